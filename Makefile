@@ -1,0 +1,25 @@
+# Every target makes .venv first; see deploy/install.sh for KANABO_DEVICE and PYTHON.
+# Programs of .venv, ninja for DeepSpeed's compiling among them, are found through PATH; a plain /bin/sh would let make
+# look them up in its own.
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: quickstart test check verify install
+
+quickstart: install
+	python -m cluster.run deploy/recipes/quickstart.toml
+
+test: check
+	python -m pytest -m "not verify and not gpu"
+
+verify: install
+	python -m pytest -m verify
+
+check: install
+	ruff check
+	ruff format --check
+	pyright
+	lint-imports
+
+install:
+	@deploy/install.sh

@@ -1,0 +1,228 @@
+"""The engine a rollout worker samples from: vLLM's AsyncLLM behind the few calls the lap needs.
+
+`Engine` is the contract; `VllmEngine` is the real one. `tests/fakes.py` has a bigram policy with the same calls for
+tests of other parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from uuid import uuid4
+
+import numpy as np
+
+from cluster.config import RunConfig
+from cluster.errors import ConfigError, InfrastructureError
+from cluster.types import Publication, VersionSpan
+
+REFUSED_SAMPLING = ("min_tokens", "bad_words", "structured_outputs", "top_p", "top_k", "min_p")
+"""They renormalise what is sampled from, so the learner's log-probs would belong to another distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One continuation of a prompt."""
+
+    tokens: np.ndarray
+    """[T] int32, the stop token included."""
+    logprobs: np.ndarray
+    """[T] float32, nats, of the distribution that was sampled from."""
+    spans: tuple[VersionSpan, ...]
+    """Versions of the weights, in offsets of `tokens`."""
+    finish: Literal["stop", "length", "abort"]
+
+
+class Engine(Protocol):
+    version: str
+    """`epoch.step` of the weights it samples with now."""
+    max_model_len: int
+    exact: bool
+    """Whether it samples from the learner's model, so that parity can be probed."""
+
+    async def start(self) -> None: ...
+
+    async def sample(self, prompt: Sequence[int], *, max_tokens: int, temperature: float) -> Sample: ...
+
+    async def next_logprobs(self, prompts: Sequence[Sequence[int]], next_tokens: Sequence[int]) -> np.ndarray: ...
+
+    async def update(self, publication: Publication, path: str) -> float: ...
+
+    async def close(self) -> None: ...
+
+
+class VllmEngine:
+    """AsyncLLM with processed log-probs, version spans and weights that change in flight."""
+
+    exact = True
+
+    def __init__(self, model_dir: str | Path, config: RunConfig, *, stop_tokens: Sequence[int], version: str) -> None:
+        for option in REFUSED_SAMPLING:
+            if option in config.engine.options:
+                raise ConfigError(
+                    f"engine.options.{option} changes the distribution that is sampled from, and the learner would "
+                    "correct for another one. Leave it out."
+                )
+        _settle_environment()
+        from vllm import AsyncEngineArgs
+        from vllm.config import WeightTransferConfig
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._nccl = config.weights.transport == "nccl"
+        backend = "nccl" if self._nccl else _pull_backend()
+        arguments: dict[str, Any] = {
+            "model": str(model_dir),
+            "skip_tokenizer_init": True,
+            "dtype": config.model.dtype,
+            "max_model_len": config.engine.max_model_len,
+            "max_num_seqs": config.engine.max_num_seqs,
+            "max_num_batched_tokens": config.engine.max_num_batched_tokens,
+            "tensor_parallel_size": config.engine.tensor_parallel,
+            "logprobs_mode": "processed_logprobs",
+            "distributed_executor_backend": "mp",
+            "weight_transfer_config": WeightTransferConfig(backend=backend),
+            "worker_extension_cls": "actors.receive.Extension",
+            "disable_log_stats": True,
+            "seed": config.seed,
+        }
+        if _on_cpu():
+            arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(config.engine.kv_cache_gib * 2**30)}
+        else:
+            arguments |= {"gpu_memory_utilization": config.engine.gpu_memory_frac}
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(arguments | config.engine.options)))
+        self._stop_tokens = list(stop_tokens)
+        self._mode = config.weights.pause_mode
+        self._ready_to_receive = False
+        self.max_model_len = config.engine.max_model_len
+        self.version = version
+
+    async def start(self) -> None:
+        """Name the weights that were loaded; without it spans would say `default`."""
+        await self._llm.update_weight_version(self.version)
+
+    async def sample(self, prompt: Sequence[int], *, max_tokens: int, temperature: float) -> Sample:
+        """Continue `prompt` by at most `max_tokens` tokens.
+
+        Raises InfrastructureError if the engine is dead.
+        """
+        output = await self._generate(
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            stop_token_ids=self._stop_tokens,
+            logprobs=0,
+            flat_logprobs=True,
+        )
+        return Sample(
+            np.array(output.token_ids, np.int32),
+            np.array(output.logprobs.logprobs, np.float32),
+            tuple(VersionSpan(s.version, s.start, s.end) for s in output.weight_versions or ()),
+            output.finish_reason,
+        )
+
+    async def next_logprobs(self, prompts: Sequence[Sequence[int]], next_tokens: Sequence[int]) -> np.ndarray:
+        """[N] nats: log-prob of `next_tokens[i]` after `prompts[i]`, at temperature 1, as a decoder sees it."""
+
+        async def one(prompt: Sequence[int], token: int) -> float:
+            output = await self._generate(prompt, max_tokens=1, temperature=1.0, logprob_token_ids=[token])
+            return output.logprobs[0][token].logprob
+
+        return np.array(await asyncio.gather(*map(one, prompts, next_tokens)), np.float32)
+
+    async def update(self, publication: Publication, path: str) -> float:
+        """Swap in published weights under running generations; returns the seconds they stood still."""
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        start = time.monotonic()
+        async with self.paused():
+            if not self._ready_to_receive:
+                await self.init_weight_transfer_engine({})
+            await self._llm.start_weight_update()
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
+            await self._llm.finish_weight_update(publication.version)
+            self.version = publication.version
+        return time.monotonic() - start
+
+    @asynccontextmanager
+    async def paused(self):
+        """Generations stand still inside; caches of the old weights are dropped."""
+        await self._llm.pause_generation(mode=self._mode, clear_cache=True)
+        try:
+            yield
+        finally:
+            await self._llm.resume_generation()
+
+    async def close(self) -> None:
+        self._llm.shutdown()
+
+    # What vLLM's stock trainer client (RayVLLMWeightSyncClient) calls on the actor, for the nccl transport.
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        if not isinstance(request, WeightTransferInitRequest):
+            request = WeightTransferInitRequest(init_info=dict(request))
+        await self._llm.init_weight_transfer_engine(request)
+        self._ready_to_receive = True
+
+    async def start_weight_update(self) -> None:
+        await self._llm.pause_generation(mode=self._mode, clear_cache=True)
+        await self._llm.start_weight_update()
+
+    async def update_weights(self, request: Any) -> None:
+        await self._llm.update_weights(request)
+
+    async def finish_weight_update(self) -> None:
+        try:
+            await self._llm.finish_weight_update()
+        finally:
+            await self._llm.resume_generation()
+
+    async def update_weight_version(self, version: str) -> None:
+        await self._llm.update_weight_version(version)
+        self.version = version
+
+    async def shutdown_weight_transfer_engine(self) -> None:
+        await self._llm.shutdown_weight_transfer_engine()
+
+    async def _generate(self, prompt: Sequence[int], **sampling: Any) -> Any:
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        params = SamplingParams(detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **sampling)
+        try:
+            async for output in self._llm.generate(tokens_input(list(prompt)), params, request_id=uuid4().hex):
+                final = output
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise InfrastructureError(f"vLLM's engine stopped: {error}. Its log is in Ray's session directory.") from error
+        return final.outputs[0]
+
+
+ENGINES = {"vllm": VllmEngine}
+"""Engines by name; your own is `package.module:Class` with the calls of `Engine`."""
+
+
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu()
+
+
+def _pull_backend() -> str:
+    from actors.receive import BACKEND
+
+    return BACKEND
+
+
+def _settle_environment() -> None:
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -1,0 +1,8 @@
+"""Environments by name; your own is `package.module:Class`."""
+
+from actors.environments.base import End, Environment, Observation
+from actors.environments.single_turn import SingleTurn
+
+ENVIRONMENTS: dict[str, type[Environment]] = {"single_turn": SingleTurn}
+
+__all__ = ["ENVIRONMENTS", "End", "Environment", "Observation"]

@@ -1,0 +1,13 @@
+"""One question, one answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+from actors.environments.base import End, Environment, Observation
+from cluster.types import Task
+
+
+class SingleTurn(Environment):
+    async def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
+        yield Observation(task.views[view])

@@ -1,0 +1,125 @@
+"""One rollout: an environment and an engine take turns, and every token is written down as the engine saw it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from actors.chat import Chat
+from actors.engine import Engine
+from actors.environments.base import End, Environment, Observation
+from cluster.errors import DataError
+from cluster.types import Event, Finish, Rollout, Task, Turn, VersionSpan
+
+
+@dataclass
+class Transcript:
+    """A rollout while it grows."""
+
+    tokens: list[int] = field(default_factory=list)
+    mask: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    spans: list[VersionSpan] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+
+    def observe(self, ids: list[int], observation: Observation) -> None:
+        start = len(self.tokens)
+        self.tokens += ids
+        self.mask += [False] * len(ids)
+        self.logprobs += [0.0] * len(ids)
+        self.events += observation.events
+        text = "\n".join(m.content for m in observation.messages)
+        self.turns.append(Turn(observation.messages[-1].role, start, len(self.tokens), text))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far one episode may go."""
+
+    max_tokens: int
+    max_turns: int
+    temperature: float
+
+
+async def play(engine: Engine, chat: Chat, environment: Environment, task: Task, view: str, limits: Limits) -> Rollout:
+    """Play one episode to its end.
+
+    Raises DataError if the environment fails or the prompt leaves no room; InfrastructureError if the engine dies.
+    """
+    transcript, finish, end = Transcript(), "stop", End()
+    episode = environment.play(task, view)
+    try:
+        step = await _ask(episode.__anext__(), task)
+        for turn in range(limits.max_turns):
+            if not isinstance(step, Observation):
+                break
+            last = transcript.tokens[-1] if turn else -1
+            ids = chat.observation(step.messages, after=last) if turn else chat.prompt(step.messages)
+            transcript.observe(ids, step)
+            finish, text = await _speak(engine, chat, transcript, limits, task)
+            if finish == "length":
+                break
+            step = await _ask(episode.asend(text), task)
+        if isinstance(step, End):
+            end = step
+        else:
+            finish = "length"  # out of turns, or cut short within one
+    finally:
+        await episode.aclose()
+    return _rollout(transcript, finish, end, view, limits.temperature)
+
+
+async def _ask(step, task: Task) -> Observation | End:
+    try:
+        return await step
+    except StopAsyncIteration:
+        return End()
+    except Exception as error:
+        raise DataError(f"environment failed on task {task.id}: {type(error).__name__}: {error}") from error
+
+
+async def _speak(
+    engine: Engine, chat: Chat, transcript: Transcript, limits: Limits, task: Task
+) -> tuple[Finish, str]:
+    """The policy's turn. A turn that an engine aborted for new weights goes on where it was."""
+    start = len(transcript.tokens)
+    finish: Finish = "abort"
+    while finish == "abort":
+        spoken = len(transcript.tokens) - start
+        room = min(limits.max_tokens - spoken, engine.max_model_len - len(transcript.tokens))
+        if room <= 0:
+            if spoken == 0 and not any(transcript.mask):
+                raise DataError(
+                    f"task {task.id}: its prompt has {start} tokens, engine.max_model_len is {engine.max_model_len}."
+                )
+            finish = "length"
+            break
+        sample = await engine.sample(transcript.tokens, max_tokens=room, temperature=limits.temperature)
+        offset = len(transcript.tokens)
+        transcript.tokens += sample.tokens.tolist()
+        transcript.logprobs += sample.logprobs.tolist()
+        transcript.mask += [True] * len(sample.tokens)
+        transcript.spans += [VersionSpan(s.version, s.start + offset, s.end + offset) for s in sample.spans]
+        finish = sample.finish
+    text = chat.text(transcript.tokens[start:])
+    transcript.turns.append(Turn("assistant", start, len(transcript.tokens), text))
+    return finish, text
+
+
+def _rollout(transcript: Transcript, finish: Finish, end: End, view: str, temperature: float) -> Rollout:
+    return Rollout(
+        tokens=np.array(transcript.tokens, np.int32),
+        loss_mask=np.array(transcript.mask, bool),
+        logprobs=np.array(transcript.logprobs, np.float32),
+        text="\n".join(t.text for t in transcript.turns if t.role == "assistant"),
+        turns=tuple(transcript.turns),
+        spans=tuple(transcript.spans),
+        finish=finish,
+        temperature=temperature,
+        answer=end.answer,
+        view=view,
+        events=(*transcript.events, *end.events),
+        reward=end.reward,
+    )

@@ -1,0 +1,184 @@
+"""The rollout worker: claim → sample → put, with weights that change underneath.
+
+    claims ──► [group: G episodes] ──► put          waits for: a free place, then the buffer's capacity
+    publications ──► fetch ──► update ──► probe     waits for: a version other than the engine's
+
+Both loops run side by side in one process; the engine batches whatever is in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from actors import episode
+from actors.chat import Chat
+from actors.engine import Engine
+from actors.environments.base import Environment
+from cluster.buffer import Buffer
+from cluster.config import RunConfig
+from cluster.errors import DataError, LeaseLost
+from cluster.types import Claim, Group, Publication, Task
+
+log = logging.getLogger(__name__)
+
+INITIAL = "0.0"
+"""Version of an engine that has the weights of its model directory."""
+CLAIM_S = 5.0
+"""One wait for capacity; between two of them the worker looks whether it shall stop."""
+RENEW_FRAC = 0.25
+REPORT_S = 1.0
+
+
+class RolloutWorker:
+    """Keeps up to `rollout.concurrent_groups` groups in flight on one engine."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        policy: str,
+        engine: Engine,
+        chat: Chat,
+        environment: Environment,
+        task_at: Callable[[int], Task],
+        buffer: Buffer,
+        config: RunConfig,
+        fetch: Callable[[Publication], Awaitable[str]],
+    ) -> None:
+        self.name, self.policy, self.engine = name, policy, engine
+        self._chat, self._environment, self._task_at = chat, environment, task_at
+        self._buffer, self._config, self._fetch = buffer, config, fetch
+        section = config.rollout
+        self._limits = episode.Limits(section.max_tokens, section.max_turns, section.temperature)
+        self._places = asyncio.Semaphore(section.concurrent_groups)
+        self._threads = ThreadPoolExecutor(16, thread_name_prefix="buffer")
+        self._stopping = asyncio.Event()
+        self._counts = {"groups": 0, "rollouts": 0, "tokens": 0, "data_failures": 0, "leases_lost": 0}
+        self._updates = 0
+
+    async def run(self) -> None:
+        """Work until `stop`. Raises what ends the worker: InfrastructureError, or a bug of ours."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._claim())
+            tasks.create_task(self._follow())
+            tasks.create_task(self._report())
+
+    async def stop(self) -> None:
+        """Claim no more; groups in flight are finished first."""
+        self._stopping.set()
+
+    async def _claim(self) -> None:
+        async with asyncio.TaskGroup() as groups:
+            while not self._stopping.is_set():
+                await self._places.acquire()
+                claim = await self._call(
+                    self._buffer.claim, self.policy, worker=self.name, engine=self.engine.version, timeout_s=CLAIM_S
+                )
+                if claim is None:
+                    self._places.release()
+                    continue
+                groups.create_task(self._sample(claim)).add_done_callback(lambda _: self._places.release())
+
+    async def _sample(self, claim: Claim) -> None:
+        try:
+            group = await self._group(claim, self._task_at(claim.task))
+            await self._call(self._buffer.put, group)
+        except LeaseLost as error:
+            self._counts["leases_lost"] += 1
+            log.warning("%s", error)
+        except DataError as error:
+            self._counts["data_failures"] += 1
+            log.warning("group %s dropped: %s", claim.id, error)
+            await self._call(self._buffer.give_up, claim, "data_failure", requeue=False)
+        else:
+            self._counts["groups"] += 1
+            self._counts["rollouts"] += len(group)
+            self._counts["tokens"] += sum(r.num_tokens for r in group.rollouts)
+
+    async def _group(self, claim: Claim, task: Task) -> Group:
+        renewed = time.monotonic()
+
+        async def one() -> Any:
+            nonlocal renewed
+            rollout = await episode.play(self.engine, self._chat, self._environment, task, "orig", self._limits)
+            # Progress renews the lease: a worker that hangs loses it, however alive its process is.
+            if time.monotonic() - renewed > self._config.rollout.lease_s * RENEW_FRAC:
+                renewed = time.monotonic()
+                await self._call(self._buffer.renew, claim)
+            return replace(rollout, policy=self.policy)
+
+        rollouts = await asyncio.gather(*(one() for _ in range(self._config.rollout.group_size)))
+        return Group(claim, task, tuple(rollouts))
+
+    async def heldout(self, tasks: Sequence[Task], temperature: float) -> list[Group]:
+        """One rollout for each of `tasks`, beside whatever else is in flight. Nothing is stored."""
+        limits = replace(self._limits, temperature=temperature)
+        places = asyncio.Semaphore(self._config.engine.max_num_seqs)
+        claim = Claim("heldout", self.policy, 0, 0, 0, 0, "")
+
+        async def one(task: Task) -> Group:
+            async with places:
+                rollout = await episode.play(self.engine, self._chat, self._environment, task, "orig", limits)
+            return Group(claim, task, (rollout,))
+
+        return list(await asyncio.gather(*map(one, tasks)))
+
+    async def _follow(self) -> None:
+        while not self._stopping.is_set():
+            publication = await self._call(
+                self._buffer.published, self.policy, other_than=self.engine.version, timeout_s=CLAIM_S
+            )
+            if publication is not None:
+                await self.receive(publication)
+
+    async def receive(self, publication: Publication) -> None:
+        """Put published weights into the engine; probe parity as often as the recipe says."""
+        if "path" not in publication.info:
+            return  # pushed: the learner drives the engine itself
+        if publication.step == 0 and self.engine.version == INITIAL:
+            await self._probe(publication, floor=True)  # equal weights on both sides: the precision's own floor
+        start = time.monotonic()
+        path = await self._fetch(publication)
+        fetched = time.monotonic()
+        paused = await self.engine.update(publication, path)
+        fields = {"worker": self.name, "fetch_s": fetched - start, "pause_s": paused, "version": publication.version}
+        await self._emit("update", fields)
+        await self._probe(publication, floor=False)
+
+    async def _probe(self, publication: Publication, *, floor: bool) -> None:
+        """Compare the engine's log-probs with those the learner published beside the weights."""
+        probe = publication.info.get("probe")
+        if not probe or not self.engine.exact:
+            return
+        tokens, cuts = probe["tokens"], probe["cuts"]
+        ours = await self.engine.next_logprobs([tokens[:c] for c in cuts], [tokens[c] for c in cuts])
+        apart = np.abs(ours - np.array(probe["logprobs"]))
+        fields = {"mean": float(apart.mean()), "max": float(apart.max()), "version": publication.version}
+        await self._emit("floor" if floor else "parity", fields)
+
+    async def _report(self) -> None:
+        last = time.monotonic()
+        while not self._stopping.is_set():
+            try:
+                await asyncio.wait_for(self._stopping.wait(), REPORT_S)
+            except TimeoutError:
+                pass
+            now = time.monotonic()
+            counts, self._counts = self._counts, dict.fromkeys(self._counts, 0)
+            await self._emit("rollout", {"worker": self.name, "seconds": now - last, **counts})
+            last = now
+
+    async def _emit(self, kind: str, fields: dict[str, Any]) -> None:
+        await self._call(self._buffer.emit, kind, fields)
+
+    async def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))

@@ -1,0 +1,119 @@
+-- What every transition shares. KEYS[1] is the prefix of the run, ARGV[1] the policy ('' for none).
+-- A script is atomic: it runs whole or not at all, also in the append-only file.
+local call = redis.call
+local run, policy = KEYS[1], ARGV[1]
+local own = run .. 'policy:' .. policy .. ':'
+local clock = call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local ANSWER_MS = 600000 -- how long a repeated call finds the first one's answer
+
+local function state(field) return tonumber(call('HGET', own .. 'state', field) or 0) end
+local function limit(field) return tonumber(call('HGET', run .. 'limits', field) or 0) end
+local function waits_for_late() return call('HGET', run .. 'limits', 'when_late') == 'wait' end
+local function count(what) call('HINCRBY', own .. 'counters', what, 1) end
+local function group_key(id) return run .. 'group:' .. id end
+
+-- The order of groups: version, then seq.
+local function place(version, seq) return version * 4294967296 + seq end
+
+local function admit()
+  local names = {}
+  for name in string.gmatch(call('HGET', run .. 'limits', 'admit') or '', '[^\n]+') do names[#names + 1] = name end
+  return names
+end
+
+-- Bells: streams of one entry. Who finds nothing to do is told the last entry's id and blocks until there is another.
+local rung = {}
+local function ring(bell)
+  if rung[bell] then return end
+  rung[bell] = true
+  call('XADD', bell, 'MAXLEN', 1, '*', 'r', 1)
+end
+local function bell(name) return own .. 'bell:' .. name end
+
+-- 'wait': nothing yet. `found` is what there is, `due` when a deadline passes without anybody ringing.
+local function wait(key, found, due)
+  local last = call('XREVRANGE', key, '+', '-', 'COUNT', 1)
+  return {'wait', found or '', key, last[1] and last[1][1] or '0-0', due and math.max(1, due - now + 1) or -1}
+end
+
+local function first_due()
+  local due
+  for _, name in ipairs({'leases', 'deadlines'}) do
+    local entry = call('ZRANGE', own .. name, 0, 0, 'WITHSCORES')
+    if entry[2] and (not due or tonumber(entry[2]) < due) then due = tonumber(entry[2]) end
+  end
+  return due
+end
+
+-- A line of the ledger: task, epoch, version, outcome (`live`, `cut:STEP`, `dropped:REASON`).
+local function outcome(id)
+  local line = call('HGET', own .. 'ledger', id)
+  return line and string.match(line, '^%S+ %S+ %S+ (.*)$') or 'unknown'
+end
+local function settle(id, result)
+  local line = call('HGET', own .. 'ledger', id)
+  if line then call('HSET', own .. 'ledger', id, string.match(line, '^%S+ %S+ %S+ ') .. result) end
+end
+
+local function remove(id)
+  for _, name in ipairs({'open', 'ready', 'cut', 'leases', 'deadlines'}) do call('ZREM', own .. name, id) end
+  call('ZREM', run .. 'unscored', id)
+  call('UNLINK', group_key(id))
+end
+
+-- Final: a dropped group never returns. It admits one more at once; its task may be first in the queue.
+local function drop(id, reason, requeue)
+  local task = call('HGET', group_key(id), 'task')
+  if requeue and task then call('LPUSH', own .. 'requeued', task) end
+  remove(id)
+  settle(id, 'dropped:' .. reason)
+  ring(bell('capacity'))
+  ring(bell('ready')) -- the learner may have waited for this very group
+end
+
+local function make_ready(id)
+  local version, seq = unpack(call('HMGET', group_key(id), 'version', 'seq'))
+  call('HSET', group_key(id), 'state', 'ready')
+  call('ZREM', own .. 'open', id)
+  call('ZREM', own .. 'deadlines', id)
+  call('ZADD', own .. 'ready', place(version, seq), id)
+  ring(bell('ready'))
+end
+
+-- Passed leases and score deadlines are noticed by whoever comes next.
+local function expire()
+  local passed = call('ZRANGEBYSCORE', own .. 'leases', '-inf', now)
+  for i = #passed, 1, -1 do drop(passed[i], 'lease_expired', true) end -- backwards: the oldest ends up first in the queue
+  for _, id in ipairs(call('ZRANGEBYSCORE', own .. 'deadlines', '-inf', now)) do
+    call('HSET', group_key(id), 'overdue', 1)
+    call('ZREM', run .. 'unscored', id)
+    count('overdue')
+    make_ready(id)
+  end
+end
+
+local function stale(epoch)
+  if tonumber(epoch) == state('epoch') then return nil end
+  count('refused_stale_epoch')
+  return {'stale', state('epoch')}
+end
+
+local function lost(id)
+  count('refused_lease_lost')
+  return {'lost', outcome(id)}
+end
+
+local function answer_of(request) return call('GET', run .. 'answer:' .. request) end
+local function remember(request, answer) call('SET', run .. 'answer:' .. request, answer, 'PX', ANSWER_MS) end
+
+-- Everything trained before `step` leaves; the ledger keeps its lines.
+local function trim_before(step, trained)
+  for _, id in ipairs(call('ZRANGEBYSCORE', own .. 'cut', '-inf', '(' .. step)) do remove(id) end
+  for _, id in ipairs(trained) do remove(id) end
+  for _, cut in ipairs(call('ZRANGEBYSCORE', own .. 'records', '-inf', '(' .. step)) do
+    call('UNLINK', own .. 'record:' .. cut)
+    call('ZREM', own .. 'records', cut)
+  end
+  if step > state('trimmed') then call('HSET', own .. 'state', 'trimmed', step) end
+end

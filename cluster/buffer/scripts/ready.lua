@@ -1,0 +1,22 @@
+-- ARGV: policy, epoch, step, how many
+local refused = stale(ARGV[2])
+if refused then return refused end
+expire()
+local step, wanted = tonumber(ARGV[3]), tonumber(ARGV[4])
+local bound = '(' .. string.format('%.0f', place(step - limit('max_staleness'), 0))
+for _, name in ipairs({'ready', 'open'}) do
+  local late = call('ZRANGEBYSCORE', own .. name, '-inf', bound)
+  for i = #late, 1, -1 do drop(late[i], 'late', true) end
+end
+
+local last = '+inf'
+local oldest = call('ZRANGE', own .. 'open', 0, 0, 'WITHSCORES')
+if oldest[2] and waits_for_late() then
+  -- Any order within a version, but never past a live group of an older one.
+  last = '(' .. string.format('%.0f', place(math.floor(oldest[2] / 4294967296) + 1, 0))
+end
+local ids = call('ZRANGEBYSCORE', own .. 'ready', '-inf', last, 'LIMIT', 0, wanted)
+local num_tasks = tonumber(call('HGET', run .. 'limits', 'num_tasks') or 'inf') or math.huge
+local over = not oldest[1] and state('frontier') >= num_tasks and call('LLEN', own .. 'requeued') == 0
+if #ids >= wanted or over then return {'ok', ids} end
+return wait(bell('ready'), ids, first_due())

@@ -1,0 +1,32 @@
+-- ARGV: policy, epoch, step, record, then ids
+local refused = stale(ARGV[2])
+if refused then return refused end
+local step = tonumber(ARGV[3])
+local before = call('GET', own .. 'record:' .. step)
+if before then return {'ok', before} end
+if step ~= state('next_cut') then return {'wrong', 'step ' .. step .. ' is not the next to cut, which is ' .. state('next_cut')} end
+local seen = {}
+for i = 5, #ARGV do
+  local id = ARGV[i]
+  if seen[id] then return {'wrong', 'group ' .. id .. ' is named twice'} end
+  if not call('ZSCORE', own .. 'ready', id) then return {'wrong', 'group ' .. id .. ' is not ready'} end
+  if tonumber(call('HGET', group_key(id), 'version')) < step - limit('max_staleness') then
+    return {'wrong', 'group ' .. id .. ' is staler than max_staleness'}
+  end
+  seen[id] = true
+end
+
+for i = 5, #ARGV do
+  local id = ARGV[i]
+  call('ZREM', own .. 'ready', id)
+  call('ZREM', run .. 'unscored', id)
+  call('ZADD', own .. 'cut', step, id)
+  call('HSET', group_key(id), 'state', 'cut')
+  local so_far = outcome(id)
+  settle(id, (string.match(so_far, '^cut:') and so_far .. ',' or 'cut:') .. step) -- two steps here would be a bug, and seen
+end
+call('SET', own .. 'record:' .. step, ARGV[4])
+call('ZADD', own .. 'records', step, step)
+call('HSET', own .. 'state', 'next_cut', step + 1)
+ring(bell('cut'))
+return {'ok', ARGV[4]}

@@ -1,0 +1,91 @@
+"""Checkpoints: files first, then the manifest's rename, then the buffer's trim (rules 6 and 7 of exactly-once).
+
+    checkpoints/global_step_N/              Hugging Face safetensors and tokenizer: AutoModelForCausalLM loads it
+                              deepspeed/    optimizer and partitions
+                              manifest.json the commit: without it the directory does not count
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from cluster.buffer import Buffer
+from cluster.errors import ConfigError
+from cluster.types import Manifest
+
+
+class Savable(Protocol):
+    rank: int
+
+    def save(self, directory: Path) -> None: ...
+
+    def export(self, directory: Path) -> None: ...
+
+
+def save(
+    directory: Path, engine: Savable, buffer: Buffer, policy: str, epoch: int, step: int, keep_last: int,
+    barrier: Callable[[], None],
+) -> None:
+    """Write `global_step_N` on all ranks; on return it is committed, or this process has died trying."""
+    target = directory / f"global_step_{step}"
+    if engine.rank == 0:
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+    barrier()
+    engine.save(target / "deepspeed")
+    engine.export(target)
+    barrier()
+    if engine.rank == 0:
+        manifest = buffer.snapshot(policy, epoch, step)
+        for path in target.rglob("*"):
+            _fsync(path)
+        commit(target, manifest)
+        buffer.trim(manifest)
+        for old in committed(directory)[:-keep_last]:
+            # The manifest first: half a directory without one does not count.
+            (old / "manifest.json").unlink()
+            shutil.rmtree(old)
+
+
+def commit(target: Path, manifest: Manifest) -> None:
+    """Write the manifest; its rename is the commit point."""
+    temporary = target / "manifest.json.tmp"
+    temporary.write_bytes(msgspec.json.encode(manifest))
+    _fsync(temporary)
+    temporary.replace(target / "manifest.json")
+    _fsync(target)
+    _fsync(target.parent)
+
+
+def committed(directory: Path) -> list[Path]:
+    """Directories of committed checkpoints, oldest first."""
+    found = [p.parent for p in directory.glob("global_step_*/manifest.json")]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("global_step_")))
+
+
+def read(target: Path) -> Manifest:
+    """The manifest of a checkpoint directory. Raises ConfigError if it is none."""
+    try:
+        return msgspec.json.decode((target / "manifest.json").read_bytes(), type=Manifest)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"resume = '{target}' is not a committed checkpoint: it has no manifest.json. "
+            "Name a directory like runs/NAME/checkpoints/global_step_40, or 'auto'."
+        ) from error
+    except (msgspec.DecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{target / 'manifest.json'} cannot be read: {error}. Resume from an older one.") from error
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,48 @@
+"""The errors of Kanabo: what, where, with which values, and what to do.
+
+A `ConfigError` (a ValueError) blames the recipe or what it names and ends the program with 2 before anything runs.
+Everything else is a `KanaboError`: infrastructure or data, each with a budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class KanaboError(Exception):
+    """Root of what Kanabo raises on purpose."""
+
+
+class ConfigError(KanaboError, ValueError):
+    """The recipe, or what it names, cannot run."""
+
+
+class InfrastructureError(KanaboError):
+    """A process, a machine or a connection is gone; the same call may succeed elsewhere or later."""
+
+
+class BufferUnavailable(InfrastructureError):
+    """Redis does not answer."""
+
+
+class StaleEpoch(KanaboError):
+    """A call of a learner or engine whose epoch has ended; it must not be repeated."""
+
+
+class LeaseLost(KanaboError):
+    """The claim's lease expired: its group was dropped and its task is claimed again."""
+
+
+class DataError(KanaboError):
+    """A task, an environment or a plug-in failed on one group; retried little, then dropped with a count."""
+
+
+class BudgetSpent(KanaboError):
+    """More failures than the recipe allows."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"Did you mean 'majority'? "`, or nothing."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"Did you mean '{close[0]}'? " if close else ""

@@ -1,0 +1,131 @@
+"""The driver's ear: events that workers leave in Redis become rows of metrics, samples and the live table."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cluster.buffer import Buffer
+from cluster.config import RunConfig
+from cluster.errors import BudgetSpent, KanaboError
+from cluster.metrics import Recorder
+from cluster.table import LiveTable
+from cluster.topology import POLICY
+
+
+class ParityLost(KanaboError):
+    """Engines no longer sample from the learner's distribution."""
+
+
+class Follower:
+    """Reads the run's event stream; one method per kind of event."""
+
+    def __init__(
+        self, buffer: Buffer, config: RunConfig, recorder: Recorder, table: LiveTable, evaluate: Callable[[int], None]
+    ) -> None:
+        self._buffer, self._config, self._recorder, self._table, self._evaluate = (
+            buffer, config, recorder, table, evaluate,
+        )  # fmt: skip
+        self.epoch = 0
+        self.waiting = "Nothing has been trained yet"
+        self._step = 0
+        self._after = "$"
+        self._progress = time.monotonic()
+        self._tokens, self._seconds = 0.0, 0.0
+        self._floor: float | None = None
+        self._drifts = 0
+        self._data_failures = 0
+        self._accuracy: float | None = None
+
+    def new_epoch(self, epoch: int, step: int) -> None:
+        self.epoch, self._step = epoch, step
+        self.progressed()
+
+    def progressed(self) -> None:
+        self._progress = time.monotonic()
+
+    def idle_s(self) -> float:
+        return time.monotonic() - self._progress
+
+    async def run(self) -> None:
+        while True:
+            await self._read(timeout_s=1.0)
+
+    async def drain(self) -> None:
+        """Read what is left."""
+        while await self._read(timeout_s=0.05):
+            pass
+
+    async def _read(self, timeout_s: float) -> int:
+        events = await asyncio.to_thread(self._buffer.events, self._after, timeout_s)
+        for position, kind, fields in events:
+            self._after = position
+            handler = getattr(self, f"_on_{kind}", None)
+            if handler:
+                handler(fields)
+        return len(events)
+
+    def heldout(self, step: int, accuracy: float, seconds: float) -> None:
+        self._accuracy = accuracy
+        self._recorder.record(step, {"heldout/accuracy": accuracy, "heldout/seconds_s": seconds})
+
+    def _on_step(self, fields: dict[str, Any]) -> None:
+        if fields["epoch"] != self.epoch:
+            return
+        self.progressed()
+        step = self._step = fields["step"]
+        rate = self._tokens / self._seconds if self._seconds else float("nan")
+        self._tokens, self._seconds = 0.0, 0.0
+        status = self._buffer.status(POLICY)
+        row = {
+            **fields["metrics"],
+            "rollout/tokens_per_s": rate,
+            "buffer/outstanding_groups": status["live"],
+            "weights/published": 1,
+        }
+        self._recorder.record(step, row)
+        shown = row if self._accuracy is None else {**row, "heldout/accuracy": self._accuracy}
+        self._table.step(step, shown)
+        self.waiting = f"The learner took step {step} and waits for groups"
+        self._table.state(f"{status['live']} groups live, {status['ready']} ready")
+        every = self._config.evaluation.every_steps
+        if every and step % every == 0 and step < self._config.learner.steps:
+            self._evaluate(step)
+
+    def _on_sample(self, fields: dict[str, Any]) -> None:
+        self._recorder.sample(fields)
+
+    def _on_rollout(self, fields: dict[str, Any]) -> None:
+        self._tokens += fields["tokens"]
+        self._seconds += fields["seconds"] / self._config.rollout.workers
+        self._data_failures += fields["data_failures"]
+        if self._data_failures > self._config.run.max_data_failures:
+            raise BudgetSpent(
+                f"{self._data_failures} groups failed in an environment or a plug-in, run.max_data_failures = "
+                f"{self._config.run.max_data_failures}. The workers' logs name each."
+            )
+
+    def _on_update(self, fields: dict[str, Any]) -> None:
+        self._recorder.record(
+            self._step, {"weights/fetch_s": fields["fetch_s"], "weights/pause_s": fields["pause_s"]}
+        )
+
+    def _on_floor(self, fields: dict[str, Any]) -> None:
+        self._floor = max(self._floor or 0.0, fields["mean"])
+        self._recorder.record(self._step, {"policy/parity_floor_nats": fields["mean"]})
+
+    def _on_parity(self, fields: dict[str, Any]) -> None:
+        mean, worst = fields["mean"], fields["max"]
+        self._recorder.record(self._step, {"policy/parity_mean_nats": mean, "policy/parity_max_nats": worst})
+        if self._floor is None:
+            self._floor = mean  # resumed: the initial weights, whose floor it was, are gone
+        bound = 3 * self._floor + self._config.weights.max_drift_nats
+        self._drifts = self._drifts + 1 if mean > bound or mean != mean else 0
+        if self._drifts >= 2:
+            raise ParityLost(
+                f"engine and learner differ by {mean:.3g} nats (bound {bound:.3g}) at version {fields['version']}, "
+                "twice running: rollouts are sampled from other weights than are trained. "
+                "Check weights.transport and engine.options."
+            )

@@ -1,0 +1,114 @@
+"""Where a run's numbers go: `metrics.jsonl` first, then TensorBoard and Weights & Biases.
+
+Names are `area/quantity_unit`; a value that is not finite is written as null, never as a number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.config import TrackingSection
+from cluster.errors import ConfigError
+
+ALIASES = {
+    "reward/mean": "critic/rewards/mean",
+    "rollout/length_tokens": "response_length/mean",
+    "heldout/accuracy": "val/accuracy",
+    "loss/policy": "actor/pg_loss",
+    "loss/entropy_nats": "actor/entropy",
+    "learner/grad_norm": "actor/grad_norm",
+    "learner/step_s": "timing_s/step",
+}
+"""Names that dashboards made for other tools look for; trackers get both."""
+
+
+class Recorder:
+    """Appends to `metrics.jsonl` and `samples.jsonl` of one run directory."""
+
+    def __init__(self, directory: Path, tracking: TrackingSection, name: str, config: Mapping[str, Any]) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self._metrics = (directory / "metrics.jsonl").open("a", buffering=1)
+        self._samples = (directory / "samples.jsonl").open("a", buffering=1)
+        self._board = _tensorboard(directory) if tracking.tensorboard else None
+        self._wandb = _wandb(directory, tracking, name, config) if tracking.wandb != "off" else None
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one row; several rows may share a step."""
+        row = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._metrics.write(json.dumps({"step": step, **row}) + "\n")
+        tracked = {k: v for k, v in row.items() if v is not None}
+        tracked |= {ALIASES[k]: v for k, v in tracked.items() if k in ALIASES}
+        if self._board:
+            self._board.add_event(_event(step, tracked))
+        if self._wandb:
+            self._wandb.log({**tracked, "step": step})
+
+    def sample(self, row: Mapping[str, Any]) -> None:
+        """Write one rollout with its text, scores and advantage."""
+        self._samples.write(json.dumps(row) + "\n")
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._samples.close()
+        if self._board:
+            self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def read(directory: Path) -> list[dict[str, Any]]:
+    """The rows of a run so far; a last line that a crash tore is left out."""
+    path = directory / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def forget_after(directory: Path, step: int) -> None:
+    """Remove rows of a history that did not survive: those of steps after `step`."""
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        path = directory / name
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines(keepends=True) if _survives(line, step)]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(kept))
+            temporary.replace(path)
+
+
+def _survives(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except json.JSONDecodeError:
+        return False
+
+
+def _tensorboard(directory: Path) -> Any:
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    return EventFileWriter(str(directory / "tensorboard"))
+
+
+def _event(step: int, values: Mapping[str, float]) -> Any:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+    return Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
+
+
+def _wandb(directory: Path, tracking: TrackingSection, name: str, config: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("tracking.wandb is on, but wandb is not installed. Run: pip install 'kanabo[wandb]'.") from error
+    return wandb.init(project="kanabo", name=name, dir=str(directory), mode=tracking.wandb, config=dict(config))

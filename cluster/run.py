@@ -1,0 +1,121 @@
+"""The main job: `python -m cluster.run RECIPE [section.key=value …] [--dry-run]`.
+
+Exit codes: 0 done or stopped on request · 1 the run failed · 2 the recipe, or what it names, cannot run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster import check, checkpoint, config, metrics, report, table
+from cluster.config import RunConfig
+from cluster.errors import ConfigError, KanaboError
+
+log = logging.getLogger(__name__)
+
+
+def main(
+    recipe: Annotated[str, typer.Argument(help="A recipe, e.g. deploy/recipes/quickstart.toml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, in TOML's syntax.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, say what would run, start nothing.")] = False,
+) -> None:
+    """Train as a recipe says."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    # ninja, with which DeepSpeed compiles, lives beside the interpreter, which may not be an activated one.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    try:
+        settings = config.load(recipe, overrides or [])
+        directory = check.run_directory(settings)
+        check.plugins(settings)
+        check.storage(settings)
+        if dry_run:
+            table.console.print(check.plan(settings, directory), highlight=False)
+            raise typer.Exit(0)
+        code = run(settings, recipe, directory)
+    except ConfigError as error:
+        table.console.print(f"[bold red]error[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    raise typer.Exit(code)
+
+
+def run(settings: RunConfig, recipe: str, directory: Path) -> int:
+    """Run a checked recipe in `directory`; returns the exit code. Raises ConfigError before anything is trained."""
+    from actors.models import prepare
+    from cluster import topology
+    from cluster.store import Store
+
+    begun = time.monotonic()
+    check.claim_directory(settings, directory)
+    resume_from = check.resume_point(settings, directory)
+    model_dir = prepare(settings.model, settings.seed)
+    (directory / "config.toml").write_text(config.dump(settings))
+    store = None
+    try:
+        store = Store(directory / "redis") if settings.buffer.url is None else None
+        url = store.url if store else str(settings.buffer.url)
+        site = topology.Site(settings, str(model_dir), url, settings.run.name, str(directory))
+        topology.start_ray(settings)
+        topology.check_placement(settings)
+        return asyncio.run(_drive(site, store, recipe, resume_from, begun))
+    finally:
+        _shut_down()
+        if store:
+            store.close()
+
+
+async def _drive(site, store, recipe: str, resume_from: Path | None, begun: float) -> int:
+    from cluster.supervise import Supervisor
+
+    settings, directory = site.config, Path(site.run_dir)
+    buffer = site.buffer()
+    buffer.configure(check.limits(settings))
+    buffer.forsake_all()
+    metrics.forget_after(directory, checkpoint.read(resume_from).step if resume_from else -1)
+    recorder = metrics.Recorder(directory, settings.tracking, settings.run.name, settings.model_dump(mode="json"))
+    with table.LiveTable(settings.run.name, settings.learner.steps, settings.tracking.live_table) as live:
+        supervisor = Supervisor(site, store, recorder, live)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, supervisor.ask_to_stop)
+        failure = None
+        try:
+            await supervisor.run(resume_from)
+        except Exception as error:  # the report must be written whatever the run died of
+            failure = error
+            traceback.print_exception(error, file=(directory / "error.txt").open("w"))
+        await supervisor.close()
+    recorder.close()
+    summary = report.summarize(recipe, directory, time.monotonic() - begun, buffer.summary("policy"))
+    report.write_summary(directory, summary)
+    report.draw_curves(directory)
+    table.show_summary(summary, str(directory))
+    if failure is not None:
+        kind = "" if isinstance(failure, KanaboError) else f"{type(failure).__name__}: "
+        table.console.print(f"[bold red]failed[/] {kind}{_plain(failure)}", highlight=False, soft_wrap=True)
+        table.console.print(f"The whole trace is in {directory / 'error.txt'}.", highlight=False, soft_wrap=True)
+        return 1
+    return 0
+
+
+def _shut_down() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def _plain(error: BaseException) -> str:
+    return str(error).replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,315 @@
+"""Where the parts meet: Ray actors around plain classes, and what each is built from.
+
+actors/, rewards/ and learner/ never import one another; only this file knows all three.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.buffer import Buffer
+from cluster.config import RunConfig
+from cluster.errors import ConfigError
+from cluster.types import Group, Publication
+
+POLICY = "policy"
+"""Name of the one policy a run has so far."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What every actor of a run is told."""
+
+    config: RunConfig
+    model_dir: str
+    url: str
+    """Redis, password included."""
+    run_id: str
+    run_dir: str
+
+    def buffer(self) -> Buffer:
+        return Buffer(self.url, self.run_id)
+
+
+def learner_name(run_id: str, rank: int) -> str:
+    return f"kanabo:{run_id}:{POLICY}:learner:{rank}"
+
+
+def _engine(site: Site, stop_tokens: Sequence[int]) -> Any:
+    from actors.engine import ENGINES
+    from actors.rollout import INITIAL
+    from cluster.plugins import lookup
+
+    engine = lookup(ENGINES, site.config.engine.use, "engine")
+    return engine(site.model_dir, site.config, stop_tokens=stop_tokens, version=INITIAL)
+
+
+class RolloutActor:
+    """A rollout worker, its engine, and the methods vLLM's stock trainer client calls."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        from transformers import AutoTokenizer
+
+        from actors.chat import Chat
+        from actors.environments import ENVIRONMENTS
+        from actors.rollout import RolloutWorker
+        from actors.tasks import TASKS, order
+        from cluster.plugins import build
+
+        config = site.config
+        source = build(TASKS, config.tasks.use, config.tasks.options, "tasks")
+        tasks, self._heldout = source.train(), source.heldout()
+        place = order(config.seed, len(tasks), config.tasks.shuffle)
+        chat = Chat(AutoTokenizer.from_pretrained(site.model_dir))
+        environment = config.rollout.environment
+        self._engine = _engine(site, chat.stop_tokens)
+        self._spool = Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp") / f"kanabo-{site.run_id}-{name}"
+        self._site = site
+        self.worker = RolloutWorker(
+            name,
+            policy=POLICY,
+            engine=self._engine,
+            chat=chat,
+            environment=build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment"),
+            task_at=lambda position: tasks[place(position)[1]],
+            buffer=site.buffer(),
+            config=config,
+            fetch=self._fetch,
+        )
+
+    async def ready(self) -> int:
+        """Bring the engine up; returns this actor's process id."""
+        await self._engine.start()
+        return os.getpid()
+
+    async def run(self) -> None:
+        await self.worker.run()
+
+    async def stop(self) -> None:
+        await self.worker.stop()
+
+    async def catch_up(self, publication: Publication) -> None:
+        """Sample with this publication from now on, whether or not the worker is running."""
+        if self._engine.version != publication.version:
+            await self.worker.receive(publication)
+
+    async def heldout(self, max_tasks: int, temperature: float) -> list[Group]:
+        return await self.worker.heldout(self._heldout[:max_tasks], temperature)
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+    async def _fetch(self, publication: Publication) -> str:
+        """The published file: as it is on the learner's node, else through Ray's object store."""
+        path = publication.info["path"]
+        if publication.info.get("host") == socket.gethostname() and Path(path).exists():
+            return path
+        learner = ray.get_actor(learner_name(self._site.run_id, 0))
+        data: np.ndarray = await learner.blob.remote(path)
+        self._spool.mkdir(exist_ok=True)
+        for old in self._spool.iterdir():
+            old.unlink()
+        copy = self._spool / Path(path).name
+        copy.write_bytes(memoryview(data))
+        return str(copy)
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        await self._engine.init_weight_transfer_engine(request)
+
+    async def start_weight_update(self) -> None:
+        await self._engine.start_weight_update()
+
+    async def update_weights(self, request: Any) -> None:
+        await self._engine.update_weights(request)
+
+    async def finish_weight_update(self) -> None:
+        await self._engine.finish_weight_update()
+
+    async def update_weight_version(self, version: str) -> None:
+        await self._engine.update_weight_version(version)
+
+    async def shutdown_weight_transfer_engine(self) -> None:
+        await self._engine.shutdown_weight_transfer_engine()
+
+
+def needed_cpus(config: RunConfig) -> float:
+    return config.rollout.workers + config.learner.ranks + 0.1 * config.reward_workers.workers
+
+
+def start_ray(config: RunConfig) -> None:
+    """Join the cluster that $RAY_ADDRESS names, or start one on this machine.
+
+    Raises ConfigError if the cluster is too small for the recipe.
+    """
+    environment = {
+        # ninja, which DeepSpeed compiles with, lives beside the interpreter.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+    }
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False, logging_level="WARNING", runtime_env={"env_vars": environment})
+        return
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(
+        # Logical places, not cores: on a laptop engine and learner share what is there.
+        num_cpus=max(os.cpu_count() or 1, int(needed_cpus(config)) + 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="WARNING",
+        runtime_env={"env_vars": environment},
+    )
+
+
+def check_placement(config: RunConfig) -> None:
+    """Raises ConfigError if the cluster can never hold what the recipe asks for."""
+    have = ray.cluster_resources()
+    need = {"CPU": needed_cpus(config)}
+    if on_gpu():
+        need["GPU"] = config.rollout.workers * config.engine.tensor_parallel + config.learner.ranks
+    missing = [f"{k}: {v:g} needed, {have.get(k, 0):g} there" for k, v in need.items() if have.get(k, 0) < v]
+    if missing:
+        raise ConfigError(
+            f"the cluster cannot hold {config.rollout.workers} engine(s) and {config.learner.ranks} learner rank(s): "
+            f"{'; '.join(missing)}. Lower rollout.workers or learner.ranks, or add nodes."
+        )
+
+
+def on_gpu() -> bool:
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def threads(config: RunConfig, part: str) -> int:
+    """CPU threads for one `engine` or one `learner` rank."""
+    cores = os.cpu_count() or 1
+    if part == "engine":
+        return config.engine.threads or max(1, cores // (2 * config.rollout.workers))
+    return config.learner.threads or max(1, cores // config.learner.ranks)
+
+
+def place_rollout(site: Site, name: str) -> Any:
+    config = site.config
+    return (
+        ray.remote(RolloutActor)
+        .options(
+            num_cpus=1,
+            num_gpus=config.engine.tensor_parallel if on_gpu() else 0,
+            max_concurrency=1000,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads(config, "engine"))}},
+        )
+        .remote(site, name)
+    )
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """Beside the driver: what serves it must not outlive its node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+class RewardActor:
+    """A reward worker, and the same signals for held-out tasks."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        from rewards.worker import RewardWorker
+
+        self._worker = RewardWorker(name, buffer=site.buffer(), config=site.config)
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    async def run(self) -> None:
+        await self._worker.run()
+
+    async def stop(self) -> None:
+        await self._worker.stop()
+
+    async def grade(self, groups: list[Group]) -> float:
+        """Mean of the recipe's first reward over held-out rollouts; NaN if none could be scored."""
+        name = self._worker.names[0]
+        scores = [(await self._worker.score(group))[name].values for group in groups]
+        known = np.concatenate(scores) if scores else np.array([])
+        known = known[np.isfinite(known)]
+        return float(known.mean()) if len(known) else float("nan")
+
+
+class LearnerActor:
+    """One rank of a policy's learner: a DeepSpeed engine and the training loop."""
+
+    def __init__(self, site: Site, rank: int) -> None:
+        self._site, self._rank = site, rank
+        self._stopping = False
+
+    def address(self) -> tuple[str, int]:
+        """Where the ranks meet: this node's address and a free port."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def stop(self) -> None:
+        """Finish the step under way, checkpoint, return."""
+        self._stopping = True
+
+    def blob(self, path: str) -> np.ndarray:
+        """A published file, for engines on other nodes."""
+        return np.fromfile(path, np.uint8)
+
+    def run(self, epoch: int, step: int, resume_from: str | None, master: tuple[str, int], engines: list[Any]) -> int:
+        """Train from `step` to the end or until `stop`; returns the step reached."""
+        from learner.start import learn
+
+        return learn(
+            self._site.config,
+            model_dir=self._site.model_dir,
+            run_id=self._site.run_id,
+            run_dir=Path(self._site.run_dir),
+            buffer=self._site.buffer(),
+            policy=POLICY,
+            rank=self._rank,
+            epoch=epoch,
+            step=step,
+            resume_from=resume_from,
+            master=master,
+            mix=_mixer(self._site.config),
+            engines=engines,
+            stopping=lambda: self._stopping,
+            on_gpu=on_gpu(),
+        )
+
+
+def _mixer(config: RunConfig) -> Any:
+    from rewards.mix import Mixer
+
+    return Mixer(config.rewards, config.reward_names, config.reward_workers.min_valid)
+
+
+def place_reward(site: Site, name: str) -> Any:
+    return ray.remote(RewardActor).options(num_cpus=0.1, max_concurrency=1000).remote(site, name)
+
+
+def place_learner(site: Site, rank: int) -> Any:
+    return (
+        ray.remote(LearnerActor)
+        .options(
+            name=learner_name(site.run_id, rank),
+            num_cpus=1,
+            num_gpus=1 if on_gpu() else 0,
+            max_concurrency=4,  # `run` holds one thread for good; stop, ready and blob need others
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads(site.config, "learner"))}},
+        )
+        .remote(site, rank)
+    )

@@ -1,0 +1,348 @@
+"""The data model: what actors, rewards and learner hand to one another. numpy only, no ray, no torch.
+
+Everything here is frozen and travels as MessagePack (`encode`, `decode`), in Redis as on the wire.
+Log-probs are in nats. An unknown number is NaN, never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import msgspec
+import numpy as np
+
+SCORED, FAILED, ABSTAINED = 0, 1, 2
+"""States of one score. Only SCORED has a value."""
+
+Finish = Literal["stop", "length"]
+"""`length`: cut short by its budget of tokens or turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A prompt in one or several views, perhaps with a reference answer."""
+
+    id: str
+    views: dict[str, tuple[Message, ...]]
+    """Named renderings of the same task: `orig`, `paraphrase`, …"""
+    answer: str | None = None
+    source: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(id: str, prompt: str, answer: str | None = None, *, source: str = "", **meta: Any) -> Task:
+        return Task(id, {"orig": (Message("user", prompt),)}, answer, source, meta)
+
+    @property
+    def prompt(self) -> str:
+        """The text of the original view, messages joined by newlines."""
+        return "\n".join(m.content for m in self.views["orig"])
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSpan:
+    """Tokens [start, end) of a rollout were sampled under weights `version` (`epoch.step`)."""
+
+    version: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Tokens [start, end) of a rollout, spoken by `role`."""
+
+    role: str
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something the environment noticed in a turn; `count` is how often it was seen in this episode."""
+
+    text: str
+    turn: int
+    count: int = 1
+    reward: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled trajectory, prompt included, as flat tokens."""
+
+    tokens: np.ndarray
+    """[T] int32: prompt, then turns, exactly as the engine saw them."""
+    loss_mask: np.ndarray
+    """[T] bool: true where the policy chose the token."""
+    logprobs: np.ndarray
+    """[T] float32, nats: behaviour log-probs at `temperature`; 0 where the mask is false."""
+    text: str
+    """What the policy wrote, all its turns joined by newlines."""
+    turns: tuple[Turn, ...]
+    spans: tuple[VersionSpan, ...]
+    finish: Finish
+    temperature: float = 1.0
+    answer: str | None = None
+    view: str = "orig"
+    policy: str = "policy"
+    attempt: int = 0
+    parent: int | None = None
+    events: tuple[Event, ...] = ()
+    reward: float = float("nan")
+    """The environment's own reward; NaN if it gives none."""
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish == "length"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the policy chose."""
+        return int(self.loss_mask.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Permission to have one group in flight, and the identity of that group."""
+
+    id: str
+    """`policy/epoch/seq`, unique for the life of a run."""
+    policy: str
+    epoch: int
+    seq: int
+    task: int
+    """Position in the seeded endless sequence of tasks (pass × size + place in the pass)."""
+    version: int
+    """Released policy version when it was claimed."""
+    token: str
+    """The lease's secret: who lost the lease cannot put."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """G rollouts of one task: sampled, judged, stored and trained together."""
+
+    claim: Claim
+    task: Task
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def id(self) -> str:
+        return self.claim.id
+
+    @property
+    def version(self) -> int:
+        """Policy version at admission: the oldest weights in it."""
+        return self.claim.version
+
+    def __len__(self) -> int:
+        return len(self.rollouts)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What stands behind a score."""
+
+    judge: str = ""
+    model: str = ""
+    prompt_hash: str = ""
+    attempt: int = 1
+    latency_s: float = 0.0
+    cost_tokens: int = 0
+    note: str = ""
+    """Why it failed or abstained, or the raw verdict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One signal's evidence on the G rollouts of a group.
+
+    Raises ValueError if a SCORED value is not finite or the shapes differ: a NaN is a state, not a number.
+    """
+
+    values: np.ndarray
+    """[G] float64; NaN unless scored."""
+    state: np.ndarray
+    """[G] uint8: SCORED, FAILED or ABSTAINED."""
+    provenance: tuple[Provenance, ...] = ()
+    """One for the group, or one per rollout."""
+    version: str = "0"
+    """Version of what scored: judge template, model or code."""
+    tokens: tuple[np.ndarray, ...] | None = None
+    """Per-token values, one [T] float64 array per rollout, NaN where unknown."""
+
+    def __post_init__(self) -> None:
+        if self.values.shape != self.state.shape or self.values.ndim != 1:
+            raise ValueError(f"scores have shape {self.values.shape}, their states {self.state.shape}; both must be [G].")
+        known = np.isfinite(self.values)
+        if not np.array_equal(known, self.state == SCORED):
+            raise ValueError(f"finite values and the state 'scored' must coincide: values {self.values}, {self.state}.")
+
+    @staticmethod
+    def of(values: Any, provenance: Provenance | None = None, *, version: str = "0") -> Scores:
+        """Scores from G numbers; what is None, NaN or infinite becomes FAILED."""
+        array = np.array([np.nan if v is None else v for v in values], np.float64)
+        finite = np.isfinite(array)
+        state = np.where(finite, SCORED, FAILED).astype(np.uint8)
+        return Scores(np.where(finite, array, np.nan), state, (provenance,) if provenance else (), version)
+
+    @staticmethod
+    def _unknown(num_rollouts: int, state: int, note: str) -> Scores:
+        return Scores(
+            np.full(num_rollouts, np.nan), np.full(num_rollouts, state, np.uint8), (Provenance(note=note),)
+        )
+
+    @staticmethod
+    def failed(num_rollouts: int, note: str) -> Scores:
+        return Scores._unknown(num_rollouts, FAILED, note)
+
+    @staticmethod
+    def abstained(num_rollouts: int, note: str = "") -> Scores:
+        return Scores._unknown(num_rollouts, ABSTAINED, note)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A preference between two rollouts of one task."""
+
+    chosen: Rollout
+    rejected: Rollout
+    weight: float = 1.0
+    margin: float = 0.0
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """One group's scores as the scalar that is trained on."""
+
+    rewards: np.ndarray
+    """[G] float64, NaN for a rollout that is left out."""
+    drop: str | None = None
+    """Why the whole group must go, if it must."""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CutRecord:
+    """What one step trains on, decided once and written before any rank sees a batch."""
+
+    policy: str
+    step: int
+    groups: tuple[str, ...]
+    """Ids, in the order of training."""
+    rewards: tuple[np.ndarray, ...]
+    """Mixed reward per group, [G] float64, NaN for a rollout that is left out."""
+    advantages: tuple[tuple[np.ndarray, ...], ...]
+    """Per group and rollout: [1] (one for all its tokens) or [T] float32."""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Micro:
+    """Rows of packed sequences that go through the model at once. All arrays are [B, L]."""
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    """int64, restarting at 0 with every sequence; padding is a sequence of its own."""
+    loss_mask: np.ndarray
+    """bool: true where the token was chosen by the policy and is trained on."""
+    logprobs: np.ndarray
+    """Behaviour log-probs, nats."""
+    advantages: np.ndarray
+    temperature: np.ndarray
+    """Temperature the token was sampled at; 1 elsewhere."""
+    rollout: np.ndarray
+    """int64: index of the rollout within the step, −1 for padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one rank trains on in one step."""
+
+    step: int
+    micros: tuple[Micro, ...]
+    num_tokens: int
+    """Trained tokens of the whole step, all ranks."""
+    num_rollouts: int
+    """Trained rollouts of the whole step, all ranks."""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """Weights that engines may sample with, as announced by a learner."""
+
+    policy: str
+    epoch: int
+    step: int
+    info: dict[str, Any]
+    """What the transport needs to fetch them: path, node, …"""
+
+    @property
+    def version(self) -> str:
+        """`epoch.step`: unique also after a crash repeats a step."""
+        return f"{self.epoch}.{self.step}"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a checkpoint commits to; its rename is the commit point."""
+
+    policy: str
+    step: int
+    epoch: int
+    frontier: int
+    """The next task never claimed."""
+    requeued: tuple[int, ...]
+    """Tasks that are claimed before the frontier, in order."""
+    outstanding: tuple[int, ...]
+    """Tasks of groups that are claimed and not trained at `step`."""
+    trained: tuple[str, ...]
+    """Ids of the groups trained since the manifest before."""
+
+
+T = TypeVar("T")
+
+
+def _to_wire(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return (value.dtype.str, value.shape, np.ascontiguousarray(value).tobytes())
+    if isinstance(value, np.generic):
+        return value.item()
+    raise NotImplementedError(f"{type(value).__name__} has no place in the data model")
+
+
+def _from_wire(type_: type, value: Any) -> Any:
+    if type_ is np.ndarray:
+        dtype, shape, data = value
+        return np.frombuffer(data, np.dtype(dtype)).reshape(shape)
+    raise NotImplementedError(f"{type_.__name__} has no place in the data model")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_to_wire)
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def encode(value: Any) -> bytes:
+    """MessagePack; arrays as (dtype, shape, raw bytes)."""
+    return _encoder.encode(value)
+
+
+def decode(data: bytes, type_: type[T]) -> T:
+    """The inverse of `encode`, checked against `type_`.
+
+    Arrays are read-only views of `data`. Raises msgspec.ValidationError if the bytes are not a `type_`.
+    """
+    if type_ not in _decoders:
+        _decoders[type_] = msgspec.msgpack.Decoder(type_, dec_hook=_from_wire)
+    return _decoders[type_].decode(data)

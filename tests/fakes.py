@@ -1,0 +1,85 @@
+"""A policy without vLLM: fast enough for tests of everything that is not the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from actors.engine import Sample, VllmEngine
+from cluster.config import RunConfig
+from cluster.types import Publication, VersionSpan
+
+
+class FakeEngine:
+    """A bigram policy: the model's embedding times its output head, read from the published file.
+
+    `engine.options`: `delay_s` (mean of a random delay per sample), `straggler_frac` and `straggler_s`.
+    """
+
+    exact = False
+
+    def __init__(self, model_dir: str | Path, config: RunConfig, *, stop_tokens: Sequence[int], version: str) -> None:
+        options = config.engine.options
+        self._delay_s = options.get("delay_s", 0.0)
+        self._straggler_frac, self._straggler_s = options.get("straggler_frac", 0.0), options.get("straggler_s", 0.0)
+        self._stop = set(stop_tokens)
+        self._rng = np.random.default_rng(config.seed)
+        self._load(str(Path(model_dir) / "model.safetensors"))
+        self.version, self.max_model_len = version, config.engine.max_model_len
+        self.updates = 0
+
+    def _load(self, path: str) -> None:
+        from safetensors.numpy import load_file
+
+        weights = load_file(path)
+        embedding = weights["model.embed_tokens.weight"].astype(np.float64)
+        head = weights.get("lm_head.weight", embedding).astype(np.float64)
+        logits = embedding @ head.T * np.sqrt(embedding.shape[1])
+        shifted = logits - logits.max(1, keepdims=True)
+        self._logprobs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+    async def start(self) -> None: ...
+
+    async def sample(self, prompt: Sequence[int], *, max_tokens: int, temperature: float) -> Sample:
+        slow = random.random() < self._straggler_frac
+        await asyncio.sleep(self._straggler_s if slow else random.random() * 2 * self._delay_s)
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        spans: list[VersionSpan] = []
+        last = prompt[-1]
+        while len(tokens) < max_tokens and last not in self._stop:
+            row = self._logprobs[last]
+            last = int(row.argmax() if temperature == 0 else self._rng.choice(len(row), p=np.exp(row)))
+            if not spans or spans[-1].version != self.version:
+                spans.append(VersionSpan(self.version, len(tokens), len(tokens)))
+            tokens.append(last)
+            logprobs.append(float(row[last]))
+            spans[-1] = VersionSpan(self.version, spans[-1].start, len(tokens))
+        finish = "stop" if last in self._stop else "length"
+        return Sample(np.array(tokens, np.int32), np.array(logprobs, np.float32), tuple(spans), finish)
+
+    async def next_logprobs(self, prompts: Sequence[Sequence[int]], next_tokens: Sequence[int]) -> np.ndarray:
+        return np.array([self._logprobs[p[-1], t] for p, t in zip(prompts, next_tokens, strict=True)], np.float32)
+
+    async def update(self, publication: Publication, path: str) -> float:
+        self._load(path)
+        self.version = publication.version
+        self.updates += 1
+        return 0.0
+
+    async def close(self) -> None: ...
+
+
+def one_real_engine(model_dir: str | Path, config: RunConfig, *, stop_tokens: Sequence[int], version: str):
+    """The first engine made in a run is vLLM's, every other one a fake."""
+    marker = Path(os.environ["KANABO_TEST_MARKER"])
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return FakeEngine(model_dir, config, stop_tokens=stop_tokens, version=version)
+    return VllmEngine(model_dir, config, stop_tokens=stop_tokens, version=version)
