@@ -202,7 +202,9 @@ class VllmEngine:
             async for output in self._llm.generate(tokens_input(list(prompt)), params, request_id=uuid4().hex):
                 final = output
         except (EngineDeadError, EngineGenerateError) as error:
-            raise InfrastructureError(f"vLLM's engine stopped: {error}. Its log is in Ray's session directory.") from error
+            raise InfrastructureError(
+                f"vLLM's engine stopped: {error}. Its log is in Ray's session directory."
+            ) from error
         return final.outputs[0]
 
 

@@ -80,9 +80,7 @@ async def _ask(step, task: Task) -> Observation | End:
         raise DataError(f"environment failed on task {task.id}: {type(error).__name__}: {error}") from error
 
 
-async def _speak(
-    engine: Engine, chat: Chat, transcript: Transcript, limits: Limits, task: Task
-) -> tuple[Finish, str]:
+async def _speak(engine: Engine, chat: Chat, transcript: Transcript, limits: Limits, task: Task) -> tuple[Finish, str]:
     """The policy's turn. A turn that an engine aborted for new weights goes on where it was."""
     start = len(transcript.tokens)
     finish: Finish = "abort"

@@ -9,6 +9,7 @@ Both loops run side by side in one process; the engine batches whatever is in fl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -167,10 +168,8 @@ class RolloutWorker:
     async def _report(self) -> None:
         last = time.monotonic()
         while not self._stopping.is_set():
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), REPORT_S)
-            except TimeoutError:
-                pass
             now = time.monotonic()
             counts, self._counts = self._counts, dict.fromkeys(self._counts, 0)
             await self._emit("rollout", {"worker": self.name, "seconds": now - last, **counts})

@@ -1,4 +1,4 @@
-"""What is looked at before anything starts: everything a user can get wrong ends here, with one line and exit code 2."""
+"""What is looked at before anything starts: what a user can get wrong ends here, in one line and with exit code 2."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ def _in_submitted_job() -> bool:
 
 def plugins(settings: RunConfig) -> None:
     """Build every plug-in once, so that a wrong name or option is known before an engine starts."""
-    from actors.environments import ENVIRONMENTS
     from actors.tasks import TASKS
+    from rewards.zoo import build_signal
+
+    from actors.environments import ENVIRONMENTS
     from learner.advantages import ADVANTAGES
     from learner.losses import LOSSES
-    from rewards.zoo import build_signal
 
     source = build(TASKS, settings.tasks.use, settings.tasks.options, "tasks")
     if not len(source.train()):
@@ -130,7 +131,8 @@ def plan(settings: RunConfig, directory: Path) -> str:
             f"{_count(settings.reward_workers.workers, 'reward worker')}, {_count(learner.ranks, 'learner rank')} "
             f"(ZeRO-{learner.zero_stage}, {learner.dtype}).",
             f"{learner.steps} steps on '{settings.tasks.use}', model '{settings.model.path}', rewards: {rewards}.",
-            f"{_often(settings.evaluation.every_steps, 'Evaluation')}; {_often(settings.checkpoint.every_steps, 'checkpoint')}.",
+            f"{_often(settings.evaluation.every_steps, 'Evaluation')}; "
+            f"{_often(settings.checkpoint.every_steps, 'checkpoint')}.",
             f"Everything goes to {directory}.",
         ]
     )

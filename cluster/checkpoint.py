@@ -1,8 +1,8 @@
 """Checkpoints: files first, then the manifest's rename, then the buffer's trim (rules 6 and 7 of exactly-once).
 
-    checkpoints/global_step_N/              Hugging Face safetensors and tokenizer: AutoModelForCausalLM loads it
-                              deepspeed/    optimizer and partitions
-                              manifest.json the commit: without it the directory does not count
+checkpoints/global_step_N/              Hugging Face safetensors and tokenizer: AutoModelForCausalLM loads it
+                          deepspeed/    optimizer and partitions
+                          manifest.json the commit: without it the directory does not count
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ class Savable(Protocol):
 
 
 def save(
-    directory: Path, engine: Savable, buffer: Buffer, policy: str, epoch: int, step: int, keep_last: int,
+    directory: Path,
+    engine: Savable,
+    buffer: Buffer,
+    policy: str,
+    epoch: int,
+    step: int,
+    keep_last: int,
     barrier: Callable[[], None],
 ) -> None:
     """Write `global_step_N` on all ranks; on return it is committed, or this process has died trying."""

@@ -108,9 +108,7 @@ class Follower:
             )
 
     def _on_update(self, fields: dict[str, Any]) -> None:
-        self._recorder.record(
-            self._step, {"weights/fetch_s": fields["fetch_s"], "weights/pause_s": fields["pause_s"]}
-        )
+        self._recorder.record(self._step, {"weights/fetch_s": fields["fetch_s"], "weights/pause_s": fields["pause_s"]})
 
     def _on_floor(self, fields: dict[str, Any]) -> None:
         self._floor = max(self._floor or 0.0, fields["mean"])

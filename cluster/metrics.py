@@ -110,5 +110,7 @@ def _wandb(directory: Path, tracking: TrackingSection, name: str, config: Mappin
     try:
         import wandb
     except ImportError as error:
-        raise ConfigError("tracking.wandb is on, but wandb is not installed. Run: pip install 'kanabo[wandb]'.") from error
+        raise ConfigError(
+            "tracking.wandb is on, but wandb is not installed. Run: pip install 'kanabo[wandb]'."
+        ) from error
     return wandb.init(project="kanabo", name=name, dir=str(directory), mode=tracking.wandb, config=dict(config))

@@ -6,7 +6,6 @@ Exit codes: 0 done or stopped on request · 1 the run failed · 2 the recipe, or
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -52,6 +51,7 @@ def main(
 def run(settings: RunConfig, recipe: str, directory: Path) -> int:
     """Run a checked recipe in `directory`; returns the exit code. Raises ConfigError before anything is trained."""
     from actors.models import prepare
+
     from cluster import topology
     from cluster.store import Store
 

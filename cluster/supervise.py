@@ -196,7 +196,8 @@ class Supervisor:
         if self._follower.idle_s() > self._config.run.stall_s:
             status = await asyncio.to_thread(self._buffer.status, POLICY)
             raise Stalled(
-                f"no step within run.stall_s = {self._config.run.stall_s:g} s. {self._follower.waiting}. Buffer: {status}"
+                f"no step within run.stall_s = {self._config.run.stall_s:g} s. "
+                f"{self._follower.waiting}. Buffer: {status}"
             )
 
     async def _relay_stop(self) -> None:

@@ -25,7 +25,9 @@ class LiveTable:
         self._name, self._steps = name, steps
         self._rows: list[tuple[str, ...]] = []
         self._state = "starting"
-        self._live = Live(self._render(), console=console, refresh_per_second=2) if enabled and console.is_terminal else None
+        self._live = (
+            Live(self._render(), console=console, refresh_per_second=2) if enabled and console.is_terminal else None
+        )
         self._enabled = enabled
 
     def __enter__(self) -> LiveTable:

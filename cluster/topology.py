@@ -5,9 +5,12 @@ actors/, rewards/ and learner/ never import one another; only this file knows al
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +61,12 @@ class RolloutActor:
     """A rollout worker, its engine, and the methods vLLM's stock trainer client calls."""
 
     def __init__(self, site: Site, name: str) -> None:
+        from actors.tasks import TASKS, order
         from transformers import AutoTokenizer
 
         from actors.chat import Chat
         from actors.environments import ENVIRONMENTS
         from actors.rollout import RolloutWorker
-        from actors.tasks import TASKS, order
         from cluster.plugins import build
 
         config = site.config
@@ -73,7 +76,7 @@ class RolloutActor:
         chat = Chat(AutoTokenizer.from_pretrained(site.model_dir))
         environment = config.rollout.environment
         self._engine = _engine(site, chat.stop_tokens)
-        self._spool = Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp") / f"kanabo-{site.run_id}-{name}"
+        self._spool = Path(tempfile.mkdtemp(prefix="kanabo-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
         self._site = site
         self.worker = RolloutWorker(
             name,
@@ -108,20 +111,21 @@ class RolloutActor:
 
     async def close(self) -> None:
         await self._engine.close()
+        shutil.rmtree(self._spool)
 
     async def _fetch(self, publication: Publication) -> str:
         """The published file: as it is on the learner's node, else through Ray's object store."""
         path = publication.info["path"]
-        if publication.info.get("host") == socket.gethostname() and Path(path).exists():
+        if publication.info.get("host") == socket.gethostname() and os.path.exists(path):
             return path
-        learner = ray.get_actor(learner_name(self._site.run_id, 0))
-        data: np.ndarray = await learner.blob.remote(path)
-        self._spool.mkdir(exist_ok=True)
+        data: np.ndarray = await ray.get_actor(learner_name(self._site.run_id, 0)).blob.remote(path)
+        return await asyncio.to_thread(self._keep, Path(path).name, data)
+
+    def _keep(self, name: str, data: np.ndarray) -> str:
         for old in self._spool.iterdir():
             old.unlink()
-        copy = self._spool / Path(path).name
-        copy.write_bytes(memoryview(data))
-        return str(copy)
+        (self._spool / name).write_bytes(memoryview(data))
+        return str(self._spool / name)
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
         await self._engine.init_weight_transfer_engine(request)

@@ -182,7 +182,9 @@ class Scores:
 
     def __post_init__(self) -> None:
         if self.values.shape != self.state.shape or self.values.ndim != 1:
-            raise ValueError(f"scores have shape {self.values.shape}, their states {self.state.shape}; both must be [G].")
+            raise ValueError(
+                f"scores have shape {self.values.shape}, their states {self.state.shape}; both must be [G]."
+            )
         known = np.isfinite(self.values)
         if not np.array_equal(known, self.state == SCORED):
             raise ValueError(f"finite values and the state 'scored' must coincide: values {self.values}, {self.state}.")
@@ -197,9 +199,7 @@ class Scores:
 
     @staticmethod
     def _unknown(num_rollouts: int, state: int, note: str) -> Scores:
-        return Scores(
-            np.full(num_rollouts, np.nan), np.full(num_rollouts, state, np.uint8), (Provenance(note=note),)
-        )
+        return Scores(np.full(num_rollouts, np.nan), np.full(num_rollouts, state, np.uint8), (Provenance(note=note),))
 
     @staticmethod
     def failed(num_rollouts: int, note: str) -> Scores:

@@ -78,22 +78,19 @@ pip() { .venv/bin/python -m pip -qq --disable-pip-version-check "$@"; }
 echo "[1/3] .venv with Python $(python_version "$python"), for $device (10 s)"
 "$python" -m venv --clear .venv
 
-# sdists are built with the locked setuptools: pip reads one of the two names, according to its version.
-export PIP_CONSTRAINT=$lock PIP_BUILD_CONSTRAINT=$lock
-
 torch=$(grep '^torch==' "$lock")
 if [ "$device" = cpu ]; then
     echo "[2/3] $torch (200 MB, 1 min)"
     # PyPI has only the CUDA build; a mirror may have this one.
-    pip install --no-deps "$torch" 2>.venv/torch.log ||
-        pip install --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch" ||
-        { cat .venv/torch.log >&2; fail "found $torch neither in the configured index nor in PyTorch's own."; }
-    echo "[3/3] $(grep -c == "$lock") packages of $lock (600 MB, 3 min)"
+    { pip install --no-deps "$torch" || pip install --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch"; } \
+        2>.venv/torch.log || { cat .venv/torch.log >&2; fail "$torch is neither in pip's index nor in PyTorch's own."; }
+    echo "[3/3] $(grep -c == "$lock") packages of $lock (1 GB, 3 min)"
 else
-    echo "[2/3] $torch (800 MB, 2 min)"
+    echo "[2/3] $torch (1 GB, 2 min)"
     pip install --no-deps "$torch"
-    echo "[3/3] $(grep -c == "$lock") packages of $lock (5 GB, 10 min)"
+    echo "[3/3] $(grep -c == "$lock") packages of $lock (several GB, 10 min)"
 fi
-pip install --no-deps -r "$lock"
+# Source distributions are built with the locked setuptools; which of the two names pip reads depends on its version.
+PIP_CONSTRAINT=$lock PIP_BUILD_CONSTRAINT=$lock pip install --no-deps -r "$lock"
 
 echo "$wanted" >"$stamp"

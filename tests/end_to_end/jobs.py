@@ -1,0 +1,99 @@
+"""Starts the main job as a user does, in a process of its own, and cleans up what a killed one leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "engine.max_model_len=320",
+    "engine.kv_cache_gib=0.25",
+    "engine.max_num_seqs=128",
+    "learner.groups_per_step=8",
+    "rollout.group_size=8",
+    "evaluation.max_tasks=64",
+    "tracking.live_table=false",
+]
+
+
+def command(recipe: str, overrides: list[str]) -> list[str]:
+    return [sys.executable, "-m", "cluster.run", str(ROOT / "deploy" / "recipes" / recipe), *overrides]
+
+
+def start(overrides: list[str], *, recipe: str = "quickstart.toml", log: Path, **environment: str) -> subprocess.Popen:
+    """The job in a session of its own, so that a test can end whatever it started."""
+    return subprocess.Popen(
+        command(recipe, overrides),
+        cwd=ROOT,
+        env=os.environ | {"RAY_AUTH_MODE": "disabled"} | environment,
+        stdout=log.open("a"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen, log: Path, timeout_s: float) -> int:
+    try:
+        return process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"the job did not end within {timeout_s} s:\n{tail(log)}") from None
+    finally:
+        end(process)
+
+
+def run(overrides: list[str], *, log: Path, timeout_s: float, **options) -> int:
+    return finish(start(overrides, log=log, **options), log, timeout_s)
+
+
+def tree(process: subprocess.Popen) -> list[psutil.Process]:
+    """The job's processes, Ray's and the engines' included: all of its session, and what they started."""
+    found = []
+    for candidate in psutil.process_iter():
+        try:
+            if os.getsid(candidate.pid) == process.pid or candidate.pid == process.pid:
+                found += [candidate, *candidate.children(recursive=True)]
+        except (psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+            continue
+    return list({p.pid: p for p in found}.values())
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kill what is left of the job."""
+    for _ in range(3):
+        for left in tree(process):
+            try:
+                left.kill()
+            except psutil.NoSuchProcess:
+                continue
+    process.wait(30)
+
+
+def tail(log: Path, characters: int = 3000) -> str:
+    return log.read_text()[-characters:]
+
+
+def rows(directory: Path) -> list[dict]:
+    path = directory / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def wait_for_step(directory: Path, step: int, process: subprocess.Popen, log: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if any(r["step"] >= step and "learner/step_s" in r for r in rows(directory)):
+            return
+        assert process.poll() is None, f"the job ended early with {process.returncode}:\n{tail(log)}"
+        time.sleep(0.2)
+    raise AssertionError(f"no step {step} within {timeout_s} s:\n{tail(log)}")
+
+
+def summary(directory: Path) -> dict:
+    return json.loads((directory / "summary.json").read_text())

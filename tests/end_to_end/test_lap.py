@@ -1,0 +1,201 @@
+"""The whole lap in processes of its own: what a user starts, kills and continues."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cluster.report import SUMMARY_KEYS
+from tests.end_to_end import jobs
+
+FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine"]
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    log = tmp_path / "log"
+    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=lap", "learner.steps=6", "evaluation.every_steps=3"]
+    assert jobs.run(overrides, log=log, timeout_s=240) == 0, jobs.tail(log)
+    directory = tmp_path / "lap"
+    summary = jobs.summary(directory)
+    assert tuple(summary) == SUMMARY_KEYS
+    assert summary["steps"] == 6
+    assert summary["groups_lost"] == 0
+    assert summary["groups_trained_twice"] == 0
+    assert summary["groups_trained"] + sum(summary["groups_dropped"].values()) <= summary["groups_claimed"]
+    assert 0 <= summary["max_staleness_observed"] <= 1
+    assert 0 < summary["learner_waiting_frac"] < 1
+    assert summary["versions_published"] == 6
+    for name in ("config.toml", "metrics.jsonl", "samples.jsonl", "curves.png", "tensorboard"):
+        assert (directory / name).exists(), name
+    sample = json.loads((directory / "samples.jsonl").read_text().splitlines()[0])
+    assert {"step", "task", "text", "scores", "reward", "advantage"} <= set(sample)
+    checkpoint = directory / "checkpoints" / "global_step_6"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    ids = AutoTokenizer.from_pretrained(checkpoint)("12+34=", return_tensors="pt", add_special_tokens=False)
+    assert model(**ids).logits.shape[1] == 6
+
+
+def test_the_reward_rises_in_quickstart_though_its_driver_is_killed(tmp_path):
+    """The figure of the quickstart, with a SIGKILL of the driver on the way: nothing lost, nothing twice."""
+    log = tmp_path / "log"
+    overrides = [f"run.dir={tmp_path}", "run.name=killed", "tracking.live_table=false", "checkpoint.every_steps=20"]
+    process = jobs.start(overrides, log=log)
+    try:
+        jobs.wait_for_step(tmp_path / "killed", 50, process, log, timeout_s=400)
+        started = jobs.tree(process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(10)
+        _, alive = psutil.wait_procs(started, timeout=20)
+    finally:
+        jobs.end(process)
+    assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], alive
+    assert jobs.run(overrides, log=log, timeout_s=600) == 0, jobs.tail(log)
+    summary = jobs.summary(tmp_path / "killed")
+    assert summary["groups_lost"] == 0
+    assert summary["groups_trained_twice"] == 0
+    assert summary["max_staleness_observed"] <= 1
+    assert summary["heldout_accuracy_initial"] <= 0.55
+    assert summary["heldout_accuracy_final"] >= 0.80
+    assert summary["parity_max_nats"] < 1e-3
+    steps = [r["step"] for r in jobs.rows(tmp_path / "killed") if "learner/step_s" in r]
+    assert steps == list(range(1, summary["steps"] + 1)), "a step is missing or was recorded twice"
+
+
+def test_two_learner_ranks_with_zero3_and_three_engines_of_which_one_is_real(tmp_path):
+    log = tmp_path / "log"
+    overrides = [
+        *jobs.TINY,
+        f"run.dir={tmp_path}",
+        "run.name=ranks",
+        "engine.use=tests.fakes:one_real_engine",
+        "rollout.workers=3",
+        "learner.ranks=2",
+        "learner.zero_stage=3",
+        "learner.steps=4",
+    ]
+    code = jobs.run(overrides, log=log, timeout_s=400, KANABO_TEST_MARKER=str(tmp_path / "marker"))
+    assert code == 0, jobs.tail(log)
+    summary = jobs.summary(tmp_path / "ranks")
+    assert summary["steps"] == 4
+    assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
+    assert summary["parity_max_nats"] < 1e-3, "the real engine must follow the gathered weights"
+    AutoModelForCausalLM.from_pretrained(tmp_path / "ranks" / "checkpoints" / "global_step_4")
+
+
+def test_sigterm_checkpoints_and_leaves_within_its_grace(tmp_path):
+    log = tmp_path / "log"
+    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=stopped", "learner.steps=100000"]
+    process = jobs.start(overrides, log=log)
+    try:
+        jobs.wait_for_step(tmp_path / "stopped", 3, process, log, timeout_s=200)
+        asked = time.monotonic()
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(60) == 0, jobs.tail(log)
+    finally:
+        jobs.end(process)
+    summary = jobs.summary(tmp_path / "stopped")
+    assert time.monotonic() - asked < 60
+    assert summary["groups_lost"] == 0
+    reached = summary["steps"]
+    assert (tmp_path / "stopped" / "checkpoints" / f"global_step_{reached}" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["learner.step=3"], ["learner.step", "Did you mean 'steps'"]),
+        (["train_batch_size=3"], ["learner.groups_per_step"]),
+        (["learner.steps=many"], ["learner.steps", "many"]),
+        (["rewards.0.use=exactt"], ["rewards[0].use", "Did you mean 'exact'"]),
+        (["rollout.group_size=1"], ["rollout.group_size = 1"]),
+        (["buffer.url=redis://:secret@127.0.0.1:1/0"], ["buffer.url", "does not answer"]),
+    ],
+)
+def test_a_mistake_is_named_before_anything_starts(tmp_path, overrides, words):
+    log = tmp_path / "log"
+    assert jobs.run([f"run.dir={tmp_path}", "run.name=bad", *overrides], log=log, timeout_s=60) == 2
+    said = " ".join(log.read_text().split())
+    for word in words:
+        assert word in said
+    assert "secret" not in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "bad").exists()
+
+
+def test_dry_run_says_what_the_numbers_mean(tmp_path):
+    log = tmp_path / "log"
+    assert jobs.run([f"run.dir={tmp_path}", "learner.groups_per_step=32", "--dry-run"], log=log, timeout_s=60) == 0
+    assert "32 tasks × 16 rollouts = 512 samples a step" in log.read_text()
+    assert "at most 64 groups outstanding" in log.read_text()
+
+
+REWARD = '''
+from cluster.types import Scores
+from rewards.base import Signal
+
+
+class FirstDigit(Signal):
+    """Arrives with the job, from outside the repository."""
+
+    async def score(self, group, services):
+        return Scores.of([float(r.text[:1] == group.task.answer[:1]) for r in group.rollouts])
+'''
+
+
+def test_ray_job_submit_runs_with_a_reward_from_outside_the_repository(tmp_path):
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    module = tmp_path / "outside_reward"
+    module.mkdir()
+    (module / "__init__.py").write_text(REWARD)
+    ray = os.path.join(os.path.dirname(sys.executable), "ray")
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(tmp_path / "ray")}
+    dashboard = 8365
+    head = subprocess.Popen(
+        [ray, "start", "--head", "--block", "--num-cpus=8", "--port=6399", f"--dashboard-port={dashboard}",
+         "--disable-usage-stats"],
+        env=environment, stdout=(tmp_path / "head.log").open("w"), stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        client = _client(JobSubmissionClient, f"http://127.0.0.1:{dashboard}")
+        overrides = [*FAKE, "run.name=submitted", "learner.steps=4", "rewards.0.use=outside_reward:FirstDigit"]
+        job = client.submit_job(
+            entrypoint="python -m cluster.run deploy/recipes/quickstart.toml " + " ".join(f"'{o}'" for o in overrides),
+            runtime_env={
+                "working_dir": str(jobs.ROOT),
+                "py_modules": [str(module)],
+                "excludes": [".venv", ".git", "runs"],
+                "env_vars": {
+                    "KANABO_RUNS": str(tmp_path),
+                    "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}",
+                },
+            },
+        )
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            status = client.get_job_status(job)
+            if status.is_terminal():
+                break
+            time.sleep(1)
+        assert status == JobStatus.SUCCEEDED, client.get_job_logs(job)[-3000:]
+    finally:
+        jobs.end(head)
+    assert jobs.summary(tmp_path / "submitted")["steps"] == 4
+
+
+def _client(factory, address):
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return factory(address)
+        except (ConnectionError, RuntimeError):
+            assert time.monotonic() < deadline, "the head node's dashboard did not come up"
+            time.sleep(1)
