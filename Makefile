@@ -19,7 +19,7 @@ check: install
 	ruff check
 	ruff format --check
 	pyright
-	lint-imports
+	lint-imports --no-logo
 
 install:
 	@deploy/install.sh

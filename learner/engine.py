@@ -1,0 +1,270 @@
+"""The learner's engine: one rank of a Hugging Face causal LM under DeepSpeed. The only file that imports deepspeed.
+
+    logprobs(micro) ─► backward(loss) ─► … every micro … ─► optimizer_step() ─► weights() ─► publish
+
+Calls marked *collective* must be made by every rank, in the same order; each has a time-out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cluster.config import LearnerSection
+from cluster.errors import ConfigError
+from cluster.types import Micro
+from learner.model import attach_row_selection, logprobs_of, tied_head
+from learner.optimizer import Guarded, lr_at, make_optimizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*")
+
+
+class Engine(Protocol):
+    """What the loop needs of a model in training. Collective but for the attributes."""
+
+    rank: int
+    world: int
+    step: int
+    """Optimizer steps behind the weights, skipped ones included."""
+
+    def logprobs(self, micro: Micro) -> tuple[Tensor, Tensor]:
+        """[B, L] nats at the micro's temperatures: log-prob of each trained token, entropy there; 0 elsewhere."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this rank's part of the loss; the parts of all ranks are *summed*."""
+        ...
+
+    def optimizer_step(self) -> dict[str, float]: ...
+    def skip_step(self) -> None: ...
+    def weights(self) -> Iterator[tuple[str, Tensor]]: ...
+    def agree(self, flag: bool) -> bool: ...
+    def total(self, values: Mapping[str, float]) -> dict[str, float]: ...
+    def barrier(self) -> None: ...
+    def save(self, directory: Path) -> None: ...
+    def load(self, directory: Path) -> None: ...
+    def export(self, directory: Path) -> None: ...
+
+
+def join(rank: int, world: int, master: tuple[str, int], *, local_rank: int, local_size: int, timeout_s: float) -> None:
+    """Enter the process group: NCCL where this process has a GPU, gloo elsewhere. Collective.
+
+    DeepSpeed reads the environment when it is imported, so it is set here and deepspeed is imported after.
+    """
+    on_gpu = torch.cuda.is_available()
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK=str(local_rank),
+        LOCAL_SIZE=str(local_size),
+        MASTER_ADDR=master[0],
+        MASTER_PORT=str(master[1]),
+        DS_ACCELERATOR="cuda" if on_gpu else "cpu",
+    )
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(seconds=timeout_s),
+    )
+
+
+class DeepSpeedEngine:
+    """`Engine` on DeepSpeed ZeRO 0-3, CPU or GPU. `join` comes first."""
+
+    def __init__(self, model_dir: str | Path, section: LearnerSection) -> None:
+        import deepspeed
+        from transformers import AutoModelForCausalLM
+
+        self._deepspeed, self._dist = deepspeed, deepspeed.comm
+        self._model_dir, self._section = Path(model_dir), section
+        self.rank, self.world = self._dist.get_rank(), self._dist.get_world_size()
+        self.step, self.num_skipped = 0, 0
+        if section.threads:
+            torch.set_num_threads(section.threads)
+        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[section.dtype])
+        model.train()
+        if section.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._select = attach_row_selection(model)
+        self._tied_head = tied_head(model)
+        # Without ZeRO the fp32 optimizer is ours to guard; DeepSpeed would clip without a look at infinities.
+        self._guard = self._stage == 0
+        optimizer = make_optimizer(model.parameters(), section, guarded=self._guard)
+        self._engine = deepspeed.initialize(model=model, optimizer=optimizer, config=self._config())[0]
+        self._optimizer = optimizer
+        self.device = self._engine.device
+
+    @property
+    def _stage(self) -> int:
+        # Unsharded bf16 would accumulate gradients in bf16 and keep no fp32 master weights.
+        return max(1, self._section.zero_stage) if self._section.dtype == "bfloat16" else self._section.zero_stage
+
+    def _config(self) -> dict[str, Any]:
+        config: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": 1,  # formal: micros are of any size
+            "managed_gradient_accumulation": False,
+            "gradient_clipping": 0.0 if self._guard else self._section.clip_grad_norm,
+            "zero_optimization": {"stage": self._stage, "overlap_comm": False},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**31,
+        }
+        if self._section.dtype == "bfloat16":
+            config |= {
+                "bf16": {"enabled": True, "check_grad_overflow": True},
+                "data_types": {"grad_accum_dtype": "fp32"},
+            }
+        return config
+
+    def logprobs(self, micro: Micro) -> tuple[Tensor, Tensor]:
+        entropy_grad = self._section.loss.entropy_coef != 0
+        return logprobs_of(self._engine, self._select, micro, self.device, entropy_grad=entropy_grad)
+
+    def backward(self, loss: Tensor) -> None:
+        # DeepSpeed averages gradients over ranks.
+        self._engine.backward(loss * self.world)
+
+    def optimizer_step(self) -> dict[str, float]:
+        """Update with the gradients of all micros; a non-finite gradient skips the update, with a count."""
+        lr = lr_at(self.step, self._section.schedule, self._section.steps)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        if isinstance(self._optimizer, Guarded):
+            norm, skipped = self._optimizer.grad_norm, self._optimizer.skipped
+        else:
+            norm, skipped = float(self._engine.get_global_grad_norm() or 0.0), not self._engine.was_step_applied()
+        self.num_skipped += skipped
+        self.step += 1
+        return {"learner/grad_norm": norm, "learner/lr": lr, "learner/num_skipped": float(self.num_skipped)}
+
+    def skip_step(self) -> None:
+        """Count a step without gradients: its cut was empty."""
+        self.step += 1
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Full parameters by Hugging Face name, layer by layer, a tied output head under its own name too. Collective.
+
+        Every rank must exhaust it. A tensor is valid until the next is asked for, unless ZeRO is below 3.
+        """
+        head = None
+        for group in _by_layer(self._engine.module.named_parameters()):
+            with self._gathered([p for _, p in group]):
+                for name, parameter in group:
+                    if self._tied_head and name == self._tied_head[1]:
+                        head = parameter.detach().clone() if self._stage == 3 else parameter.detach()
+                    yield name, parameter.detach()
+        if self._tied_head and head is not None:
+            yield self._tied_head[0], head
+
+    def _gathered(self, parameters: list[torch.nn.Parameter]) -> Any:
+        return self._deepspeed.zero.GatheredParameters(parameters) if self._stage == 3 else nullcontext()
+
+    def metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Name, dtype and full shape of what `weights` yields, without gathering anything."""
+        found = {
+            name: (p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for name, p in self._engine.module.named_parameters()
+        }
+        if self._tied_head:
+            found[self._tied_head[0]] = found[self._tied_head[1]]
+        return [(name, dtype, shape) for name, (dtype, shape) in found.items()]
+
+    def agree(self, flag: bool) -> bool:
+        """Whether any rank says so."""
+        if self.world == 1:
+            return flag
+        said = torch.tensor([float(flag)], device=self.device)
+        self._dist.all_reduce(said, self._dist.ReduceOp.MAX)
+        return bool(said.item())
+
+    def total(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums over ranks; every rank has the same names."""
+        if self.world == 1 or not values:
+            return dict(values)
+        sums = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        self._dist.all_reduce(sums)
+        return dict(zip(values, sums.tolist(), strict=True))
+
+    def barrier(self) -> None:
+        self._dist.barrier()
+
+    def save(self, directory: Path) -> None:
+        """Optimizer, master weights and step, each rank its part."""
+        # Nothing that is pickled inside is ours: a rename in our code must not spoil old checkpoints.
+        self._engine.save_checkpoint(
+            str(directory), tag="state", client_state={"step": self.step, "num_skipped": self.num_skipped}
+        )
+        if self.rank == 0:
+            (directory / "shape.json").write_text(json.dumps(self._shape()))
+
+    def load(self, directory: Path) -> None:
+        """Continue from what `save` wrote.
+
+        Raises ConfigError if there is nothing, or it was written by another number of ranks or ZeRO stage.
+        """
+        try:
+            saved = json.loads((directory / "shape.json").read_text())
+        except FileNotFoundError as error:
+            raise ConfigError(f"'{directory}' holds no learner state. Resume from another checkpoint.") from error
+        if saved != self._shape():
+            raise ConfigError(
+                f"'{directory}' was written with {saved}, this run has {self._shape()}. Give learner.ranks, "
+                "learner.zero_stage, learner.dtype and learner.optimizer the old values, or start a new run from "
+                "the checkpoint's Hugging Face files (model.path)."
+            )
+        _, state = self._engine.load_checkpoint(str(directory), tag="state")
+        self.step, self.num_skipped = state["step"], state["num_skipped"]
+
+    def _shape(self) -> dict[str, Any]:
+        section = self._section
+        return {
+            "ranks": self.world,
+            "zero_stage": self._stage,
+            "dtype": section.dtype,
+            "optimizer": section.optimizer,
+        }
+
+    def export(self, directory: Path) -> None:
+        """Hugging Face safetensors, configuration and tokenizer, written by rank 0."""
+        state = {}
+        for name, tensor in self.weights():
+            if self.rank == 0 and not (self._tied_head and name == self._tied_head[0]):
+                state[name] = tensor.to("cpu", copy=self._stage == 3)
+        if self.rank == 0:
+            self._engine.module.save_pretrained(directory, state_dict=state)
+            for pattern in TOKENIZER_FILES:
+                for file in self._model_dir.glob(pattern):
+                    shutil.copy(file, directory)
+
+    def close(self) -> None:
+        self._engine.destroy()
+        torch.distributed.destroy_process_group()
+
+
+def _by_layer(named: Iterator[tuple[str, torch.nn.Parameter]]) -> Iterator[list[tuple[str, torch.nn.Parameter]]]:
+    """Consecutive parameters of the same layer: what is gathered at once."""
+    group: list[tuple[str, torch.nn.Parameter]] = []
+    current = None
+    for name, parameter in named:
+        layer = next((part for part in name.split(".") if part.isdigit()), "")
+        if group and layer != current:
+            yield group
+            group = []
+        current = layer
+        group.append((name, parameter))
+    if group:
+        yield group

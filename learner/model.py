@@ -1,0 +1,97 @@
+"""Log-probs of packed rows under a Hugging Face causal LM; the engine and the reference model share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cluster.types import Micro
+
+
+class RowSelection:
+    """Which of the flattened [B·L] positions the output head computes logits for; None is all."""
+
+    def __init__(self) -> None:
+        self.index: Int[Tensor, " N"] | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> Any:
+        if self.index is None:
+            return None
+        hidden = args[0]
+        return (hidden.flatten(0, 1).index_select(0, self.index)[None], *args[1:])
+
+
+def attach_row_selection(model: Any) -> RowSelection:
+    """Let the output head see selected positions only.
+
+    Prompts and padding are most of a batch and logits are its largest tensor. `logits_to_keep` selects columns, which
+    differ from row to row; a hook on the head selects any position and leaves the model's own scaling after it intact.
+    """
+    select = RowSelection()
+    model.get_output_embeddings().register_forward_pre_hook(select)
+    return select
+
+
+def tied_head(model: Any) -> tuple[str, str] | None:
+    """(name of the output head's weight, name of the parameter it shares) if they are tied."""
+    head = model.get_output_embeddings()
+    first = {id(p): n for n, p in model.named_parameters()}.get(id(head.weight))
+    own = next(f"{name}.weight" for name, module in model.named_modules() if module is head)
+    return (own, first) if first is not None and first != own else None
+
+
+def logprobs_of(
+    model: Callable[..., Any], select: RowSelection, micro: Micro, device: torch.device, *, entropy_grad: bool
+) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
+    """[B, L] nats: log-prob and entropy of each trained token at its temperature, 0 at every other position.
+
+    Sequences are kept apart by their positions alone: with a cache or any attention mask transformers does not look
+    for restarts, and tokens see their neighbours in the row (by 1.19 nats).
+    """
+    rows, width = micro.tokens.shape
+    trained = torch.from_numpy(micro.loss_mask.copy())
+    trained[:, 0] = False
+    target = trained.flatten().nonzero().squeeze(1)
+    if len(target) == 0:
+        target = torch.ones(1, dtype=torch.int64)  # an empty micro-batch runs every layer too, or ZeRO-3 hangs
+    target = target.to(device)
+    tokens = torch.as_tensor(micro.tokens, device=device)
+    positions = torch.as_tensor(micro.positions, device=device)
+    if _flash(model):
+        # Flash attention looks for restarts in a single row only.
+        tokens, positions = tokens.reshape(1, -1), positions.reshape(1, -1)
+    select.index = target - 1
+    try:
+        logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits[0]
+    finally:
+        select.index = None
+    temperature = torch.as_tensor(micro.temperature, device=device).flatten()[target]
+    if (micro.temperature != 1).any():
+        logits = logits.float() / temperature[:, None]
+    chosen, entropy = token_statistics(logits, tokens.flatten()[target], entropy_grad=entropy_grad)
+
+    def spread(values: Float[Tensor, " N"]) -> Float[Tensor, "B L"]:
+        return values.new_zeros(rows * width).index_put((target,), values).view(rows, width)
+
+    return spread(chosen), spread(entropy)
+
+
+def token_statistics(
+    logits: Float[Tensor, "N V"], tokens: Int[Tensor, " N"], *, entropy_grad: bool
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """Log-prob of `tokens` and entropy, nats, in fp32 whatever the logits are."""
+    from deepspeed.sequence.vocab_parallel_ops import vocab_parallel_entropy, vocab_parallel_logprobs
+
+    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+        entropy = vocab_parallel_entropy(logits if entropy_grad else logits.detach())
+    return vocab_parallel_logprobs(logits, tokens), entropy
+
+
+def _flash(model: Any) -> bool:
+    config = getattr(model, "config", None)
+    config = config if hasattr(config, "_attn_implementation") else getattr(getattr(model, "module", None), "config", None)
+    return "flash" in (getattr(config, "_attn_implementation", None) or "")
