@@ -97,7 +97,7 @@ class VllmEngine:
             arguments |= {"gpu_memory_utilization": config.engine.gpu_memory_frac}
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(arguments | config.engine.options)))
         self._stop_tokens = list(stop_tokens)
-        self._mode = config.weights.pause_mode
+        self._mode: Literal["keep", "wait", "abort"] = config.weights.pause_mode
         self._ready_to_receive = False
         self.max_model_len = config.engine.max_model_len
         self.version = version

@@ -83,8 +83,7 @@ async def _ask(step, task: Task) -> Observation | End:
 async def _speak(engine: Engine, chat: Chat, transcript: Transcript, limits: Limits, task: Task) -> tuple[Finish, str]:
     """The policy's turn. A turn that an engine aborted for new weights goes on where it was."""
     start = len(transcript.tokens)
-    finish: Finish = "abort"
-    while finish == "abort":
+    while True:
         spoken = len(transcript.tokens) - start
         room = min(limits.max_tokens - spoken, engine.max_model_len - len(transcript.tokens))
         if room <= 0:
@@ -92,7 +91,7 @@ async def _speak(engine: Engine, chat: Chat, transcript: Transcript, limits: Lim
                 raise DataError(
                     f"task {task.id}: its prompt has {start} tokens, engine.max_model_len is {engine.max_model_len}."
                 )
-            finish = "length"
+            finish: Finish = "length"
             break
         sample = await engine.sample(transcript.tokens, max_tokens=room, temperature=limits.temperature)
         offset = len(transcript.tokens)
@@ -100,7 +99,9 @@ async def _speak(engine: Engine, chat: Chat, transcript: Transcript, limits: Lim
         transcript.logprobs += sample.logprobs.tolist()
         transcript.mask += [True] * len(sample.tokens)
         transcript.spans += [VersionSpan(s.version, s.start + offset, s.end + offset) for s in sample.spans]
-        finish = sample.finish
+        if sample.finish != "abort":
+            finish = sample.finish
+            break
     text = chat.text(transcript.tokens[start:])
     transcript.turns.append(Turn("assistant", start, len(transcript.tokens), text))
     return finish, text

@@ -7,6 +7,7 @@ safetensors file per version; a worker reads it and reloads layer by layer, with
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -42,7 +43,8 @@ class PullEngine(WeightTransferEngine[PullInit, PullUpdate]):
     def receive_weights(self, update_info: PullUpdate) -> None:
         with safe_open(update_info.path, "pt") as file:
             # In the file's own order, which is by layer: a reload buffers a layer until it is complete.
-            self.model.load_weights([(name, file.get_tensor(name)) for name in file.keys()])  # noqa: SIM118
+            load: Any = self.model.load_weights
+            load([(name, file.get_tensor(name)) for name in file.keys()])  # noqa: SIM118
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -28,26 +27,19 @@ class Savable(Protocol):
 
     def export(self, directory: Path) -> None: ...
 
+    def barrier(self) -> None: ...
 
-def save(
-    directory: Path,
-    engine: Savable,
-    buffer: Buffer,
-    policy: str,
-    epoch: int,
-    step: int,
-    keep_last: int,
-    barrier: Callable[[], None],
-) -> None:
+
+def save(directory: Path, engine: Savable, buffer: Buffer, policy: str, epoch: int, step: int, keep_last: int) -> None:
     """Write `global_step_N` on all ranks; on return it is committed, or this process has died trying."""
     target = directory / f"global_step_{step}"
     if engine.rank == 0:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-    barrier()
+    engine.barrier()
     engine.save(target / "deepspeed")
     engine.export(target)
-    barrier()
+    engine.barrier()
     if engine.rank == 0:
         manifest = buffer.snapshot(policy, epoch, step)
         for path in target.rglob("*"):

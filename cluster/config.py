@@ -34,7 +34,7 @@ class Use(Section):
 
 
 class RunSection(Section):
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     dir: str = "runs"
     """Runs live in `dir/name`. Under a submitted job a relative one is refused, unless $KANABO_RUNS is set."""
     grace_s: PositiveFloat = 60.0
@@ -82,7 +82,7 @@ class EngineSection(Section):
     max_num_batched_tokens: PositiveInt = 8192
     kv_cache_gib: PositiveFloat = 1.0
     tensor_parallel: PositiveInt = 1
-    gpu_memory_frac: float = Field(0.9, gt=0, le=1)
+    gpu_memory_frac: float = Field(default=0.9, gt=0, le=1)
     threads: NonNegativeInt = 0
     """CPU threads of one engine; 0 shares the machine's cores with the learner."""
     options: dict[str, Any] = {}
@@ -117,12 +117,12 @@ class ScheduleSection(Section):
     lr: PositiveFloat = 1e-6
     warmup_steps: NonNegativeInt = 0
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    min_lr_frac: float = Field(0.0, ge=0, le=1)
+    min_lr_frac: float = Field(default=0.0, ge=0, le=1)
 
 
 class LossSection(Use):
     use: str = "clipped"
-    kl_coef: float = Field(0.0, ge=0)
+    kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence to `learner.reference`; 0 loads no reference model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     entropy_coef: float = 0.0
@@ -152,8 +152,8 @@ class LearnerSection(Section):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
-    weight_decay: float = Field(0.0, ge=0)
-    clip_grad_norm: float = Field(1.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_grad_norm: float = Field(default=1.0, ge=0)
     """0 is off."""
     schedule: ScheduleSection = ScheduleSection()
     advantage: Use = Use(use="group")
@@ -183,7 +183,7 @@ class EvaluationSection(Section):
     every_steps: NonNegativeInt = 0
     """0: only before the first and after the last step."""
     max_tasks: PositiveInt = 1000
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0)
 
 
 class CheckpointSection(Section):

@@ -31,7 +31,7 @@ class Follower:
         self.epoch = 0
         self.waiting = "Nothing has been trained yet"
         self._step = 0
-        self._after = "$"
+        self._after = "0"
         self._progress = time.monotonic()
         self._tokens, self._seconds = 0.0, 0.0
         self._floor: float | None = None
@@ -48,6 +48,11 @@ class Follower:
 
     def idle_s(self) -> float:
         return time.monotonic() - self._progress
+
+    def skip(self) -> None:
+        """Pass over what an earlier life of this run left."""
+        while events := self._buffer.events(self._after):
+            self._after = events[-1][0]
 
     async def run(self) -> None:
         while True:
@@ -67,6 +72,9 @@ class Follower:
                 handler(fields)
         return len(events)
 
+    def first_weights(self, step: int) -> None:
+        self._recorder.record(step, {"weights/published": 1})
+
     def heldout(self, step: int, accuracy: float, seconds: float) -> None:
         self._accuracy = accuracy
         self._recorder.record(step, {"heldout/accuracy": accuracy, "heldout/seconds_s": seconds})
@@ -78,18 +86,20 @@ class Follower:
         step = self._step = fields["step"]
         rate = self._tokens / self._seconds if self._seconds else float("nan")
         self._tokens, self._seconds = 0.0, 0.0
-        status = self._buffer.status(POLICY)
+        groups = self._buffer.status(POLICY)["groups"]
         row = {
             **fields["metrics"],
             "rollout/tokens_per_s": rate,
-            "buffer/outstanding_groups": status["live"],
+            "buffer/outstanding_groups": groups["leased"] + groups["pending"] + groups["ready"],
             "weights/published": 1,
         }
         self._recorder.record(step, row)
         shown = row if self._accuracy is None else {**row, "heldout/accuracy": self._accuracy}
         self._table.step(step, shown)
         self.waiting = f"The learner took step {step} and waits for groups"
-        self._table.state(f"{status['live']} groups live, {status['ready']} ready")
+        self._table.state(
+            f"groups: {groups['leased']} being sampled, {groups['pending']} wait for scores, {groups['ready']} ready"
+        )
         every = self._config.evaluation.every_steps
         if every and step % every == 0 and step < self._config.learner.steps:
             self._evaluate(step)
@@ -117,9 +127,9 @@ class Follower:
     def _on_parity(self, fields: dict[str, Any]) -> None:
         mean, worst = fields["mean"], fields["max"]
         self._recorder.record(self._step, {"policy/parity_mean_nats": mean, "policy/parity_max_nats": worst})
-        if self._floor is None:
-            self._floor = mean  # resumed: the initial weights, whose floor it was, are gone
-        bound = 3 * self._floor + self._config.weights.max_drift_nats
+        # Without a floor the run was resumed: the initial weights, whose floor it was, are gone.
+        floor = self._floor = mean if self._floor is None else self._floor
+        bound = 3 * floor + self._config.weights.max_drift_nats
         self._drifts = self._drifts + 1 if mean > bound or mean != mean else 0
         if self._drifts >= 2:
             raise ParityLost(

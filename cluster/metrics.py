@@ -99,8 +99,8 @@ def _tensorboard(directory: Path) -> Any:
 
 
 def _event(step: int, values: Mapping[str, float]) -> Any:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
     scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
     return Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
@@ -108,7 +108,7 @@ def _event(step: int, values: Mapping[str, float]) -> Any:
 
 def _wandb(directory: Path, tracking: TrackingSection, name: str, config: Mapping[str, Any]) -> Any:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError(
             "tracking.wandb is on, but wandb is not installed. Run: pip install 'kanabo[wandb]'."

@@ -75,12 +75,13 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
 
 
 async def _drive(site, store, recipe: str, resume_from: Path | None, begun: float) -> int:
+    from cluster import topology
     from cluster.supervise import Supervisor
 
     settings, directory = site.config, Path(site.run_dir)
     buffer = site.buffer()
     buffer.configure(check.limits(settings))
-    buffer.forsake_all()
+    buffer.forsake(topology.POLICY)  # every worker of an earlier life is gone
     metrics.forget_after(directory, checkpoint.read(resume_from).step if resume_from else -1)
     recorder = metrics.Recorder(directory, settings.tracking, settings.run.name, settings.model_dump(mode="json"))
     with table.LiveTable(settings.run.name, settings.learner.steps, settings.tracking.live_table) as live:
@@ -95,7 +96,7 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
             traceback.print_exception(error, file=(directory / "error.txt").open("w"))
         await supervisor.close()
     recorder.close()
-    summary = report.summarize(recipe, directory, time.monotonic() - begun, buffer.summary("policy"))
+    summary = report.summarize(recipe, directory, time.monotonic() - begun, buffer.summary(topology.POLICY))
     report.write_summary(directory, summary)
     report.draw_curves(directory)
     table.show_summary(summary, str(directory))

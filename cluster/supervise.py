@@ -64,6 +64,7 @@ class Supervisor:
         Raises BudgetSpent, Stalled, or what an actor died of when that was no failure of infrastructure.
         """
         config = self._config
+        self._follower.skip()
         self._table.state("starting engines")
         names = [f"rollout-{i}" for i in range(config.rollout.workers)]
         names += [f"reward-{i}" for i in range(config.reward_workers.workers)]
@@ -106,7 +107,7 @@ class Supervisor:
         engines = [w for n, w in self._workers.items() if n.startswith("rollout")]
         where = str(resume_from) if resume_from else None
         self._follower.new_epoch(epoch, step)
-        refs = [learner.run.remote(epoch, step, where, master, engines) for learner in self._learners]
+        refs = [learner.run.remote(epoch, where, master, engines) for learner in self._learners]
         return asyncio.ensure_future(_first(refs))
 
     async def _first_weights(self, learner: asyncio.Task[int]) -> None:
@@ -117,6 +118,7 @@ class Supervisor:
             publication.cancel()
             learner.result()
         await self._catch_up(await publication)
+        self._follower.first_weights(publication.result().step)
         if publication.result().step == 0:
             await self._evaluate(0)
 
@@ -155,7 +157,7 @@ class Supervisor:
         """A worker ended while the run goes on: free its groups at once and start another."""
         self._spend(f"{name} died", error)
         ray.kill(self._workers.pop(name))
-        await asyncio.to_thread(self._buffer.forsake, name)
+        await asyncio.to_thread(self._buffer.forsake, POLICY, name)
         self._born += 1
         role = name.split("-")[0]
         successor = f"{role}-{self._config.rollout.workers + self._config.reward_workers.workers + self._born}"
@@ -190,7 +192,6 @@ class Supervisor:
         if self._store is not None and not self._store.alive():
             self._spend("redis-server died", None)
             await asyncio.to_thread(self._store.restart)
-            await asyncio.to_thread(self._buffer.renew_all)
 
     async def _check_stall(self) -> None:
         if self._follower.idle_s() > self._config.run.stall_s:

@@ -6,6 +6,7 @@ actors/, rewards/ and learner/ never import one another; only this file knows al
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import socket
@@ -20,6 +21,7 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster import checkpoint
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
 from cluster.errors import ConfigError
@@ -116,15 +118,16 @@ class RolloutActor:
     async def _fetch(self, publication: Publication) -> str:
         """The published file: as it is on the learner's node, else through Ray's object store."""
         path = publication.info["path"]
-        if publication.info.get("host") == socket.gethostname() and os.path.exists(path):
+        if publication.info.get("host") == socket.gethostname():
             return path
-        data: np.ndarray = await ray.get_actor(learner_name(self._site.run_id, 0)).blob.remote(path)
+        learner: Any = ray.get_actor(learner_name(self._site.run_id, 0))
+        data: np.ndarray = await learner.blob.remote(path)
         return await asyncio.to_thread(self._keep, Path(path).name, data)
 
     def _keep(self, name: str, data: np.ndarray) -> str:
         for old in self._spool.iterdir():
             old.unlink()
-        (self._spool / name).write_bytes(memoryview(data))
+        (self._spool / name).write_bytes(data.data)
         return str(self._spool / name)
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
@@ -163,7 +166,7 @@ def start_ray(config: RunConfig) -> None:
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
     }
     if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level="WARNING", runtime_env={"env_vars": environment})
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env={"env_vars": environment})
         return
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -172,7 +175,7 @@ def start_ray(config: RunConfig) -> None:
         num_cpus=max(os.cpu_count() or 1, int(needed_cpus(config)) + 1),
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="WARNING",
+        logging_level=logging.WARNING,
         runtime_env={"env_vars": environment},
     )
 
@@ -272,26 +275,33 @@ class LearnerActor:
         """A published file, for engines on other nodes."""
         return np.fromfile(path, np.uint8)
 
-    def run(self, epoch: int, step: int, resume_from: str | None, master: tuple[str, int], engines: list[Any]) -> int:
-        """Train from `step` to the end or until `stop`; returns the step reached."""
-        from learner.start import learn
+    def run(self, epoch: int, resume_from: str | None, master: tuple[str, int], rollout_actors: list[Any]) -> int:
+        """Train from the checkpoint, or from the initial model, to the end or until `stop`; returns the step reached."""
+        from learner.start import Rank, learn
 
-        return learn(
-            self._site.config,
-            model_dir=self._site.model_dir,
-            run_id=self._site.run_id,
-            run_dir=Path(self._site.run_dir),
-            buffer=self._site.buffer(),
+        site, buffer = self._site, self._site.buffer()
+        told = Rank(
+            config=site.config,
+            model_dir=site.model_dir,
+            run_id=site.run_id,
             policy=POLICY,
             rank=self._rank,
             epoch=epoch,
-            step=step,
-            resume_from=resume_from,
+            resume_from=Path(resume_from) if resume_from else None,
             master=master,
-            mix=_mixer(self._site.config),
-            engines=engines,
-            stopping=lambda: self._stopping,
-            on_gpu=on_gpu(),
+        )
+
+        def save(engine: Any, step: int) -> None:
+            target = Path(site.run_dir) / "checkpoints"
+            checkpoint.save(target, engine, buffer, POLICY, epoch, step, site.config.checkpoint.keep_last)
+
+        return learn(
+            told,
+            buffer,
+            _mixer(site.config),
+            rollout_actors=rollout_actors,
+            stop=lambda: self._stopping,
+            save=save,
         )
 
 

@@ -14,10 +14,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cluster.config import LearnerSection
@@ -83,6 +85,16 @@ def join(rank: int, world: int, master: tuple[str, int], *, local_rank: int, loc
     )
 
 
+def token_statistics(
+    logits: Float[Tensor, "N V"], tokens: Int[Tensor, " N"], *, entropy_grad: bool
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """Log-prob of `tokens` and entropy, nats: in fp32 and chunk by chunk, whatever the logits are."""
+    from deepspeed.sequence.vocab_parallel_ops import vocab_parallel_entropy, vocab_parallel_logprobs
+
+    entropy = vocab_parallel_entropy(logits if entropy_grad else logits.detach())
+    return vocab_parallel_logprobs(logits, tokens), entropy
+
+
 class DeepSpeedEngine:
     """`Engine` on DeepSpeed ZeRO 0-3, CPU or GPU. `join` comes first."""
 
@@ -97,11 +109,13 @@ class DeepSpeedEngine:
         if section.threads:
             torch.set_num_threads(section.threads)
         model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[section.dtype])
+        self.vocab_size = int(model.config.vocab_size)
         model.train()
         if section.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self._select = attach_row_selection(model)
         self._tied_head = tied_head(model)
+        self._statistics = partial(token_statistics, entropy_grad=section.loss.entropy_coef != 0)
         # Without ZeRO the fp32 optimizer is ours to guard; DeepSpeed would clip without a look at infinities.
         self._guard = self._stage == 0
         optimizer = make_optimizer(model.parameters(), section, guarded=self._guard)
@@ -131,8 +145,7 @@ class DeepSpeedEngine:
         return config
 
     def logprobs(self, micro: Micro) -> tuple[Tensor, Tensor]:
-        entropy_grad = self._section.loss.entropy_coef != 0
-        return logprobs_of(self._engine, self._select, micro, self.device, entropy_grad=entropy_grad)
+        return logprobs_of(self._engine, self._select, micro, self.device, self._statistics)
 
     def backward(self, loss: Tensor) -> None:
         # DeepSpeed averages gradients over ranks.

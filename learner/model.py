@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from cluster.types import Micro
 
 
+Statistics = Callable[[Float[Tensor, "N V"], Int[Tensor, " N"]], tuple[Float[Tensor, " N"], Float[Tensor, " N"]]]
+"""(logits, tokens) → log-prob of the tokens and entropy, nats."""
+
+
 class RowSelection:
     """Which of the flattened [B·L] positions the output head computes logits for; None is all."""
 
@@ -45,7 +49,7 @@ def tied_head(model: Any) -> tuple[str, str] | None:
 
 
 def logprobs_of(
-    model: Callable[..., Any], select: RowSelection, micro: Micro, device: torch.device, *, entropy_grad: bool
+    model: Callable[..., Any], select: RowSelection, micro: Micro, device: torch.device, statistics: Statistics
 ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
     """[B, L] nats: log-prob and entropy of each trained token at its temperature, 0 at every other position.
 
@@ -72,23 +76,12 @@ def logprobs_of(
     temperature = torch.as_tensor(micro.temperature, device=device).flatten()[target]
     if (micro.temperature != 1).any():
         logits = logits.float() / temperature[:, None]
-    chosen, entropy = token_statistics(logits, tokens.flatten()[target], entropy_grad=entropy_grad)
+    chosen, entropy = statistics(logits, tokens.flatten()[target])
 
     def spread(values: Float[Tensor, " N"]) -> Float[Tensor, "B L"]:
         return values.new_zeros(rows * width).index_put((target,), values).view(rows, width)
 
     return spread(chosen), spread(entropy)
-
-
-def token_statistics(
-    logits: Float[Tensor, "N V"], tokens: Int[Tensor, " N"], *, entropy_grad: bool
-) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Log-prob of `tokens` and entropy, nats, in fp32 whatever the logits are."""
-    from deepspeed.sequence.vocab_parallel_ops import vocab_parallel_entropy, vocab_parallel_logprobs
-
-    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-        entropy = vocab_parallel_entropy(logits if entropy_grad else logits.detach())
-    return vocab_parallel_logprobs(logits, tokens), entropy
 
 
 def _flash(model: Any) -> bool:

@@ -36,7 +36,7 @@ class Probe:
         micro = Micro(
             tokens=row,
             positions=np.arange(row.shape[1])[None],
-            loss_mask=np.ones(row.shape, bool),
+            loss_mask=np.arange(row.shape[1])[None] > 0,
             logprobs=none,
             advantages=none,
             temperature=ones,

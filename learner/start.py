@@ -2,17 +2,145 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
-from cluster.types import Group, Mixed, Scores
+from learner.cut import Cut, Mix
+from learner.engine import DeepSpeedEngine, Engine, join
+from learner.probe import Probe
+from learner.publish import NcclPublisher, PullPublisher
+from learner.reference import Reference
+from learner.train import Hooks, train
 
-log = logging.getLogger(__name__)
+MASTER_PORT_OF_ENGINES = 1
+"""The engines' NCCL group meets one port above the ranks' own."""
 
-Mix = Callable[[Group, dict[str, Scores]], Mixed]
-Save = Callable[..., None]
+
+@dataclass(frozen=True)
+class Rank:
+    """What one rank of a learner is told."""
+
+    config: RunConfig
+    model_dir: str
+    run_id: str
+    policy: str
+    rank: int
+    epoch: int
+    resume_from: Path | None
+    master: tuple[str, int]
+    """Address and port where the ranks meet."""
+
+
+def learn(
+    told: Rank,
+    buffer: Buffer,
+    mix: Mix,
+    *,
+    rollout_actors: list[Any],
+    stop: Callable[[], bool],
+    save: Callable[[Engine, int], None],
+) -> int:
+    """Train to the last step or until `stop`, saving as the recipe says; returns the step reached."""
+    config, section = told.config, told.config.learner
+    join(
+        told.rank,
+        section.ranks,
+        told.master,
+        local_rank=0,  # Ray shows each rank its own GPU alone
+        local_size=1,
+        timeout_s=section.collective_timeout_s,
+    )
+    engine = DeepSpeedEngine(told.model_dir, section)
+    if told.resume_from is not None:
+        engine.load(told.resume_from / "deepspeed")
+    reference = Reference(told.model_dir, section) if section.loss.kl_coef > 0 else None
+    publisher = _publisher(told, buffer, engine, rollout_actors)
+    saved = engine.step
+
+    def checkpoint(done: int) -> None:
+        nonlocal saved
+        every = config.checkpoint.every_steps
+        if every and done % every == 0 and done > saved:
+            save(engine, done)
+            saved = done
+
+    def at_step(done: int, cut: Cut) -> None:
+        if told.rank == 0:
+            for row in samples(done, cut, config.tracking.samples_per_step):
+                buffer.emit("sample", row)
+
+    try:
+        reached = train(
+            section,
+            buffer,
+            engine,
+            publisher,
+            mix,
+            policy=told.policy,
+            epoch=told.epoch,
+            reference=reference,
+            hooks=Hooks(stop=stop, at_step=at_step, checkpoint=checkpoint),
+        )
+        if reached > saved:
+            save(engine, reached)
+        return reached
+    finally:
+        publisher.close()
+
+
+def _publisher(told: Rank, buffer: Buffer, engine: DeepSpeedEngine, actors: list[Any]) -> PullPublisher | NcclPublisher:
+    config = told.config
+    probe = Probe(engine.vocab_size, config.engine.max_model_len)
+    published = 0
+
+    def describe(engine: Engine) -> dict[str, Any]:
+        nonlocal published
+        published += 1
+        # The first one always: it measures the precision's floor.
+        return {"probe": probe.measure(engine)} if (published - 1) % config.weights.probe_every == 0 else {}
+
+    if config.weights.transport == "pull":
+        return PullPublisher(buffer, told.policy, told.epoch, run_id=told.run_id, describe=describe)
+    return NcclPublisher(
+        buffer,
+        told.policy,
+        told.epoch,
+        engine,
+        handles=actors,
+        workers_per_engine=config.engine.tensor_parallel,
+        master=(told.master[0], told.master[1] + MASTER_PORT_OF_ENGINES),
+        describe=describe,
+    )
+
+
+def samples(step: int, cut: Cut, count: int) -> list[dict[str, Any]]:
+    """The first rollout of each of `count` groups, with what it was given, as plain values."""
+    record = cut.record
+    rows = []
+    for group, rewards, advantages in list(zip(cut.groups, record.rewards, record.advantages, strict=True))[:count]:
+        scores = cut.scores.get(group.id, {})
+        rows.append(
+            {
+                "step": step,
+                "group": group.id,
+                "task": group.task.id,
+                "prompt": group.task.prompt,
+                "answer": group.task.answer,
+                "text": group.rollouts[0].text,
+                "finish": group.rollouts[0].finish,
+                "scores": {name: _number(s.values[0]) for name, s in scores.items()},
+                "reward": _number(rewards[0]),
+                "advantage": _number(np.mean(advantages[0])),
+            }
+        )
+    return rows
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -32,7 +32,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert summary["groups_trained"] + sum(summary["groups_dropped"].values()) <= summary["groups_claimed"]
     assert 0 <= summary["max_staleness_observed"] <= 1
     assert 0 < summary["learner_waiting_frac"] < 1
-    assert summary["versions_published"] == 6
+    assert summary["versions_published"] == 7, "the initial weights and six more"
     for name in ("config.toml", "metrics.jsonl", "samples.jsonl", "curves.png", "tensorboard"):
         assert (directory / name).exists(), name
     sample = json.loads((directory / "samples.jsonl").read_text().splitlines()[0])

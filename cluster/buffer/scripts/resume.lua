@@ -28,7 +28,7 @@ local function roll_back()
   for _, id in ipairs(manifest.trained) do trained[id] = true end
   local lines = call('HGETALL', own .. 'ledger')
   for i = 1, #lines, 2 do
-    local cut = tonumber(string.match(lines[i + 1], ' cut:(%d+)$'))
+    local cut = tonumber(string.match(lines[i + 1], ' cut:[%d,]-(%d+)$'))
     if trained[lines[i]] then
       if not (cut and cut < step) then settle(lines[i], 'cut:' .. step - 1) end
     elseif cut and cut >= step then

@@ -5,21 +5,21 @@ for _, id in ipairs(call('ZRANGE', own .. 'open', 0, -1)) do
   states[at] = (states[at] or 0) + 1
 end
 local oldest = call('ZRANGE', own .. 'open', 0, 0)[1] or ''
-local worker, judge, missing = '', '', {}
+local worker, scorer, missing = '', '', {}
 if oldest ~= '' then
   worker = call('HGET', group_key(oldest), 'worker') or ''
-  judge = call('HGET', group_key(oldest), 'judge') or ''
+  scorer = call('HGET', group_key(oldest), 'scorer') or ''
   for _, name in ipairs(admit()) do
     if call('HEXISTS', group_key(oldest), 's:' .. name) == 0 then missing[#missing + 1] = name end
   end
 end
 local due = oldest ~= '' and (call('ZSCORE', own .. 'leases', oldest) or call('ZSCORE', own .. 'deadlines', oldest))
-return {
+return {'ok',
   call('HGETALL', own .. 'state'), call('HGETALL', own .. 'counters'),
   {'leased', states.leased, 'pending', states.pending, 'ready', call('ZCARD', own .. 'ready'),
     'cut', call('ZCOUNT', own .. 'cut', state('version'), '+inf'),
     'trained_untrimmed', call('ZCOUNT', own .. 'cut', '-inf', '(' .. state('version')),
     'requeued', call('LLEN', own .. 'requeued'), 'unscored', call('ZCARD', run .. 'unscored')},
-  oldest, oldest ~= '' and call('HGET', group_key(oldest), 'state') or '', worker, judge, missing,
+  oldest, oldest ~= '' and call('HGET', group_key(oldest), 'state') or '', worker, scorer, missing,
   due and math.floor(due - now) or -1,
 }

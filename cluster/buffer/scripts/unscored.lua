@@ -5,7 +5,7 @@ if before then return {'ok', before} end
 local key, ids = run .. 'unscored', {}
 for _, id in ipairs(call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, ARGV[4])) do
   call('ZADD', key, now + limit('scoring_lease_ms'), id)
-  call('HSET', group_key(id), 'judge', ARGV[3])
+  call('HSET', group_key(id), 'scorer', ARGV[3])
   ids[#ids + 1] = id
 end
 if #ids > 0 then

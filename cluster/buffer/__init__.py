@@ -1,0 +1,36 @@
+"""The buffer: claims, groups, scores and cuts of a run, durable in Redis. Every other part meets here.
+
+Every transition of the lap is one Lua script (`scripts/`), atomic and safe to repeat; `connection.py` runs them and
+waits on their bells; `buffer.py` gives them names and types; `history.py` reads what a run has done.
+
+    claim ──► leased ──put──► pending ──score──► ready ──record──► cut ──release──► trained ──trim──► (ledger line)
+                │                │                 │                │
+                └── lease_expired, worker_died, late, filtered, dead_epoch, rolled_back … ──► dropped: final.
+                                                               Its task may be first in the queue again.
+
+Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
+
+    limits                   hash    what `configure` was told
+    policies                 set     names
+    server                   string  run id of the Redis process: has it restarted?
+    group:ID                 hash    state, task, version, seq, token, worker, data, scores, overdue
+    unscored                 zset    id → when it is due to be handed to a reward worker
+    answer:REQUEST           string  what a call was answered, for ten minutes: a repeat gets the same
+    events, bell:unscored    stream
+    policy:NAME:
+      state                  hash    epoch, version, next_cut, frontier, seq, trimmed, published_step
+      counters               hash    claimed, refused_…, overdue, …
+      open, ready            zset    live groups (leased or pending; ready), ordered by version, then seq
+      leases, deadlines      zset    id → when it passes, in Redis' own milliseconds
+      requeued               list    tasks to claim before the frontier
+      cut, records           zset    id → step; steps that have a record
+      record:STEP            string  the cut record
+      ledger                 hash    id → "task epoch version outcome", never trimmed
+      published              string  the last publication of this epoch
+      bell:capacity, bell:ready, bell:version, bell:cut      streams of one entry
+"""
+
+from cluster.buffer.buffer import Buffer, Limits, Stored
+from cluster.buffer.history import LedgerLine
+
+__all__ = ["Buffer", "LedgerLine", "Limits", "Stored"]

@@ -1,0 +1,287 @@
+"""The verbs of the lap as calls: typed, synchronous, thread-safe. See the package's docstring for states and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import uuid4
+
+import msgspec
+
+from cluster.buffer import history
+from cluster.buffer.connection import Connection
+from cluster.errors import KanaboError, LeaseLost, StaleEpoch
+from cluster.types import Claim, CutRecord, Group, Manifest, Publication, Scores, decode, encode
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a run's groups; the same for all its policies."""
+
+    groups_per_step: int
+    max_staleness: int
+    when_late: Literal["wait", "drop"] = "wait"
+    admit: tuple[str, ...] = ()
+    """Signals that must have answered before a group is ready."""
+    lease_s: float = 600.0
+    score_deadline_s: float = 60.0
+    num_tasks: int | None = None
+    """The frontier ends here; None is endless."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A group as the learner sees it."""
+
+    group: Group
+    scores: dict[str, Scores]
+    """What has arrived. A signal that has not is absent."""
+    overdue: bool
+    """Its score deadline has passed."""
+
+
+def policy_of(id: str) -> str:
+    """The policy in a claim's id."""
+    return id.rsplit("/", 2)[0]
+
+
+class Buffer:
+    """A run's claims, groups, scores and cuts, in Redis.
+
+    Every call may be repeated and answers as it did first; redis-py's lost replies are repeated here. A call that waits
+    blocks its thread until its bell rings, a deadline passes or `timeout_s` is over; async workers use a thread.
+    Any call raises BufferUnavailable if Redis stays away. It travels to other processes as its URL and run.
+    """
+
+    def __init__(self, url: str, run: str) -> None:
+        self._args = (url, run)
+        self._redis = Connection(url, run)
+
+    def __reduce__(self) -> tuple[type[Buffer], tuple[str, str]]:
+        return Buffer, self._args
+
+    def close(self) -> None:
+        """Give the connections back; a later call opens new ones."""
+        self._redis.close()
+
+    # ── set-up ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def configure(self, limits: Limits) -> None:
+        """Set the limits, before the first `resume`. Groups already stored keep their deadlines."""
+        fields = {
+            "groups_per_step": limits.groups_per_step,
+            "max_staleness": limits.max_staleness,
+            "when_late": limits.when_late,
+            "admit": "\n".join(limits.admit),
+            "lease_ms": _ms(limits.lease_s),
+            "score_deadline_ms": _ms(limits.score_deadline_s),
+            # Half the deadline, so that another reward worker has the other half when one dies.
+            "scoring_lease_ms": max(1, _ms(limits.score_deadline_s) // 2),
+        }
+        if limits.num_tasks is not None:
+            fields["num_tasks"] = limits.num_tasks
+        self._call("configure", "", *(x for pair in fields.items() for x in pair))
+
+    def resume(self, policy: str, manifest: Manifest | None, *, rollback: bool = False) -> int:
+        """Begin an epoch at the manifest's step (0 without one) and return it; learners of older epochs are refused.
+
+        Recorded cuts from that step on are kept and cut again. With `rollback`, with a manifest older than what was
+        trimmed, or if Redis has lost what the manifest knows, the manifest's state is restored and everything else is
+        dropped as `rolled_back`.
+        """
+        data = b"" if manifest is None else encode(manifest)
+        return self._call("resume", policy, uuid4().hex, int(rollback), data)[1]
+
+    # ── weights ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def announce(self, publication: Publication) -> None:
+        """Tell engines of new weights. Raises StaleEpoch."""
+        self._call("announce", publication.policy, publication.epoch, publication.step, encode(publication))
+
+    def published(self, policy: str, *, other_than: str | None = None, timeout_s: float = 0.0) -> Publication | None:
+        """This epoch's last publication, once there is one whose version is not `other_than`; None on time-out."""
+        reply = self._call_when(timeout_s, "published", policy, other_than or "")
+        return decode(reply[1], Publication) if reply[0] == "ok" else None
+
+    # ── rollout workers ─────────────────────────────────────────────────────────────────────────────────────
+
+    def claim(self, policy: str, *, worker: str, engine: str, timeout_s: float) -> Claim | None:
+        """Open a group for the next task. `engine` is the `epoch.step` of the weights that will sample it.
+
+        None on time-out, and at once if those weights are behind the published or released ones: update first.
+        """
+        token = uuid4().hex
+        epoch, _, step = engine.partition(".")
+        reply = self._call_when(timeout_s, "claim", policy, token, worker, int(epoch), int(step))
+        if reply[0] != "ok":
+            return None
+        id, *numbers = reply[1].decode().rsplit(" ", 4)
+        epoch, seq, task, version = map(int, numbers)
+        return Claim(id, policy, epoch, seq, task, version, token)
+
+    def renew(self, claim: Claim) -> None:
+        """Progress: the lease starts anew. Raises LeaseLost."""
+        self._call("renew", claim.policy, claim.id, claim.token)
+
+    def put(self, group: Group) -> None:
+        """Store a sampled group. Raises LeaseLost: it was dropped, and its task perhaps claimed again."""
+        self._call("put", group.claim.policy, group.id, group.claim.token, encode(group))
+
+    def give_up(self, claim: Claim, reason: str, *, requeue: bool) -> None:
+        """Drop a claimed group before `put`; `requeue` unless its task is at fault. Raises LeaseLost."""
+        self._call("give_up", claim.policy, claim.id, claim.token, reason, int(requeue))
+
+    def forsake(self, policy: str, worker: str | None = None) -> None:
+        """This worker, or every one, is dead: drop what it had leased as `worker_died` and claim its tasks first, now
+        and not when the leases pass; hand out again what it was scoring."""
+        self._call("forsake", policy, worker or "")
+
+    # ── reward workers ──────────────────────────────────────────────────────────────────────────────────────
+
+    def unscored(self, worker: str, limit: int, timeout_s: float) -> list[Group]:
+        """Up to `limit` groups to score, oldest first; waits for one. What is not scored in time is handed out again.
+
+        Groups of runs without `admit` signals come here too, once they are put, until they are cut.
+        """
+        reply = self._call_when(timeout_s, "unscored", "", uuid4().hex, worker, limit)
+        if reply[0] != "ok":
+            return []
+        ids = reply[1].decode().split("\n")
+        return [decode(data, Group) for data in self._fetch(ids, "data") if data is not None]
+
+    def score(self, claim_id: str, scores: Mapping[str, Scores]) -> None:
+        """Attach evidence. The first answer per (group, signal, version) stays; a group that has left is no error."""
+        args = [x for name, s in scores.items() for x in (name, s.version, encode(s))]
+        self._call("score", policy_of(claim_id), claim_id, *args)
+
+    # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def ready(self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float) -> list[Stored]:
+        """Up to `limit` groups in version order; waits until there are so many, or until no more can come.
+
+        On time-out, what there is. Drops, as `late`, every live group that can no longer be cut within the bound. With
+        `when_late = "wait"` it never passes over a live group of an older version. Raises StaleEpoch.
+        """
+        ids = self._call_when(timeout_s, "ready", policy, epoch, step, limit)[1]
+        return [stored for stored in map(_stored, self._fetch([id.decode() for id in ids or ()])) if stored]
+
+    def drop(self, policy: str, epoch: int, ids_with_reason: Mapping[str, str], *, requeue: bool = False) -> None:
+        """Drop live groups for good; each admits one more. Ids dropped or cut before are left alone. Raises StaleEpoch."""
+        args = [x for pair in ids_with_reason.items() for x in pair]
+        self._call("drop", policy, epoch, int(requeue), *args)
+
+    def record(self, epoch: int, record: CutRecord) -> CutRecord:
+        """Decide what a step trains on: all its groups leave `ready` at once. A step has one record, the first.
+
+        It may name fewer groups than `groups_per_step`, or none. Raises StaleEpoch; KanaboError if a group is not ready
+        or the step is not the next.
+        """
+        reply = self._call("record", record.policy, epoch, record.step, encode(record), *record.groups)
+        return decode(reply[1], CutRecord)
+
+    def recorded(self, policy: str, step: int, *, timeout_s: float = 0.0) -> CutRecord | None:
+        """The record of a step, once there is one; None on time-out."""
+        reply = self._call_when(timeout_s, "recorded", policy, step)
+        return decode(reply[1], CutRecord) if reply[0] == "ok" else None
+
+    def load(self, ids: Iterable[str]) -> list[Group]:
+        """Stored groups by id. Raises KanaboError if one was trimmed, dropped or never put."""
+        ids = list(ids)
+        found = self._fetch(ids, "data")
+        missing = [id for id, data in zip(ids, found, strict=True) if data is None]
+        if missing:
+            raise KanaboError(f"groups {', '.join(missing)} are not stored: trimmed, dropped or never put.")
+        return [decode(data, Group) for data in found]
+
+    def release(self, policy: str, epoch: int, version: int) -> None:
+        """Admit more: version := step + 1, after its weights were published. Raises StaleEpoch."""
+        self._call("release", policy, epoch, version)
+
+    # ── checkpoints and history ─────────────────────────────────────────────────────────────────────────────
+
+    def snapshot(self, policy: str, epoch: int, step: int) -> Manifest:
+        """What a checkpoint of `step` must remember; call it between `release(step)` and the next. Raises StaleEpoch."""
+        _, frontier, requeued, outstanding, trained = self._call("snapshot", policy, epoch, step)
+        tasks = tuple(map(int, requeued)), tuple(map(int, outstanding))
+        return Manifest(policy, step, epoch, frontier, *tasks, trained=tuple(id.decode() for id in trained))
+
+    def trim(self, manifest: Manifest) -> None:
+        """Delete groups and records of steps before a committed manifest. One of a dead epoch trims nothing."""
+        self._call("trim", manifest.policy, encode(manifest))
+
+    def status(self, policy: str) -> dict[str, Any]:
+        """Where a policy stands: version, epoch, groups by state, counters, what the oldest unready group waits for."""
+        return history.status(self._call("status", policy))
+
+    def ledger(self, policy: str) -> Iterator[history.LedgerLine]:
+        """One line per claim ever made, in the order of claiming."""
+        return iter(history.read(self._redis, policy).lines)
+
+    def summary(self, policy: str) -> dict[str, Any]:
+        """What became of every claim: the numbers of `summary.json`."""
+        return history.summary(history.read(self._redis, policy))
+
+    def persistence(self) -> list[str]:
+        """What a user's own Redis could lose, in sentences; empty if nothing."""
+        return history.persistence(self._redis)
+
+    # ── metrics ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def emit(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Hand something to the driver; about the last 10,000 are kept."""
+        self._call("emit", "", uuid4().hex, kind, encode(fields))
+
+    def events(self, after: str = "0", timeout_s: float = 0.0) -> list[tuple[str, str, dict[str, Any]]]:
+        """(id, kind, fields) of what was emitted after an id; waits for the first. `"0"` is from the start."""
+        entries = self._redis.listen(f"{self._redis.prefix}events", after, timeout_s, limit=1000)
+        return [(id.decode(), f[b"kind"].decode(), msgspec.msgpack.decode(f[b"fields"])) for id, f in entries]
+
+    # ── how ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _call(self, script: str, policy: str, *args: Any) -> list[Any]:
+        return _checked(self._redis.call(script, policy, *args), script, policy, args)
+
+    def _call_when(self, timeout_s: float, script: str, policy: str, *args: Any) -> list[Any]:
+        return _checked(self._redis.call_when(timeout_s, script, policy, *args), script, policy, args)
+
+    def _fetch(self, ids: list[str], field: str | None = None) -> list[Any]:
+        """Of each group one field, or all. Outside the script, so that megabytes do not hold up Redis."""
+
+        def run() -> list[Any]:
+            with self._redis.redis.pipeline(transaction=False) as pipe:
+                for id in ids:
+                    key = f"{self._redis.prefix}group:{id}"
+                    pipe.hget(key, field) if field else pipe.hgetall(key)
+                return pipe.execute()
+
+        return self._redis.patiently(run) if ids else []
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _stored(fields: dict[bytes, bytes]) -> Stored | None:
+    if b"data" not in fields:  # gone since the script named it: another epoch has begun, and the next call will say so
+        return None
+    scores = {key[2:].decode(): decode(value, Scores) for key, value in fields.items() if key.startswith(b"s:")}
+    return Stored(decode(fields[b"data"], Group), scores, b"overdue" in fields)
+
+
+def _checked(reply: list[Any], script: str, policy: str, args: tuple[Any, ...]) -> list[Any]:
+    match reply[0]:
+        case "stale":
+            raise StaleEpoch(
+                f"{script} of policy '{policy}' came from epoch {args[0]}, but epoch {reply[1]} has begun."
+            )
+        case "lost":
+            why = reply[1].decode()
+            raise LeaseLost(
+                f"the lease of group {args[0]} is lost ({why}); {script} was refused. Raise lease_s if it was slow."
+            )
+        case "wrong":
+            raise KanaboError(f"{script} of policy '{policy}': {reply[1].decode()}.")
+        case "unconfigured":
+            raise KanaboError(f"{script} of policy '{policy}' before Buffer.configure(limits).")
+    return reply

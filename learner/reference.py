@@ -1,0 +1,42 @@
+"""The frozen reference model that a KL penalty pulls towards."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cluster.config import LearnerSection
+from cluster.types import Micro
+from learner.engine import DTYPES, token_statistics
+from learner.model import attach_row_selection, logprobs_of
+
+
+class Reference:
+    """A causal LM that is only read. Each rank holds a whole one, in the learner's dtype."""
+
+    def __init__(self, model_dir: str | Path, section: LearnerSection, device: torch.device | str = "cpu") -> None:
+        from transformers import AutoModelForCausalLM
+
+        self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[section.dtype]).to(device)
+        self._model.requires_grad_(False).eval()
+        self._select = attach_row_selection(self._model)
+        self._device = torch.device(device)
+        self._statistics = partial(token_statistics, entropy_grad=False)
+
+    @torch.no_grad()
+    def logprobs(self, micro: Micro) -> Tensor:
+        """[B, L] nats, aligned and tempered as the engine's."""
+        return logprobs_of(self._model, self._select, micro, self._device, self._statistics)[0]
+
+
+def reference_for(section: LearnerSection, model_dir: str | Path, device: torch.device | str) -> Reference | None:
+    """The reference model, or None where nothing would read it.
+
+    `learner.reference` is `initial` (the run's own first weights) or a directory.
+    """
+    if section.loss.kl_coef == 0:
+        return None
+    return Reference(model_dir if section.reference == "initial" else section.reference, section, device)

@@ -1,0 +1,140 @@
+"""The learner's loop: cut → step → publish → release, on every rank."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from cluster.config import LearnerSection
+from cluster.plugins import build
+from cluster.types import Batch, Micro
+from learner.advantages import ADVANTAGES
+from learner.cut import Cut, CutBuffer, Mix, cut, follow
+from learner.engine import Engine
+from learner.losses import LOSSES, PolicyLoss, objective, tokens_of
+from learner.pack import pack
+
+
+class LoopBuffer(CutBuffer, Protocol):
+    def release(self, policy: str, epoch: int, version: int) -> object: ...
+    def emit(self, kind: str, fields: dict[str, Any]) -> object: ...
+
+
+class Publisher(Protocol):
+    def publish(self, engine: Engine, step: int) -> None:
+        """Hand over the weights; on return engines have them, or know where to fetch them. Collective."""
+        ...
+
+
+class ReferenceModel(Protocol):
+    def logprobs(self, micro: Micro) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the roof wants to know or say. All but `stop` are called on every rank."""
+
+    stop: Callable[[], bool] = lambda: False
+    """Asked while waiting for groups: whether to leave before the next step."""
+    at_step: Callable[[int, Cut], None] = lambda done, cut: None
+    """After `done` steps, with what the last one trained on."""
+    checkpoint: Callable[[int], None] = lambda done: None
+    """After `done` steps, published and released, before the next cut."""
+
+
+def train(
+    section: LearnerSection,
+    buffer: LoopBuffer,
+    engine: Engine,
+    publisher: Publisher,
+    mix: Mix,
+    *,
+    policy: str,
+    epoch: int,
+    reference: ReferenceModel | None = None,
+    hooks: Hooks = Hooks(),  # noqa: B008 (frozen)
+) -> int:
+    """Train from `engine.step` to the end or until `hooks.stop`; returns the step reached.
+
+    The buffer has been resumed, so `epoch` is current and its version is `engine.step`.
+    """
+    advantage = build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
+    policy_loss = build(LOSSES, section.loss.use, section.loss.options, "learner.loss")
+    publisher.publish(engine, engine.step)  # also after a resume: engines may hold a dead history's weights
+    for step in range(engine.step, section.steps):
+        clock = Clock()
+        if engine.rank == 0:
+            now = cut(buffer, policy, epoch, step, mix, advantage, section, stop=hooks.stop)
+        else:
+            now = follow(buffer, policy, step, stop=hooks.stop)
+        # Rank 0 alone knows whether there is a cut; a rank told to stop a moment earlier fetches it all the same.
+        if not engine.agree(engine.rank == 0 and now is not None):
+            break
+        now = now or follow(buffer, policy, step, stop=lambda: False)
+        assert now is not None
+        clock.lap("cut")
+        batch = pack(now.groups, now.record, section, engine.rank, engine.world)
+        clock.lap("pack")
+        metrics = optimize(batch, section, engine, policy_loss, reference)
+        clock.lap("optimize")
+        publisher.publish(engine, step + 1)
+        # Release after publishing, not after the step: a task claimed in between would be sampled with old weights
+        # and count as one version fresher than it is.
+        if engine.rank == 0:
+            buffer.release(policy, epoch, step + 1)
+        clock.lap("publish")
+        if engine.rank == 0:
+            row = {**now.record.metrics, **batch.metrics, **metrics, **clock.seconds(), "learner/wait_s": now.wait_s}
+            buffer.emit("step", {"policy": policy, "epoch": epoch, "step": step + 1, "metrics": row})
+        hooks.at_step(step + 1, now)
+        hooks.checkpoint(step + 1)
+    return engine.step
+
+
+def optimize(
+    batch: Batch, section: LearnerSection, engine: Engine, policy_loss: PolicyLoss, reference: ReferenceModel | None = None
+) -> dict[str, float]:
+    """One optimizer step on the batch; without trained tokens the step passes with a count."""
+    counts = {"learner/tokens": float(batch.num_tokens), "learner/rollouts": float(batch.num_rollouts)}
+    if batch.num_tokens == 0:
+        engine.skip_step()
+        return {**counts, "learner/num_empty_steps": 1.0}
+    denominator = batch.num_tokens if section.loss.aggregate == "token" else batch.num_rollouts
+    sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
+    for micro in batch.micros:
+        logprobs, entropy = engine.logprobs(micro)
+        known = reference.logprobs(micro) if reference else None
+        tokens = tokens_of(micro, section.loss.aggregate, logprobs.device, known)
+        loss, stats = objective(policy_loss, section.loss, logprobs, entropy, tokens)
+        engine.backward(loss / denominator)
+        for name, value in stats.items():
+            sums[name] = sums[name].to(value.device) + value
+    update = engine.optimizer_step()
+    totals = engine.total({name: float(value) for name, value in sums.items()})
+    means = {name: value / batch.num_tokens for name, value in totals.items()}
+    means["loss/policy"] = totals["loss/policy"] / denominator
+    square = means.pop("loss/ratio_square")
+    # Share of the tokens that a sum of importance-weighted ones is worth: 1 on policy.
+    means["loss/effective_samples_frac"] = means["loss/ratio_mean"] ** 2 / square if square else 0.0
+    return {**counts, **means, **update}
+
+
+class Clock:
+    """Seconds of each stage of a step."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.monotonic()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self._laps[f"learner/{name}_s"] = now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        return {**self._laps, "learner/step_s": self._last - self._start}
