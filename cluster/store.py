@@ -176,11 +176,11 @@ class Store:
         last = lines[-1] if lines else "(nothing)"
         message = f"redis-server in {self.directory} did not start; the last line of its redis.log: {last}"
         if any("append only file" in line.lower() for line in lines[-8:]):
-            check = self._program.with_name("redis-check-aof")
+            broken = self.directory / "appendonly.aof"
             message += (
                 f"\nIts append-only file cannot be loaded. Copy {self.directory}, then cut off what is damaged with "
-                f"'{check} --fix {self.directory / 'appendonly.aof'}' and resume: the run continues from its last "
-                "checkpoint. Without that program, move the file away; the checkpoint alone is enough to resume."
+                f"'redis-check-aof --fix {broken}' and resume. Without that program move the file away: "
+                "the last checkpoint alone is enough to resume from."
             )
         return message
 

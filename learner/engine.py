@@ -29,7 +29,7 @@ from learner.model import attach_row_selection, logprobs_of, tied_head
 from learner.optimizer import Guarded, lr_at, make_optimizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*")
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_templ*")
 
 
 class Engine(Protocol):
@@ -108,7 +108,7 @@ class DeepSpeedEngine:
         self.step, self.num_skipped = 0, 0
         if section.threads:
             torch.set_num_threads(section.threads)
-        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[section.dtype])
+        model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[section.dtype])
         self.vocab_size = int(model.config.vocab_size)
         model.train()
         if section.gradient_checkpointing:
@@ -119,9 +119,9 @@ class DeepSpeedEngine:
         # Without ZeRO the fp32 optimizer is ours to guard; DeepSpeed would clip without a look at infinities.
         self._guard = self._stage == 0
         optimizer = make_optimizer(model.parameters(), section, guarded=self._guard)
-        self._engine = deepspeed.initialize(model=model, optimizer=optimizer, config=self._config())[0]
+        self._engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=self._config())[0]
         self._optimizer = optimizer
-        self.device = self._engine.device
+        self.device: torch.device = torch.device(self._engine.device)
 
     @property
     def _stage(self) -> int:
@@ -189,9 +189,8 @@ class DeepSpeedEngine:
 
     def metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Name, dtype and full shape of what `weights` yields, without gathering anything."""
-        found = {
-            name: (p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for name, p in self._engine.module.named_parameters()
-        }
+        named = self._engine.module.named_parameters()
+        found = {name: (p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for name, p in named}
         if self._tied_head:
             found[self._tied_head[0]] = found[self._tied_head[1]]
         return [(name, dtype, shape) for name, (dtype, shape) in found.items()]

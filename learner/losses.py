@@ -109,7 +109,7 @@ def kl_to_reference(
 ) -> Float[Tensor, "B L"]:
     """Per-token estimates of KL(policy ‖ reference), nats (http://joschu.net/blog/kl-approx.html); 0 where masked.
 
-    As a loss only k2 has the gradient of the KL on policy; k3's is that of KL(reference ‖ policy), k1's is zero on average.
+    As a loss only k2 has the gradient of this KL; k3's is that of KL(reference ‖ policy), k1's is zero on average.
     """
     log_ratio = torch.where(loss_mask, logprobs - reference_logprobs, 0.0)
     if estimator == "k1":

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from cluster.types import Micro
 
-
 Statistics = Callable[[Float[Tensor, "N V"], Int[Tensor, " N"]], tuple[Float[Tensor, " N"], Float[Tensor, " N"]]]
 """(logits, tokens) → log-prob of the tokens and entropy, nats."""
 
@@ -85,6 +84,5 @@ def logprobs_of(
 
 
 def _flash(model: Any) -> bool:
-    config = getattr(model, "config", None)
-    config = config if hasattr(config, "_attn_implementation") else getattr(getattr(model, "module", None), "config", None)
-    return "flash" in (getattr(config, "_attn_implementation", None) or "")
+    config = getattr(model, "module", model).config  # DeepSpeed's engine has a config of its own
+    return "flash" in (config._attn_implementation or "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ class Reference:
     def __init__(self, model_dir: str | Path, section: LearnerSection, device: torch.device | str = "cpu") -> None:
         from transformers import AutoModelForCausalLM
 
-        self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[section.dtype]).to(device)
-        self._model.requires_grad_(False).eval()
+        self._model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[section.dtype])
+        self._model.to(device).requires_grad_(False).eval()
         self._select = attach_row_selection(self._model)
         self._device = torch.device(device)
         self._statistics = partial(token_statistics, entropy_grad=False)

@@ -57,7 +57,7 @@ def train(
     policy: str,
     epoch: int,
     reference: ReferenceModel | None = None,
-    hooks: Hooks = Hooks(),  # noqa: B008 (frozen)
+    hooks: Hooks = Hooks(),
 ) -> int:
     """Train from `engine.step` to the end or until `hooks.stop`; returns the step reached.
 
@@ -97,7 +97,11 @@ def train(
 
 
 def optimize(
-    batch: Batch, section: LearnerSection, engine: Engine, policy_loss: PolicyLoss, reference: ReferenceModel | None = None
+    batch: Batch,
+    section: LearnerSection,
+    engine: Engine,
+    policy_loss: PolicyLoss,
+    reference: ReferenceModel | None = None,
 ) -> dict[str, float]:
     """One optimizer step on the batch; without trained tokens the step passes with a count."""
     counts = {"learner/tokens": float(batch.num_tokens), "learner/rollouts": float(batch.num_rollouts)}

@@ -167,7 +167,7 @@ class Buffer:
         return [stored for stored in map(_stored, self._fetch([id.decode() for id in ids or ()])) if stored]
 
     def drop(self, policy: str, epoch: int, ids_with_reason: Mapping[str, str], *, requeue: bool = False) -> None:
-        """Drop live groups for good; each admits one more. Ids dropped or cut before are left alone. Raises StaleEpoch."""
+        """Drop live groups for good; each admits one more. Others are left alone. Raises StaleEpoch."""
         args = [x for pair in ids_with_reason.items() for x in pair]
         self._call("drop", policy, epoch, int(requeue), *args)
 
@@ -201,7 +201,7 @@ class Buffer:
     # ── checkpoints and history ─────────────────────────────────────────────────────────────────────────────
 
     def snapshot(self, policy: str, epoch: int, step: int) -> Manifest:
-        """What a checkpoint of `step` must remember; call it between `release(step)` and the next. Raises StaleEpoch."""
+        """What a checkpoint of `step` remembers; call it between `release(step)` and the next. Raises StaleEpoch."""
         _, frontier, requeued, outstanding, trained = self._call("snapshot", policy, epoch, step)
         tasks = tuple(map(int, requeued)), tuple(map(int, outstanding))
         return Manifest(policy, step, epoch, frontier, *tasks, trained=tuple(id.decode() for id in trained))

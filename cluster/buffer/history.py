@@ -60,7 +60,7 @@ def read(connection: Connection, policy: str) -> History:
 
 
 def summary(past: History) -> dict[str, Any]:
-    """Claimed is counted, trained and dropped are lines of the ledger, outstanding is what is stored: they may differ."""
+    """Claimed is counted, trained and dropped are lines of the ledger, outstanding is stored: they may differ."""
     trained = [line for line in past.lines if line.id in past.trained_steps]
     dropped = Counter(line.outcome[8:] for line in past.lines if line.outcome.startswith("dropped:"))
     accounted = {line.id for line in past.lines if line.outcome != "live"} | past.present
@@ -121,7 +121,7 @@ def persistence(connection: Connection) -> list[str]:
         )
     elif values["appendfsync"] != "always":
         warnings.append(
-            f"appendfsync is {values['appendfsync']}: a crash of Redis may lose its last seconds; the run then goes back "
+            f"appendfsync is {values['appendfsync']}: a crash of Redis may lose its last second; the run then goes back "
             "to its last checkpoint. Set appendfsync always."
         )
     if values["maxmemory-policy"] not in ("noeviction", ""):

@@ -3,8 +3,9 @@
 local known, info = pcall(call, 'INFO', 'server')
 local id = known and type(info) == 'string' and string.match(info, 'run_id:(%w+)') or 'unknown'
 local before = call('GET', run .. 'server')
+if before == id and id ~= 'unknown' then return {'ok', 0} end
 call('SET', run .. 'server', id)
-if not before or (before == id and id ~= 'unknown') then return {'ok', 0} end
+if not before then return {'ok', 0} end
 for _, name in ipairs(call('SMEMBERS', run .. 'policies')) do
   for deadlines, period in pairs({leases = 'lease_ms', deadlines = 'score_deadline_ms'}) do
     local key = run .. 'policy:' .. name .. ':' .. deadlines

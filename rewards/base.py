@@ -1,0 +1,53 @@
+"""What a reward is: a plug-in that looks at a stored group and returns evidence.
+
+    class Short(Signal):
+        max_chars: int = 100
+
+        async def score(self, group: Group, services: Services) -> Scores:
+            return Scores.of([len(r.text) <= self.max_chars for r in group.rollouts])
+
+Where it does not know it says so: None, NaN and infinity become the state `failed`, `Scores.abstained` is for what
+the signal declines to judge. What it raises is counted and becomes `failed` too; nothing unknown ever becomes 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+from cluster.plugins import Plugin
+from cluster.types import Group, Scores
+from rewards.verify import Verifier
+
+
+class Services:
+    """All that a signal may call beside its own code. Belongs to one reward worker."""
+
+    def __init__(self) -> None:
+        self._verifier = Verifier()
+
+    async def verify(self, function: Callable[..., Any], *args: Any, timeout_s: float) -> Any:
+        """`function(*args)` in a child process, which is killed when the time is up.
+
+        For checkers that foreign text can make run forever, or hold the interpreter while they do (`9**9**9`): a
+        thread could not be ended and would freeze the whole worker. Raises TimeoutError, or VerifierError with what
+        the function raised. Function and arguments are pickled, so the function is one of a module.
+        """
+        return await self._verifier.call(function, args, timeout_s)
+
+    async def close(self) -> None:
+        await self._verifier.close()
+
+
+class Signal(Plugin):
+    """A reward. Its fields are its options, its class attributes say what it needs."""
+
+    scope: ClassVar[Literal["rollout", "group", "task", "batch"]] = "rollout"
+    """What a score depends on: one rollout alone, its whole group, all groups of a task, or a batch."""
+    views: ClassVar[tuple[str, ...]] = ("orig",)
+    """Views of the task that the group must hold rollouts of."""
+    services: ClassVar[tuple[str, ...]] = ()
+    """Methods of `Services` that it calls."""
+
+    async def score(self, group: Group, services: Services) -> Scores:
+        raise NotImplementedError

@@ -1,0 +1,337 @@
+"""The rules of the lap, on a real Redis."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+
+from cluster.buffer import Buffer, Limits, connection
+from cluster.errors import BufferUnavailable, ConfigError, KanaboError, LeaseLost, StaleEpoch
+from cluster.types import Claim, Scores
+from tests.cluster.lap import RIGHT, Lap, group_of, record_of
+
+JUDGED = Limits(groups_per_step=2, max_staleness=1, admit=("judge", "length"))
+PLAIN = Limits(groups_per_step=2, max_staleness=1)
+
+
+def in_background(call: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    answers: list[object] = []
+    thread = threading.Thread(target=lambda: answers.append(call()))
+    thread.start()
+    time.sleep(0.05)
+    assert thread.is_alive(), "it should still be waiting"
+    return thread, answers
+
+
+def test_a_claim_is_admitted_while_it_can_still_be_cut_within_the_bound(buffer: Buffer):
+    lap = Lap(buffer, JUDGED)
+    claims = lap.claim_all()
+    assert [c.task for c in claims] == [0, 1, 2, 3]
+    for claim in claims:
+        lap.finish(claim)
+    assert lap.claim() is None
+    lap.cut()
+    assert lap.claim() is None, "a cut alone admits nothing: the weights are still the old ones"
+    lap.release()
+    assert [c.version for c in lap.claim_all()] == [1, 1]
+
+
+def test_a_group_is_ready_when_every_admit_signal_has_answered_even_with_failure(buffer: Buffer):
+    lap = Lap(buffer, JUDGED)
+    claim = lap.claim()
+    assert claim
+    buffer.put(group_of(claim))
+    assert [g.id for g in buffer.unscored("judge-0", 10, 0)] == [claim.id]
+    buffer.score(claim.id, {"judge": Scores.failed(2, "timeout"), "late": RIGHT})
+    assert lap.ready() == []
+    buffer.score(claim.id, {"length": RIGHT})
+    (stored,) = lap.ready()
+    assert set(stored.scores) == {"judge", "length", "late"}
+    assert not stored.overdue
+    assert stored.group.rollouts[0].tokens.tolist() == list(range(8))
+
+
+def test_a_passed_score_deadline_makes_a_group_ready_and_overdue(buffer: Buffer):
+    lap = Lap(buffer, Limits(1, 0, admit=("judge",), score_deadline_s=0.1))
+    claim = lap.claim()
+    assert claim
+    buffer.put(group_of(claim))
+    start = time.monotonic()
+    (stored,) = lap.ready(timeout_s=5)
+    assert stored.overdue
+    assert stored.scores == {}
+    assert time.monotonic() - start < 1, "the waiting learner notices by itself"
+
+
+def test_an_expired_lease_frees_its_place_and_its_task_is_claimed_first(buffer: Buffer):
+    lap = Lap(buffer, Limits(2, 0, lease_s=0.1))
+    dead = lap.claim()
+    assert dead
+    lap.finish(lap.claim() or pytest.fail("two are admitted"))
+    again = lap.claim(timeout_s=5)
+    assert again
+    assert (again.task, again.id != dead.id) == (dead.task, True)
+    with pytest.raises(LeaseLost, match="lease_expired"):
+        buffer.put(group_of(dead))
+    with pytest.raises(LeaseLost):
+        buffer.renew(dead)
+    summary = buffer.summary("policy")
+    assert summary["groups_dropped"] == {"lease_expired": 1}
+    assert summary["calls_refused"] == {"lease_lost": 2}
+
+
+def test_a_renewed_lease_outlives_its_first_period(buffer: Buffer):
+    lap = Lap(buffer, Limits(1, 0, lease_s=0.3))
+    claim = lap.claim()
+    assert claim
+    for _ in range(4):
+        time.sleep(0.12)
+        buffer.renew(claim)
+    buffer.put(group_of(claim))
+    buffer.renew(claim)  # a heartbeat that comes after the group is no error
+
+
+def test_a_worker_known_to_be_dead_is_not_waited_for(buffer: Buffer):
+    lap = Lap(buffer, JUDGED)
+    kept, first, second = lap.claim("alive"), lap.claim("dead"), lap.claim("dead")
+    assert kept
+    assert first
+    assert second
+    buffer.forsake("policy", "dead")
+    assert [c.task for c in lap.claim_all()] == [first.task, second.task, 3]
+    buffer.put(group_of(kept))
+    assert len(buffer.unscored("judge-0", 1, 0)) == 1
+    assert buffer.unscored("judge-1", 1, 0) == []
+    buffer.forsake("policy", "judge-0")
+    assert len(buffer.unscored("judge-1", 1, 0)) == 1
+
+
+def test_giving_up_drops_for_good_and_requeues_only_if_asked(buffer: Buffer):
+    lap = Lap(buffer, PLAIN)
+    faulty, leaving = lap.claim(), lap.claim()
+    assert faulty
+    assert leaving
+    buffer.give_up(faulty, "data_failure", requeue=False)
+    buffer.give_up(leaving, "worker_left", requeue=True)
+    assert [c.task for c in lap.claim_all()] == [1, 2, 3, 4]
+    assert buffer.summary("policy")["groups_dropped"] == {"data_failure": 1, "worker_left": 1}
+
+
+def test_what_a_dead_reward_worker_took_is_handed_out_again(buffer: Buffer):
+    lap = Lap(buffer, Limits(1, 0, admit=("judge",), score_deadline_s=0.4))
+    buffer.put(group_of(lap.claim() or pytest.fail("one is admitted")))
+    assert len(buffer.unscored("dead", 8, 0)) == 1
+    assert buffer.unscored("other", 8, 0) == []
+    assert len(buffer.unscored("other", 8, 2)) == 1
+
+
+def test_the_first_score_of_a_version_stays_and_a_new_version_replaces_it(buffer: Buffer):
+    lap = Lap(buffer, PLAIN)
+    claim = lap.claim()
+    assert claim
+    lap.finish(claim)
+
+    def score(value: float, version: str) -> float:
+        buffer.score(claim.id, {"judge": Scores.of([value, value], version=version)})
+        return lap.ready()[0].scores["judge"].values[0]
+
+    assert [score(1, "a"), score(2, "a"), score(3, "b"), score(1, "a")] == [1, 1, 3, 3]
+
+
+def test_ready_never_passes_over_an_older_version_but_takes_any_order_within_one(buffer: Buffer):
+    lap = Lap(buffer, PLAIN)
+    slow, *quick = lap.claim_all()
+    for claim in quick:
+        lap.finish(claim)
+    assert [s.group.claim.seq for s in lap.ready()] == [1, 2]
+    lap.cut()
+    lap.release()
+    lap.fill()
+    assert [s.group.claim.seq for s in lap.ready()] == [3], "seqs 4 and 5 are younger than the slow 0"
+    lap.finish(slow)
+    assert [s.group.claim.seq for s in lap.ready()] == [0, 3]
+
+
+def test_with_when_late_drop_a_late_group_is_dropped_and_its_task_requeued(buffer: Buffer):
+    lap = Lap(buffer, Limits(2, 1, when_late="drop"))
+    slow, *quick = lap.claim_all()
+    for claim in quick:
+        lap.finish(claim)
+    for expected in ([1, 2], [3, 4]):
+        lap.fill()
+        assert [int(id.rsplit("/")[-1]) for id in lap.cut().groups] == expected
+        lap.release()
+    assert [s.group.claim.seq for s in lap.ready()] == [5]
+    with pytest.raises(LeaseLost, match="late"):
+        buffer.put(group_of(slow))
+    assert lap.fill()[0].task == slow.task
+    lap.check_tasks()
+
+
+def test_a_short_cut_keeps_the_bound_and_admission_makes_up_for_it(buffer: Buffer):
+    lap = Lap(buffer, PLAIN)
+    for limit in (0, 1, 2, 0, 0, 2, 1, 2):
+        lap.fill()
+        cut = lap.cut(limit)
+        assert all(lap.step - g.version in (0, 1) for g in buffer.load(cut.groups))
+        lap.release()
+        groups = buffer.status("policy")["groups"]
+        assert groups["ready"] <= 4
+    lap.check_tasks()
+
+
+def test_a_step_has_one_record_and_its_groups_leave_at_once(buffer: Buffer):
+    lap = Lap(buffer, PLAIN)
+    lap.fill()
+    ids = [s.group.id for s in lap.ready(4)]
+    waiting, answers = in_background(lambda: buffer.recorded("policy", 0, timeout_s=5))
+    first = buffer.record(lap.epoch, record_of("policy", 0, ids[:2]))
+    assert buffer.record(lap.epoch, record_of("policy", 0, ids[2:])).groups == first.groups == tuple(ids[:2])
+    waiting.join()
+    assert getattr(answers[0], "groups", None) == first.groups
+    assert [s.group.id for s in lap.ready(4)] == ids[2:]
+    assert [g.id for g in buffer.load(first.groups)] == ids[:2]
+    with pytest.raises(KanaboError, match="not ready"):
+        buffer.record(lap.epoch, record_of("policy", 1, ids[:2]))
+    with pytest.raises(KanaboError, match="not the next"):
+        buffer.record(lap.epoch, record_of("policy", 3, ids[2:]))
+    assert buffer.recorded("policy", 1) is None
+
+
+def test_everything_a_dead_learner_says_is_refused_and_counted(buffer: Buffer):
+    lap = Lap(buffer, PLAIN)
+    lap.fill()
+    ids = [s.group.id for s in lap.ready()]
+    buffer.resume("policy", None)
+    for call in (
+        lambda: lap.ready(),
+        lambda: buffer.drop("policy", lap.epoch, {ids[0]: "filtered"}),
+        lambda: buffer.record(lap.epoch, record_of("policy", 0, ids)),
+        lap.publish,
+        lambda: buffer.release("policy", lap.epoch, 1),
+        lap.snapshot,
+    ):
+        with pytest.raises(StaleEpoch):
+            call()
+    assert buffer.summary("policy")["calls_refused"] == {"stale_epoch": 6}
+    assert buffer.status("policy")["groups"]["ready"] == 4
+
+
+def test_an_engine_behind_the_published_weights_claims_nothing_until_it_has_updated(buffer: Buffer):
+    lap = Lap(buffer, PLAIN)
+    lap.fill()
+    lap.cut()
+    lap.step = 1
+    old, lap.engine = lap.engine, "1.1"
+    lap.publish()
+    start = time.monotonic()
+    assert buffer.claim("policy", worker="w", engine=old, timeout_s=5) is None
+    assert time.monotonic() - start < 1, "at once: it must update, not wait"
+    waiting, answers = in_background(lambda: lap.claim(timeout_s=5))
+    buffer.release("policy", lap.epoch, 1)
+    waiting.join()
+    assert isinstance(answers[0], Claim)
+
+
+def test_published_waits_for_another_version(buffer: Buffer):
+    lap = Lap(buffer, PLAIN)
+    assert buffer.published("policy", other_than="1.0", timeout_s=0.05) is None
+    waiting, answers = in_background(lambda: buffer.published("policy", other_than="1.0", timeout_s=5))
+    lap.step = 1
+    lap.publish()
+    waiting.join()
+    assert getattr(answers[0], "version", None) == "1.1"
+    buffer.resume("policy", None)
+    assert buffer.published("policy") is None, "weights of a dead history are not published"
+
+
+def test_the_frontier_ends_and_the_learner_is_not_kept_waiting_for_more(buffer: Buffer):
+    lap = Lap(buffer, Limits(2, 1, num_tasks=3))
+    claims = lap.claim_all()
+    assert [c.task for c in claims] == [0, 1, 2]
+    buffer.give_up(claims[1], "worker_left", requeue=True)
+    claims[1] = lap.claim() or pytest.fail("a requeued task can be claimed")
+    for claim in claims:
+        lap.finish(claim)
+    lap.cut()
+    lap.release()
+    assert len(lap.ready(2, timeout_s=60)) == 1
+
+
+def test_two_policies_of_a_run_do_not_disturb_one_another(buffer: Buffer):
+    one, two = Lap(buffer, JUDGED, policy="attacker"), Lap(buffer, JUDGED, policy="defender")
+    one.lap()
+    one.lap()
+    two.start(None)
+    assert (two.epoch, two.step, one.epoch, one.step) == (2, 0, 1, 2)
+    assert [c.task for c in two.claim_all()] == [0, 1, 2, 3]
+    one.lap()
+    assert buffer.summary("attacker")["groups_trained"] == 6
+    assert buffer.summary("defender")["groups_claimed"] == 4
+    one.check_tasks()
+    two.check_tasks()
+
+
+def script_of_a_lap(buffer: Buffer) -> tuple[object, ...]:
+    """Every transition once or more; returns what can be seen of it."""
+    lap = Lap(buffer, JUDGED)
+    claims = lap.claim_all()
+    buffer.give_up(claims[3], "data_failure", requeue=True)
+    buffer.renew(claims[0])
+    for claim in claims[:3]:
+        buffer.put(group_of(claim))
+    seen = [g.id for g in buffer.unscored("judge", 2, 0)], [g.id for g in buffer.unscored("judge", 2, 0)]
+    for claim in claims[:3]:
+        buffer.score(claim.id, {"judge": RIGHT, "length": RIGHT})
+    buffer.drop("policy", lap.epoch, {claims[0].id: "filtered"})
+    record = lap.cut()
+    lap.release()
+    manifest = lap.snapshot()
+    buffer.trim(manifest)
+    buffer.emit("step", {"step": 1})
+    lap.start(manifest)
+    lap.lap()
+    events = [(kind, fields) for _, kind, fields in buffer.events()]
+    return seen, record.groups, manifest, lap.outcomes(), buffer.summary("policy"), buffer.status("policy"), events
+
+
+def test_a_call_whose_answer_was_lost_answers_as_before_and_changes_nothing_more(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(connection, "ExponentialBackoff", lambda **_: NoBackoff())
+    plain, lossy = Buffer(redis_url, "plain"), Buffer(redis_url, "lossy")
+    client = lossy._redis.redis
+    evalsha, lost = client.evalsha, []
+
+    def lose_every_other_answer(*args: object) -> object:
+        answer = evalsha(*args)
+        lost.append(len(lost) % 2 == 0)
+        if lost[-1]:
+            raise redis.ConnectionError("the answer got lost")
+        return answer
+
+    monkeypatch.setattr(client, "evalsha", lose_every_other_answer)
+    assert script_of_a_lap(lossy) == script_of_a_lap(plain)
+    assert sum(lost) > 40
+
+
+def test_a_buffer_travels_as_its_address(buffer: Buffer):
+    Lap(buffer, PLAIN)
+    assert pickle.loads(pickle.dumps(buffer)).status("policy")["epoch"] == 1
+
+
+def test_redis_that_is_away_or_refuses_is_named_without_its_password(redis_url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "PATIENCE_S", 0.2)
+    with pytest.raises(BufferUnavailable, match=r"127\.0\.0\.1:1") as away:
+        Buffer("redis://:secret@127.0.0.1:1", "run").status("policy")
+    assert "secret" not in str(away.value)
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match="password"):
+        Buffer(redis_url.replace("redis://:", "redis://:x"), "run").status("policy")
+    assert time.monotonic() - start < 0.2, "a wrong password does not get better by waiting"

@@ -1,0 +1,322 @@
+"""Crashes, resumes and roll-backs: no group is lost and none trained twice in the history that survives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cluster.buffer import Buffer, Limits
+from cluster.errors import LeaseLost
+from cluster.types import Claim, Manifest
+from tests.cluster.lap import RIGHT, Lap, group_of
+
+STEPS = 4
+
+
+class Crashing:
+    """A lap that can end between any two calls, with a checkpoint after every second step."""
+
+    def __init__(self, buffer: Buffer, max_staleness: int) -> None:
+        self.lap = Lap(buffer, Limits(2, max_staleness, admit=("judge",)))
+        self.manifest: Manifest | None = None
+        self.held: list[Claim] = []
+
+    def calls(self) -> Iterator[str]:
+        """Each pause is a place to crash."""
+        lap = self.lap
+        yield "published"
+        while lap.step < STEPS:
+            while claim := lap.claim():
+                self.held = [claim]
+                yield "claimed"
+                lap.buffer.put(group_of(claim))
+                self.held = []
+                yield "put"
+            for group in lap.buffer.unscored("judge", 100, 0):
+                yield "taken by a judge"
+                lap.buffer.score(group.id, {"judge": RIGHT})
+                yield "scored"
+            ready = lap.ready(4)
+            if len(ready) == 4:  # now and then a filtered group
+                lap.buffer.drop(lap.policy, lap.epoch, {ready[-1].group.id: "filtered"})
+                yield "filtered"
+            lap.cut()
+            yield "cut"
+            lap.step += 1
+            lap.publish()
+            lap.step -= 1
+            yield "stepped and published"
+            lap.release()
+            yield "released"
+            if lap.step % 2 == 0:
+                self.manifest = lap.snapshot()
+                yield "manifest committed"
+                lap.buffer.trim(self.manifest)
+                yield "trimmed"
+
+    def crash(self) -> None:
+        """Learner and workers are gone; the driver starts again from the last manifest."""
+        lap = self.lap
+        lap.start(self.manifest)
+        lap.buffer.forsake(lap.policy)
+        for claim in self.held:
+            with pytest.raises(LeaseLost):
+                lap.buffer.put(group_of(claim))
+        self.held = []
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 3])
+def test_a_crash_at_any_point_of_the_lap_loses_nothing_and_trains_nothing_twice(redis_url: str, max_staleness: int):
+    points = 0
+    while True:
+        run = Crashing(Buffer(redis_url, f"crash-{uuid4().hex}"), max_staleness)
+        calls = run.calls()
+        reached = [name for _, name in zip(range(points), calls, strict=False)]
+        if len(reached) < points:
+            break
+        run.crash()
+        run.lap.check_tasks()
+        for _ in run.calls():
+            pass
+        run.lap.check_tasks()
+        summary = run.lap.buffer.summary("policy")
+        assert summary["groups_trained"] == 2 * STEPS, f"after a crash when {reached[-1:]}"
+        run.lap.buffer.close()
+        points += 1
+    assert points > 30
+
+
+def test_a_recorded_cut_is_cut_again_from_its_record(buffer: Buffer):
+    lap = Lap(buffer, Limits(2, 2))
+    records = [lap.lap() for _ in range(3)]
+    lap.start(None)
+    assert [buffer.recorded("policy", step) and lap_groups(buffer, step) for step in range(4)] == [
+        *(r.groups for r in records),
+        None,
+    ]
+    assert buffer.summary("policy")["groups_trained"] == 0, "they are outstanding again"
+    assert buffer.status("policy")["groups"]["cut"] == 6
+    for record in records:
+        assert lap.cut().groups == record.groups
+        assert len(buffer.load(record.groups)) == 2
+        lap.release()
+    assert lap.lap().groups != records[-1].groups
+    lap.check_tasks()
+
+
+def lap_groups(buffer: Buffer, step: int) -> tuple[str, ...]:
+    record = buffer.recorded("policy", step)
+    assert record
+    return record.groups
+
+
+def test_synchronous_training_drops_the_groups_of_a_dead_epoch_and_repeats_their_tasks_in_order(buffer: Buffer):
+    lap = Lap(buffer, Limits(2, 0))
+    lap.lap()
+    manifest = lap.snapshot()
+    lap.lap()
+    lap.fill()
+    lap.start(manifest)
+    assert buffer.recorded("policy", 1) is None
+    assert lap.requeued() == [2, 3, 4, 5]
+    assert [c.task for c in lap.fill()] == [2, 3]
+    assert buffer.summary("policy")["groups_dropped"] == {"dead_epoch": 4}
+    lap.cut()
+    lap.release()
+    lap.check_tasks()
+
+
+def test_leases_of_dead_workers_run_on_and_living_ones_still_put(buffer: Buffer):
+    lap = Lap(buffer, Limits(2, 1, lease_s=0.3))
+    living, dead = lap.claim(), lap.claim()
+    assert living
+    assert dead
+    lap.start(None)
+    lap.finish(living)
+    time.sleep(0.35)
+    assert [c.task for c in lap.claim_all()] == [dead.task, 2, 3]
+    lap.check_tasks()
+
+
+def test_rolling_back_drops_what_came_after_the_manifest_and_claims_its_tasks_again(buffer: Buffer):
+    lap = Lap(buffer, Limits(2, 1))
+    lap.lap()
+    lap.lap()
+    manifest = lap.snapshot()
+    outstanding = set(manifest.outstanding)
+    buffer.trim(manifest)
+    for _ in range(3):
+        lap.lap()
+    buffer.trim(lap.snapshot())
+    held = lap.claim()
+    assert held
+    lap.start(manifest, rollback=True)
+    assert lap.step == 2
+    with pytest.raises(LeaseLost, match="rolled_back"):
+        buffer.put(group_of(held))
+    assert lap.requeued() == sorted(outstanding)
+    summary = buffer.summary("policy")
+    assert (summary["groups_trained"], summary["groups_lost"]) == (4, 0)
+    lap.check_tasks()
+    for _ in range(3):
+        lap.lap()
+    lap.check_tasks()
+    assert buffer.summary("policy")["groups_trained"] == 10
+
+
+def test_a_manifest_older_than_what_was_trimmed_rolls_back_unasked(buffer: Buffer):
+    lap = Lap(buffer, Limits(2, 1))
+    lap.lap()
+    old = lap.snapshot()
+    lap.lap()
+    buffer.trim(lap.snapshot())
+    lap.start(old)
+    assert buffer.summary("policy")["groups_trained"] == 2
+    lap.check_tasks()
+    lap.lap()
+    lap.check_tasks()
+
+
+def test_a_redis_that_lost_everything_is_rebuilt_from_the_manifest(buffer: Buffer, redis_url: str):
+    lap = Lap(buffer, Limits(2, 1))
+    lap.lap()
+    lap.claim()
+    manifest = lap.snapshot()
+    fresh = Lap(Buffer(redis_url, f"fresh-{uuid4().hex}"), lap.limits, manifest=manifest)
+    assert fresh.epoch == manifest.epoch + 1
+    status = fresh.buffer.status("policy")
+    assert (status["version"], status["frontier"]) == (1, manifest.frontier)
+    assert [c.task for c in fresh.claim_all()] == [*sorted(manifest.outstanding), manifest.frontier]
+
+
+def test_a_redis_that_lost_its_tail_goes_back_to_the_manifest(buffer: Buffer):
+    """As after a crash with appendfsync everysec: the manifest knows of steps that Redis does not."""
+    lap = Lap(buffer, Limits(2, 1))
+    first = lap.lap()
+    lap.fill()
+    trained = tuple(s.group.id for s in lap.ready())
+    manifest = Manifest("policy", 2, lap.epoch, 9, (), (6, 7, 8), first.groups + trained)
+    lap.start(manifest)
+    assert buffer.status("policy")["next_cut"] == 2
+    assert buffer.summary("policy")["groups_trained"] == 4
+    assert lap.requeued() == [6, 7, 8]
+
+
+def test_trimming_leaves_the_ledger_and_can_be_repeated(buffer: Buffer):
+    lap = Lap(buffer, Limits(2, 1))
+    record = lap.lap()
+    lap.lap()
+    manifest, before = lap.snapshot(), buffer.summary("policy")
+    buffer.trim(manifest)
+    buffer.trim(manifest)
+    assert buffer.summary("policy") == before
+    assert buffer.recorded("policy", 0) is None
+    assert lap.outcomes()[record.groups[0]] == "trained:0"
+    keys = buffer._redis.redis.keys(f"{buffer._redis.prefix}group:*")
+    assert len(keys) == before["groups_outstanding"]
+
+
+def test_the_summary_can_tell_a_lost_group_and_one_trained_twice(buffer: Buffer):
+    """The counts are not zero by construction."""
+    lap = Lap(buffer, Limits(2, 1))
+    lap.lap()
+    lap.lap()
+    client, prefix = buffer._redis.redis, buffer._redis.prefix
+    live = next(id for id, outcome in lap.outcomes().items() if outcome == "live")
+    client.delete(f"{prefix}group:{live}")
+    assert buffer.summary("policy")["groups_lost"] == 1
+    client.hset(f"{prefix}policy:policy:ledger", "policy/1/0", "0 1 0 cut:0,1")
+    client.hset(f"{prefix}policy:policy:ledger", "policy/1/1", "2 1 0 cut:0")
+    assert buffer.summary("policy")["groups_trained_twice"] == 2
+
+
+OPERATIONS = (
+    "claim", "claim", "put", "put", "score", "score", "finish", "die", "filter", "cut", "cut", "short cut", "release",
+    "release", "checkpoint", "trim", "crash", "roll back", "late put",
+)  # fmt: skip
+
+
+class Machine:
+    """Random operations on a small run; every one may come at any time."""
+
+    def __init__(self, lap: Lap) -> None:
+        self.lap = lap
+        self.leased: list[Claim] = []
+        self.pending: list[Claim] = []
+        self.dead: list[Claim] = []
+        self.manifests: list[Manifest] = []
+
+    def do(self, operation: str) -> None:
+        lap, status = self.lap, self.lap.buffer.status("policy")
+        recorded = status["next_cut"] > lap.step
+        match operation:
+            case "claim" if claim := lap.claim():
+                self.leased.append(claim)
+            case "put" | "score" | "finish":
+                self._advance(operation)
+            case "die" if self.leased:
+                lap.buffer.forsake("policy")
+                self.dead += self.leased
+                self.leased = []
+            case "filter" if not recorded:
+                lap.buffer.drop("policy", lap.epoch, {s.group.id: "filtered" for s in lap.ready(1)})
+            case "cut" | "short cut" if recorded or operation == "short cut" or len(lap.ready()) == 2:
+                for group in lap.buffer.load(lap.cut(None if operation == "cut" else 1).groups):
+                    assert 0 <= lap.step - group.version <= lap.limits.max_staleness
+            case "release" if recorded:
+                lap.release()
+            case "checkpoint":
+                self.manifests.append(lap.snapshot())
+            case "trim" if self.manifests:
+                lap.buffer.trim(self.manifests[-1])
+            case "crash":
+                lap.start(self.manifests[-1] if self.manifests else None)
+            case "roll back" if len(self.manifests) > 1:
+                self.manifests.pop()
+                lap.start(self.manifests[-1], rollback=True)
+            case "late put" if self.dead:
+                with pytest.raises(LeaseLost):
+                    lap.buffer.put(group_of(self.dead[0]))
+
+    def _advance(self, operation: str) -> None:
+        try:
+            if operation != "score" and self.leased:
+                self.pending.append(self.leased.pop())
+                self.lap.buffer.put(group_of(self.pending[-1]))
+        except LeaseLost:  # dropped by a crash, a roll-back or the bound
+            self.dead.append(self.pending.pop())
+        if operation != "put" and self.pending:
+            claim = self.pending.pop(0)
+            self.lap.buffer.score(claim.id, {"judge": RIGHT})
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    operations=st.lists(st.sampled_from(OPERATIONS), min_size=10, max_size=70),
+    max_staleness=st.sampled_from([0, 1, 3]),
+    when_late=st.sampled_from(["wait", "drop"]),
+)
+def test_no_order_of_operations_breaks_a_rule(redis_url: str, operations, max_staleness, when_late):
+    buffer = Buffer(redis_url, f"random-{uuid4().hex}")
+    lap = Lap(buffer, Limits(2, max_staleness, when_late=when_late, admit=("judge",)))
+    machine = Machine(lap)
+    for operation in operations:
+        machine.do(operation)
+        lap.check_tasks()
+    # And it can always go on: nothing is stuck.
+    buffer.forsake("policy")
+    for claim in machine.pending:
+        buffer.score(claim.id, {"judge": RIGHT})
+    for _ in range(max_staleness + 3):
+        if not lap.buffer.recorded("policy", lap.step):
+            lap.fill()
+            assert len(lap.ready()) == 2
+        lap.cut()
+        lap.release()
+    lap.check_tasks()
+    buffer.close()

