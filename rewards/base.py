@@ -12,19 +12,29 @@ the signal declines to judge. What it raises is counted and becomes `failed` too
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, Literal, TypeVar
 
 from cluster.plugins import Plugin
 from cluster.types import Group, Scores
 from rewards.verify import Verifier
 
+T = TypeVar("T")
+
 
 class Services:
     """All that a signal may call beside its own code. Belongs to one reward worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, threads: int = 16) -> None:
         self._verifier = Verifier()
+        # A pool of its own: a function that never returns must not take the threads that speak to the buffer.
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="reward")
+
+    async def thread(self, function: Callable[[], T]) -> T:
+        """`function()` in a thread: for code that blocks and can be trusted to end."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     async def verify(self, function: Callable[..., Any], *args: Any, timeout_s: float) -> Any:
         """`function(*args)` in a child process, which is killed when the time is up.
@@ -35,8 +45,9 @@ class Services:
         """
         return await self._verifier.call(function, args, timeout_s)
 
-    async def close(self) -> None:
-        await self._verifier.close()
+    def close(self) -> None:
+        self._verifier.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Signal(Plugin):

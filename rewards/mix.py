@@ -1,6 +1,59 @@
+"""Scores of several signals → the one reward per rollout that is trained on. Pure: decided when a batch is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
 import numpy as np
-from cluster.types import Mixed
+
+from cluster.config import RewardSection
+from cluster.types import FAILED, Group, Mixed, Scores
+
+
 class Mixer:
-    def __init__(self, rewards, names, min_valid): self.names=names; self.rewards=rewards
-    def __call__(self, group, scores):
-        return Mixed(sum(r.weight*scores[n].values for n,r in zip(self.names,self.rewards)))
+    """Weighted sum of the signals, and what their unknown scores mean.
+
+    Per signal an unknown score takes its `missing` value, or leaves its rollout out, or drops the group. A signal of
+    weight 0 is recorded and decides nothing.
+    """
+
+    def __init__(self, rewards: Sequence[RewardSection], names: Sequence[str], min_valid: int) -> None:
+        self._rewards = dict(zip(names, rewards, strict=True))
+        self._min_valid = min_valid
+
+    def __call__(self, group: Group, scores: Mapping[str, Scores]) -> Mixed:
+        total = np.zeros(len(group))
+        drop = None
+        metrics = {"reward/failed_scores": 0.0}
+        for name, section in self._rewards.items():
+            values, num_failed = _evidence(name, group, scores.get(name))
+            metrics |= _metrics(name, values, num_failed)
+            metrics["reward/failed_scores"] += num_failed
+            if section.weight == 0:
+                continue
+            unknown = np.isnan(values)
+            if section.missing is not None:
+                values = np.where(unknown, section.missing, values)
+            elif unknown.any() and section.on_missing != "drop_rollout":
+                drop = drop or f"{'waited' if section.on_missing == 'wait' else 'missing'}:{name}"
+            total += section.weight * values
+        if drop is None and np.isfinite(total).sum() < min(self._min_valid, len(group)):
+            drop = "too_few_scores"
+        return Mixed(total, drop, metrics)
+
+
+def _evidence(name: str, group: Group, scores: Scores | None) -> tuple[np.ndarray, int]:
+    """[G] values, NaN where unknown, and how many failed. A signal that has not answered is unknown, not failed."""
+    if scores is None:
+        return np.full(len(group), np.nan), 0
+    assert len(scores.values) == len(group), f"{len(scores.values)} scores of '{name}' for {len(group)} rollouts"
+    return scores.values, int((scores.state == FAILED).sum())
+
+
+def _metrics(name: str, values: np.ndarray, num_failed: int) -> dict[str, float]:
+    known = values[np.isfinite(values)]
+    return {
+        f"reward/{name}_mean": float(known.mean()) if len(known) else float("nan"),
+        f"reward/{name}_known_frac": len(known) / len(values),
+        f"reward/{name}_failed_frac": num_failed / len(values),
+    }

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import resource
+import signal
 from collections.abc import Callable
 from typing import Any
 
 START_S = 60.0
-"""A child may need so long for its first imports, beside the call's own time."""
+"""A child may need so long to start and import; a call's own time begins after that."""
+MEMORY_BYTES = 4 << 30
+"""Address space of a child: `10**10**10` ends as a MemoryError, not with the machine."""
 
 
 class VerifierError(Exception):
@@ -25,21 +29,21 @@ class Verifier:
         self._limit = num_processes or min(4, max(1, (os.cpu_count() or 1) // 2))
 
     async def call(self, function: Callable[..., Any], args: tuple[Any, ...], timeout_s: float) -> Any:
-        """Raises TimeoutError after `timeout_s` (the wait for a free process not counted), or VerifierError."""
+        """Raises TimeoutError after `timeout_s` (waiting for a free process not counted), or VerifierError."""
         child = await self._take()
         try:
-            known, result = await asyncio.to_thread(child.call, function, args, timeout_s)
+            succeeded, result = await asyncio.to_thread(child.call, function, args, timeout_s)
         except BaseException:
             # Also when this coroutine was cancelled: the thread may still be reading from that pipe.
             child.kill()
             raise
         finally:
             self._free.put_nowait(child)
-        if not known:
+        if not succeeded:
             raise VerifierError(result)
         return result
 
-    async def close(self) -> None:
+    def close(self) -> None:
         for child in self._children:
             child.kill()
 
@@ -58,28 +62,25 @@ class _Child:
         self._pipe: Any = None
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], timeout_s: float) -> tuple[bool, Any]:
-        fresh = self._process is None or not self._process.is_alive()
-        if fresh:
+        if self._process is None or not self._process.is_alive():
             self._start()
-        pipe, process = self._pipe, self._process
+        pipe = self._pipe
         try:
-            pipe.send((function, args))
-            if not pipe.poll(timeout_s + (START_S if fresh else 0.0)):
-                process.kill()
+            pipe.send((function, args, timeout_s))
+            begun = pipe.poll(START_S) and pipe.recv()
+            if not begun or not pipe.poll(timeout_s):
                 raise TimeoutError(f"{function.__name__} did not end within {timeout_s:g} s and was killed")
             return pipe.recv()
-        except (EOFError, OSError) as error:
-            if isinstance(error, TimeoutError):
-                raise
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise VerifierError(f"the process of {function.__name__} died") from error
 
     def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
 
     def _start(self) -> None:
-        # Spawned: a fork of a process with threads (gRPC, torch) may hang.
+        # Spawned: the fork of a process with threads may hang.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -88,13 +89,18 @@ class _Child:
 
 
 def _serve(pipe: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     while True:
         try:
-            function, args = pipe.recv()
+            function, args, timeout_s = pipe.recv()
         except (EOFError, OSError, KeyboardInterrupt):
             return
+        pipe.send(True)
+        # The parent kills a child that takes too long; should the parent be dead, the kernel does.
+        signal.setitimer(signal.ITIMER_REAL, timeout_s + 5)
         try:
             answer = (True, function(*args))
         except Exception as error:  # whatever foreign text made it raise is its answer
             answer = (False, f"{type(error).__name__}: {error}")
+        signal.setitimer(signal.ITIMER_REAL, 0)
         pipe.send(answer)

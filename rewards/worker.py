@@ -1,12 +1,158 @@
+"""A reward worker: takes stored groups, asks every signal at once, attaches what they answer.
+
+    unscored ─► group ─► admit signals, all at once ─► score ─► late signals, all at once ─► score
+       ▲ waits for groups and a free slot; the groups in hand wait for their signals, each under its time-out
+
+It holds nothing that matters: a group it had in hand when it died is handed out again.
+"""
+
+from __future__ import annotations
+
 import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from cluster.config import RewardSection, RunConfig
+from cluster.types import Group, Provenance, Scores
+from rewards.base import Services
 from rewards.zoo import build_signal
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+"""How often a waiting worker looks whether it should stop."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+"""Between two attempts of a signal with `on_missing = "wait"`."""
+
+
+class ScoreBuffer(Protocol):
+    """The part of `cluster.buffer.Buffer` that a reward worker uses."""
+
+    def unscored(self, worker: str, limit: int, timeout_s: float) -> list[Group]: ...
+    def score(self, claim_id: str, scores: Mapping[str, Scores]) -> object: ...
+
+
 class RewardWorker:
-    def __init__(self,name,*,buffer,config):
-        self.name=name;self.buffer=buffer;self.names=config.reward_names
-        self.signals=[build_signal(r,"rewards") for r in config.rewards]; self.stopping=False
-    async def score(self,group): return {n: await s.score(group,None) for n,s in zip(self.names,self.signals)}
-    async def run(self):
-        while not self.stopping:
-            for g in await asyncio.to_thread(self.buffer.unscored,self.name,32,1.0):
-                await asyncio.to_thread(self.buffer.score,g.id,await self.score(g))
-    async def stop(self): self.stopping=True
+    def __init__(self, name: str, *, buffer: ScoreBuffer, config: RunConfig, services: Services | None = None) -> None:
+        self.name = name
+        self.names = config.reward_names
+        self.failures: Counter[str] = Counter()
+        """Calls that failed, by signal."""
+        self._sections = dict(zip(self.names, config.rewards, strict=True))
+        self._signals = {n: build_signal(s, f"rewards[{i}]") for i, (n, s) in enumerate(self._sections.items())}
+        self._late = [n for n in self.names if n not in config.admit_rewards]
+        self._admit = config.admit_rewards
+        self._settings = config.reward_workers
+        self._buffer = buffer
+        self._services = services or Services()
+        self._active: dict[str, asyncio.Task[None]] = {}
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Score until `stop`. Raises what the buffer raises."""
+        try:
+            while not self._stopping:
+                await self._take()
+            await asyncio.gather(*self._active.values())
+        finally:
+            for task in self._active.values():
+                task.cancel()
+            self._services.close()
+
+    async def stop(self) -> None:
+        """Finish the groups in hand, then let `run` return."""
+        self._stopping = True
+
+    async def score(self, group: Group, names: Sequence[str] | None = None) -> dict[str, Scores]:
+        """What these signals, or all, say of a group, stored or not. Never raises for what a signal does."""
+        names = self.names if names is None else names
+        found = await asyncio.gather(*(self._patiently(n, group) for n in names))
+        return dict(zip(names, found, strict=True))
+
+    async def _take(self) -> None:
+        """Start scoring groups, as many as there are slots; waits for a slot or for groups."""
+        free = self._settings.concurrent_groups - len(self._active)
+        if free == 0:
+            await asyncio.wait(self._active.values(), return_when=asyncio.FIRST_COMPLETED, timeout=POLL_S)
+        else:
+            for group in await asyncio.to_thread(self._buffer.unscored, self.name, free, POLL_S):
+                # A group that takes longer than its scoring lease comes again while it is in hand.
+                if group.id not in self._active:
+                    self._active[group.id] = asyncio.create_task(self._attach(group))
+        for id in [i for i, task in self._active.items() if task.done()]:
+            self._active.pop(id).result()
+
+    async def _attach(self, group: Group) -> None:
+        if self._admit:
+            await self._submit(group, self._admit)
+        if self._late:
+            await self._submit(group, self._late)
+
+    async def _submit(self, group: Group, names: Sequence[str]) -> None:
+        # One message for all that answer at once; who must be waited for holds up nobody.
+        waiting = [n for n in names if self._sections[n].on_missing == "wait"]
+        prompt = [n for n in names if n not in waiting]
+        await asyncio.gather(*(self._send(group, part) for part in (prompt, *([n] for n in waiting)) if part))
+
+    async def _send(self, group: Group, names: Sequence[str]) -> None:
+        scores = await self.score(group, names)
+        await asyncio.to_thread(self._buffer.score, group.id, scores)
+
+    async def _patiently(self, name: str, group: Group) -> Scores:
+        """One signal's answer; with `on_missing = "wait"` asked again until it is known or the group is overdue."""
+        section, begun, attempt = self._sections[name], time.monotonic(), 1
+        pause_s = FIRST_PAUSE_S
+        while True:
+            scores, failed = await self._ask(name, group, attempt)
+            left_s = self._settings.max_wait_s - (time.monotonic() - begun)
+            if not failed or section.on_missing != "wait" or left_s < pause_s or self._stopping:
+                return scores
+            await asyncio.sleep(pause_s)
+            pause_s, attempt = min(2 * pause_s, LONGEST_PAUSE_S), attempt + 1
+
+    async def _ask(self, name: str, group: Group, attempt: int) -> tuple[Scores, bool]:
+        """The answer, and whether the call failed: time-out, exception and wrong shape are `failed`, by name."""
+        signal, section, begun = self._signals[name], self._sections[name], time.monotonic()
+        try:
+            scores = await asyncio.wait_for(signal.score(group, self._services), section.timeout_s)
+            note = _misshapen(scores, len(group))
+        except TimeoutError as error:
+            note = str(error) or f"no answer within {section.timeout_s:g} s"
+        except Exception as error:  # foreign code: the failure is counted, named, and never a number
+            note = f"{type(error).__name__}: {error}"
+        latency_s = time.monotonic() - begun
+        if not note:
+            return _signed(scores, section, attempt, latency_s), False
+        note = f"reward '{name}' ({section.use}) failed on {group.task.id}, attempt {attempt}: {note}"
+        self.failures[name] += 1
+        if self.failures[name].bit_count() == 1:  # the 1st, 2nd, 4th, 8th …
+            log.warning("%s (%d failures so far)", note, self.failures[name])
+        failed = Scores.failed(len(group), note)
+        return _signed(failed, section, attempt, latency_s), True
+
+
+def _misshapen(scores: Any, num_rollouts: int) -> str:
+    """What is wrong with a signal's answer, nothing if it is one score per rollout."""
+    if not isinstance(scores, Scores):
+        return f"it returned {type(scores).__name__}, not Scores"
+    if scores.values.shape != (num_rollouts,):
+        return f"it returned values of shape {scores.values.shape} for {num_rollouts} rollouts"
+    if len(scores.provenance) not in (0, 1, num_rollouts):
+        return f"it returned {len(scores.provenance)} provenances for {num_rollouts} rollouts"
+    if scores.tokens is not None and len(scores.tokens) != num_rollouts:
+        return f"it returned token values of {len(scores.tokens)} rollouts, the group has {num_rollouts}"
+    return ""
+
+
+def _signed(scores: Scores, section: RewardSection, attempt: int, latency_s: float) -> Scores:
+    """With who scored and how long it took, where the signal has not said so itself."""
+
+    def signed(given: Provenance) -> Provenance:
+        judge, latency = given.judge or section.use, given.latency_s or latency_s
+        return replace(given, judge=judge, attempt=max(given.attempt, attempt), latency_s=latency)
+
+    return replace(scores, provenance=tuple(map(signed, scores.provenance or (Provenance(),))))

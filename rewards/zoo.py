@@ -1,8 +1,42 @@
-from cluster.plugins import build
-from cluster.types import Scores
+"""Every reward by name. Anything else is `package.module:Class`, `package.module:function` or `file.py:function`."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from cluster.config import RewardSection
+from cluster.errors import ConfigError
+from cluster.plugins import build, lookup
 from rewards.base import Signal
-class Exact(Signal):
-    async def score(self, group, services):
-        return Scores.of([float(r.text.strip()==group.task.answer) for r in group.rollouts])
-SIGNALS={"exact":Exact}
-def build_signal(section, where): return build(SIGNALS, section.use, section.options, where)
+from rewards.functions import FunctionSignal, from_file
+from rewards.signals.exact import Exact
+from rewards.signals.format import Format
+from rewards.signals.length_penalty import LengthPenalty
+from rewards.signals.majority import Majority
+from rewards.signals.math import Math
+from rewards.signals.numeric import Numeric
+from rewards.signals.reasoning_gym import ReasoningGymScore
+
+SIGNALS: dict[str, type[Signal]] = {
+    "exact": Exact,
+    "format": Format,
+    "length_penalty": LengthPenalty,
+    "majority": Majority,
+    "math": Math,
+    "numeric": Numeric,
+    "reasoning_gym": ReasoningGymScore,
+}
+
+
+def build_signal(section: RewardSection, where: str) -> Signal:
+    """The reward that a section of the recipe names; `where` is that section's place. Raises ConfigError."""
+    found: Any = from_file(section.use, where) if ".py:" in section.use else lookup(SIGNALS, section.use, where)
+    if inspect.isclass(found) and issubclass(found, Signal):
+        return build({section.use: found}, section.use, section.options, where)
+    if callable(found) and not inspect.isclass(found):
+        return FunctionSignal.of(found, section.use, section.options, where)
+    raise ConfigError(
+        f"{where}.use = '{section.use}' is {found!r:.80}. A reward is a subclass of rewards.base.Signal, or a function "
+        "(prompt, completion, …) -> float."
+    )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
+import redis
 
 from cluster.buffer import Buffer
 from cluster.store import Store
@@ -11,8 +12,9 @@ from cluster.store import Store
 
 @pytest.fixture(scope="session")
 def redis_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """An embedded server, with the durability of a real run."""
+    """An embedded server that does not wait for the disk; `cluster/test_store.py` tests those that do."""
     with Store(tmp_path_factory.mktemp("redis")) as store:
+        redis.Redis.from_url(store.url).config_set("appendfsync", "everysec")
         yield store
 
 

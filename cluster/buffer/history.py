@@ -121,8 +121,8 @@ def persistence(connection: Connection) -> list[str]:
         )
     elif values["appendfsync"] != "always":
         warnings.append(
-            f"appendfsync is {values['appendfsync']}: a crash of Redis may lose its last second; the run then goes back "
-            "to its last checkpoint. Set appendfsync always."
+            f"appendfsync is {values['appendfsync']}: a crash of Redis may lose its last second and send "
+            "the run back to its last checkpoint. Set appendfsync always."
         )
     if values["maxmemory-policy"] not in ("noeviction", ""):
         warnings.append(f"maxmemory-policy is {values['maxmemory-policy']}: Redis may evict groups. Set noeviction.")

@@ -6,6 +6,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import redis
@@ -309,7 +310,7 @@ def test_a_call_whose_answer_was_lost_answers_as_before_and_changes_nothing_more
     client = lossy._redis.redis
     evalsha, lost = client.evalsha, []
 
-    def lose_every_other_answer(*args: object) -> object:
+    def lose_every_other_answer(*args: Any) -> object:
         answer = evalsha(*args)
         lost.append(len(lost) % 2 == 0)
         if lost[-1]:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from cluster.buffer import Buffer, Limits, connection
 from cluster.errors import BufferUnavailable, ConfigError
@@ -45,7 +47,7 @@ def kill(store: Store) -> None:
 
 def test_its_password_is_needed_and_nowhere_to_be_seen(store: Store):
     with pytest.raises(redis.AuthenticationError):
-        redis.Redis("127.0.0.1", store.port).ping()
+        redis.Redis("127.0.0.1", store.port, retry=Retry(NoBackoff(), 0)).ping()
     password = (store.directory / "password").read_text()
     assert password in store.url
     assert password.encode() not in Path(f"/proc/{store.pid}/cmdline").read_bytes()

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster.report import SUMMARY_KEYS
 from tests.end_to_end import jobs
 
-FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine"]
+FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.drop_zero_variance=false"]
 
 
 def test_a_run_leaves_what_it_promises(tmp_path):
