@@ -42,7 +42,7 @@ class CutBuffer(Protocol):
     def load(self, ids: Sequence[str]) -> list[Group]: ...
     def ready(self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float) -> Sequence[Stored]: ...
     def drop(self, policy: str, epoch: int, ids_with_reason: dict[str, str], *, requeue: bool = False) -> object: ...
-    def record(self, epoch: int, record: CutRecord) -> CutRecord: ...
+    def record(self, epoch: int, record: CutRecord, filtered: dict[str, str]) -> CutRecord: ...
 
 
 @dataclass(slots=True)
@@ -85,12 +85,13 @@ def cut(
         return Cut(existing, _load(buffer, existing))
     seen, start = _Seen(), time.monotonic()
     stored: Sequence[Stored] | None = ()
-    for _ in range(section.max_refills + 1):
+    dropped: dict[str, str] = {}
+    for refills_left in range(section.max_refills, -1, -1):
         stored = _wait(buffer, policy, epoch, step, section.groups_per_step, stop)
         if stored is None:
             return None
         dropped = _filter(stored, seen, mix, section)
-        if not dropped:
+        if not dropped or not refills_left:
             break
         buffer.drop(policy, epoch, dropped)
     waited = time.monotonic() - start
@@ -104,7 +105,8 @@ def cut(
         advantages=tuple(_per_rollout(advantage.advantages(r)) for r in rewards),
         metrics=_metrics(seen, kept, step),
     )
-    record = buffer.record(epoch, decided)
+    # What the last round filtered leaves with the record: nobody waits for its replacement.
+    record = buffer.record(epoch, decided, dropped)
     groups = [seen.stored[i].group for i in kept] if record.groups == decided.groups else _load(buffer, record)
     return Cut(record, groups, waited, {i: seen.stored[i].scores for i in kept})
 
@@ -122,8 +124,10 @@ def _wait(
     buffer: CutBuffer, policy: str, epoch: int, step: int, count: int, stop: Callable[[], bool]
 ) -> Sequence[Stored] | None:
     while not stop():
+        asked = time.monotonic()
         stored = buffer.ready(policy, epoch, step, limit=count, timeout_s=POLL_S)
-        if len(stored) >= count:
+        # An answer before the time is up is final even if it is short: the tasks have run out.
+        if len(stored) >= count or time.monotonic() - asked < POLL_S:
             return stored
     return None
 

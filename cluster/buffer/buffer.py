@@ -171,13 +171,17 @@ class Buffer:
         args = [x for pair in ids_with_reason.items() for x in pair]
         self._call("drop", policy, epoch, int(requeue), *args)
 
-    def record(self, epoch: int, record: CutRecord) -> CutRecord:
-        """Decide what a step trains on: all its groups leave `ready` at once. A step has one record, the first.
+    def record(self, epoch: int, record: CutRecord, filtered: Mapping[str, str] | None = None) -> CutRecord:
+        """Decide what a step trains on: its groups leave `ready` at once. A step has one record, the first.
+
+        `filtered` (id → reason) are dropped in the same move, and not replaced for this step.
 
         It may name fewer groups than `groups_per_step`, or none. Raises StaleEpoch; KanaboError if a group is not ready
         or the step is not the next.
         """
-        reply = self._call("record", record.policy, epoch, record.step, encode(record), *record.groups)
+        pairs = [x for pair in (filtered or {}).items() for x in pair]
+        args = (record.step, encode(record), len(pairs) // 2, *pairs, *record.groups)
+        reply = self._call("record", record.policy, epoch, *args)
         return decode(reply[1], CutRecord)
 
     def recorded(self, policy: str, step: int, *, timeout_s: float = 0.0) -> CutRecord | None:

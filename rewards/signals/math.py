@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any, ClassVar
 
 from pydantic import PositiveFloat
 
-from cluster.types import FAILED, SCORED, Group, Scores
-from rewards.answers import boxed, spoken
+from cluster.types import FAILED, SCORED, Group, Rollout, Scores
+from rewards.answers import boxed, spoken, tagged
 from rewards.base import Services, Signal
 from rewards.signals._states import scores
 from rewards.verify import VerifierError
@@ -20,8 +21,9 @@ MAX_CHARS = 4000
 class Math(Signal):
     """1 where the answer equals the task's as mathematics: `1/2`, `0.5` and `\\frac{1}{2}` are the same.
 
-    A `\\boxed{…}` is preferred, what stands in `<think>…</think>` is not read. A text that keeps the checker busy
-    longer than `timeout_s` is `failed`: its checker is killed, the others go on.
+    The last `<answer>…</answer>` or `\\boxed{…}` counts, without one the end of the text; thoughts are not read. What
+    keeps the checker busy longer than `timeout_s` is `failed`, and its checker is killed; `missing = 0.0` in the recipe
+    makes such an answer as good as a wrong one.
     """
 
     services: ClassVar = ("verify",)
@@ -33,7 +35,7 @@ class Math(Signal):
         expected = group.task.answer
         if expected is None:
             return Scores.abstained(len(group), "the task has no reference answer")
-        answers = [r.answer if r.answer is not None else spoken(r.text)[-MAX_CHARS:] for r in group.rollouts]
+        answers = [_stated(r) for r in group.rollouts]
         # Equal answers are checked once.
         verdicts = {a: self._check(expected, a, services) for a in set(answers)}
         known = dict(zip(verdicts, await asyncio.gather(*verdicts.values()), strict=True))
@@ -49,16 +51,24 @@ class Math(Signal):
         return float(equal), SCORED, ""
 
 
+def _stated(rollout: Rollout) -> str:
+    text = spoken(rollout.text) if rollout.answer is None else rollout.answer
+    for stated in (tagged(text), boxed(text)):
+        if stated is not None:
+            return f"\\boxed{{{stated[-MAX_CHARS:]}}}"
+    return text[-MAX_CHARS:]
+
+
 def equals(expected: str, answer: str, precision: int) -> bool:
     """Whether two texts hold the same mathematics. Runs in a child process; raises ValueError for a bad reference."""
     from math_verify import parse, verify
 
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # warns at every call without a time limit
     # math-verify would keep time with the alarm signal, which our own timing of the whole process uses.
     no_limit: Any = None
     forms = [expected] if boxed(expected) else [f"${expected}$", expected]
     gold = next((found for f in forms if (found := parse(f, parsing_timeout=no_limit))), None)
     if not gold:
         raise ValueError(f"math-verify cannot read the reference answer {expected!r}")
-    return bool(
-        verify(gold, parse(answer, parsing_timeout=no_limit), float_rounding=precision, timeout_seconds=no_limit)
-    )
+    found = parse(answer, parsing_timeout=no_limit)
+    return bool(verify(gold, found, float_rounding=precision, timeout_seconds=no_limit))

@@ -1,12 +1,14 @@
--- ARGV: policy, epoch, step, record, then ids
+-- Filtered groups leave with the cut, in one move: dropped before it, each would admit a replacement that this step no
+-- longer takes and a later one has no place for. ARGV: policy, epoch, step, record, how many filtered, (id, reason) …, ids …
 local refused = stale(ARGV[2])
 if refused then return refused end
 local step = tonumber(ARGV[3])
 local before = call('GET', own .. 'record:' .. step)
 if before then return {'ok', before} end
 if step ~= state('next_cut') then return {'wrong', 'step ' .. step .. ' is not the next to cut, which is ' .. state('next_cut')} end
+local first = 6 + 2 * tonumber(ARGV[5])
 local seen = {}
-for i = 5, #ARGV do
+for i = first, #ARGV do
   local id = ARGV[i]
   if seen[id] then return {'wrong', 'group ' .. id .. ' is named twice'} end
   if not call('ZSCORE', own .. 'ready', id) then return {'wrong', 'group ' .. id .. ' is not ready'} end
@@ -16,7 +18,7 @@ for i = 5, #ARGV do
   seen[id] = true
 end
 
-for i = 5, #ARGV do
+for i = first, #ARGV do
   local id = ARGV[i]
   call('ZREM', own .. 'ready', id)
   call('ZREM', run .. 'unscored', id)
@@ -28,5 +30,8 @@ end
 call('SET', own .. 'record:' .. step, ARGV[4])
 call('ZADD', own .. 'records', step, step)
 call('HSET', own .. 'state', 'next_cut', step + 1)
+for i = 6, first - 1, 2 do
+  if call('ZSCORE', own .. 'ready', ARGV[i]) then drop(ARGV[i], ARGV[i + 1], false) end
+end
 ring(bell('cut'))
 return {'ok', ARGV[4]}

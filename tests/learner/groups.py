@@ -1,0 +1,75 @@
+"""Groups for the learner's tests, and a policy small enough to differentiate by hand: a table of bigram logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from cluster.types import Claim, CutRecord, Group, Rollout, Task
+from learner.advantages import Advantage, GroupAdvantage
+
+VOCABULARY = 11
+
+
+def rollout(
+    num_prompt: int, num_response: int, rng: np.random.Generator, *, vocabulary: int = VOCABULARY, **fields
+) -> Rollout:
+    """Random tokens, the response trained on, with made-up behaviour log-probs."""
+    total = num_prompt + num_response
+    mask = np.arange(total) >= num_prompt
+    return Rollout(
+        tokens=rng.integers(0, vocabulary, total).astype(np.int32),
+        loss_mask=mask,
+        logprobs=np.where(mask, -rng.random(total) * 3, 0.0).astype(np.float32),
+        text="",
+        turns=(),
+        spans=(),
+        **{"finish": "stop", **fields},
+    )
+
+
+def group(seq: int, rollouts: Sequence[Rollout], *, step: int = 0) -> Group:
+    claim = Claim(f"policy/1/{seq}", "policy", 1, seq, seq, step, "token")
+    return Group(claim, Task.of(str(seq), "?"), tuple(rollouts))
+
+
+def random_groups(lengths: Sequence[Sequence[tuple[int, int]]], seed: int = 0, **fields) -> list[Group]:
+    """One group per inner list, one rollout per (prompt, response) length."""
+    rng = np.random.default_rng(seed)
+    return [group(i, [rollout(p, r, rng, **fields) for p, r in g]) for i, g in enumerate(lengths)]
+
+
+def record_of(
+    groups: Sequence[Group], rewards: Sequence[np.ndarray], advantage: Advantage | None = None, *, step: int = 0
+) -> CutRecord:
+    estimator = advantage or GroupAdvantage()
+    per_group = [estimator.advantages(r) for r in rewards]
+    return CutRecord(
+        policy="policy",
+        step=step,
+        groups=tuple(g.id for g in groups),
+        rewards=tuple(rewards),
+        advantages=tuple(tuple(np.float32([a]) for a in advantages) for advantages in per_group),
+    )
+
+
+def random_rewards(groups: Sequence[Group], seed: int = 1) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.random(len(g)) for g in groups]
+
+
+def bigram_logprobs(table: torch.Tensor) -> Callable:
+    """`Micro` → ([B, L] log-probs, [B, L] entropy) under a [V, V] table: position t predicted from the token at t−1."""
+
+    def logprobs(micro) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = torch.as_tensor(np.array(micro.tokens))
+        temperature = torch.as_tensor(np.array(micro.temperature))[:, 1:, None]
+        log_softmax = (table[tokens[:, :-1]] / temperature).log_softmax(-1)
+        chosen = log_softmax.gather(-1, tokens[:, 1:, None]).squeeze(-1)
+        entropy = -(log_softmax.exp() * log_softmax).sum(-1)
+        pad = torch.nn.functional.pad
+        return pad(chosen, (1, 0)), pad(entropy, (1, 0))
+
+    return logprobs

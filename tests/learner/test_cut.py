@@ -1,0 +1,174 @@
+"""Cuts from the real buffer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cluster.buffer import Buffer, Limits
+from cluster.config import LearnerSection
+from cluster.types import Group, Mixed, Scores
+from learner import cut as cutting
+from learner.advantages import GroupAdvantage
+from learner.cut import Cut, cut, follow
+from tests.cluster.lap import Lap
+
+POLICY = "policy"
+
+
+def lap_of(buffer: Buffer, groups_per_step: int = 3, max_staleness: int = 1, **limits) -> Lap:
+    return Lap(buffer, Limits(groups_per_step, max_staleness, **limits))
+
+
+class Recipe:
+    """A mixer that gives each task the rewards a test names, and remembers what it was asked."""
+
+    def __init__(self, rewards: dict[int, list[float]] | None = None, drop: dict[int, str] | None = None) -> None:
+        self.rewards, self.reasons, self.asked = rewards or {}, drop or {}, []
+
+    def __call__(self, group: Group, scores: dict[str, Scores]) -> Mixed:
+        task = int(group.task.id)
+        self.asked.append(task)
+        rewards = np.array(self.rewards.get(task, [1.0, 0.0]))
+        return Mixed(rewards, self.reasons.get(task), {"reward/num_failed": 1.0, "reward/share": float(task)})
+
+
+def cut_of(lap: Lap, mix: Recipe, section: LearnerSection | None = None, **options) -> Cut:
+    section = section or LearnerSection(groups_per_step=lap.limits.groups_per_step)
+    found = cut(lap.buffer, POLICY, lap.epoch, lap.step, mix, GroupAdvantage(), section, **options)
+    assert found is not None
+    return found
+
+
+def tasks(found: Cut) -> list[int]:
+    return [int(g.task.id) for g in found.groups]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cutting, "POLL_S", 0.2)
+
+
+def test_a_cut_holds_the_rewards_and_advantages_of_its_groups_in_order(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+    found = cut_of(lap, Recipe({1: [0.0, 4.0]}))
+    assert tasks(found) == [0, 1, 2]
+    assert found.record.groups == tuple(g.id for g in found.groups)
+    np.testing.assert_array_equal(found.record.rewards[1], [0.0, 4.0])
+    credit = np.concatenate(found.record.advantages[1])
+    np.testing.assert_allclose(credit, [-0.707107, 0.707107], atol=1e-5)
+    assert found.record.metrics["reward/mean"] == pytest.approx((0.5 + 2.0 + 0.5) / 3)
+
+
+def test_a_recorded_step_is_not_decided_again(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+    first = cut_of(lap, Recipe())
+    other_mind = Recipe({0: [0.0, 9.0]}, drop={1: "whim"})
+    again = cut_of(lap, other_mind)
+    assert other_mind.asked == []
+    assert again.record.groups == first.record.groups
+    np.testing.assert_array_equal(again.record.rewards[0], first.record.rewards[0])
+    assert tasks(again) == tasks(first)
+
+
+def test_another_rank_reads_the_same_groups_from_the_record(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+    first = cut_of(lap, Recipe())
+    other = follow(buffer, POLICY, 0, stop=lambda: False)
+    assert other is not None
+    assert other.record.groups == first.record.groups
+    assert [g.id for g in other.groups] == [g.id for g in first.groups]
+
+
+def test_useless_groups_are_dropped_with_their_reason_and_replaced(buffer):
+    lap = lap_of(buffer)
+    lap.fill()  # six groups are admitted, three are looked at
+    nan = float("nan")
+    found = cut_of(lap, Recipe({0: [1.0, 1.0], 2: [nan, nan]}, drop={1: "judge_offline"}))
+    assert tasks(found) == [3, 4, 5]
+    assert buffer.summary(POLICY)["groups_dropped"] == {"zero_variance": 1, "judge_offline": 1, "too_few_scores": 1}
+    metrics = found.record.metrics
+    assert metrics["buffer/num_dropped_zero_variance"] == 1
+    assert metrics["reward/zero_variance_frac"] == pytest.approx(2 / 6)  # the unknown one varies as little
+
+
+def test_rewards_of_dropped_groups_count_in_the_mean(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+    found = cut_of(lap, Recipe({0: [1.0, 1.0]}))
+    assert found.record.metrics["reward/mean"] == pytest.approx((1.0 + 3 * 0.5) / 4)
+
+
+def test_after_max_refills_the_step_trains_on_what_is_there(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+    mix = Recipe({task: [1.0, 1.0] for task in (0, 1, 3)})
+    found = cut_of(lap, mix, LearnerSection(groups_per_step=3, max_refills=1))
+    assert sorted(mix.asked) == [0, 1, 2, 3, 4]  # the replaced are not replaced again, and nobody is asked twice
+    assert tasks(found) == [2, 4]
+
+
+def test_when_nothing_is_left_the_empty_cut_is_recorded_too(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+    mix = Recipe({task: [0.0, 0.0] for task in range(100)})
+    found = cut_of(lap, mix, LearnerSection(groups_per_step=3, max_refills=0))
+    assert found.record.groups == ()
+    again = cut_of(lap, Recipe())
+    assert again.record.groups == ()
+    lap.release()  # and the next step goes on
+    lap.fill()
+    assert len(cut_of(lap, Recipe()).groups) == 3
+
+
+def test_zero_variance_groups_stay_where_the_recipe_says_so(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+    section = LearnerSection(groups_per_step=3, drop_zero_variance=False)
+    found = cut_of(lap, Recipe({0: [1.0, 1.0]}), section)
+    assert tasks(found) == [0, 1, 2]
+    assert np.concatenate(found.record.advantages[0]).tolist() == [0.0, 0.0]
+
+
+def test_a_single_known_reward_has_no_gradient_and_goes(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+    assert 0 not in tasks(cut_of(lap, Recipe({0: [1.0, float("nan")]})))
+
+
+def test_staleness_is_the_step_minus_the_version_of_each_group(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+    cut_of(lap, Recipe())
+    lap.release()
+    metrics = cut_of(lap, Recipe()).record.metrics
+    assert metrics["policy/staleness_steps"] == metrics["policy/staleness_max_steps"] == 1.0
+
+
+def test_counts_of_the_mixer_are_added_up_and_its_shares_averaged(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+    metrics = cut_of(lap, Recipe()).record.metrics
+    assert metrics["reward/num_failed"] == 3
+    assert metrics["reward/share"] == 1.0
+
+
+def test_a_learner_told_to_stop_while_waiting_records_nothing(buffer):
+    lap = lap_of(buffer)
+    asked = iter([False, True])
+    section = LearnerSection(groups_per_step=3)
+    stopped = cut(
+        buffer, POLICY, lap.epoch, 0, Recipe(), GroupAdvantage(), section, stop=lambda: next(asked)
+    )
+    assert stopped is None
+    assert buffer.recorded(POLICY, 0) is None
+    assert follow(buffer, POLICY, 0, stop=lambda: True) is None
+
+
+def test_the_last_tasks_are_cut_without_waiting_for_more(buffer):
+    lap = lap_of(buffer, num_tasks=2)
+    lap.fill()
+    assert tasks(cut_of(lap, Recipe())) == [0, 1]

@@ -1,0 +1,164 @@
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.config import LearnerSection, LossSection
+from learner.losses import Clipped, objective, tokens_of
+from learner.pack import pack
+from tests.learner.groups import VOCABULARY, bigram_logprobs, random_groups, random_rewards, record_of
+
+LENGTHS = st.lists(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 12)), min_size=1, max_size=5), min_size=1, max_size=6
+)
+
+
+def unpacked(batches) -> dict[int, tuple]:
+    """Rollout number → its columns, cut out of the rows of all ranks."""
+    found = {}
+    for batch in batches:
+        for micro in batch.micros:
+            for row in range(len(micro.tokens)):
+                for number in np.unique(micro.rollout[row]):
+                    if number >= 0:
+                        assert number not in found, "a rollout lies in two places"
+                        where = micro.rollout[row] == number
+                        columns = (micro.positions, micro.tokens, micro.loss_mask, micro.logprobs, micro.advantages)
+                        found[int(number)] = tuple(c[row][where] for c in columns)
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(LENGTHS, st.integers(4, 40), st.integers(8, 80), st.integers(1, 3))
+def test_every_rollout_is_packed_once_and_whole(lengths, row_tokens, micro_tokens, world):
+    groups = random_groups(lengths)
+    record = record_of(groups, random_rewards(groups))
+    section = LearnerSection(row_tokens=row_tokens, micro_tokens=micro_tokens)
+    batches = [pack(groups, record, section, rank, world) for rank in range(world)]
+    rollouts = [r for g in groups for r in g.rollouts]
+    found = unpacked(batches)
+    assert sorted(found) == list(range(len(rollouts)))
+    credits = [a for advantages in record.advantages for a in advantages]
+    for number, rollout in enumerate(rollouts):
+        positions, tokens, mask, logprobs, advantages = found[number]
+        np.testing.assert_array_equal(positions, np.arange(len(rollout.tokens)))
+        np.testing.assert_array_equal(tokens, rollout.tokens)
+        np.testing.assert_array_equal(mask, rollout.loss_mask)
+        np.testing.assert_array_equal(logprobs, rollout.logprobs)
+        np.testing.assert_array_equal(advantages[mask], np.repeat(credits[number], mask.sum()))
+    assert len({len(b.micros) for b in batches}) == 1, "ranks run different numbers of micro-batches"
+    assert sum(int(m.loss_mask.sum()) for b in batches for m in b.micros) == batches[0].num_tokens
+    assert {b.num_rollouts for b in batches} == {len(rollouts)}
+    for batch in batches:
+        for micro in batch.micros:
+            assert micro.tokens.size <= max(micro_tokens, micro.tokens.shape[1])
+
+
+@settings(deadline=None, max_examples=40)
+@given(LENGTHS, st.integers(4, 40), st.integers(8, 80), st.integers(1, 3), st.sampled_from(["token", "sequence"]))
+def test_rows_micro_batches_and_ranks_leave_loss_and_gradient_alone(
+    lengths, row_tokens, micro_tokens, world, aggregate
+):
+    groups = random_groups(lengths, temperature=0.7)
+    record = record_of(groups, random_rewards(groups))
+    loss_section = LossSection(aggregate=aggregate, entropy_coef=0.01)
+
+    def loss_and_gradient(section: LearnerSection, world: int):
+        table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        total = torch.zeros(())
+        for rank in range(world):
+            for micro in pack(groups, record, section, rank, world).micros:
+                logprobs, entropy = bigram_logprobs(table)(micro)
+                loss, _ = objective(Clipped(), loss_section, logprobs, entropy, tokens_of(micro, aggregate))
+                total = total + loss
+        total.backward()
+        return total.detach(), table.grad
+
+    plain = loss_and_gradient(LearnerSection(row_tokens=1, micro_tokens=1), 1)
+    other = loss_and_gradient(LearnerSection(row_tokens=row_tokens, micro_tokens=micro_tokens), world)
+    torch.testing.assert_close(other, plain, atol=2e-5, rtol=1e-5)
+
+
+def test_the_order_of_groups_leaves_the_gradient_alone():
+    groups = random_groups([[(3, 4), (3, 7)], [(2, 9), (2, 2)], [(5, 1), (5, 5)]])
+    rewards = random_rewards(groups)
+    section = LearnerSection(row_tokens=16, micro_tokens=32)
+
+    def gradient(order):
+        table = torch.zeros(VOCABULARY, VOCABULARY, requires_grad=True)
+        chosen = [groups[i] for i in order]
+        for micro in pack(chosen, record_of(chosen, [rewards[i] for i in order]), section).micros:
+            logprobs, entropy = bigram_logprobs(table)(micro)
+            objective(Clipped(), LossSection(), logprobs, entropy, tokens_of(micro, "token"))[0].backward()
+        return table.grad
+
+    torch.testing.assert_close(gradient([2, 0, 1]), gradient([0, 1, 2]))
+
+
+def test_rollouts_of_unknown_reward_are_left_out():
+    groups = random_groups([[(3, 4)] * 3])
+    batch = pack(groups, record_of(groups, [np.array([1.0, np.nan, 0.0])]), LearnerSection())
+    assert (batch.num_rollouts, batch.num_tokens) == (2, 8)
+    trained = [m.advantages[m.loss_mask] for m in batch.micros]
+    assert np.isfinite(np.concatenate(trained)).all()
+
+
+def test_truncated_rollouts_are_trained_like_any_other():
+    groups = random_groups([[(3, 4)] * 2], finish="length")
+    assert pack(groups, record_of(groups, [np.array([1.0, 0.0])]), LearnerSection()).num_tokens == 8
+
+
+def test_the_first_token_of_a_sequence_is_never_trained_on():
+    groups = random_groups([[(0, 4), (0, 4)]])
+    batch = pack(groups, record_of(groups, [np.array([1.0, 0.0])]), LearnerSection())
+    assert batch.num_tokens == 6
+    assert not any((m.loss_mask & (m.positions == 0)).any() for m in batch.micros)
+
+
+def test_per_token_advantages_reach_their_tokens():
+    groups = random_groups([[(2, 3), (2, 2)]])
+    record = record_of(groups, [np.array([1.0, 0.0])])
+    per_token = (np.arange(5, dtype=np.float32), -np.arange(4, dtype=np.float32))
+    found = unpacked([pack(groups, replace(record, advantages=(per_token,)), LearnerSection())])
+    np.testing.assert_array_equal(found[0][4], [0, 0, 2, 3, 4])
+    np.testing.assert_array_equal(found[1][4], [0, 0, -2, -3])
+
+
+def test_a_step_without_rollouts_has_a_batch_without_tokens():
+    for rank in range(2):
+        batch = pack([], record_of([], []), LearnerSection(), rank, 2)
+        assert batch.num_tokens == batch.num_rollouts == 0
+
+
+def test_a_rank_without_rows_runs_as_many_micro_batches_as_the_others():
+    groups = random_groups([[(4, 60)], [(2, 2)]])
+    record = record_of(groups, [np.array([1.0]), np.array([0.0])])
+    batches = [pack(groups, record, LearnerSection(micro_tokens=64), rank, 4) for rank in range(4)]
+    assert [len(b.micros) for b in batches] == [1, 1, 1, 1]
+    assert sum(m.loss_mask.any() for b in batches for m in b.micros) == 2
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_padding_is_small_and_ranks_are_balanced(world):
+    rng = np.random.default_rng(0)
+    groups = random_groups([[(6, int(n)) for n in rng.integers(1, 40, 16)] for _ in range(64)])
+    record = record_of(groups, random_rewards(groups))
+    batches = [pack(groups, record, LearnerSection(), rank, world) for rank in range(world)]
+    assert max(b.metrics["learner/padding_frac"] for b in batches) < 0.05
+    sizes = [sum(m.tokens.size for m in b.micros) for b in batches]
+    assert max(sizes) < 1.1 * min(sizes)
+
+
+def test_packing_a_step_of_1024_rollouts_takes_milliseconds():
+    groups = random_groups([[(6, 6)] * 16] * 64)
+    record = record_of(groups, random_rewards(groups))
+    seconds = []
+    for _ in range(5):
+        start = time.process_time()
+        pack(groups, record, LearnerSection())
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.05

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cluster.types import Publication
+from learner.publish import PullPublisher
+
+
+class Weights:
+    """An engine as a publisher sees it: a tied head, and tensors that are reused after they were yielded."""
+
+    def __init__(self, rank: int = 0) -> None:
+        self.rank, self.value, self.passes = rank, 0.0, 0
+
+    def weights(self):
+        self.passes += 1
+        buffer = torch.zeros(2, 3)
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            yield name, buffer.fill_(self.value)
+        buffer.fill_(-1.0)
+
+
+class Board:
+    def __init__(self) -> None:
+        self.seen: list[Publication] = []
+        self.files_at_announcement: list[bool] = []
+
+    def announce(self, publication: Publication) -> None:
+        self.seen.append(publication)
+        self.files_at_announcement.append(Path(publication.info["path"]).exists())
+
+
+@pytest.fixture
+def board() -> Board:
+    return Board()
+
+
+def publisher_of(board: Board, root: Path, **options) -> PullPublisher:
+    return PullPublisher(board, "policy", 3, run_id="run", root=root, **options)
+
+
+def test_a_publication_names_a_complete_file_with_every_parameter(board, tmp_path):
+    engine = Weights()
+    engine.value = 7.0
+    publisher_of(board, tmp_path, describe=lambda engine: {"probe": 1}).publish(engine, 5)
+    (publication,) = board.seen
+    assert (publication.policy, publication.version) == ("policy", "3.5")
+    assert publication.info["host"] == socket.gethostname()
+    assert publication.info["probe"] == 1
+    assert board.files_at_announcement == [True]
+    weights = load_file(publication.info["path"])
+    assert set(weights) == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert all((w == 7.0).all() for w in weights.values())
+
+
+def test_two_versions_are_kept_and_nothing_after_the_end(board, tmp_path):
+    publisher, engine = publisher_of(board, tmp_path), Weights()
+    for step in range(4):
+        publisher.publish(engine, step)
+    assert sorted(p.name for p in publisher.folder.iterdir()) == ["3.2.safetensors", "3.3.safetensors"]
+    publisher.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_ranks_take_part_in_gathering_and_write_nothing(board, tmp_path):
+    engine = Weights(rank=1)
+    publisher_of(board, tmp_path).publish(engine, 0)
+    assert engine.passes == 1
+    assert board.seen == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_travel_in_the_engines_precision(board, tmp_path):
+    publisher_of(board, tmp_path, dtype=torch.bfloat16).publish(Weights(), 0)
+    assert load_file(board.seen[0].info["path"])["lm_head.weight"].dtype == torch.bfloat16

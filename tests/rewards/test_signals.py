@@ -1,0 +1,222 @@
+"""Every reward honours the contract, and each says the right thing about known texts."""
+
+import pickle
+import time
+
+import numpy as np
+import pytest
+
+from cluster.config import RewardSection
+from cluster.errors import ConfigError
+from cluster.types import ABSTAINED, FAILED, SCORED, Scores, decode, encode
+from rewards.answers import final_answer
+from rewards.base import Services
+from rewards.signals.numeric import number
+from rewards.zoo import SIGNALS, build_signal
+from tests.rewards.groups import group, rollout
+
+OPTIONS = {"length_penalty": {"max_tokens": 8, "cache_tokens": 4}}
+TEXTS = ("85", "86", "", "<answer>85", "The answer is 85.", "\\boxed{", "\x00\ud800"[:1], "9" * 5000)
+
+
+@pytest.fixture(scope="module")
+def services():
+    made = Services()
+    yield made
+    made.close()
+
+
+def signal(name, **options):
+    return build_signal(RewardSection(use=name, options=options or OPTIONS.get(name, {})), "rewards[0]")
+
+
+async def values(name, services, *texts, answer="85", **options):
+    return (await signal(name, **options).score(group(*texts, answer=answer), services)).values.tolist()
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+async def test_one_score_per_rollout_and_unknown_is_nan(name, services):
+    for answer in ("85", None, "no number"):
+        scores = await signal(name).score(group(*TEXTS, answer=answer), services)
+        assert scores.values.shape == (len(TEXTS),)
+        assert np.array_equal(np.isfinite(scores.values), scores.state == SCORED)
+        again = decode(encode(scores), Scores)
+        assert np.array_equal(again.values, scores.values, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+async def test_every_reward_survives_pickling(name, services):
+    made = signal(name)
+    again = pickle.loads(pickle.dumps(made))
+    one, two = group("85", "8"), group("85", "8")
+    assert again == made
+    assert np.array_equal((await again.score(one, services)).values, (await made.score(two, services)).values, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_an_option_nobody_knows_is_refused(name):
+    with pytest.raises(ConfigError, match=r"rewards\[0\].*tolerence"):
+        build_signal(RewardSection(use=name, options={**OPTIONS.get(name, {}), "tolerence": 1}), "rewards[0]")
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'majority'"):
+        build_signal(RewardSection(use="majorty"), "rewards[0]")
+
+
+@pytest.mark.parametrize("name", ["exact", "numeric", "math"])
+async def test_without_a_reference_answer_nothing_is_scored(name, services):
+    scores = await signal(name).score(group("85", "86", answer=None), services)
+    assert (scores.state == ABSTAINED).all()
+
+
+GOLDEN = [
+    ("85", "85"),
+    ("  85 \n", "85"),
+    ("The answer is 85.", "85."),
+    ("I think the answer is 12.\nNo: the answer is 85", "85"),
+    ("Final answer: 85", "85"),
+    ("\\boxed{84}, no, \\boxed{85}", "85"),
+    ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+    ("\\boxed{\\{1\\}}", "\\{1\\}"),
+    ("\\boxed{85", "\\boxed{85"),
+    ("\\boxed{85} \\boxed{86", "85"),
+    ("<answer> 85 </answer>", "85"),
+    ("<answer>84</answer> hm <ANSWER>85</ANSWER>", "85"),
+    ("<answer></answer>", None),
+    ("so\n#### 85\n", "85"),
+    ("first #### 84 in a line\n#### 85", "85"),
+    ("<think>the answer is \\boxed{84}</think> 85", "85"),
+    ("<think>\\boxed{85}", None),
+    ("<think>a</think><think>\\boxed{85}", None),
+    ("think</think>85", "85"),
+    ("a line\nanother line", None),
+    ("", None),
+    ("\n\n", None),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), GOLDEN)
+def test_final_answer_of(text, expected):
+    assert final_answer(text) == expected
+
+
+def test_reading_answers_takes_linear_time_on_hostile_text():
+    start = time.monotonic()
+    for text in ("\\boxed{" * 20_000, "<answer>" * 20_000, "answer is " * 20_000, "#### " * 20_000, "<think>" * 20_000):
+        final_answer(text)
+        number(text)
+    for text in ("1," * 50_000, "9" * 100_000, "-" * 100_000, "." * 100_000, " " * 100_000):
+        final_answer(text)
+        number(text)
+    assert time.monotonic() - start < 5
+
+
+NUMBERS = [
+    ("85", 85.0),
+    ("-3.5", -3.5),
+    ("\u22123", -3.0),
+    ("1,234,567.5", 1234567.5),
+    ("$85.", 85.0),
+    ("75%", 0.75),
+    ("3/4", 0.75),
+    ("3/0", None),
+    ("1e3", 1000.0),
+    ("1e999", None),
+    ("9" * 5000, None),
+    ("inf", None),
+    ("nan", None),
+    ("85 apples", 85.0),
+    ("between 84 and 85", 85.0),
+    ("x85y", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), NUMBERS)
+def test_number_of(text, expected):
+    assert number(text) == (pytest.approx(expected) if expected is not None else None)
+
+
+async def test_exact_looks_past_spacing_case_and_final_stop(services):
+    assert await values("exact", services, "Paris", " paris. ", "Paris, France", "", answer="paris") == [1, 1, 0, 0]
+    assert await values("exact", services, "Paris", "paris", answer="paris", ignore_case=False) == [0, 1]
+
+
+async def test_the_environments_answer_counts_before_the_text(services):
+    from dataclasses import replace
+
+    made = replace(group("x", "85"), rollouts=(rollout("x", answer="85"), rollout("85", answer="x")))
+    assert (await signal("exact").score(made, services)).values.tolist() == [1, 0]
+
+
+async def test_numeric_within_its_tolerance(services):
+    assert await values("numeric", services, "85.0000001", "85.4", "86", absolute=0.5) == [1, 1, 0]
+    assert await values("numeric", services, "90", "95", absolute=0.0, relative=0.1) == [1, 0]
+
+
+async def test_math_sees_through_notation(services):
+    texts = ("\\boxed{0.5}", "so $\\frac{2}{4}$", "<answer>1/2</answer>", "\\boxed{2} or \\boxed{1/2}", "2", "")
+    assert await values("math", services, *texts, answer="\\frac{1}{2}") == [1, 1, 1, 1, 0, 0]
+
+
+async def test_math_does_not_take_a_thought_for_the_answer(services):
+    texts = ("<think>\\boxed{85}</think> \\boxed{84}", "<think>\\boxed{85}", "\\boxed{85} no \\boxed{84}")
+    assert await values("math", services, *texts) == [0, 0, 0]
+
+
+async def test_an_answer_that_hangs_the_checker_is_failed_and_the_others_are_scored(services):
+    await values("math", services, "85")  # warm: a started process
+    start = time.monotonic()
+    made = signal("math", timeout_s=3.0)
+    scores = await made.score(group("\\boxed{9^{9^{9^{9}}}}", "85", "84"), services)
+    assert scores.state.tolist() == [FAILED, SCORED, SCORED]
+    assert scores.values[1:].tolist() == [1, 0]
+    assert "did not end within" in scores.provenance[0].note
+    assert time.monotonic() - start < 60
+
+
+async def test_a_pattern_that_backtracks_forever_ends(services):
+    made = signal("format", pattern="(a+)+b", timeout_s=1.0)
+    with pytest.raises(TimeoutError, match="did not end"):
+        await made.score(group("a" * 60), services)
+    assert await values("format", services, "<think>a\nb</think>\n<answer>1</answer>", "<answer>1</answer>") == [1, 0]
+
+
+def test_a_pattern_that_does_not_compile_is_refused():
+    with pytest.raises(ConfigError, match="not a regular expression"):
+        signal("format", pattern="(")
+
+
+async def test_overlong_rollouts_lose_linearly(services):
+    scores = await signal("length_penalty", max_tokens=8, cache_tokens=4).score(
+        group("1234", "123456", "12345678", "1234567890"), services
+    )
+    assert scores.values.tolist() == [0, -0.5, -1, -1]
+
+
+async def test_majority_rewards_the_most_common_answer(services):
+    assert await values("majority", services, "85", "85.", "84", "a\nb", answer=None) == [1, 1, 0, 0]
+
+
+async def test_majority_abstains_below_its_share(services):
+    scores = await signal("majority", min_share=0.6).score(group("1", "1", "2", "3"), services)
+    assert (scores.state == ABSTAINED).all()
+
+
+async def test_reasoning_gym_scores_with_its_own_scorer(services):
+    reasoning_gym = pytest.importorskip("reasoning_gym")
+    recipe = {"name": "leg_counting", "seed": 1, "size": 3, "config": {}}
+    entry = reasoning_gym.create_dataset("leg_counting", seed=1, size=3)[2]
+    texts = (entry["answer"], f"<answer>{entry['answer']}</answer>", "-1")
+    made = group(*texts, answer=None, prompt=entry["question"], reasoning_gym={**recipe, "index": 2})
+    scores = await signal("reasoning_gym").score(made, services)
+    assert scores.values[:2].tolist() == [1, 1]
+    assert scores.values[2] < 1
+
+
+async def test_reasoning_gym_refuses_an_entry_that_is_another_one(services):
+    recipe = {"name": "leg_counting", "seed": 1, "size": 3, "config": {}, "index": 0}
+    scores = await signal("reasoning_gym").score(group("1", prompt="something else", reasoning_gym=recipe), services)
+    assert scores.state.tolist() == [FAILED]
+    assert "versions differ" in scores.provenance[0].note
