@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 import time
@@ -31,8 +30,6 @@ def main(
 ) -> None:
     """Train as a recipe says."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    # ninja, with which DeepSpeed compiles, lives beside the interpreter, which may not be an activated one.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     try:
         settings = config.load(recipe, overrides or [])
         directory = check.run_directory(settings)
@@ -51,10 +48,10 @@ def main(
 def run(settings: RunConfig, recipe: str, directory: Path) -> int:
     """Run a checked recipe in `directory`; returns the exit code. Raises ConfigError before anything is trained."""
     from actors.models import prepare
-
     from cluster import topology
     from cluster.store import Store
 
+    topology.settle()
     begun = time.monotonic()
     check.claim_directory(settings, directory)
     resume_from = check.resume_point(settings, directory)
@@ -62,11 +59,11 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
     (directory / "config.toml").write_text(config.dump(settings))
     store = None
     try:
-        store = Store(directory / "redis") if settings.buffer.url is None else None
-        url = store.url if store else str(settings.buffer.url)
-        site = topology.Site(settings, str(model_dir), url, settings.run.name, str(directory))
         topology.start_ray(settings)
         topology.check_placement(settings)
+        store = Store(directory / "redis", bind=topology.reachable_address()) if settings.buffer.url is None else None
+        url = store.url if store else str(settings.buffer.url)
+        site = topology.Site(settings, str(model_dir), url, settings.run.name, str(directory))
         return asyncio.run(_drive(site, store, recipe, resume_from, begun))
     finally:
         _shut_down()

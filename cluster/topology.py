@@ -63,12 +63,12 @@ class RolloutActor:
     """A rollout worker, its engine, and the methods vLLM's stock trainer client calls."""
 
     def __init__(self, site: Site, name: str) -> None:
-        from actors.tasks import TASKS, order
         from transformers import AutoTokenizer
 
         from actors.chat import Chat
         from actors.environments import ENVIRONMENTS
         from actors.rollout import RolloutWorker
+        from actors.tasks import TASKS, order
         from cluster.plugins import build
 
         config = site.config
@@ -158,17 +158,9 @@ def start_ray(config: RunConfig) -> None:
 
     Raises ConfigError if the cluster is too small for the recipe.
     """
-    environment = {
-        # ninja, which DeepSpeed compiles with, lives beside the interpreter.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "TOKENIZERS_PARALLELISM": "false",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
-    }
     if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env={"env_vars": environment})
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
         return
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(
         # Logical places, not cores: on a laptop engine and learner share what is there.
@@ -176,8 +168,25 @@ def start_ray(config: RunConfig) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
-        runtime_env={"env_vars": environment},
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), *_python_path()])}},
     )
+
+
+def _python_path() -> list[str]:
+    return [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
+
+
+def settle() -> None:
+    """First thing in every process: ninja, which DeepSpeed compiles with, lives beside the interpreter."""
+    beside = str(Path(sys.executable).parent)
+    if os.environ.get("PATH", "").split(os.pathsep)[0] != beside:
+        os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def reachable_address() -> str:
+    """Where this process can be reached by the run's actors: the loopback interface, unless there are other nodes."""
+    return ray.util.get_node_ip_address() if "RAY_ADDRESS" in os.environ else "127.0.0.1"
 
 
 def check_placement(config: RunConfig) -> None:
@@ -255,6 +264,7 @@ class LearnerActor:
     """One rank of a policy's learner: a DeepSpeed engine and the training loop."""
 
     def __init__(self, site: Site, rank: int) -> None:
+        settle()
         self._site, self._rank = site, rank
         self._stopping = False
 
@@ -276,7 +286,7 @@ class LearnerActor:
         return np.fromfile(path, np.uint8)
 
     def run(self, epoch: int, resume_from: str | None, master: tuple[str, int], rollout_actors: list[Any]) -> int:
-        """Train from the checkpoint, or from the initial model, to the end or until `stop`; returns the step reached."""
+        """Train from the checkpoint, or the initial model, to the end or until `stop`; returns the step reached."""
         from learner.start import Rank, learn
 
         site, buffer = self._site, self._site.buffer()

@@ -175,6 +175,7 @@ def _metrics(seen: _Seen, kept: list[str], step: int) -> dict[str, float]:
     groups = [s.group for s in seen.stored.values()]
     rollouts = [r for g in groups for r in g.rollouts]
     rewards = np.concatenate([np.empty(0), *(m.rewards for m in seen.mixed.values())])
+    rewarded = [m.rewards for m in seen.mixed.values() if np.isfinite(m.rewards).any()]
     known = rewards[np.isfinite(rewards)]
     staleness = [step - seen.stored[i].group.version for i in kept]
     reasons = list(seen.dropped.values())
@@ -182,7 +183,7 @@ def _metrics(seen: _Seen, kept: list[str], step: int) -> dict[str, float]:
         "reward/mean": _mean(known),
         "reward/std": float(known.std()) if len(known) else float("nan"),
         "reward/known_frac": len(known) / len(rewards) if len(rewards) else float("nan"),
-        "reward/zero_variance_frac": _mean([_all_equal(m.rewards) for m in seen.mixed.values()]),
+        "reward/zero_variance_frac": _mean([_all_equal(r) for r in rewarded]),
         "policy/staleness_steps": _mean(staleness),
         "policy/staleness_max_steps": float(max(staleness, default=0)),
         "rollout/length_tokens": _mean([r.num_tokens for r in rollouts]),

@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 from cluster.types import Rollout
 
-TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-HASHES = re.compile(r"^[ \t]*####[ \t]*(.+?)[ \t]*$", re.MULTILINE)
-PHRASE = re.compile(r"\b(?:final\s+)?answer(?:\s+is|\s*:)\s*:?[ \t]*(.+?)[ \t]*$", re.IGNORECASE | re.MULTILINE)
+# Linear on hostile text: nothing lazy before something that may never come.
+OPENED, CLOSED = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
+HASHES = re.compile(r"^[ \t]*####(.+)$", re.MULTILINE)
+PHRASE = re.compile(r"\b(?:final\s+)?answer(?:\s+is\b|\s*:)[ \t]*:?(.+)$", re.IGNORECASE | re.MULTILINE)
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w)")
-BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def final_answer(text: str) -> str | None:
@@ -42,29 +43,40 @@ def spoken(text: str) -> str:
 
 
 def tagged(text: str) -> str | None:
-    found = TAG.findall(text)
-    return found[-1].strip() if found else None
+    end = _last(CLOSED, text)
+    start = end and _last(OPENED, text[: end.start()])
+    return text[start.end() : end.start()].strip() if start and end else None
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{…}` whose braces close."""
-    for start in reversed([m.end() for m in BOX.finditer(text)]):
-        depth = 1
-        for i in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0) if text[i - 1] != "\\" else 0
-            if depth == 0:
-                return text[start:i].strip()
-    return None
+    r"""The content of the last `\boxed{…}` whose braces close."""
+    open_braces: list[int | None] = []
+    start = end = -1
+    for match in BRACES.finditer(text):
+        if match[0] == "}":
+            opened = open_braces.pop() if open_braces else None
+            if opened is not None and opened > start:
+                start, end = opened, match.start()
+        elif match[0].endswith("{") and match[0] != "\\{":
+            open_braces.append(match.end() if len(match[0]) > 1 else None)
+    return text[start:end].strip() if end >= 0 else None
 
 
 def hashed(text: str) -> str | None:
-    found = HASHES.findall(text)
-    return found[-1] if found else None
+    found = _last(HASHES, text)
+    return found[1].strip() if found else None
 
 
 def phrased(text: str) -> str | None:
-    found = PHRASE.findall(text)
-    return found[-1] if found else None
+    found = _last(PHRASE, text)
+    return found[1].strip() if found else None
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    match = None
+    for match in pattern.finditer(text):  # noqa: B007
+        pass
+    return match
 
 
 def last_number(text: str) -> str | None:

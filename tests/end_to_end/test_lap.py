@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import psutil
@@ -157,10 +160,10 @@ def test_ray_job_submit_runs_with_a_reward_from_outside_the_repository(tmp_path)
     module.mkdir()
     (module / "__init__.py").write_text(REWARD)
     ray = os.path.join(os.path.dirname(sys.executable), "ray")
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(tmp_path / "ray")}
-    dashboard = 8365
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray")}
+    port, dashboard = free_ports(2)  # and a short folder: a socket's path may have 107 bytes
     head = subprocess.Popen(
-        [ray, "start", "--head", "--block", "--num-cpus=8", "--port=6399", f"--dashboard-port={dashboard}",
+        [ray, "start", "--head", "--block", "--num-cpus=8", f"--port={port}", f"--dashboard-port={dashboard}",
          "--disable-usage-stats"],
         env=environment, stdout=(tmp_path / "head.log").open("w"), stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
@@ -188,7 +191,16 @@ def test_ray_job_submit_runs_with_a_reward_from_outside_the_repository(tmp_path)
         assert status == JobStatus.SUCCEEDED, client.get_job_logs(job)[-3000:]
     finally:
         jobs.end(head)
+        shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
     assert jobs.summary(tmp_path / "submitted")["steps"] == 4
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
 
 
 def _client(factory, address):

@@ -78,3 +78,17 @@ def test_other_ranks_take_part_in_gathering_and_write_nothing(board, tmp_path):
 def test_weights_travel_in_the_engines_precision(board, tmp_path):
     publisher_of(board, tmp_path, dtype=torch.bfloat16).publish(Weights(), 0)
     assert load_file(board.seen[0].info["path"])["lm_head.weight"].dtype == torch.bfloat16
+
+
+def test_vllms_trainer_sees_the_same_parameters_in_both_channels():
+    pytest.importorskip("vllm")
+    from learner.publish import engine_source
+
+    class Sized(Weights):
+        def metadata(self):
+            return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.weights()]
+
+    source = engine_source(Sized())
+    declared = [(m.name, m.dtype, m.shape) for m in source.metadata()]
+    assert declared == [(name, t.dtype, tuple(t.shape)) for name, t in source]
+    assert [name for name, _ in source] == [name for name, _, _ in declared], "a second pass must be a fresh one"

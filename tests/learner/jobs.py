@@ -1,0 +1,219 @@
+"""What DeepSpeed does in processes of its own: `python -m tests.learner.jobs OUT RANK WORLD PORT MODEL JOB …`.
+
+A job returns tensors and numbers; rank 0 stores them, and a failure's traceback in their place. The tests assert.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from cluster.config import LearnerSection, LossSection, ScheduleSection
+from cluster.types import CutRecord, Group, Mixed
+from learner.engine import DeepSpeedEngine, Engine, join
+from learner.losses import Clipped
+from learner.pack import pack
+from learner.reference import Reference
+from learner.train import optimize, train
+from tests.learner.groups import random_groups, random_rewards, record_of
+from tests.learner.plain import plain_loop, rewards_of
+
+VOCABULARY = 40
+LENGTHS = [[(3, 9), (3, 2), (4, 30)], [(2, 5), (9, 1)], [(1, 12), (6, 6), (6, 3), (2, 2)]]
+
+
+def section_of(optimizer: str, **fields: Any) -> LearnerSection:
+    lr = 0.5 if optimizer == "sgd" else 1e-3
+    sizes = {"row_tokens": 24, "micro_tokens": 48, "groups_per_step": 2, "max_staleness": 0}
+    return LearnerSection(optimizer=optimizer, schedule=ScheduleSection(lr=lr), **(sizes | fields))
+
+
+def full_weights(engine: Engine) -> dict[str, torch.Tensor]:
+    return {name: tensor.float().clone() for name, tensor in engine.weights()}
+
+
+def steps_on_random_groups(engine: Engine, section: LearnerSection, seeds: range, **options) -> dict[str, float]:
+    metrics = {}
+    for seed in seeds:
+        groups = random_groups(LENGTHS, seed=seed, vocabulary=VOCABULARY)
+        record = record_of(groups, random_rewards(groups, seed), step=seed)
+        batch = pack(groups, record, section, engine.rank, engine.world)
+        metrics = optimize(batch, section, engine, Clipped(), **options)
+    return metrics
+
+
+# ── jobs ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def trajectory(model_dir: Path, work: Path, optimizer: str, stage: int, dtype: str = "float32") -> Any:
+    """Three steps: the weights after them and the last step's metrics."""
+    # A gradient of almost nothing has a random sign; with the default eps Adam makes a whole step of it.
+    section = section_of(optimizer, zero_stage=stage, dtype=dtype, eps=1e-4)
+    engine = DeepSpeedEngine(model_dir, section)
+    metrics = steps_on_random_groups(engine, section, range(3))
+    return full_weights(engine), metrics
+
+
+@dataclass
+class Shelf:
+    """A buffer that hands out the groups of each step and keeps what it is told."""
+
+    groups: list[list[Group]]
+    records: list[CutRecord] = field(default_factory=list)
+    told: list[Any] = field(default_factory=list)
+
+    def recorded(self, policy: str, step: int, *, timeout_s: float = 0) -> CutRecord | None:
+        return self.records[step] if step < len(self.records) else None
+
+    def ready(self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float) -> list[Any]:
+        return [type("Stored", (), {"group": g, "scores": {}}) for g in self.groups[step]]
+
+    def record(self, epoch: int, record: CutRecord, filtered: dict[str, str]) -> CutRecord:
+        assert not filtered
+        self.records.append(record)
+        return record
+
+    def load(self, ids) -> list[Group]:
+        return [g for groups in self.groups for g in groups if g.id in ids]
+
+    def drop(self, policy, epoch, ids_with_reason, *, requeue=False) -> None:
+        raise AssertionError(f"dropped {ids_with_reason}")
+
+    def release(self, policy: str, epoch: int, version: int) -> None:
+        self.told.append(("release", version))
+
+    def emit(self, kind: str, fields: dict[str, Any]) -> None:
+        self.told.append((kind, fields))
+
+    def publish(self, engine: Engine, step: int) -> None:
+        self.told.append(("publish", step))
+
+
+def on_policy(model_dir: Path, work: Path, optimizer: str) -> Any:
+    """The whole loop on the groups that a plain loop sampled, and the weights of both."""
+    section = section_of(optimizer, steps=4, eps=1e-6)
+    sampled, expected = plain_loop(model_dir, section, section.steps)
+    shelf = Shelf(sampled)
+    engine = DeepSpeedEngine(model_dir, section)
+
+    def mix(group: Group, scores: Any) -> Mixed:
+        return Mixed(rewards_of(group))
+
+    reached = train(section, shelf, engine, shelf, mix, policy="policy", epoch=1)
+    initial = {n: p.detach() for n, p in AutoModelForCausalLM.from_pretrained(model_dir).named_parameters()}
+    rows = [fields["metrics"] for kind, fields in shelf.told if kind == "step"]
+    engine.barrier()
+    return {
+        "reached": reached,
+        "expected": expected,
+        "initial": initial,
+        "weights": full_weights(engine),
+        "rows": rows,
+        "order": [(kind, step if isinstance(step, int) else step["step"]) for kind, step in shelf.told],
+    }
+
+
+def resume(model_dir: Path, work: Path, stage: int) -> Any:
+    """Two steps, save, two steps; and from the save the last two again."""
+    section = section_of("adamw", zero_stage=stage)
+    section = section.model_copy(update={"schedule": ScheduleSection(lr=1e-3, warmup_steps=6)})
+    directory = work / f"saved-{stage}"
+    first = DeepSpeedEngine(model_dir, section)
+    steps_on_random_groups(first, section, range(2))
+    first.save(directory)
+    metrics = steps_on_random_groups(first, section, range(2, 4))
+    second = DeepSpeedEngine(model_dir, section)
+    second.load(directory)
+    resumed_at = second.step
+    again = steps_on_random_groups(second, section, range(2, 4))
+    third = DeepSpeedEngine(model_dir, section.model_copy(update={"optimizer": "sgd"}))
+    try:
+        third.load(directory)
+        refusal = ""
+    except ValueError as error:
+        refusal = str(error)
+    return full_weights(first), full_weights(second), metrics, again, resumed_at, refusal
+
+
+def export(model_dir: Path, work: Path, stage: int) -> Any:
+    """Logits of the exported model, and what the engine itself says of the same tokens."""
+    section = section_of("sgd", zero_stage=stage)
+    engine = DeepSpeedEngine(model_dir, section)
+    steps_on_random_groups(engine, section, range(2))
+    directory = work / f"exported-{stage}"
+    engine.export(directory)
+    engine.barrier()
+    groups = random_groups([[(1, 20)]], vocabulary=VOCABULARY)
+    micro = pack(groups, record_of(groups, random_rewards(groups)), section).micros[0]
+    with torch.no_grad():
+        ours = engine.logprobs(micro)[0][0, 1:]
+        tokens = torch.from_numpy(micro.tokens)
+        logits = AutoModelForCausalLM.from_pretrained(directory)(input_ids=tokens).logits[0, :-1]
+    theirs = logits.log_softmax(-1).gather(-1, tokens[0, 1:, None])[:, 0]
+    return ours, theirs, sorted(p.name for p in directory.iterdir()), list(full_weights(engine)), engine.metadata()
+
+
+def not_finite(model_dir: Path, work: Path, stage: int) -> Any:
+    """A step whose loss is NaN on one rank, between two good ones."""
+    section = section_of("adamw", zero_stage=stage)
+    engine = DeepSpeedEngine(model_dir, section)
+    steps_on_random_groups(engine, section, range(1))
+    before = full_weights(engine)
+    groups = random_groups(LENGTHS, vocabulary=VOCABULARY)
+    batch = pack(groups, record_of(groups, random_rewards(groups)), section, engine.rank, engine.world)
+    if engine.rank == 0:
+        bad = np.where(batch.micros[0].loss_mask, np.float32("nan"), np.float32(0))
+        batch = replace(batch, micros=(replace(batch.micros[0], advantages=bad), *batch.micros[1:]))
+    bad_metrics = optimize(batch, section, engine, Clipped())
+    after = full_weights(engine)
+    good_metrics = steps_on_random_groups(engine, section, range(1, 2))
+    return before, after, full_weights(engine), bad_metrics, good_metrics
+
+
+def reference(model_dir: Path, work: Path) -> Any:
+    """The KL to the initial weights: nothing before the first step, something after."""
+    section = section_of("sgd", loss=LossSection(kl_coef=0.1, entropy_coef=0.01))
+    engine, frozen = DeepSpeedEngine(model_dir, section), Reference(model_dir, section)
+    return [steps_on_random_groups(engine, section, range(s, s + 1), reference=frozen) for s in range(2)]
+
+
+def entropy_bonus(model_dir: Path, work: Path) -> Any:
+    """Entropy after some steps of nothing but an entropy bonus."""
+    section = section_of("adamw", loss=LossSection(entropy_coef=100.0), clip_grad_norm=0.0)
+    engine = DeepSpeedEngine(model_dir, section)
+    return [steps_on_random_groups(engine, section, range(0, 1))["loss/entropy_nats"] for _ in range(5)]
+
+
+JOBS = {
+    f.__name__: f for f in (trajectory, on_policy, resume, export, not_finite, reference, entropy_bonus)
+}
+
+
+def main() -> None:
+    out, rank, world, port, model_dir, *jobs = sys.argv[1:]
+    torch.set_num_threads(1)
+    join(int(rank), int(world), ("127.0.0.1", int(port)), local_rank=int(rank), local_size=int(world), timeout_s=60)
+    results = {}
+    for job in jobs:
+        name, *arguments = job.split(":")
+        values = [int(a) if a.isdigit() else a for a in arguments]
+        try:
+            results[job] = JOBS[name](Path(model_dir), Path(out).parent, *values)
+        except Exception:
+            # To whoever asks for this job's result; the other jobs are other tests'.
+            results[job] = traceback.format_exc()
+            if int(world) > 1:
+                break
+    if int(rank) == 0:
+        torch.save(results, out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""A plain on-policy loop: sample, score, one gradient step, one sequence at a time. What all of learner/ must equal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from cluster.config import LearnerSection
+from cluster.types import Group, Rollout
+from learner.advantages import GroupAdvantage
+from tests.learner.groups import group
+
+TEMPERATURE = 0.8
+LUCKY = 7
+
+
+def rewards_of(found: Group) -> np.ndarray:
+    """How many of the sampled tokens are even, with some luck: any reward will do."""
+    return np.array([(r.tokens[r.loss_mask] % 2 == 0).mean() + (LUCKY in r.tokens) for r in found.rollouts])
+
+
+@torch.no_grad()
+def sample(model, num_prompt: int, num_response: int, generator: torch.Generator) -> Rollout:
+    tokens = torch.randint(0, model.config.vocab_size, (num_prompt,), generator=generator)
+    logprobs = torch.zeros(num_prompt)
+    for _ in range(num_response):
+        log_softmax = (model(input_ids=tokens[None]).logits[0, -1] / TEMPERATURE).log_softmax(-1)
+        chosen = torch.multinomial(log_softmax.exp(), 1, generator=generator)
+        tokens, logprobs = torch.cat([tokens, chosen]), torch.cat([logprobs, log_softmax[chosen]])
+    mask = np.arange(len(tokens)) >= num_prompt
+    arrays = tokens.numpy().astype(np.int32), mask, logprobs.numpy()
+    return Rollout(*arrays, text="", turns=(), spans=(), finish="stop", temperature=TEMPERATURE)
+
+
+def plain_loop(model_dir: Path, section: LearnerSection, steps: int) -> tuple[list[list[Group]], dict[str, torch.Tensor]]:
+    """REINFORCE with group advantages; returns what it sampled in each step, and its weights at the end."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    if section.optimizer == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=section.schedule.lr)
+    else:
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=section.schedule.lr, betas=section.betas, eps=section.eps, weight_decay=0.0
+        )
+    generator, sampled = torch.Generator().manual_seed(0), []
+    for step in range(steps):
+        groups = []
+        for seq in range(section.groups_per_step):
+            lengths = torch.randint(2, 9, (4,), generator=generator).tolist()
+            rollouts = [sample(model, 3 + seq, n, generator) for n in lengths]
+            groups.append(group(step * section.groups_per_step + seq, rollouts, step=step))
+        num_tokens = sum(r.num_tokens for g in groups for r in g.rollouts)
+        for found in groups:
+            for rollout, advantage in zip(found.rollouts, GroupAdvantage().advantages(rewards_of(found)), strict=True):
+                tokens = torch.from_numpy(rollout.tokens.astype(np.int64))
+                log_softmax = (model(input_ids=tokens[None]).logits[0, :-1] / TEMPERATURE).log_softmax(-1)
+                logprobs = log_softmax.gather(-1, tokens[1:, None])[:, 0]
+                (-advantage * logprobs[torch.from_numpy(rollout.loss_mask[1:])].sum() / num_tokens).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), section.clip_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        sampled.append(groups)
+    return sampled, {name: p.detach().clone() for name, p in model.named_parameters()}

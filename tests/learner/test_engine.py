@@ -1,0 +1,184 @@
+"""The DeepSpeed engine, in processes of its own: one rank, and two ranks under ZeRO."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models import random_llama
+
+ROOT = Path(__file__).parents[2]
+ONE_RANK = [
+    "on_policy:sgd", "on_policy:adamw", "trajectory:sgd:0", "trajectory:adamw:0", "trajectory:sgd:1",
+    "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:1:bfloat16", "resume:0", "export:0",
+    "not_finite:0", "reference", "entropy_bonus",
+]  # fmt: skip
+TWO_RANKS = [
+    "trajectory:sgd:0", "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:3", "resume:3", "export:3",
+    "not_finite:0", "not_finite:3",
+]  # fmt: skip
+
+
+def run_jobs(directory: Path, world: int, jobs: list[str], timeout_s: float = 240) -> dict[str, Any]:
+    random_llama(directory / "model", tied=True, scale=2.0)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    logs = [directory / f"rank{rank}.log" for rank in range(world)]
+    ranks = []
+    for rank, log in enumerate(logs):
+        arguments = [directory / "out.pt", rank, world, port, directory / "model", *jobs]
+        with log.open("w") as file:
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "tests.learner.jobs", *map(str, arguments)],
+                    cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT,
+                )
+            )  # fmt: skip
+    try:
+        codes = [process.wait(timeout_s) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
+    return torch.load(directory / "out.pt", weights_only=False)
+
+
+class Results:
+    def __init__(self, found: dict[str, Any]) -> None:
+        self._found = found
+
+    def __getitem__(self, job: str) -> Any:
+        assert job in self._found, f"an earlier job failed: {list(self._found.values())[-1]}"
+        assert not isinstance(self._found[job], str), self._found[job]
+        return self._found[job]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Results:
+    return Results(run_jobs(tmp_path_factory.mktemp("one"), 1, ONE_RANK))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Results:
+    return Results(run_jobs(tmp_path_factory.mktemp("two"), 2, TWO_RANKS))
+
+
+def assert_same(weights: dict[str, torch.Tensor], other: dict[str, torch.Tensor], atol: float = 1e-5) -> None:
+    assert set(weights) == set(other)
+    for name in weights:
+        torch.testing.assert_close(weights[name], other[name], atol=atol, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def distance(weights: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return max(float((weights[n] - other[n]).abs().max()) for n in other)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_max_staleness_0_equals_a_plain_on_policy_loop(one, optimizer):
+    found = one[f"on_policy:{optimizer}"]
+    assert distance(found["weights"], found["initial"]) > 1e-3, "nothing was learnt, so nothing was compared"
+    assert_same({n: w for n, w in found["weights"].items() if n in found["expected"]}, found["expected"])
+
+
+def test_on_policy_the_ratio_is_one_and_nothing_is_clipped(one):
+    rows = one["on_policy:sgd"]["rows"]
+    assert len(rows) == one["on_policy:sgd"]["reached"] == 4
+    for row in rows:
+        assert row["loss/ratio_mean"] == pytest.approx(1.0, abs=1e-4)
+        assert row["loss/clipped_frac"] == 0
+        assert row["policy/staleness_max_steps"] == 0
+
+
+def test_weights_are_published_before_they_are_released_and_first_of_all(one):
+    order = one["on_policy:sgd"]["order"]
+    expected = [("publish", 0)]
+    for step in range(1, 5):
+        expected += [("publish", step), ("release", step), ("step", step)]
+    assert order == expected
+
+
+@pytest.mark.parametrize("job", ["trajectory:sgd:1", "trajectory:sgd:2", "trajectory:sgd:3"])
+def test_zero_stages_take_the_same_steps(one, job):
+    weights, metrics = one[job]
+    expected, plain = one["trajectory:sgd:0"]
+    assert_same(weights, expected)
+    assert metrics["learner/grad_norm"] == pytest.approx(plain["learner/grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("job", "plain"),
+    [
+        ("trajectory:sgd:0", "trajectory:sgd:0"),
+        ("trajectory:sgd:2", "trajectory:sgd:0"),
+        ("trajectory:sgd:3", "trajectory:sgd:0"),
+        ("trajectory:adamw:3", "trajectory:adamw:0"),
+    ],
+)
+def test_two_ranks_take_the_step_of_one(one, two, job, plain):
+    weights, metrics = two[job]
+    expected, expected_metrics = one[plain]
+    assert_same(weights, expected)
+    for name in ("loss/policy", "loss/entropy_nats", "learner/grad_norm", "learner/tokens", "loss/ratio_mean"):
+        assert metrics[name] == pytest.approx(expected_metrics[name], rel=1e-4), name
+
+
+def test_bf16_follows_fp32_closely(one):
+    weights, metrics = one["trajectory:adamw:1:bfloat16"]
+    expected, _ = one["trajectory:adamw:0"]
+    moved = distance(expected, one["on_policy:adamw"]["initial"])
+    assert distance({n: weights[n] for n in expected}, expected) < 0.02
+    assert metrics["learner/num_skipped"] == 0
+    assert moved > 1e-3
+
+
+@pytest.mark.parametrize(("ranks", "job"), [("one", "resume:0"), ("two", "resume:3")])
+def test_a_resumed_engine_goes_on_as_if_nothing_had_happened(request, ranks, job):
+    first, second, metrics, again, resumed_at, refusal = request.getfixturevalue(ranks)[job]
+    assert resumed_at == 2
+    assert_same(second, first, atol=1e-7)
+    assert again == pytest.approx(metrics, rel=1e-5)
+    assert "optimizer" in refusal
+
+
+@pytest.mark.parametrize(("ranks", "job"), [("one", "export:0"), ("two", "export:3")])
+def test_an_export_is_a_hugging_face_model_with_the_same_log_probs(request, ranks, job):
+    ours, theirs, files, names, metadata = request.getfixturevalue(ranks)[job]
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(files)
+    assert "lm_head.weight" in names, "a tied head is sent under its own name"
+    assert [name for name, _, _ in metadata] == names
+    assert all(len(shape) and 0 not in shape for _, _, shape in metadata)
+
+
+@pytest.mark.parametrize(("ranks", "job"), [("one", "not_finite:0"), ("two", "not_finite:0"), ("two", "not_finite:3")])
+def test_a_gradient_that_is_not_finite_is_skipped_with_a_count(request, ranks, job):
+    before, after, later, bad, good = request.getfixturevalue(ranks)[job]
+    assert_same(after, before, atol=0)
+    assert bad["learner/num_skipped"] == good["learner/num_skipped"] == 1
+    assert distance(later, after) > 1e-5
+    assert all(w.isfinite().all() for w in later.values())
+
+
+def test_the_kl_to_the_reference_starts_at_nothing_and_grows(one):
+    first, second = (row["loss/kl_nats"] for row in one["reference"])
+    assert first == pytest.approx(0.0, abs=1e-6)
+    assert second > 1e-4
+
+
+def test_an_entropy_bonus_raises_entropy(one):
+    entropies = one["entropy_bonus"]
+    assert entropies == sorted(entropies)
+    assert entropies[-1] > entropies[0] + 0.01

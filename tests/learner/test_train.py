@@ -1,0 +1,187 @@
+"""The loop around a model of one table: what it calls, in which order, and that reward rises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.buffer import Buffer, Limits
+from cluster.config import LearnerSection, ScheduleSection
+from cluster.types import Group, Mixed, Rollout, Scores
+from learner import cut as cutting
+from learner.cut import Cut
+from learner.train import Hooks, train
+from tests.cluster.lap import Lap
+from tests.learner.groups import VOCABULARY, bigram_logprobs, group
+
+GOOD = 3
+"""The token that is rewarded."""
+
+
+class TableEngine:
+    """`Engine` of one rank: a [V, V] table of bigram logits under SGD."""
+
+    def __init__(self, lr: float = 20.0) -> None:
+        self.table = torch.zeros(VOCABULARY, VOCABULARY, requires_grad=True)
+        self.rank, self.world, self.step, self.lr = 0, 1, 0, lr
+
+    def logprobs(self, micro) -> tuple[torch.Tensor, torch.Tensor]:
+        return bigram_logprobs(self.table)(micro)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def optimizer_step(self) -> dict[str, float]:
+        assert self.table.grad is not None
+        with torch.no_grad():
+            self.table -= self.lr * self.table.grad
+        self.table.grad = None
+        self.step += 1
+        return {"learner/grad_norm": 1.0}
+
+    def skip_step(self) -> None:
+        self.step += 1
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "table", self.table.detach()
+
+    def agree(self, flag: bool) -> bool:
+        return flag
+
+    def total(self, values: Mapping[str, float]) -> dict[str, float]:
+        return dict(values)
+
+    def barrier(self) -> None: ...
+    def save(self, directory: Path) -> None: ...
+    def load(self, directory: Path) -> None: ...
+    def export(self, directory: Path) -> None: ...
+
+
+@dataclass
+class Workers:
+    """A publisher whose engines fill the buffer as soon as they have the weights."""
+
+    lap: Lap
+    events: list[tuple[str, int]] = field(default_factory=list)
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    refill: bool = True
+
+    def publish(self, engine: Any, step: int) -> None:
+        self.lap.step = step
+        self.lap.publish()
+        self.events.append(("publish", step))
+        if self.refill:
+            self.table = dict(engine.weights())["table"].clone()
+            self.sample()
+
+    def sample(self, *_: Any) -> None:
+        for claim in self.lap.claim_all():
+            rollouts = [self._rollout() for _ in range(8)]
+            self.lap.buffer.put(Group(claim, group(claim.seq, rollouts).task, tuple(rollouts)))
+
+    def _rollout(self) -> Rollout:
+        tokens, logprobs = [0], [0.0]
+        for _ in range(3):
+            log_softmax = self.table[tokens[-1]].log_softmax(-1)
+            tokens.append(int(torch.multinomial(log_softmax.exp(), 1, generator=self.generator)))
+            logprobs.append(float(log_softmax[tokens[-1]]))
+        arrays = np.array(tokens, np.int32), np.array([False, True, True, True]), np.array(logprobs, np.float32)
+        return Rollout(*arrays, text="", turns=(), spans=(), finish="stop")
+
+
+def mix(found: Group, scores: dict[str, Scores]) -> Mixed:
+    return Mixed(np.array([float((r.tokens == GOOD).mean()) for r in found.rollouts]))
+
+
+def section_of(steps: int, **fields: Any) -> LearnerSection:
+    return LearnerSection(steps=steps, groups_per_step=4, schedule=ScheduleSection(lr=1.0), **fields)
+
+
+@pytest.fixture
+def workers(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Workers:
+    monkeypatch.setattr(cutting, "POLL_S", 0.2)
+    return Workers(Lap(buffer, Limits(4, max_staleness=1)))
+
+
+def run(workers: Workers, section: LearnerSection, engine: TableEngine, **hooks: Any) -> int:
+    lap = workers.lap
+    return train(
+        section, lap.buffer, engine, workers, mix, policy=lap.policy, epoch=lap.epoch, hooks=Hooks(**hooks)
+    )
+
+
+def rows(buffer: Buffer) -> list[dict[str, Any]]:
+    return [fields for _, kind, fields in buffer.events() if kind == "step"]
+
+
+def test_reward_rises_and_no_group_is_lost_or_stale(buffer, workers):
+    engine = TableEngine()
+    assert run(workers, section_of(12), engine, at_step=workers.sample) == 12
+    rewards = [row["metrics"]["reward/mean"] for row in rows(buffer)]
+    assert np.mean(rewards[-3:]) > 2 * np.mean(rewards[:3])
+    summary = buffer.summary("policy")
+    assert (summary["groups_lost"], summary["groups_trained_twice"]) == (0, 0)
+    assert summary["max_staleness_observed"] <= 1
+
+
+def test_a_row_of_metrics_says_what_the_step_did_and_waited_for(buffer, workers):
+    run(workers, section_of(1), TableEngine())
+    (row,) = rows(buffer)
+    assert (row["policy"], row["epoch"], row["step"]) == ("policy", workers.lap.epoch, 1)
+    metrics = row["metrics"]
+    assert metrics["loss/ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["loss/entropy_nats"] == pytest.approx(np.log(VOCABULARY), abs=1e-5)
+    assert metrics["learner/tokens"] == 3 * metrics["learner/rollouts"]
+    assert 0 <= metrics["learner/wait_s"] <= metrics["learner/step_s"]
+    assert all(np.isfinite(v) for v in metrics.values())
+
+
+def test_a_stop_finishes_the_step_under_way_and_cuts_no_more(buffer, workers):
+    done: list[int] = []
+
+    def at_step(step: int, cut: Cut) -> None:
+        workers.sample()
+        done.append(step)
+
+    assert run(workers, section_of(10), TableEngine(), at_step=at_step, stop=lambda: len(done) == 2) == 2
+    assert buffer.recorded("policy", 2) is None
+
+
+def test_a_stop_while_waiting_for_groups_is_heard(buffer, workers):
+    workers.refill = False
+    asked = iter([False, False, True])
+    assert run(workers, section_of(10), TableEngine(), stop=lambda: next(asked)) == 0
+
+
+def test_checkpoints_come_after_release_and_before_the_next_cut(buffer, workers):
+    seen = []
+
+    def checkpoint(step: int) -> None:
+        seen.append((step, buffer.status("policy")["version"], buffer.recorded("policy", step)))
+        workers.events.append(("checkpoint", step))
+
+    run(workers, section_of(2), TableEngine(), checkpoint=checkpoint, at_step=workers.sample)
+    assert seen == [(1, 1, None), (2, 2, None)]
+    assert workers.events == [("publish", 0), ("publish", 1), ("checkpoint", 1), ("publish", 2), ("checkpoint", 2)]
+
+
+def test_an_empty_cut_moves_the_version_and_not_the_weights(buffer, workers):
+    engine = TableEngine()
+
+    def no_reward(found: Group, scores: dict[str, Scores]) -> Mixed:
+        return Mixed(np.full(len(found), np.nan))
+
+    lap = workers.lap
+    section = section_of(2, max_refills=0)
+    hooks = Hooks(at_step=workers.sample)
+    reached = train(section, buffer, engine, workers, no_reward, policy="policy", epoch=lap.epoch, hooks=hooks)
+    assert reached == 2
+    assert not engine.table.any()
+    assert buffer.status("policy")["version"] == 2
+    assert [row["metrics"]["learner/num_empty_steps"] for row in rows(buffer)] == [1.0, 1.0]
