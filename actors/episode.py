@@ -73,11 +73,14 @@ async def play(engine: Engine, chat: Chat, environment: Environment, task: Task,
 
 async def _ask(step, task: Task) -> Observation | End:
     try:
-        return await step
+        said = await step
     except StopAsyncIteration:
         return End()
     except Exception as error:
         raise DataError(f"environment failed on task {task.id}: {type(error).__name__}: {error}") from error
+    if not isinstance(said, (Observation, End)):
+        raise DataError(f"environment yielded {said!r:.80} on task {task.id}; an Observation or an End is expected.")
+    return said
 
 
 async def _speak(engine: Engine, chat: Chat, transcript: Transcript, limits: Limits, task: Task) -> tuple[Finish, str]:

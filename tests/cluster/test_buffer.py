@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 
 from cluster.buffer import Buffer, Limits, connection
 from cluster.errors import BufferUnavailable, ConfigError, KanaboError, LeaseLost, StaleEpoch
-from cluster.types import Claim, Scores
+from cluster.types import Publication, Scores
 from tests.cluster.lap import RIGHT, Lap, group_of, record_of
 
 JUDGED = Limits(groups_per_step=2, max_staleness=1, admit=("judge", "length"))
@@ -28,6 +28,13 @@ def in_background(call: Callable[[], object]) -> tuple[threading.Thread, list[ob
     time.sleep(0.05)
     assert thread.is_alive(), "it should still be waiting"
     return thread, answers
+
+
+def answer(thread: threading.Thread, answers: list[object]) -> Any:
+    """What a waiting call says when it is woken, which is long before its time-out."""
+    thread.join(timeout=2)
+    assert not thread.is_alive(), "nobody rang"
+    return answers[0]
 
 
 def test_a_claim_is_admitted_while_it_can_still_be_cut_within_the_bound(buffer: Buffer):
@@ -124,6 +131,42 @@ def test_giving_up_drops_for_good_and_requeues_only_if_asked(buffer: Buffer):
     assert buffer.summary("policy")["groups_dropped"] == {"data_failure": 1, "worker_left": 1}
 
 
+def test_a_filtered_group_admits_another_and_its_task_does_not_return(buffer: Buffer):
+    lap = Lap(buffer, PLAIN)
+    lap.fill()
+    first, second = (s.group.id for s in lap.ready())
+    waiting, answers = in_background(lambda: lap.claim(timeout_s=5))
+    buffer.drop("policy", lap.epoch, {first: "filtered"})
+    assert answer(waiting, answers).task == 4
+    buffer.drop("policy", lap.epoch, {first: "filtered", second: "too_slow"}, requeue=True)
+    assert [c.task for c in lap.claim_all()] == [1]
+    record = lap.cut()
+    buffer.drop("policy", lap.epoch, {record.groups[0]: "filtered"})
+    assert len(buffer.load(record.groups)) == 2, "a cut group is not dropped any more"
+    lap.check_tasks()
+
+
+def test_a_repeated_put_is_answered_as_before_even_if_its_group_has_left(buffer: Buffer):
+    lap = Lap(buffer, PLAIN)
+    claim = lap.claim()
+    assert claim
+    buffer.put(group_of(claim))
+    buffer.put(group_of(claim))
+    buffer.drop("policy", lap.epoch, {claim.id: "filtered"})
+    buffer.put(group_of(claim))
+    assert lap.ready() == []
+    assert lap.outcomes() == {claim.id: "dropped:filtered"}
+
+
+def test_a_waiting_reward_worker_is_woken_and_gets_nothing_that_is_cut(buffer: Buffer):
+    lap = Lap(buffer, PLAIN)
+    waiting, answers = in_background(lambda: buffer.unscored("judge", 8, 5))
+    claims = lap.fill()
+    assert [g.id for g in answer(waiting, answers)] == [claims[0].id]
+    lap.cut()
+    assert [g.id for g in buffer.unscored("judge", 8, 0)] == [claims[2].id, claims[3].id]
+
+
 def test_what_a_dead_reward_worker_took_is_handed_out_again(buffer: Buffer):
     lap = Lap(buffer, Limits(1, 0, admit=("judge",), score_deadline_s=0.4))
     buffer.put(group_of(lap.claim() or pytest.fail("one is admitted")))
@@ -194,8 +237,7 @@ def test_a_step_has_one_record_and_its_groups_leave_at_once(buffer: Buffer):
     waiting, answers = in_background(lambda: buffer.recorded("policy", 0, timeout_s=5))
     first = buffer.record(lap.epoch, record_of("policy", 0, ids[:2]))
     assert buffer.record(lap.epoch, record_of("policy", 0, ids[2:])).groups == first.groups == tuple(ids[:2])
-    waiting.join()
-    assert getattr(answers[0], "groups", None) == first.groups
+    assert answer(waiting, answers).groups == first.groups
     assert [s.group.id for s in lap.ready(4)] == ids[2:]
     assert [g.id for g in buffer.load(first.groups)] == ids[:2]
     with pytest.raises(KanaboError, match="not ready"):
@@ -236,8 +278,11 @@ def test_an_engine_behind_the_published_weights_claims_nothing_until_it_has_upda
     assert time.monotonic() - start < 1, "at once: it must update, not wait"
     waiting, answers = in_background(lambda: lap.claim(timeout_s=5))
     buffer.release("policy", lap.epoch, 1)
-    waiting.join()
-    assert isinstance(answers[0], Claim)
+    assert answer(waiting, answers).version == 1
+    lap.fill()
+    waiting, answers = in_background(lambda: lap.claim(timeout_s=5))
+    buffer.announce(Publication("policy", lap.epoch, 2, {}))
+    assert answer(waiting, answers) is None, "an engine that falls behind while it waits is told at once"
 
 
 def test_published_waits_for_another_version(buffer: Buffer):
@@ -246,8 +291,7 @@ def test_published_waits_for_another_version(buffer: Buffer):
     waiting, answers = in_background(lambda: buffer.published("policy", other_than="1.0", timeout_s=5))
     lap.step = 1
     lap.publish()
-    waiting.join()
-    assert getattr(answers[0], "version", None) == "1.1"
+    assert answer(waiting, answers).version == "1.1"
     buffer.resume("policy", None)
     assert buffer.published("policy") is None, "weights of a dead history are not published"
 

@@ -68,8 +68,7 @@ end
 
 local epoch = math.max(state('epoch'), manifest.epoch) + 1
 call('HSET', own .. 'state', 'epoch', epoch, 'version', step)
-call('HDEL', own .. 'state', 'published_step')
-call('DEL', own .. 'published')
+call('HDEL', own .. 'state', 'published_step') -- engines may hold a dead history's weights until the next one
 call('SADD', run .. 'policies', policy)
 for _, name in ipairs({'capacity', 'ready', 'version', 'cut'}) do ring(bell(name)) end
 remember(ARGV[2], epoch)
