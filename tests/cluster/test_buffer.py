@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import redis
-from redis.backoff import NoBackoff
 
-from cluster.buffer import Buffer, Limits, connection
-from cluster.errors import BufferUnavailable, ConfigError, KanaboError, LeaseLost, StaleEpoch
+from cluster.buffer import Buffer, Limits
+from cluster.errors import KanaboError, LeaseLost
 from cluster.types import Publication, Scores
 from tests.cluster.lap import RIGHT, Lap, group_of, record_of
 
@@ -95,11 +92,11 @@ def test_an_expired_lease_frees_its_place_and_its_task_is_claimed_first(buffer: 
 
 
 def test_a_renewed_lease_outlives_its_first_period(buffer: Buffer):
-    lap = Lap(buffer, Limits(1, 0, lease_s=0.3))
+    lap = Lap(buffer, Limits(1, 0, lease_s=1))
     claim = lap.claim()
     assert claim
-    for _ in range(4):
-        time.sleep(0.12)
+    for _ in range(3):
+        time.sleep(0.4)
         buffer.renew(claim)
     buffer.put(group_of(claim))
     buffer.renew(claim)  # a heartbeat that comes after the group is no error
@@ -146,29 +143,20 @@ def test_a_filtered_group_admits_another_and_its_task_does_not_return(buffer: Bu
     lap.check_tasks()
 
 
-def test_a_repeated_put_is_answered_as_before_even_if_its_group_has_left(buffer: Buffer):
-    lap = Lap(buffer, PLAIN)
-    claim = lap.claim()
-    assert claim
-    buffer.put(group_of(claim))
-    buffer.put(group_of(claim))
-    buffer.drop("policy", lap.epoch, {claim.id: "filtered"})
-    buffer.put(group_of(claim))
-    assert lap.ready() == []
-    assert lap.outcomes() == {claim.id: "dropped:filtered"}
-
-
 def test_a_waiting_reward_worker_is_woken_and_gets_nothing_that_is_cut(buffer: Buffer):
     lap = Lap(buffer, PLAIN)
     waiting, answers = in_background(lambda: buffer.unscored("judge", 8, 5))
-    claims = lap.fill()
+    claims = lap.claim_all()
+    lap.finish(claims[0])
     assert [g.id for g in answer(waiting, answers)] == [claims[0].id]
+    for claim in claims[1:]:
+        lap.finish(claim)
     lap.cut()
     assert [g.id for g in buffer.unscored("judge", 8, 0)] == [claims[2].id, claims[3].id]
 
 
 def test_what_a_dead_reward_worker_took_is_handed_out_again(buffer: Buffer):
-    lap = Lap(buffer, Limits(1, 0, admit=("judge",), score_deadline_s=0.4))
+    lap = Lap(buffer, Limits(1, 0, admit=("judge",), score_deadline_s=1))
     buffer.put(group_of(lap.claim() or pytest.fail("one is admitted")))
     assert len(buffer.unscored("dead", 8, 0)) == 1
     assert buffer.unscored("other", 8, 0) == []
@@ -247,25 +235,6 @@ def test_a_step_has_one_record_and_its_groups_leave_at_once(buffer: Buffer):
     assert buffer.recorded("policy", 1) is None
 
 
-def test_everything_a_dead_learner_says_is_refused_and_counted(buffer: Buffer):
-    lap = Lap(buffer, PLAIN)
-    lap.fill()
-    ids = [s.group.id for s in lap.ready()]
-    buffer.resume("policy", None)
-    for call in (
-        lambda: lap.ready(),
-        lambda: buffer.drop("policy", lap.epoch, {ids[0]: "filtered"}),
-        lambda: buffer.record(lap.epoch, record_of("policy", 0, ids)),
-        lap.publish,
-        lambda: buffer.release("policy", lap.epoch, 1),
-        lap.snapshot,
-    ):
-        with pytest.raises(StaleEpoch):
-            call()
-    assert buffer.summary("policy")["calls_refused"] == {"stale_epoch": 6}
-    assert buffer.status("policy")["groups"]["ready"] == 4
-
-
 def test_an_engine_behind_the_published_weights_claims_nothing_until_it_has_updated(buffer: Buffer):
     lap = Lap(buffer, PLAIN)
     lap.fill()
@@ -321,62 +290,3 @@ def test_two_policies_of_a_run_do_not_disturb_one_another(buffer: Buffer):
     assert buffer.summary("defender")["groups_claimed"] == 4
     one.check_tasks()
     two.check_tasks()
-
-
-def script_of_a_lap(buffer: Buffer) -> tuple[object, ...]:
-    """Every transition once or more; returns what can be seen of it."""
-    lap = Lap(buffer, JUDGED)
-    claims = lap.claim_all()
-    buffer.give_up(claims[3], "data_failure", requeue=True)
-    buffer.renew(claims[0])
-    for claim in claims[:3]:
-        buffer.put(group_of(claim))
-    seen = [g.id for g in buffer.unscored("judge", 2, 0)], [g.id for g in buffer.unscored("judge", 2, 0)]
-    for claim in claims[:3]:
-        buffer.score(claim.id, {"judge": RIGHT, "length": RIGHT})
-    buffer.drop("policy", lap.epoch, {claims[0].id: "filtered"})
-    record = lap.cut()
-    lap.release()
-    manifest = lap.snapshot()
-    buffer.trim(manifest)
-    buffer.emit("step", {"step": 1})
-    lap.start(manifest)
-    lap.lap()
-    events = [(kind, fields) for _, kind, fields in buffer.events()]
-    return seen, record.groups, manifest, lap.outcomes(), buffer.summary("policy"), buffer.status("policy"), events
-
-
-def test_a_call_whose_answer_was_lost_answers_as_before_and_changes_nothing_more(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(connection, "ExponentialBackoff", lambda **_: NoBackoff())
-    plain, lossy = Buffer(redis_url, "plain"), Buffer(redis_url, "lossy")
-    client = lossy._redis.redis
-    evalsha, lost = client.evalsha, []
-
-    def lose_every_other_answer(*args: Any) -> object:
-        answer = evalsha(*args)
-        lost.append(len(lost) % 2 == 0)
-        if lost[-1]:
-            raise redis.ConnectionError("the answer got lost")
-        return answer
-
-    monkeypatch.setattr(client, "evalsha", lose_every_other_answer)
-    assert script_of_a_lap(lossy) == script_of_a_lap(plain)
-    assert sum(lost) > 40
-
-
-def test_a_buffer_travels_as_its_address(buffer: Buffer):
-    Lap(buffer, PLAIN)
-    assert pickle.loads(pickle.dumps(buffer)).status("policy")["epoch"] == 1
-
-
-def test_redis_that_is_away_or_refuses_is_named_without_its_password(redis_url: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connection, "PATIENCE_S", 0.2)
-    with pytest.raises(BufferUnavailable, match=r"127\.0\.0\.1:1") as away:
-        Buffer("redis://:secret@127.0.0.1:1", "run").status("policy")
-    assert "secret" not in str(away.value)
-    start = time.monotonic()
-    with pytest.raises(ConfigError, match="password"):
-        Buffer(redis_url.replace("redis://:", "redis://:x"), "run").status("policy")
-    assert time.monotonic() - start < 0.2, "a wrong password does not get better by waiting"

@@ -132,13 +132,13 @@ def test_synchronous_training_drops_the_groups_of_a_dead_epoch_and_repeats_their
 
 
 def test_leases_of_dead_workers_run_on_and_living_ones_still_put(buffer: Buffer):
-    lap = Lap(buffer, Limits(2, 1, lease_s=0.3))
+    lap = Lap(buffer, Limits(2, 1, lease_s=0.8))
     living, dead = lap.claim(), lap.claim()
     assert living
     assert dead
     lap.start(None)
     lap.finish(living)
-    time.sleep(0.35)
+    time.sleep(0.85)
     assert [c.task for c in lap.claim_all()] == [dead.task, 2, 3]
     lap.check_tasks()
 

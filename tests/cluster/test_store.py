@@ -88,18 +88,18 @@ def test_whatever_was_acknowledged_survives_while_workers_go_on(store: Store, ho
 
 
 def test_after_a_restart_every_lease_has_one_fresh_period(store: Store):
-    lap = Lap(Buffer(store.url, "run"), Limits(1, 0, lease_s=0.5))
+    lap = Lap(Buffer(store.url, "run"), Limits(1, 0, lease_s=1))
     claim = lap.claim()
     assert claim
     kill(store)
-    time.sleep(0.6)
+    time.sleep(1.1)
     store.restart()
     lap.buffer.put(group_of(claim))
     assert len(lap.ready()) == 1
     lap.cut()
     lap.release()
     assert lap.claim()
-    assert lap.claim(timeout_s=2), "but only one: after that a lease passes as ever"
+    assert lap.claim(timeout_s=5), "but only one: after that a lease passes as ever"
 
 
 def test_a_waiting_learner_outlives_a_restart(store: Store):

@@ -1,0 +1,109 @@
+"""Calls that are repeated, refused or not answered at all."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from typing import Any
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+
+from cluster.buffer import Buffer, Limits, connection
+from cluster.errors import BufferUnavailable, ConfigError, StaleEpoch
+from tests.cluster.lap import RIGHT, Lap, group_of, record_of
+
+JUDGED = Limits(groups_per_step=2, max_staleness=1, admit=("judge", "length"))
+PLAIN = Limits(groups_per_step=2, max_staleness=1)
+
+
+def test_everything_a_dead_learner_says_is_refused_and_counted(buffer: Buffer):
+    lap = Lap(buffer, PLAIN)
+    lap.fill()
+    ids = [s.group.id for s in lap.ready()]
+    buffer.resume("policy", None)
+    for call in (
+        lambda: lap.ready(),
+        lambda: buffer.drop("policy", lap.epoch, {ids[0]: "filtered"}),
+        lambda: buffer.record(lap.epoch, record_of("policy", 0, ids)),
+        lap.publish,
+        lambda: buffer.release("policy", lap.epoch, 1),
+        lap.snapshot,
+    ):
+        with pytest.raises(StaleEpoch):
+            call()
+    assert buffer.summary("policy")["calls_refused"] == {"stale_epoch": 6}
+    assert buffer.status("policy")["groups"]["ready"] == 4
+
+
+def test_a_repeated_put_is_answered_as_before_even_if_its_group_has_left(buffer: Buffer):
+    lap = Lap(buffer, PLAIN)
+    claim = lap.claim()
+    assert claim
+    buffer.put(group_of(claim))
+    buffer.put(group_of(claim))
+    buffer.drop("policy", lap.epoch, {claim.id: "filtered"})
+    buffer.put(group_of(claim))
+    assert lap.ready() == []
+    assert lap.outcomes() == {claim.id: "dropped:filtered"}
+
+
+def script_of_a_lap(buffer: Buffer) -> tuple[object, ...]:
+    """Every transition once or more; returns what can be seen of it."""
+    lap = Lap(buffer, JUDGED)
+    claims = lap.claim_all()
+    buffer.give_up(claims[3], "data_failure", requeue=True)
+    buffer.renew(claims[0])
+    for claim in claims[:3]:
+        buffer.put(group_of(claim))
+    seen = [g.id for g in buffer.unscored("judge", 2, 0)], [g.id for g in buffer.unscored("judge", 2, 0)]
+    for claim in claims[:3]:
+        buffer.score(claim.id, {"judge": RIGHT, "length": RIGHT})
+    buffer.drop("policy", lap.epoch, {claims[0].id: "filtered"})
+    record = lap.cut()
+    lap.release()
+    manifest = lap.snapshot()
+    buffer.trim(manifest)
+    buffer.emit("step", {"step": 1})
+    lap.start(manifest)
+    lap.lap()
+    events = [(kind, fields) for _, kind, fields in buffer.events()]
+    return seen, record.groups, manifest, lap.outcomes(), buffer.summary("policy"), buffer.status("policy"), events
+
+
+def test_a_call_whose_answer_was_lost_answers_as_before_and_changes_nothing_more(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(connection, "ExponentialBackoff", lambda **_: NoBackoff())
+    plain, lossy = Buffer(redis_url, "plain"), Buffer(redis_url, "lossy")
+    client = lossy._redis.redis
+    evalsha, lost = client.evalsha, []
+
+    def lose_every_other_answer(*args: Any) -> object:
+        answer = evalsha(*args)
+        lost.append(len(lost) % 2 == 0)
+        if lost[-1]:
+            raise redis.ConnectionError("the answer got lost")
+        return answer
+
+    monkeypatch.setattr(client, "evalsha", lose_every_other_answer)
+    assert script_of_a_lap(lossy) == script_of_a_lap(plain)
+    assert sum(lost) > 40
+
+
+def test_a_buffer_travels_as_its_address(buffer: Buffer):
+    Lap(buffer, PLAIN)
+    assert pickle.loads(pickle.dumps(buffer)).status("policy")["epoch"] == 1
+
+
+def test_redis_that_is_away_or_refuses_is_named_without_its_password(redis_url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "PATIENCE_S", 0.5)
+    with pytest.raises(BufferUnavailable, match=r"127\.0\.0\.1:1") as away:
+        Buffer("redis://:secret@127.0.0.1:1", "run").status("policy")
+    assert "secret" not in str(away.value)
+    monkeypatch.undo()
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match="password"):
+        Buffer(redis_url.replace("redis://:", "redis://:x"), "run").status("policy")
+    assert time.monotonic() - start < 1, "a wrong password does not get better by waiting"
