@@ -176,7 +176,8 @@ class Store:
         last = lines[-1] if lines else "(nothing)"
         message = f"redis-server in {self.directory} did not start; the last line of its redis.log: {last}"
         if any("append only file" in line.lower() for line in lines[-8:]):
-            broken = self.directory / "appendonly.aof"
+            since_redis_7 = self.directory / "appendonlydir" / "appendonly.aof.manifest"
+            broken = since_redis_7 if since_redis_7.exists() else self.directory / "appendonly.aof"
             message += (
                 f"\nIts append-only file cannot be loaded. Copy {self.directory}, then cut off what is damaged with "
                 f"'redis-check-aof --fix {broken}' and resume. Without that program move the file away: "

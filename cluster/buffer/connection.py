@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError
+from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, OutOfMemoryError, ReadOnlyError
 from redis.retry import Retry
 
 from cluster.errors import BufferUnavailable, ConfigError
@@ -119,14 +119,14 @@ class Connection:
 
     def _translated(self, error: redis.ResponseError) -> Exception:
         text = str(error)
-        if "OOM" in text:
+        if isinstance(error, OutOfMemoryError) or "OOM" in text:
             return BufferUnavailable(
                 f"Redis at {self.where} is out of memory ({text}). Nothing was evicted or written. Raise maxmemory, "
                 "or store less: fewer groups_per_step, a smaller max_staleness, checkpoints more often (they trim)."
             )
         if "MISCONF" in text:
             return BufferUnavailable(f"Redis at {self.where} cannot write its disk ({text}). Free space there.")
-        if "READONLY" in text:
+        if isinstance(error, ReadOnlyError) or "READONLY" in text:
             return BufferUnavailable(f"Redis at {self.where} is a replica ({text}). buffer.url must name the primary.")
         if "NOAUTH" in text or "WRONGPASS" in text:
             return self._refused(error)

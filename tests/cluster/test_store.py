@@ -205,7 +205,7 @@ def test_an_append_only_file_that_cannot_be_loaded_is_reported_with_its_remedy(t
     with Store(tmp_path) as store:
         for i in range(50):
             redis.Redis.from_url(store.url).set(f"key{i}", "x" * 100)
-    file = tmp_path / "appendonly.aof"
+    (file,) = [*tmp_path.glob("appendonly.aof"), *tmp_path.glob("appendonlydir/*.incr.aof")]
     data = bytearray(file.read_bytes())
     data[1000:1100] = b"?" * 100
     file.write_bytes(data)

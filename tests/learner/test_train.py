@@ -100,7 +100,8 @@ def mix(found: Group, scores: dict[str, Scores]) -> Mixed:
 
 
 def section_of(steps: int, **fields: Any) -> LearnerSection:
-    return LearnerSection(steps=steps, groups_per_step=4, schedule=ScheduleSection(lr=1.0), **fields)
+    # No refills: these workers sample between steps, not while the learner waits.
+    return LearnerSection(steps=steps, groups_per_step=4, max_refills=0, schedule=ScheduleSection(lr=1.0), **fields)
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ def test_an_empty_cut_moves_the_version_and_not_the_weights(buffer, workers):
         return Mixed(np.full(len(found), np.nan))
 
     lap = workers.lap
-    section = section_of(2, max_refills=0)
+    section = section_of(2)
     hooks = Hooks(at_step=workers.sample)
     reached = train(section, buffer, engine, workers, no_reward, policy="policy", epoch=lap.epoch, hooks=hooks)
     assert reached == 2
