@@ -78,6 +78,8 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     settings, directory = site.config, Path(site.run_dir)
     buffer = site.buffer()
     buffer.configure(check.limits(settings))
+    for warning in buffer.persistence() if store is None else ():
+        table.console.print(f"[yellow]warning[/] {warning}", highlight=False, soft_wrap=True)
     buffer.forsake(topology.POLICY)  # every worker of an earlier life is gone
     metrics.forget_after(directory, checkpoint.read(resume_from).step if resume_from else -1)
     recorder = metrics.Recorder(directory, settings.tracking, settings.run.name, settings.model_dump(mode="json"))

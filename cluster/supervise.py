@@ -49,6 +49,7 @@ class Supervisor:
         self._learners: list[Any] = []
         self._evaluations: set[asyncio.Task[None]] = set()
         self._asked_to_stop = asyncio.Event()
+        self._leave_by = float("inf")
 
     @property
     def _checkpoints(self) -> Path:
@@ -194,6 +195,12 @@ class Supervisor:
             await asyncio.to_thread(self._store.restart)
 
     async def _check_stall(self) -> None:
+        if time.monotonic() > self._leave_by:
+            raise Stalled(
+                "asked to stop, the learner did not save its step within "
+                f"run.grace_s = {self._config.run.grace_s:g} s. "
+                "The last checkpoint is whole; the next start continues from it."
+            )
         if self._follower.idle_s() > self._config.run.stall_s:
             status = await asyncio.to_thread(self._buffer.status, POLICY)
             raise Stalled(
@@ -203,6 +210,7 @@ class Supervisor:
 
     async def _relay_stop(self) -> None:
         await self._asked_to_stop.wait()
+        self._leave_by = time.monotonic() + self._config.run.grace_s
         self._table.state("stopping: the step under way is finished and saved")
         await asyncio.gather(*(learner.stop.remote() for learner in self._learners))
 
@@ -220,7 +228,11 @@ class Supervisor:
             assert publication is not None
             await worker.catch_up.remote(publication)
         groups = worker.heldout.remote(section.max_tasks, section.temperature)
-        accuracy = await grader.grade.remote(groups)
+        try:
+            accuracy = await grader.grade.remote(groups)
+        except RayActorError as error:  # its death is counted where the worker is replaced
+            log.warning("the evaluation at step %d is lost with its worker: %s", step, error)
+            return
         self._follower.heldout(step, accuracy, time.monotonic() - start)
 
     async def close(self) -> None:

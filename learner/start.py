@@ -15,7 +15,7 @@ from learner.cut import Cut, Mix
 from learner.engine import DeepSpeedEngine, Engine, join
 from learner.probe import Probe
 from learner.publish import NcclPublisher, PullPublisher
-from learner.reference import Reference
+from learner.reference import reference_for
 from learner.train import Hooks, train
 
 MASTER_PORT_OF_ENGINES = 1
@@ -59,7 +59,7 @@ def learn(
     engine = DeepSpeedEngine(told.model_dir, section)
     if told.resume_from is not None:
         engine.load(told.resume_from / "deepspeed")
-    reference = Reference(told.model_dir, section) if section.loss.kl_coef > 0 else None
+    reference = reference_for(section, told.model_dir, engine.device)
     publisher = _publisher(told, buffer, engine, rollout_actors)
     saved = engine.step
 
