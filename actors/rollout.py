@@ -62,8 +62,8 @@ class RolloutWorker:
         self._places = asyncio.Semaphore(section.concurrent_groups)
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="buffer")
         self._stopping = asyncio.Event()
+        self._receiving = asyncio.Lock()
         self._counts = {"groups": 0, "rollouts": 0, "tokens": 0, "data_failures": 0, "leases_lost": 0}
-        self._updates = 0
 
     async def run(self) -> None:
         """Work until `stop`. Raises what ends the worker: InfrastructureError, or a bug of ours."""
@@ -141,9 +141,14 @@ class RolloutWorker:
                 await self.receive(publication)
 
     async def receive(self, publication: Publication) -> None:
-        """Put published weights into the engine; probe parity as often as the recipe says."""
-        if "path" not in publication.info:
-            return  # pushed: the learner drives the engine itself
+        """Put published weights into the engine, unless it has them; probe parity as often as the recipe says."""
+        # One at a time: the loop that follows publications and a call to catch up may see the same one.
+        async with self._receiving:
+            # Without a path they are pushed: the learner drives the engine itself.
+            if publication.version != self.engine.version and "path" in publication.info:
+                await self._receive(publication)
+
+    async def _receive(self, publication: Publication) -> None:
         if publication.step == 0 and self.engine.version == INITIAL:
             await self._probe(publication, floor=True)  # equal weights on both sides: the precision's own floor
         start = time.monotonic()

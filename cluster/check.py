@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cluster import checkpoint
 from cluster.buffer import Limits
-from cluster.config import RunConfig
+from cluster.config import RunConfig, without_password
 from cluster.errors import ConfigError
 from cluster.plugins import build
 
@@ -40,12 +40,11 @@ def _in_submitted_job() -> bool:
 
 def plugins(settings: RunConfig) -> None:
     """Build every plug-in once, so that a wrong name or option is known before an engine starts."""
-    from actors.tasks import TASKS
-    from rewards.zoo import build_signal
-
     from actors.environments import ENVIRONMENTS
+    from actors.tasks import TASKS
     from learner.advantages import ADVANTAGES
     from learner.losses import LOSSES
+    from rewards.zoo import build_signal
 
     source = build(TASKS, settings.tasks.use, settings.tasks.options, "tasks")
     if not len(source.train()):
@@ -68,14 +67,9 @@ def storage(settings: RunConfig) -> None:
         redis.Redis.from_url(settings.buffer.url, socket_connect_timeout=5).ping()
     except redis.RedisError as error:
         raise ConfigError(
-            f"buffer.url = '{_without_password(settings.buffer.url)}' does not answer: {error}. "
+            f"buffer.url = '{without_password(settings.buffer.url)}' does not answer: {error}. "
             "Check host, port and password, or leave buffer.url out and the run starts its own server."
         ) from error
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://…@{rest.rpartition('@')[2]}" if "@" in rest else url
 
 
 def claim_directory(settings: RunConfig, directory: Path) -> None:

@@ -309,8 +309,16 @@ def parse(tree: Mapping[str, Any], *, where: str = "recipe") -> RunConfig:
 
 
 def dump(config: RunConfig) -> str:
-    """The resolved recipe as TOML."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    """The resolved recipe as TOML; a password in `buffer.url` is left out."""
+    tree = config.model_dump(mode="json", exclude_none=True)
+    if config.buffer.url:
+        tree["buffer"]["url"] = without_password(config.buffer.url)
+    return tomli_w.dumps(tree)
+
+
+def without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://…@{rest.rpartition('@')[2]}" if "@" in rest else url
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -105,8 +105,7 @@ class RolloutActor:
 
     async def catch_up(self, publication: Publication) -> None:
         """Sample with this publication from now on, whether or not the worker is running."""
-        if self._engine.version != publication.version:
-            await self.worker.receive(publication)
+        await self.worker.receive(publication)
 
     async def heldout(self, max_tasks: int, temperature: float) -> list[Group]:
         return await self.worker.heldout(self._heldout[:max_tasks], temperature)

@@ -1,8 +1,8 @@
 """Cutting a batch: which groups a step trains on, with which rewards and advantages. Rank 0 decides, all ranks read.
 
-    recorded already? ──yes──► its groups, as decided then (a resume)
-        │ no
-    ready groups ─► mix ─► drop the useless, finally ─► refill ≤ max_refills rounds ─► advantages ─► record ─► batch
+recorded already? ──yes──► its groups, as decided then (a resume)
+    │ no
+ready groups ─► mix ─► drop the useless, finally ─► refill ≤ max_refills rounds ─► advantages ─► record ─► batch
 """
 
 from __future__ import annotations

@@ -129,9 +129,9 @@ class PolicyLoss(Plugin):
 class Clipped(PolicyLoss):
     """PPO's surrogate with separate bounds."""
 
-    clip_low: float = Field(0.2, ge=0, le=1)
-    clip_high: float = Field(0.2, ge=0)
-    dual_clip: float | None = Field(None, gt=1)
+    clip_low: float = Field(default=0.2, ge=0, le=1)
+    clip_high: float = Field(default=0.2, ge=0)
+    dual_clip: float | None = Field(default=None, gt=1)
     """A token of negative advantage costs at most this many times its advantage."""
 
     def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:

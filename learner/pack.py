@@ -202,6 +202,4 @@ def _number_padding(positions: Int[np.ndarray, "B L"]) -> None:
 def _empty() -> Micro:
     """A micro-batch without trained tokens: every rank runs the same number, or ZeRO-3 hangs."""
     zeros, floats = np.zeros((1, 2), np.int64), np.zeros((1, 2), np.float32)
-    return Micro(
-        zeros, np.array([[0, 1]]), zeros.astype(bool), floats, floats, np.ones((1, 2), np.float32), zeros - 1
-    )
+    return Micro(zeros, np.array([[0, 1]]), zeros.astype(bool), floats, floats, np.ones((1, 2), np.float32), zeros - 1)

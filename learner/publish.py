@@ -1,7 +1,7 @@
 """Publishing: the learner's weights on their way to the engines. vLLM is imported here for the GPU transport only.
 
-    pull:  rank 0 writes one safetensors file per version ─► announce(path) ─► engines fetch it when they get to it
-    nccl:  vLLM's own trainer engine broadcasts from rank 0 into running engines ─► announce
+pull:  rank 0 writes one safetensors file per version ─► announce(path) ─► engines fetch it when they get to it
+nccl:  vLLM's own trainer engine broadcasts from rank 0 into running engines ─► announce
 """
 
 from __future__ import annotations

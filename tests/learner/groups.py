@@ -51,7 +51,7 @@ def record_of(
         step=step,
         groups=tuple(g.id for g in groups),
         rewards=tuple(rewards),
-        advantages=tuple(tuple(np.float32([a]) for a in advantages) for advantages in per_group),
+        advantages=tuple(tuple(np.array([a], np.float32) for a in advantages) for advantages in per_group),
     )
 
 

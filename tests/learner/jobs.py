@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,10 @@ LENGTHS = [[(3, 9), (3, 2), (4, 30)], [(2, 5), (9, 1)], [(1, 12), (6, 6), (6, 3)
 
 def section_of(optimizer: str, **fields: Any) -> LearnerSection:
     lr = 0.5 if optimizer == "sgd" else 1e-3
-    sizes = {"row_tokens": 24, "micro_tokens": 48, "groups_per_step": 2, "max_staleness": 0}
-    return LearnerSection(optimizer=optimizer, schedule=ScheduleSection(lr=lr), **(sizes | fields))
+    sizes: dict[str, Any] = {"row_tokens": 24, "micro_tokens": 48, "groups_per_step": 2, "max_staleness": 0}
+    return LearnerSection.model_validate(
+        {"optimizer": optimizer, "schedule": ScheduleSection(lr=lr), **sizes, **fields}
+    )
 
 
 def full_weights(engine: Engine) -> dict[str, torch.Tensor]:
@@ -191,7 +194,7 @@ def entropy_bonus(model_dir: Path, work: Path) -> Any:
     return [steps_on_random_groups(engine, section, range(0, 1))["loss/entropy_nats"] for _ in range(5)]
 
 
-JOBS = {
+JOBS: dict[str, Callable[..., Any]] = {
     f.__name__: f for f in (trajectory, on_policy, resume, export, not_finite, reference, entropy_bonus)
 }
 

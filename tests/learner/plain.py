@@ -35,7 +35,9 @@ def sample(model, num_prompt: int, num_response: int, generator: torch.Generator
     return Rollout(*arrays, text="", turns=(), spans=(), finish="stop", temperature=TEMPERATURE)
 
 
-def plain_loop(model_dir: Path, section: LearnerSection, steps: int) -> tuple[list[list[Group]], dict[str, torch.Tensor]]:
+def plain_loop(
+    model_dir: Path, section: LearnerSection, steps: int
+) -> tuple[list[list[Group]], dict[str, torch.Tensor]]:
     """REINFORCE with group advantages; returns what it sampled in each step, and its weights at the end."""
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     if section.optimizer == "sgd":

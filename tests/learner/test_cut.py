@@ -160,9 +160,7 @@ def test_a_learner_told_to_stop_while_waiting_records_nothing(buffer):
     lap = lap_of(buffer)
     asked = iter([False, True])
     section = LearnerSection(groups_per_step=3)
-    stopped = cut(
-        buffer, POLICY, lap.epoch, 0, Recipe(), GroupAdvantage(), section, stop=lambda: next(asked)
-    )
+    stopped = cut(buffer, POLICY, lap.epoch, 0, Recipe(), GroupAdvantage(), section, stop=lambda: next(asked))
     assert stopped is None
     assert buffer.recorded(POLICY, 0) is None
     assert follow(buffer, POLICY, 0, stop=lambda: True) is None

@@ -94,6 +94,7 @@ def test_garbage_in_masked_positions_changes_neither_loss_nor_gradient(name, gar
         tokens = Tokens(mask, mask.float(), behaviour, advantages, reference)
         loss, metrics = objective(LOSSES[name](), section, logprobs, entropy, tokens)
         loss.backward()
+        assert logprobs.grad is not None
         return loss.detach(), logprobs.grad, metrics
 
     clean, dirty = run(None), run(garbage)

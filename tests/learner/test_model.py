@@ -117,8 +117,7 @@ def test_the_output_head_still_answers_everywhere_afterwards(model):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_tied_head_is_found_by_identity_and_not_by_name(tied):
-    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    llama = LlamaForCausalLM(
-        LlamaConfig(**sizes, num_attention_heads=1, num_key_value_heads=1, tie_word_embeddings=tied)
-    )
+    config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    config.tie_word_embeddings = tied
+    llama = LlamaForCausalLM(config)
     assert tied_head(llama) == (("lm_head.weight", "model.embed_tokens.weight") if tied else None)

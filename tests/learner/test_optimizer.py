@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def test_cosine_is_flat_at_its_ends_where_linear_is_not():
     assert lr_at(1, linear, 10) == pytest.approx(0.9)
 
 
-def step_with(gradient: list[float], **section) -> tuple[torch.Tensor, torch.optim.Optimizer]:
+def step_with(gradient: list[float], **section) -> tuple[torch.Tensor, Any]:
     parameter = torch.nn.Parameter(torch.zeros(len(gradient)))
     optimizer = make_optimizer(
         [parameter], LearnerSection(optimizer="sgd", schedule=ScheduleSection(lr=1.0), **section), guarded=True

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def publisher_of(board: Board, root: Path, **options) -> PullPublisher:
 
 
 def test_a_publication_names_a_complete_file_with_every_parameter(board, tmp_path):
-    engine = Weights()
+    engine: Any = Weights()
     engine.value = 7.0
     publisher_of(board, tmp_path, describe=lambda engine: {"probe": 1}).publish(engine, 5)
     (publication,) = board.seen
@@ -59,7 +60,8 @@ def test_a_publication_names_a_complete_file_with_every_parameter(board, tmp_pat
 
 
 def test_two_versions_are_kept_and_nothing_after_the_end(board, tmp_path):
-    publisher, engine = publisher_of(board, tmp_path), Weights()
+    publisher = publisher_of(board, tmp_path)
+    engine: Any = Weights()
     for step in range(4):
         publisher.publish(engine, step)
     assert sorted(p.name for p in publisher.folder.iterdir()) == ["3.2.safetensors", "3.3.safetensors"]
@@ -68,7 +70,7 @@ def test_two_versions_are_kept_and_nothing_after_the_end(board, tmp_path):
 
 
 def test_other_ranks_take_part_in_gathering_and_write_nothing(board, tmp_path):
-    engine = Weights(rank=1)
+    engine: Any = Weights(rank=1)
     publisher_of(board, tmp_path).publish(engine, 0)
     assert engine.passes == 1
     assert board.seen == []
@@ -76,7 +78,8 @@ def test_other_ranks_take_part_in_gathering_and_write_nothing(board, tmp_path):
 
 
 def test_weights_travel_in_the_engines_precision(board, tmp_path):
-    publisher_of(board, tmp_path, dtype=torch.bfloat16).publish(Weights(), 0)
+    engine: Any = Weights()
+    publisher_of(board, tmp_path, dtype=torch.bfloat16).publish(engine, 0)
     assert load_file(board.seen[0].info["path"])["lm_head.weight"].dtype == torch.bfloat16
 
 

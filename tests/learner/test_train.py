@@ -112,9 +112,7 @@ def workers(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Workers:
 
 def run(workers: Workers, section: LearnerSection, engine: TableEngine, **hooks: Any) -> int:
     lap = workers.lap
-    return train(
-        section, lap.buffer, engine, workers, mix, policy=lap.policy, epoch=lap.epoch, hooks=Hooks(**hooks)
-    )
+    return train(section, lap.buffer, engine, workers, mix, policy=lap.policy, epoch=lap.epoch, hooks=Hooks(**hooks))
 
 
 def rows(buffer: Buffer) -> list[dict[str, Any]]:

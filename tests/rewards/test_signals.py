@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 
 from cluster.config import RewardSection
-from cluster.errors import ConfigError
 from cluster.types import ABSTAINED, FAILED, SCORED, Scores, decode, encode
-from rewards.answers import final_answer
 from rewards.base import Services
-from rewards.signals.numeric import number
 from rewards.zoo import SIGNALS, build_signal
 from tests.rewards.groups import group, rollout
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # one set of child processes for all
 
 OPTIONS = {"length_penalty": {"max_tokens": 8, "cache_tokens": 4}}
 TEXTS = ("85", "86", "", "<answer>85", "The answer is 85.", "\\boxed{", "\x00\ud800"[:1], "9" * 5000)
@@ -50,92 +49,15 @@ async def test_every_reward_survives_pickling(name, services):
     again = pickle.loads(pickle.dumps(made))
     one, two = group("85", "8"), group("85", "8")
     assert again == made
-    assert np.array_equal((await again.score(one, services)).values, (await made.score(two, services)).values, equal_nan=True)
-
-
-@pytest.mark.parametrize("name", SIGNALS)
-def test_an_option_nobody_knows_is_refused(name):
-    with pytest.raises(ConfigError, match=r"rewards\[0\].*tolerence"):
-        build_signal(RewardSection(use=name, options={**OPTIONS.get(name, {}), "tolerence": 1}), "rewards[0]")
-
-
-def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(ConfigError, match="Did you mean 'majority'"):
-        build_signal(RewardSection(use="majorty"), "rewards[0]")
+    assert np.array_equal(
+        (await again.score(one, services)).values, (await made.score(two, services)).values, equal_nan=True
+    )
 
 
 @pytest.mark.parametrize("name", ["exact", "numeric", "math"])
 async def test_without_a_reference_answer_nothing_is_scored(name, services):
     scores = await signal(name).score(group("85", "86", answer=None), services)
     assert (scores.state == ABSTAINED).all()
-
-
-GOLDEN = [
-    ("85", "85"),
-    ("  85 \n", "85"),
-    ("The answer is 85.", "85."),
-    ("I think the answer is 12.\nNo: the answer is 85", "85"),
-    ("Final answer: 85", "85"),
-    ("\\boxed{84}, no, \\boxed{85}", "85"),
-    ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
-    ("\\boxed{\\{1\\}}", "\\{1\\}"),
-    ("\\boxed{85", "\\boxed{85"),
-    ("\\boxed{85} \\boxed{86", "85"),
-    ("<answer> 85 </answer>", "85"),
-    ("<answer>84</answer> hm <ANSWER>85</ANSWER>", "85"),
-    ("<answer></answer>", None),
-    ("so\n#### 85\n", "85"),
-    ("first #### 84 in a line\n#### 85", "85"),
-    ("<think>the answer is \\boxed{84}</think> 85", "85"),
-    ("<think>\\boxed{85}", None),
-    ("<think>a</think><think>\\boxed{85}", None),
-    ("think</think>85", "85"),
-    ("a line\nanother line", None),
-    ("", None),
-    ("\n\n", None),
-]
-
-
-@pytest.mark.parametrize(("text", "expected"), GOLDEN)
-def test_final_answer_of(text, expected):
-    assert final_answer(text) == expected
-
-
-def test_reading_answers_takes_linear_time_on_hostile_text():
-    start = time.monotonic()
-    for text in ("\\boxed{" * 20_000, "<answer>" * 20_000, "answer is " * 20_000, "#### " * 20_000, "<think>" * 20_000):
-        final_answer(text)
-        number(text)
-    for text in ("1," * 50_000, "9" * 100_000, "-" * 100_000, "." * 100_000, " " * 100_000):
-        final_answer(text)
-        number(text)
-    assert time.monotonic() - start < 5
-
-
-NUMBERS = [
-    ("85", 85.0),
-    ("-3.5", -3.5),
-    ("\u22123", -3.0),
-    ("1,234,567.5", 1234567.5),
-    ("$85.", 85.0),
-    ("75%", 0.75),
-    ("3/4", 0.75),
-    ("3/0", None),
-    ("1e3", 1000.0),
-    ("1e999", None),
-    ("9" * 5000, None),
-    ("inf", None),
-    ("nan", None),
-    ("85 apples", 85.0),
-    ("between 84 and 85", 85.0),
-    ("x85y", None),
-    ("", None),
-]
-
-
-@pytest.mark.parametrize(("text", "expected"), NUMBERS)
-def test_number_of(text, expected):
-    assert number(text) == (pytest.approx(expected) if expected is not None else None)
 
 
 async def test_exact_looks_past_spacing_case_and_final_stop(services):
@@ -181,11 +103,6 @@ async def test_a_pattern_that_backtracks_forever_ends(services):
     with pytest.raises(TimeoutError, match="did not end"):
         await made.score(group("a" * 60), services)
     assert await values("format", services, "<think>a\nb</think>\n<answer>1</answer>", "<answer>1</answer>") == [1, 0]
-
-
-def test_a_pattern_that_does_not_compile_is_refused():
-    with pytest.raises(ConfigError, match="not a regular expression"):
-        signal("format", pattern="(")
 
 
 async def test_overlong_rollouts_lose_linearly(services):

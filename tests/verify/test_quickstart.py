@@ -21,7 +21,9 @@ VERIFIED = Path(__file__).parents[1] / "verified.json"
 
 def keep(name: str, result: dict) -> None:
     """Replace the last result of this name; a tree with changes is named as such."""
-    commit = subprocess.check_output(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=jobs.ROOT, text=True)
+    commit = subprocess.check_output(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=jobs.ROOT, text=True
+    )
     rows = json.loads(VERIFIED.read_text()) if VERIFIED.exists() else []
     rows = [r for r in rows if r["name"] != name]
     rows.append({"name": name, **result, "commit": commit.strip(), "cores": os.cpu_count()})
