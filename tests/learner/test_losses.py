@@ -88,7 +88,7 @@ def test_garbage_in_masked_positions_changes_neither_loss_nor_gradient(name, gar
         g = torch.Generator().manual_seed(1)
         arrays = [-torch.rand(3, 7, generator=g) for _ in range(5)]
         if fill is not None:
-            arrays = [torch.where(mask, a, fill) for a in arrays]
+            arrays = [torch.where(mask, a, fill * (i + 1)) for i, a in enumerate(arrays)]
         logprobs, behaviour, advantages, reference, entropy = arrays
         logprobs.requires_grad_()
         tokens = Tokens(mask, mask.float(), behaviour, advantages, reference)
