@@ -146,7 +146,7 @@ class LearnerSection(Section):
     micro_tokens: PositiveInt = 4096
     """Tokens per forward pass, padding included."""
     row_tokens: PositiveInt = 512
-    """Length of a packed row; a longer sequence gets a row of its own."""
+    """Packed rows are at most so long; short sequences get shorter rows, a longer one a row of its own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     optimizer: Literal["adamw", "sgd"] = "adamw"

@@ -216,6 +216,11 @@ def threads(config: RunConfig, part: str) -> int:
     return chosen or max(1, (os.cpu_count() or 1) // (config.rollout.workers + config.learner.ranks))
 
 
+def openmp(count: int) -> dict[str, Any]:
+    """Threads that sleep while they wait: spinning ones take the core from the other part."""
+    return {"env_vars": {"OMP_NUM_THREADS": str(count), "OMP_WAIT_POLICY": "PASSIVE"}}
+
+
 def place_rollout(site: Site, name: str) -> Any:
     config = site.config
     return (
@@ -224,7 +229,7 @@ def place_rollout(site: Site, name: str) -> Any:
             num_cpus=1,
             num_gpus=config.engine.tensor_parallel if on_gpu() else 0,
             max_concurrency=1000,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads(config, "engine"))}},
+            runtime_env=openmp(threads(config, "engine")),
         )
         .remote(site, name)
     )
@@ -334,7 +339,7 @@ def place_learner(site: Site, rank: int) -> Any:
             num_cpus=1,
             num_gpus=1 if on_gpu() else 0,
             max_concurrency=4,  # `run` holds one thread for good; stop, ready and blob need others
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads(site.config, "learner"))}},
+            runtime_env=openmp(threads(site.config, "learner")),
         )
         .remote(site, rank)
     )

@@ -48,7 +48,7 @@ def too_few(prompts, completions, **kwargs):
     return [1.0]
 
 
-def verl(data_source, solution_str, ground_truth, extra_info=None):
+def verl(data_source, solution_str, ground_truth, extra_info):
     return {"score": float(solution_str == ground_truth and extra_info["split"] == "train"), "other": 3}
 
 

@@ -29,7 +29,7 @@ def signal(name, **options):
     return build_signal(RewardSection(use=name, options=options or OPTIONS.get(name, {})), "rewards[0]")
 
 
-async def values(name, services, *texts, answer="85", **options):
+async def values(name, services, *texts, answer: str | None = "85", **options):
     return (await signal(name, **options).score(group(*texts, answer=answer), services)).values.tolist()
 
 
