@@ -30,6 +30,7 @@ def main(
 ) -> None:
     """Train as a recipe says."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("actors.models").setLevel(logging.INFO)  # making a model takes a minute: say so
     try:
         settings = config.load(recipe, overrides or [])
         directory = check.run_directory(settings)
@@ -52,10 +53,10 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
     from cluster.store import Store
 
     topology.settle()
-    begun = time.monotonic()
     check.claim_directory(settings, directory)
     resume_from = check.resume_point(settings, directory)
     model_dir = prepare(settings.model, settings.seed)
+    begun = time.monotonic()  # a model that is made or downloaded is kept, so its time is not the run's
     (directory / "config.toml").write_text(config.dump(settings))
     store = None
     try:
