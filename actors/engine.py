@@ -10,7 +10,6 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -24,6 +23,10 @@ from cluster.types import Publication, VersionSpan
 
 REFUSED_SAMPLING = ("min_tokens", "bad_words", "structured_outputs", "top_p", "top_k", "min_p")
 """They renormalise what is sampled from, so the learner's log-probs would belong to another distribution."""
+
+
+UPDATE_S = 300.0
+"""An update that takes longer hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,27 +139,27 @@ class VllmEngine:
         return np.array(await asyncio.gather(*map(one, prompts, next_tokens)), np.float32)
 
     async def update(self, publication: Publication, path: str) -> float:
-        """Swap in published weights under running generations; returns the seconds they stood still."""
+        """Swap in published weights under running generations; returns the seconds they stood still.
+
+        Raises InfrastructureError if that fails or takes too long; this engine must then be replaced.
+        """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         start = time.monotonic()
-        async with self.paused():
-            if not self._ready_to_receive:
-                await self.init_weight_transfer_engine({})
-            await self._llm.start_weight_update()
-            await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
-            await self._llm.finish_weight_update(publication.version)
-            self.version = publication.version
-        return time.monotonic() - start
-
-    @asynccontextmanager
-    async def paused(self):
-        """Generations stand still inside; caches of the old weights are dropped."""
-        await self._llm.pause_generation(mode=self._mode, clear_cache=True)
         try:
-            yield
-        finally:
-            await self._llm.resume_generation()
+            async with asyncio.timeout(UPDATE_S):
+                if not self._ready_to_receive:
+                    await self.init_weight_transfer_engine({})
+                await self._llm.pause_generation(mode=self._mode, clear_cache=True)
+                await self._llm.start_weight_update()
+                await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
+                await self._llm.finish_weight_update(publication.version)
+                await self._llm.resume_generation()
+        except Exception as error:
+            # Not resumed: an engine with half its weights must not speak.
+            raise InfrastructureError(f"version {publication.version} did not get into the engine: {error}") from error
+        self.version = publication.version
+        return time.monotonic() - start
 
     async def close(self) -> None:
         self._llm.shutdown()

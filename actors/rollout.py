@@ -152,7 +152,11 @@ class RolloutWorker:
         if publication.step == 0 and self.engine.version == INITIAL:
             await self._probe(publication, floor=True)  # equal weights on both sides: the precision's own floor
         start = time.monotonic()
-        path = await self._fetch(publication)
+        try:
+            path = await self._fetch(publication)
+        except FileNotFoundError:
+            log.info("version %s is gone already; there is a newer one", publication.version)
+            return
         fetched = time.monotonic()
         paused = await self.engine.update(publication, path)
         fields = {"worker": self.name, "fetch_s": fetched - start, "pause_s": paused, "version": publication.version}

@@ -238,7 +238,7 @@ class Supervisor:
     async def close(self) -> None:
         """End every actor; engines are asked first, so that their processes leave with them."""
         engines = [w for n, w in self._workers.items() if n.startswith("rollout")]
-        closing = [asyncio.ensure_future(_result(w.close.remote())) for w in engines]
+        closing = [asyncio.ensure_future(_result(a.close.remote())) for a in [*engines, *self._learners]]
         if closing:
             await asyncio.wait(closing, timeout=20)
         for actor in [*self._workers.values(), *self._learners]:

@@ -115,19 +115,21 @@ class RolloutActor:
         shutil.rmtree(self._spool)
 
     async def _fetch(self, publication: Publication) -> str:
-        """The published file: as it is on the learner's node, else through Ray's object store."""
-        path = publication.info["path"]
-        if publication.info.get("host") == socket.gethostname():
-            return path
-        learner: Any = ray.get_actor(learner_name(self._site.run_id, 0))
-        data: np.ndarray = await learner.blob.remote(path)
-        return await asyncio.to_thread(self._keep, Path(path).name, data)
+        """The published file: linked on the learner's node, else through Ray's object store.
 
-    def _keep(self, name: str, data: np.ndarray) -> str:
+        Raises FileNotFoundError if newer versions have pushed it out.
+        """
+        path = Path(publication.info["path"])
         for old in self._spool.iterdir():
             old.unlink()
-        (self._spool / name).write_bytes(data.data)
-        return str(self._spool / name)
+        if publication.info["host"] == socket.gethostname():
+            # A link of our own: the publisher keeps few versions, and a file must not vanish while it is read.
+            os.link(path, self._spool / path.name)
+            return str(self._spool / path.name)
+        learner: Any = ray.get_actor(learner_name(self._site.run_id, 0))
+        data: np.ndarray = await learner.blob.remote(str(path))
+        await asyncio.to_thread((self._spool / path.name).write_bytes, data.data)
+        return str(self._spool / path.name)
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
         await self._engine.init_weight_transfer_engine(request)
@@ -290,6 +292,12 @@ class LearnerActor:
     def blob(self, path: str) -> np.ndarray:
         """A published file, for engines on other nodes."""
         return np.fromfile(path, np.uint8)
+
+    def close(self) -> None:
+        """Remove the published files; engines may fetch them until the run's last evaluation."""
+        from learner.publish import weights_folder
+
+        shutil.rmtree(weights_folder(self._site.run_id, POLICY), ignore_errors=True)
 
     def run(self, epoch: int, resume_from: str | None, master: tuple[str, int], rollout_actors: list[Any]) -> int:
         """Train from the checkpoint, or the initial model, to the end or until `stop`; returns the step reached."""

@@ -47,7 +47,7 @@ class PullPublisher:
     ) -> None:
         self._announcer, self._policy, self._epoch = announcer, policy, epoch
         self._dtype, self._describe = dtype, describe
-        self.folder = (root or shared_memory()) / f"kanabo-{run_id}-{policy}-weights"
+        self.folder = weights_folder(run_id, policy, root)
 
     def publish(self, engine: Engine, step: int) -> None:
         """Write and announce the weights; the gathering is collective, the rest is rank 0's."""
@@ -81,6 +81,11 @@ class PullPublisher:
         for old in files[:-count]:
             with contextlib.suppress(FileNotFoundError):
                 old.unlink()
+
+
+def weights_folder(run_id: str, policy: str, root: Path | None = None) -> Path:
+    """Where a run's published files lie on the learner's node."""
+    return (root or shared_memory()) / f"kanabo-{run_id}-{policy}-weights"
 
 
 def shared_memory() -> Path:

@@ -75,23 +75,20 @@ def learn(
             for row in samples(done, cut, config.tracking.samples_per_step):
                 buffer.emit("sample", row)
 
-    try:
-        reached = train(
-            section,
-            buffer,
-            engine,
-            publisher,
-            mix,
-            policy=told.policy,
-            epoch=told.epoch,
-            reference=reference,
-            hooks=Hooks(stop=stop, at_step=at_step, checkpoint=checkpoint),
-        )
-        if reached > saved:
-            save(engine, reached)
-        return reached
-    finally:
-        publisher.close()
+    reached = train(
+        section,
+        buffer,
+        engine,
+        publisher,
+        mix,
+        policy=told.policy,
+        epoch=told.epoch,
+        reference=reference,
+        hooks=Hooks(stop=stop, at_step=at_step, checkpoint=checkpoint),
+    )
+    if reached > saved:
+        save(engine, reached)
+    return reached
 
 
 def _publisher(told: Rank, buffer: Buffer, engine: DeepSpeedEngine, actors: list[Any]) -> PullPublisher | NcclPublisher:
