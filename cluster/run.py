@@ -37,7 +37,7 @@ def main(
         check.plugins(settings)
         check.storage(settings)
         if dry_run:
-            table.console.print(check.plan(settings, directory), highlight=False)
+            table.console.print(check.plan(settings, directory), highlight=False, soft_wrap=True)
             raise typer.Exit(0)
         code = run(settings, recipe, directory)
     except ConfigError as error:

@@ -46,6 +46,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert model(**ids).logits.shape[1] == 6
 
 
+@pytest.mark.timeout(1200)
 def test_the_reward_rises_in_quickstart_though_its_driver_is_killed(tmp_path):
     """The figure of the quickstart, with a SIGKILL of the driver on the way: nothing lost, nothing twice."""
     log = tmp_path / "log"
