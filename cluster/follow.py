@@ -97,7 +97,7 @@ class Follower:
         shown = row if self._accuracy is None else {**row, "heldout/accuracy": self._accuracy}
         self._table.step(step, shown)
         self.waiting = f"The learner took step {step} and waits for groups"
-        self._table.state(
+        self._table.waiting(
             f"groups: {groups['leased']} being sampled, {groups['pending']} wait for scores, {groups['ready']} ready"
         )
         every = self._config.evaluation.every_steps

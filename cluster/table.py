@@ -54,13 +54,17 @@ class LiveTable:
         del self._rows[: -self.SHOWN]
         self._show(printed=step % 10 == 0 or step == 1)
 
-    def state(self, text: str) -> None:
-        """What the run is doing, or what the learner waits for."""
-        changed, self._state = text != self._state, text
+    def waiting(self, text: str) -> None:
+        """Where the groups are: what the learner waits for. For the table only."""
+        self._state = text
         if self._live:
             self._live.update(self._render())
-        elif changed and self._enabled:
-            console.print(text, style="dim", highlight=False)
+
+    def state(self, text: str) -> None:
+        """What the run as a whole is doing."""
+        self.waiting(text)
+        if self._enabled and not self._live:
+            console.print(text, style="dim", highlight=False, soft_wrap=True)
 
     def _show(self, printed: bool) -> None:
         if self._live:
@@ -71,6 +75,7 @@ class LiveTable:
                 f"step {step}  reward {reward}  accuracy {accuracy}  {rate} tokens/s  staleness {stale}  "
                 f"{groups} groups outstanding  waited {wait}",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def _render(self) -> Table:

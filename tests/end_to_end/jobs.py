@@ -64,6 +64,23 @@ def tree(process: subprocess.Popen) -> list[psutil.Process]:
     return list({p.pid: p for p in found}.values())
 
 
+def left_after(processes: list[psutil.Process], seconds: float) -> list[str]:
+    """Names of those that still run when the time is up; the dead that nobody reaps do not count."""
+    deadline = time.monotonic() + seconds
+    while left := [p for p in processes if _runs(p)]:
+        if time.monotonic() > deadline:
+            return [f"{p.pid} {p.name()}" for p in left if _runs(p)]
+        time.sleep(0.5)
+    return []
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def end(process: subprocess.Popen) -> None:
     """Kill what is left of the job."""
     for _ in range(3):
