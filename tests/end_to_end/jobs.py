@@ -65,7 +65,11 @@ def tree(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def left_after(processes: list[psutil.Process], seconds: float) -> list[str]:
-    """Names of those that still run when the time is up; the dead that nobody reaps do not count."""
+    """Names of those that still run when the time is up.
+
+    The dead that nobody reaps do not count, nor do Ray's two agents of a node, which hold nothing and leave when they
+    notice, after a minute or more.
+    """
     deadline = time.monotonic() + seconds
     while left := [p for p in processes if _runs(p)]:
         if time.monotonic() > deadline:
@@ -76,6 +80,9 @@ def left_after(processes: list[psutil.Process], seconds: float) -> list[str]:
 
 def _runs(process: psutil.Process) -> bool:
     try:
+        name = process.name()
+        if name.startswith(("ray::DashboardA", "ray::RuntimeEnv")):
+            return False
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

@@ -56,7 +56,7 @@ def test_the_reward_rises_in_quickstart_though_its_driver_is_killed(tmp_path):
         started = jobs.tree(process)
         os.kill(process.pid, signal.SIGKILL)
         process.wait(10)
-        left = jobs.left_after(started, seconds=45)
+        left = jobs.left_after(started, seconds=20)
     finally:
         jobs.end(process)
     assert not left, "processes outlive a killed driver"
