@@ -4,16 +4,19 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: quickstart test check verify install
+.PHONY: quickstart test check verify chaos install
 
 quickstart: install
 	python -m cluster.run deploy/recipes/quickstart.toml
 
 test: check
-	python -m pytest -m "not verify and not gpu"
+	python -m pytest -m "not verify and not chaos and not gpu"
 
 verify: install
 	python -m pytest -m verify
+
+chaos: install
+	python -m pytest -m chaos -s
 
 check: install
 	ruff check

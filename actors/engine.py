@@ -19,6 +19,7 @@ import numpy as np
 
 from cluster.config import RunConfig
 from cluster.errors import ConfigError, InfrastructureError
+from cluster.failpoints import failpoint
 from cluster.types import Publication, VersionSpan
 
 REFUSED_SAMPLING = ("min_tokens", "bad_words", "structured_outputs", "top_p", "top_k", "min_p")
@@ -152,6 +153,7 @@ class VllmEngine:
                     await self.init_weight_transfer_engine({})
                 await self._llm.pause_generation(mode=self._mode, clear_cache=True)
                 await self._llm.start_weight_update()
+                failpoint("actor.mid_update")
                 await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
                 await self._llm.finish_weight_update(publication.version)
                 await self._llm.resume_generation()

@@ -25,8 +25,9 @@ from actors.engine import Engine
 from actors.environments.base import Environment
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
-from cluster.errors import DataError, LeaseLost
-from cluster.types import Claim, Group, Publication, Task
+from cluster.errors import DataError, InfrastructureError, LeaseLost
+from cluster.failpoints import failpoint
+from cluster.types import Claim, Group, Publication, Rollout, Task
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,9 @@ class RolloutWorker:
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="buffer")
         self._stopping = asyncio.Event()
         self._receiving = asyncio.Lock()
+        self._in_flight: dict[object, float] = {}
+        """When each episode under way began."""
+        self._progress = time.monotonic()
         self._counts = {"groups": 0, "rollouts": 0, "tokens": 0, "data_failures": 0, "leases_lost": 0}
 
     async def run(self) -> None:
@@ -71,6 +75,43 @@ class RolloutWorker:
             tasks.create_task(self._claim())
             tasks.create_task(self._follow())
             tasks.create_task(self._report())
+            tasks.create_task(self._mind_progress())
+
+    def waiting(self) -> str:
+        """What it does now, in words."""
+        if self._receiving.locked():
+            return f"receives weights after version {self.engine.version}"
+        if not self._in_flight:
+            return f"waits for the buffer to admit a group (version {self.engine.version})"
+        oldest_s = time.monotonic() - min(self._in_flight.values())
+        return (
+            f"samples {len(self._in_flight)} episodes, the oldest for {oldest_s:.0f} s (version {self.engine.version})"
+        )
+
+    async def _mind_progress(self) -> None:
+        """An engine whose processes are stopped or hang would be waited for without end.
+
+        Raises InfrastructureError: by then the leases are lost anyhow.
+        """
+        while not self._stopping.is_set():
+            await asyncio.sleep(REPORT_S)
+            idle_s = time.monotonic() - self._progress
+            if self._in_flight and idle_s > self._config.rollout.lease_s:
+                raise InfrastructureError(
+                    f"{self.name}: of {len(self._in_flight)} episodes none ended within rollout.lease_s = "
+                    f"{self._config.rollout.lease_s:g} s. The engine hangs, or lease_s is too short for one episode."
+                )
+
+    async def _play(self, task: Task, limits: episode.Limits) -> Rollout:
+        if not self._in_flight:
+            self._progress = time.monotonic()
+        key = object()
+        self._in_flight[key] = time.monotonic()
+        try:
+            return await episode.play(self.engine, self._chat, self._environment, task, "orig", limits)
+        finally:
+            del self._in_flight[key]
+            self._progress = time.monotonic()
 
     async def stop(self) -> None:
         """Claim no more; groups in flight are finished first."""
@@ -91,7 +132,9 @@ class RolloutWorker:
     async def _sample(self, claim: Claim) -> None:
         try:
             group = await self._group(claim, self._task_at(claim.task))
+            failpoint("rollout.before_put")
             await self._call(self._buffer.put, group)
+            failpoint("rollout.after_put")
         except LeaseLost as error:
             self._counts["leases_lost"] += 1
             log.warning("%s", error)
@@ -109,7 +152,7 @@ class RolloutWorker:
 
         async def one() -> Any:
             nonlocal renewed
-            rollout = await episode.play(self.engine, self._chat, self._environment, task, "orig", self._limits)
+            rollout = await self._play(task, self._limits)
             # Progress renews the lease: a worker that hangs loses it, however alive its process is.
             if time.monotonic() - renewed > self._config.rollout.lease_s * RENEW_FRAC:
                 renewed = time.monotonic()
@@ -127,7 +170,7 @@ class RolloutWorker:
 
         async def one(task: Task) -> Group:
             async with places:
-                rollout = await episode.play(self.engine, self._chat, self._environment, task, "orig", limits)
+                rollout = await self._play(task, limits)
             return Group(claim, task, (rollout,))
 
         return list(await asyncio.gather(*map(one, tasks)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from pathlib import Path
 
 from cluster import checkpoint
@@ -80,6 +81,16 @@ def claim_directory(settings: RunConfig, directory: Path) -> None:
             f"'{directory}' already holds a run and resume = \"off\". Choose another run.name, or resume=auto."
         )
     directory.mkdir(parents=True, exist_ok=True)
+
+
+def identity(settings: RunConfig, directory: Path) -> str:
+    """The run's name on the cluster and in Redis: two directories never share one, whatever their runs are called."""
+    path = directory / "id"
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(f"{settings.run.name}-{secrets.token_hex(3)}")
+        temporary.replace(path)
+    return path.read_text()
 
 
 def resume_point(settings: RunConfig, directory: Path) -> Path | None:

@@ -17,6 +17,7 @@ import msgspec
 
 from cluster.buffer import Buffer
 from cluster.errors import ConfigError
+from cluster.failpoints import failpoint
 from cluster.types import Manifest
 
 
@@ -44,8 +45,11 @@ def save(directory: Path, engine: Savable, buffer: Buffer, policy: str, epoch: i
         manifest = buffer.snapshot(policy, epoch, step)
         for path in target.rglob("*"):
             _fsync(path)
+        failpoint("learner.after_files")
         commit(target, manifest)
+        failpoint("learner.after_manifest")
         buffer.trim(manifest)
+        failpoint("learner.after_trim")
         for old in committed(directory)[:-keep_last]:
             # The manifest first: half a directory without one does not count.
             (old / "manifest.json").unlink()
@@ -66,6 +70,16 @@ def committed(directory: Path) -> list[Path]:
     """Directories of committed checkpoints, oldest first."""
     found = [p.parent for p in directory.glob("global_step_*/manifest.json")]
     return sorted(found, key=lambda p: int(p.name.removeprefix("global_step_")))
+
+
+def abandon_after(directory: Path, step: int) -> None:
+    """Rename later checkpoints: the run goes back to `step`, and theirs is no longer its history."""
+    for later in committed(directory):
+        number = int(later.name.removeprefix("global_step_"))
+        if number > step:
+            abandoned = directory / f"abandoned_step_{number}"
+            shutil.rmtree(abandoned, ignore_errors=True)
+            later.rename(abandoned)
 
 
 def read(target: Path) -> Manifest:

@@ -39,6 +39,8 @@ class RunSection(Section):
     """Runs live in `dir/name`. Under a submitted job a relative one is refused, unless $KANABO_RUNS is set."""
     grace_s: PositiveFloat = 60.0
     """After SIGTERM or Ctrl-C: finish the step, checkpoint and leave within this time."""
+    silent_s: PositiveFloat = 60.0
+    """An actor that does not answer for so long is killed and replaced."""
     stall_s: PositiveFloat = 600.0
     """Without a step for so long the run names what it waits for and ends."""
     max_infrastructure_failures: NonNegativeInt = 8
@@ -190,6 +192,8 @@ class CheckpointSection(Section):
     every_steps: NonNegativeInt = 0
     """0: only at the end and on a stop."""
     keep_last: PositiveInt = 2
+    record_every_steps: NonNegativeInt = 0
+    """Every so many steps are kept whole for `cluster.replay`; those with a non-finite gradient are in any case."""
 
 
 class TrackingSection(Section):

@@ -38,6 +38,14 @@ class DataError(KanaboError):
     """A task, an environment or a plug-in failed on one group; retried little, then dropped with a count."""
 
 
+class Diverged(KanaboError):
+    """Several gradients in a row were not finite."""
+
+
+class Stalled(KanaboError):
+    """No progress within the deadline."""
+
+
 class BudgetSpent(KanaboError):
     """More failures than the recipe allows."""
 

@@ -33,10 +33,25 @@ class Recorder:
     def __init__(self, directory: Path, tracking: TrackingSection, name: str, config: Mapping[str, Any]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self._metrics = (directory / "metrics.jsonl").open("a", buffering=1)
-        self._samples = (directory / "samples.jsonl").open("a", buffering=1)
+        self._open()
         self._board = _tensorboard(directory) if tracking.tensorboard else None
         self._wandb = _wandb(directory, tracking, name, config) if tracking.wandb != "off" else None
+
+    def _open(self) -> None:
+        self._metrics = (self.directory / "metrics.jsonl").open("a", buffering=1)
+        self._samples = (self.directory / "samples.jsonl").open("a", buffering=1)
+
+    def forget_after(self, step: int) -> None:
+        """Remove rows of a history that did not survive: those of steps after `step`."""
+        self._metrics.close()
+        self._samples.close()
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.directory / name
+            kept = [line for line in path.read_text().splitlines(keepends=True) if _survives(line, step)]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(kept))
+            temporary.replace(path)
+        self._open()
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Write one row; several rows may share a step."""
@@ -72,17 +87,6 @@ def read(directory: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def forget_after(directory: Path, step: int) -> None:
-    """Remove rows of a history that did not survive: those of steps after `step`."""
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        path = directory / name
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines(keepends=True) if _survives(line, step)]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(kept))
-            temporary.replace(path)
 
 
 def _survives(line: str, step: int) -> bool:

@@ -55,6 +55,8 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
     topology.settle()
     check.claim_directory(settings, directory)
     resume_from = check.resume_point(settings, directory)
+    if resume_from is not None:
+        checkpoint.abandon_after(directory / "checkpoints", checkpoint.read(resume_from).step)
     model_dir = prepare(settings.model, settings.seed)
     begun = time.monotonic()  # a model that is made or downloaded is kept, so its time is not the run's
     (directory / "config.toml").write_text(config.dump(settings))
@@ -64,7 +66,7 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
         topology.check_placement(settings)
         store = Store(directory / "redis", bind=topology.reachable_address()) if settings.buffer.url is None else None
         url = store.url if store else str(settings.buffer.url)
-        site = topology.Site(settings, str(model_dir), url, settings.run.name, str(directory))
+        site = topology.Site(settings, str(model_dir), url, check.identity(settings, directory), str(directory))
         return asyncio.run(_drive(site, store, recipe, resume_from, begun))
     finally:
         _shut_down()
@@ -82,8 +84,8 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     for warning in buffer.persistence() if store is None else ():
         table.console.print(f"[yellow]warning[/] {warning}", highlight=False, soft_wrap=True)
     buffer.forsake(topology.POLICY)  # every worker of an earlier life is gone
-    metrics.forget_after(directory, checkpoint.read(resume_from).step if resume_from else -1)
     recorder = metrics.Recorder(directory, settings.tracking, settings.run.name, settings.model_dump(mode="json"))
+    recorder.forget_after(checkpoint.read(resume_from).step if resume_from else -1)
     with table.LiveTable(settings.run.name, settings.learner.steps, settings.tracking.live_table) as live:
         supervisor = Supervisor(site, store, recorder, live)
         for number in (signal.SIGTERM, signal.SIGINT):

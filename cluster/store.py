@@ -91,6 +91,17 @@ class Store:
         """Is the server's process there?"""
         return not self._ended.is_set()
 
+    def answers(self) -> bool:
+        """Does it answer within a few seconds? A server that loads its file does."""
+        client = redis.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0), socket_timeout=5, protocol=2)
+        with client:
+            try:
+                return bool(client.ping())
+            except redis.BusyLoadingError:
+                return True
+            except (redis.ConnectionError, redis.TimeoutError):
+                return False
+
     def restart(self) -> None:
         """Start again, at the same URL and with everything that was acknowledged."""
         self._stop()

@@ -1,11 +1,13 @@
 """The driver's part: bring the actors up, watch them, restart what dies, and follow the numbers.
 
-    rollout.run ─┐
-    reward.run  ─┼─ a death costs one of `run.max_infrastructure_failures`; the worker is replaced, its groups freed
-    learner.run ─┘  a death restarts the gang from the last checkpoint under a new epoch
-    events      ─── metrics, parity, samples; no step within `run.stall_s` ends the run with what it waited for
+    workers ─┐ a death costs one of `run.max_infrastructure_failures`; its groups are freed and another is placed
+    learner ─┤ a death restarts the gang from the last checkpoint under a new epoch
+    redis   ─┘ its server is started again, with everything that was acknowledged
+    watchdog ─ who does not answer for `run.silent_s` is killed, which makes it one of the above
+    follower ─ metrics, parity, samples; no step within `run.stall_s` ends the run with what everybody waits for
 
-The driver never holds a token: held-out groups go from a rollout actor to a reward actor by reference.
+Every task of the driver is waited for in one place, `_watch_all`. The driver never holds a token: held-out groups go
+from a rollout actor to a reward actor by reference.
 """
 
 from __future__ import annotations
@@ -13,25 +15,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from cluster import checkpoint, metrics, topology
-from cluster.errors import BudgetSpent, InfrastructureError, KanaboError
+from cluster.errors import BudgetSpent, InfrastructureError, Stalled
 from cluster.follow import Follower
 from cluster.store import Store
 from cluster.table import LiveTable
 from cluster.topology import POLICY, Site
 from cluster.types import Publication
+from cluster.watch import Watchdog
 
 log = logging.getLogger(__name__)
 
+INFRASTRUCTURE = (
+    InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, WorkerCrashedError,
+)  # fmt: skip
+EVALUATION_TRIES = 3
 
-class Stalled(KanaboError):
-    """No progress within the deadline."""
+T = TypeVar("T")
 
 
 class Supervisor:
@@ -39,21 +53,22 @@ class Supervisor:
 
     def __init__(self, site: Site, store: Store | None, recorder: metrics.Recorder, table: LiveTable) -> None:
         self._site, self._config, self._store, self._table = site, site.config, store, table
-        self._buffer = site.buffer()
-        self._recorder = recorder
+        self._buffer, self._recorder = site.buffer(), recorder
         self._follower = Follower(self._buffer, site.config, recorder, table, self._evaluate_soon)
+        self._watchdog = Watchdog(site.config.run.silent_s, store)
         self._failures = 0
-        self._born = 0
+        self._born = {"rollout": 0, "reward": 0}
         self._workers: dict[str, Any] = {}
-        self._running: dict[asyncio.Task[Any], str] = {}
+        """Those that are up."""
         self._learners: list[Any] = []
+        self._tasks: dict[asyncio.Task[Any], Callable[[asyncio.Task[Any]], None]] = {}
+        """What runs, and what to do when it ends."""
         self._evaluations: set[asyncio.Task[None]] = set()
+        self._ready_to_sample = asyncio.Event()
         self._asked_to_stop = asyncio.Event()
         self._leave_by = float("inf")
-
-    @property
-    def _checkpoints(self) -> Path:
-        return Path(self._site.run_dir) / "checkpoints"
+        self._reached: int | None = None
+        self._done = False
 
     def ask_to_stop(self) -> None:
         """Finish the step under way, checkpoint and leave. The second call is for the impatient: it has no effect."""
@@ -64,129 +79,173 @@ class Supervisor:
 
         Raises BudgetSpent, Stalled, or what an actor died of when that was no failure of infrastructure.
         """
-        config = self._config
         self._follower.skip()
         self._table.state("starting engines")
-        names = [f"rollout-{i}" for i in range(config.rollout.workers)]
-        names += [f"reward-{i}" for i in range(config.reward_workers.workers)]
-        await asyncio.gather(*(self._place(name) for name in names))
-        learner = await self._start_learner(resume_from)
-        await self._first_weights(learner)
-        for name in list(self._workers):
-            self._watch(name)
-        background = [asyncio.create_task(self._follower.run()), asyncio.create_task(self._relay_stop())]
+        for _ in range(self._config.rollout.workers):
+            self._hire("rollout")
+        for _ in range(self._config.reward_workers.workers):
+            self._hire("reward")
+        self._spawn(self._learn(resume_from), self._learner_ended)
+        for forever in (self._follower.run, self._relay_stop, self._watchdog.watch_store):
+            self._keep_up(forever)
         try:
-            step = await self._watch_all(learner, background)
-            await asyncio.gather(*self._evaluations)
-            await self._evaluate(step)
-            await self._follower.drain()
-            return step
+            await self._watch_all()
         finally:
-            for task in background:
+            self._done = True
+            self._watchdog.close()
+            for task in self._tasks:
                 task.cancel()
+        await self._follower.drain()
+        assert self._reached is not None
+        return self._reached
 
-    async def _place(self, name: str) -> None:
-        role = name.split("-")[0]
+    async def _watch_all(self) -> None:
+        self._follower.progressed()
+        while not self._done:
+            done, _ = await asyncio.wait(self._tasks, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                self._tasks.pop(task)(task)
+            await self._check_store()
+            self._check_time()
+
+    def _spawn(self, work: Coroutine[Any, Any, T], ended: Callable[[asyncio.Task[T]], None]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks[task] = ended
+        return task
+
+    def _keep_up(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run it for as long as the run lasts; when Redis was away for too long, again."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if task.exception() is not None:
+                self._spend("the driver lost Redis", task.exception())
+                self._keep_up(work)
+
+        self._spawn(work(), ended)
+
+    # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _hire(self, role: str, predecessor: str | None = None) -> None:
+        name = f"{role}-{self._born[role]}"
+        self._born[role] += 1
+        self._spawn(self._serve(role, name, predecessor), lambda task: self._worker_ended(role, name, task))
+
+    async def _serve(self, role: str, name: str, predecessor: str | None) -> None:
+        """A worker's whole life."""
+        if predecessor is not None:
+            await asyncio.to_thread(self._buffer.forsake, POLICY, predecessor)
         place = topology.place_rollout if role == "rollout" else topology.place_reward
         worker = place(self._site, name)
-        await worker.ready.remote()
-        self._workers[name] = worker
+        self._watchdog.expect(name)
+        try:
+            await worker.ready.remote()
+            self._workers[name] = worker
+            self._watchdog.watch(name, worker)
+            self._follower.progressed()
+            await self._ready_to_sample.wait()
+            await worker.run.remote()
+        finally:
+            self._watchdog.forget(name)
+            if not self._done:
+                self._workers.pop(name, None)
+                ray.kill(worker)
 
-    def _watch(self, name: str) -> None:
-        self._running[asyncio.ensure_future(_result(self._workers[name].run.remote()))] = name
+    def _worker_ended(self, role: str, name: str, task: asyncio.Task[None]) -> None:
+        self._spend(f"{name} died", task.exception())
+        self._hire(role, name)
 
-    async def _start_learner(self, resume_from: Path | None) -> asyncio.Task[int]:
-        """A fresh gang in a new epoch, from a checkpoint or from the initial model."""
-        self._table.state("starting the learner")
+    async def _one(self, role: str) -> Any:
+        """A worker of this role, once there is one."""
+        found: list[Any] = []
+
+        def look() -> bool:
+            found.extend(worker for name, worker in self._workers.items() if name.startswith(role))
+            return bool(found)
+
+        await _until(look)
+        return found[0]
+
+    def _engines(self) -> list[Any]:
+        return [worker for name, worker in self._workers.items() if name.startswith("rollout")]
+
+    # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _learn(self, resume_from: Path | None) -> int:
+        """One life of the gang, in a new epoch, from a checkpoint or from the initial model; the step reached."""
         manifest = checkpoint.read(resume_from) if resume_from else None
         step = manifest.step if manifest else 0
+        if not self._ready_to_sample.is_set():
+            await _until(lambda: len(self._engines()) >= self._config.rollout.workers)
+        if self._asked_to_stop.is_set():
+            return step
+        self._table.state("starting the learner")
         epoch = await asyncio.to_thread(self._buffer.resume, POLICY, manifest)
-        ranks = range(self._config.learner.ranks)
-        self._learners = [topology.place_learner(self._site, rank) for rank in ranks]
-        await asyncio.gather(*(learner.ready.remote() for learner in self._learners))
-        master = await self._learners[0].address.remote()
-        engines = [w for n, w in self._workers.items() if n.startswith("rollout")]
-        where = str(resume_from) if resume_from else None
         self._follower.new_epoch(epoch, step)
-        refs = [learner.run.remote(epoch, where, master, engines) for learner in self._learners]
-        return asyncio.ensure_future(_first(refs))
+        self._learners = [topology.place_learner(self._site, rank) for rank in range(self._config.learner.ranks)]
+        await asyncio.gather(*(learner.ready.remote() for learner in self._learners))
+        for rank, learner in enumerate(self._learners):
+            self._watchdog.watch(f"learner-{rank}", learner)
+        master = await self._learners[0].address.remote()
+        where = str(resume_from) if resume_from else None
+        runs = [_result(learner.run.remote(epoch, where, master, self._engines())) for learner in self._learners]
+        if self._asked_to_stop.is_set():
+            await self._stop_learners()
+        # The first failure among the ranks, without waiting for those that hang on it.
+        ranks = asyncio.gather(*runs)
+        first = asyncio.create_task(self._first_weights())
+        try:
+            await asyncio.wait({first, ranks}, return_when=asyncio.FIRST_COMPLETED)
+            if first.done():
+                first.result()
+            return (await ranks)[0]
+        finally:
+            first.cancel()
+            for rank in range(len(self._learners)):
+                self._watchdog.forget(f"learner-{rank}")
 
-    async def _first_weights(self, learner: asyncio.Task[int]) -> None:
-        """Wait for the first publication, bring every engine to it, and measure where the run starts."""
-        publication = asyncio.ensure_future(self._published())
-        await asyncio.wait({publication, learner}, return_when=asyncio.FIRST_COMPLETED)
-        if learner.done():
-            publication.cancel()
-            learner.result()
-        await self._catch_up(await publication)
-        self._follower.first_weights(publication.result().step)
-        if publication.result().step == 0:
-            await self._evaluate(0)
+    async def _first_weights(self) -> None:
+        """Bring every engine to the gang's first publication; before the very first step, measure where it starts."""
+        publication = None
+        while publication is None or publication.epoch != self._follower.epoch:
+            publication = await asyncio.to_thread(self._buffer.published, POLICY, timeout_s=1.0)
+        self._follower.first_weights(publication.step)
+        if not self._ready_to_sample.is_set():
+            if publication.step == 0:
+                await self._evaluate(0)
+            self._ready_to_sample.set()
 
-    async def _published(self) -> Publication:
-        while True:
-            publication = await asyncio.to_thread(self._buffer.published, POLICY, timeout_s=5.0)
-            if publication is not None and publication.epoch == self._follower.epoch:
-                return publication
-
-    async def _catch_up(self, publication: Publication) -> None:
-        engines = [w for n, w in self._workers.items() if n.startswith("rollout")]
-        await asyncio.gather(*(engine.catch_up.remote(publication) for engine in engines))
-
-    async def _watch_all(self, learner: asyncio.Task[int], background: list[asyncio.Task[Any]]) -> int:
-        self._follower.progressed()
-        while True:
-            waiting = {learner, *background, *self._running, *self._evaluations}
-            done, _ = await asyncio.wait(waiting, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
-            await self._check_store()
-            if learner in done:
-                try:
-                    return learner.result()
-                except Exception as error:
-                    learner = await self._restart_learner(error)
-            for task in done & set(self._running):
-                await self._replace(self._running.pop(task), task.exception())
-            for task in done & set(background):
-                if task.exception():
-                    task.result()
-            for task in done & self._evaluations:
-                self._evaluations.discard(task)
-                task.result()
-            await self._check_stall()
-
-    async def _replace(self, name: str, error: BaseException | None) -> None:
-        """A worker ended while the run goes on: free its groups at once and start another."""
-        self._spend(f"{name} died", error)
-        ray.kill(self._workers.pop(name))
-        await asyncio.to_thread(self._buffer.forsake, POLICY, name)
-        self._born += 1
-        role = name.split("-")[0]
-        successor = f"{role}-{self._config.rollout.workers + self._config.reward_workers.workers + self._born}"
-        await self._place(successor)
-        self._watch(successor)
-
-    async def _restart_learner(self, error: BaseException) -> asyncio.Task[int]:
-        self._spend("the learner died", error)
+    def _learner_ended(self, task: asyncio.Task[int]) -> None:
+        if task.exception() is None:
+            self._reached = task.result()
+            self._spawn(self._last_evaluation(), self._finished)
+            return
+        self._spend("the learner died", task.exception())
         for learner in self._learners:
             ray.kill(learner)
-        newest = checkpoint.committed(self._checkpoints)
+        newest = checkpoint.committed(Path(self._site.run_dir) / "checkpoints")
         resume_from = newest[-1] if newest else None
-        metrics.forget_after(Path(self._site.run_dir), checkpoint.read(newest[-1]).step if newest else 0)
-        return await self._start_learner(resume_from)
+        self._recorder.forget_after(checkpoint.read(resume_from).step if resume_from else 0)
+        self._spawn(self._learn(resume_from), self._learner_ended)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        task.result()
+        self._done = True
+
+    # ── budgets and deadlines ───────────────────────────────────────────────────────────────────────────────
 
     def _spend(self, what: str, error: BaseException | None) -> None:
         """Count one failure of infrastructure; anything else ends the run as it is."""
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        if cause is not None and not isinstance(cause, (InfrastructureError, RayActorError, ExceptionGroup)):
-            raise error  # type: ignore[misc]
-        if isinstance(cause, ExceptionGroup) and cause.split(InfrastructureError)[1] is not None:
-            raise error  # type: ignore[misc]
+        cause = _cause(error)
+        if cause is not None and not _is_infrastructure(cause):
+            raise cause from error
         self._failures += 1
-        log.warning("%s (%d of %d): %s", what, self._failures, self._config.run.max_infrastructure_failures, error)
-        if self._failures > self._config.run.max_infrastructure_failures:
+        allowed = self._config.run.max_infrastructure_failures
+        why = str(cause or "its process ended").partition("\n")[0]  # Ray goes on for pages
+        log.warning("%s (%d of %d): %s", what, self._failures, allowed, why)
+        if self._failures > allowed:
             raise BudgetSpent(
-                f"{self._failures} failures of infrastructure, run.max_infrastructure_failures = "
-                f"{self._config.run.max_infrastructure_failures}. The last: {what}: {error}"
+                f"{self._failures} failures of infrastructure, run.max_infrastructure_failures = {allowed}. "
+                f"The last: {what}: {why}"
             )
 
     async def _check_store(self) -> None:
@@ -194,62 +253,92 @@ class Supervisor:
             self._spend("redis-server died", None)
             await asyncio.to_thread(self._store.restart)
 
-    async def _check_stall(self) -> None:
+    def _check_time(self) -> None:
         if time.monotonic() > self._leave_by:
             raise Stalled(
                 "asked to stop, the learner did not save its step within "
-                f"run.grace_s = {self._config.run.grace_s:g} s. "
+                f"run.grace_s = {self._config.run.grace_s:g} s: {self._watchdog.report()}. "
                 "The last checkpoint is whole; the next start continues from it."
             )
         if self._follower.idle_s() > self._config.run.stall_s:
-            status = await asyncio.to_thread(self._buffer.status, POLICY)
             raise Stalled(
-                f"no step within run.stall_s = {self._config.run.stall_s:g} s. "
-                f"{self._follower.waiting}. Buffer: {status}"
+                f"no step within run.stall_s = {self._config.run.stall_s:g} s. {self._follower.waiting}. "
+                f"{self._watchdog.report()}. Buffer: {self._buffer.status(POLICY)}"
             )
 
     async def _relay_stop(self) -> None:
         await self._asked_to_stop.wait()
         self._leave_by = time.monotonic() + self._config.run.grace_s
         self._table.state("stopping: the step under way is finished and saved")
-        await asyncio.gather(*(learner.stop.remote() for learner in self._learners))
+        await self._stop_learners()
+
+    async def _stop_learners(self) -> None:
+        # A rank that has died meanwhile, or ended, need not hear it.
+        await asyncio.gather(*(_result(learner.stop.remote()) for learner in self._learners), return_exceptions=True)
+
+    # ── evaluation ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _evaluate_soon(self, step: int) -> None:
-        self._evaluations.add(asyncio.ensure_future(self._evaluate(step, catch_up=False)))
+        def ended(task: asyncio.Task[None]) -> None:
+            self._evaluations.discard(task)
+            task.result()
+
+        self._evaluations.add(self._spawn(self._evaluate(step, catch_up=False), ended))
+
+    async def _last_evaluation(self) -> None:
+        if self._evaluations:
+            await asyncio.wait(self._evaluations)
+        if not self._asked_to_stop.is_set():
+            assert self._reached is not None
+            await self._evaluate(self._reached)
 
     async def _evaluate(self, step: int, *, catch_up: bool = True) -> None:
         """Held-out accuracy beside the running lap; with `catch_up`, under exactly the newest weights."""
-        section = self._config.evaluation
-        worker = next(w for n, w in self._workers.items() if n.startswith("rollout"))
-        grader = next(w for n, w in self._workers.items() if n.startswith("reward"))
         start = time.monotonic()
+        for _ in range(EVALUATION_TRIES):
+            try:
+                accuracy = await self._accuracy(catch_up=catch_up)
+            except INFRASTRUCTURE as error:  # a worker's death is counted where it is replaced
+                log.warning("the evaluation at step %d goes to another worker: %s", step, _cause(error))
+            else:
+                self._follower.heldout(step, accuracy, time.monotonic() - start)
+                return
+        log.warning("the evaluation at step %d was lost with %d workers", step, EVALUATION_TRIES)
+
+    async def _accuracy(self, *, catch_up: bool) -> float:
+        section = self._config.evaluation
+        worker, grader = await self._one("rollout"), await self._one("reward")
         if catch_up:
-            publication = await asyncio.to_thread(self._buffer.published, POLICY, timeout_s=5.0)
+            publication: Publication | None = await asyncio.to_thread(self._buffer.published, POLICY, timeout_s=5.0)
             assert publication is not None
             await worker.catch_up.remote(publication)
-        groups = worker.heldout.remote(section.max_tasks, section.temperature)
-        try:
-            accuracy = await grader.grade.remote(groups)
-        except RayActorError as error:  # its death is counted where the worker is replaced
-            log.warning("the evaluation at step %d is lost with its worker: %s", step, error)
-            return
-        self._follower.heldout(step, accuracy, time.monotonic() - start)
+        return await grader.grade.remote(worker.heldout.remote(section.max_tasks, section.temperature))
 
     async def close(self) -> None:
         """End every actor; engines are asked first, so that their processes leave with them."""
-        engines = [w for n, w in self._workers.items() if n.startswith("rollout")]
-        closing = [asyncio.ensure_future(_result(a.close.remote())) for a in [*engines, *self._learners]]
+        closing = [asyncio.ensure_future(_result(a.close.remote())) for a in [*self._engines(), *self._learners]]
         if closing:
             await asyncio.wait(closing, timeout=20)
         for actor in [*self._workers.values(), *self._learners]:
             ray.kill(actor)
 
 
+async def _until(true: Callable[[], bool]) -> None:
+    """Whoever waits here is under the deadline of `run.stall_s`."""
+    while not true():  # noqa: ASYNC110 - what changes it is many things
+        await asyncio.sleep(0.2)
+
+
 async def _result(ref: Any) -> Any:
     return await ref
 
 
-async def _first(refs: list[Any]) -> int:
-    """The step all ranks reached; the first failure among them, without waiting for ranks that hang on it."""
-    steps = await asyncio.gather(*map(_result, refs))
-    return steps[0]
+def _cause(error: BaseException | None) -> BaseException | None:
+    """What was raised in the actor."""
+    return error.cause if isinstance(error, RayTaskError) else error
+
+
+def _is_infrastructure(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(INFRASTRUCTURE)[1] is None
+    return isinstance(error, INFRASTRUCTURE)

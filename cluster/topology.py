@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,9 @@ class RolloutActor:
 
     async def stop(self) -> None:
         await self.worker.stop()
+
+    async def waiting(self) -> str:
+        return self.worker.waiting()
 
     async def catch_up(self, publication: Publication) -> None:
         """Sample with this publication from now on, whether or not the worker is running."""
@@ -259,6 +263,9 @@ class RewardActor:
     async def stop(self) -> None:
         await self._worker.stop()
 
+    async def waiting(self) -> str:
+        return self._worker.waiting()
+
     async def grade(self, groups: list[Group]) -> float:
         """Mean of the recipe's first reward over held-out rollouts; NaN if none could be scored."""
         name = self._worker.names[0]
@@ -275,6 +282,7 @@ class LearnerActor:
         settle()
         self._site, self._rank = site, rank
         self._stopping = False
+        self._stage, self._since = "has just started", time.monotonic()
 
     def address(self) -> tuple[str, int]:
         """Where the ranks meet: this node's address and a free port."""
@@ -288,6 +296,12 @@ class LearnerActor:
     def stop(self) -> None:
         """Finish the step under way, checkpoint, return."""
         self._stopping = True
+
+    def waiting(self) -> str:
+        return f"{self._stage} for {time.monotonic() - self._since:.0f} s"
+
+    def _enter(self, stage: str) -> None:
+        self._stage, self._since = stage, time.monotonic()
 
     def blob(self, path: str) -> np.ndarray:
         """A published file, for engines on other nodes."""
@@ -308,6 +322,7 @@ class LearnerActor:
             config=site.config,
             model_dir=site.model_dir,
             run_id=site.run_id,
+            run_dir=Path(site.run_dir),
             policy=POLICY,
             rank=self._rank,
             epoch=epoch,
@@ -326,6 +341,7 @@ class LearnerActor:
             rollout_actors=rollout_actors,
             stop=lambda: self._stopping,
             save=save,
+            stage=self._enter,
         )
 
 

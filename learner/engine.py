@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cluster.config import LearnerSection
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, InfrastructureError
 from cluster.types import Micro
 from learner.model import attach_row_selection, logprobs_of, tied_head
 from learner.optimizer import Guarded, lr_at, make_optimizer
@@ -39,6 +39,8 @@ class Engine(Protocol):
     world: int
     step: int
     """Optimizer steps behind the weights, skipped ones included."""
+    num_skipped: int
+    """Updates left out because their gradient was not finite."""
 
     def logprobs(self, micro: Micro) -> tuple[Tensor, Tensor]:
         """[B, L] nats at the micro's temperatures: log-prob of each trained token, entropy there; 0 elsewhere."""
@@ -83,6 +85,18 @@ def join(rank: int, world: int, master: tuple[str, int], *, local_rank: int, loc
         verbose=False,
         timeout=timedelta(seconds=timeout_s),
     )
+
+
+@contextmanager
+def collective_failures() -> Iterator[None]:
+    """Translates what a rank sees when another has died, or did not come in time, into InfrastructureError."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if isinstance(error, torch.distributed.DistError) or "gloo" in text or "NCCL" in text:
+            raise InfrastructureError(f"another rank left a collective, or did not come in time: {text}") from error
+        raise
 
 
 def token_statistics(

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
+from cluster.failpoints import failpoint
 from cluster.types import Publication
 from learner.engine import Engine
 
@@ -61,6 +62,7 @@ class PullPublisher:
             return
         path = self._write(tensors, f"{self._epoch}.{step}")
         info |= {"path": str(path), "host": socket.gethostname()}
+        failpoint("learner.mid_publish")
         self._announcer.announce(Publication(self._policy, self._epoch, step, info))
         self._forget_all_but(KEPT_FILES)
 

@@ -12,10 +12,11 @@ import numpy as np
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
 from learner.cut import Cut, Mix
-from learner.engine import DeepSpeedEngine, Engine, join
+from learner.engine import DeepSpeedEngine, Engine, collective_failures, join
 from learner.probe import Probe
 from learner.publish import NcclPublisher, PullPublisher
 from learner.reference import reference_for
+from learner.replay import StepRecorder
 from learner.train import Hooks, train
 
 MASTER_PORT_OF_ENGINES = 1
@@ -29,6 +30,7 @@ class Rank:
     config: RunConfig
     model_dir: str
     run_id: str
+    run_dir: Path
     policy: str
     rank: int
     epoch: int
@@ -37,6 +39,7 @@ class Rank:
     """Address and port where the ranks meet."""
 
 
+@collective_failures()
 def learn(
     told: Rank,
     buffer: Buffer,
@@ -45,9 +48,11 @@ def learn(
     rollout_actors: list[Any],
     stop: Callable[[], bool],
     save: Callable[[Engine, int], None],
+    stage: Callable[[str], None],
 ) -> int:
     """Train to the last step or until `stop`, saving as the recipe says; returns the step reached."""
     config, section = told.config, told.config.learner
+    stage("joins the ranks")
     join(
         told.rank,
         section.ranks,
@@ -56,6 +61,7 @@ def learn(
         local_size=1,
         timeout_s=section.collective_timeout_s,
     )
+    stage("loads the model")
     engine = DeepSpeedEngine(told.model_dir, section)
     if told.resume_from is not None:
         engine.load(told.resume_from / "deepspeed")
@@ -75,6 +81,7 @@ def learn(
             for row in samples(done, cut, config.tracking.samples_per_step):
                 buffer.emit("sample", row)
 
+    recorder = StepRecorder(told.run_dir / "replay", engine, config.checkpoint.record_every_steps)
     reached = train(
         section,
         buffer,
@@ -84,9 +91,17 @@ def learn(
         policy=told.policy,
         epoch=told.epoch,
         reference=reference,
-        hooks=Hooks(stop=stop, at_step=at_step, checkpoint=checkpoint),
+        hooks=Hooks(
+            stop=stop,
+            stage=stage,
+            before_step=recorder.before,
+            after_step=recorder.after,
+            at_step=at_step,
+            checkpoint=checkpoint,
+        ),
     )
     if reached > saved:
+        stage(f"saves step {reached}")
         save(engine, reached)
     return reached
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from cluster.config import LearnerSection
+from cluster.failpoints import failpoint
 from cluster.plugins import build
 from cluster.types import Batch, Micro
 from learner.advantages import ADVANTAGES
@@ -41,6 +42,12 @@ class Hooks:
 
     stop: Callable[[], bool] = lambda: False
     """Asked while waiting for groups: whether to leave before the next step."""
+    stage: Callable[[str], None] = lambda what: None
+    """What the loop does from now on, in words."""
+    before_step: Callable[[int, Cut], None] = lambda step, cut: None
+    """Before the optimizer step number `step` (from 0)."""
+    after_step: Callable[[int, Cut, dict[str, float]], None] = lambda step, cut, metrics: None
+    """After it, with its metrics, before its weights are published."""
     at_step: Callable[[int, Cut], None] = lambda done, cut: None
     """After `done` steps, with what the last one trained on."""
     checkpoint: Callable[[int], None] = lambda done: None
@@ -65,9 +72,11 @@ def train(
     """
     advantage = build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
     policy_loss = build(LOSSES, section.loss.use, section.loss.options, "learner.loss")
+    hooks.stage(f"publishes version {engine.step}")
     publisher.publish(engine, engine.step)  # also after a resume: engines may hold a dead history's weights
     for step in range(engine.step, section.steps):
         clock = Clock()
+        hooks.stage(f"waits for the groups of step {step + 1}")
         if engine.rank == 0:
             now = cut(buffer, policy, epoch, step, mix, advantage, section, stop=hooks.stop)
         else:
@@ -77,21 +86,30 @@ def train(
             break
         now = now or follow(buffer, policy, step, stop=lambda: False)
         assert now is not None
+        failpoint("learner.after_cut")
         clock.lap("cut")
+        hooks.stage(f"trains step {step + 1}")
         batch = pack(now.groups, now.record, section, engine.rank, engine.world)
         clock.lap("pack")
+        hooks.before_step(step, now)
         metrics = optimize(batch, section, engine, policy_loss, reference)
+        hooks.after_step(step, now, metrics)
+        failpoint("learner.after_step")
         clock.lap("optimize")
+        hooks.stage(f"publishes version {step + 1}")
         publisher.publish(engine, step + 1)
+        failpoint("learner.after_publish")
         # Release after publishing, not after the step: a task claimed in between would be sampled with old weights
         # and count as one version fresher than it is.
         if engine.rank == 0:
             buffer.release(policy, epoch, step + 1)
+            failpoint("learner.after_release")
         clock.lap("publish")
         if engine.rank == 0:
             row = {**now.record.metrics, **batch.metrics, **metrics, **clock.seconds(), "learner/wait_s": now.wait_s}
             buffer.emit("step", {"policy": policy, "epoch": epoch, "step": step + 1, "metrics": row})
         hooks.at_step(step + 1, now)
+        hooks.stage(f"saves step {step + 1}")
         hooks.checkpoint(step + 1)
     return engine.step
 

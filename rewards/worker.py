@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from cluster.config import RewardSection, RunConfig
+from cluster.failpoints import failpoint
 from cluster.types import Group, Provenance, Scores
 from rewards.base import Services
 from rewards.zoo import build_signal
@@ -49,6 +50,8 @@ class RewardWorker:
         self._settings = config.reward_workers
         self._buffer = buffer
         self._services = services or Services()
+        self._asked: Counter[str] = Counter()
+        """Calls under way, by signal."""
         self._active: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
 
@@ -66,6 +69,11 @@ class RewardWorker:
     async def stop(self) -> None:
         """Finish the groups in hand, then let `run` return."""
         self._stopping = True
+
+    def waiting(self) -> str:
+        """What it does now, in words."""
+        asked = ", ".join(f"'{name}' for {count}" for name, count in sorted(self._asked.items()) if count)
+        return f"has {len(self._active)} groups in hand, asks {asked}" if asked else "waits for groups to score"
 
     async def score(self, group: Group, names: Sequence[str] | None = None) -> dict[str, Scores]:
         """What these signals, or all, say of a group, stored or not. Never raises for what a signal does."""
@@ -100,6 +108,7 @@ class RewardWorker:
 
     async def _send(self, group: Group, names: Sequence[str]) -> None:
         scores = await self.score(group, names)
+        failpoint("rewards.before_score")
         await asyncio.to_thread(self._buffer.score, group.id, scores)
 
     async def _patiently(self, name: str, group: Group) -> Scores:
@@ -117,6 +126,7 @@ class RewardWorker:
     async def _ask(self, name: str, group: Group, attempt: int) -> tuple[Scores, bool]:
         """The answer, and whether the call failed: time-out, exception and wrong shape are `failed`, by name."""
         signal, section, begun = self._signals[name], self._sections[name], time.monotonic()
+        self._asked[name] += 1
         try:
             scores = await asyncio.wait_for(signal.score(group, self._services), section.timeout_s)
             note = _misshapen(scores, len(group))
@@ -124,6 +134,8 @@ class RewardWorker:
             note = str(error) or f"no answer within {section.timeout_s:g} s"
         except Exception as error:  # foreign code: the failure is counted, named, and never a number
             note = f"{type(error).__name__}: {error}"
+        finally:
+            self._asked[name] -= 1
         latency_s = time.monotonic() - begun
         if not note:
             return _signed(scores, section, attempt, latency_s), False

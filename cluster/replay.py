@@ -1,0 +1,77 @@
+"""Run one recorded step again: `python -m cluster.replay RUN --step N`.
+
+Exit codes: 0 the same to the last bit · 1 it came out differently · 2 there is no such step.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import socket
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster import config, table, topology
+from cluster.errors import ConfigError
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="A run's directory, e.g. runs/quickstart.")],
+    step: Annotated[int, typer.Option(help="The step, counted from 1 as in metrics.jsonl.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
+) -> None:
+    """Train on one recorded step again and compare losses, gradient norm and weights bit by bit."""
+    try:
+        before, after = replay(run, step)
+    except ConfigError as error:
+        table.console.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    different = [k for k, v in before["metrics"].items() if after["metrics"].get(k) != v]
+    different += ["weights"] if before["weights_sha256"] != after["weights_sha256"] else []
+    if as_json:
+        print(json.dumps({"step": step, "different": different, "before": before, "after": after}))
+    else:
+        _show(step, before, after, different)
+    raise typer.Exit(1 if different else 0)
+
+
+def replay(run: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the step came to then and now. Raises ConfigError if the run kept no such step."""
+    from actors.models import prepare
+    from learner.replay import load
+
+    folder = run / "replay" / f"step_{step}"
+    before = load(folder)[1]
+    settings = config.load(run / "config.toml")
+    model_dir = str(prepare(settings.model, settings.seed))
+    world = settings.learner.ranks
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    # Processes of their own also for one rank: a process group is for life.
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(world) as pool:
+        calls = [(folder, settings, model_dir, rank, world, ("127.0.0.1", port)) for rank in range(world)]
+        return before, pool.starmap(_rank, calls, chunksize=1)[0]
+
+
+def _rank(*args: Any) -> dict[str, Any]:
+    from learner.replay import rerun
+
+    topology.settle()
+    return rerun(*args)
+
+
+def _show(step: int, before: dict[str, Any], after: dict[str, Any], different: list[str]) -> None:
+    for name, value in before["metrics"].items():
+        then, now = float.fromhex(value), float.fromhex(after["metrics"].get(name, "nan"))
+        table.console.print(f"{name:32} {then:.9g}  {now:.9g}", highlight=False)
+    for line in after["suspects"]:
+        table.console.print(f"[yellow]suspect[/] {line}", highlight=False, soft_wrap=True)
+    same = "the same to the last bit" if not different else f"different: {', '.join(different)}"
+    table.console.print(f"step {step}: {same}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

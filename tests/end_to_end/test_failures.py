@@ -1,0 +1,156 @@
+"""What dies, hangs or blows up in a running job, and what the job makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from cluster.failpoints import FAILPOINTS
+from cluster.replay import replay
+from tests.end_to_end import jobs
+
+FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.drop_zero_variance=false"]
+
+
+def visit_every_failpoint(tmp_path, overrides: list[str], *, times: int, timeout_s: float, **environment: str) -> dict:
+    """A run in which every failpoint kills a process once; its summary."""
+    log, dead = tmp_path / "log", tmp_path / "dead"
+    dead.mkdir()
+    options = [
+        *overrides, f"run.dir={tmp_path}", "run.name=killed", "learner.steps=16", "checkpoint.every_steps=1",
+        "run.max_infrastructure_failures=20",
+    ]  # fmt: skip
+    places = " ".join(f"{name}@{times if name.startswith('learner') else 1}" for name in FAILPOINTS)
+    code = jobs.run(
+        options, log=log, timeout_s=timeout_s, KANABO_FAILPOINT=places, KANABO_FAILPOINT_DIR=str(dead), **environment
+    )
+    assert code == 0, jobs.tail(log)
+    assert {p.name for p in dead.iterdir()} == set(FAILPOINTS), "a failpoint was never reached"
+    summary = jobs.summary(tmp_path / "killed")
+    assert summary["steps"] == 16
+    assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
+    assert summary["groups_trained"] + sum(summary["groups_dropped"].values()) <= summary["groups_claimed"]
+    steps = [r["step"] for r in jobs.rows(tmp_path / "killed") if "learner/step_s" in r]
+    assert steps == list(range(1, 17)), "a step is missing or was recorded twice"
+    return summary
+
+
+def test_a_death_at_every_failpoint_loses_nothing_and_repeats_nothing(tmp_path):
+    summary = visit_every_failpoint(tmp_path, [*FAKE, "rollout.workers=2"], times=2, timeout_s=500)
+    assert summary["max_staleness_observed"] <= 1
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_deaths_with_a_real_engine_and_sharded_learners(tmp_path, max_staleness, ranks):
+    overrides = [
+        *jobs.TINY, "engine.use=tests.fakes:one_real_engine", "rollout.workers=3", "learner.drop_zero_variance=false",
+        f"learner.ranks={ranks}", f"learner.zero_stage={3 if ranks > 1 else 0}",
+        f"learner.max_staleness={max_staleness}",
+    ]  # fmt: skip
+    summary = visit_every_failpoint(
+        tmp_path, overrides, times=2, timeout_s=1100, KANABO_TEST_MARKER=str(tmp_path / "marker")
+    )
+    assert summary["max_staleness_observed"] <= max_staleness
+    assert summary["parity_max_nats"] < 1e-3
+
+
+def test_spent_budgets_end_the_run_with_a_report(tmp_path):
+    log = tmp_path / "log"
+    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=spent", "run.max_infrastructure_failures=1"]
+    assert jobs.run(overrides, log=log, timeout_s=240, KANABO_FAILPOINT="rewards.before_score") == 1
+    assert "2 failures of infrastructure, run.max_infrastructure_failures = 1. The last: reward-1 died" in said(log)
+    assert jobs.summary(tmp_path / "spent")["steps"] == 0
+    assert (tmp_path / "spent" / "error.txt").exists()
+
+
+def test_a_stall_names_what_everybody_waits_for(tmp_path):
+    log = tmp_path / "log"
+    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=stalled", "run.stall_s=12", "evaluation.max_tasks=1"]
+    stuck = [
+        "engine.options={delay_s = 0, straggler_frac = 1.0, straggler_s = 500}",
+        "engine.use=tests.fakes:FakeEngine",
+    ]
+    assert jobs.run([*overrides, *stuck], log=log, timeout_s=240) == 1
+    assert "no step within run.stall_s = 12 s" in said(log)
+    assert "rollout-0 samples 1 episodes, the oldest for" in said(log)
+    assert "learner-0 waits for the groups of step 1 for" in said(log)
+    assert "reward-0 waits for groups to score" in said(log)
+
+
+def test_an_actor_that_is_stopped_is_replaced(tmp_path):
+    log = tmp_path / "log"
+    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=silent", "learner.steps=60", "run.silent_s=6"]
+    process = jobs.start(overrides, log=log)
+    try:
+        jobs.wait_for_step(tmp_path / "silent", 2, process, log, timeout_s=200)
+        os.kill(process_named(process, "ray::RewardActor").pid, signal.SIGSTOP)
+        assert jobs.finish(process, log, 300) == 0, jobs.tail(log)
+    finally:
+        jobs.end(process)
+    assert "reward-0 has not answered for run.silent_s = 6 s: killed" in said(log)
+    summary = jobs.summary(tmp_path / "silent")
+    assert summary["steps"] == 60
+    assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
+
+
+def test_gradients_that_are_not_finite_are_skipped_kept_and_end_the_run(tmp_path):
+    """Step 3 alone, then 6, 7 and 8; steps 2, 4 … are kept on request. What was kept runs again bit for bit."""
+    log, run = tmp_path / "log", tmp_path / "diverged"
+    overrides = [
+        *FAKE, f"run.dir={tmp_path}", "run.name=diverged", "checkpoint.record_every_steps=2",
+        "learner.advantage.use=tests.fakes:Overflowing",
+        "learner.advantage.options={groups_per_step = 8, at_steps = [2, 5, 6, 7]}",
+    ]  # fmt: skip
+    assert jobs.run(overrides, log=log, timeout_s=240) == 1
+    assert "3 steps in a row, the last 8, were not finite" in said(log)
+    assert f"python -m cluster.replay {run} --step 8" in said(log)
+    skipped = [r["learner/num_skipped"] for r in jobs.rows(run) if "learner/num_skipped" in r]
+    assert skipped == [0, 0, 1, 1, 1, 2, 3]
+    assert {p.name for p in (run / "replay").iterdir()} == {f"step_{n}" for n in (2, 3, 4, 6, 7, 8)}
+    before, after = replay(run, 2)
+    assert before["metrics"] == after["metrics"]
+    assert before["weights_sha256"] == after["weights_sha256"]
+    assert float.fromhex(before["metrics"]["learner/grad_norm"]) > 0
+    again = subprocess.run(
+        [sys.executable, "-m", "cluster.replay", str(run), "--step", "8", "--json"], capture_output=True, cwd=jobs.ROOT
+    )
+    assert again.returncode == 0, again.stderr
+    told = json.loads(again.stdout)
+    assert not told["different"]
+    assert len(told["after"]["suspects"]) == 64
+    none = subprocess.run(
+        [sys.executable, "-m", "cluster.replay", str(run), "--step", "5"], capture_output=True, cwd=jobs.ROOT
+    )
+    assert none.returncode == 2
+    assert b"There are: 2, 3, 4, 6, 7, 8." in none.stdout
+
+
+def test_an_engine_that_keeps_old_weights_stops_the_run(tmp_path):
+    log = tmp_path / "log"
+    overrides = [
+        *jobs.TINY,
+        f"run.dir={tmp_path}",
+        "run.name=deaf",
+        "engine.use=tests.fakes:DeafEngine",
+        "learner.schedule={lr = 0.001}",
+    ]
+    assert jobs.run([*overrides, "weights.probe_every=1"], log=log, timeout_s=240) == 1
+    assert "engine and learner differ by" in said(log)
+    assert jobs.summary(tmp_path / "deaf")["steps"] < 20
+
+
+def said(log) -> str:
+    return " ".join(log.read_text().split())
+
+
+def process_named(job: subprocess.Popen, title: str) -> psutil.Process:
+    return next(p for p in jobs.tree(job) if p.cmdline() and p.cmdline()[0].startswith(title))

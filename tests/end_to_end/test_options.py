@@ -1,0 +1,45 @@
+"""Choices of the recipe that change what a lap is made of, in a real job: the user's Redis, a function as reward, a
+reference model, recomputed activations, a named checkpoint.
+"""
+
+from __future__ import annotations
+
+from tests.end_to_end import jobs
+from tests.end_to_end.test_failures import FAKE, said
+
+REWARD = """
+def first_digit(prompt, completion, ground_truth):
+    assert prompt.endswith("=")
+    return float(completion[:1] == ground_truth[:1])
+"""
+
+
+def test_a_run_on_the_users_redis_goes_back_to_a_named_checkpoint(tmp_path, redis_url):
+    log, run = tmp_path / "log", tmp_path / "chosen"
+    (tmp_path / "reward.py").write_text(REWARD)
+    overrides = [
+        *FAKE, f"run.dir={tmp_path}", "run.name=chosen", f"buffer.url={redis_url}", "learner.loss.kl_coef=0.05",
+        "learner.gradient_checkpointing=true", f"rewards.0.use={tmp_path}/reward.py:first_digit",
+        "checkpoint.every_steps=2", "checkpoint.keep_last=5",
+    ]  # fmt: skip
+    assert jobs.run([*overrides, "learner.steps=4"], log=log, timeout_s=240) == 0, jobs.tail(log)
+    assert "warning" in said(log)
+    assert "appendfsync is everysec" in said(log)
+    assert redis_url not in (run / "config.toml").read_text()
+    kl = [r["loss/kl_nats"] for r in jobs.rows(run) if "loss/kl_nats" in r]
+    assert kl[0] < 1e-9 < kl[-1], "the reference is the initial model, and the policy leaves it"
+    assert {r["reward/first_digit_mean"] for r in jobs.rows(run) if "learner/step_s" in r} != {0.0}
+    first = jobs.summary(run)
+
+    code = jobs.run([*overrides, "learner.steps=6", f"resume={run}/checkpoints/global_step_2"], log=log, timeout_s=240)
+    assert code == 0, jobs.tail(log)
+    summary = jobs.summary(run)
+    assert (run / "checkpoints" / "abandoned_step_4").exists()
+    assert [r["step"] for r in jobs.rows(run) if "learner/step_s" in r] == [1, 2, 3, 4, 5, 6]
+    assert summary["groups_dropped"]["rolled_back"] >= 16, "what was trained after the checkpoint did not happen"
+    assert summary["groups_trained"] == 48
+    assert summary["groups_claimed"] > first["groups_claimed"]
+    assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
+
+    assert jobs.run([*overrides, "resume=off"], log=log, timeout_s=60) == 2
+    assert 'already holds a run and resume = "off"' in said(log)
