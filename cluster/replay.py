@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import socket
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,6 +60,7 @@ def replay(run: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
 def _rank(*args: Any) -> dict[str, Any]:
     from learner.replay import rerun
 
+    os.dup2(2, 1)  # what libraries print is not this command's answer
     topology.settle()
     return rerun(*args)
 

@@ -45,14 +45,13 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert model(**ids).logits.shape[1] == 6
 
 
-@pytest.mark.timeout(1200)
-def test_the_reward_rises_in_quickstart_though_its_driver_is_killed(tmp_path):
-    """The figure of the quickstart, with a SIGKILL of the driver on the way: nothing lost, nothing twice."""
+def kill_the_driver(tmp_path, overrides: list[str], *, at_step: int) -> dict:
+    """SIGKILL in mid-run, nothing left behind, then the same command again: the summary of the whole."""
     log = tmp_path / "log"
-    overrides = [f"run.dir={tmp_path}", "run.name=killed", "tracking.live_table=false", "checkpoint.every_steps=20"]
+    overrides = [*overrides, f"run.dir={tmp_path}", "run.name=killed", "tracking.live_table=false"]
     process = jobs.start(overrides, log=log)
     try:
-        jobs.wait_for_step(tmp_path / "killed", 50, process, log, timeout_s=400)
+        jobs.wait_for_step(tmp_path / "killed", at_step, process, log, timeout_s=400)
         started = jobs.tree(process)
         os.kill(process.pid, signal.SIGKILL)
         process.wait(10)
@@ -65,11 +64,23 @@ def test_the_reward_rises_in_quickstart_though_its_driver_is_killed(tmp_path):
     assert summary["groups_lost"] == 0
     assert summary["groups_trained_twice"] == 0
     assert summary["max_staleness_observed"] <= 1
+    steps = [r["step"] for r in jobs.rows(tmp_path / "killed") if "learner/step_s" in r]
+    assert steps == list(range(1, summary["steps"] + 1)), "a step is missing or was recorded twice"
+    return summary
+
+
+def test_a_run_whose_driver_is_killed_continues(tmp_path):
+    summary = kill_the_driver(tmp_path, [*FAKE, "learner.steps=30", "checkpoint.every_steps=4"], at_step=10)
+    assert summary["steps"] == 30
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(1200)
+def test_the_quickstart_reaches_its_figure_though_its_driver_is_killed(tmp_path):
+    summary = kill_the_driver(tmp_path, ["checkpoint.every_steps=20"], at_step=50)
     assert summary["heldout_accuracy_initial"] <= 0.55
     assert summary["heldout_accuracy_final"] >= 0.80
     assert summary["parity_max_nats"] < 1e-3
-    steps = [r["step"] for r in jobs.rows(tmp_path / "killed") if "learner/step_s" in r]
-    assert steps == list(range(1, summary["steps"] + 1)), "a step is missing or was recorded twice"
 
 
 def test_two_learner_ranks_with_zero3_and_three_engines_of_which_one_is_real(tmp_path):
