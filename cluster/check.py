@@ -113,6 +113,7 @@ def limits(settings: RunConfig) -> Limits:
         max_staleness=settings.learner.max_staleness,
         when_late=settings.learner.when_late,
         admit=tuple(settings.admit_rewards),
+        late=tuple(n for n in settings.reward_names if n not in settings.admit_rewards),
         lease_s=settings.rollout.lease_s,
         score_deadline_s=workers.max_wait_s if waits else workers.deadline_s,
         num_tasks=None,

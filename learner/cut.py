@@ -33,6 +33,8 @@ class Stored(Protocol):
     def group(self) -> Group: ...
     @property
     def scores(self) -> dict[str, Scores]: ...
+    @property
+    def outdated(self) -> bool: ...
 
 
 class CutBuffer(Protocol):
@@ -188,6 +190,7 @@ def _metrics(seen: _Seen, kept: list[str], step: int) -> dict[str, float]:
         "policy/staleness_max_steps": float(max(staleness, default=0)),
         "rollout/length_tokens": _mean([r.num_tokens for r in rollouts]),
         "rollout/truncated_frac": _mean([r.truncated for r in rollouts]),
+        "reward/outdated_frac": _mean([seen.stored[i].outdated for i in kept]),
         "learner/groups": float(len(kept)),
         **{f"buffer/num_dropped_{reason}": float(reasons.count(reason)) for reason in sorted(set(reasons))},
         **_mixed_metrics([m.metrics for m in seen.mixed.values()]),

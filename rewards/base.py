@@ -23,6 +23,9 @@ from rewards.verify import Verifier
 
 T = TypeVar("T")
 
+UNVERSIONED = "0"
+"""Of a signal whose scores depend on the rollouts alone."""
+
 
 class Services:
     """All that a signal may call beside its own code. Belongs to one reward worker."""
@@ -59,6 +62,13 @@ class Signal(Plugin):
     """Views of the task that the group must hold rollouts of."""
     services: ClassVar[tuple[str, ...]] = ()
     """Methods of `Services` that it calls."""
+
+    def version(self) -> str:
+        """What a score depends on beside the rollouts: a hash of template and judge, a distilled model's number.
+
+        When it changes, stored groups are scored again.
+        """
+        return UNVERSIONED
 
     async def score(self, group: Group, services: Services) -> Scores:
         raise NotImplementedError

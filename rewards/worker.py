@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from cluster.config import RewardSection, RunConfig
 from cluster.failpoints import failpoint
 from cluster.types import Group, Provenance, Scores
-from rewards.base import Services
+from rewards.base import UNVERSIONED, Services
 from rewards.zoo import build_signal
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ class ScoreBuffer(Protocol):
     """The part of `cluster.buffer.Buffer` that a reward worker uses."""
 
     def unscored(self, worker: str, limit: int, timeout_s: float) -> list[Group]: ...
+    def answered(self, ids: Sequence[str]) -> list[set[tuple[str, str]]]: ...
+    def relabel(self, versions: Mapping[str, str]) -> object: ...
     def score(self, claim_id: str, scores: Mapping[str, Scores]) -> object: ...
 
 
@@ -58,6 +60,9 @@ class RewardWorker:
     async def run(self) -> None:
         """Score until `stop`. Raises what the buffer raises."""
         try:
+            versions = {name: v for name in self.names if (v := self._signals[name].version()) != UNVERSIONED}
+            if versions:
+                await asyncio.to_thread(self._buffer.relabel, versions)
             while not self._stopping:
                 await self._take()
             await asyncio.gather(*self._active.values())
@@ -87,18 +92,21 @@ class RewardWorker:
         if free == 0:
             await asyncio.wait(self._active.values(), return_when=asyncio.FIRST_COMPLETED, timeout=POLL_S)
         else:
-            for group in await asyncio.to_thread(self._buffer.unscored, self.name, free, POLL_S):
-                # A group that takes longer than its scoring lease comes again while it is in hand.
-                if group.id not in self._active:
-                    self._active[group.id] = asyncio.create_task(self._attach(group))
+            groups = await asyncio.to_thread(self._buffer.unscored, self.name, free, POLL_S)
+            # A group that takes longer than its scoring lease comes again while it is in hand.
+            groups = [g for g in groups if g.id not in self._active]
+            answered = await asyncio.to_thread(self._buffer.answered, [g.id for g in groups])
+            for group, known in zip(groups, answered, strict=True):
+                self._active[group.id] = asyncio.create_task(self._attach(group, known))
         for id in [i for i, task in self._active.items() if task.done()]:
             self._active.pop(id).result()
 
-    async def _attach(self, group: Group) -> None:
-        if self._admit:
-            await self._submit(group, self._admit)
-        if self._late:
-            await self._submit(group, self._late)
+    async def _attach(self, group: Group, answered: set[tuple[str, str]]) -> None:
+        """Ask what has not answered under its current version."""
+        for names in (self._admit, self._late):
+            open_ = [n for n in names if (n, self._signals[n].version()) not in answered]
+            if open_:
+                await self._submit(group, open_)
 
     async def _submit(self, group: Group, names: Sequence[str]) -> None:
         # One message for all that answer at once; who must be waited for holds up nobody.
@@ -126,6 +134,7 @@ class RewardWorker:
     async def _ask(self, name: str, group: Group, attempt: int) -> tuple[Scores, bool]:
         """The answer, and whether the call failed: time-out, exception and wrong shape are `failed`, by name."""
         signal, section, begun = self._signals[name], self._sections[name], time.monotonic()
+        version = signal.version()
         self._asked[name] += 1
         try:
             scores = await asyncio.wait_for(signal.score(group, self._services), section.timeout_s)
@@ -138,13 +147,13 @@ class RewardWorker:
             self._asked[name] -= 1
         latency_s = time.monotonic() - begun
         if not note:
-            return _signed(scores, section, attempt, latency_s), False
+            return _signed(scores, section, version, attempt, latency_s), False
         note = f"reward '{name}' ({section.use}) failed on {group.task.id}, attempt {attempt}: {note}"
         self.failures[name] += 1
         if self.failures[name].bit_count() == 1:  # the 1st, 2nd, 4th, 8th …
             log.warning("%s (%d failures so far)", note, self.failures[name])
         failed = Scores.failed(len(group), note)
-        return _signed(failed, section, attempt, latency_s), True
+        return _signed(failed, section, version, attempt, latency_s), True
 
 
 def _misshapen(scores: Any, num_rollouts: int) -> str:
@@ -160,11 +169,12 @@ def _misshapen(scores: Any, num_rollouts: int) -> str:
     return ""
 
 
-def _signed(scores: Scores, section: RewardSection, attempt: int, latency_s: float) -> Scores:
-    """With who scored and how long it took, where the signal has not said so itself."""
+def _signed(scores: Scores, section: RewardSection, version: str, attempt: int, latency_s: float) -> Scores:
+    """With who scored, under which version and how long it took, where the signal has not said so itself."""
 
     def signed(given: Provenance) -> Provenance:
         judge, latency = given.judge or section.use, given.latency_s or latency_s
         return replace(given, judge=judge, attempt=max(given.attempt, attempt), latency_s=latency)
 
-    return replace(scores, provenance=tuple(map(signed, scores.provenance or (Provenance(),))))
+    provenance = tuple(map(signed, scores.provenance or (Provenance(),)))
+    return replace(scores, provenance=provenance, version=version if scores.version == UNVERSIONED else scores.version)

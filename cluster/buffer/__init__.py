@@ -13,7 +13,11 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
     limits                   hash    what `configure` was told
     policies                 set     names
     server                   string  run id of the Redis process: has it restarted?
-    group:ID                 hash    state, task, version, seq, token, worker, data, scores, overdue
+    group:ID                 hash    state, task, version, seq, token, worker, data, overdue, era; s:SIGNAL the scores
+                                     it carries, carried:SIGNAL their version, new:SIGNAL of an era not yet complete,
+                                     v:SIGNAL:VERSION what has answered (with a zero byte between)
+    era                      string  number of the newest era: the signals' versions that are current together
+    era:N, last_eras         hash    signal → version; signal and version → the last era it was current in
     unscored                 zset    id → when it is due to be handed to a reward worker
     answer:REQUEST           string  what a call was answered, for ten minutes: a repeat gets the same
     events, bell:unscored    stream

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import uuid4
@@ -28,6 +28,8 @@ class Limits:
     score_deadline_s: float = 60.0
     num_tasks: int | None = None
     """The frontier ends here; None is endless."""
+    late: tuple[str, ...] = ()
+    """Signals that are asked too, until the group is cut; nobody waits for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Stored:
     """What has arrived. A signal that has not is absent."""
     overdue: bool
     """Its score deadline has passed."""
+    outdated: bool = False
+    """What it carries was scored under an older version than the current one of a signal."""
 
 
 def policy_of(id: str) -> str:
@@ -74,6 +78,7 @@ class Buffer:
             "max_staleness": limits.max_staleness,
             "when_late": limits.when_late,
             "admit": "\n".join(limits.admit),
+            "signals": "\n".join((*limits.admit, *limits.late)),
             "lease_ms": _ms(limits.lease_s),
             "score_deadline_ms": _ms(limits.score_deadline_s),
             # Half the deadline, so that another reward worker has the other half when one dies.
@@ -150,6 +155,20 @@ class Buffer:
         ids = reply[1].decode().split("\n")
         return [decode(data, Group) for data in self._fetch(ids, "data") if data is not None]
 
+    def answered(self, ids: Sequence[str]) -> list[set[tuple[str, str]]]:
+        """For each group the (signal, version) pairs that have answered."""
+        found = self._fetch(list(ids), keys=True)
+        parts = [[k[2:].decode().partition("\0") for k in keys if k.startswith(b"v:")] for keys in found]
+        return [{(name, version) for name, _, version in named} for named in parts]
+
+    def relabel(self, versions: Mapping[str, str]) -> None:
+        """The current version of each of these signals. Where it is new, stored groups are scored again.
+
+        A group keeps the scores it carries until those of the new version are complete, then changes over in one step;
+        a cut group is never touched.
+        """
+        self._call("relabel", "", *(x for pair in versions.items() for x in pair))
+
     def score(self, claim_id: str, scores: Mapping[str, Scores]) -> None:
         """Attach evidence. The first answer per (group, signal, version) stays; a group that has left is no error."""
         args = [x for name, s in scores.items() for x in (name, s.version, encode(s))]
@@ -163,8 +182,9 @@ class Buffer:
         On time-out, what there is. Drops, as `late`, every live group that can no longer be cut within the bound. With
         `when_late = "wait"` it never passes over a live group of an older version. Raises StaleEpoch.
         """
-        ids = self._call_when(timeout_s, "ready", policy, epoch, step, limit)[1]
-        return [stored for stored in map(_stored, self._fetch([id.decode() for id in ids or ()])) if stored]
+        ids = [id.decode() for id in self._call_when(timeout_s, "ready", policy, epoch, step, limit)[1] or ()]
+        wanted = self._versions() if ids else {}
+        return [stored for fields in self._fetch(ids) if (stored := _stored(fields, wanted))]
 
     def drop(self, policy: str, epoch: int, ids_with_reason: Mapping[str, str], *, requeue: bool = False) -> None:
         """Drop live groups for good; each admits one more. Others are left alone. Raises StaleEpoch."""
@@ -249,14 +269,19 @@ class Buffer:
     def _call_when(self, timeout_s: float, script: str, policy: str, *args: Any) -> list[Any]:
         return _checked(self._redis.call_when(timeout_s, script, policy, *args), script, policy, args)
 
-    def _fetch(self, ids: list[str], field: str | None = None) -> list[Any]:
-        """Of each group one field, or all. Outside the script, so that megabytes do not hold up Redis."""
+    def _versions(self) -> dict[bytes, bytes]:
+        """signal → current version, of those that have one."""
+        client, prefix = self._redis.redis, self._redis.prefix
+        return self._redis.patiently(lambda: client.hgetall(f"{prefix}era:{int(client.get(f'{prefix}era') or 0)}"))
+
+    def _fetch(self, ids: list[str], field: str | None = None, *, keys: bool = False) -> list[Any]:
+        """Of each group one field, or all, or only their names. No script: megabytes must not hold up Redis."""
 
         def run() -> list[Any]:
             with self._redis.redis.pipeline(transaction=False) as pipe:
                 for id in ids:
                     key = f"{self._redis.prefix}group:{id}"
-                    pipe.hget(key, field) if field else pipe.hgetall(key)
+                    pipe.hkeys(key) if keys else pipe.hget(key, field) if field else pipe.hgetall(key)
                 return pipe.execute()
 
         return self._redis.patiently(run) if ids else []
@@ -266,11 +291,12 @@ def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-def _stored(fields: dict[bytes, bytes]) -> Stored | None:
+def _stored(fields: dict[bytes, bytes], wanted: Mapping[bytes, bytes]) -> Stored | None:
     if b"data" not in fields:  # gone since the script named it: another epoch has begun, and the next call will say so
         return None
     scores = {key[2:].decode(): decode(value, Scores) for key, value in fields.items() if key.startswith(b"s:")}
-    return Stored(decode(fields[b"data"], Group), scores, b"overdue" in fields)
+    outdated = any(fields.get(b"carried:" + name, version) != version for name, version in wanted.items())
+    return Stored(decode(fields[b"data"], Group), scores, b"overdue" in fields, outdated)
 
 
 def _checked(reply: list[Any], script: str, policy: str, args: tuple[Any, ...]) -> list[Any]:

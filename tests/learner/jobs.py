@@ -76,7 +76,7 @@ class Shelf:
         return self.records[step] if step < len(self.records) else None
 
     def ready(self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float) -> list[Any]:
-        return [type("Stored", (), {"group": g, "scores": {}}) for g in self.groups[step]]
+        return [type("Stored", (), {"group": g, "scores": {}, "outdated": False}) for g in self.groups[step]]
 
     def record(self, epoch: int, record: CutRecord, filtered: dict[str, str]) -> CutRecord:
         assert not filtered

@@ -78,6 +78,13 @@ class MemoryBuffer:
             time.sleep(0.02)
         return taken
 
+    def answered(self, ids):
+        with self.lock:
+            return [{(name, s.version) for name, s in self.scores[id].items()} for id in ids]
+
+    def relabel(self, versions):
+        self.versions = versions
+
     def score(self, claim_id, scores):
         with self.lock:
             for name, value in scores.items():

@@ -16,10 +16,19 @@ local function group_key(id) return run .. 'group:' .. id end
 -- The order of groups: version, then seq.
 local function place(version, seq) return version * 4294967296 + seq end
 
-local function admit()
+local function names_in(field)
   local names = {}
-  for name in string.gmatch(call('HGET', run .. 'limits', 'admit') or '', '[^\n]+') do names[#names + 1] = name end
+  for name in string.gmatch(call('HGET', run .. 'limits', field) or '', '[^\n]+') do names[#names + 1] = name end
   return names
+end
+local function admit() return names_in('admit') end
+local function signals() return names_in('signals') end
+
+-- signal → version, of the signals that had one in this era.
+local function versions_of(era)
+  local versions, fields = {}, call('HGETALL', run .. 'era:' .. era)
+  for i = 1, #fields, 2 do versions[fields[i]] = fields[i + 1] end
+  return versions
 end
 
 -- Bells: streams of one entry. Who finds nothing to do is told the last entry's id and blocks until there is another.

@@ -1,0 +1,28 @@
+-- Signals whose judge, template or model has a new version: a new era begins, and every stored group is asked again.
+-- ARGV: '', signal, version, …
+local KEPT_ERAS = 100 -- a group that carries an older one changes over like any other, once all of the newest is there
+local newest = tonumber(call('GET', run .. 'era') or 0)
+local versions, changed = versions_of(newest), {}
+for i = 2, #ARGV, 2 do
+  if versions[ARGV[i]] ~= ARGV[i + 1] then changed[#changed + 1] = ARGV[i] end
+  versions[ARGV[i]] = ARGV[i + 1]
+end
+if #changed == 0 then return {'ok'} end
+newest = call('INCR', run .. 'era')
+for name, version in pairs(versions) do
+  call('HSET', run .. 'era:' .. newest, name, version)
+  call('HSET', run .. 'last_eras', name .. '\0' .. version, newest)
+end
+call('UNLINK', run .. 'era:' .. newest - KEPT_ERAS)
+for _, name in ipairs(call('SMEMBERS', run .. 'policies')) do
+  for _, set in ipairs({'open', 'ready'}) do
+    for _, id in ipairs(call('ZRANGE', run .. 'policy:' .. name .. ':' .. set, 0, -1)) do
+      if call('HEXISTS', group_key(id), 'data') == 1 then
+        for _, signal in ipairs(changed) do call('HDEL', group_key(id), 'new:' .. signal) end
+        call('ZADD', run .. 'unscored', now, id)
+      end
+    end
+  end
+end
+ring(run .. 'bell:unscored')
+return {'ok'}
