@@ -272,7 +272,11 @@ class Buffer:
     def _versions(self) -> dict[bytes, bytes]:
         """signal → current version, of those that have one."""
         client, prefix = self._redis.redis, self._redis.prefix
-        return self._redis.patiently(lambda: client.hgetall(f"{prefix}era:{int(client.get(f'{prefix}era') or 0)}"))
+
+        def run() -> Any:
+            return client.hgetall(f"{prefix}era:{int(client.get(f'{prefix}era') or 0)}")
+
+        return self._redis.patiently(run)
 
     def _fetch(self, ids: list[str], field: str | None = None, *, keys: bool = False) -> list[Any]:
         """Of each group one field, or all, or only their names. No script: megabytes must not hold up Redis."""
