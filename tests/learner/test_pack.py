@@ -140,7 +140,8 @@ def test_truncated_rollouts_are_trained_like_any_other(name):
 
 
 def test_staleness_is_that_of_the_span_a_token_was_sampled_in():
-    spans = (VersionSpan("2.3", 2, 4), VersionSpan("2.4", 4, 5), VersionSpan("2.5", 5, 6), VersionSpan("1.5", 6, 8))
+    spans = (VersionSpan("2.3", 2, 4), VersionSpan("2.4", 4, 5), VersionSpan("2.5", 5, 6), VersionSpan("1.5", 6, 7))
+    spans += (VersionSpan("1.2", 7, 8),)
     groups = random_groups([[(2, 6), (1, 2)]], spans=spans)
     without = replace(groups[0].rollouts[1], spans=())
     claim = replace(groups[0].claim, epoch=2, version=3)
@@ -149,7 +150,7 @@ def test_staleness_is_that_of_the_span_a_token_was_sampled_in():
     batch = pack(groups, record, LearnerSection(row_tokens=1), epoch=2)
     found = {int(m.rollout[r, 0]): m.staleness[r] for m in batch.micros for r in range(len(m.tokens))}
     # weights of a dead epoch are stale even where the step is the same
-    assert found[0].tolist() == [0, 0, 2, 2, 1, 0, 1, 1]
+    assert found[0].tolist() == [0, 0, 2, 2, 1, 0, 1, 3]
     # without spans the version at admission counts
     assert found[1].tolist()[:3] == [0, 2, 2]
 

@@ -188,10 +188,12 @@ def test_an_empty_cut_moves_the_version_and_not_the_weights(buffer, workers):
     assert [row["metrics"]["learner/num_empty_steps"] for row in rows(buffer)] == [1.0, 1.0]
 
 
-def step_of(lengths: list[tuple[int, int]], loss: LossSection, *, version: int = 0) -> tuple[torch.Tensor, dict]:
-    """What one step at rate 1 adds to the table, and its metrics."""
-    groups = random_groups([lengths])
-    groups = [replace(g, claim=replace(g.claim, version=version)) for g in groups]
+def step_of(
+    lengths: list[tuple[int, int]], loss: LossSection, *, versions: tuple[int, ...] = (0,)
+) -> tuple[torch.Tensor, dict]:
+    """What one step at rate 1 adds to the table, and its metrics; one group of these lengths a version."""
+    groups = random_groups([lengths] * len(versions))
+    groups = [replace(g, claim=replace(g.claim, version=v)) for g, v in zip(groups, versions, strict=True)]
     section, engine = LearnerSection(loss=loss, row_tokens=8, micro_tokens=16), TableEngine(lr=1.0)
     batch = pack(groups, record_of(groups, random_rewards(groups)), section)
     metrics = optimize(batch, section, engine, Clipped())
@@ -218,11 +220,19 @@ def test_with_equal_lengths_all_aggregates_are_one():
 def test_mismatch_and_staleness_are_means_over_their_own_tokens_or_not_known(version, known, unknown):
     correction = CorrectionSection(high=1e-9)
     loss = LossSection(mismatch=correction, staleness=correction)
-    _, metrics = step_of([(2, 4), (1, 7)], loss, version=version)
+    _, metrics = step_of([(2, 4), (1, 7)], loss, versions=(version,))
     assert metrics[f"policy/{known}_kl_nats"] == pytest.approx(metrics["policy/behaviour_kl_nats"])
     assert metrics[f"loss/{known}_bound_frac"] == 1.0
     assert f"policy/{unknown}_kl_nats" not in metrics
     assert f"loss/{unknown}_bound_frac" not in metrics
+
+
+def test_mismatch_and_staleness_add_up_to_the_whole_divergence():
+    _, metrics = step_of([(2, 4), (1, 7)], LossSection(), versions=(0, -1, -1))
+    assert metrics["policy/stale_frac"] == pytest.approx(2 / 3)
+    whole = (metrics["policy/mismatch_kl_nats"] + 2 * metrics["policy/staleness_kl_nats"]) / 3
+    assert whole == pytest.approx(metrics["policy/behaviour_kl_nats"])
+    assert metrics["policy/mismatch_kl_nats"] != pytest.approx(metrics["policy/staleness_kl_nats"], abs=1e-3)
 
 
 def test_tokens_of_this_epoch_and_step_are_fresh(buffer, workers):
