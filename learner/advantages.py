@@ -32,7 +32,7 @@ class GroupAdvantage(Advantage):
     """Reward minus the group's mean, in units of its standard deviation (GRPO, arXiv:2402.03300).
 
     Without `normalize_std` it is the estimator of Dr. GRPO (arXiv:2503.20783), which does not favour groups
-    that are nearly all right or nearly all wrong.
+    that are nearly all right or nearly all wrong; its other half is `learner.loss.aggregate = "constant"`.
     """
 
     normalize_std: bool = True

@@ -61,8 +61,9 @@ def masked_weight(
 ) -> Float[Tensor, "B L"]:
     """0 where the ratio is outside [low, high], else 1; 1 outside `mask`.
 
-    Masked importance sampling: by token as in IcePop (Ring-1T, arXiv:2510.18855), by rollout for the other levels. What
-    is masked still counts in the step's denominator, so masking shrinks a step and never scales up the rest.
+    Masked importance sampling: by token as in IcePop (Ring-1T, arXiv:2510.18855), by rollout for the other levels. In
+    IcePop what is kept is weighted by its ratio too: `truncated_is` beside the mask does that. What is masked still
+    counts in the step's denominator, so masking shrinks a step and never scales up the rest.
     """
     return torch.where(mask & ((ratio < low) | (ratio > high)), 0.0, 1.0)
 

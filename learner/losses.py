@@ -47,7 +47,7 @@ class Clipped(PolicyLoss):
 
 
 class Gspo(PolicyLoss):
-    """A clipped surrogate of one ratio per rollout (GSPO); the bounds are those of the paper's section 5.1."""
+    """A clipped surrogate of one ratio per rollout (GSPO); the default bounds are those of the paper's experiments."""
 
     clip_low: float = Field(default=3e-4, ge=0, le=1)
     clip_high: float = Field(default=4e-4, ge=0)

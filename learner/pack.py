@@ -95,7 +95,8 @@ def _sequences(groups: Sequence[Group], record: CutRecord, epoch: int) -> _Seque
                 behind.append(_staleness(rollout, group, record.step, epoch))
     if not rollouts:
         none = np.zeros(0, np.int64)
-        return _Sequences(none, none, none.astype(bool), *[none.astype(np.float32)] * 3, none)
+        floats = none.astype(np.float32)
+        return _Sequences(none, none, none.astype(bool), floats, floats, floats, none)
     lengths = np.fromiter(map(len, (r.tokens for r in rollouts)), np.int64, len(rollouts))
     starts = np.cumsum(lengths) - lengths
     loss_mask = np.concatenate([r.loss_mask for r in rollouts])

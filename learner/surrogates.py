@@ -119,9 +119,9 @@ def decoupled_policy_loss(
 ) -> tuple[Float[Tensor, ""], Metrics]:
     """Clipped surrogate around a proximal policy, weighted by min(proximal / behaviour, cap) without gradient.
 
-    Decoupled PPO (arXiv:2110.00641, section 3; AReaL, arXiv:2505.24298, section 5.2): what corrects for old data is
-    apart from what keeps the update small, so a stale token is not clipped for being stale. The proximal policy is the
-    learner's own at the start of the step. Truncated rollouts: like others.
+    Decoupled PPO (arXiv:2110.00641; AReaL, arXiv:2505.24298, section 5.2): what corrects for old data is apart from
+    what keeps the update small, so a stale token is not clipped for being stale. The proximal policy is the learner's
+    own at the start of the step. Truncated rollouts: like others.
     """
     ratio = log_importance(proximal_logprobs.detach(), behaviour_logprobs, loss_mask).exp()
     loss, metrics = clipped_policy_loss(

@@ -47,8 +47,15 @@ def tokens_of(
     if aggregate == "sequence":
         lengths = np.bincount(rollout[micro.loss_mask], minlength=1)
         weight[micro.loss_mask] /= lengths[rollout[micro.loss_mask]]
-    columns = (micro.loss_mask, weight, micro.logprobs, micro.advantages, rollout, micro.staleness)
-    return Tokens(*(torch.tensor(a, device=device) for a in columns), reference_logprobs)
+    return Tokens(
+        loss_mask=torch.tensor(micro.loss_mask, device=device),
+        weight=torch.tensor(weight, device=device),
+        behaviour_logprobs=torch.tensor(micro.logprobs, device=device),
+        advantages=torch.tensor(micro.advantages, device=device),
+        rollout=torch.tensor(rollout, device=device),
+        staleness=torch.tensor(micro.staleness, device=device),
+        reference_logprobs=reference_logprobs,
+    )
 
 
 def log_importance(

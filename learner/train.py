@@ -128,7 +128,7 @@ def denominator_of(batch: Batch, section: LossSection) -> float:
     """What the step's sum of losses is divided by: the same on every rank, whatever the micro-batches."""
     if section.aggregate == "token":
         return batch.num_tokens
-    # Dr. GRPO (arXiv:2503.20783, section 3.1): a constant a rollout, so that length changes no token's weight.
+    # Dr. GRPO (arXiv:2503.20783, section 3): a constant a rollout, so that length changes no token's weight.
     return batch.num_rollouts * (section.constant_tokens or 1)
 
 
