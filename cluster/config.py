@@ -122,6 +122,23 @@ class ScheduleSection(Section):
     min_lr_frac: float = Field(default=0.0, ge=0, le=1)
 
 
+class CorrectionSection(Section):
+    """What importance ratios (learner / behaviour) of some tokens do to their weight in the loss."""
+
+    how: Literal["truncate", "mask"] = "truncate"
+    """`truncate` weights by the ratio within the bounds, `mask` leaves out what is outside them."""
+    level: Literal["token", "sequence", "geometric"] = "token"
+    """The ratio of a token, the product over its rollout, or that product's geometric mean."""
+    low: float = Field(default=0.0, ge=0)
+    high: PositiveFloat = 2.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CorrectionSection:
+        if self.low >= self.high:
+            raise ValueError(f"low = {self.low} is not below high = {self.high}.")
+        return self
+
+
 class LossSection(Use):
     use: str = "clipped"
     kl_coef: float = Field(default=0.0, ge=0)
@@ -129,8 +146,23 @@ class LossSection(Use):
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     entropy_coef: float = 0.0
     """Added to the objective: above 0 it keeps the policy from collapsing."""
-    aggregate: Literal["token", "sequence"] = "token"
-    """Divide by the step's trained tokens, or average rollouts of equal weight."""
+    aggregate: Literal["token", "sequence", "constant"] = "token"
+    """Divide by the step's trained tokens, average rollouts of equal weight, or divide by `constant_tokens` a rollout
+    whatever their lengths (Dr. GRPO)."""
+    constant_tokens: PositiveInt | None = None
+    mismatch: CorrectionSection | None = None
+    """For tokens sampled with the current weights, where engine and learner differ by rounding alone."""
+    staleness: CorrectionSection | None = None
+    """For tokens sampled with older weights."""
+
+    @model_validator(mode="after")
+    def _constant(self) -> LossSection:
+        if (self.aggregate == "constant") != (self.constant_tokens is not None):
+            raise ValueError(
+                f"learner.loss.aggregate = '{self.aggregate}' and constant_tokens = {self.constant_tokens}: "
+                "'constant' needs a number of tokens, rollout.max_tokens for one, and only 'constant' has a use for it."
+            )
+        return self
 
 
 class LearnerSection(Section):
@@ -143,6 +175,9 @@ class LearnerSection(Section):
     """Rounds in which filtered groups are replaced before the step trains on what is there."""
     drop_zero_variance: bool = True
     """Groups whose rewards are all equal have no gradient; they are dropped and replaced."""
+    drop_truncated: bool = False
+    """Rollouts cut short by their budget are left out: no loss, as in DAPO (arXiv:2503.14476, section 3.4), and no part
+    in the baseline, their reward being unknown."""
     ranks: PositiveInt = 1
     zero_stage: Literal[0, 1, 2, 3] = 0
     micro_tokens: PositiveInt = 4096
@@ -234,6 +269,11 @@ class RunConfig(Section):
             raise ValueError(
                 "rollout.group_size = 1, but learner.advantage.use = "
                 f"'{self.learner.advantage.use}' compares the rollouts of a group; use at least 2."
+            )
+        if self.rollout.group_size == 1 and self.learner.drop_zero_variance:
+            raise ValueError(
+                "rollout.group_size = 1 and learner.drop_zero_variance = true: a single reward has no variance, "
+                "and every group would be dropped. Set learner.drop_zero_variance = false."
             )
         return self
 

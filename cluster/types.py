@@ -263,6 +263,9 @@ class Micro:
     """Temperature the token was sampled at; 1 elsewhere."""
     rollout: np.ndarray
     """int64: index of the rollout within the step, −1 for padding."""
+    staleness: np.ndarray
+    """int64: optimizer steps between the weights that sampled a trained token and the current ones; 0 elsewhere.
+    Weights of a dead epoch are at least 1 behind: a repeated step need not give the same ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,11 @@
-"""Advantages: what a reward is worth against the other rollouts of its group. Plug-ins, pure, numpy."""
+"""Advantages: what a reward is worth against the others of its group or of the step. Plug-ins, pure, numpy.
+
+Rewards of truncated rollouts count like any other; under `learner.drop_truncated` they are NaN here.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -9,37 +14,33 @@ from cluster.plugins import Plugin
 
 
 class Advantage(Plugin):
-    """Base of advantage estimators: one method, rewards [G] → advantages [G].
+    """Base of advantage estimators: rewards [G] of a group → advantages [G], or `of_step` for all groups at once.
 
     A NaN reward is a rollout that is left out: it moves nobody's baseline and its advantage is NaN.
     """
 
     def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
+        """Of one group, by its own rewards alone."""
         raise NotImplementedError
+
+    def of_step(self, rewards_G: Sequence[Float[np.ndarray, " G"]]) -> list[Float[np.ndarray, " G"]]:
+        """Of every group that a step trains on, in their order; groups may differ in size."""
+        return [self.advantages(rewards) for rewards in rewards_G]
 
 
 class GroupAdvantage(Advantage):
     """Reward minus the group's mean, in units of its standard deviation (GRPO, arXiv:2402.03300).
 
     Without `normalize_std` it is the estimator of Dr. GRPO (arXiv:2503.20783), which does not favour groups
-    that are nearly all right or nearly all wrong.
+    that are nearly all right or nearly all wrong; its other half is `learner.loss.aggregate = "constant"`.
     """
 
     normalize_std: bool = True
     eps: float = 1e-6
 
     def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
-        known = np.isfinite(rewards)
-        result = np.full(rewards.shape, np.nan)
-        if not known.any():
-            return result
-        centred = rewards[known] - rewards[known].mean()
-        if np.ptp(rewards[known]) == 0:
-            centred[:] = 0.0  # rounding in the mean must not become a signal once divided by eps
-        elif self.normalize_std:
-            centred /= centred.std(ddof=1) + self.eps
-        result[known] = centred
-        return result
+        centred = centre(rewards)
+        return standardize(centred, self.eps) if self.normalize_std else centred
 
 
 class LeaveOneOut(Advantage):
@@ -56,4 +57,50 @@ class LeaveOneOut(Advantage):
         return result
 
 
-ADVANTAGES: dict[str, type[Advantage]] = {"group": GroupAdvantage, "leave_one_out": LeaveOneOut}
+class ReinforcePlusPlus(Advantage):
+    """Reward in units of the step's standard deviation, from the step's mean (REINFORCE++, arXiv:2501.03262).
+
+    With `group_baseline` the group's mean is taken off first: the paper's variant for several rollouts a task. Hard and
+    easy groups keep the size of their signal, where `group` makes them equal. Mean and deviation are over rollouts.
+    Without `group_baseline` a group of equal rewards has a signal too: set `learner.drop_zero_variance = false`. The
+    paper's KL term is `learner.loss.kl_coef` here, in the loss and not in the reward.
+    """
+
+    group_baseline: bool = False
+    eps: float = 1e-6
+
+    def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
+        """Of a group that is the whole step."""
+        return self.of_step([rewards])[0]
+
+    def of_step(self, rewards_G: Sequence[Float[np.ndarray, " G"]]) -> list[Float[np.ndarray, " G"]]:
+        if not rewards_G:
+            return []
+        rewards = [centre(r) for r in rewards_G] if self.group_baseline else list(rewards_G)
+        standard = standardize(centre(np.concatenate(rewards)), self.eps)
+        return np.split(standard, np.cumsum([len(r) for r in rewards])[:-1])
+
+
+def centre(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Minus the mean of the known ones; NaN stays NaN. Exactly 0 where all are equal, whatever the mean's rounding."""
+    known = values[np.isfinite(values)]
+    if len(known) == 0:
+        return np.full(values.shape, np.nan)
+    if np.ptp(known) == 0:
+        return np.where(np.isfinite(values), 0.0, np.nan)
+    return values - known.mean()
+
+
+def standardize(values: Float[np.ndarray, " N"], eps: float) -> Float[np.ndarray, " N"]:
+    """Centred values over the sample deviation of the known ones; fewer than two, or all 0, are left as they are."""
+    known = values[np.isfinite(values)]
+    if len(known) < 2 or not known.any():
+        return values
+    return values / (known.std(ddof=1) + eps)
+
+
+ADVANTAGES: dict[str, type[Advantage]] = {
+    "group": GroupAdvantage,
+    "leave_one_out": LeaveOneOut,
+    "reinforce_plus_plus": ReinforcePlusPlus,
+}

@@ -20,6 +20,7 @@ from learner.advantages import Advantage
 
 ZERO_VARIANCE = "zero_variance"
 TOO_FEW_SCORES = "too_few_scores"
+TRUNCATED = "truncated"
 POLL_S = 1.0
 """How often a waiting learner looks whether it should stop."""
 
@@ -64,6 +65,8 @@ class _Seen:
 
     stored: dict[str, Stored] = field(default_factory=dict)
     mixed: dict[str, Mixed] = field(default_factory=dict)
+    rewards: dict[str, np.ndarray] = field(default_factory=dict)
+    """[G], NaN also where the learner leaves a rollout out."""
     dropped: dict[str, str] = field(default_factory=dict)
 
 
@@ -98,13 +101,13 @@ def cut(
         buffer.drop(policy, epoch, dropped)
     waited = time.monotonic() - start
     kept = [s.group.id for s in stored if s.group.id not in seen.dropped][: section.groups_per_step]
-    rewards = tuple(seen.mixed[i].rewards for i in kept)
+    rewards = tuple(seen.rewards[i] for i in kept)
     decided = CutRecord(
         policy=policy,
         step=step,
         groups=tuple(kept),
         rewards=rewards,
-        advantages=tuple(_per_rollout(advantage.advantages(r)) for r in rewards),
+        advantages=tuple(map(_per_rollout, advantage.of_step(rewards))),
         metrics=_metrics(seen, kept, step),
     )
     # What the last round filtered leaves with the record: nobody waits for its replacement.
@@ -142,11 +145,14 @@ def _filter(stored: Sequence[Stored], seen: _Seen, mix: Mix, section: LearnerSec
         if group.id in seen.stored:
             continue
         mixed = mix(group, item.scores)
-        seen.stored[group.id], seen.mixed[group.id] = item, mixed
+        rewards = mixed.rewards
+        if section.drop_truncated:
+            rewards = np.where([r.truncated for r in group.rollouts], np.nan, rewards)
+        seen.stored[group.id], seen.mixed[group.id], seen.rewards[group.id] = item, mixed, rewards
         reason = mixed.drop
-        if reason is None and not np.isfinite(mixed.rewards).any():
-            reason = TOO_FEW_SCORES
-        if reason is None and section.drop_zero_variance and _all_equal(mixed.rewards):
+        if reason is None and not np.isfinite(rewards).any():
+            reason = TRUNCATED if np.isfinite(mixed.rewards).any() else TOO_FEW_SCORES
+        if reason is None and section.drop_zero_variance and _all_equal(rewards):
             reason = ZERO_VARIANCE
         if reason is not None:
             dropped[group.id] = reason

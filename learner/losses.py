@@ -1,143 +1,74 @@
-"""Losses: pure functions of log-probs, sums over tokens. The caller divides by the step's count.
+"""Losses as plug-ins, and the whole objective: policy loss, KL to the reference, entropy. Sums over tokens.
 
-Everything is [B, L] over packed rows; position t holds what is said about token t, the log-prob under the current
-weights included. Masked positions may hold anything finite and reach neither a loss nor a gradient.
+The caller divides by the step's count. The maths is in `surrogates`, `corrections` and `kl`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from cluster.config import LossSection
 from cluster.plugins import Plugin
-from cluster.types import Micro
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """What a loss may look at, beside the log-probs."""
-
-    loss_mask: Bool[Tensor, "B L"]
-    weight: Float[Tensor, "B L"]
-    """1 on trained tokens (`aggregate = "token"`) or 1 / trained tokens of its rollout (`"sequence"`); 0 elsewhere."""
-    behaviour_logprobs: Float[Tensor, "B L"]
-    advantages: Float[Tensor, "B L"]
-    reference_logprobs: Float[Tensor, "B L"] | None = None
-
-
-def tokens_of(
-    micro: Micro,
-    aggregate: Literal["token", "sequence"],
-    device: torch.device | str = "cpu",
-    reference_logprobs: Tensor | None = None,
-) -> Tokens:
-    """The micro-batch's tensors. A rollout lies in one row, so its length is known here."""
-    weight = micro.loss_mask.astype(np.float32)
-    if aggregate == "sequence":
-        lengths = np.bincount(micro.rollout[micro.loss_mask], minlength=1)
-        weight[micro.loss_mask] /= lengths[micro.rollout[micro.loss_mask]]
-    mask, weight, behaviour, advantages = (
-        torch.tensor(a, device=device) for a in (micro.loss_mask, weight, micro.logprobs, micro.advantages)
-    )
-    return Tokens(mask, weight, behaviour, advantages, reference_logprobs)
-
-
-def clipped_policy_loss(
-    logprobs: Float[Tensor, "B L"],
-    behaviour_logprobs: Float[Tensor, "B L"],
-    advantages: Float[Tensor, "B L"],
-    loss_mask: Bool[Tensor, "B L"],
-    weight: Float[Tensor, "B L"],
-    *,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None = None,
-) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Clipped surrogate with separate bounds (DAPO, arXiv:2503.14476, section 3.1).
-
-    With `dual_clip` c > 1 a token of negative advantage costs at most c·|A| (arXiv:1912.09729): without it a large
-    ratio there is unbounded.
-    """
-    ratio = importance_ratio(logprobs, behaviour_logprobs, loss_mask)
-    advantages = torch.where(loss_mask, advantages, 0.0)
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    per_token = torch.maximum(-ratio * advantages, -clipped * advantages)
-    if dual_clip is not None:
-        per_token = torch.where(advantages < 0, torch.minimum(per_token, -dual_clip * advantages), per_token)
-    bound = (ratio > 1 + clip_high) & (advantages > 0) | (ratio < 1 - clip_low) & (advantages < 0)
-    return (per_token * weight).sum(), {"loss/clipped_frac": (bound & loss_mask).sum()}
-
-
-def truncated_importance_loss(
-    logprobs: Float[Tensor, "B L"],
-    behaviour_logprobs: Float[Tensor, "B L"],
-    advantages: Float[Tensor, "B L"],
-    loss_mask: Bool[Tensor, "B L"],
-    weight: Float[Tensor, "B L"],
-    *,
-    cap: float,
-) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """REINFORCE on off-policy tokens: min(ratio, cap), without gradient, times the log-prob (IMPALA, CISPO).
-
-    Unlike a clipped surrogate no token loses its gradient.
-    """
-    ratio = importance_ratio(logprobs.detach(), behaviour_logprobs, loss_mask)
-    advantages = torch.where(loss_mask, advantages, 0.0)
-    per_token = -ratio.clamp(max=cap) * advantages * torch.where(loss_mask, logprobs, 0.0)
-    return (per_token * weight).sum(), {"loss/clipped_frac": ((ratio > cap) & loss_mask).sum()}
-
-
-def importance_ratio(
-    logprobs: Float[Tensor, "B L"], behaviour_logprobs: Float[Tensor, "B L"], loss_mask: Bool[Tensor, "B L"]
-) -> Float[Tensor, "B L"]:
-    """π(token) / behaviour(token); 1 where masked."""
-    return torch.where(loss_mask, logprobs - behaviour_logprobs, 0.0).exp()
-
-
-def kl_to_reference(
-    logprobs: Float[Tensor, "B L"],
-    reference_logprobs: Float[Tensor, "B L"],
-    loss_mask: Bool[Tensor, "B L"],
-    estimator: Literal["k1", "k2", "k3"],
-) -> Float[Tensor, "B L"]:
-    """Per-token estimates of KL(policy ‖ reference), nats (http://joschu.net/blog/kl-approx.html); 0 where masked.
-
-    As a loss only k2 has the gradient of this KL; k3's is that of KL(reference ‖ policy), k1's is zero on average.
-    """
-    log_ratio = torch.where(loss_mask, logprobs - reference_logprobs, 0.0)
-    if estimator == "k1":
-        return log_ratio
-    if estimator == "k2":
-        return log_ratio.square() / 2
-    return torch.expm1(-log_ratio) + log_ratio
+from learner.corrections import corrected
+from learner.kl import kl_to_reference
+from learner.surrogates import (
+    Metrics,
+    bounded_importance_loss,
+    clipped_policy_loss,
+    decoupled_policy_loss,
+    gspo_loss,
+)
+from learner.tokens import Tokens, log_importance
 
 
 class PolicyLoss(Plugin):
     """Base of policy losses: one method, `(logprobs, tokens) → (sum, {name: sum over trained tokens})`."""
 
-    def loss(self, logprobs: Float[Tensor, "B L"], tokens: Tokens) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    def loss(self, logprobs: Float[Tensor, "B L"], tokens: Tokens) -> tuple[Float[Tensor, ""], Metrics]:
         raise NotImplementedError
 
 
 class Clipped(PolicyLoss):
-    """PPO's surrogate with separate bounds."""
+    """PPO's surrogate with separate bounds; DAPO's with `clip_high = 0.28`."""
 
     clip_low: float = Field(default=0.2, ge=0, le=1)
     clip_high: float = Field(default=0.2, ge=0)
     dual_clip: float | None = Field(default=None, gt=1)
     """A token of negative advantage costs at most this many times its advantage."""
 
-    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
         return clipped_policy_loss(
             logprobs, tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight,
             clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip,
+        )  # fmt: skip
+
+
+class Gspo(PolicyLoss):
+    """A clipped surrogate of one ratio per rollout (GSPO); the default bounds are those of the paper's experiments."""
+
+    clip_low: float = Field(default=3e-4, ge=0, le=1)
+    clip_high: float = Field(default=4e-4, ge=0)
+
+    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+        return gspo_loss(
+            logprobs, tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight, tokens.rollout,
+            clip_low=self.clip_low, clip_high=self.clip_high,
+        )  # fmt: skip
+
+
+class Cispo(PolicyLoss):
+    """REINFORCE with importance ratios within bounds (CISPO). As in the paper there is no lower bound by default."""
+
+    clip_low: float = Field(default=1.0, ge=0, le=1)
+    clip_high: float = Field(default=1.0, ge=0)
+
+    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+        return bounded_importance_loss(
+            logprobs, tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight,
+            low=1 - self.clip_low, high=1 + self.clip_high,
         )  # fmt: skip
 
 
@@ -146,13 +77,38 @@ class TruncatedImportance(PolicyLoss):
 
     cap: PositiveFloat = 2.0
 
-    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
-        return truncated_importance_loss(
-            logprobs, tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight, cap=self.cap
-        )
+    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+        return bounded_importance_loss(
+            logprobs, tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight,
+            low=0.0, high=self.cap,
+        )  # fmt: skip
 
 
-LOSSES: dict[str, type[PolicyLoss]] = {"clipped": Clipped, "truncated_is": TruncatedImportance}
+class Decoupled(PolicyLoss):
+    """A clipped surrogate around the policy at the start of the step, weighted by its ratio to the behaviour policy.
+
+    The loop takes one optimizer step per cut, so the proximal policy *is* the current one: the ratio that is clipped
+    is 1, the clip never binds, and the gradient is that of `truncated_is` with the same cap.
+    """
+
+    clip_low: float = Field(default=0.2, ge=0, le=1)
+    clip_high: float = Field(default=0.2, ge=0)
+    cap: PositiveFloat = 5.0
+
+    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+        return decoupled_policy_loss(
+            logprobs, logprobs.detach(), tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight,
+            clip_low=self.clip_low, clip_high=self.clip_high, cap=self.cap,
+        )  # fmt: skip
+
+
+LOSSES: dict[str, type[PolicyLoss]] = {
+    "clipped": Clipped,
+    "gspo": Gspo,
+    "cispo": Cispo,
+    "truncated_is": TruncatedImportance,
+    "decoupled": Decoupled,
+}
 
 
 def objective(
@@ -161,13 +117,14 @@ def objective(
     logprobs: Float[Tensor, "B L"],
     entropy: Float[Tensor, "B L"],
     tokens: Tokens,
-) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Policy loss + kl_coef · KL − entropy_coef · entropy, as a sum.
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """Policy loss, corrected, + kl_coef · KL − entropy_coef · entropy, as a sum.
 
     The metrics are sums over trained tokens too, without gradient; `loss/policy` alone carries the tokens' weights.
     """
-    loss, metrics = policy_loss.loss(logprobs, tokens)
-    metrics = {"loss/policy": loss, **metrics}
+    weighted, found = corrected(logprobs, tokens, section)
+    loss, metrics = policy_loss.loss(logprobs, weighted)
+    metrics = {"loss/policy": loss, **found, **metrics}
     mask = tokens.loss_mask
     kept_entropy = torch.where(mask, entropy, 0.0)
     metrics["loss/entropy_nats"] = kept_entropy.sum()
@@ -178,8 +135,9 @@ def objective(
         metrics["loss/kl_nats"] = kl.sum()
         loss = loss + section.kl_coef * (kl * tokens.weight).sum()
     with torch.no_grad():
-        ratio = importance_ratio(logprobs, tokens.behaviour_logprobs, mask)
+        log_ratio = log_importance(logprobs, tokens.behaviour_logprobs, mask)
+        ratio = log_ratio.exp()
         metrics["loss/ratio_mean"] = (ratio * mask).sum()
         metrics["loss/ratio_square"] = (ratio.square() * mask).sum()
-        metrics["policy/behaviour_kl_nats"] = -torch.where(mask, logprobs - tokens.behaviour_logprobs, 0.0).sum()
+        metrics["policy/behaviour_kl_nats"] = -log_ratio.sum()
     return loss, {name: value.detach() for name, value in metrics.items()}

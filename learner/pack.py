@@ -6,6 +6,8 @@
 Alignment: every array says at position t what belongs to token t. The log-prob of token t is predicted by position
 t−1 of the same row, so the first token of a sequence has none and is never trained on. Truncated rollouts (finish
 `length`) are trained like any other; a rollout whose reward is NaN is left out.
+
+Staleness is per token, from the version spans: weights may have changed while a rollout was sampled.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ class _Sequences:
     logprobs: Float[np.ndarray, " T"]
     advantages: Float[np.ndarray, " T"]
     temperature: Float[np.ndarray, " T"]
+    staleness: Int[np.ndarray, " T"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +50,20 @@ class _Layout:
     """Tokens in each row."""
 
 
-def pack(groups: Sequence[Group], record: CutRecord, section: LearnerSection, rank: int = 0, world: int = 1) -> Batch:
-    """What `rank` of `world` trains on in this step.
+def pack(
+    groups: Sequence[Group],
+    record: CutRecord,
+    section: LearnerSection,
+    rank: int = 0,
+    world: int = 1,
+    *,
+    epoch: int = 1,
+) -> Batch:
+    """What `rank` of `world` trains on in this step of `epoch`.
 
     Deterministic: every rank computes the same layout from the record and keeps its share.
     """
-    sequences = _sequences(groups, record)
+    sequences = _sequences(groups, record, epoch)
     capacity = _capacity(sequences.lengths, section.row_tokens, world)
     layout = _best_fit(sequences.lengths, capacity)
     micros_of_ranks = _deal(layout.used, section.micro_tokens, world)
@@ -70,19 +81,22 @@ def pack(groups: Sequence[Group], record: CutRecord, section: LearnerSection, ra
     )
 
 
-def _sequences(groups: Sequence[Group], record: CutRecord) -> _Sequences:
+def _sequences(groups: Sequence[Group], record: CutRecord, epoch: int) -> _Sequences:
     assert tuple(g.id for g in groups) == record.groups, "the groups are not the record's, or not in its order"
     rollouts: list[Rollout] = []
     credits: list[np.ndarray] = []
+    behind: list[np.ndarray] = []
     for group, rewards, advantages in zip(groups, record.rewards, record.advantages, strict=True):
         known = np.isfinite(rewards)
         for rollout, keep, credit in zip(group.rollouts, known, advantages, strict=True):
             if keep and rollout.loss_mask[1:].any():
                 rollouts.append(rollout)
                 credits.append(credit)
+                behind.append(_staleness(rollout, group, record.step, epoch))
     if not rollouts:
         none = np.zeros(0, np.int64)
-        return _Sequences(none, none, none.astype(bool), *[none.astype(np.float32)] * 3)
+        floats = none.astype(np.float32)
+        return _Sequences(none, none, none.astype(bool), floats, floats, floats, none)
     lengths = np.fromiter(map(len, (r.tokens for r in rollouts)), np.int64, len(rollouts))
     starts = np.cumsum(lengths) - lengths
     loss_mask = np.concatenate([r.loss_mask for r in rollouts])
@@ -99,7 +113,20 @@ def _sequences(groups: Sequence[Group], record: CutRecord) -> _Sequences:
         logprobs=np.concatenate([r.logprobs for r in rollouts]).astype(np.float32),
         advantages=np.where(loss_mask, advantages, 0.0).astype(np.float32),
         temperature=np.where(loss_mask, temperature, 1.0).astype(np.float32),
+        staleness=np.where(loss_mask, np.concatenate(behind), 0),
     )
+
+
+def _staleness(rollout: Rollout, group: Group, step: int, epoch: int) -> Int[np.ndarray, " T"]:
+    """Of each token. Without spans the version at admission counts: the oldest weights there can be."""
+
+    def steps_behind(version_epoch: int, version: int) -> int:
+        return max(step - version, 0 if version_epoch == epoch else 1)
+
+    staleness = np.full(len(rollout.tokens), steps_behind(group.claim.epoch, group.version), np.int64)
+    for span in rollout.spans:
+        staleness[span.start : span.end] = steps_behind(*map(int, span.version.split(".")))
+    return staleness
 
 
 def _capacity(lengths: Int[np.ndarray, " N"], row_tokens: int, world: int) -> int:
@@ -175,13 +202,15 @@ def _fill(sequences: _Sequences, layout: _Layout, rows_of_micros: list[Int[np.nd
     positions = scatter(position, -1)
     for micro in positions:
         _number_padding(micro)
+
+    def column(name: str, filler: float = 0) -> list[np.ndarray]:
+        return scatter(getattr(sequences, name)[token_is_mine], filler)
+
     columns = (
-        scatter(getattr(sequences, name)[token_is_mine], filler)
-        for name, filler in (("tokens", 0), ("loss_mask", 0), ("logprobs", 0), ("advantages", 0), ("temperature", 1))
-    )
-    tokens, loss_mask, logprobs, advantages, temperature = columns
-    parts = zip(tokens, positions, loss_mask, logprobs, advantages, temperature, scatter(numbers, -1), strict=True)
-    return [Micro(*arrays) for arrays in parts]
+        column("tokens"), positions, column("loss_mask"), column("logprobs"), column("advantages"),
+        column("temperature", 1), scatter(numbers, -1), column("staleness"),
+    )  # fmt: skip
+    return [Micro(*arrays) for arrays in zip(*columns, strict=True)]
 
 
 def _number_padding(positions: Int[np.ndarray, "B L"]) -> None:
@@ -202,4 +231,5 @@ def _number_padding(positions: Int[np.ndarray, "B L"]) -> None:
 def _empty() -> Micro:
     """A micro-batch without trained tokens: every rank runs the same number, or ZeRO-3 hangs."""
     zeros, floats = np.zeros((1, 2), np.int64), np.zeros((1, 2), np.float32)
-    return Micro(zeros, np.array([[0, 1]]), zeros.astype(bool), floats, floats, np.ones((1, 2), np.float32), zeros - 1)
+    ones = np.ones((1, 2), np.float32)
+    return Micro(zeros, np.array([[0, 1]]), zeros.astype(bool), floats, floats, ones, zeros - 1, zeros)

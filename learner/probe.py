@@ -41,6 +41,7 @@ class Probe:
             advantages=none,
             temperature=ones,
             rollout=np.zeros(row.shape, np.int64),
+            staleness=np.zeros(row.shape, np.int64),
         )
         with torch.no_grad():
             logprobs = engine.logprobs(micro)[0][0]

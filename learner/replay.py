@@ -39,13 +39,15 @@ class Kept:
 
     record: CutRecord
     groups: tuple[Group, ...]
+    epoch: int
+    """The learner's, when it took the step."""
 
 
 class StepRecorder:
     """Keeps steps in `directory`. Its calls are collective: every rank makes them."""
 
-    def __init__(self, directory: Path, engine: Engine, every: int) -> None:
-        self._directory, self._engine, self._every = directory, engine, every
+    def __init__(self, directory: Path, engine: Engine, epoch: int, every: int) -> None:
+        self._directory, self._engine, self._epoch, self._every = directory, engine, epoch, every
         self._skipped, self._in_a_row = engine.num_skipped, 0
 
     def before(self, step: int, cut: Cut) -> None:
@@ -81,7 +83,7 @@ class StepRecorder:
         if self._engine.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            (folder / "cut.msgpack").write_bytes(encode(Kept(cut.record, tuple(cut.groups))))
+            (folder / "cut.msgpack").write_bytes(encode(Kept(cut.record, tuple(cut.groups), self._epoch)))
         self._engine.barrier()
         self._engine.save(folder / "deepspeed")
         self._engine.barrier()
@@ -128,7 +130,7 @@ def rerun(
     engine.step = kept.record.step
     loss = build(LOSSES, section.loss.use, section.loss.options, "learner.loss")
     reference = reference_for(section, model_dir, engine.device)
-    batch = pack(list(kept.groups), kept.record, section, rank, world)
+    batch = pack(list(kept.groups), kept.record, section, rank, world, epoch=kept.epoch)
     metrics = optimize(batch, section, engine, loss, reference)
     return {**outcome(engine, metrics), "suspects": suspects(kept)}
 

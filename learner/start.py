@@ -81,7 +81,7 @@ def learn(
             for row in samples(done, cut, config.tracking.samples_per_step):
                 buffer.emit("sample", row)
 
-    recorder = StepRecorder(told.run_dir / "replay", engine, config.checkpoint.record_every_steps)
+    recorder = StepRecorder(told.run_dir / "replay", engine, told.epoch, config.checkpoint.record_every_steps)
     reached = train(
         section,
         buffer,

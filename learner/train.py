@@ -10,15 +10,16 @@ from typing import Any, Protocol
 
 import torch
 
-from cluster.config import LearnerSection
+from cluster.config import LearnerSection, LossSection
 from cluster.failpoints import failpoint
 from cluster.plugins import build
 from cluster.types import Batch, Micro
 from learner.advantages import ADVANTAGES
 from learner.cut import Cut, CutBuffer, Mix, cut, follow
 from learner.engine import Engine
-from learner.losses import LOSSES, PolicyLoss, objective, tokens_of
+from learner.losses import LOSSES, PolicyLoss, objective
 from learner.pack import pack
+from learner.tokens import tokens_of
 
 
 class LoopBuffer(CutBuffer, Protocol):
@@ -89,7 +90,7 @@ def train(
         failpoint("learner.after_cut")
         clock.lap("cut")
         hooks.stage(f"trains step {step + 1}")
-        batch = pack(now.groups, now.record, section, engine.rank, engine.world)
+        batch = pack(now.groups, now.record, section, engine.rank, engine.world, epoch=epoch)
         clock.lap("pack")
         hooks.before_step(step, now)
         metrics = optimize(batch, section, engine, policy_loss, reference)
@@ -126,7 +127,7 @@ def optimize(
     if batch.num_tokens == 0:
         engine.skip_step()
         return {**counts, "learner/num_empty_steps": 1.0}
-    denominator = batch.num_tokens if section.loss.aggregate == "token" else batch.num_rollouts
+    denominator = denominator_of(batch, section.loss)
     sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
     for micro in batch.micros:
         logprobs, entropy = engine.logprobs(micro)
@@ -138,12 +139,30 @@ def optimize(
             sums[name] = sums[name].to(value.device) + value
     update = engine.optimizer_step()
     totals = engine.total({name: float(value) for name, value in sums.items()})
-    means = {name: value / batch.num_tokens for name, value in totals.items()}
+    return {**counts, **_means(totals, batch.num_tokens, denominator), **update}
+
+
+def denominator_of(batch: Batch, section: LossSection) -> float:
+    """What the step's sum of losses is divided by: the same on every rank, whatever the micro-batches."""
+    if section.aggregate == "token":
+        return batch.num_tokens
+    # Dr. GRPO (arXiv:2503.20783, section 3): a constant a rollout, so that length changes no token's weight.
+    return batch.num_rollouts * (section.constant_tokens or 1)
+
+
+def _means(totals: dict[str, float], num_tokens: int, denominator: float) -> dict[str, float]:
+    means = {name: value / num_tokens for name, value in totals.items()}
     means["loss/policy"] = totals["loss/policy"] / denominator
     square = means.pop("loss/ratio_square")
     # Share of the tokens that a sum of importance-weighted ones is worth: 1 on policy.
     means["loss/effective_samples_frac"] = means["loss/ratio_mean"] ** 2 / square if square else 0.0
-    return {**counts, **means, **update}
+    stale = means["policy/stale_frac"]
+    for cause, share in (("mismatch", 1 - stale), ("staleness", stale)):
+        for name in (f"policy/{cause}_kl_nats", f"loss/{cause}_bound_frac"):
+            value = means.pop(name, None)
+            if value is not None and share > 0:  # of no tokens nothing is known
+                means[name] = value / share
+    return means
 
 
 class Clock:

@@ -92,7 +92,8 @@ def test_the_loss_has_the_policy_gradient():
     logprobs = torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
     mask = torch.tensor([[False, True, True]])
     advantages = torch.tensor([[7.0, 0.5, -1.0]])
-    loss, _ = example("loss")().loss(logprobs, Tokens(mask, mask.float(), torch.zeros(1, 3), advantages))
+    none = torch.zeros(1, 3, dtype=torch.int64)
+    loss, _ = example("loss")().loss(logprobs, Tokens(mask, mask.float(), torch.zeros(1, 3), advantages, none, none))
     loss.backward()
     assert loss.item() == pytest.approx(0.5 * 2 + -1.0 * 3)
     assert logprobs.grad.tolist() == [[0.0, -0.5, 1.0]]

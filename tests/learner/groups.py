@@ -25,8 +25,7 @@ def rollout(
         logprobs=np.where(mask, -rng.random(total) * 3, 0.0).astype(np.float32),
         text="",
         turns=(),
-        spans=(),
-        **{"finish": "stop", **fields},
+        **{"spans": (), "finish": "stop", **fields},
     )
 
 
@@ -45,13 +44,14 @@ def record_of(
     groups: Sequence[Group], rewards: Sequence[np.ndarray], advantage: Advantage | None = None, *, step: int = 0
 ) -> CutRecord:
     estimator = advantage or GroupAdvantage()
-    per_group = [estimator.advantages(r) for r in rewards]
     return CutRecord(
         policy="policy",
         step=step,
         groups=tuple(g.id for g in groups),
         rewards=tuple(rewards),
-        advantages=tuple(tuple(np.array([a], np.float32) for a in advantages) for advantages in per_group),
+        advantages=tuple(
+            tuple(np.array([a], np.float32) for a in advantages) for advantages in estimator.of_step(rewards)
+        ),
     )
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cluster.plugins import build
-from learner.advantages import ADVANTAGES, GroupAdvantage, LeaveOneOut
+from learner.advantages import ADVANTAGES, GroupAdvantage, LeaveOneOut, ReinforcePlusPlus
 
 NAN = float("nan")
 
@@ -49,3 +49,33 @@ def test_options_come_from_the_recipe():
     assert build(ADVANTAGES, "group", {"normalize_std": False}, "learner.advantage") == GroupAdvantage(
         normalize_std=False
     )
+
+
+def test_a_step_is_its_groups_one_by_one_where_a_group_is_the_scope():
+    rewards = [np.array([1.0, 0.0]), np.array([3.0, NAN, 0.0])]
+    for estimator in (GroupAdvantage(), LeaveOneOut()):
+        for found, alone in zip(estimator.of_step(rewards), map(estimator.advantages, rewards), strict=True):
+            np.testing.assert_array_equal(found, alone)
+
+
+def test_reinforce_plus_plus_standardises_over_the_step():
+    found = ReinforcePlusPlus().of_step([np.array([1.0, 1.0]), np.array([0.0]), np.array([NAN, 2.0])])
+    # mean 1, sample deviation sqrt(2 / 3) = 0.8164966
+    np.testing.assert_allclose(np.concatenate(found), [0, 0, -1.2247449, NAN, 1.2247449], atol=1e-5)
+    assert [len(f) for f in found] == [2, 1, 2]
+
+
+def test_with_a_group_baseline_deviations_are_compared_over_the_step():
+    found = ReinforcePlusPlus(group_baseline=True).of_step([np.array([10.0, 10.2]), np.array([3.0, 1.0])])
+    # −0.1, 0.1, 1, −1: sample deviation sqrt(2.02 / 3) = 0.8205689
+    np.testing.assert_allclose(np.concatenate(found), np.array([-0.1, 0.1, 1, -1]) / 0.8205689, atol=1e-5)
+
+
+def test_a_step_without_groups_has_no_advantages():
+    for name in ADVANTAGES:
+        assert ADVANTAGES[name]().of_step([]) == []
+
+
+def test_a_group_of_one_has_a_signal_against_the_step():
+    found = ReinforcePlusPlus().of_step([np.array([1.0]), np.array([0.0])])
+    np.testing.assert_allclose(np.concatenate(found), [0.7071068, -0.7071068], atol=1e-5)

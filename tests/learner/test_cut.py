@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,9 +11,9 @@ from cluster.buffer import Buffer, Limits
 from cluster.config import LearnerSection
 from cluster.types import Group, Mixed, Scores
 from learner import cut as cutting
-from learner.advantages import GroupAdvantage
+from learner.advantages import Advantage, GroupAdvantage, ReinforcePlusPlus
 from learner.cut import Cut, cut, follow
-from tests.cluster.lap import Lap
+from tests.cluster.lap import Lap, group_of
 
 POLICY = "policy"
 
@@ -33,9 +35,11 @@ class Recipe:
         return Mixed(rewards, self.reasons.get(task), {"reward/num_failed": 1.0, "reward/share": float(task)})
 
 
-def cut_of(lap: Lap, mix: Recipe, section: LearnerSection | None = None, **options) -> Cut:
+def cut_of(
+    lap: Lap, mix: Recipe, section: LearnerSection | None = None, advantage: Advantage | None = None, **options
+) -> Cut:
     section = section or LearnerSection(groups_per_step=lap.limits.groups_per_step)
-    found = cut(lap.buffer, POLICY, lap.epoch, lap.step, mix, GroupAdvantage(), section, **options)
+    found = cut(lap.buffer, POLICY, lap.epoch, lap.step, mix, advantage or GroupAdvantage(), section, **options)
     assert found is not None
     return found
 
@@ -137,6 +141,51 @@ def test_a_single_known_reward_has_no_gradient_and_goes(buffer):
     lap = lap_of(buffer)
     lap.fill()
     assert 0 not in tasks(cut_of(lap, Recipe({0: [1.0, float("nan")]})))
+
+
+def put_with_truncated(lap: Lap, truncated: dict[int, list[bool]]) -> None:
+    """Store a scored group for every claim, some rollouts of some tasks cut short."""
+    for claim in lap.claim_all():
+        found = group_of(claim)
+        finishes = ["length" if t else "stop" for t in truncated.get(claim.task, [False, False, False])]
+        rollouts = tuple(replace(found.rollouts[0], finish=finish) for finish in finishes)
+        lap.buffer.put(replace(found, rollouts=rollouts))
+
+
+def test_truncated_rollouts_move_the_baseline_unless_the_recipe_leaves_them_out(buffer):
+    lap = lap_of(buffer, groups_per_step=1)
+    put_with_truncated(lap, {0: [False, True, False]})
+    mix = Recipe({0: [2.0, 9.0, 0.0]})
+    section = LearnerSection(groups_per_step=1, drop_truncated=True)
+    left_out = cut_of(lap, mix, section, GroupAdvantage(normalize_std=False)).record
+    np.testing.assert_array_equal(left_out.rewards[0], [2.0, np.nan, 0.0])
+    np.testing.assert_allclose(np.concatenate(left_out.advantages[0]), [1.0, np.nan, -1.0])
+    assert left_out.metrics["reward/mean"] == pytest.approx(11 / 3), "what was sampled, not what is trained on"
+
+
+def test_truncated_rollouts_count_by_default(buffer):
+    lap = lap_of(buffer, groups_per_step=1)
+    put_with_truncated(lap, {0: [False, True, False]})
+    record = cut_of(lap, Recipe({0: [2.0, 9.0, 1.0]}), None, GroupAdvantage(normalize_std=False)).record
+    np.testing.assert_allclose(np.concatenate(record.advantages[0]), [-2.0, 5.0, -3.0])
+
+
+def test_groups_that_are_useless_without_their_truncated_rollouts_are_replaced(buffer):
+    lap = lap_of(buffer, groups_per_step=2)
+    put_with_truncated(lap, {0: [True, True, True], 1: [False, True, False]})
+    mix = Recipe({0: [1.0, 0.0, 0.0], 1: [1.0, 0.0, 1.0], 2: [1.0, 0.0, 0.0], 3: [1.0, 0.0, 0.0]})
+    found = cut_of(lap, mix, LearnerSection(groups_per_step=2, drop_truncated=True))
+    assert tasks(found) == [2, 3]
+    assert buffer.summary(POLICY)["groups_dropped"] == {"truncated": 1, "zero_variance": 1}
+
+
+def test_an_advantage_may_look_at_the_whole_step(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+    found = cut_of(lap, Recipe({0: [3.0, 1.0], 1: [0.0, 1.0], 2: [1.0, 0.0]}), None, ReinforcePlusPlus())
+    credit = np.array([np.concatenate(a) for a in found.record.advantages])
+    # mean 1, sample deviation sqrt(6 / 5)
+    np.testing.assert_allclose(credit, np.array([[2, 0], [-1, 0], [0, -1]]) / np.sqrt(1.2), atol=1e-5)
 
 
 def test_staleness_is_the_step_minus_the_version_of_each_group(buffer):

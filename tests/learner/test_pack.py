@@ -7,9 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.config import LearnerSection, LossSection
-from learner.losses import Clipped, objective, tokens_of
+from cluster.config import CorrectionSection, LearnerSection, LossSection
+from cluster.types import VersionSpan
+from learner.losses import LOSSES, objective
 from learner.pack import pack
+from learner.tokens import tokens_of
 from tests.learner.groups import VOCABULARY, bigram_logprobs, random_groups, random_rewards, record_of
 
 LENGTHS = st.lists(
@@ -58,14 +60,28 @@ def test_every_rollout_is_packed_once_and_whole(lengths, row_tokens, micro_token
             assert micro.tokens.size <= max(micro_tokens, micro.tokens.shape[1])
 
 
-@settings(deadline=None, max_examples=40)
-@given(LENGTHS, st.integers(4, 40), st.integers(8, 80), st.integers(1, 3), st.sampled_from(["token", "sequence"]))
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(sorted(LOSSES)),
+    LENGTHS,
+    st.integers(4, 40),
+    st.integers(8, 80),
+    st.integers(1, 3),
+    st.sampled_from(["token", "sequence"]),
+    st.sampled_from(["token", "sequence", "geometric"]),
+)
 def test_rows_micro_batches_and_ranks_leave_loss_and_gradient_alone(
-    lengths, row_tokens, micro_tokens, world, aggregate
+    name, lengths, row_tokens, micro_tokens, world, aggregate, level
 ):
     groups = random_groups(lengths, temperature=0.7)
+    # One group is a step old, so both corrections have something to do.
+    groups[0] = replace(groups[0], claim=replace(groups[0].claim, version=-1))
     record = record_of(groups, random_rewards(groups))
-    loss_section = LossSection(aggregate=aggregate, entropy_coef=0.01)
+    corrections = {
+        "mismatch": CorrectionSection(level=level, how="mask", low=0.1, high=10.0),
+        "staleness": CorrectionSection(level=level, low=0.1, high=2.0),
+    }
+    loss_section = LossSection(aggregate=aggregate, entropy_coef=0.01, **corrections)
 
     def loss_and_gradient(section: LearnerSection, world: int):
         table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -73,7 +89,7 @@ def test_rows_micro_batches_and_ranks_leave_loss_and_gradient_alone(
         for rank in range(world):
             for micro in pack(groups, record, section, rank, world).micros:
                 logprobs, entropy = bigram_logprobs(table)(micro)
-                loss, _ = objective(Clipped(), loss_section, logprobs, entropy, tokens_of(micro, aggregate))
+                loss, _ = objective(LOSSES[name](), loss_section, logprobs, entropy, tokens_of(micro, aggregate))
                 total = total + loss
         total.backward()
         return total.detach(), table.grad
@@ -83,7 +99,8 @@ def test_rows_micro_batches_and_ranks_leave_loss_and_gradient_alone(
     torch.testing.assert_close(other, plain, atol=2e-5, rtol=1e-5)
 
 
-def test_the_order_of_groups_leaves_the_gradient_alone():
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_order_of_groups_leaves_the_gradient_alone(name):
     groups = random_groups([[(3, 4), (3, 7)], [(2, 9), (2, 2)], [(5, 1), (5, 5)]])
     rewards = random_rewards(groups)
     section = LearnerSection(row_tokens=16, micro_tokens=32)
@@ -93,7 +110,7 @@ def test_the_order_of_groups_leaves_the_gradient_alone():
         chosen = [groups[i] for i in order]
         for micro in pack(chosen, record_of(chosen, [rewards[i] for i in order]), section).micros:
             logprobs, entropy = bigram_logprobs(table)(micro)
-            objective(Clipped(), LossSection(), logprobs, entropy, tokens_of(micro, "token"))[0].backward()
+            objective(LOSSES[name](), LossSection(), logprobs, entropy, tokens_of(micro, "token"))[0].backward()
         return table.grad
 
     torch.testing.assert_close(gradient([2, 0, 1]), gradient([0, 1, 2]))
@@ -107,9 +124,35 @@ def test_rollouts_of_unknown_reward_are_left_out():
     assert np.isfinite(np.concatenate(trained)).all()
 
 
-def test_truncated_rollouts_are_trained_like_any_other():
-    groups = random_groups([[(3, 4)] * 2], finish="length")
-    assert pack(groups, record_of(groups, [np.array([1.0, 0.0])]), LearnerSection()).num_tokens == 8
+@pytest.mark.parametrize("name", LOSSES)
+def test_truncated_rollouts_are_trained_like_any_other(name):
+    def gradient(finish):
+        groups = random_groups([[(3, 4), (2, 6)]], finish=finish)
+        batch = pack(groups, record_of(groups, [np.array([1.0, 0.0])]), LearnerSection())
+        assert batch.num_tokens == 10
+        table = torch.zeros(VOCABULARY, VOCABULARY, requires_grad=True)
+        for micro in batch.micros:
+            logprobs, entropy = bigram_logprobs(table)(micro)
+            objective(LOSSES[name](), LossSection(), logprobs, entropy, tokens_of(micro, "token"))[0].backward()
+        return table.grad
+
+    assert torch.equal(gradient("length"), gradient("stop"))
+
+
+def test_staleness_is_that_of_the_span_a_token_was_sampled_in():
+    spans = (VersionSpan("2.3", 2, 4), VersionSpan("2.4", 4, 5), VersionSpan("2.5", 5, 6), VersionSpan("1.5", 6, 7))
+    spans += (VersionSpan("1.2", 7, 8),)
+    groups = random_groups([[(2, 6), (1, 2)]], spans=spans)
+    without = replace(groups[0].rollouts[1], spans=())
+    claim = replace(groups[0].claim, epoch=2, version=3)
+    groups = [replace(groups[0], claim=claim, rollouts=(groups[0].rollouts[0], without))]
+    record = record_of(groups, [np.array([1.0, 0.0])], step=5)
+    batch = pack(groups, record, LearnerSection(row_tokens=1), epoch=2)
+    found = {int(m.rollout[r, 0]): m.staleness[r] for m in batch.micros for r in range(len(m.tokens))}
+    # weights of a dead epoch are stale even where the step is the same
+    assert found[0].tolist() == [0, 0, 2, 2, 1, 0, 1, 3]
+    # without spans the version at admission counts
+    assert found[1].tolist()[:3] == [0, 2, 2]
 
 
 def test_the_first_token_of_a_sequence_is_never_trained_on():
@@ -154,7 +197,7 @@ def test_padding_is_small_and_ranks_are_balanced(world):
 
 
 def test_packing_a_step_of_1024_rollouts_takes_milliseconds():
-    groups = random_groups([[(6, 6)] * 16] * 64)
+    groups = random_groups([[(6, 6)] * 16] * 64, spans=(VersionSpan("1.0", 6, 12),))
     record = record_of(groups, random_rewards(groups))
     seconds = []
     for _ in range(5):

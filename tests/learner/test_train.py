@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from cluster.buffer import Buffer, Limits
-from cluster.config import LearnerSection, ScheduleSection
+from cluster.config import CorrectionSection, LearnerSection, LossSection, ScheduleSection
 from cluster.types import Group, Mixed, Rollout, Scores
 from learner import cut as cutting
 from learner.cut import Cut
-from learner.train import Hooks, train
+from learner.losses import Clipped
+from learner.pack import pack
+from learner.train import Hooks, optimize, train
 from tests.cluster.lap import Lap
-from tests.learner.groups import VOCABULARY, bigram_logprobs, group
+from tests.learner.groups import VOCABULARY, bigram_logprobs, group, random_groups, random_rewards, record_of
 
 GOOD = 3
 """The token that is rewarded."""
@@ -184,3 +186,57 @@ def test_an_empty_cut_moves_the_version_and_not_the_weights(buffer, workers):
     assert not engine.table.any()
     assert buffer.status("policy")["version"] == 2
     assert [row["metrics"]["learner/num_empty_steps"] for row in rows(buffer)] == [1.0, 1.0]
+
+
+def step_of(
+    lengths: list[tuple[int, int]], loss: LossSection, *, versions: tuple[int, ...] = (0,)
+) -> tuple[torch.Tensor, dict]:
+    """What one step at rate 1 adds to the table, and its metrics; one group of these lengths a version."""
+    groups = random_groups([lengths] * len(versions))
+    groups = [replace(g, claim=replace(g.claim, version=v)) for g, v in zip(groups, versions, strict=True)]
+    section, engine = LearnerSection(loss=loss, row_tokens=8, micro_tokens=16), TableEngine(lr=1.0)
+    batch = pack(groups, record_of(groups, random_rewards(groups)), section)
+    metrics = optimize(batch, section, engine, Clipped())
+    return engine.table.detach(), metrics
+
+
+def test_a_constant_per_rollout_divides_the_sum_of_tokens_whatever_their_number():
+    lengths = [(2, 3), (1, 9), (4, 1)]
+    by_token, _ = step_of(lengths, LossSection())
+    by_constant, metrics = step_of(lengths, LossSection(aggregate="constant", constant_tokens=20))
+    assert by_token.abs().max() > 1e-3
+    torch.testing.assert_close(by_constant * (3 * 20), by_token * 13)
+    assert metrics["loss/policy"] * 60 == pytest.approx(step_of(lengths, LossSection())[1]["loss/policy"] * 13)
+
+
+def test_with_equal_lengths_all_aggregates_are_one():
+    lengths = [(2, 4), (1, 4), (4, 4)]
+    by_token, _ = step_of(lengths, LossSection())
+    for loss in (LossSection(aggregate="sequence"), LossSection(aggregate="constant", constant_tokens=4)):
+        torch.testing.assert_close(step_of(lengths, loss)[0], by_token)
+
+
+@pytest.mark.parametrize(("version", "known", "unknown"), [(0, "mismatch", "staleness"), (-1, "staleness", "mismatch")])
+def test_mismatch_and_staleness_are_means_over_their_own_tokens_or_not_known(version, known, unknown):
+    correction = CorrectionSection(high=1e-9)
+    loss = LossSection(mismatch=correction, staleness=correction)
+    _, metrics = step_of([(2, 4), (1, 7)], loss, versions=(version,))
+    assert metrics[f"policy/{known}_kl_nats"] == pytest.approx(metrics["policy/behaviour_kl_nats"])
+    assert metrics[f"loss/{known}_bound_frac"] == 1.0
+    assert f"policy/{unknown}_kl_nats" not in metrics
+    assert f"loss/{unknown}_bound_frac" not in metrics
+
+
+def test_mismatch_and_staleness_add_up_to_the_whole_divergence():
+    _, metrics = step_of([(2, 4), (1, 7)], LossSection(), versions=(0, -1, -1))
+    assert metrics["policy/stale_frac"] == pytest.approx(2 / 3)
+    whole = (metrics["policy/mismatch_kl_nats"] + 2 * metrics["policy/staleness_kl_nats"]) / 3
+    assert whole == pytest.approx(metrics["policy/behaviour_kl_nats"])
+    assert metrics["policy/mismatch_kl_nats"] != pytest.approx(metrics["policy/staleness_kl_nats"], abs=1e-3)
+
+
+def test_tokens_of_this_epoch_and_step_are_fresh(buffer, workers):
+    run(workers, section_of(1), TableEngine())
+    (row,) = rows(buffer)
+    assert row["metrics"]["policy/stale_frac"] == 0
+    assert row["metrics"]["policy/mismatch_kl_nats"] == pytest.approx(0.0, abs=1e-6)
