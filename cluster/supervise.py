@@ -19,7 +19,6 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-import ray
 from ray.exceptions import (
     ActorUnschedulableError,
     NodeDiedError,
@@ -29,9 +28,11 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from cluster import checkpoint, metrics, topology
+from cluster import checkpoint, metrics
 from cluster.errors import BudgetSpent, InfrastructureError, Stalled
 from cluster.follow import Follower
+from cluster.gang import Gang
+from cluster.staff import Staff
 from cluster.store import Store
 from cluster.table import LiveTable
 from cluster.topology import POLICY, Site
@@ -57,14 +58,12 @@ class Supervisor:
         self._follower = Follower(self._buffer, site.config, recorder, table, self._evaluate_soon)
         self._watchdog = Watchdog(site.config.run.silent_s, store)
         self._failures = 0
-        self._born = {"rollout": 0, "reward": 0}
-        self._workers: dict[str, Any] = {}
-        """Those that are up."""
-        self._learners: list[Any] = []
+        self._staff = Staff(site, self._buffer, self._watchdog, self._launch)
+        self._gang: Gang | None = None
+        self._resume_from: Path | None = None
         self._tasks: dict[asyncio.Task[Any], Callable[[asyncio.Task[Any]], None]] = {}
         """What runs, and what to do when it ends."""
         self._evaluations: set[asyncio.Task[None]] = set()
-        self._ready_to_sample = asyncio.Event()
         self._asked_to_stop = asyncio.Event()
         self._leave_by = float("inf")
         self._reached: int | None = None
@@ -81,17 +80,17 @@ class Supervisor:
         """
         self._follower.skip()
         self._table.state("starting engines")
-        for _ in range(self._config.rollout.workers):
-            self._hire("rollout")
-        for _ in range(self._config.reward_workers.workers):
-            self._hire("reward")
+        self._resume_from = resume_from
+        for role, count in (("rollout", self._config.rollout.workers), ("reward", self._config.reward_workers.workers)):
+            for _ in range(count):
+                self._staff.hire(role)
         self._spawn(self._learn(resume_from), self._learner_ended)
-        for forever in (self._follower.run, self._relay_stop, self._watchdog.watch_store):
+        for forever in (self._follower.run, self._relay_stop, self._watchdog.watch_store, self._staff.follow_wishes):
             self._keep_up(forever)
         try:
             await self._watch_all()
         finally:
-            self._done = True
+            self._done = self._staff.closing = True
             self._watchdog.close()
             for task in self._tasks:
                 task.cancel()
@@ -125,48 +124,17 @@ class Supervisor:
 
     # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _hire(self, role: str, predecessor: str | None = None) -> None:
-        name = f"{role}-{self._born[role]}"
-        self._born[role] += 1
-        self._spawn(self._serve(role, name, predecessor), lambda task: self._worker_ended(role, name, task))
+    def _launch(self, role: str, name: str, predecessor: str | None) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            if not self._staff.ended(role, name):
+                self._spend(f"{name} died", task.exception())
 
-    async def _serve(self, role: str, name: str, predecessor: str | None) -> None:
-        """A worker's whole life."""
-        if predecessor is not None:
-            await asyncio.to_thread(self._buffer.forsake, POLICY, predecessor)
-        place = topology.place_rollout if role == "rollout" else topology.place_reward
-        worker = place(self._site, name)
-        self._watchdog.expect(name)
-        try:
-            await worker.ready.remote()
-            self._workers[name] = worker
-            self._watchdog.watch(name, worker)
-            self._follower.progressed()
-            await self._ready_to_sample.wait()
-            await worker.run.remote()
-        finally:
-            self._watchdog.forget(name)
-            if not self._done:
-                self._workers.pop(name, None)
-                ray.kill(worker)
-
-    def _worker_ended(self, role: str, name: str, task: asyncio.Task[None]) -> None:
-        self._spend(f"{name} died", task.exception())
-        self._hire(role, name)
+        self._spawn(self._staff.serve(role, name, predecessor, self._follower.progressed), ended)
 
     async def _one(self, role: str) -> Any:
         """A worker of this role, once there is one."""
-        found: list[Any] = []
-
-        def look() -> bool:
-            found.extend(worker for name, worker in self._workers.items() if name.startswith(role))
-            return bool(found)
-
-        await _until(look)
-        return found[0]
-
-    def _engines(self) -> list[Any]:
-        return [worker for name, worker in self._workers.items() if name.startswith("rollout")]
+        await _until(lambda: bool(self._staff.of(role)))
+        return self._staff.of(role)[0]
 
     # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -174,34 +142,26 @@ class Supervisor:
         """One life of the gang, in a new epoch, from a checkpoint or from the initial model; the step reached."""
         manifest = checkpoint.read(resume_from) if resume_from else None
         step = manifest.step if manifest else 0
-        if not self._ready_to_sample.is_set():
-            await _until(lambda: len(self._engines()) >= self._config.rollout.workers)
+        if not self._staff.may_work.is_set():
+            await _until(lambda: len(self._staff.of("rollout")) >= self._config.rollout.workers)
         if self._asked_to_stop.is_set():
             return step
         self._table.state("starting the learner")
         epoch = await asyncio.to_thread(self._buffer.resume, POLICY, manifest)
         self._follower.new_epoch(epoch, step)
-        self._learners = [topology.place_learner(self._site, rank) for rank in range(self._config.learner.ranks)]
-        await asyncio.gather(*(learner.ready.remote() for learner in self._learners))
-        for rank, learner in enumerate(self._learners):
-            self._watchdog.watch(f"learner-{rank}", learner)
-        master = await self._learners[0].address.remote()
-        where = str(resume_from) if resume_from else None
-        runs = [_result(learner.run.remote(epoch, where, master, self._engines())) for learner in self._learners]
-        if self._asked_to_stop.is_set():
-            await self._stop_learners()
-        # The first failure among the ranks, without waiting for those that hang on it.
-        ranks = asyncio.gather(*runs)
+        self._gang = Gang(self._site, self._watchdog)
+        run = asyncio.create_task(self._gang.run(epoch, resume_from, self._staff.of("rollout")))
         first = asyncio.create_task(self._first_weights())
+        if self._asked_to_stop.is_set():
+            await self._gang.stop()
         try:
-            await asyncio.wait({first, ranks}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({first, run}, return_when=asyncio.FIRST_COMPLETED)
             if first.done():
                 first.result()
-            return (await ranks)[0]
+            return await run
         finally:
             first.cancel()
-            for rank in range(len(self._learners)):
-                self._watchdog.forget(f"learner-{rank}")
+            run.cancel()
 
     async def _first_weights(self) -> None:
         """Bring every engine to the gang's first publication; before the very first step, measure where it starts."""
@@ -209,10 +169,10 @@ class Supervisor:
         while publication is None or publication.epoch != self._follower.epoch:
             publication = await asyncio.to_thread(self._buffer.published, POLICY, timeout_s=1.0)
         self._follower.first_weights(publication.step)
-        if not self._ready_to_sample.is_set():
+        if not self._staff.may_work.is_set():
             if publication.step == 0:
                 await self._evaluate(0)
-            self._ready_to_sample.set()
+            self._staff.may_work.set()
 
     def _learner_ended(self, task: asyncio.Task[int]) -> None:
         if task.exception() is None:
@@ -220,10 +180,10 @@ class Supervisor:
             self._spawn(self._last_evaluation(), self._finished)
             return
         self._spend("the learner died", task.exception())
-        for learner in self._learners:
-            ray.kill(learner)
+        if self._gang is not None:
+            self._gang.kill()
         newest = checkpoint.committed(Path(self._site.run_dir) / "checkpoints")
-        resume_from = newest[-1] if newest else None
+        resume_from = newest[-1] if newest else self._resume_from
         self._recorder.forget_after(checkpoint.read(resume_from).step if resume_from else 0)
         self._spawn(self._learn(resume_from), self._learner_ended)
 
@@ -270,11 +230,8 @@ class Supervisor:
         await self._asked_to_stop.wait()
         self._leave_by = time.monotonic() + self._config.run.grace_s
         self._table.state("stopping: the step under way is finished and saved")
-        await self._stop_learners()
-
-    async def _stop_learners(self) -> None:
-        # A rank that has died meanwhile, or ended, need not hear it.
-        await asyncio.gather(*(_result(learner.stop.remote()) for learner in self._learners), return_exceptions=True)
+        if self._gang is not None:
+            await self._gang.stop()
 
     # ── evaluation ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -315,22 +272,16 @@ class Supervisor:
         return await grader.grade.remote(worker.heldout.remote(section.max_tasks, section.temperature))
 
     async def close(self) -> None:
-        """End every actor; engines are asked first, so that their processes leave with them."""
-        closing = [asyncio.ensure_future(_result(a.close.remote())) for a in [*self._engines(), *self._learners]]
-        if closing:
-            await asyncio.wait(closing, timeout=20)
-        for actor in [*self._workers.values(), *self._learners]:
-            ray.kill(actor)
+        """End every actor."""
+        await self._staff.close()
+        if self._gang is not None:
+            await self._gang.close()
 
 
 async def _until(true: Callable[[], bool]) -> None:
     """Whoever waits here is under the deadline of `run.stall_s`."""
     while not true():  # noqa: ASYNC110 - what changes it is many things
         await asyncio.sleep(0.2)
-
-
-async def _result(ref: Any) -> Any:
-    return await ref
 
 
 def _cause(error: BaseException | None) -> BaseException | None:

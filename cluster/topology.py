@@ -28,6 +28,8 @@ from cluster.config import RunConfig
 from cluster.errors import ConfigError
 from cluster.types import Group, Publication
 
+SPARE_PLACES = 16
+"""On one machine: for workers that join later."""
 POLICY = "policy"
 """Name of the one policy a run has so far."""
 
@@ -169,7 +171,7 @@ def start_ray(config: RunConfig) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(
         # Logical places, not cores: on a laptop engine and learner share what is there.
-        num_cpus=max(os.cpu_count() or 1, int(needed_cpus(config)) + 1),
+        num_cpus=max(os.cpu_count() or 1, int(needed_cpus(config)) + SPARE_PLACES),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
@@ -265,6 +267,9 @@ class RewardActor:
 
     async def waiting(self) -> str:
         return self._worker.waiting()
+
+    async def close(self) -> None:
+        self._worker.close()
 
     async def grade(self, groups: list[Group]) -> float:
         """Mean of the recipe's first reward over held-out rollouts; NaN if none could be scored."""

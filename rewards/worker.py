@@ -75,6 +75,10 @@ class RewardWorker:
         """Finish the groups in hand, then let `run` return."""
         self._stopping = True
 
+    def close(self) -> None:
+        """End what signals have started, such as child processes."""
+        self._services.close()
+
     def waiting(self) -> str:
         """What it does now, in words."""
         asked = ", ".join(f"'{name}' for {count}" for name, count in sorted(self._asked.items()) if count)

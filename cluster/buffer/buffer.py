@@ -246,6 +246,17 @@ class Buffer:
         """What became of every claim: the numbers of `summary.json`."""
         return history.summary(history.read(self._redis, policy))
 
+    def wish(self, role: str, count: int) -> None:
+        """So many workers of a role are wanted from now on, also after a restart of the driver."""
+        key = f"{self._redis.prefix}wished"
+        self._redis.patiently(lambda: self._redis.redis.hset(key, role, count))
+
+    def wished(self) -> dict[str, int]:
+        """What was wished for last, by role; the recipe's numbers hold for others."""
+        key = f"{self._redis.prefix}wished"
+        found: Any = self._redis.patiently(lambda: self._redis.redis.hgetall(key))
+        return {role.decode(): int(count) for role, count in found.items()}
+
     def persistence(self) -> list[str]:
         """What a user's own Redis could lose, in sentences; empty if nothing."""
         return history.persistence(self._redis)

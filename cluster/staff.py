@@ -1,0 +1,131 @@
+"""The workers of a run: placed by role, replaced when they die, more or fewer when that is wished.
+
+wished ──► joining: placed, engine up, newest weights, first claim
+           leaving: claims no more, finishes what it has in hand, or is ended after `rollout.lease_s`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from cluster import topology
+from cluster.buffer import Buffer
+from cluster.topology import POLICY, Site
+from cluster.watch import Watchdog
+
+log = logging.getLogger(__name__)
+
+PLACE: dict[str, Callable[[Site, str], Any]] = {"rollout": topology.place_rollout, "reward": topology.place_reward}
+LOOK_S = 1.0
+"""How often the wished numbers are read."""
+
+
+class Staff:
+    """Workers by name. `launch(role, name, predecessor)` must run `serve` and call `ended` when it returns."""
+
+    def __init__(
+        self, site: Site, buffer: Buffer, watchdog: Watchdog, launch: Callable[[str, str, str | None], None]
+    ) -> None:
+        self._site, self._buffer, self._watchdog, self._launch = site, buffer, watchdog, launch
+        self._up: dict[str, Any] = {}
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._expected: set[str] = set()
+        """Those that are up or being placed, and are not to leave."""
+        self._born = {"rollout": 0, "reward": 0}
+        self.may_work = asyncio.Event()
+        self.closing = False
+
+    def hire(self, role: str, predecessor: str | None = None) -> None:
+        name = f"{role}-{self._born[role]}"
+        self._born[role] += 1
+        self._expected.add(name)
+        self._launch(role, name, predecessor)
+
+    async def serve(self, role: str, name: str, predecessor: str | None, ready: Callable[[], None]) -> None:
+        """A worker's whole life; returns when it has left, raises what it died of."""
+        if predecessor is not None:
+            await asyncio.to_thread(self._buffer.forsake, POLICY, predecessor)
+        worker = PLACE[role](self._site, name)
+        self._watchdog.expect(name)
+        try:
+            await worker.ready.remote()
+            self._up[name] = worker
+            self._watchdog.watch(name, worker)
+            ready()
+            await self.may_work.wait()
+            await worker.run.remote()
+        finally:
+            self._watchdog.forget(name)
+            if not self.closing:
+                self._up.pop(name, None)
+                if name in self._leaving:
+                    await _result(worker.close.remote())
+                ray.kill(worker)
+
+    def ended(self, role: str, name: str) -> bool:
+        """Whether it was to leave. Its successor is placed if not."""
+        leaving = self._leaving.pop(name, None)
+        if leaving is not None:
+            leaving.cancel()
+            return True
+        self._expected.discard(name)
+        self.hire(role, name)
+        return False
+
+    def of(self, role: str) -> list[Any]:
+        """Workers that are up and stay."""
+        return [worker for name, worker in self._up.items() if name.startswith(role) and name not in self._leaving]
+
+    def counts(self) -> dict[str, int]:
+        """How many of each role are there or on their way."""
+        return {role: sum(name.startswith(role) for name in self._expected) for role in PLACE}
+
+    async def follow_wishes(self) -> None:
+        """Hire and let go until the numbers are those that were last wished for."""
+        while True:
+            wished = await asyncio.to_thread(self._buffer.wished)
+            for role, count in self.counts().items():
+                more = wished.get(role, count) - count
+                for _ in range(more):
+                    log.warning("%s: one more joins", role)
+                    self.hire(role)
+                for name in self._youngest(role)[: max(0, -more)]:
+                    self._let_go(name)
+            await asyncio.sleep(LOOK_S)
+
+    def _youngest(self, role: str) -> list[str]:
+        names = [name for name in self._expected if name.startswith(role)]
+        return sorted(names, key=lambda name: -int(name.rsplit("-", 1)[1]))
+
+    def _let_go(self, name: str) -> None:
+        if name not in self._up:
+            return  # still being placed: it may leave once it is there
+        log.warning("%s leaves", name)
+        self._expected.discard(name)
+        self._leaving[name] = asyncio.create_task(self._dismiss(name, self._up[name]))
+
+    async def _dismiss(self, name: str, worker: Any) -> None:
+        """Ask it to finish; after `rollout.lease_s` it holds nothing that is still its own."""
+        begun = time.monotonic()
+        await worker.stop.remote()
+        await asyncio.sleep(self._site.config.rollout.lease_s - (time.monotonic() - begun))
+        log.warning("%s did not finish within rollout.lease_s: ended", name)
+        ray.kill(worker)
+
+    async def close(self) -> None:
+        """End all; engines are asked first, so that their processes leave with them."""
+        asked = [asyncio.ensure_future(_result(worker.close.remote())) for worker in self._up.values()]
+        if asked:
+            await asyncio.wait(asked, timeout=20)
+        for worker in self._up.values():
+            ray.kill(worker)
+
+
+async def _result(ref: Any) -> Any:
+    return await ref
