@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     if name not in COMMANDS:
         print(f"error: '{name}' is no command. {nearest(name, COMMANDS)}See kanabo --help.", file=sys.stderr)
         raise SystemExit(2)
+    sys.path.insert(0, os.getcwd())  # as `python -m` does: a recipe may name a reward of the folder it is called in
     start(import_module(f"cluster.{name}").main, f"kanabo {name}", arguments[1:])
 
 
@@ -69,7 +70,7 @@ def exit_codes() -> Iterator[None]:
 
 def print_json(document: Any) -> None:
     """One document on stdout; what is not finite becomes null, never a number."""
-    print(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def progress(what: str, total: int | None = None) -> Any:
@@ -110,11 +111,12 @@ def run_directories(base: Path) -> list[Path]:
     return sorted(path.parent for path in base.glob("*/config.toml"))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON can hold: what is not finite becomes None."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value

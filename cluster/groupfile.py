@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster.cli import plain
 from cluster.errors import ConfigError
 
 ROWS_AT_ONCE = 256
@@ -35,7 +36,7 @@ def writer(path: Path) -> Iterator[Write]:
 @contextmanager
 def _jsonl(path: Path) -> Iterator[Write]:
     with path.open("w", encoding="utf-8") as file:
-        yield lambda row: print(json.dumps(row, ensure_ascii=False, allow_nan=False), file=file)
+        yield lambda row: print(json.dumps(plain(row), ensure_ascii=False, allow_nan=False), file=file)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ before the last checkpoint have been trimmed; what is left of them is in the run
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,8 +128,6 @@ def _using(url: str, name: str) -> Iterator[Connection]:
 
 
 def _external(url: str) -> str:
-    import os
-
     if "…@" not in url:
         return str(BufferSection(url=url).resolved())
     if "KANABO_REDIS_URL" not in os.environ:
