@@ -139,7 +139,9 @@ def gpu() -> Iterator[Finding]:
     words = asked.stdout.split()
     if asked.returncode or words[-1:] != ["True"]:
         seen = f"torch {words[0]} sees no GPU" if words else f"torch cannot be imported: {_last(asked.stderr)}"
-        yield Finding("torch", "fail", seen, "KANABO_DEVICE=gpu make install; if it is the GPU build, update the driver.")
+        yield Finding(
+            "torch", "fail", seen, "KANABO_DEVICE=gpu make install; if it is the GPU build, update the driver."
+        )
     else:
         yield Finding("torch", "ok", f"{words[0]} sees the GPU")
 
@@ -165,7 +167,9 @@ def ray() -> Iterator[Finding]:
         yield Finding("ray", "fail", f"nothing listens at RAY_ADDRESS = {address}", remedy)
     if mode != "token":
         remedy = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN on every node and where jobs are submitted."
-        yield Finding("ray token", "warn", f"RAY_AUTH_MODE is {mode or 'not set'}: who reaches a port runs code", remedy)
+        yield Finding(
+            "ray token", "warn", f"RAY_AUTH_MODE is {mode or 'not set'}: who reaches a port runs code", remedy
+        )
     elif _has_token():
         yield Finding("ray token", "ok", "token mode, and there is a token")
     else:
@@ -207,13 +211,16 @@ def _redis_version(server: Path) -> Finding:
 
 def _redis_url(url: str) -> Iterator[Finding]:
     import redis as client
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 
     from cluster.buffer import Buffer
     from cluster.config import without_password
 
     shown = without_password(url)
     try:
-        with client.Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5) as connection:
+        once = Retry(NoBackoff(), 0)
+        with client.Redis.from_url(url, retry=once, socket_connect_timeout=5, socket_timeout=5) as connection:
             connection.ping()
     except ValueError:  # its text may hold a part of the password
         yield Finding("redis url", "fail", "KANABO_REDIS_URL is no URL", "redis://:PASSWORD@HOST:PORT/0")
@@ -258,7 +265,9 @@ def ports() -> Iterator[Finding]:
         seen = f"something listens on {' and '.join(taken)}"
         yield Finding("ports", "warn", seen, "For `ray start --head` here choose others: --port, --dashboard-port.")
     else:
-        yield Finding("ports", "ok", f"in use: {', '.join(taken)}" if taken else f"{', '.join(map(str, PORTS))} are free")
+        yield Finding(
+            "ports", "ok", f"in use: {', '.join(taken)}" if taken else f"{', '.join(map(str, PORTS))} are free"
+        )
 
 
 def _gpus() -> list[str]:

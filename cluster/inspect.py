@@ -17,6 +17,8 @@ from typing import Annotated, Any
 import numpy as np
 import redis
 import typer
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from cluster import cli
 from cluster.buffer.connection import Connection
@@ -148,7 +150,14 @@ def _live_url(directory: Path) -> str | None:
     settings = dict(line.split(" ", 1) for line in lines if " " in line)
     host = settings["bind"].split(" ")[0]
     host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    client = redis.Redis(host, int(settings["port"]), password=password, socket_connect_timeout=2, socket_timeout=5)
+    client = redis.Redis(
+        host,
+        int(settings["port"]),
+        password=password,
+        retry=Retry(NoBackoff(), 0),  # redis-py's own would take seconds to believe that nobody is there
+        socket_connect_timeout=2,
+        socket_timeout=5,
+    )
     try:
         client.ping()
     except redis.BusyLoadingError:

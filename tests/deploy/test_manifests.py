@@ -71,7 +71,7 @@ def test_everything_is_there():
 def places(node: Any, path: tuple = ()) -> Iterator[tuple]:
     """Paths of all mappings whose keys are the API's and not the user's."""
     if isinstance(node, dict):
-        if not (path and path[-1] in FREE_MAPS or path == ("spec", "metadata")):
+        if path != ("spec", "metadata") and not (path and path[-1] in FREE_MAPS):
             yield path
         for key, value in node.items():
             yield from places(value, (*path, key))
@@ -88,9 +88,7 @@ def test_a_typo_anywhere_fails(document):
         for key in path:
             node = node[key]
         node["replica"] = 1
-        with pytest.raises(jsonschema.ValidationError):
-            check(broken)
-            pytest.fail(f"an unknown field at {path} passed")
+        assert not VALIDATORS[document["kind"]].is_valid(broken), f"an unknown field at {path} passed"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +171,9 @@ def test_what_is_mounted_and_referred_to_exists():
                 seen.add(variable["name"])
                 if "valueFrom" in variable:
                     assert variable["valueFrom"]["secretKeyRef"] == {"name": "kanabo-redis", "key": "password"}
-        assert {v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v} <= claims
+        assert {
+            v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v
+        } <= claims
         assert {v["configMap"]["name"] for v in pod["volumes"] if "configMap" in v} <= maps
 
 
@@ -213,7 +213,7 @@ def test_redis_as_deployed_keeps_what_it_acknowledges_and_its_password_off_the_c
         assert redis.Redis.from_url(url).config_get("save") == {"save": ""}
         with pytest.raises(redis.AuthenticationError):
             redis.Redis(port=port).ping()
-        # The shell has become the server, which therefore gets Kubernetes' SIGTERM; nobody can read the password off it.
+        # The shell has become the server, which so gets Kubernetes' SIGTERM; nobody can read the password off it.
         command = Path(f"/proc/{server.pid}/cmdline").read_bytes()
         assert b"redis-server" in command
         assert environment["REDIS_PASSWORD"].encode() not in command
