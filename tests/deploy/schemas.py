@@ -1,7 +1,8 @@
 """What Kubernetes and KubeRay accept, as JSON Schema: the fields that deploy/kuberay uses, and no others.
 
 Written from the CustomResourceDefinitions of KubeRay (helm-chart/kuberay-operator/crds at 017710c for RayCluster, whose
-`authOptions` came with release 1.5.1; apis/ray/v1/rayjob_types.go for RayJob) and from the Kubernetes API v1.32. Every object is closed: an API server would drop or refuse a field it does not know, so a typo fails here.
+`authOptions` came with release 1.5.1; apis/ray/v1/rayjob_types.go for RayJob) and from the Kubernetes API v1.32. Every
+object is closed: an API server would drop or refuse a field it does not know, so a typo fails here.
 """
 
 from __future__ import annotations
