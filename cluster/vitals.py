@@ -114,7 +114,7 @@ def gpu() -> Iterator[Finding]:
         timeout=120,
     )
     words = asked.stdout.split()
-    if asked.returncode or words[-1:] != ["True"]:
+    if words[-1:] != ["True"]:
         seen = f"torch {words[0]} sees no GPU" if words else f"torch cannot be imported: {_last(asked.stderr)}"
         yield Finding(
             "torch", "fail", seen, "KANABO_DEVICE=gpu make install; if it is the GPU build, update the driver."
