@@ -62,10 +62,16 @@ def storage(settings: RunConfig) -> None:
     """Raises ConfigError if the user's own Redis cannot be reached."""
     if settings.buffer.url is None:
         return
+    url = str(settings.buffer.resolved())
     import redis
 
     try:
-        redis.Redis.from_url(settings.buffer.url, socket_connect_timeout=5).ping()
+        redis.Redis.from_url(url, socket_connect_timeout=5).ping()
+    except ValueError:  # its text may hold a part of the password
+        raise ConfigError(
+            f"buffer.url = '{without_password(settings.buffer.url)}' is no URL of a Redis: "
+            "redis://:PASSWORD@HOST:PORT/0, where a password's own / : @ are written %2F %3A %40."
+        ) from None
     except redis.RedisError as error:
         raise ConfigError(
             f"buffer.url = '{without_password(settings.buffer.url)}' does not answer: {error}. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -203,7 +204,20 @@ class LearnerSection(Section):
 
 class BufferSection(Section):
     url: str | None = None
-    """`redis://…` of your own; without it the run starts a server in its directory."""
+    """`redis://…` of your own, or `env:NAME` for a variable of the driver that holds it, so that the password is on no
+    command line and in no file; without it the run starts a server in its directory."""
+
+    def resolved(self) -> str | None:
+        """The URL itself, password included: not for logs or dumps. Raises ConfigError if `env:NAME` names nothing."""
+        if self.url is None or not self.url.startswith("env:"):
+            return self.url
+        name = self.url.removeprefix("env:")
+        if not os.environ.get(name):
+            raise ConfigError(
+                f"buffer.url = '{self.url}', but the driver's environment has no {name}. Set it where the driver runs "
+                "(the Ray head's container, or env_vars of the runtime environment) to redis://:PASSWORD@HOST:6379/0."
+            )
+        return os.environ[name]
 
 
 class WeightsSection(Section):

@@ -65,7 +65,7 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
         topology.start_ray(settings)
         topology.check_placement(settings)
         store = Store(directory / "redis", bind=topology.reachable_address()) if settings.buffer.url is None else None
-        url = store.url if store else str(settings.buffer.url)
+        url = store.url if store else str(settings.buffer.resolved())
         site = topology.Site(settings, str(model_dir), url, check.identity(settings, directory), str(directory))
         return asyncio.run(_drive(site, store, recipe, resume_from, begun))
     finally:

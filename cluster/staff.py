@@ -89,6 +89,7 @@ class Staff:
     async def follow_wishes(self) -> None:
         """Hire and let go until the numbers are those that were last wished for."""
         while True:
+            await asyncio.to_thread(self._buffer.staff, {role: len(self.of(role)) for role in PLACE})
             wished = await asyncio.to_thread(self._buffer.wished)
             for role, count in self.counts().items():
                 more = wished.get(role, count) - count

@@ -64,16 +64,22 @@ wanted="$lock $(sha256sum <"$lock" | cut -d' ' -f1)"
 exec 9<"$lock"
 flock 9
 
+pip() { .venv/bin/python -m pip -qq --disable-pip-version-check "$@"; }
+
+# `kanabo`, as the code here defines it. An image makes .venv before it has the code.
+install_command() {
+    [ -x .venv/bin/kanabo ] || [ ! -e pyproject.toml ] || pip install --no-deps --no-build-isolation -e .
+}
+
 # The stamp is written last, so what an interrupted installation left counts for nothing.
 if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && .venv/bin/python -c '' 2>/dev/null &&
     { [ -z "${PYTHON:-}" ] || [ "$(python_version "$PYTHON")" = "$(python_version .venv/bin/python)" ]; }; then
+    install_command
     exit 0
 fi
 
 command -v g++ >/dev/null || fail "needs a C++ compiler, g++ (Debian, Ubuntu: apt-get install g++)."
 python=$(choose_python)
-
-pip() { .venv/bin/python -m pip -qq --disable-pip-version-check "$@"; }
 
 echo "[1/3] .venv with Python $(python_version "$python"), for $device (10 s)"
 "$python" -m venv --clear .venv
@@ -94,3 +100,4 @@ fi
 PIP_CONSTRAINT=$lock PIP_BUILD_CONSTRAINT=$lock pip install --no-deps -r "$lock"
 
 echo "$wanted" >"$stamp"
+install_command

@@ -21,7 +21,7 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
     unscored                 zset    id → when it is due to be handed to a reward worker
     answer:REQUEST           string  what a call was answered, for ten minutes: a repeat gets the same
     events, bell:unscored    stream
-    wished                   hash    role → how many workers a user wants
+    wished, staffed          hash    role → how many workers a user wants, and how many are up
     policy:NAME:
       state                  hash    epoch, version, next_cut, frontier, seq, trimmed, published_step
       counters               hash    claimed, refused_…, overdue, …

@@ -253,8 +253,18 @@ class Buffer:
 
     def wished(self) -> dict[str, int]:
         """What was wished for last, by role; the recipe's numbers hold for others."""
-        key = f"{self._redis.prefix}wished"
-        found: Any = self._redis.patiently(lambda: self._redis.redis.hgetall(key))
+        return self._numbers("wished")
+
+    def staff(self, counts: Mapping[str, int]) -> None:
+        """How many workers of each role are up."""
+        key = f"{self._redis.prefix}staffed"
+        self._redis.patiently(lambda: self._redis.redis.hset(key, mapping={**counts}))
+
+    def staffed(self) -> dict[str, int]:
+        return self._numbers("staffed")
+
+    def _numbers(self, key: str) -> dict[str, int]:
+        found: Any = self._redis.patiently(lambda: self._redis.redis.hgetall(self._redis.prefix + key))
         return {role.decode(): int(count) for role, count in found.items()}
 
     def persistence(self) -> list[str]:

@@ -1,0 +1,142 @@
+"""The installed command `kanabo`, and what its subcommands share.
+
+Every subcommand is also `python -m cluster.NAME`. `--json` prints one JSON document on stdout; errors and progress go
+to stderr. Exit codes, unless a command says otherwise: 0 done · 1 it failed · 2 what was asked for cannot be done.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.errors import ConfigError, KanaboError, nearest
+
+COMMANDS = {
+    "run": "Train as a recipe says.",
+    "status": "All runs, live or not, as a table.",
+    "scale": "More or fewer workers of a running job.",
+    "inspect": "Stored groups with their scores, to the screen, JSONL or Parquet.",
+    "export": "A checkpoint as a plain Hugging Face directory.",
+    "doctor": "What is installed and reachable here, and the remedy for what is not.",
+}
+"""Names of the modules with a `main`. Only the one that is called is imported."""
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or the path of its directory.")]
+RunsDir = Annotated[
+    str | None,
+    typer.Option("--dir", metavar="DIR", help="Where runs live.", show_default="$KANABO_RUNS, else runs"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`kanabo COMMAND …`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        raise SystemExit(0 if arguments else 2)
+    name = arguments[0]
+    if name not in COMMANDS:
+        print(f"error: '{name}' is no command. {nearest(name, COMMANDS)}See kanabo --help.", file=sys.stderr)
+        raise SystemExit(2)
+    sys.path.insert(0, os.getcwd())  # as `python -m` does: a recipe may name a reward of the folder it is called in
+    start(import_module(f"cluster.{name}").main, f"kanabo {name}", arguments[1:])
+
+
+def start(command: Callable[..., None], program: str | None = None, arguments: list[str] | None = None) -> None:
+    """Run a command's `main` with what it was called with; the process ends with its exit code."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    app(args=arguments, prog_name=program)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Errors of ours become one message on stderr and an exit code: 2 for what the caller can correct, else 1."""
+    try:
+        yield
+    except KanaboError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+def print_json(document: Any) -> None:
+    """One document on stdout; what is not finite becomes null, never a number."""
+    print(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def progress(what: str, total: int | None = None) -> Any:
+    """A bar on stderr, gone when it is done; `advance()` moves it. Nothing on a pipe."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task(what, total=total)
+
+    @contextmanager
+    def shown() -> Iterator[Callable[[float], None]]:
+        with bar:
+            yield lambda amount=1.0: bar.advance(task, amount)
+
+    return shown()
+
+
+def runs_directory(given: str | None) -> Path:
+    """Where runs live: as given, else $KANABO_RUNS, else `runs`."""
+    return Path(given or os.environ.get("KANABO_RUNS") or "runs").absolute()
+
+
+def find_run(run: str, given: str | None) -> Path:
+    """The directory of a run by name or path. Raises ConfigError naming the runs there are."""
+    base = runs_directory(given)
+    for candidate in (base / run, Path(run).absolute()):
+        if (candidate / "config.toml").is_file():
+            return candidate
+    known = [path.name for path in run_directories(base)]
+    there = f"Runs there: {', '.join(known)}." if known else "There is no run at all; another place is given by --dir."
+    raise ConfigError(f"there is no run '{run}' in {base}. {nearest(run, known)}{there}")
+
+
+def run_directories(base: Path) -> list[Path]:
+    """Directories of all runs, by name."""
+    return sorted(path.parent for path in base.glob("*/config.toml"))
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: what is not finite becomes None."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Usage: kanabo COMMAND [ARGUMENTS]",
+            "",
+            *lines,
+            "",
+            "kanabo COMMAND --help says more. Each is also python -m cluster.COMMAND.",
+            "Exit codes: 0 done · 1 failed · 2 what was asked for cannot be done.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

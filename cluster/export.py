@@ -1,0 +1,99 @@
+"""A checkpoint as a plain Hugging Face directory: `python -m cluster.export RUN [--step N] --to DIR`.
+
+Exit codes: 0 written · 1 it vanished or the disk failed meanwhile · 2 no such run or step, or DIR is taken.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster import checkpoint, cli
+from cluster.errors import ConfigError, KanaboError
+
+OURS = ("manifest.json", "manifest.json.tmp", "deepspeed")
+"""What a checkpoint holds besides the model: of use to resume, to nothing else."""
+CHUNK_BYTES = 16 * 2**20
+
+
+def main(
+    run: cli.RunName,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="New directory for the model.")],
+    step: Annotated[int | None, typer.Option("--step", metavar="N", help="Which one.", show_default="newest")] = None,
+    directory: cli.RunsDir = None,
+    as_json: cli.AsJson = False,
+) -> None:
+    """Copy a run's checkpoint as a directory that AutoModelForCausalLM and vLLM load.
+
+    Exit codes: 0 written · 1 it vanished or the disk failed meanwhile · 2 no such run or step, or DIR is taken.
+    """
+    with cli.exit_codes():
+        source = choose(cli.find_run(run, directory), step)
+        result = export(source, to.absolute())
+    if as_json:
+        cli.print_json(result)
+    else:
+        print(f"step {result['step']}: {result['files']} files, {result['bytes'] / 1e6:,.1f} MB in {result['path']}")
+
+
+def choose(run: Path, step: int | None) -> Path:
+    """The committed checkpoint of a step, or the newest. Raises ConfigError naming those there are."""
+    found = {checkpoint.read(path).step: path for path in checkpoint.committed(run / "checkpoints")}
+    if not found:
+        raise ConfigError(
+            f"run '{run.name}' has no checkpoint yet; it writes one at its end, and sooner with checkpoint.every_steps."
+        )
+    if step is not None and step not in found:
+        raise ConfigError(
+            f"run '{run.name}' has no checkpoint of step {step}; it has {', '.join(map(str, sorted(found)))}. "
+            "checkpoint.keep_last says how many it keeps."
+        )
+    return found[max(found) if step is None else step]
+
+
+def export(source: Path, target: Path) -> dict[str, Any]:
+    """Copy the model's files; the target appears when it is whole. Raises ConfigError if it exists."""
+    if target.exists():
+        raise ConfigError(f"--to '{target}' exists. Name a new directory, or remove that one.")
+    draft = target.with_name(f".{target.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        files = [path for path in sorted(source.rglob("*")) if path.is_file() and _of_the_model(path, source)]
+        total = sum(path.stat().st_size for path in files)
+        with cli.progress(f"copying {source.name}", total) as advance:
+            for path in files:
+                _copy(path, draft / path.relative_to(source), advance)
+        # A run removes a manifest before anything else: while it is there, all files were.
+        (source / "manifest.json").stat()
+        draft.rename(target)
+    except FileNotFoundError as error:
+        raise KanaboError(
+            f"{error.filename} vanished while it was copied: the run has newer checkpoints and removed this one. "
+            "Ask for a newer step, or raise checkpoint.keep_last."
+        ) from error
+    except OSError as error:
+        raise KanaboError(f"{source} could not be copied to {target}: {error}.") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    step = int(source.name.removeprefix("global_step_"))
+    return {"run": source.parent.parent.name, "step": step, "path": target, "files": len(files), "bytes": total}
+
+
+def _of_the_model(path: Path, source: Path) -> bool:
+    return path.relative_to(source).parts[0] not in OURS
+
+
+def _copy(source: Path, target: Path, advance: Any) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as reading, target.open("wb") as writing:
+        while chunk := reading.read(CHUNK_BYTES):
+            writing.write(chunk)
+            advance(len(chunk))
+
+
+if __name__ == "__main__":
+    cli.start(main)

@@ -1,0 +1,188 @@
+"""`kanabo` itself, status and export: they show what is there, change nothing, and their exit codes hold."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import cli, status
+from cluster.store import Store
+from tests.cluster.commands import end, make_run, write_checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+# ── kanabo ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_help_names_every_command_within_a_second():
+    begun = time.monotonic()
+    told = subprocess.run([sys.executable, "-m", "cluster.cli", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert time.monotonic() - begun < 1.0
+    assert told.returncode == 0
+    assert all(f"  {name} " in told.stdout for name in cli.COMMANDS)
+
+
+def test_help_imports_no_command_and_nothing_heavy():
+    call = "import sys, cluster.cli\ntry: cluster.cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code = f"{call}print(sorted(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    loaded = told.stdout.splitlines()[-1]
+    for name in ("ray", "torch", "redis", "numpy", "pyarrow", "cluster.run", "cluster.doctor"):
+        assert f"'{name}'" not in loaded
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_says_what_it_does_and_its_exit_codes(kanabo, name):
+    told = kanabo(name, "--help")
+    assert told.code == 0
+    if name != "run":
+        assert "Exit codes: 0 " in told.out
+        assert "--json" in told.out
+
+
+def test_an_unknown_command_is_told_the_nearest(kanabo):
+    told = kanabo("exprt")
+    assert (told.code, told.out) == (2, "")
+    assert "Did you mean 'export'" in told.err
+
+
+def test_json_writes_what_is_not_finite_as_null(capsys):
+    cli.print_json({"a": math.nan, "b": [math.inf, 1.0], "c": Path("/x")})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.0], "c": "/x"}
+
+
+# ── status ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def states(kanabo, base: Path) -> dict[str, str]:
+    return {row["run"]: row["state"] for row in kanabo("status", "--dir", base, "--json").document}
+
+
+def test_a_run_is_what_it_left(kanabo, tmp_path):
+    end(make_run(tmp_path, "finished"))
+    end(make_run(tmp_path, "stopped", steps=9))
+    end(make_run(tmp_path, "failed", steps=9), error=True)
+    make_run(tmp_path, "killed")
+    (tmp_path / "no-run").mkdir()
+    assert states(kanabo, tmp_path) == {
+        "finished": "finished", "stopped": "stopped", "failed": "failed", "killed": "silent",
+    }  # fmt: skip
+
+
+def test_a_summary_of_an_earlier_life_does_not_count(kanabo, tmp_path):
+    run = make_run(tmp_path, "resumed")
+    end(run, error=True)
+    os.utime(run / "summary.json", (1, 1))
+    os.utime(run / "error.txt", (1, 1))
+    assert states(kanabo, tmp_path) == {"resumed": "silent"}
+    (run / "summary.json").write_text("{}")
+    assert states(kanabo, tmp_path) == {"resumed": "finished"}
+
+
+def test_a_run_is_live_while_its_redis_is_owned_and_looking_takes_no_lock(kanabo, tmp_path):
+    run = make_run(tmp_path, "owned")
+    end(run)
+    with Store(run / "redis"):
+        assert states(kanabo, tmp_path) == {"owned": "live"}
+    assert states(kanabo, tmp_path) == {"owned": "finished"}
+    with (run / "redis" / "owner.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_run_is_live_while_its_learner_is_an_actor(tmp_path):
+    run = make_run(tmp_path, "far")
+    actors = ["kanabo:far:policy:learner:0", "kanabo:other:policy:learner:1", "somebody", "kanabo:far:judge:j:0"]
+    assert status.runs_of(actors) == {"far", "other"}
+    assert status.status(run, (), {"far"}).state == "live"
+    assert status.status(run, (), {"other"}).state == "silent"
+
+
+def test_values_are_the_last_known_and_unknown_is_null(kanabo, tmp_path):
+    make_run(tmp_path, "a", steps=5)
+    make_run(tmp_path, "b", rows=0)
+    a, b = kanabo("status", "--dir", tmp_path, "--json").document
+    assert (a["step"], a["steps"], a["reward"], a["accuracy"]) == (2, 5, 0.2, 0.25)
+    assert a["staleness"] is a["tokens_per_s"] is None
+    assert a["age_s"] < 60
+    assert (b["step"], b["reward"]) == (0, None)
+    table = kanabo("status", "--dir", tmp_path).out
+    assert "2/5" in table
+    assert "0.200" in table
+
+
+def test_runs_are_looked_for_where_jobs_write_them(kanabo, tmp_path, monkeypatch):
+    make_run(tmp_path, "shared")
+    monkeypatch.setenv("KANABO_RUNS", str(tmp_path))
+    assert [row["run"] for row in kanabo("status", "--json").document] == ["shared"]
+
+
+# ── export ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_checkpoint_becomes_a_plain_model_directory(kanabo, tmp_path):
+    run = make_run(tmp_path, "a")
+    for step in (9, 10):
+        write_checkpoint(run, step)
+    told = kanabo("export", "a", "--dir", tmp_path, "--to", tmp_path / "out" / "model", "--json")
+    assert told.code == 0
+    assert (told.document["step"], told.document["files"]) == (10, 2)
+    written = tmp_path / "out" / "model"
+    assert sorted(path.name for path in written.rglob("*")) == ["config.json", "model.safetensors"]
+    source = run / "checkpoints" / "global_step_10" / "model.safetensors"
+    assert (written / "model.safetensors").read_bytes() == source.read_bytes()
+    assert kanabo("export", run, "--step", 9, "--to", tmp_path / "nine").code == 0
+    assert json.loads((tmp_path / "nine" / "config.json").read_text()) == {"step": 9}
+
+
+def test_a_step_that_does_not_exist_names_those_that_do(kanabo, tmp_path):
+    run = make_run(tmp_path, "a")
+    assert "no checkpoint yet" in kanabo("export", "a", "--dir", tmp_path, "--to", tmp_path / "m").err
+    for step in (40, 9):
+        write_checkpoint(run, step)
+    (run / "checkpoints" / "global_step_50").mkdir()  # not committed
+    told = kanabo("export", "a", "--dir", tmp_path, "--step", 50, "--to", tmp_path / "m")
+    assert (told.code, told.out) == (2, "")
+    assert "it has 9, 40." in told.err
+    assert not (tmp_path / "m").exists()
+
+
+def test_nothing_is_written_over(kanabo, tmp_path):
+    write_checkpoint(make_run(tmp_path, "a"), 1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    assert kanabo("export", "a", "--dir", tmp_path, "--to", tmp_path / "mine").code == 2
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_checkpoint_that_is_removed_meanwhile_leaves_no_half_model(kanabo, tmp_path, monkeypatch):
+    source = write_checkpoint(make_run(tmp_path, "a"), 1)
+    from cluster import export
+
+    copy = export._copy
+
+    def remove_after_the_first(*arguments: Any) -> None:
+        copy(*arguments)
+        (source / "manifest.json").unlink(missing_ok=True)  # what `checkpoint.save` removes first
+
+    monkeypatch.setattr(export, "_copy", remove_after_the_first)
+    told = kanabo("export", "a", "--dir", tmp_path, "--to", tmp_path / "m")
+    assert told.code == 1
+    assert "vanished" in told.err
+    assert not [path.name for path in tmp_path.iterdir() if path.name != "a"]
+
+
+def test_an_unknown_run_names_those_there_are(kanabo, tmp_path):
+    make_run(tmp_path, "quickstart")
+    told = kanabo("export", "quickstrt", "--dir", tmp_path, "--to", tmp_path / "m")
+    assert told.code == 2
+    assert "Did you mean 'quickstart'" in told.err

@@ -1,0 +1,158 @@
+"""Stored groups, beside a live run and after one, as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import status
+from cluster.buffer import Buffer, Limits
+from cluster.buffer.connection import Connection
+from cluster.store import Store
+from cluster.types import Scores
+from tests.cluster.commands import make_run
+from tests.cluster.lap import Lap, group_of
+
+
+def fill(url: str, name: str) -> None:
+    """Two groups that are trained, two cut, two ready, one pending with half its scores, one leased."""
+    buffer = Buffer(url, name)
+    lap = Lap(buffer, Limits(groups_per_step=2, max_staleness=2, admit=("exact", "late")))
+    lap.lap()
+    pending, _ = lap.claim_all()
+    buffer.put(group_of(pending))
+    buffer.score(pending.id, {"exact": Scores.of([1.0, None])})
+    lap.cut()
+    buffer.close()
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory) -> Path:
+    """A run that has ended, with its own Redis."""
+    run = make_run(tmp_path_factory.mktemp("runs"), "a")
+    with Store(run / "redis") as store:
+        fill(store.url, "a")
+    return run
+
+
+def keys_of(url: str, name: str) -> dict[bytes, Any]:
+    connection = Connection(url, name)
+    found = {key: connection.redis.dump(key) for key in connection.redis.scan_iter(f"{connection.prefix}*")}
+    connection.close()
+    return found
+
+
+def test_all_groups_of_an_ended_run_are_shown_as_they_are(kanabo, stored):
+    rows = kanabo("inspect", stored, "--json").document
+    expected = ["trained", "trained", "cut", "cut", "ready", "ready", "pending", "leased"]
+    assert [row["state"] for row in rows] == expected
+    assert [row["step"] for row in rows] == [0, 0, 1, 1, None, None, None, None]
+    trained, pending, leased = rows[0], rows[6], rows[7]
+    assert (trained["rewards"], trained["reward_mean"]) == ([1.0, 0.0], 0.5)
+    assert rows[4]["reward_mean"] is None
+    (score,) = pending["scores"]
+    assert (score["signal"], score["values"], score["states"]) == ("exact", [1.0, None], ["scored", "failed"])
+    assert (pending["prompt"], pending["rollouts"][0]["text"], pending["rollouts"][0]["num_tokens"]) == (
+        "2 + 2",
+        "4",
+        5,
+    )
+    assert (leased["prompt"], leased["rollouts"], leased["worker"]) == (None, [], "worker")
+
+
+def test_redis_of_an_ended_run_runs_no_longer_than_the_command(kanabo, stored):
+    assert kanabo("inspect", stored).code == 0
+    assert status.status(stored, status.held_locks()).state != "live"
+    pid = int((stored / "redis" / "redis.pid").read_text()) if (stored / "redis" / "redis.pid").exists() else None
+    assert pid is None or not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--state", "trained"], 2),
+        (["--step", "1"], 2),
+        (["--task", "0"], 1),
+        (["--min-reward", "0.5"], 4),
+        (["--min-reward", "0.6"], 0),
+        (["--max-reward", "0.4"], 0),  # unknown is not below
+        (["--limit", "3"], 3),
+        (["--state", "cut", "--limit", "1"], 1),
+    ],
+)
+def test_filters(kanabo, stored, arguments, expected):
+    assert len(kanabo("inspect", stored, *arguments, "--json").document) == expected
+
+
+def test_jsonl_and_parquet_hold_the_same(kanabo, stored, tmp_path):
+    from pyarrow import parquet
+
+    rows = kanabo("inspect", stored, "--json").document
+    for name in ("groups.jsonl", "groups.parquet"):
+        told = kanabo("inspect", stored, "--to", tmp_path / name, "--json")
+        assert told.document == {"groups": 8, "path": str(tmp_path / name)}
+    assert [json.loads(line) for line in (tmp_path / "groups.jsonl").read_text().splitlines()] == rows
+    assert parquet.read_table(tmp_path / "groups.parquet").to_pylist() == rows
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["groups.jsonl", "groups.parquet"]
+
+
+def test_a_file_without_groups_has_the_same_columns(kanabo, stored, tmp_path):
+    from pyarrow import parquet
+
+    kanabo("inspect", stored, "--to", tmp_path / "all.parquet")
+    kanabo("inspect", stored, "--step", 99, "--to", tmp_path / "none.parquet")
+    full, empty = (parquet.read_table(tmp_path / f"{name}.parquet") for name in ("all", "none"))
+    assert (full.num_rows, empty.num_rows) == (8, 0)
+    assert full.schema == empty.schema
+
+
+def test_beside_a_live_run_nothing_is_changed(kanabo, tmp_path):
+    run = make_run(tmp_path, "live")
+    with Store(run / "redis") as store:
+        fill(store.url, "live")
+        before = keys_of(store.url, "live")
+        assert len(kanabo("inspect", run, "--json").document) == 8
+        assert "8 of 8 stored groups" in kanabo("inspect", run).out
+        assert store.alive()
+        assert keys_of(store.url, "live") == before
+
+
+def test_a_redis_of_the_users_is_found_by_its_variable(kanabo, tmp_path, redis_url, monkeypatch):
+    name = f"named-{os.getpid()}"
+    fill(redis_url, name)
+    run = make_run(tmp_path, name, url="env:SECRET_URL")
+    told = kanabo("inspect", run, "--json")
+    assert told.code == 2
+    assert "has no SECRET_URL" in told.err
+    monkeypatch.setenv("SECRET_URL", redis_url)
+    assert len(kanabo("inspect", run, "--json").document) == 8
+    # A password that was written into the recipe is not in config.toml.
+    other = make_run(tmp_path / "b", name, url=redis_url)
+    assert "KANABO_REDIS_URL" in kanabo("inspect", other).err
+    monkeypatch.setenv("KANABO_REDIS_URL", redis_url)
+    assert len(kanabo("inspect", other, "--json").document) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--state", "done"], "States: leased"),
+        (["--to", "groups.csv"], ".jsonl nor .parquet"),
+        (["--to", "/nowhere/groups.jsonl"], "is no directory"),
+    ],
+)
+def test_what_cannot_be_done_is_said(kanabo, stored, arguments, message):
+    told = kanabo("inspect", stored, *arguments)
+    assert (told.code, told.out) == (2, "")
+    assert message in told.err
+
+
+def test_a_run_that_never_stored_anything_gets_no_redis(kanabo, tmp_path):
+    run = make_run(tmp_path, "young")
+    told = kanabo("inspect", run)
+    assert told.code == 2
+    assert not (run / "redis").exists()
