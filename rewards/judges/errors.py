@@ -10,6 +10,8 @@ class JudgeError(InfrastructureError):
 
     retry = True
     """May the same request succeed on another replica, or later?"""
+    blames_replica = True
+    """Does it count towards opening the replica's circuit?"""
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -23,8 +25,6 @@ class JudgeUnreachable(JudgeError):
 class JudgeTimeout(JudgeError):
     """No answer in time."""
 
-    retry = False  # the time is up for the request as a whole
-
 
 class JudgeUnauthorised(JudgeError):
     """401 or 403: the key is missing or wrong."""
@@ -35,6 +35,8 @@ class JudgeUnauthorised(JudgeError):
 class JudgeBusy(JudgeError):
     """429: too many requests."""
 
+    blames_replica = False  # it works; it is asked to wait
+
 
 class JudgeServerError(JudgeError):
     """5xx."""
@@ -44,6 +46,7 @@ class JudgeRejected(JudgeError):
     """Another 4xx: the request itself is not accepted, and will not be elsewhere."""
 
     retry = False
+    blames_replica = False
 
 
 class JudgeAnswerTooLong(JudgeError):

@@ -13,6 +13,9 @@ from cluster.errors import ConfigError
 from rewards.judges.errors import Unreadable
 from rewards.judges.types import NAN, Completion, Request, Token
 
+MOST_NATS = 0.01
+"""A log-prob may exceed 0 by rounding, not by more; what does is no probability."""
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -45,7 +48,7 @@ def expected_value(top: Iterable[tuple[str, float]], labels: Mapping[str, float]
     found: dict[str, float] = {}
     for token, logprob in top:
         label = forms.get(token.strip().casefold())
-        if label is not None and logprob > -math.inf:
+        if label is not None and -math.inf < logprob < MOST_NATS:
             found[label] = found.get(label, 0.0) + math.exp(logprob)
     mass = sum(found.values())
     if not mass:
@@ -69,7 +72,9 @@ def read(request: Request, completions: Sequence[Completion]) -> Reading:
 
     Raises Unreadable, or Declined.
     """
-    for completion in completions if request.mode == "text" else completions[:-1]:
+    if request.mode == "reason" and len(completions) < 2 and completions[0].finish == "stop":
+        raise Unreadable("there are reasons, but the verdict was not answered")
+    for completion in {"label": (), "text": completions, "reason": completions[:1]}[request.mode]:
         if completion.finish != "stop":
             raise Unreadable(f"the answer ended by '{completion.finish}' after {completion.completion_tokens} tokens")
     last, template = completions[-1], request.template
