@@ -53,14 +53,16 @@ class RewardWorker:
         self._stopping = False
 
     async def run(self) -> None:
-        """Score until `stop`. Raises what the buffer raises."""
+        """Score until `stop`. Raises what the buffer raises, and ConfigError if a signal cannot serve."""
         try:
+            await asyncio.gather(*(signal.prepare(self._services) for signal in self._signals.values()))
             while not self._stopping:
                 await self._take()
             await asyncio.gather(*self._active.values())
         finally:
             for task in self._active.values():
                 task.cancel()
+            await self._services.close_judges()
             self._services.close()
 
     async def stop(self) -> None:
