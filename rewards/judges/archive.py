@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import redis.asyncio
 import redis.exceptions
@@ -74,7 +74,7 @@ class RedisArchive:
 
     async def get(self, key: str) -> list[Record]:
         try:
-            rows = await self._redis.lrange(self._prefix + key, 0, -1)  # pyright: ignore[reportGeneralTypeIssues]
+            rows: Any = await self._redis.lrange(self._prefix + key, 0, -1)  # pyright: ignore[reportGeneralTypeIssues]
         except redis.exceptions.RedisError as error:
             raise BufferUnavailable(f"the archive of judges' answers does not answer: {error}.") from error
         # A call whose reply was lost is repeated by the client.

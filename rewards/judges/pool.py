@@ -172,19 +172,14 @@ class JudgePool:
     async def _answers(self, request: Request, attempt: int) -> tuple[list[Completion], Replica]:
         """The raw answers of one attempt, archived also when only the first of two came."""
         messages = request.template.messages(request.item, request.mode)
-        completions: list[Completion] = []
-        replica: Replica | None = None
+        completion, replica = await self._complete(first_call(request, messages, attempt))
+        completions = [completion]
         try:
-            completion, replica = await self._complete(first_call(request, messages, attempt))
-            completions.append(completion)
             if request.mode == "reason" and completion.finish == "stop":
-                call = verdict_call(request, messages, completion.text, attempt)
-                completion, replica = await self._complete(call)
+                completion, replica = await self._complete(verdict_call(request, messages, completion.text, attempt))
                 completions.append(completion)
         finally:
-            if completions:
-                assert replica is not None
-                await self.archive.append(self._record(request, attempt, messages, completions, replica))
+            await self.archive.append(self._record(request, attempt, messages, completions, replica))
         return completions, replica
 
     def _record(

@@ -77,7 +77,7 @@ class VllmServer:
 
     def client(self, **options: Any) -> HttpClient:
         """A transport for it: constrained verdicts, tokens and all."""
-        chosen = {"model": self.served_name, "structured": "structured_outputs"} | options
+        chosen: dict[str, Any] = {"model": self.served_name, "structured": "structured_outputs"} | options
         return HttpClient(self.url, key=self._key, **chosen)
 
     async def start(self, timeout_s: float = 600.0) -> None:
@@ -153,8 +153,7 @@ class VllmServer:
 
     def command(self) -> list[str]:
         """The program and its arguments."""
-        # What `vllm serve` runs; that program itself looks for a distribution called vllm, and the CPU build has another
-        # name.
+        # What `vllm serve` runs. That program looks for a distribution called vllm; the CPU build has another name.
         arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", self._model]
         arguments += ["--host", self._host, "--port", str(self.port), "--served-model-name", self.served_name]
         for name, value in self._options.items():

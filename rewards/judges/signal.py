@@ -89,12 +89,9 @@ class JudgeSignal(Signal):
         if template.num_responses == 2:
             return await self._win_rates(group, judge, distinct, place)
         verdict = await judge.ask(self._request(group, distinct))
-        values = np.array([verdict.values[p] for p in place])
-        if self.listwise == "rank":
-            values = rank_scores(values)
-        else:
-            values = [self._scaled(v) for v in values]
-        return _scores(values, [verdict], template.hash)
+        values = [verdict.values[p] for p in place]
+        ranked = rank_scores(values) if self.listwise == "rank" else [self._scaled(v) for v in values]
+        return _scores(ranked, [verdict], template.hash)
 
     async def _win_rates(self, group: Group, judge: Judge, distinct: Sequence[str], place: Sequence[int]) -> Scores:
         pairs = list(combinations(range(len(distinct)), 2))
