@@ -30,7 +30,7 @@ class Canary:
     def right(self, template: Template, verdict: Verdict) -> bool:
         lowest, highest = template.bounds
         share = (verdict.values[0] - lowest) / (highest - lowest)
-        return verdict.scored and self.low <= share <= self.high
+        return self.low <= share <= self.high  # never for an unknown verdict, which is NaN
 
 
 def red_team(question: str = "What is 47+38?", reference: str = "85") -> list[Canary]:

@@ -102,7 +102,7 @@ class HttpClient:
             answer = await self._send("POST", f"{root}/tokenize", body | {"return_token_strs": True})
         except JudgeRejected:
             return None
-        strings = answer.get("token_strs") or answer.get("tokens")
+        strings = answer.get("token_strs")
         return [str(s) for s in strings] if isinstance(strings, list) else None
 
     async def close(self) -> None:

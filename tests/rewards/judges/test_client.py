@@ -118,7 +118,7 @@ async def test_the_key_is_in_no_message_and_no_log(caplog):
     caplog.set_level(logging.DEBUG)
 
     async def echo(request: web.Request) -> web.Response:
-        return web.Response(status=401, text="x" * 290 + request.headers["Authorization"])
+        return web.Response(status=401, text="x" * 280 + request.headers["Authorization"])
 
     with pytest.raises(JudgeUnauthorised) as caught:
         await ask(echo, key="sk-very-secret", model="m")

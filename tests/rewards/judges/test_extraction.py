@@ -174,6 +174,12 @@ async def test_a_label_of_several_tokens_is_refused_with_what_it_splits_into():
 
     assert await check_labels(["10"], sentencepiece, "judges.x")
 
+    async def lower_case_only(text):
+        return ["[UNK]"] if text.isupper() else list(text)
+
+    with pytest.raises(ConfigError, match=r"'A' becomes '\[UNK\]'"):
+        await check_labels(["A"], lower_case_only, "judges.x")
+
     async def unknown(text):
         return None
 

@@ -84,6 +84,8 @@ async def test_every_bad_answer_is_a_counted_failure_and_no_score(answer, error)
     assert all(math.isnan(v) for v in verdict.values)
     assert verdict.note.startswith(f"{error}: judge 'http'")
     assert pool.metrics.failures == {error: 1}
+    hopeless = error in ("JudgeUnauthorised", "JudgeAnswerTooLong")  # asking again would change nothing
+    assert pool.metrics.calls == (1 if hopeless else 2 if error == "Unreadable" else 3)
     assert pool.snapshot()["judge/http_invalid_frac"] == 1.0
 
 

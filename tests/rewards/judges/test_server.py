@@ -55,8 +55,8 @@ async def test_a_real_server_judges(tmp_path):
         )
         assert constrained.values[0] in (1.0, 2.0, 3.0), constrained.note  # the verdict alone is held to the labels
         pair = TEMPLATES["pairwise"](instructions="judge", body="{question}{first}{second}")
-        swapped = await Swap(pool).ask(Request(pair, Item("q", ("good", "bad")), min_mass=1e-6))
-        assert 0 <= swapped.values[0] <= 1
+        with pytest.raises(ConfigError, match=r"'A' becomes"):  # its alphabet has no capitals
+            await Swap(pool).ask(Request(pair, Item("q", ("good", "bad"))))
 
         too_long = await pool.ask(Request(TEMPLATES["pointwise"](), Item("q", ("x" * 2000,))))
         assert (too_long.state, too_long.note.split(":")[0]) == (FAILED, "JudgeRejected")
