@@ -116,6 +116,48 @@ class RewardWorkersSection(Section):
     """With fewer rollouts of known reward a group is dropped."""
 
 
+class JudgeSection(Section):
+    """`[judges.NAME]`: who answers when a reward asks the judge NAME."""
+
+    kind: Literal["url", "vllm", "policy", "keyword"] = "url"
+    """`url`: servers of your own; `vllm`: replicas the run starts; `policy`: the live policy judges itself;
+    `keyword`: counts words, for trying out a recipe."""
+    urls: tuple[str, ...] = ()
+    """OpenAI-compatible base URLs, as a rule ending in /v1; each is a replica."""
+    model: str = ""
+    """`url`: the name it is served under, by default the first that is listed; `vllm`: directory or Hugging Face id."""
+    revision: str = ""
+    """Of the model's weights: answers kept under another revision are not used."""
+    key_env: str = ""
+    """Environment variable that holds the key."""
+    replicas: PositiveInt = 1
+    """`vllm`: servers to start."""
+    max_in_flight: PositiveInt = 64
+    max_queue: PositiveInt = 4096
+    order: Literal["newest", "oldest"] = "newest"
+    """Which of the waiting requests goes first; of a full queue of newest-first the oldest is pushed out."""
+    deadline_s: PositiveFloat = 60.0
+    """Of a request, waiting included."""
+    in_flight_ttl_s: PositiveFloat = 120.0
+    """A request in flight for longer is given up."""
+    structured: Literal["off", "structured_outputs", "guided_choice"] = "off"
+    """How a server is told to answer with a label only; `guided_choice` is for vLLM before 0.12."""
+    canaries: str = ""
+    """JSON lines of questions with known answers; a built-in set of attacks on judges by default."""
+    canary_every: NonNegativeInt = 0
+    """One of them per so many requests; 0: none."""
+    options: dict[str, Any] = {}
+    """`url`: further fields of a request; `vllm`: options of `vllm serve`; `keyword`: its arguments."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> JudgeSection:
+        if self.kind == "url" and not self.urls:
+            raise ValueError("a judge of kind 'url' needs urls = ['http://…/v1'].")
+        if self.kind == "vllm" and not self.model:
+            raise ValueError("a judge of kind 'vllm' needs a model.")
+        return self
+
+
 class ScheduleSection(Section):
     lr: PositiveFloat = 1e-6
     warmup_steps: NonNegativeInt = 0
@@ -131,7 +173,9 @@ class CorrectionSection(Section):
     level: Literal["token", "sequence", "geometric"] = "token"
     """The ratio of a token, the product over its rollout, or that product's geometric mean."""
     low: float = Field(default=0.0, ge=0)
+    """Lower bound of the ratio."""
     high: PositiveFloat = 2.0
+    """Upper bound of the ratio."""
 
     @model_validator(mode="after")
     def _ordered(self) -> CorrectionSection:
@@ -151,6 +195,7 @@ class LossSection(Use):
     """Divide by the step's trained tokens, average rollouts of equal weight, or divide by `constant_tokens` a rollout
     whatever their lengths (Dr. GRPO)."""
     constant_tokens: PositiveInt | None = None
+    """With `aggregate = "constant"`: tokens that every rollout counts for, as a rule `rollout.max_tokens`."""
     mismatch: CorrectionSection | None = None
     """For tokens sampled with the current weights, where engine and learner differ by rounding alone."""
     staleness: CorrectionSection | None = None
@@ -265,6 +310,7 @@ class RunConfig(Section):
     engine: EngineSection = EngineSection()
     rewards: tuple[RewardSection, ...] = (RewardSection(use="exact"),)
     reward_workers: RewardWorkersSection = RewardWorkersSection()
+    judges: dict[str, JudgeSection] = {}
     learner: LearnerSection = LearnerSection()
     buffer: BufferSection = BufferSection()
     weights: WeightsSection = WeightsSection()
@@ -279,6 +325,12 @@ class RunConfig(Section):
         names = self.reward_names
         if len(set(names)) < len(names):
             raise ValueError(f"rewards have the names {', '.join(names)}; give each its own with 'name = …'.")
+        for i, reward in enumerate(self.rewards):
+            asked = reward.options.get("judge", "judge") if reward.use == "judge" else ()
+            for name in [asked] if isinstance(asked, str) else asked:
+                if name not in self.judges:
+                    near = nearest(name, self.judges)
+                    raise ValueError(f"rewards[{i}] asks the judge '{name}'. {near}Add a section [judges.{name}].")
         if self.rollout.group_size == 1 and self.learner.advantage.use in ("group", "leave_one_out"):
             raise ValueError(
                 "rollout.group_size = 1, but learner.advantage.use = "
@@ -424,6 +476,8 @@ def _finding(error: Any) -> str:
 def _section(parents: Iterable[str]) -> type[BaseModel]:
     section: type[BaseModel] = RunConfig
     for name in parents:
+        if name not in section.model_fields:  # a name the recipe gives, as in judges.NAME
+            continue
         annotation = section.model_fields[name].annotation
         candidates = [annotation, *get_args(annotation)]
         section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

@@ -252,9 +252,14 @@ class RewardActor:
     """A reward worker, and the same signals for held-out tasks."""
 
     def __init__(self, site: Site, name: str) -> None:
+        from rewards.base import Services
+        from rewards.judges.archive import RedisArchive
+        from rewards.judges.open import open_judges
         from rewards.worker import RewardWorker
 
-        self._worker = RewardWorker(name, buffer=site.buffer(), config=site.config)
+        judges = open_judges(site.config.judges, RedisArchive(site.url, site.run_id))
+        services = Services(judges=judges)
+        self._worker = RewardWorker(name, buffer=site.buffer(), config=site.config, services=services)
 
     def ready(self) -> int:
         return os.getpid()

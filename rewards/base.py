@@ -13,13 +13,17 @@ the signal declines to judge. What it raises is counted and becomes `failed` too
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
+from cluster.errors import ConfigError, nearest
 from cluster.plugins import Plugin
 from cluster.types import Group, Scores
 from rewards.verify import Verifier
+
+if TYPE_CHECKING:
+    from rewards.judges.pool import JudgePool
 
 T = TypeVar("T")
 
@@ -30,7 +34,8 @@ UNVERSIONED = "0"
 class Services:
     """All that a signal may call beside its own code. Belongs to one reward worker."""
 
-    def __init__(self, *, threads: int = 16) -> None:
+    def __init__(self, *, threads: int = 16, judges: Mapping[str, JudgePool] | None = None) -> None:
+        self._judges = judges or {}
         self._verifier = Verifier()
         # A pool of its own: a function that never returns must not take the threads that speak to the buffer.
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="reward")
@@ -47,6 +52,22 @@ class Services:
         the function raised. Function and arguments are pickled, so the function is one of a module.
         """
         return await self._verifier.call(function, args, timeout_s)
+
+    def judge(self, name: str) -> JudgePool:
+        """The judge of that name. Raises ConfigError."""
+        if name not in self._judges:
+            known = f"{nearest(name, self._judges)}Known: {', '.join(sorted(self._judges)) or 'none'}."
+            raise ConfigError(f"there is no judge '{name}'. {known} Add a section [judges.{name}].")
+        return self._judges[name]
+
+    def metrics(self) -> dict[str, float]:
+        """Of all judges."""
+        return {key: value for judge in self._judges.values() for key, value in judge.snapshot().items()}
+
+    async def close_judges(self) -> None:
+        """Before `close`, in the event loop that asked them."""
+        for judge in self._judges.values():
+            await judge.close()
 
     def close(self) -> None:
         self._verifier.close()
@@ -69,6 +90,9 @@ class Signal(Plugin):
         When it changes, stored groups are scored again.
         """
         return UNVERSIONED
+
+    async def prepare(self, services: Services) -> None:
+        """Before the first group: raises ConfigError for what only a running service can tell."""
 
     async def score(self, group: Group, services: Services) -> Scores:
         raise NotImplementedError

@@ -58,8 +58,9 @@ class RewardWorker:
         self._stopping = False
 
     async def run(self) -> None:
-        """Score until `stop`. Raises what the buffer raises."""
+        """Score until `stop`. Raises what the buffer raises, and ConfigError if a signal cannot serve."""
         try:
+            await asyncio.gather(*(signal.prepare(self._services) for signal in self._signals.values()))
             versions = {name: v for name in self.names if (v := self._signals[name].version()) != UNVERSIONED}
             if versions:
                 await asyncio.to_thread(self._buffer.relabel, versions)
@@ -69,6 +70,7 @@ class RewardWorker:
         finally:
             for task in self._active.values():
                 task.cancel()
+            await self._services.close_judges()
             self._services.close()
 
     async def stop(self) -> None:

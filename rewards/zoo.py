@@ -10,6 +10,7 @@ from cluster.errors import ConfigError
 from cluster.plugins import build, lookup
 from rewards.base import Signal
 from rewards.functions import FunctionSignal, from_file
+from rewards.judges.signal import JudgeSignal
 from rewards.signals.exact import Exact
 from rewards.signals.format import Format
 from rewards.signals.length_penalty import LengthPenalty
@@ -21,6 +22,7 @@ from rewards.signals.reasoning_gym import ReasoningGymScore
 SIGNALS: dict[str, type[Signal]] = {
     "exact": Exact,
     "format": Format,
+    "judge": JudgeSignal,
     "length_penalty": LengthPenalty,
     "majority": Majority,
     "math": Math,

@@ -9,6 +9,8 @@ import pytest
 from cluster.config import RewardSection
 from cluster.types import ABSTAINED, FAILED, SCORED, Scores, decode, encode
 from rewards.base import Services
+from rewards.judges.keyword import KeywordJudge
+from rewards.judges.pool import JudgePool
 from rewards.zoo import SIGNALS, build_signal
 from tests.rewards.groups import group, rollout
 
@@ -20,7 +22,7 @@ TEXTS = ("85", "86", "", "<answer>85", "The answer is 85.", "\\boxed{", "\x00\ud
 
 @pytest.fixture(scope="module")
 def services():
-    made = Services()
+    made = Services(judges={"judge": JudgePool("judge", [KeywordJudge()])})
     yield made
     made.close()
 

@@ -1,0 +1,84 @@
+"""Every raw answer, kept for the life of a run: append-only, so that a score can be read again or audited later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import redis.asyncio
+import redis.exceptions
+
+from cluster.errors import BufferUnavailable
+from cluster.types import Message, decode, encode
+from rewards.judges.types import Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One attempt at one request: what was asked and what came back, readable or not."""
+
+    id: str
+    """Unique; a record that was sent twice is one."""
+    key: str
+    judge: str
+    template: str
+    prompt_hash: str
+    mode: str
+    attempt: int
+    messages: tuple[Message, ...]
+    completions: tuple[Completion, ...]
+    """One, or two in mode `reason`."""
+    replica: str
+    at_s: float
+    """Unix time."""
+
+
+class Archive(Protocol):
+    async def append(self, record: Record) -> None: ...
+
+    async def get(self, key: str) -> list[Record]:
+        """All attempts at the request with this key, oldest first."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class MemoryArchive:
+    """For a process that is alone, and for tests."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, list[Record]] = {}
+
+    async def append(self, record: Record) -> None:
+        self.records.setdefault(record.key, []).append(record)
+
+    async def get(self, key: str) -> list[Record]:
+        return list(self.records.get(key, ()))
+
+    async def close(self) -> None:
+        pass
+
+
+class RedisArchive:
+    """One list per request under the run's prefix; shared by all reward workers. Nothing in it expires."""
+
+    def __init__(self, url: str, run_id: str) -> None:
+        self._redis = redis.asyncio.Redis.from_url(url, protocol=2)
+        self._prefix = f"kanabo:{{{run_id}}}:judged:"
+
+    async def append(self, record: Record) -> None:
+        try:
+            await self._redis.rpush(self._prefix + record.key, encode(record))  # pyright: ignore[reportGeneralTypeIssues]
+        except redis.exceptions.RedisError as error:
+            raise BufferUnavailable(f"a judge's answer could not be kept: {error}.") from error
+
+    async def get(self, key: str) -> list[Record]:
+        try:
+            rows: Any = await self._redis.lrange(self._prefix + key, 0, -1)  # pyright: ignore[reportGeneralTypeIssues]
+        except redis.exceptions.RedisError as error:
+            raise BufferUnavailable(f"the archive of judges' answers does not answer: {error}.") from error
+        # A call whose reply was lost is repeated by the client.
+        return list({record.id: record for record in (decode(row, Record) for row in rows)}.values())
+
+    async def close(self) -> None:
+        await self._redis.aclose()

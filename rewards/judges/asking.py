@@ -1,0 +1,51 @@
+"""A request as the calls that put it, and their answers as a verdict. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cluster.types import Message
+from rewards.judges.extraction import read
+from rewards.judges.types import Call, Completion, Request, Verdict
+
+TOP_LOGPROBS = 20
+"""What OpenAI allows, and vLLM unless told otherwise."""
+VERDICT_TOKENS = 8
+"""A label, with room for a space or a quote before it."""
+RETRY_TEMPERATURE = 0.5
+"""At temperature 0 another seed would give the same unreadable answer."""
+
+
+def verdict_from(request: Request, completions: Sequence[Completion]) -> Verdict:
+    """The verdict in raw answers, fresh or archived. Raises Unreadable, Declined."""
+    reading, last = read(request, completions), completions[-1]
+    return Verdict(
+        reading.values,
+        note=reading.note,
+        variance=reading.variance,
+        mass=reading.mass,
+        log_odds=reading.log_odds,
+        model=f"{last.model}@{last.version}" if last.version else last.model,
+        prompt_hash=request.template.hash,
+    )
+
+
+def _seed(request: Request, attempt: int) -> int:
+    return int(request.key("")[:7], 16) + attempt - 1
+
+
+def first_call(request: Request, messages: tuple[Message, ...], attempt: int) -> Call:
+    temperature = request.temperature if attempt == 1 else max(request.temperature, RETRY_TEMPERATURE)
+    labels = tuple(request.template.labels)
+    top = TOP_LOGPROBS if request.logprobs and labels else 0
+    seed = _seed(request, attempt)
+    if request.mode == "label":
+        return Call(messages, VERDICT_TOKENS, temperature, seed, top, labels)
+    return Call(messages, request.max_tokens, temperature, seed, top if request.mode == "text" else 0)
+
+
+def verdict_call(request: Request, messages: tuple[Message, ...], reasons: str, attempt: int) -> Call:
+    """The reasons, and then the label alone: only this call may be held to the labels."""
+    spoken = (*messages, Message("assistant", reasons), Message("user", request.template.follow_up()))
+    labels = tuple(request.template.labels)
+    return Call(spoken, VERDICT_TOKENS, 0.0, _seed(request, attempt), TOP_LOGPROBS if request.logprobs else 0, labels)

@@ -1,0 +1,105 @@
+"""A judge that counts words: deterministic, with as much latency, failure and bias as one asks for.
+
+For tests, benchmarks and dry runs of a recipe. It answers every template of ours, with log-probs, and reads nothing but
+the prompt it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+
+from rewards.judges.errors import JudgeServerError
+from rewards.judges.types import Call, Completion, Token
+
+RESPONSE = re.compile(r"<<<RESPONSE(?: \w+)?>>>\n(.*?)\n?<<<END RESPONSE(?: \w+)?>>>", re.DOTALL)
+SCALE = re.compile(r"(?:one of|is one of):? ([^.\n]+)\.")
+CRITERION = re.compile(r"^(\d+)\. ", re.MULTILINE)
+
+
+class KeywordJudge:
+    """More of the `keywords` is better; every further one raises a score by a level, up to the top."""
+
+    def __init__(
+        self,
+        keywords: Sequence[str] = ("good",),
+        *,
+        name: str = "keyword",
+        latency_s: float = 0.0,
+        error_rate: float = 0.0,
+        unreadable_rate: float = 0.0,
+        first_bias_nats: float = 0.0,
+        sharpness_nats: float = 4.0,
+    ) -> None:
+        """The rates are shares of distinct calls, decided by a hash of prompt and seed, so that a run repeats itself.
+
+        `first_bias_nats` favours the response shown first; `sharpness_nats` is how sure it is of a level of difference.
+        """
+        self.name, self._keywords = name, [k.casefold() for k in keywords]
+        self.latency_s, self.error_rate, self.unreadable_rate = latency_s, error_rate, unreadable_rate
+        self._first_bias, self._sharpness = first_bias_nats, sharpness_nats
+        self.num_calls = 0
+
+    async def complete(self, call: Call) -> Completion:
+        self.num_calls += 1
+        chance = _chance(call)
+        await asyncio.sleep(self.latency_s)
+        if chance < self.error_rate:
+            raise JudgeServerError(f"{self.name} fails on purpose, {self.error_rate:.0%} of the time.")
+        system, user = call.messages[0].content, call.messages[1].content
+        prompt_tokens = sum(len(m.content.split()) for m in call.messages)
+        text, tokens = self._answer(system, user, call)
+        if chance < self.error_rate + self.unreadable_rate:
+            text, tokens = "I would rather not say.", ()
+        return Completion(text, "stop", "keyword", tokens, prompt_tokens, len(text.split()), "1")
+
+    async def tokens(self, text: str) -> Sequence[str] | None:
+        """Characters."""
+        return list(text)
+
+    async def close(self) -> None:
+        pass
+
+    def _answer(self, system: str, user: str, call: Call) -> tuple[str, tuple[Token, ...]]:
+        hits = [self._hits(text) for text in RESPONSE.findall(user)]
+        if "'Scores: …'" in system:
+            low, high = map(int, re.findall(r"from (\d+) \(worst\) to (\d+)", system)[0])
+            return "Counted.\nScores: " + ", ".join(str(min(low + h, high)) for h in hits), ()
+        if "one line per criterion" in system:
+            numbers = CRITERION.findall(system)
+            return "\n".join(f"{i}: {'yes' if hits[0] >= int(i) else 'no'}" for i in numbers), ()
+        if "Do not give the verdict yet" in system and len(call.messages) == 2:
+            return f"I count {', '.join(map(str, hits))}.", ()
+        scale = SCALE.findall(call.messages[-1].content) or SCALE.findall(system)
+        labels = [label.strip() for label in scale[-1].split(",")]
+        logprobs = self._logprobs(labels, hits)
+        best = max(logprobs, key=lambda label: logprobs[label])
+        top = tuple(sorted(logprobs.items(), key=lambda item: -item[1]))[: call.top_logprobs]
+        verdict = Token(best, logprobs[best], top)
+        if "'Verdict: X'" not in system:
+            return best, (verdict,) if call.top_logprobs else ()
+        before = Token("Counted.\nVerdict: ", 0.0)
+        return f"{before.text}{best}", (before, verdict) if call.top_logprobs else ()
+
+    def _logprobs(self, labels: Sequence[str], hits: Sequence[int]) -> dict[str, float]:
+        if len(hits) == 2:
+            difference = self._sharpness * (hits[0] - hits[1]) + self._first_bias
+            scores = dict(zip(labels, (difference / 2, -difference / 2, 0.0), strict=False))
+        else:
+            level = min(hits[0], len(labels) - 1)
+            scores = {label: -self._sharpness * abs(i - level) for i, label in enumerate(labels)}
+        total = math.log(sum(math.exp(s) for s in scores.values()))
+        return {label: s - total for label, s in scores.items()}
+
+    def _hits(self, text: str) -> int:
+        words = re.findall(r"\w+", text.casefold())
+        return sum(words.count(keyword) for keyword in self._keywords)
+
+
+def _chance(call: Call) -> float:
+    """[0, 1), the same for the same call."""
+    text = repr([(m.role, m.content) for m in call.messages] + [call.seed])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32

@@ -1,0 +1,69 @@
+"""The judges that a recipe names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cluster.config import JudgeSection
+from cluster.errors import ConfigError
+from rewards.judges import canaries
+from rewards.judges.archive import Archive
+from rewards.judges.client import HttpClient, key_from
+from rewards.judges.keyword import KeywordJudge
+from rewards.judges.pool import JudgePool
+from rewards.judges.types import Transport
+
+
+def open_judges(
+    sections: Mapping[str, JudgeSection],
+    archive: Archive,
+    placed: Mapping[str, Sequence[Transport]] | None = None,
+) -> dict[str, JudgePool]:
+    """A pool per section. `placed`: the transports of judges that the run itself starts (`vllm`, `policy`).
+
+    Raises ConfigError.
+    """
+    placed = placed or {}
+    return {name: _open(name, section, archive, placed.get(name)) for name, section in sections.items()}
+
+
+def _open(name: str, section: JudgeSection, archive: Archive, placed: Sequence[Transport] | None) -> JudgePool:
+    where = f"judges.{name}"
+    known = canaries.load(section.canaries, where) if section.canaries else canaries.red_team()
+    return JudgePool(
+        name,
+        placed if placed is not None else _transports(section, where),
+        revision=section.revision,
+        archive=archive,
+        max_in_flight=section.max_in_flight,
+        max_queue=section.max_queue,
+        order=section.order,
+        deadline_s=section.deadline_s,
+        in_flight_ttl_s=section.in_flight_ttl_s,
+        canaries=known,
+        canary_every=section.canary_every,
+    )
+
+
+def _transports(section: JudgeSection, where: str) -> list[Transport]:
+    if section.kind == "keyword":
+        try:
+            return [KeywordJudge(**section.options)]
+        except TypeError as error:
+            raise ConfigError(f"{where}.options: {error}.") from error
+    if section.kind != "url":
+        raise ConfigError(f"{where}: a judge of kind '{section.kind}' is placed by the run, and none was.")
+    key = key_from(section.key_env, where)
+    return [
+        HttpClient(
+            url,
+            model=section.model,
+            key=key,
+            revision=section.revision,
+            timeout_s=section.in_flight_ttl_s,
+            max_connections=section.max_in_flight,
+            structured=section.structured,
+            body=section.options,
+        )
+        for url in section.urls
+    ]

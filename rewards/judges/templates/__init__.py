@@ -1,0 +1,24 @@
+"""Every template by name; yours is `package.module:Class`."""
+
+from rewards.judges.templates.base import Item, Mode, Template
+from rewards.judges.templates.checklist import Checklist
+from rewards.judges.templates.listwise import Listwise
+from rewards.judges.templates.pairwise import Pairwise, PairwiseReference
+from rewards.judges.templates.pointwise import Pointwise, PointwiseReference
+from rewards.judges.templates.rubric import Rubric, RubricReference
+
+TEMPLATES: dict[str, type[Template]] = {
+    t.kind: t
+    for t in (
+        Pointwise,
+        PointwiseReference,
+        Rubric,
+        RubricReference,
+        Checklist,
+        Pairwise,
+        PairwiseReference,
+        Listwise,
+    )
+}
+
+__all__ = ["TEMPLATES", "Item", "Mode", "Template"]

@@ -1,0 +1,142 @@
+"""A real `vllm serve` on a CPU, with a random model: what it answers is nonsense, that it is read is not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ConfigError, InfrastructureError
+from cluster.types import FAILED, SCORED
+from rewards.judges.client import HttpClient
+from rewards.judges.errors import JudgeUnauthorised
+from rewards.judges.pool import JudgePool
+from rewards.judges.server import VllmServer
+from rewards.judges.templates import TEMPLATES, Item
+from rewards.judges.types import Request
+from rewards.judges.wrappers import Swap
+from tests.models import random_llama
+
+TINY = {"max_model_len": 512, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 8}
+SHORT = {"instructions": "judge", "body": "{question}{response}", "levels": {"1": "no", "2": "so", "3": "yes"}}
+
+
+def request(**template) -> Request:
+    return Request(TEMPLATES["pointwise"](**SHORT | template), Item("say good", ("good",)), min_mass=1e-6)
+
+
+@pytest.mark.engine
+async def test_a_real_server_judges(tmp_path):
+    model = random_llama(tmp_path / "model", tied=False, chat=True)
+    server = VllmServer(model, tmp_path / "logs", options=TINY)
+    await server.start(300)
+    try:
+        pool = JudgePool("own", [server.client()])
+        assert await pool.replicas[0].transport.tokens("10") == ["1", "0"]
+        verdict = await pool.ask(request())
+        assert verdict.state == SCORED, verdict.note
+        assert 1 <= verdict.values[0] <= 3
+        assert verdict.mass > 0
+        assert verdict.model.startswith("judge")
+        assert verdict.cost_tokens > 50
+        assert (await pool.ask(request())).values == pytest.approx(verdict.values, abs=1e-4)
+
+        with pytest.raises(ConfigError, match="'10' is 2 tokens for this judge: '1' '0'"):
+            await pool.ask(request(levels={"1": "no", "10": "yes"}))
+
+        constrained = await pool.ask(
+            Request(TEMPLATES["pointwise"](**SHORT), Item("say good", ("good",)), logprobs=False)
+        )
+        assert constrained.values[0] in (1.0, 2.0, 3.0), constrained.note  # the verdict alone is held to the labels
+        pair = TEMPLATES["pairwise"](instructions="judge", body="{question}{first}{second}")
+        with pytest.raises(ConfigError, match=r"'A' becomes"):  # its alphabet has no capitals
+            await Swap(pool).ask(Request(pair, Item("q", ("good", "bad"))))
+
+        too_long = await pool.ask(Request(TEMPLATES["pointwise"](), Item("q", ("x" * 2000,))))
+        assert (too_long.state, too_long.note.split(":")[0]) == (FAILED, "JudgeRejected")
+        await pool.close()
+
+        stranger = JudgePool("stranger", [_without_key(server)])
+        assert JudgeUnauthorised.__name__ in (await stranger.ask(request())).note
+        await stranger.close()
+    finally:
+        await server.stop()
+    assert not server.alive()
+    assert server._key not in server.log_path.read_text()
+    assert server._key not in " ".join(server.command())
+
+
+def _without_key(server: VllmServer):
+    return HttpClient(server.url, model=server.served_name)
+
+
+async def test_a_server_that_ends_at_once_says_why(tmp_path):
+    (tmp_path / "empty").mkdir()
+    server = VllmServer(tmp_path / "empty", tmp_path / "logs", options={"no_such_option": 1})
+    server.command = lambda: [sys.executable, "-c", "import sys; sys.exit('no such option')"]  # pyright: ignore
+    with pytest.raises(InfrastructureError, match=r"ended with 1(.|\n)*no such option"):
+        await server.start(60)
+    assert not server.alive()
+
+
+async def test_a_server_that_never_answers_is_ended(tmp_path):
+    (tmp_path / "empty").mkdir()
+    server = VllmServer(tmp_path / "empty", tmp_path / "logs")
+    server.command = lambda: [sys.executable, "-c", "import time; print('loading'); time.sleep(60)"]  # pyright: ignore
+    with pytest.raises(InfrastructureError, match=r"within 0\.5 s"):
+        await server.start(0.5)
+    assert not server.alive()
+    with pytest.raises(ProcessLookupError):
+        os.kill(server.pid, 0)
+
+
+async def test_a_model_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="nowhere"):
+        await VllmServer(tmp_path / "nowhere", tmp_path).start()
+
+
+def test_options_become_flags(tmp_path):
+    command = VllmServer("m", tmp_path, options={"max_model_len": 8, "enforce_eager": True, "x_y": False}).command()
+    assert command[-4:] == ["--max-model-len", "8", "--enforce-eager", "--no-x-y"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's parent-death signal")
+def test_a_server_ends_with_the_process_that_started_it(tmp_path):
+    (tmp_path / "model").mkdir()
+    script = textwrap.dedent(f"""
+        import asyncio, sys
+        from rewards.judges.server import VllmServer
+        async def main():
+            server = VllmServer("{tmp_path}/model", "{tmp_path}")
+            server.command = lambda: [sys.executable, "-c", "import time; time.sleep(600)"]
+            starting = asyncio.create_task(server.start(600))
+            while not server.alive():
+                await asyncio.sleep(0.05)
+            print(server.pid, flush=True)
+            await starting
+        asyncio.run(main())
+    """)
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert Path(f"/proc/{child}").exists()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    until = time.monotonic() + 20
+    while _runs(child) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _runs(child)
+
+
+def _runs(pid: int) -> bool:
+    """A zombie that nobody reaps has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
