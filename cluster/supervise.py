@@ -20,14 +20,17 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from cluster import checkpoint, metrics, topology
-from cluster.errors import BudgetSpent, InfrastructureError, KanaboError
+from cluster.buffer import Buffer
+from cluster.errors import BudgetSpent, BufferUnavailable, InfrastructureError, KanaboError
 from cluster.follow import Follower
-from cluster.store import Store
+from cluster.store import DiskFull, Store
 from cluster.table import LiveTable
 from cluster.topology import POLICY, Site
 from cluster.types import Publication
 
 log = logging.getLogger(__name__)
+
+DISK_RETRY_S = 10.0
 
 
 class Stalled(KanaboError):
@@ -75,6 +78,8 @@ class Supervisor:
         for name in list(self._workers):
             self._watch(name)
         background = [asyncio.create_task(self._follower.run()), asyncio.create_task(self._relay_stop())]
+        if self._store is not None:
+            background.append(asyncio.create_task(self._keep_alive(self._store)))
         try:
             step = await self._watch_all(learner, background)
             await asyncio.gather(*self._evaluations)
@@ -138,7 +143,6 @@ class Supervisor:
         while True:
             waiting = {learner, *background, *self._running, *self._evaluations}
             done, _ = await asyncio.wait(waiting, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
-            await self._check_store()
             if learner in done:
                 try:
                     return learner.result()
@@ -189,10 +193,24 @@ class Supervisor:
                 f"{self._config.run.max_infrastructure_failures}. The last: {what}: {error}"
             )
 
-    async def _check_store(self) -> None:
-        if self._store is not None and not self._store.alive():
+    async def _keep_alive(self, store: Store) -> None:
+        """Start the embedded server again when it dies: that costs one of the budget, waiting for a full disk nothing.
+
+        Beside the loop that watches the workers, whose calls may be what waits for the server.
+        """
+        while True:
+            await asyncio.sleep(1.0)
+            if store.alive():
+                continue
             self._spend("redis-server died", None)
-            await asyncio.to_thread(self._store.restart)
+            while True:
+                try:
+                    await asyncio.to_thread(store.restart)
+                    break
+                except DiskFull as error:
+                    self._follower.waiting = str(error)
+                    log.warning("%s Trying again every %.0f s, within run.stall_s.", error, DISK_RETRY_S)
+                    await asyncio.sleep(DISK_RETRY_S)
 
     async def _check_stall(self) -> None:
         if time.monotonic() > self._leave_by:
@@ -202,7 +220,10 @@ class Supervisor:
                 "The last checkpoint is whole; the next start continues from it."
             )
         if self._follower.idle_s() > self._config.run.stall_s:
-            status = await asyncio.to_thread(self._buffer.status, POLICY)
+            try:  # with a connection that is not as patient as a stalled run has been
+                status = await asyncio.to_thread(Buffer(self._site.url, self._site.run_id).status, POLICY)
+            except BufferUnavailable as error:
+                status = error
             raise Stalled(
                 f"no step within run.stall_s = {self._config.run.stall_s:g} s. "
                 f"{self._follower.waiting}. Buffer: {status}"
@@ -237,6 +258,7 @@ class Supervisor:
 
     async def close(self) -> None:
         """End every actor; engines are asked first, so that their processes leave with them."""
+        self._buffer.close()  # a thread that waits for Redis would hold up the end
         engines = [w for n, w in self._workers.items() if n.startswith("rollout")]
         closing = [asyncio.ensure_future(_result(a.close.remote())) for a in [*engines, *self._learners]]
         if closing:
