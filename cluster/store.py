@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 START_TIMEOUT_S = 600.0
 """Loading the append-only file included."""
 PROOF = bytes(2**16)
-"""Written at every start: a disk may have room for a last short line."""
+"""Written at every start. Not shorter: a full disk may have room for a last short line."""
 
 
 def find_server() -> Path:
@@ -175,29 +175,23 @@ class Store:
             while time.monotonic() < until:
                 try:
                     client.ping()
-                    return self._prove_that_it_writes(client)
+                    # With `appendfsync always` a server whose disk is full ends at its first write: better here.
+                    client.set("kanabo:proof", PROOF)
+                    client.unlink("kanabo:proof")
+                    return
                 except (redis.ConnectionError, redis.TimeoutError):  # not listening yet, or loading
                     if self._ended.wait(0.02):
                         break
         self._stop()
-        raise BufferUnavailable(self._why_it_ended())
+        raise self._why_it_ended()
 
-    def _prove_that_it_writes(self, client: redis.Redis) -> None:
-        """With `appendfsync always` a server whose disk is full ends at its first write: better here than later."""
-        try:
-            client.set("kanabo:proof", PROOF)
-            client.unlink("kanabo:proof")
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            self._stop()
-            raise DiskFull(
-                f"redis-server in {self.directory} loads its data and cannot write; the last line of its redis.log: "
-                f"{self._last_words()[-1]}\nFree space on that disk: nothing that was acknowledged is lost."
-            ) from error
-
-    def _why_it_ended(self) -> str:
+    def _why_it_ended(self) -> BufferUnavailable:
         lines = self._last_words()
-        message = f"redis-server in {self.directory} did not start; the last line of its redis.log: {lines[-1]}"
-        if any("append only file" in line.lower() for line in lines[-8:]):
+        message = f"redis-server in {self.directory} did not start; the end of its redis.log:\n" + "\n".join(lines[-2:])
+        full = _write_error(self.directory)
+        if full or any("when the AOF fsync policy is 'always'" in line for line in lines[-2:]):
+            return DiskFull(f"{message}\nIt cannot write ({full or 'see its log'}). Free space there: nothing is lost.")
+        if any("reading the append only file" in line for line in lines[-8:]):
             since_redis_7 = self.directory / "appendonlydir" / "appendonly.aof.manifest"
             broken = since_redis_7 if since_redis_7.exists() else self.directory / "appendonly.aof"
             # The server's program is the repair program as well; which of the two it is, it tells by its name.
@@ -207,7 +201,7 @@ class Store:
                 f"all after it, with\n    bash -c {quote(repair)}\nand resume. Or move the file away: "
                 "the last checkpoint alone is enough to resume from."
             )
-        return message
+        return BufferUnavailable(message)
 
     def _last_words(self) -> list[str]:
         try:
@@ -259,6 +253,21 @@ def _write_private(path: Path, text: str) -> Path:
         os.fsync(file.fileno())
     draft.replace(path)
     return path
+
+
+def _write_error(directory: Path) -> OSError | None:
+    """What the disk says to a short file; on a full one Redis could not even write its log."""
+    probe = directory / "probe"
+    try:
+        with probe.open("wb") as file:
+            file.write(PROOF)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    finally:
+        probe.unlink(missing_ok=True)
+    return None
 
 
 def _die_with_parent() -> Callable[[], None] | None:

@@ -17,6 +17,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from cluster import own
 from cluster.buffer import Buffer, Limits, connection
 from cluster.errors import ConfigError
 from cluster.store import Store, find_server
@@ -132,6 +133,55 @@ def test_a_second_owner_is_refused_by_name(store: Store):
     with pytest.raises(ConfigError, match=f"process {os.getpid()}"):
         Store(store.directory)
     assert store.alive()
+
+
+RACER = """
+import sys
+from cluster.errors import ConfigError
+from cluster.store import Store
+print("set", flush=True)
+sys.stdin.readline()
+try:
+    store = Store(sys.argv[1])
+except ConfigError as error:
+    print(f"refused {error}", flush=True)
+else:
+    print(f"owner {store.pid}", flush=True)
+sys.stdin.readline()
+"""
+
+
+def servers_in(directory: Path) -> list[int]:
+    return [int(p.name) for p in Path("/proc").glob("[0-9]*") if own._is_our_server(p, directory)]
+
+
+def test_of_processes_that_want_a_directory_at_once_one_gets_it_also_from_under_a_killed_owners_server(tmp_path: Path):
+    with Store(tmp_path) as store:
+        url, client = store.url, redis.Redis.from_url(store.url)
+    with subprocess.Popen([find_server(), tmp_path / "redis.conf"], cwd=tmp_path) as leftover:
+        connection.Connection(url, "run").patiently(lambda: client.set("kept", 1))
+        racers = [
+            subprocess.Popen([sys.executable, "-c", RACER, tmp_path], stdin=-1, stdout=-1, text=True) for _ in range(3)
+        ]
+        pipes = [(racer.stdin, racer.stdout) for racer in racers if racer.stdin and racer.stdout]
+        for _, answers in pipes:
+            assert answers.readline() == "set\n"
+        for orders, _ in pipes:
+            orders.write("go\n")
+            orders.flush()
+        answers = [answers.readline().split(maxsplit=1) for _, answers in pipes]
+        owners = [int(text) for word, text in answers if word == "owner"]
+        assert len(owners) == 1
+        assert all("in use by process" in text for word, text in answers if word == "refused")
+        assert servers_in(tmp_path) == owners
+        assert leftover.poll() is not None
+    for racer in racers:
+        racer.kill()
+        racer.wait()
+    assert ended(owners[0])
+    with Store(tmp_path) as store:
+        assert servers_in(tmp_path) == [store.pid]
+        assert redis.Redis.from_url(store.url).get("kept") == b"1"
 
 
 def test_a_closed_directory_can_be_owned_again_with_all_it_held(tmp_path: Path):
