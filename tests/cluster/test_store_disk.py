@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 import random
 import re
-import select
 import shutil
-import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,36 +19,8 @@ from cluster.buffer import Buffer, Limits
 from cluster.errors import BufferUnavailable
 from cluster.store import DiskFull, Store
 from cluster.types import Manifest
+from tests.cluster.disk import disk, kill
 from tests.cluster.lap import RIGHT, Lap, group_of
-
-
-@pytest.fixture(scope="session")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("shim") / "disk.so"
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("g++")
-    assert compiler, "no C compiler here; the README asks for one"
-    source = Path(__file__).with_name("disk.c")
-    subprocess.run([compiler, "-x", "c", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    return library
-
-
-@contextmanager
-def disk(shim: Path, **how: object) -> Iterator[None]:
-    """Whatever server is started inside has this disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LD_PRELOAD", str(shim))
-        for name, value in how.items():
-            patch.setenv(name, str(value))
-        yield
-
-
-def kill(store: Store) -> None:
-    watch = os.pidfd_open(store.pid)
-    os.kill(store.pid, signal.SIGKILL)
-    assert select.select([watch], [], [], 5)[0]
-    os.close(watch)
-    while store.alive():
-        time.sleep(0.01)
 
 
 def lost_by_a_kill(store: Store, seed: int) -> tuple[int, int]:
