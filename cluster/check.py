@@ -86,7 +86,6 @@ def claim_directory(settings: RunConfig, directory: Path) -> None:
         raise ConfigError(
             f"'{directory}' already holds a run and resume = \"off\". Choose another run.name, or resume=auto."
         )
-    directory.mkdir(parents=True, exist_ok=True)
 
 
 def identity(settings: RunConfig, directory: Path) -> str:

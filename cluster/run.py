@@ -17,8 +17,10 @@ from typing import Annotated
 import typer
 
 from cluster import check, checkpoint, config, metrics, report, table
+from cluster.buffer import Buffer
 from cluster.config import RunConfig
-from cluster.errors import ConfigError, KanaboError
+from cluster.errors import BufferUnavailable, ConfigError, KanaboError
+from cluster.own import own
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,9 @@ def main(
     except ConfigError as error:
         table.console.print(f"[bold red]error[/] {_plain(error)}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
+    except BufferUnavailable as error:  # before the lap had begun, so there is no summary
+        table.console.print(f"[bold red]failed[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
     raise typer.Exit(code)
 
 
@@ -53,25 +58,27 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
     from cluster.store import Store
 
     topology.settle()
-    check.claim_directory(settings, directory)
-    resume_from = check.resume_point(settings, directory)
-    if resume_from is not None:
-        checkpoint.abandon_after(directory / "checkpoints", checkpoint.read(resume_from).step)
-    model_dir = prepare(settings.model, settings.seed)
-    begun = time.monotonic()  # a model that is made or downloaded is kept, so its time is not the run's
-    (directory / "config.toml").write_text(config.dump(settings))
-    store = None
-    try:
-        topology.start_ray(settings)
-        topology.check_placement(settings)
-        store = Store(directory / "redis", bind=topology.reachable_address()) if settings.buffer.url is None else None
-        url = store.url if store else str(settings.buffer.resolved())
-        site = topology.Site(settings, str(model_dir), url, check.identity(settings, directory), str(directory))
-        return asyncio.run(_drive(site, store, recipe, resume_from, begun))
-    finally:
-        _shut_down()
-        if store:
-            store.close()
+    with own(directory):  # before anything is written there, and until the last process of the run has ended
+        check.claim_directory(settings, directory)
+        resume_from = check.resume_point(settings, directory)
+        if resume_from is not None:
+            checkpoint.abandon_after(directory / "checkpoints", checkpoint.read(resume_from).step)
+        model_dir = prepare(settings.model, settings.seed)
+        begun = time.monotonic()  # a model that is made or downloaded is kept, so its time is not the run's
+        (directory / "config.toml").write_text(config.dump(settings))
+        store = None
+        try:
+            topology.start_ray(settings)
+            topology.check_placement(settings)
+            if settings.buffer.url is None:
+                store = Store(directory / "redis", bind=topology.reachable_address())
+            url = store.url if store else str(settings.buffer.resolved())
+            site = topology.Site(settings, str(model_dir), url, check.identity(settings, directory), str(directory))
+            return asyncio.run(_drive(site, store, recipe, resume_from, begun))
+        finally:
+            _shut_down()
+            if store:
+                store.close()
 
 
 async def _drive(site, store, recipe: str, resume_from: Path | None, begun: float) -> int:
@@ -79,7 +86,7 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     from cluster.supervise import Supervisor
 
     settings, directory = site.config, Path(site.run_dir)
-    buffer = site.buffer()
+    buffer = Buffer(site.url, site.run_id)  # not as patient as the lap's: it has not begun, or has ended
     buffer.configure(check.limits(settings))
     for warning in buffer.persistence() if store is None else ():
         table.console.print(f"[yellow]warning[/] {warning}", highlight=False, soft_wrap=True)
@@ -98,7 +105,11 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
             traceback.print_exception(error, file=(directory / "error.txt").open("w"))
         await supervisor.close()
     recorder.close()
-    summary = report.summarize(recipe, directory, time.monotonic() - begun, buffer.summary(topology.POLICY))
+    try:
+        ledger = buffer.summary(topology.POLICY)
+    except BufferUnavailable as error:
+        failure, ledger = failure or error, {}  # what became of the claims is unknown
+    summary = report.summarize(recipe, directory, time.monotonic() - begun, ledger)
     report.write_summary(directory, summary)
     report.draw_curves(directory)
     table.show_summary(summary, str(directory))

@@ -7,7 +7,6 @@ ends with the process that started it. One owner per directory: a second server 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import json
 import logging
 import os
@@ -22,19 +21,22 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO
+from shlex import quote
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from cluster.errors import BufferUnavailable, ConfigError
+from cluster.own import end_leftover, end_server, own
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 600.0
 """Loading the append-only file included."""
-STOP_TIMEOUT_S = 10.0
+PROOF = bytes(2**16)
+"""Written at every start. Not shorter: a full disk may have room for a last short line."""
 
 
 def find_server() -> Path:
@@ -53,24 +55,27 @@ def find_server() -> Path:
     )
 
 
+class DiskFull(BufferUnavailable):
+    """The server comes up and cannot write. It has lost nothing, and can be started again once there is room."""
+
+
 class Store:
-    """The server in `directory`; it runs once the constructor returns.
+    """The server in `directory`; it runs, and its disk takes what it writes, once the constructor returns.
 
     Raises ConfigError if another process owns the directory, BufferUnavailable if the server does not come up.
     """
 
     def __init__(self, directory: str | Path, *, bind: str = "127.0.0.1") -> None:
         self.directory = Path(directory).resolve()
-        self.directory.mkdir(parents=True, exist_ok=True)
         self._bind, self._host = bind, "127.0.0.1" if bind in ("0.0.0.0", "::") else bind
         self._program = find_server()
         self._ended = threading.Event()
         self._ended.set()
         self._pid = 0
-        self._lock = _own(self.directory)
+        self._lock = own(self.directory)
         try:
             self._password = _password(self.directory)
-            _end_leftover(self.directory)
+            end_leftover(self.directory)
             self.port = self._start_on_a_free_port()
         except BaseException:
             self._lock.close()
@@ -103,7 +108,10 @@ class Store:
                 return False
 
     def restart(self) -> None:
-        """Start again, at the same URL and with everything that was acknowledged."""
+        """Start again, at the same URL and with everything that was acknowledged.
+
+        Raises DiskFull if it comes up and cannot write, BufferUnavailable if it does not come up.
+        """
         self._stop()
         self._start(self.port)
 
@@ -134,7 +142,10 @@ class Store:
         raise AssertionError("the loop returns or raises")
 
     def _start(self, port: int) -> None:
-        conf = _write_private(self.directory / "redis.conf", self._configuration(port))
+        conf = self.directory / "redis.conf"
+        text = self._configuration(port)
+        if not conf.exists() or conf.read_text() != text:  # a restart writes nothing: the disk may be full
+            _write_private(conf, text)
         started, problems = threading.Event(), []
 
         def run() -> None:
@@ -175,30 +186,44 @@ class Store:
             while time.monotonic() < until:
                 try:
                     client.ping()
+                    # With `appendfsync always` a server whose disk is full ends at its first write: better here.
+                    client.set("kanabo:proof", PROOF)
+                    client.unlink("kanabo:proof")
                     return
                 except (redis.ConnectionError, redis.TimeoutError):  # not listening yet, or loading
                     if self._ended.wait(0.02):
                         break
         self._stop()
-        raise BufferUnavailable(self._why_it_ended())
+        raise self._why_it_ended()
 
-    def _why_it_ended(self) -> str:
-        lines = _tail(self.directory / "redis.log")
-        last = lines[-1] if lines else "(nothing)"
-        message = f"redis-server in {self.directory} did not start; the last line of its redis.log: {last}"
-        if any("append only file" in line.lower() for line in lines[-8:]):
+    def _why_it_ended(self) -> BufferUnavailable:
+        lines = self._last_words()
+        message = f"redis-server in {self.directory} did not start; the end of its redis.log:\n" + "\n".join(lines[-2:])
+        full = _write_error(self.directory)
+        if full or any("when the AOF fsync policy is 'always'" in line for line in lines[-2:]):
+            return DiskFull(f"{message}\nIt cannot write ({full or 'see its log'}). Free space there: nothing is lost.")
+        if any("reading the append only file" in line for line in lines[-8:]):
             since_redis_7 = self.directory / "appendonlydir" / "appendonly.aof.manifest"
             broken = since_redis_7 if since_redis_7.exists() else self.directory / "appendonly.aof"
+            # The server's program is the repair program as well; which of the two it is, it tells by its name.
+            repair = f"exec -a redis-check-aof {quote(str(self._program))} --fix {quote(str(broken))}"
             message += (
-                f"\nIts append-only file cannot be loaded. Copy {self.directory}, then cut off what is damaged with "
-                f"'redis-check-aof --fix {broken}' and resume. Without that program move the file away: "
+                f"\nIts append-only file cannot be loaded. Copy {self.directory}, then cut off what is damaged, and "
+                f"all after it, with\n    bash -c {quote(repair)}\nand resume. Or move the file away: "
                 "the last checkpoint alone is enough to resume from."
             )
-        return message
+        return BufferUnavailable(message)
+
+    def _last_words(self) -> list[str]:
+        try:
+            text = (self.directory / "redis.log").read_text("utf-8", errors="replace")
+        except FileNotFoundError:
+            text = ""
+        return text.strip().splitlines()[-20:] or ["(nothing)"]
 
     def _stop(self) -> None:
         if self.alive():
-            end(self._pid, self._ended.wait)
+            end_server(self._pid, self._ended.wait)
 
     def _configuration(self, port: int) -> str:
         addresses = self._bind if self._bind in ("127.0.0.1", "0.0.0.0", "::") else f"{self._bind} 127.0.0.1"
@@ -221,37 +246,6 @@ class Store:
         )
 
 
-def end(pid: int, ended: Callable[[float], bool]) -> None:
-    """SIGTERM, on which Redis saves and shuts down, and SIGKILL if it does not in time."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            return
-        if ended(STOP_TIMEOUT_S):
-            return
-    raise BufferUnavailable(f"redis-server {pid} does not end, not even by SIGKILL; its disk may hang.")
-
-
-def _own(directory: Path) -> TextIO:
-    """The lock on the directory, held while the file is open. Raises ConfigError naming who holds it."""
-    file = (directory / "owner.lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        owner = file.read().strip() or "unknown"
-        file.close()
-        raise ConfigError(
-            f"{directory} is in use by process {owner}: another run with this run.name and run.dir is going on. "
-            "Wait for it, end it, or give this run another name."
-        ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
-
-
 def _password(directory: Path) -> str:
     """Made once; only the owner of the directory can read it, and it is on no command line."""
     path = directory / "password"
@@ -272,47 +266,19 @@ def _write_private(path: Path, text: str) -> Path:
     return path
 
 
-def _end_leftover(directory: Path) -> None:
-    """End the server of an owner that was killed, if it is still there: two on one append-only file would ruin it."""
-    path = directory / "redis.pid"
+def _write_error(directory: Path) -> OSError | None:
+    """What the disk says to a short file; on a full one Redis could not even write its log."""
+    probe = directory / "probe"
     try:
-        pid = int(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return
-    if _is_our_server(pid, directory):
-        log.warning("ending redis-server %d, left over in %s", pid, directory)
-        try:
-            watch = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        try:
-            end(pid, lambda timeout_s: _readable(watch, timeout_s))
-        finally:
-            os.close(watch)
-    path.unlink(missing_ok=True)
-
-
-def _readable(descriptor: int, timeout_s: float) -> bool:
-    import select
-
-    return bool(select.select([descriptor], [], [], timeout_s)[0])
-
-
-def _is_our_server(pid: int, directory: Path) -> bool:
-    """Pids are reused: only a redis-server that works in this directory is ours."""
-    process = Path("/proc") / str(pid)
-    try:
-        command = (process / "cmdline").read_bytes()
-        return b"redis-server" in command and (process / "cwd").resolve() == directory
-    except OSError:
-        return False
-
-
-def _tail(path: Path, limit: int = 20) -> list[str]:
-    try:
-        return path.read_text("utf-8", errors="replace").strip().splitlines()[-limit:]
-    except FileNotFoundError:
-        return []
+        with probe.open("wb") as file:
+            file.write(PROOF)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    finally:
+        probe.unlink(missing_ok=True)
+    return None
 
 
 def _die_with_parent() -> Callable[[], None] | None:

@@ -29,11 +29,12 @@ from ray.exceptions import (
 )
 
 from cluster import checkpoint, metrics
-from cluster.errors import BudgetSpent, InfrastructureError, Stalled
+from cluster.buffer import Buffer
+from cluster.errors import BudgetSpent, BufferUnavailable, InfrastructureError, Stalled
 from cluster.follow import Follower
 from cluster.gang import Gang
 from cluster.staff import Staff
-from cluster.store import Store
+from cluster.store import DiskFull, Store
 from cluster.table import LiveTable
 from cluster.topology import POLICY, Site
 from cluster.types import Publication
@@ -45,6 +46,7 @@ INFRASTRUCTURE = (
     InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, WorkerCrashedError,
 )  # fmt: skip
 EVALUATION_TRIES = 3
+DISK_RETRY_S = 10.0
 
 T = TypeVar("T")
 
@@ -85,7 +87,10 @@ class Supervisor:
             for _ in range(count):
                 self._staff.hire(role)
         self._spawn(self._learn(resume_from), self._learner_ended)
-        for forever in (self._follower.run, self._relay_stop, self._watchdog.watch_store, self._staff.follow_wishes):
+        background = [self._follower.run, self._relay_stop, self._staff.follow_wishes]
+        if self._store is not None:
+            background += [self._keep_store, self._watchdog.watch_store]
+        for forever in background:
             self._keep_up(forever)
         try:
             await self._watch_all()
@@ -104,8 +109,7 @@ class Supervisor:
             done, _ = await asyncio.wait(self._tasks, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 self._tasks.pop(task)(task)
-            await self._check_store()
-            self._check_time()
+            await self._check_time()
 
     def _spawn(self, work: Coroutine[Any, Any, T], ended: Callable[[asyncio.Task[T]], None]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
@@ -208,12 +212,24 @@ class Supervisor:
                 f"The last: {what}: {why}"
             )
 
-    async def _check_store(self) -> None:
-        if self._store is not None and not self._store.alive():
+    async def _keep_store(self) -> None:
+        """Start the server again when it dies. That costs one of the budget; waiting for a full disk costs nothing."""
+        assert self._store is not None
+        while True:
+            await asyncio.sleep(1.0)
+            if self._store.alive():
+                continue
             self._spend("redis-server died", None)
-            await asyncio.to_thread(self._store.restart)
+            while True:
+                try:
+                    await asyncio.to_thread(self._store.restart)
+                    break
+                except DiskFull as error:
+                    self._follower.waiting = str(error)
+                    log.warning("%s Trying again every %.0f s, within run.stall_s.", error, DISK_RETRY_S)
+                    await asyncio.sleep(DISK_RETRY_S)
 
-    def _check_time(self) -> None:
+    async def _check_time(self) -> None:
         if time.monotonic() > self._leave_by:
             raise Stalled(
                 "asked to stop, the learner did not save its step within "
@@ -221,9 +237,13 @@ class Supervisor:
                 "The last checkpoint is whole; the next start continues from it."
             )
         if self._follower.idle_s() > self._config.run.stall_s:
+            try:  # with a connection that is not as patient as a stalled run has been
+                status = await asyncio.to_thread(Buffer(self._site.url, self._site.run_id).status, POLICY)
+            except BufferUnavailable as error:
+                status = error
             raise Stalled(
                 f"no step within run.stall_s = {self._config.run.stall_s:g} s. {self._follower.waiting}. "
-                f"{self._watchdog.report()}. Buffer: {self._buffer.status(POLICY)}"
+                f"{self._watchdog.report()}. Buffer: {status}"
             )
 
     async def _relay_stop(self) -> None:

@@ -46,7 +46,7 @@ class Site:
     run_dir: str
 
     def buffer(self) -> Buffer:
-        return Buffer(self.url, self.run_id)
+        return Buffer(self.url, self.run_id, self.config.run.stall_s)  # what waits longer ends the run anyway
 
 
 def learner_name(run_id: str, rank: int) -> str:

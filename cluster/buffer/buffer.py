@@ -10,7 +10,7 @@ from uuid import uuid4
 import msgspec
 
 from cluster.buffer import history
-from cluster.buffer.connection import Connection
+from cluster.buffer.connection import PATIENCE_S, Connection
 from cluster.errors import KanaboError, LeaseLost, StaleEpoch
 from cluster.types import Claim, CutRecord, Group, Manifest, Publication, Scores, decode, encode
 
@@ -55,18 +55,19 @@ class Buffer:
 
     Every call may be repeated and answers as it did first; redis-py's lost replies are repeated here. A call that waits
     blocks its thread until its bell rings, a deadline passes or `timeout_s` is over; async workers use a thread.
-    Any call raises BufferUnavailable if Redis stays away. It travels to other processes as its URL and run.
+    Any call waits while Redis is away, loads, or is short of memory or disk, and raises BufferUnavailable after
+    `patience_s`. It travels to other processes as its URL, run and patience.
     """
 
-    def __init__(self, url: str, run: str) -> None:
-        self._args = (url, run)
-        self._redis = Connection(url, run)
+    def __init__(self, url: str, run: str, patience_s: float = PATIENCE_S) -> None:
+        self._args = (url, run, patience_s)
+        self._redis = Connection(*self._args)
 
-    def __reduce__(self) -> tuple[type[Buffer], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[Buffer], tuple[str, str, float]]:
         return Buffer, self._args
 
     def close(self) -> None:
-        """Give the connections back; a later call opens new ones."""
+        """Give the connections back and end calls that wait for Redis to return; later ones do not wait for that."""
         self._redis.close()
 
     # ── set-up ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import threading
 import time
 from collections.abc import Callable
 from functools import cache
@@ -12,17 +15,42 @@ from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, OutOfMemoryError, ReadOnlyError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+)  # fmt: skip
 from redis.retry import Retry
 
 from cluster.errors import BufferUnavailable, ConfigError
+
+log = logging.getLogger(__name__)
 
 SOCKET_TIMEOUT_S = 20.0
 """An answer takes no longer, or the server hangs."""
 MAX_BLOCK_S = 10.0
 """One blocking read; below the socket's time-out. Longer waits are several of them."""
 PATIENCE_S = 30.0
-"""A restarting Redis is waited for so long."""
+"""A call waits so long for a Redis that is away or refuses to write; actors of a run wait for `run.stall_s`."""
+QUIET_S = 1.0
+"""Trouble that is over sooner, such as a restart of an empty server, is not worth a line in the log."""
+REPEAT_S = 30.0
+"""Trouble that lasts is named so often."""
+
+REFUSALS = {
+    "OOM": (
+        "is out of memory, and evicts nothing",
+        "Raise maxmemory (CONFIG SET maxmemory …), or for the next start store less: fewer learner.groups_per_step, "
+        "a smaller learner.max_staleness, checkpoints more often (they trim).",
+    ),
+    "MISCONF": ("cannot write its disk", "Free space there; its log says more."),
+    "READONLY": ("is a replica", "buffer.url must name the primary."),
+    "BUSY": ("is held up by a script", "If it is not one of ours, end it with SCRIPT KILL."),
+}
+"""What Redis says when it is there but does not write: its state, and the remedy."""
 
 T = TypeVar("T")
 
@@ -39,9 +67,16 @@ def address(url: str) -> str:
 
 
 class Connection:
-    """Thread-safe; connects at the first call. Repeats a call whose answer got lost: every script can be repeated."""
+    """Thread-safe; connects at the first call. Repeats a call whose answer got lost: every script can be repeated.
 
-    def __init__(self, url: str, run: str) -> None:
+    A Redis that is away, or refuses to write, is waited for up to `patience_s` a call: nothing fails, and so nothing is
+    dropped, over what its operator can mend.
+    """
+
+    def __init__(self, url: str, run: str, patience_s: float = PATIENCE_S) -> None:
+        self._patience_s = patience_s
+        self._closed = threading.Event()
+        self._named_at = float("-inf")
         self.where = address(url)
         self.prefix = f"kanabo:{{{run}}}:"
         # redis-py's own retries nest (a dead server would be tried 121 times), so they are off and ours is around them.
@@ -65,7 +100,7 @@ class Connection:
                 return self.redis.evalsha(sha, *keys_and_args)
             except NoScriptError:
                 # A server that does not know the script has just started: deadlines first, then anything else.
-                self.redis.eval(self._script("restarted")[0], 1, self.prefix, "")
+                self._renew_deadlines("restarted")
                 self.redis.script_load(text)
                 return self.redis.evalsha(sha, *keys_and_args)
 
@@ -98,46 +133,53 @@ class Connection:
         return reply[0][1] if reply else []
 
     def patiently(self, call: Callable[[], T]) -> T:
-        """Repeat while Redis is away or loading, then raise BufferUnavailable. ConfigError if it does not let us in."""
-        until = time.monotonic() + PATIENCE_S
-        retry = Retry(ExponentialBackoff(cap=4.0, base=0.05), 10, (redis.ConnectionError, redis.TimeoutError))
+        """Repeat while Redis is away, loads or refuses to write, and say so; BufferUnavailable when patience is over.
 
-        def may_repeat(error: Exception) -> bool:
-            return not isinstance(error, AuthenticationError) and time.monotonic() < until
+        ConfigError if it does not let us in.
+        """
+        begun = time.monotonic()
+        backoff = ExponentialBackoff(cap=1.0, base=0.05)
+        refused, failures = False, 0
+        while True:
+            try:
+                if refused:
+                    self._renew_deadlines("refused")
+                return call()
+            except redis.RedisError as error:
+                state, remedy = self._trouble(error)
+                refused = refused or not isinstance(error, (redis.ConnectionError, redis.TimeoutError))
+                failures += 1
+                self._wait(begun, backoff.compute(failures), f"Redis at {self.where} {state} ({error})", remedy, error)
 
-        try:
-            return retry.call_with_retry(call, lambda _: None, may_repeat)
-        except (AuthenticationError, NoPermissionError) as error:
-            raise self._refused(error) from error
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise BufferUnavailable(
-                f"Redis at {self.where} does not answer ({error}), tried for up to {PATIENCE_S:.0f} s. "
-                "Look at its log; the run continues from its last checkpoint once the server is back."
-            ) from error
-        except redis.ResponseError as error:
-            raise self._translated(error) from error
-
-    def _translated(self, error: redis.ResponseError) -> Exception:
-        text = str(error)
-        if isinstance(error, OutOfMemoryError) or "OOM" in text:
-            return BufferUnavailable(
-                f"Redis at {self.where} is out of memory ({text}). Nothing was evicted or written. Raise maxmemory, "
-                "or store less: fewer groups_per_step, a smaller max_staleness, checkpoints more often (they trim)."
+    def _wait(self, begun: float, pause_s: float, what: str, remedy: str, error: Exception) -> None:
+        now = time.monotonic()
+        if now - begun >= self._patience_s or self._closed.is_set():
+            raise BufferUnavailable(f"{what}, waited for {now - begun:.0f} s. {remedy}") from error
+        if now - begun >= QUIET_S and now - self._named_at >= REPEAT_S:
+            self._named_at = now
+            log.warning(
+                "%s. Waiting, for up to %.0f s; nothing is dropped meanwhile. %s", what, self._patience_s, remedy
             )
-        if "MISCONF" in text:
-            return BufferUnavailable(f"Redis at {self.where} cannot write its disk ({text}). Free space there.")
-        if isinstance(error, ReadOnlyError) or "READONLY" in text:
-            return BufferUnavailable(f"Redis at {self.where} is a replica ({text}). buffer.url must name the primary.")
-        if "NOAUTH" in text or "WRONGPASS" in text:
-            return self._refused(error)
-        return error
+        self._closed.wait(pause_s)
 
-    def _refused(self, error: Exception) -> ConfigError:
-        return ConfigError(f"Redis at {self.where} refuses us: {error}. Check the user and password in buffer.url.")
+    def _trouble(self, error: redis.RedisError) -> tuple[str, str]:
+        """The state Redis is in, and the remedy. Raises what does not get better by waiting."""
+        if isinstance(error, (AuthenticationError, NoPermissionError)) or re.search("NOAUTH|WRONGPASS", str(error)):
+            raise ConfigError(
+                f"Redis at {self.where} refuses us: {error}. Check the user and password in buffer.url."
+            ) from error
+        if isinstance(error, BusyLoadingError):
+            return "is loading its data", "It answers once it has; its log says how far it is."
+        if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
+            return "does not answer", "Look at its log; the run continues from its last checkpoint once it is back."
+        word = _refusal(error)
+        if word is None:
+            raise error
+        return REFUSALS[word]
 
-    def script_text(self, name: str) -> str:
-        """For use in a MULTI block, where `call` cannot go."""
-        return self._script(name)[0]
+    def _renew_deadlines(self, why: str) -> None:
+        """Nobody could renew a lease or send a score in the meantime: `restarted` or `refused`."""
+        self.redis.eval(self._script("fresh")[0], 1, self.prefix, "", why)
 
     def _script(self, name: str) -> tuple[str, str]:
         """Text and SHA. The run's name is in it, so another run here does not hide a restart from this one."""
@@ -147,4 +189,16 @@ class Connection:
         return self._scripts[name]
 
     def close(self) -> None:
+        """Give the connections back and end calls that wait for Redis to return; later ones do not wait for that."""
+        self._closed.set()
         self.redis.close()
+
+
+def _refusal(error: redis.RedisError) -> str | None:
+    """The word with which Redis refuses to write; inside a script it stands in the middle of the message."""
+    if isinstance(error, OutOfMemoryError):
+        return "OOM"
+    if isinstance(error, ReadOnlyError):
+        return "READONLY"
+    found = re.search(rf"(?:^|[\s-])({'|'.join(REFUSALS)})\s", str(error))
+    return found[1] if found else None

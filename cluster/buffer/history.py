@@ -34,28 +34,18 @@ class History:
 
 
 def read(connection: Connection, policy: str) -> History:
-    own = f"{connection.prefix}policy:{policy}:"
-
-    def run() -> list[Any]:
-        with connection.redis.pipeline(transaction=True) as pipe:
-            pipe.hgetall(own + "ledger")
-            pipe.hgetall(own + "counters")
-            pipe.hget(own + "state", "version")
-            pipe.eval(connection.script_text("present"), 1, connection.prefix, policy)
-            return pipe.execute()
-
-    ledger, counters, version, present = connection.patiently(run)
+    _, ledger, counters, version, present = connection.call("past", policy)
     lines, trained = [], {}
-    for id, line in ledger.items():
+    for id, line in _pairs(ledger).items():
         task, epoch, born, outcome = line.decode().split(" ", 3)
         if outcome.startswith("cut:"):
-            steps = [step for step in map(int, outcome[4:].split(",")) if step < int(version)]
+            steps = [step for step in map(int, outcome[4:].split(",")) if step < version]
             outcome = f"trained:{steps[-1]}" if steps else "live"
             if steps:
                 trained[id.decode()] = steps
         lines.append(LedgerLine(id.decode(), int(task), int(epoch), int(born), outcome))
     lines.sort(key=lambda line: int(line.id.rsplit("/", 1)[1]))
-    numbers = _numbers(counters)
+    numbers = _numbers(_pairs(counters))
     return History(lines, trained, numbers.get("claimed", 0), {id.decode() for id in present}, numbers)
 
 
@@ -127,7 +117,7 @@ def persistence(connection: Connection) -> list[str]:
     if values["maxmemory-policy"] not in ("noeviction", ""):
         warnings.append(f"maxmemory-policy is {values['maxmemory-policy']}: Redis may evict groups. Set noeviction.")
     if values["maxmemory"] not in ("0", ""):
-        warnings.append(f"maxmemory is {int(values['maxmemory']) / 2**30:.2f} GiB: when it is full the run stops.")
+        warnings.append(f"maxmemory is {int(values['maxmemory']) / 2**30:.2f} GiB: when it is full the run waits.")
     return warnings
 
 

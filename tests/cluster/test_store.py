@@ -17,8 +17,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from cluster import own
 from cluster.buffer import Buffer, Limits, connection
-from cluster.errors import BufferUnavailable, ConfigError
+from cluster.errors import ConfigError
 from cluster.store import Store, find_server
 from tests.cluster.lap import Lap, group_of
 
@@ -115,20 +116,6 @@ def test_a_waiting_learner_outlives_a_restart(store: Store):
     assert len(answers) == 1
 
 
-def test_a_full_server_is_reported_with_its_remedy_and_nothing_is_half_written(store: Store):
-    lap = Lap(Buffer(store.url, "run"), Limits(4, 0))
-    claim = lap.claim()
-    assert claim
-    admin = redis.Redis.from_url(store.url)
-    admin.config_set("maxmemory", 1)
-    with pytest.raises(BufferUnavailable, match="maxmemory"):
-        lap.buffer.put(group_of(claim))
-    assert lap.buffer.status("policy")["groups"]["leased"] == 1
-    admin.config_set("maxmemory", 0)
-    lap.buffer.put(group_of(claim))
-    lap.check_tasks()
-
-
 def test_persistence_says_what_a_users_own_server_can_lose(store: Store):
     admin = redis.Redis.from_url(store.url)
     for name, value in (("appendfsync", "everysec"), ("maxmemory", "1gb"), ("maxmemory-policy", "allkeys-lru")):
@@ -148,6 +135,55 @@ def test_a_second_owner_is_refused_by_name(store: Store):
     assert store.alive()
 
 
+RACER = """
+import sys
+from cluster.errors import ConfigError
+from cluster.store import Store
+print("set", flush=True)
+sys.stdin.readline()
+try:
+    store = Store(sys.argv[1])
+except ConfigError as error:
+    print(f"refused {error}", flush=True)
+else:
+    print(f"owner {store.pid}", flush=True)
+sys.stdin.readline()
+"""
+
+
+def servers_in(directory: Path) -> list[int]:
+    return [int(p.name) for p in Path("/proc").glob("[0-9]*") if own._is_our_server(p, directory)]
+
+
+def test_of_processes_that_want_a_directory_at_once_one_gets_it_also_from_under_a_killed_owners_server(tmp_path: Path):
+    with Store(tmp_path) as store:
+        url, client = store.url, redis.Redis.from_url(store.url)
+    with subprocess.Popen([find_server(), tmp_path / "redis.conf"], cwd=tmp_path) as leftover:
+        connection.Connection(url, "run").patiently(lambda: client.set("kept", 1))
+        racers = [
+            subprocess.Popen([sys.executable, "-c", RACER, tmp_path], stdin=-1, stdout=-1, text=True) for _ in range(3)
+        ]
+        pipes = [(racer.stdin, racer.stdout) for racer in racers if racer.stdin and racer.stdout]
+        for _, answers in pipes:
+            assert answers.readline() == "set\n"
+        for orders, _ in pipes:
+            orders.write("go\n")
+            orders.flush()
+        answers = [answers.readline().split(maxsplit=1) for _, answers in pipes]
+        owners = [int(text) for word, text in answers if word == "owner"]
+        assert len(owners) == 1
+        assert all("in use by process" in text for word, text in answers if word == "refused")
+        assert servers_in(tmp_path) == owners
+        assert leftover.poll() is not None
+    for racer in racers:
+        racer.kill()
+        racer.wait()
+    assert ended(owners[0])
+    with Store(tmp_path) as store:
+        assert servers_in(tmp_path) == [store.pid]
+        assert redis.Redis.from_url(store.url).get("kept") == b"1"
+
+
 def test_a_closed_directory_can_be_owned_again_with_all_it_held(tmp_path: Path):
     directory = tmp_path / "a directory with spaces and ü"
     with Store(directory) as store:
@@ -163,19 +199,19 @@ def test_a_leftover_server_is_ended_before_a_new_one_starts_and_its_data_kept(tm
     with Store(tmp_path) as store:
         pass
     leftover = subprocess.Popen([find_server(), tmp_path / "redis.conf"], cwd=tmp_path)
+    elsewhere = tmp_path.parent  # a server that works in another directory is somebody else's
+    bystander = subprocess.Popen(
+        [find_server(), "--port", "0", "--unixsocket", "other.sock", "--save", ""], cwd=elsewhere
+    )
     url, client = store.url, redis.Redis.from_url(store.url)
     connection.Connection(url, "run").patiently(lambda: client.set("kept", 1))
+    (tmp_path / "redis.pid").unlink()  # a full disk does not take one
     with Store(tmp_path) as store:
         assert leftover.wait(0) == 0
+        assert bystander.poll() is None
         assert redis.Redis.from_url(store.url).get("kept") == b"1"
-
-
-def test_a_pid_file_that_names_somebody_else_harms_nobody(tmp_path: Path):
-    with subprocess.Popen(["sleep", "60"]) as bystander:
-        (tmp_path / "redis.pid").write_text(str(bystander.pid))
-        with Store(tmp_path):
-            assert bystander.poll() is None
-        bystander.kill()
+    bystander.kill()
+    bystander.wait()
 
 
 CHILD = """
@@ -199,19 +235,6 @@ def test_the_server_ends_with_the_process_that_started_it_not_with_the_thread(tm
         child.send_signal(signal.SIGKILL)
     assert ended(pid)
     Store(tmp_path).close()
-
-
-def test_an_append_only_file_that_cannot_be_loaded_is_reported_with_its_remedy(tmp_path: Path):
-    with Store(tmp_path) as store:
-        for i in range(50):
-            redis.Redis.from_url(store.url).set(f"key{i}", "x" * 100)
-    (file,) = [*tmp_path.glob("appendonly.aof"), *tmp_path.glob("appendonlydir/*.incr.aof")]
-    data = bytearray(file.read_bytes())
-    data[1000:1100] = b"?" * 100
-    file.write_bytes(data)
-    with pytest.raises(BufferUnavailable, match="redis-check-aof --fix") as error:
-        Store(tmp_path)
-    assert "Bad file format" in str(error.value)
 
 
 def test_without_any_redis_server_the_error_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

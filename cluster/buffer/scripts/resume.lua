@@ -30,7 +30,11 @@ local function roll_back()
   for i = 1, #lines, 2 do
     local cut = tonumber(string.match(lines[i + 1], ' cut:[%d,]-(%d+)$'))
     if trained[lines[i]] then
-      if not (cut and cut < step) then settle(lines[i], 'cut:' .. step - 1) end
+      if not (cut and cut < step) then
+        -- Redis lost in which step. No later one than the bound had let it: more would be read as a broken bound.
+        local version = tonumber(string.match(lines[i + 1], '^%S+ %S+ (%S+)'))
+        settle(lines[i], 'cut:' .. math.min(step - 1, version + limit('max_staleness')))
+      end
     elseif cut and cut >= step then
       settle(lines[i], 'dropped:rolled_back')
     end

@@ -1,0 +1,44 @@
+"""The driver's hold on the embedded server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from cluster import config, supervise
+from cluster.store import Store
+from cluster.topology import Site
+from tests.cluster.disk import disk, kill
+
+RECIPE = Path(__file__).parents[2] / "deploy" / "recipes" / "quickstart.toml"
+
+
+async def test_a_full_disk_costs_one_of_the_budget_however_long_it_lasts(
+    tmp_path: Path, shim: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(supervise, "DISK_RETRY_S", 0.2)
+    caplog.set_level(logging.WARNING)
+    flag = tmp_path / "full"
+    settings = config.load(str(RECIPE), ["run.max_infrastructure_failures=1"])
+    with disk(shim, FULL_DISK=flag), Store(tmp_path / "redis") as store:
+        site = Site(settings, "", store.url, "run", str(tmp_path))
+        supervisor = supervise.Supervisor(site, store, None, None)  # type: ignore[arg-type]
+        keeper = asyncio.create_task(supervisor._keep_alive(store))
+        flag.touch()
+        kill(store)
+        for _ in range(40):
+            await asyncio.sleep(0.1)
+            assert not keeper.done(), keeper.exception()
+        assert sum("Free space" in record.getMessage() for record in caplog.records) >= 3
+        assert "Free space" in supervisor._follower.waiting
+        flag.unlink()
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            if store.alive() and (await asyncio.to_thread(site.buffer().summary, "policy"))["groups_lost"] == 0:
+                break
+        assert store.alive()
+        assert not keeper.done()
+        keeper.cancel()
