@@ -34,14 +34,14 @@ def main(
     try:
         settings = config.load(recipe, overrides or [])
         directory = check.run_directory(settings)
-        check.plugins(settings)
-        check.storage(settings)
+        for warning in check.everything(settings, directory, online=not dry_run):
+            table.console.print(f"[yellow]warning[/] {_plain(warning)}", highlight=False, soft_wrap=True)
         if dry_run:
             table.console.print(check.plan(settings, directory), highlight=False, soft_wrap=True)
             raise typer.Exit(0)
         code = run(settings, recipe, directory)
     except ConfigError as error:
-        table.console.print(f"[bold red]error[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        table.console.print(f"[bold red]error[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     raise typer.Exit(code)
 
@@ -53,17 +53,19 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
     from cluster.store import Store
 
     topology.settle()
-    check.claim_directory(settings, directory)
     resume_from = check.resume_point(settings, directory)
-    model_dir = prepare(settings.model, settings.seed)
-    begun = time.monotonic()  # a model that is made or downloaded is kept, so its time is not the run's
-    (directory / "config.toml").write_text(config.dump(settings))
+    begun = time.monotonic()
     store = None
     try:
         topology.start_ray(settings)
         topology.check_placement(settings)
+        check.claim_directory(settings, directory)
+        making = time.monotonic()
+        model_dir = prepare(settings.model, settings.seed)
+        begun += time.monotonic() - making  # a model that is made or downloaded is kept, so its time is not the run's
         store = Store(directory / "redis", bind=topology.reachable_address()) if settings.buffer.url is None else None
         url = store.url if store else str(settings.buffer.url)
+        (directory / "config.toml").write_text(config.dump(settings))
         site = topology.Site(settings, str(model_dir), url, settings.run.name, str(directory))
         return asyncio.run(_drive(site, store, recipe, resume_from, begun))
     finally:
@@ -79,8 +81,6 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     settings, directory = site.config, Path(site.run_dir)
     buffer = site.buffer()
     buffer.configure(check.limits(settings))
-    for warning in buffer.persistence() if store is None else ():
-        table.console.print(f"[yellow]warning[/] {warning}", highlight=False, soft_wrap=True)
     buffer.forsake(topology.POLICY)  # every worker of an earlier life is gone
     metrics.forget_after(directory, checkpoint.read(resume_from).step if resume_from else -1)
     recorder = metrics.Recorder(directory, settings.tracking, settings.run.name, settings.model_dump(mode="json"))
@@ -102,7 +102,7 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     table.show_summary(summary, str(directory))
     if failure is not None:
         kind = "" if isinstance(failure, KanaboError) else f"{type(failure).__name__}: "
-        table.console.print(f"[bold red]failed[/] {kind}{_plain(failure)}", highlight=False, soft_wrap=True)
+        table.console.print(f"[bold red]failed[/] {kind}{_plain(str(failure))}", highlight=False, soft_wrap=True)
         table.console.print(f"The whole trace is in {directory / 'error.txt'}.", highlight=False, soft_wrap=True)
         return 1
     return 0
@@ -114,8 +114,8 @@ def _shut_down() -> None:
     ray.shutdown()
 
 
-def _plain(error: BaseException) -> str:
-    return str(error).replace("[", "\\[")
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
 
 
 if __name__ == "__main__":
