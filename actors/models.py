@@ -120,7 +120,11 @@ def _hint(path: str) -> str:
 def _tiny(section: ModelSection, seed: int) -> Any:
     from actors import tiny
 
-    return build_plugin(tiny.MODELS, section.path.removeprefix(TINY), {"seed": seed, **section.options}, "model")
+    name = section.path.removeprefix(TINY)
+    if name not in tiny.MODELS:
+        known = ", ".join(f"{TINY}{m}" for m in sorted(tiny.MODELS))
+        raise ConfigError(f"model.path = '{section.path}' is unknown. {nearest(name, tiny.MODELS)}Known: {known}.")
+    return build_plugin(tiny.MODELS, name, {"seed": seed, **section.options}, "model")
 
 
 def _wheel_version() -> str:

@@ -19,10 +19,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 HEAD = """# Recipes
 
 A recipe is one TOML file; `deploy/recipes/` has some to start from. `python -m cluster.run RECIPE` runs it, any key can
-be overridden behind it as `section.key=value` in TOML's syntax (bare words are strings, `rewards.0.use=…` reaches into a
-list), and `--dry-run` checks it and says what its numbers mean. A key that is not listed here is refused. The run writes
-what it ran with, defaults and overrides included, to `config.toml` in its directory. A second start there continues the
-run if the recipe is the same in what makes the run: model, tasks, seed, rewards, environment, group and batch size.
+be overridden behind it as `section.key=value` in TOML's syntax (bare words are strings, `rewards.0.use=…` reaches into
+a list), and `--dry-run` checks it and says what its numbers mean. A key that is not listed here is refused. The run
+writes what it ran with, defaults and overrides included, to `config.toml` in its directory. A second start there goes
+on with the run if what makes it is the same: model, tasks, seed, rewards, environment, group and batch size.
 
 This page is made of the sources by `python -m cluster.recipe_docs`.
 """
