@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from actors import rollout
 from actors.chat import Chat
 from actors.environments import End, Environment, Observation
 from actors.environments.single_turn import SingleTurn
@@ -102,10 +103,12 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def worker(model, buffer):
+def worker(model, buffer, monkeypatch):
     """Makes a worker on a buffer that admits four groups, of which the first is the bad task's."""
     from transformers import AutoTokenizer
 
+    monkeypatch.setattr(rollout, "CLAIM_S", 0.1)
+    monkeypatch.setattr(rollout, "REPORT_S", 0.1)
     settings = parse(
         {
             "rollout": {"group_size": 2, "max_tokens": 4, "max_turns": 2, "environment_timeout_s": 0.3},
@@ -136,7 +139,7 @@ def worker(model, buffer):
 async def dropped_and_named(worker: RolloutWorker, buffer: Buffer) -> str:
     """Works until the other groups are stored; returns how the failure was reported."""
     running = asyncio.create_task(worker.run())
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 8
     while buffer.status("policy")["groups"]["ready"] < GROUPS:
         assert not running.done(), running.exception()
         assert time.monotonic() < deadline, buffer.status("policy")
@@ -234,8 +237,8 @@ async def test_a_held_out_task_that_fails_is_left_out_and_counted(worker):
 def test_failures_of_rollouts_and_rewards_share_a_budget_and_the_last_is_named(buffer):
     settings = parse({"run": {"max_data_failures": 3}})
     follower = Follower(buffer, settings, SimpleNamespace(), SimpleNamespace(), lambda _: None)
-    rollout = {"tokens": 0, "seconds": 1.0, "data_failures": 2, "last_failure": "group policy/1/0 dropped: x."}
-    follower._on_rollout(rollout)
+    sampled = {"tokens": 0, "seconds": 1.0, "data_failures": 2, "last_failure": "group policy/1/0 dropped: x."}
+    follower._on_rollout(sampled)
     follower._on_reward({"data_failures": 1, "last_failure": "y."})
     with pytest.raises(BudgetSpent, match=r"4 groups failed.*max_data_failures = 3.*The last: group 7: judge is drunk"):
         follower._on_reward({"data_failures": 1, "last_failure": "group 7: judge is drunk"})
