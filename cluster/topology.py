@@ -30,6 +30,8 @@ from cluster.types import Group, Publication
 
 POLICY = "policy"
 """Name of the one policy a run has so far."""
+JOIN_S = 10.0
+"""A cluster's head answers within this time, or it is not there."""
 
 
 @dataclass(frozen=True)
@@ -161,14 +163,7 @@ def start_ray(config: RunConfig) -> None:
     Raises ConfigError if it cannot be joined.
     """
     if "RAY_ADDRESS" in os.environ:
-        address = os.environ["RAY_ADDRESS"]
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"RAY_ADDRESS = '{address}' cannot be joined: {one_line(error)} "
-                "Start a cluster there, or unset RAY_ADDRESS and the run starts one on this machine."
-            ) from error
+        _join(os.environ["RAY_ADDRESS"])
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(
@@ -179,6 +174,21 @@ def start_ray(config: RunConfig) -> None:
         logging_level=logging.WARNING,
         runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), *_python_path()])}},
     )
+
+
+def _join(address: str) -> None:
+    """Connect to a running cluster. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdigit() and "/" not in host:
+            # Asked first, because Ray tries for minutes where nobody listens.
+            socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_S).close()
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"RAY_ADDRESS = '{address}' cannot be joined: {one_line(error)} "
+            "Start a cluster there, or unset RAY_ADDRESS and the run starts one on this machine."
+        ) from error
 
 
 def _python_path() -> list[str]:
