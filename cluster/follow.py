@@ -110,11 +110,17 @@ class Follower:
     def _on_rollout(self, fields: dict[str, Any]) -> None:
         self._tokens += fields["tokens"]
         self._seconds += fields["seconds"] / self._config.rollout.workers
+        self._spend(fields)
+
+    def _on_reward(self, fields: dict[str, Any]) -> None:
+        self._spend(fields)
+
+    def _spend(self, fields: dict[str, Any]) -> None:
         self._data_failures += fields["data_failures"]
         if self._data_failures > self._config.run.max_data_failures:
             raise BudgetSpent(
-                f"{self._data_failures} groups failed in an environment or a plug-in, run.max_data_failures = "
-                f"{self._config.run.max_data_failures}. The workers' logs name each."
+                f"{self._data_failures} groups failed in a task, an environment or a reward; run.max_data_failures = "
+                f"{self._config.run.max_data_failures}. Mend it, or raise that. The last: {fields['last_failure']}"
             )
 
     def _on_update(self, fields: dict[str, Any]) -> None:

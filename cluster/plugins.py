@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cluster.config.foreign import translated
 from cluster.errors import ConfigError, nearest
 
 
 class Plugin(BaseModel):
     """Base of every plug-in: frozen, and an option it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
 
 
 P = TypeVar("P")
@@ -50,14 +51,24 @@ def build(known: Mapping[str, type[P]], use: str, options: Mapping[str, Any], wh
     try:
         return cls(**options)
     except (ValidationError, TypeError) as error:
-        raise ConfigError(f"{where}.options of '{use}': {explain(error)}") from error
+        raise ConfigError(f"{where}.options of '{use}': {explain(error, _options(cls))}.") from error
 
 
-def explain(error: ValidationError | TypeError) -> str:
-    """Pydantic's findings, one phrase each."""
+def _options(cls: Any) -> list[str]:
+    return sorted(getattr(cls, "model_fields", ()))
+
+
+def explain(error: ValidationError | TypeError, known: Iterable[str] = ()) -> str:
+    """Pydantic's findings, one phrase each; `known` are the options there are."""
     if isinstance(error, TypeError):
         return str(error)
-    return "; ".join(
-        f"{'.'.join(map(str, e['loc']))}: {e['msg']}" + (f" (got {e['input']!r})" if e["type"] != "missing" else "")
-        for e in error.errors()
-    )
+    return "; ".join(_phrase(e, list(known)) for e in error.errors())
+
+
+def _phrase(finding: Any, known: list[str]) -> str:
+    name = ".".join(map(str, finding["loc"]))
+    if finding["type"] == "extra_forbidden":
+        hint = translated(name) or nearest(name, known)
+        return f"unknown option '{name}'. {hint}Known: {', '.join(known) or 'none'}"
+    got = "" if finding["type"] == "missing" else f" (got {finding['input']!r:.80})"
+    return f"{name}: {finding['msg']}{got}"

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -36,17 +37,17 @@ def main(
     try:
         settings = config.load(recipe, overrides or [])
         directory = check.run_directory(settings)
-        check.plugins(settings)
-        check.storage(settings)
+        for warning in check.everything(settings, directory, online=not dry_run):
+            table.console.print(f"[yellow]warning[/] {_plain(warning)}", highlight=False, soft_wrap=True)
         if dry_run:
             table.console.print(check.plan(settings, directory), highlight=False, soft_wrap=True)
             raise typer.Exit(0)
         code = run(settings, recipe, directory)
     except ConfigError as error:
-        table.console.print(f"[bold red]error[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        table.console.print(f"[bold red]error[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     except BufferUnavailable as error:  # before the lap had begun, so there is no summary
-        table.console.print(f"[bold red]failed[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        table.console.print(f"[bold red]failed[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     raise typer.Exit(code)
 
@@ -58,27 +59,26 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
     from cluster.store import Store
 
     topology.settle()
-    with own(directory):  # before anything is written there, and until the last process of the run has ended
-        check.claim_directory(settings, directory)
-        resume_from = check.resume_point(settings, directory)
+    resume_from = check.resume_point(settings, directory)
+    begun = time.monotonic()
+    with ExitStack() as at_exit:
+        at_exit.callback(_shut_down)
+        topology.start_ray(settings)
+        topology.check_placement(settings)
+        at_exit.enter_context(own(directory))  # before anything is written there
+        check.used_directory(settings, directory)
         if resume_from is not None:
             checkpoint.abandon_after(directory / "checkpoints", checkpoint.read(resume_from).step)
+        making = time.monotonic()
         model_dir = prepare(settings.model, settings.seed)
-        begun = time.monotonic()  # a model that is made or downloaded is kept, so its time is not the run's
-        (directory / "config.toml").write_text(config.dump(settings))
+        begun += time.monotonic() - making  # a model is made or downloaded once, so its time is not the run's
         store = None
-        try:
-            topology.start_ray(settings)
-            topology.check_placement(settings)
-            if settings.buffer.url is None:
-                store = Store(directory / "redis", bind=topology.reachable_address())
-            url = store.url if store else str(settings.buffer.resolved())
-            site = topology.Site(settings, str(model_dir), url, check.identity(settings, directory), str(directory))
-            return asyncio.run(_drive(site, store, recipe, resume_from, begun))
-        finally:
-            _shut_down()
-            if store:
-                store.close()
+        if settings.buffer.url is None:
+            store = at_exit.enter_context(Store(directory / "redis", bind=topology.reachable_address()))
+        url = store.url if store else str(settings.buffer.resolved())
+        (directory / "config.toml").write_text(config.dump(settings))
+        site = topology.Site(settings, str(model_dir), url, check.run_id(settings, directory), str(directory))
+        return asyncio.run(_drive(site, store, recipe, resume_from, begun))
 
 
 async def _drive(site, store, recipe: str, resume_from: Path | None, begun: float) -> int:
@@ -88,8 +88,6 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     settings, directory = site.config, Path(site.run_dir)
     buffer = Buffer(site.url, site.run_id)  # not as patient as the lap's: it has not begun, or has ended
     buffer.configure(check.limits(settings))
-    for warning in buffer.persistence() if store is None else ():
-        table.console.print(f"[yellow]warning[/] {warning}", highlight=False, soft_wrap=True)
     buffer.forsake(topology.POLICY)  # every worker of an earlier life is gone
     recorder = metrics.Recorder(directory, settings.tracking, settings.run.name, settings.model_dump(mode="json"))
     recorder.forget_after(checkpoint.read(resume_from).step if resume_from else -1)
@@ -115,7 +113,7 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     table.show_summary(summary, str(directory))
     if failure is not None:
         kind = "" if isinstance(failure, KanaboError) else f"{type(failure).__name__}: "
-        table.console.print(f"[bold red]failed[/] {kind}{_plain(failure)}", highlight=False, soft_wrap=True)
+        table.console.print(f"[bold red]failed[/] {kind}{_plain(str(failure))}", highlight=False, soft_wrap=True)
         table.console.print(f"The whole trace is in {directory / 'error.txt'}.", highlight=False, soft_wrap=True)
         return 1
     return 0
@@ -127,8 +125,8 @@ def _shut_down() -> None:
     ray.shutdown()
 
 
-def _plain(error: BaseException) -> str:
-    return str(error).replace("[", "\\[")
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
 
 
 if __name__ == "__main__":

@@ -174,6 +174,9 @@ class Supervisor:
             publication = await asyncio.to_thread(self._buffer.published, POLICY, timeout_s=1.0)
         self._follower.first_weights(publication.step)
         if not self._staff.may_work.is_set():
+            # One that dies here is missed, and replaced, when it is to work.
+            caught_up = (engine.catch_up.remote(publication) for engine in self._staff.of("rollout"))
+            await asyncio.gather(*caught_up, return_exceptions=True)
             if publication.step == 0:
                 await self._evaluate(0)
             self._staff.may_work.set()

@@ -24,14 +24,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import checkpoint
 from cluster.buffer import Buffer
+from cluster.check import unplaceable
 from cluster.config import RunConfig
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, one_line
 from cluster.types import Group, Publication
 
 SPARE_PLACES = 16
 """On one machine: for workers that join later."""
 POLICY = "policy"
 """Name of the one policy a run has so far."""
+JOIN_S = 10.0
+"""A cluster's head answers within this time, or it is not there."""
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,10 @@ def needed_cpus(config: RunConfig) -> float:
 def start_ray(config: RunConfig) -> None:
     """Join the cluster that $RAY_ADDRESS names, or start one on this machine.
 
-    Raises ConfigError if the cluster is too small for the recipe.
+    Raises ConfigError if it cannot be joined.
     """
     if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        _join(os.environ["RAY_ADDRESS"])
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(
@@ -177,6 +180,21 @@ def start_ray(config: RunConfig) -> None:
         logging_level=logging.WARNING,
         runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), *_python_path()])}},
     )
+
+
+def _join(address: str) -> None:
+    """Connect to a running cluster. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdigit() and "/" not in host:
+            # Asked first, because Ray tries for minutes where nobody listens.
+            socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_S).close()
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"RAY_ADDRESS = '{address}' cannot be joined: {one_line(error)} "
+            "Start a cluster there, or unset RAY_ADDRESS and the run starts one on this machine."
+        ) from error
 
 
 def _python_path() -> list[str]:
@@ -197,16 +215,23 @@ def reachable_address() -> str:
 
 
 def check_placement(config: RunConfig) -> None:
-    """Raises ConfigError if the cluster can never hold what the recipe asks for."""
-    have = ray.cluster_resources()
-    need = {"CPU": needed_cpus(config)}
-    if on_gpu():
-        need["GPU"] = config.rollout.workers * config.engine.tensor_parallel + config.learner.ranks
-    missing = [f"{k}: {v:g} needed, {have.get(k, 0):g} there" for k, v in need.items() if have.get(k, 0) < v]
-    if missing:
+    """Raises ConfigError if the cluster, as it is now, cannot hold what the recipe asks for."""
+    if config.weights.transport == "nccl" and not on_gpu():
         raise ConfigError(
-            f"the cluster cannot hold {config.rollout.workers} engine(s) and {config.learner.ranks} learner rank(s): "
-            f"{'; '.join(missing)}. Lower rollout.workers or learner.ranks, or add nodes."
+            "weights.transport = 'nccl' needs GPUs, and the cluster has none. "
+            "Set weights.transport=pull, or submit the job to a cluster with GPUs."
+        )
+    gpu = {"GPU": 1.0} if on_gpu() else {}
+    engine = {"CPU": 1.0, **{k: v * config.engine.tensor_parallel for k, v in gpu.items()}}
+    bundles = [engine] * config.rollout.workers + [{"CPU": 1.0, **gpu}] * config.learner.ranks
+    bundles += [{"CPU": 0.1}] * config.reward_workers.workers
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if missing := unplaceable(bundles, nodes):
+        have = [", ".join(f"{node.get(k, 0):g} {k}" for k in engine) for node in nodes]
+        raise ConfigError(
+            f"the cluster cannot hold rollout.workers = {config.rollout.workers} and learner.ranks = "
+            f"{config.learner.ranks}: there is no room for {missing}. Its nodes have {'; '.join(have)}. "
+            "Lower rollout.workers, learner.ranks or engine.tensor_parallel, or add nodes."
         )
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from cluster.config import RewardSection, RunConfig
 from cluster.failpoints import failpoint
-from cluster.types import Group, Provenance, Scores
+from cluster.types import FAILED, Group, Provenance, Scores
 from rewards.base import UNVERSIONED, Services
 from rewards.zoo import build_signal
 
@@ -37,6 +37,7 @@ class ScoreBuffer(Protocol):
     def answered(self, ids: Sequence[str]) -> list[set[tuple[str, str]]]: ...
     def relabel(self, versions: Mapping[str, str]) -> object: ...
     def score(self, claim_id: str, scores: Mapping[str, Scores]) -> object: ...
+    def emit(self, kind: str, fields: Mapping[str, Any]) -> object: ...
 
 
 class RewardWorker:
@@ -124,6 +125,16 @@ class RewardWorker:
         scores = await self.score(group, names)
         failpoint("rewards.before_score")
         await asyncio.to_thread(self._buffer.score, group.id, scores)
+        if failure := next((f for n, s in scores.items() if (f := self._fatal(n, s))), ""):
+            fields = {"worker": self.name, "data_failures": 1, "last_failure": f"group {group.id}: {failure}"}
+            await asyncio.to_thread(self._buffer.emit, "reward", fields)
+
+    def _fatal(self, name: str, scores: Scores) -> str:
+        """Why a signal that the group cannot do without failed on all of its rollouts; nothing if it did not."""
+        section = self._sections[name]
+        if section.weight == 0 or section.missing is not None or not (scores.state == FAILED).all():
+            return ""
+        return scores.provenance[0].note or f"reward '{name}' failed"
 
     async def _patiently(self, name: str, group: Group) -> Scores:
         """One signal's answer; with `on_missing = "wait"` asked again until it is known or the group is overdue."""

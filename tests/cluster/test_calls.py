@@ -97,12 +97,10 @@ def test_a_buffer_travels_as_its_address(buffer: Buffer):
     assert pickle.loads(pickle.dumps(buffer)).status("policy")["epoch"] == 1
 
 
-def test_redis_that_is_away_or_refuses_is_named_without_its_password(redis_url: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(connection, "PATIENCE_S", 0.5)
+def test_redis_that_is_away_or_refuses_is_named_without_its_password(redis_url: str):
     with pytest.raises(BufferUnavailable, match=r"127\.0\.0\.1:1") as away:
-        Buffer("redis://:secret@127.0.0.1:1", "run").status("policy")
+        Buffer("redis://:secret@127.0.0.1:1", "run", patience_s=0.5).status("policy")
     assert "secret" not in str(away.value)
-    monkeypatch.undo()
     start = time.monotonic()
     with pytest.raises(ConfigError, match="password"):
         Buffer(redis_url.replace("redis://:", "redis://:x"), "run").status("policy")

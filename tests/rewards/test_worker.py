@@ -70,6 +70,7 @@ class MemoryBuffer:
 
     def __init__(self, groups):
         self.groups, self.scores, self.lock = list(groups), {g.id: {} for g in groups}, threading.Lock()
+        self.events = []
 
     def unscored(self, worker, limit, timeout_s):
         with self.lock:
@@ -89,6 +90,9 @@ class MemoryBuffer:
         with self.lock:
             for name, value in scores.items():
                 self.scores[claim_id].setdefault(name, value)
+
+    def emit(self, kind, fields):
+        self.events.append((kind, fields))
 
 
 def config(*rewards, **workers):
@@ -134,6 +138,30 @@ async def test_a_broken_signal_is_failed_with_its_name_and_the_others_are_scored
     assert note in scores[cls.__name__].provenance[0].note
     assert cls.__name__ in scores[cls.__name__].provenance[0].note
     assert worker.failures == {cls.__name__: 1}
+    ((kind, event),) = buffer.events
+    assert (kind, event["data_failures"]) == ("reward", 1)
+    assert note in event["last_failure"]
+
+
+@pytest.mark.parametrize("fields", [{"weight": 0.0}, {"missing": 0.0}])
+async def test_a_failure_that_costs_no_group_is_not_counted_against_the_budget(fields):
+    buffer = MemoryBuffer([group("85", "86")])
+    await work(buffer, config({"use": "exact"}, plugin(Raises, **fields)))
+    assert not buffer.events
+
+
+async def test_a_function_that_raises_on_all_rollouts_counts_and_on_some_does_not():
+    buffer = MemoryBuffer([group("85", "86"), group("85", "boom", seq=1), group("boom", "boom", seq=2)])
+    await work(buffer, config({"use": f"{HERE}:explosive"}))
+    ((_, event),) = buffer.events
+    assert "policy/1/2" in event["last_failure"]
+    assert "ValueError: it went off" in event["last_failure"]
+
+
+def explosive(prompt, completion):
+    if completion == "boom":
+        raise ValueError("it went off")
+    return 1.0
 
 
 async def test_nan_and_infinity_are_failed_one_by_one():

@@ -1,0 +1,16 @@
+"""Where tasks come from, by name; your own is `package.module:Class`."""
+
+from actors.tasks.addition import Addition, Problem, addition_problems
+from actors.tasks.base import TaskSource, checked, order
+from actors.tasks.files import Files
+from actors.tasks.gym import ReasoningGym
+
+TASKS: dict[str, type[TaskSource]] = {
+    "addition": Addition,
+    "reasoning_gym": ReasoningGym,
+    "jsonl": Files,
+    "parquet": Files,
+    "dataset": Files,
+}
+
+__all__ = ["TASKS", "Problem", "TaskSource", "addition_problems", "checked", "order"]

@@ -1,0 +1,59 @@
+"""Sums of two two-digit numbers: the tasks of the quickstart and of the models `tiny:addition`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from pydantic import Field, PositiveInt
+
+from actors.tasks.base import TaskSource
+from cluster.types import Task
+
+ADDITION_SPLIT_SEED = 0
+ADDITION_HELDOUT = 1000
+ADDITION_WARM_START = 2000
+
+Problem = tuple[int, int]
+
+
+@cache
+def addition_problems() -> tuple[tuple[Problem, ...], tuple[Problem, ...], tuple[Problem, ...]]:
+    """All sums of two two-digit numbers as (warm start, training, held out), about 2,000, 5,100 and 1,000 of 8,100.
+
+    The split is one for all runs, so a cached model never saw what a run holds out. `47+38` and `38+47` are always in
+    the same set: none is solved by swapping operands.
+    """
+    unordered = [(a, b) for a in range(10, 100) for b in range(a, 100)]
+    warm: list[Problem] = []
+    train: list[Problem] = []
+    heldout: list[Problem] = []
+    for i in np.random.default_rng(ADDITION_SPLIT_SEED).permutation(len(unordered)):
+        a, b = unordered[i]
+        if len(heldout) < ADDITION_HELDOUT:
+            chosen = heldout
+        elif len(warm) < ADDITION_WARM_START:
+            chosen = warm
+        else:
+            chosen = train
+        chosen += [(a, b), (b, a)] if a != b else [(a, b)]
+    return tuple(warm), tuple(train), tuple(heldout)
+
+
+class Addition(TaskSource):
+    """`47+38=` → `85`: sums of two two-digit numbers, which the model `tiny:addition` half knows."""
+
+    num_heldout: PositiveInt = Field(ADDITION_HELDOUT, le=ADDITION_HELDOUT)
+    """Problems to evaluate on, of the 1,000 that are never trained on."""
+
+    def train(self) -> Sequence[Task]:
+        return [self._task(p) for p in addition_problems()[1]]
+
+    def heldout(self) -> Sequence[Task]:
+        return [self._task(p) for p in addition_problems()[2][: self.num_heldout]]
+
+    @staticmethod
+    def _task(problem: Problem) -> Task:
+        a, b = problem
+        return Task.of(f"addition/{a}+{b}", f"{a}+{b}=", str(a + b), source="addition")

@@ -1,0 +1,95 @@
+"""What users of other tools type (verl, OpenRLHF, TRL), and our name for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+FOREIGN_KEYS = {
+    # sampling
+    "n_samples_per_prompt": "rollout.group_size",
+    "num_generations": "rollout.group_size",
+    "n": "rollout.group_size",
+    "max_response_length": "rollout.max_tokens",
+    "max_completion_length": "rollout.max_tokens",
+    "max_new_tokens": "rollout.max_tokens",
+    "generate_max_len": "rollout.max_tokens",
+    "max_prompt_length": "engine.max_model_len",
+    "prompt_max_len": "engine.max_model_len",
+    "vllm_num_engines": "rollout.workers",
+    "tensor_parallel_size": "engine.tensor_parallel",
+    "tensor_model_parallel_size": "engine.tensor_parallel",
+    "vllm_tensor_parallel_size": "engine.tensor_parallel",
+    "gpu_memory_utilization": "engine.gpu_memory_frac",
+    "vllm_gpu_memory_utilization": "engine.gpu_memory_frac",
+    # model and data
+    "model_name_or_path": "model.path",
+    "pretrain": "model.path",
+    "train_files": "tasks.options.path",
+    "dataset_name": "tasks.options.path",
+    "prompt_data": "tasks.options.path",
+    "val_files": "tasks.options.heldout_path",
+    "eval_dataset": "tasks.options.heldout_path",
+    "input_key": "tasks.options.prompt_key",
+    "label_key": "tasks.options.answer_key",
+    "dataset_split": "tasks.options.split",
+    # learning
+    "train_batch_size": "learner.groups_per_step",
+    "rollout_batch_size": "learner.groups_per_step",
+    "per_device_train_batch_size": "learner.groups_per_step",
+    "micro_batch_size": "learner.micro_tokens",
+    "micro_train_batch_size": "learner.micro_tokens",
+    "ppo_max_token_len_per_gpu": "learner.micro_tokens",
+    "max_steps": "learner.steps",
+    "total_training_steps": "learner.steps",
+    "n_gpus_per_node": "learner.ranks",
+    "advantage_estimator": "learner.advantage.use",
+    "adv_estimator": "learner.advantage.use",
+    "eps_clip": "learner.loss.options.clip_low",
+    "clip_ratio": "learner.loss.options.clip_low",
+    "clip_ratio_low": "learner.loss.options.clip_low",
+    "epsilon": "learner.loss.options.clip_low",
+    "eps_clip_high": "learner.loss.options.clip_high",
+    "clip_ratio_high": "learner.loss.options.clip_high",
+    "epsilon_high": "learner.loss.options.clip_high",
+    "kl_coef": "learner.loss.kl_coef",
+    "init_kl_coef": "learner.loss.kl_coef",
+    "kl_loss_coef": "learner.loss.kl_coef",
+    "beta": "learner.loss.kl_coef",
+    "entropy_coeff": "learner.loss.entropy_coef",
+    "learning_rate": "learner.schedule.lr",
+    "actor_learning_rate": "learner.schedule.lr",
+    "lr": "learner.schedule.lr",
+    "max_grad_norm": "learner.clip_grad_norm",
+    # rewards
+    "reward_funcs": "rewards[0].use",
+    "custom_reward_function": "rewards[0].use",
+    "remote_rm_url": "rewards[0].use",
+    # the run
+    "experiment_name": "run.name",
+    "run_name": "run.name",
+    "output_dir": "run.dir",
+    "save_path": "run.dir",
+    "default_local_dir": "run.dir",
+    "eval_interval": "evaluation.every_steps",
+    "eval_steps": "evaluation.every_steps",
+    "test_freq": "evaluation.every_steps",
+    "save_interval": "checkpoint.every_steps",
+    "save_steps": "checkpoint.every_steps",
+    "save_freq": "checkpoint.every_steps",
+}
+
+
+def translated(key: str, value: Any = None) -> str:
+    """`"Kanabo calls it 'rollout.group_size'. "`, for a key or for one in the tree below it; or nothing."""
+    for name in (key, *_below(value)):
+        if name in FOREIGN_KEYS:
+            return f"Kanabo calls {'it' if name == key else repr(name)} '{FOREIGN_KEYS[name]}'. "
+    return ""
+
+
+def _below(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _below(inner)

@@ -1,0 +1,120 @@
+"""`[learner]`: steps, losses, optimiser and the engine that takes them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from cluster.config.base import Section, Use
+
+
+class ScheduleSection(Section):
+    lr: PositiveFloat = 1e-6
+    """Peak learning rate."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps in which it rises from 0."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """Its course from there to the last step."""
+    min_lr_frac: float = Field(default=0.0, ge=0, le=1)
+    """Where it ends, as a share of `lr`."""
+
+
+class CorrectionSection(Section):
+    """What importance ratios (learner / behaviour) of some tokens do to their weight in the loss."""
+
+    how: Literal["truncate", "mask"] = "truncate"
+    """`truncate` weights by the ratio within the bounds, `mask` leaves out what is outside them."""
+    level: Literal["token", "sequence", "geometric"] = "token"
+    """The ratio of a token, the product over its rollout, or that product's geometric mean."""
+    low: float = Field(default=0.0, ge=0)
+    """Lower bound of the ratio."""
+    high: PositiveFloat = 2.0
+    """Upper bound of the ratio."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CorrectionSection:
+        if self.low >= self.high:
+            raise ValueError(f"low = {self.low} is not below high = {self.high}.")
+        return self
+
+
+class LossSection(Use):
+    use: str = "clipped"
+    """The policy loss: a name below, or `package.module:Class`."""
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of the KL divergence to `learner.reference`; 0 loads no reference model."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """By the names of Schulman, "Approximating KL Divergence" (2020)."""
+    entropy_coef: float = 0.0
+    """Added to the objective: above 0 it keeps the policy from collapsing."""
+    aggregate: Literal["token", "sequence", "constant"] = "token"
+    """Divide by the step's trained tokens, average rollouts of equal weight, or divide by `constant_tokens` a rollout
+    whatever their lengths (Dr. GRPO)."""
+    constant_tokens: PositiveInt | None = None
+    """With `aggregate = "constant"`: tokens that every rollout counts for, as a rule `rollout.max_tokens`."""
+    mismatch: CorrectionSection | None = None
+    """For tokens sampled with the current weights, where engine and learner differ by rounding alone."""
+    staleness: CorrectionSection | None = None
+    """For tokens sampled with older weights."""
+
+    @model_validator(mode="after")
+    def _constant(self) -> LossSection:
+        if (self.aggregate == "constant") != (self.constant_tokens is not None):
+            raise ValueError(
+                f"learner.loss.aggregate = '{self.aggregate}' and constant_tokens = {self.constant_tokens}: "
+                "'constant' needs a number of tokens, rollout.max_tokens for one, and only 'constant' has a use for it."
+            )
+        return self
+
+
+class LearnerSection(Section):
+    steps: PositiveInt = 100
+    """Optimiser steps in all."""
+    groups_per_step: PositiveInt = 32
+    """Groups a step trains on."""
+    max_staleness: NonNegativeInt = 1
+    """Optimiser steps a group may lag behind; 0 is synchronous training."""
+    when_late: Literal["wait", "drop"] = "wait"
+    """A group that would break the bound: wait for it, or drop it and claim its task again."""
+    max_refills: NonNegativeInt = 2
+    """Rounds in which filtered groups are replaced before the step trains on what is there."""
+    drop_zero_variance: bool = True
+    """Groups whose rewards are all equal have no gradient; they are dropped and replaced."""
+    drop_truncated: bool = False
+    """Rollouts cut short by their budget are left out: no loss, as in DAPO (arXiv:2503.14476, section 3.4), and no part
+    in the baseline, their reward being unknown."""
+    ranks: PositiveInt = 1
+    """Processes that train together, each with a GPU of its own if there are any."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What the ranks share out: 1 optimiser states, 2 also gradients, 3 also parameters (ZeRO, arXiv:1910.02054)."""
+    micro_tokens: PositiveInt = 4096
+    """Tokens per forward pass, padding included."""
+    row_tokens: PositiveInt = 512
+    """Packed rows are at most so long; short sequences get shorter rows, a longer one a row of its own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward and backward passes."""
+    gradient_checkpointing: bool = False
+    """Compute activations again instead of keeping them: less memory, more time."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """`adamw` or plain `sgd`."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's decay rates."""
+    eps: PositiveFloat = 1e-8
+    """Adam's guard against division by zero."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled from the gradient."""
+    clip_grad_norm: float = Field(default=1.0, ge=0)
+    """Norm to which a longer gradient is shortened; 0 is off."""
+    schedule: ScheduleSection = ScheduleSection()
+    """Of the learning rate."""
+    advantage: Use = Use(use="group")
+    """What a reward is worth against the others of its group."""
+    loss: LossSection = LossSection()
+    """What is minimised."""
+    reference: str = "initial"
+    """The model that the KL divergence is measured to: `initial`, or a directory."""
+    collective_timeout_s: PositiveFloat = 300.0
+    """A rank that does not meet the others within this time ends the learner, which is restarted."""
+    threads: NonNegativeInt = 0
+    """CPU threads of one rank; 0 shares the cores out evenly among engines and ranks."""

@@ -1,0 +1,273 @@
+"""What a recipe may say: one frozen tree. The docstrings are its documentation (docs/recipes.md is made of them)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from cluster.config.base import Section, Use
+from cluster.config.learner import LearnerSection
+from cluster.errors import ConfigError, nearest
+
+
+class RunSection(Section):
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Letters, digits, dots, dashes and underscores."""
+    dir: str = "runs"
+    """Runs live in `dir/name`. Under a submitted job a relative one is refused, unless $KANABO_RUNS is set."""
+    grace_s: PositiveFloat = 60.0
+    """After SIGTERM or Ctrl-C: finish the step, checkpoint and leave within this time."""
+    silent_s: PositiveFloat = 60.0
+    """An actor that does not answer for so long is killed and replaced."""
+    stall_s: PositiveFloat = 600.0
+    """Without a step for so long the run names what it waits for and ends."""
+    max_infrastructure_failures: NonNegativeInt = 8
+    """Restarts of dead workers, engines and Redis before the run gives up."""
+    max_data_failures: NonNegativeInt = 64
+    """Groups that a task's row, an environment or a reward failed on before the run gives up."""
+
+
+class ModelSection(Section):
+    path: str = "tiny:addition"
+    """Directory or Hugging Face id; `tiny:NAME` and `smollm2` are made on the spot and cached."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the engines' weights; the learner has its own."""
+    options: dict[str, Any] = {}
+    """For `tiny:NAME`: the fields of its recipe in actors/tiny.py."""
+
+
+class TasksSection(Use):
+    use: str = "addition"
+    """The source: a name below, or `package.module:Class`."""
+    shuffle: bool = True
+    """Every pass in another order, which depends on seed and pass alone; else in the order of the source."""
+
+
+class RolloutSection(Section):
+    workers: PositiveInt = 1
+    """Engines, each in a process of its own."""
+    group_size: PositiveInt = 16
+    """Rollouts per task (G)."""
+    temperature: PositiveFloat = 1.0
+    """Of sampling while training."""
+    max_tokens: PositiveInt = 256
+    """Tokens the policy may write per turn."""
+    max_turns: PositiveInt = 1
+    """Turns the policy may take in one episode."""
+    concurrent_groups: PositiveInt = 64
+    """Groups a worker keeps in flight."""
+    lease_s: PositiveFloat = 600.0
+    """Without progress for so long a group is dropped and its task claimed again."""
+    environment: Use = Use(use="single_turn")
+    """What answers the policy; by default nothing does."""
+    environment_timeout_s: PositiveFloat = 60.0
+    """For each answer of the environment; later than that its group is dropped and counted as a data failure."""
+
+
+class EngineSection(Section):
+    use: str = "vllm"
+    """Or `package.module:Class` with the calls of `actors.engine.Engine`."""
+    max_model_len: PositiveInt = 2048
+    """Tokens of prompt and answers together; a longer prompt is a data failure."""
+    max_num_seqs: PositiveInt = 256
+    """Rollouts that one engine samples at once."""
+    max_num_batched_tokens: PositiveInt = 8192
+    """Tokens of one forward pass of the engine."""
+    kv_cache_gib: PositiveFloat = 1.0
+    """Key-value cache of a CPU engine."""
+    tensor_parallel: PositiveInt = 1
+    """GPUs of one engine."""
+    gpu_memory_frac: float = Field(default=0.9, gt=0, le=1)
+    """Share of a GPU's memory that its engine takes."""
+    threads: NonNegativeInt = 0
+    """CPU threads of one engine; 0 shares the cores out evenly among engines and ranks."""
+    options: dict[str, Any] = {}
+    """Further fields of vLLM's AsyncEngineArgs."""
+
+
+class RewardSection(Use):
+    name: str = ""
+    """Name in metrics and records; the plug-in's own by default."""
+    weight: float = 1.0
+    """Its share of the reward that is trained on; 0 only records it."""
+    when: Literal["admit", "late"] = "admit"
+    """`admit`: a group waits for it; `late`: what has arrived by the time the batch is cut counts."""
+    timeout_s: PositiveFloat = 30.0
+    """Deadline of one call; what is unanswered by then is `failed`."""
+    on_missing: Literal["drop_rollout", "drop_group", "wait"] = "drop_rollout"
+    """What an unknown score means, unless `missing` gives it a value."""
+    missing: float | None = None
+    """A value that the method defines for an unknown score (ONI, SSR-Zero: 0); the stored score stays unknown."""
+
+
+class RewardWorkersSection(Section):
+    workers: PositiveInt = 1
+    """Processes that score."""
+    concurrent_groups: PositiveInt = 64
+    """Groups that one has in hand."""
+    deadline_s: PositiveFloat = 60.0
+    """A stored group waits so long for its `admit` scores."""
+    max_wait_s: PositiveFloat = 600.0
+    """The same, where a reward says `on_missing = "wait"`."""
+    min_valid: PositiveInt = 2
+    """With fewer rollouts of known reward a group is dropped."""
+
+
+class JudgeSection(Section):
+    """`[judges.NAME]`: who answers when a reward asks the judge NAME."""
+
+    kind: Literal["url", "vllm", "policy", "keyword"] = "url"
+    """`url`: servers of your own; `vllm`: replicas the run starts; `policy`: the live policy judges itself;
+    `keyword`: counts words, for trying out a recipe."""
+    urls: tuple[str, ...] = ()
+    """OpenAI-compatible base URLs, as a rule ending in /v1; each is a replica."""
+    model: str = ""
+    """`url`: the name it is served under, by default the first that is listed; `vllm`: directory or Hugging Face id."""
+    revision: str = ""
+    """Of the model's weights: answers kept under another revision are not used."""
+    key_env: str = ""
+    """Environment variable that holds the key."""
+    replicas: PositiveInt = 1
+    """`vllm`: servers to start."""
+    max_in_flight: PositiveInt = 64
+    """Requests at a time, over all replicas."""
+    max_queue: PositiveInt = 4096
+    """Requests that may wait; those beyond fail at once, see `order`."""
+    order: Literal["newest", "oldest"] = "newest"
+    """Which of the waiting requests goes first; of a full queue of newest-first the oldest is pushed out."""
+    deadline_s: PositiveFloat = 60.0
+    """Of a request, waiting included."""
+    in_flight_ttl_s: PositiveFloat = 120.0
+    """A request in flight for longer is given up."""
+    structured: Literal["off", "structured_outputs", "guided_choice"] = "off"
+    """How a server is told to answer with a label only; `guided_choice` is for vLLM before 0.12."""
+    canaries: str = ""
+    """JSON lines of questions with known answers; a built-in set of attacks on judges by default."""
+    canary_every: NonNegativeInt = 0
+    """One of them per so many requests; 0: none."""
+    options: dict[str, Any] = {}
+    """`url`: further fields of a request; `vllm`: options of `vllm serve`; `keyword`: its arguments."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> JudgeSection:
+        if self.kind == "url" and not self.urls:
+            raise ValueError("a judge of kind 'url' needs urls = ['http://…/v1'].")
+        if self.kind == "vllm" and not self.model:
+            raise ValueError("a judge of kind 'vllm' needs a model.")
+        return self
+
+
+class BufferSection(Section):
+    url: str | None = None
+    """`redis://…` of your own, or `env:NAME` for a variable of the driver that holds it, so that the password is on no
+    command line and in no file; without it the run starts a server in its directory."""
+
+    def resolved(self) -> str | None:
+        """The URL itself, password included: not for logs or dumps. Raises ConfigError if `env:NAME` names nothing."""
+        if self.url is None or not self.url.startswith("env:"):
+            return self.url
+        name = self.url.removeprefix("env:")
+        if not os.environ.get(name):
+            raise ConfigError(
+                f"buffer.url = '{self.url}', but the driver's environment has no {name}. Set it where the driver runs "
+                "(the Ray head's container, or env_vars of the runtime environment) to redis://:PASSWORD@HOST:6379/0."
+            )
+        return os.environ[name]
+
+
+class WeightsSection(Section):
+    transport: Literal["pull", "nccl"] = "pull"
+    """`pull`: engines fetch a published version (shared memory on one node, Ray's object store across nodes)."""
+    pause_mode: Literal["keep", "wait", "abort"] = "keep"
+    """Rollouts under way: go on with the new weights, finish first, or be cut and continued."""
+    probe_every: PositiveInt = 1
+    """Every so many publishes the engines' log-probs are compared with the learner's."""
+    max_drift_nats: PositiveFloat = 1e-3
+    """The run stops when the mean difference exceeds three times its floor plus this, twice running."""
+
+
+class EvaluationSection(Section):
+    every_steps: NonNegativeInt = 0
+    """0: only before the first and after the last step."""
+    max_tasks: PositiveInt = 1000
+    """Held-out tasks, one rollout each."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 is greedy."""
+
+
+class CheckpointSection(Section):
+    every_steps: NonNegativeInt = 0
+    """0: only at the end and on a stop."""
+    keep_last: PositiveInt = 2
+    """Older checkpoints are deleted."""
+    record_every_steps: NonNegativeInt = 0
+    """Every so many steps are kept whole for `cluster.replay`; those with a non-finite gradient are in any case."""
+
+
+class TrackingSection(Section):
+    tensorboard: bool = True
+    """Write files for TensorBoard."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases; its package is an extra."""
+    samples_per_step: NonNegativeInt = 4
+    """Rollouts a step that are written to samples.jsonl with text, scores and advantage."""
+    live_table: bool = True
+    """Show progress in the terminal."""
+
+
+class RunConfig(Section):
+    """A whole recipe."""
+
+    seed: NonNegativeInt = 0
+    """Of the order of tasks, of models made here and of sampling."""
+    resume: str = "auto"
+    """`auto` continues the run's last checkpoint, `off` refuses a used directory, a path continues that checkpoint."""
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    tasks: TasksSection = TasksSection()
+    rollout: RolloutSection = RolloutSection()
+    engine: EngineSection = EngineSection()
+    rewards: tuple[RewardSection, ...] = (RewardSection(use="exact"),)
+    reward_workers: RewardWorkersSection = RewardWorkersSection()
+    judges: dict[str, JudgeSection] = {}
+    learner: LearnerSection = LearnerSection()
+    buffer: BufferSection = BufferSection()
+    weights: WeightsSection = WeightsSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if not any(r.weight != 0 for r in self.rewards):
+            raise ValueError("rewards: at least one needs a weight other than 0, or nothing is learned.")
+        names = self.reward_names
+        if len(set(names)) < len(names):
+            raise ValueError(f"rewards have the names {', '.join(names)}; give each its own with 'name = …'.")
+        for i, reward in enumerate(self.rewards):
+            asked = reward.options.get("judge", "judge") if reward.use == "judge" else ()
+            for name in [asked] if isinstance(asked, str) else asked:
+                if name not in self.judges:
+                    near = nearest(name, self.judges)
+                    raise ValueError(f"rewards[{i}] asks the judge '{name}'. {near}Add a section [judges.{name}].")
+        if self.rollout.group_size == 1 and self.learner.advantage.use in ("group", "leave_one_out"):
+            raise ValueError(
+                "rollout.group_size = 1, but learner.advantage.use = "
+                f"'{self.learner.advantage.use}' compares the rollouts of a group; use at least 2."
+            )
+        if self.rollout.group_size == 1 and self.learner.drop_zero_variance:
+            raise ValueError(
+                "rollout.group_size = 1 and learner.drop_zero_variance = true: a single reward has no variance, "
+                "and every group would be dropped. Set learner.drop_zero_variance = false."
+            )
+        return self
+
+    @property
+    def reward_names(self) -> list[str]:
+        return [r.name or r.use.rsplit(":", 1)[-1] for r in self.rewards]
+
+    @property
+    def admit_rewards(self) -> list[str]:
+        return [n for n, r in zip(self.reward_names, self.rewards, strict=True) if r.when == "admit"]

@@ -1,0 +1,121 @@
+"""A recipe from TOML and overrides, and back; what is wrong with one, in a line that says what to do."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from cluster.config.foreign import translated
+from cluster.config.models import RunConfig
+from cluster.errors import ConfigError, nearest
+
+
+def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe and apply `section.key=value` overrides (values in TOML syntax, bare words are strings).
+
+    Raises ConfigError that says what is wrong, where, and what to do.
+    """
+    path = Path(recipe)
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError as error:
+        here = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        raise ConfigError(f"recipe '{path}' does not exist. {nearest(path.name, here)}".strip()) from error
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"recipe '{path}' is not a text file. A recipe is TOML; see deploy/recipes/.") from error
+    except OSError as error:
+        raise ConfigError(f"recipe '{path}' cannot be read: {error.strerror}. Check its permissions.") from error
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe '{path}' is not valid TOML: {error}. Strings need quotes, see toml.io.") from error
+    if not tree:
+        raise ConfigError(f"recipe '{path}' is empty. See deploy/recipes/ for ones to start from.")
+    for override in overrides:
+        _override(tree, override)
+    return parse(tree, where=str(path))
+
+
+def parse(tree: Mapping[str, Any], *, where: str = "recipe") -> RunConfig:
+    """A checked RunConfig from plain values. Raises ConfigError."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {line}" for line in map(_finding, error.errors()))) from error
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved recipe as TOML; a password in `buffer.url` is left out."""
+    tree = config.model_dump(mode="json", exclude_none=True)
+    if config.buffer.url:
+        tree["buffer"]["url"] = without_password(config.buffer.url)
+    return tomli_w.dumps(tree)
+
+
+def without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://…@{rest.rpartition('@')[2]}" if "@" in rest else url
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, raw = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"override '{override}' is not 'section.key=value'.")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    *parents, leaf = key.strip().split(".")
+    node: Any = tree
+    for part in parents:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            node = node.setdefault(part, {})
+        else:
+            raise ConfigError(f"override '{override}': there is nothing below '{part}'.")
+    if isinstance(node, list) and leaf.isdigit() and int(leaf) < len(node):
+        node[int(leaf)] = value
+    elif isinstance(node, dict):
+        node[leaf] = value
+    else:
+        raise ConfigError(f"override '{override}': '{'.'.join(parents)}' has no keys of its own.")
+
+
+def _finding(error: Any) -> str:
+    """One of pydantic's findings as a line that says what to do."""
+    loc = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"]).lstrip(".")
+    if error["type"] == "extra_forbidden":
+        known = sorted(_section(error["loc"][:-1]).model_fields)
+        key = str(error["loc"][-1])
+        hint = translated(key, error["input"]) or nearest(key, known)
+        return f"unknown key '{loc}'. {hint}Known here: {', '.join(known)}."
+    if error["type"] == "missing":
+        return f"'{loc}' is missing, and it has no default."
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return f"{loc} = {error['input']!r:.80}: {error['msg']}."
+
+
+def _section(path: Sequence[str | int]) -> type[BaseModel]:
+    """The section at this place of the tree; keys of dicts and places in tuples belong to the path."""
+    annotation: Any = RunConfig
+    for part in path:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            annotation = annotation.model_fields[str(part)].annotation
+        else:
+            annotation = _inner(annotation)
+    while not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        annotation = _inner(annotation)
+    return annotation
+
+
+def _inner(annotation: Any) -> Any:
+    """`X` of `X | None`, `tuple[X, ...]`, `list[X]` and `dict[str, X]`."""
+    arguments = [a for a in get_args(annotation) if a not in (type(None), ...)]
+    return arguments[-1] if get_origin(annotation) is dict else arguments[0]

@@ -1,0 +1,244 @@
+"""What fails while a run is going on costs its group alone: counted, named, and the worker goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from actors import rollout
+from actors.chat import Chat
+from actors.environments import End, Environment, Observation
+from actors.environments.single_turn import SingleTurn
+from actors.rollout import RolloutWorker
+from cluster.buffer import Buffer, Limits
+from cluster.config import parse
+from cluster.errors import BudgetSpent, DataError
+from cluster.follow import Follower
+from cluster.types import Message, Publication, Task
+from tests.fakes import FakeEngine
+from tests.models import random_llama
+
+GROUPS = 4
+BAD = "bad"
+"""The task on which everything here fails."""
+
+
+class Faulty(Environment):
+    """Fails on one task, in its first answer or in its second."""
+
+    turn: int = 0
+
+    async def play(self, task, view):
+        if self.turn == 0 and task.prompt == BAD:
+            yield await self.fail()
+        yield Observation(task.views[view])
+        if task.prompt == BAD:
+            yield await self.fail()
+
+    async def fail(self):
+        raise NotImplementedError
+
+
+class Raises(Faulty):
+    async def fail(self):
+        raise KeyError("no such room")
+
+
+class TimesOut(Faulty):
+    async def fail(self):
+        raise TimeoutError("a server of its own")
+
+
+class Hangs(Faulty):
+    async def fail(self):
+        await asyncio.sleep(3600)
+
+
+class SaysNothing(Faulty):
+    async def fail(self):
+        return None
+
+
+class NoMessages(Faulty):
+    async def fail(self):
+        return Observation(())
+
+
+class NoText(Faulty):
+    async def fail(self):
+        return Observation((Message("user", 3),))
+
+
+class Infinite(Faulty):
+    async def fail(self):
+        return End(reward=float("inf"))
+
+
+class NumberAsAnswer(Faulty):
+    async def fail(self):
+        return End(answer=3)
+
+
+class NoGenerator(Environment):
+    def play(self, task, view):
+        return SingleTurn().play(task, view) if task.prompt != BAD else None
+
+
+class HangsAtTheEnd(Environment):
+    async def play(self, task, view):
+        try:
+            yield Observation(task.views[view])
+            yield End()
+        finally:
+            if task.prompt == BAD:
+                await asyncio.sleep(3600)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return random_llama(tmp_path_factory.mktemp("model"), tied=True)
+
+
+@pytest.fixture
+def worker(model, buffer, monkeypatch):
+    """Makes a worker on a buffer that admits four groups, of which the first is the bad task's."""
+    from transformers import AutoTokenizer
+
+    monkeypatch.setattr(rollout, "CLAIM_S", 0.1)
+    monkeypatch.setattr(rollout, "REPORT_S", 0.1)
+    settings = parse(
+        {
+            "rollout": {"group_size": 2, "max_tokens": 4, "max_turns": 2, "environment_timeout_s": 0.3},
+            "engine": {"max_model_len": 64},
+        }
+    )
+    buffer.configure(Limits(GROUPS, 0))
+    epoch = buffer.resume("policy", None)
+    buffer.announce(Publication("policy", epoch, 0, {}))
+    chat = Chat(AutoTokenizer.from_pretrained(model))
+
+    def make(environment=None, task_at=None):
+        return RolloutWorker(
+            "rollout-0",
+            policy="policy",
+            engine=FakeEngine(model, settings, stop_tokens=chat.stop_tokens, version=f"{epoch}.0"),
+            chat=chat,
+            environment=environment or SingleTurn(),
+            task_at=task_at or (lambda i: Task.of(str(i), "fine" if i else BAD)),
+            buffer=buffer,
+            config=settings,
+            fetch=None,
+        )
+
+    return make
+
+
+async def dropped_and_named(worker: RolloutWorker, buffer: Buffer) -> str:
+    """Works until the other groups are stored; returns how the failure was reported."""
+    running = asyncio.create_task(worker.run())
+    deadline = time.monotonic() + 8
+    while buffer.status("policy")["groups"]["ready"] < GROUPS:
+        assert not running.done(), running.exception()
+        assert time.monotonic() < deadline, buffer.status("policy")
+        await asyncio.sleep(0.02)
+    await worker.stop()
+    await running
+    assert buffer.summary("policy")["groups_dropped"] == {"data_failure": 1}
+    reports = [fields for _, kind, fields in buffer.events() if kind == "rollout"]
+    assert sum(r["data_failures"] for r in reports) == 1
+    return reports[-1]["last_failure"]
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (Raises, "KeyError: 'no such room'"),
+        (TimesOut, "TimeoutError: a server of its own"),
+        (Hangs, "no answer within rollout.environment_timeout_s = 0.3 s"),
+        (SaysNothing, "yielded None"),
+        (NoMessages, "yielded Observation(messages=()"),
+        (NoText, "yielded Observation(messages=(Message(role='user', content=3)"),
+        (Infinite, "yielded End(reward=inf"),
+        (NumberAsAnswer, "yielded End(reward=nan, answer=3"),
+    ],
+)
+async def test_an_environment_that_fails_costs_its_group(cls, words, turn, worker, buffer):
+    said = await dropped_and_named(worker(cls(turn=turn)), buffer)
+    assert words in said
+    assert "task 0" in said
+
+
+@pytest.mark.parametrize(("cls", "words"), [(NoGenerator, "AttributeError"), (HangsAtTheEnd, "no answer within")])
+async def test_an_environment_that_is_none_or_does_not_end(cls, words, worker, buffer):
+    assert words in await dropped_and_named(worker(cls()), buffer)
+
+
+async def test_a_prompt_longer_than_the_model(worker, buffer):
+    said = await dropped_and_named(worker(task_at=lambda i: Task.of(str(i), "fine" if i else "x" * 65)), buffer)
+    assert "task 0: its prompt has 65 tokens, engine.max_model_len is 64" in said
+
+
+def broken_row(i):
+    if not i:
+        raise DataError("tasks.jsonl:10001: not JSON.")
+    return Task.of(str(i), "fine")
+
+
+def broken_source(i):
+    return {0: 0}[i] if i > 100 else [None, *[Task.of(str(k), "fine") for k in range(1, 101)]][i] or 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("task_at", "words"),
+    [
+        (broken_row, "tasks.jsonl:10001: not JSON."),
+        (broken_source, "position 0: ZeroDivisionError"),
+        (lambda i: Task.of(str(i), "fine") if i else "no task", "'no task' is no Task"),
+        (lambda i: Task.of(str(i), "fine", source="x" if i else object()), "task 0 cannot be stored"),
+        (lambda i: Task.of(str(i), "fine", None if i else 3), "task 0 cannot be stored"),
+    ],
+)
+async def test_a_task_that_cannot_be_made(task_at, words, worker, buffer):
+    assert words in await dropped_and_named(worker(task_at=task_at), buffer)
+
+
+async def test_the_others_of_a_failed_group_are_not_sampled_on(worker, buffer):
+    class Second(Environment):
+        async def play(self, task, view):
+            PLAYED.append("begun")
+            if len(PLAYED) == 1:
+                raise KeyError("the first")
+            yield Observation(task.views[view])
+            await asyncio.sleep(0.2)
+            PLAYED.append("ended")
+
+    claim = buffer.claim("policy", worker="w", engine="1.0", timeout_s=1.0)
+    with pytest.raises(DataError, match="the first"):
+        await worker(Second())._group(claim, Task.of("0", "fine"))
+    await asyncio.sleep(0.4)
+    assert PLAYED == ["begun", "begun"]
+
+
+PLAYED: list[str] = []
+
+
+async def test_a_held_out_task_that_fails_is_left_out_and_counted(worker):
+    one = worker(Raises())
+    groups = await one.heldout([Task.of("0", "fine"), Task.of("1", BAD), Task.of("2", "fine")], temperature=0.0)
+    assert [g.task.id for g in groups] == ["0", "2"]
+    assert one._counts["data_failures"] == 1
+    assert "no such room" in one._last_failure
+
+
+def test_failures_of_rollouts_and_rewards_share_a_budget_and_the_last_is_named(buffer):
+    settings = parse({"run": {"max_data_failures": 3}})
+    follower = Follower(buffer, settings, SimpleNamespace(), SimpleNamespace(), lambda _: None)
+    sampled = {"tokens": 0, "seconds": 1.0, "data_failures": 2, "last_failure": "group policy/1/0 dropped: x."}
+    follower._on_rollout(sampled)
+    follower._on_reward({"data_failures": 1, "last_failure": "y."})
+    with pytest.raises(BudgetSpent, match=r"4 groups failed.*max_data_failures = 3.*The last: group 7: judge is drunk"):
+        follower._on_reward({"data_failures": 1, "last_failure": "group 7: judge is drunk"})

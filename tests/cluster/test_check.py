@@ -1,0 +1,330 @@
+"""What a user can get wrong: the command as it is typed, in this process. Exit code 2, one line, nothing begun."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cluster import check, config, run, topology
+from cluster.check import unplaceable
+from cluster.errors import ConfigError
+from tests.models import random_llama
+
+RECIPES = Path(__file__).parents[2] / "deploy" / "recipes"
+HERE = "tests.cluster.test_check"
+app = typer.Typer()
+app.command()(run.main)
+
+
+class Unfinished:
+    """A source of tasks whose author is not done."""
+
+    def train(self):
+        raise ZeroDivisionError("of my own")
+
+
+class Foreign(Unfinished):
+    """A source that gives something else than tasks."""
+
+    def train(self):
+        return ["what is 1 + 1?"]
+
+    def head(self):
+        return iter(self.train())
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Runs the command for a recipe; returns exit code and what it printed. Ray must not be asked for."""
+    import huggingface_hub.constants
+
+    def begun(*_):
+        raise AssertionError("Ray was to be started")
+
+    monkeypatch.setattr(topology, "start_ray", begun)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*overrides: str, recipe: str | Path = RECIPES / "quickstart.toml") -> tuple[int, str]:
+        result = CliRunner().invoke(app, [str(recipe), f"run.dir={tmp_path}/runs", "run.name=bad", *overrides])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.output
+
+    return call
+
+
+def refused(answer: tuple[int, str], tmp_path: Path, *words: str) -> None:
+    code, said = answer
+    assert code == 2, said
+    assert len(said.strip().splitlines()) == 1, said
+    assert said.startswith("error ")
+    for word in words:
+        assert word in said
+    assert re.search(r"[.?]$", said.strip()), "a sentence"
+    assert not (tmp_path / "runs").exists()
+    assert not any("ray" in p.name for p in tmp_path.iterdir())
+
+
+RECIPE_FAULTS = {
+    "an unknown key": ("[learner]\nstep = 3", ["learner.step", "Did you mean 'steps'"]),
+    "an unknown section": ("[learners]\nsteps = 3", ["'learners'", "Did you mean 'learner'"]),
+    "another tool's name": (
+        "[data]\ntrain_batch_size = 8",
+        ["'data'", "'train_batch_size'", "learner.groups_per_step"],
+    ),
+    "another tool's name in our section": ("[rollout]\nn = 8", ["'rollout.n'", "Kanabo calls it 'rollout.group_size'"]),
+    "a key of a reward": ('[[rewards]]\nuse = "exact"\nweigth = 1', ["rewards[0].weigth", "Did you mean 'weight'"]),
+    "a reward without a name": ("[[rewards]]\nweight = 1", ["rewards[0].use", "missing"]),
+    "a wrong type": ('[learner]\nsteps = "many"', ["learner.steps", "'many'", "integer"]),
+    "a wrong range": ("[learner.schedule]\nlr = -1.0", ["learner.schedule.lr", "-1.0", "greater than 0"]),
+    "a wrong choice": ("[learner]\nzero_stage = 5", ["learner.zero_stage", "5", "0, 1, 2 or 3"]),
+    "a value for a section": ('[learner]\nloss = "clipped"', ["learner.loss", "'clipped'", "dictionary"]),
+    "infinity": ("[rollout]\ntemperature = inf", ["rollout.temperature", "inf", "finite"]),
+    "broken TOML": ("[learner\nsteps = 3", ["not valid TOML", "line 1"]),
+    "an unquoted text": ("[run]\nname = test", ["not valid TOML", "line 2", "quotes"]),
+    "an empty recipe": ("", ["is empty", "deploy/recipes/"]),
+    "a recipe of comments": ("# nothing yet\n", ["is empty", "deploy/recipes/"]),
+    "a group of one": ("[rollout]\ngroup_size = 1", ["rollout.group_size = 1", "'group'", "at least 2"]),
+}
+
+
+@pytest.mark.parametrize("fault", RECIPE_FAULTS)
+def test_a_recipe_that_is_wrong(fault, command, tmp_path):
+    text, words = RECIPE_FAULTS[fault]
+    (tmp_path / "mine.toml").write_text(text)
+    result = CliRunner().invoke(app, [str(tmp_path / "mine.toml")])
+    refused((result.exit_code, result.output), tmp_path, "mine.toml", *words)
+
+
+def test_a_recipe_that_is_no_text_or_not_there(command, tmp_path):
+    (tmp_path / "model.bin").write_bytes(bytes(range(256)))
+    (tmp_path / "mine.toml").write_text("seed = 1")
+    refused(command(recipe=tmp_path / "model.bin"), tmp_path, "model.bin", "not a text file")
+    refused(command(recipe=tmp_path), tmp_path, str(tmp_path), "not a text file")
+    refused(command(recipe=tmp_path / "mien.toml"), tmp_path, "mien.toml", "Did you mean 'mine.toml'")
+
+
+OVERRIDES = {
+    "no key": (["=3"], ["'=3'", "section.key=value"]),
+    "below a number": (["seed.x=3"], ["seed.x=3", "no keys"]),
+    "a group of one": (["rollout.group_size=1"], ["rollout.group_size = 1", "at least 2"]),
+    "an unknown reward": (["rewards.0.use=exactt"], ["rewards[0].use = 'exactt'", "Did you mean 'exact'", "package."]),
+    "a reward that is not importable": (["rewards.0.use=nowhere:R"], ["rewards[0].use = 'nowhere:R'", "importable"]),
+    "an option of a reward": (["rewards.0.options={casing=1}"], ["rewards[0].options", "'casing'", "ignore_case"]),
+    "an unknown environment": (["rollout.environment.use=single"], ["rollout.environment.use", "single_turn"]),
+    "an unknown engine": (["engine.use=vlm"], ["engine.use = 'vlm'", "Did you mean 'vllm'"]),
+    "an unknown advantage": (["learner.advantage.use=grp"], ["learner.advantage.use = 'grp'", "group"]),
+    "an unknown loss": (["learner.loss.use=clip"], ["learner.loss.use = 'clip'", "Did you mean 'clipped'"]),
+    "another tool's option": (
+        ["learner.loss.options={eps_clip=0.2}"], ["'eps_clip'", "learner.loss.options.clip_low"],
+    ),
+    "an unknown source": (["tasks.use=json"], ["tasks.use = 'json'", "Did you mean 'jsonl'"]),
+    "a source that fails": ([f"tasks.use={HERE}:Unfinished"], ["Unfinished", "ZeroDivisionError: of my own"]),
+    "a source of other things": ([f"tasks.use={HERE}:Foreign"], ["'what is 1 + 1?'", "no Task"]),
+    "an unknown generator": (
+        ["tasks.use=reasoning_gym", "tasks.options={name='leg_countin'}"], ["'leg_countin'", "'leg_counting'"],
+    ),
+    "an unknown model": (["model.path=tiny:additon"], ["model.path = 'tiny:additon'", "Did you mean 'addition'"]),
+    "no such directory": (["model.path=/models/none"], ["model.path = '/models/none'", "Check the path"]),
+    "no such id": (["model.path=someone/some-model"], ["'someone/some-model'", "cache", "HF_HUB_OFFLINE"]),
+    "a model's option": (["model.path=smollm2", "model.options={layers=1}"], ["model.options", "layers", "tiny"]),
+    "no such reference": (
+        ["learner.loss.kl_coef=0.1", "learner.reference=/models/none"], ["learner.reference = '/models/none'"],
+    ),
+    "no such checkpoint": (["resume=/checkpoints/none"], ["/checkpoints/none"]),
+    "no Redis": (["buffer.url=redis://:secret@127.0.0.1:1/0"], ["buffer.url", "127.0.0.1:1", "does not answer"]),
+    "no URL": (["buffer.url=redis://:secret#1@127.0.0.1:1/0"], ["buffer.url", "redis://:PASSWORD@HOST:PORT/0"]),
+    "no scheme": (["buffer.url=127.0.0.1:6379"], ["127.0.0.1:6379", "redis://:PASSWORD@HOST:PORT/0"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", OVERRIDES)
+def test_a_value_that_is_wrong(fault, command, tmp_path):
+    overrides, words = OVERRIDES[fault]
+    answer = command(*overrides)
+    refused(answer, tmp_path, *words)
+    assert "secret" not in answer[1]
+
+
+DATA_FAULTS = {
+    "an empty file": ("", ["tasks.jsonl", "is empty"]),
+    "a missing column": ('{"promt": "x"}', ["tasks.jsonl:1", "'prompt'", "Did you mean 'promt'", "prompt_key"]),
+    "a malformed line": ('{"prompt": "x"}\n{"prompt": ', ["tasks.jsonl:2", "not JSON", "One object per line"]),
+    "an empty prompt": ('{"prompt": "x"}\n{"prompt": " "}', ["tasks.jsonl:2", "' '", "text or a list"]),
+    "a wrong type": ('{"prompt": 3}', ["tasks.jsonl:1", "'prompt' is 3", "text or a list"]),
+}
+
+
+@pytest.mark.parametrize("fault", DATA_FAULTS)
+def test_data_that_is_wrong(fault, command, tmp_path):
+    text, words = DATA_FAULTS[fault]
+    (tmp_path / "tasks.jsonl").write_text(text)
+    refused(command("tasks.use=jsonl", "tasks.options={path='tasks.jsonl'}"), tmp_path, *words)
+
+
+def test_data_that_is_not_there(command, tmp_path):
+    answer = command("tasks.use=jsonl", "tasks.options={path='tasks.jsonl'}")
+    refused(answer, tmp_path, "'tasks.jsonl' does not exist", str(tmp_path))
+
+
+def test_a_wrong_password_is_not_printed(command, tmp_path, redis_url):
+    answer = command(f"buffer.url={redis_url.replace('redis://:', 'redis://:x')}")
+    refused(answer, tmp_path, "buffer.url", "password")
+    assert redis_url.split(":")[2].split("@")[0] not in answer[1]
+
+
+def test_a_redis_that_may_forget_is_a_warning(command, tmp_path, redis_url):
+    code, said = command(f"buffer.url={redis_url}", "--dry-run")
+    assert code == 0, said
+    assert "warning appendfsync is everysec" in said
+
+
+@pytest.fixture(scope="module")
+def plain_model(tmp_path_factory):
+    return random_llama(tmp_path_factory.mktemp("plain"), tied=True)
+
+
+def chat_file(tmp_path: Path) -> str:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"prompt": "2+2"}) + "\n" + json.dumps({"prompt": messages}))
+    return f"tasks.options={{path='{tmp_path}/chat.jsonl'}}"
+
+
+@pytest.mark.parametrize("path", ["tiny:addition", "PLAIN"])
+def test_messages_for_a_model_without_a_template(path, command, tmp_path, plain_model):
+    path = path.replace("PLAIN", str(plain_model))
+    answer = command(f"model.path={path}", "tasks.use=jsonl", chat_file(tmp_path))
+    refused(answer, tmp_path, path, "without a chat template", "chat/2", "system, user", "instruct model")
+
+
+def test_messages_that_the_template_refuses(command, tmp_path, plain_model):
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}hello"
+    own = tmp_path / "model"
+    own.mkdir()
+    for file in plain_model.iterdir():
+        (own / file.name).symlink_to(file)
+    (own / "chat_template.jinja").write_text(template)
+    answer = command(f"model.path={own}", "tasks.use=jsonl", chat_file(tmp_path))
+    refused(answer, tmp_path, str(own), "chat/2", "no system role")
+
+
+def test_a_model_directory_that_is_not_whole(command, tmp_path, plain_model):
+    own = tmp_path / "model"
+    own.mkdir()
+    refused(command(f"model.path={own}"), tmp_path, str(own), "no config.json")
+    (own / "config.json").write_text((plain_model / "config.json").read_text())
+    refused(command(f"model.path={own}"), tmp_path, str(own), "lacks weights")
+    (own / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    (own / "model-2.safetensors").touch()
+    refused(command(f"model.path={own}"), tmp_path, str(own), "lacks weights")
+    (own / "model-1.safetensors").touch()
+    refused(command(f"model.path={own}"), tmp_path, str(own), "tokenizer", "save_pretrained")
+
+
+def used(tmp_path: Path, *overrides: str) -> Path:
+    """The directory of a run with these overrides, as it is left."""
+    directory = tmp_path / "runs" / "bad"
+    directory.mkdir(parents=True)
+    (directory / "metrics.jsonl").write_text("{}\n")
+    (directory / "config.toml").write_text(config.dump(config.load(RECIPES / "quickstart.toml", overrides)))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        (["seed=1"], [], ["seed is 1", "here 0"]),
+        ([], ["tasks.options={num_heldout=10}"], ["tasks.options.num_heldout is 'not set'", "here 10"]),
+        (["rollout.group_size=8"], [], ["rollout.group_size is 8", "here 16"]),
+        (["learner.groups_per_step=8"], [], ["learner.groups_per_step is 8", "here 64"]),
+        ([], ["rewards.0.use=numeric"], ["rewards[0].use is 'exact'", "here 'numeric'"]),
+        (["model.options={layers=3}"], [], ["model.options.layers is 3", "here 'not set'"]),
+        ([], ["learner.steps=7", "resume=off"], ["already holds a run", "resume=auto"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("mode", [[], ["--dry-run"]])
+def test_the_directory_of_another_recipe(before, now, words, mode, command, tmp_path):
+    directory = used(tmp_path, *before)
+    left = {p.name: p.read_text() for p in directory.iterdir()}
+    code, said = command(*now, *mode)
+    assert code == 2
+    assert len(said.strip().splitlines()) == 1
+    for word in [str(directory), *words, "another run.name"]:
+        assert word in said
+    assert {p.name: p.read_text() for p in directory.iterdir()} == left
+
+
+def test_a_run_goes_on_with_what_may_change(command, tmp_path):
+    used(tmp_path)
+    changed = ["learner.steps=500", "evaluation.every_steps=5", "checkpoint.keep_last=9", "learner.schedule.lr=1e-5"]
+    code, said = command(
+        *changed, "rewards.0.weight=0.5", "rewards.0.timeout_s=3", "engine.max_num_seqs=8", "--dry-run"
+    )
+    assert code == 0, said
+
+
+def test_what_may_change_and_what_not_is_decided_by_key():
+    keys = set(check.identity(config.load(RECIPES / "gpu_qwen.toml")))
+    assert {
+        "model.path",
+        "seed",
+        "tasks.use",
+        "tasks.options.path",
+        "rollout.environment.use",
+        "rewards[0].use",
+    } <= keys
+    assert not {k for k in keys if k.startswith(("run.", "tracking.", "evaluation.", "checkpoint.", "engine."))}
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.name)
+def test_every_recipe_passes_a_dry_run_without_network_or_gpu(recipe, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(RECIPES.parents[1])
+    code, said = command("--dry-run", recipe=recipe)
+    assert code == 0, said
+    assert "samples a step" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_says_what_it_could_not_check(command, monkeypatch):
+    monkeypatch.chdir(RECIPES.parents[1])
+    _, said = command("--dry-run", "model.path=someone/some-model", recipe=RECIPES / "gpu_qwen.toml")
+    assert "warning not checked: model.path = 'someone/some-model'" in said
+
+
+def test_processes_find_nodes_or_what_is_missing_is_named():
+    engine, rank = {"CPU": 1, "GPU": 2}, {"CPU": 1, "GPU": 1}
+    nodes = [{"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0, "GPU": 3.0}]
+    assert unplaceable([rank, engine, rank, engine], nodes) == ""
+    assert unplaceable([engine] * 3, nodes) == "1 of 3 places with 1 CPU, 2 GPU", "6 GPUs, but no node has two left"
+    assert unplaceable([{"CPU": 0.1}] * 11, [{"CPU": 1.0}]) == "1 of 11 places with 0.1 CPU"
+    assert unplaceable([{"CPU": 0.1}] * 10, [{"CPU": 1.0}]) == "", "rounding takes no place"
+    assert unplaceable([rank], []) == "1 of 1 places with 1 CPU, 1 GPU"
+
+
+def test_a_cluster_that_is_too_small_is_said_within_30_seconds(command, tmp_path, monkeypatch):
+    import ray
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setattr(topology, "start_ray", lambda _: ray.init(num_cpus=2, include_dashboard=False))
+    start = time.monotonic()
+    answer = command("rollout.workers=3")
+    assert time.monotonic() - start < 30
+    refused(answer, tmp_path, "rollout.workers = 3", "2 of 4 places with 1 CPU", "nodes have 2 CPU", "add nodes")
+    assert not ray.is_initialized()
+    answer = command("weights.transport=nccl")
+    refused(answer, tmp_path, "weights.transport = 'nccl'", "no", "GPU", "weights.transport=pull")
+
+
+def test_a_cluster_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=r"RAY_ADDRESS = '127\.0\.0\.1:1' cannot be joined"):
+        topology.start_ray(config.parse({}))
+    assert time.monotonic() - start < 15
