@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import config, table, topology
+from cluster import config, nodes, table
 from cluster.errors import ConfigError
 
 
@@ -61,7 +61,7 @@ def _rank(*args: Any) -> dict[str, Any]:
     from learner.replay import rerun
 
     os.dup2(2, 1)  # what libraries print is not this command's answer
-    topology.settle()
+    nodes.settle()
     return rerun(*args)
 
 

@@ -55,16 +55,16 @@ def main(
 def run(settings: RunConfig, recipe: str, directory: Path) -> int:
     """Run a checked recipe in `directory`; returns the exit code. Raises ConfigError before anything is trained."""
     from actors.models import prepare
-    from cluster import topology
+    from cluster import nodes, topology
     from cluster.store import Store
 
-    topology.settle()
+    nodes.settle()
     resume_from = check.resume_point(settings, directory)
     begun = time.monotonic()
     with ExitStack() as at_exit:
         at_exit.callback(_shut_down)
-        topology.start_ray(settings)
-        topology.check_placement(settings)
+        nodes.start_ray(settings)
+        nodes.check_placement(settings)
         at_exit.enter_context(own(directory))  # before anything is written there
         check.used_directory(settings, directory)
         if resume_from is not None:
@@ -74,7 +74,7 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
         begun += time.monotonic() - making  # a model is made or downloaded once, so its time is not the run's
         store = None
         if settings.buffer.url is None:
-            store = at_exit.enter_context(Store(directory / "redis", bind=topology.reachable_address()))
+            store = at_exit.enter_context(Store(directory / "redis", bind=nodes.reachable_address()))
         url = store.url if store else str(settings.buffer.resolved())
         (directory / "config.toml").write_text(config.dump(settings))
         site = topology.Site(settings, str(model_dir), url, check.run_id(settings, directory), str(directory))

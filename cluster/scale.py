@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cluster import cli
-from cluster.buffer import Buffer
+from cluster.buffer import Wishes
 from cluster.errors import ConfigError, KanaboError
 from cluster.reach import live_url, run_id
 
@@ -38,20 +38,20 @@ def main(
         url = live_url(found)
         if url is None:
             raise ConfigError(f"run '{found.name}' is not running: nothing answers for it. Start it first.")
-        buffer = Buffer(url, run_id(found))
-        numbers = apply(buffer, wishes)
+        wishes_of_run = Wishes(url, run_id(found))
+        numbers = apply(wishes_of_run, wishes)
         if wait_s:
-            _wait(buffer, numbers, wait_s)
-        buffer.close()
+            _wait(wishes_of_run, numbers, wait_s)
+        wishes_of_run.close()
     if as_json:
         cli.print_json(numbers)
     else:
         print(", ".join(f"{role}: {count}" for role, count in numbers.items()))
 
 
-def apply(buffer: Buffer, wishes: list[str]) -> dict[str, int]:
+def apply(run: Wishes, wishes: list[str]) -> dict[str, int]:
     """Wish for what `role=N`, `role=+N` and `role=-N` say; the numbers that came out. Raises ConfigError."""
-    there, numbers = buffer.staffed(), {}
+    there, numbers = run.staffed(), {}
     for wish in wishes:
         match = re.fullmatch(r"(\w+)=([+-]?)(\d+)", wish)
         if match is None or match[1] not in ROLES:
@@ -59,20 +59,20 @@ def apply(buffer: Buffer, wishes: list[str]) -> dict[str, int]:
                 f"'{wish}' is no wish. Roles: {', '.join(ROLES)}; say rollout=4, rollout=+1 or rollout=-1."
             )
         role, sign, count = match[1], match[2], int(match[3])
-        before = numbers.get(role, buffer.wished().get(role, there.get(role, 0)))
+        before = numbers.get(role, run.wished().get(role, there.get(role, 0)))
         wanted = before + count if sign == "+" else before - count if sign == "-" else count
         if wanted < 1:
             raise ConfigError(f"'{wish}' would leave {wanted} {role} workers; at least one must stay.")
         numbers[role] = wanted
     for role, count in numbers.items():
-        buffer.wish(role, count)
+        run.wish(role, count)
     return numbers
 
 
-def _wait(buffer: Buffer, numbers: dict[str, int], wait_s: float) -> None:
+def _wait(run: Wishes, numbers: dict[str, int], wait_s: float) -> None:
     until = time.monotonic() + wait_s
     with cli.progress("waiting for them"):
-        while (there := {r: n for r, n in buffer.staffed().items() if r in numbers}) != numbers:
+        while (there := {r: n for r, n in run.staffed().items() if r in numbers}) != numbers:
             if time.monotonic() > until:
                 raise KanaboError(f"after {wait_s:g} s there are {there} workers, wished for were {numbers}.")
             time.sleep(0.2)

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from cluster import topology
-from cluster.buffer import Buffer
+from cluster.buffer import Buffer, Wishes
 from cluster.topology import POLICY, Site
 from cluster.watch import Watchdog
 
@@ -33,6 +33,7 @@ class Staff:
         self, site: Site, buffer: Buffer, watchdog: Watchdog, launch: Callable[[str, str, str | None], None]
     ) -> None:
         self._site, self._buffer, self._watchdog, self._launch = site, buffer, watchdog, launch
+        self._wishes = Wishes(site.url, site.run_id, site.config.run.stall_s)
         self._up: dict[str, Any] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._expected: set[str] = set()
@@ -89,8 +90,8 @@ class Staff:
     async def follow_wishes(self) -> None:
         """Hire and let go until the numbers are those that were last wished for."""
         while True:
-            await asyncio.to_thread(self._buffer.staff, {role: len(self.of(role)) for role in PLACE})
-            wished = await asyncio.to_thread(self._buffer.wished)
+            await asyncio.to_thread(self._wishes.staff, {role: len(self.of(role)) for role in PLACE})
+            wished = await asyncio.to_thread(self._wishes.wished)
             for role, count in self.counts().items():
                 more = wished.get(role, count) - count
                 for _ in range(more):

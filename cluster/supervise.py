@@ -19,20 +19,12 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray.exceptions import (
-    ActorUnschedulableError,
-    NodeDiedError,
-    ObjectLostError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
-
 from cluster import checkpoint, metrics
 from cluster.buffer import Buffer
-from cluster.errors import BudgetSpent, BufferUnavailable, InfrastructureError, Stalled
+from cluster.errors import BudgetSpent, BufferUnavailable, Stalled
 from cluster.follow import Follower
 from cluster.gang import Gang
+from cluster.nodes import INFRASTRUCTURE, cause_of, is_infrastructure
 from cluster.staff import Staff
 from cluster.store import DiskFull, Store
 from cluster.table import LiveTable
@@ -42,9 +34,6 @@ from cluster.watch import Watchdog
 
 log = logging.getLogger(__name__)
 
-INFRASTRUCTURE = (
-    InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, WorkerCrashedError,
-)  # fmt: skip
 EVALUATION_TRIES = 3
 DISK_RETRY_S = 10.0
 
@@ -202,8 +191,8 @@ class Supervisor:
 
     def _spend(self, what: str, error: BaseException | None) -> None:
         """Count one failure of infrastructure; anything else ends the run as it is."""
-        cause = _cause(error)
-        if cause is not None and not _is_infrastructure(cause):
+        cause = cause_of(error)
+        if cause is not None and not is_infrastructure(cause):
             raise cause from error
         self._failures += 1
         allowed = self._config.run.max_infrastructure_failures
@@ -279,7 +268,7 @@ class Supervisor:
             try:
                 accuracy = await self._accuracy(catch_up=catch_up)
             except INFRASTRUCTURE as error:  # a worker's death is counted where it is replaced
-                log.warning("the evaluation at step %d goes to another worker: %s", step, _cause(error))
+                log.warning("the evaluation at step %d goes to another worker: %s", step, cause_of(error))
             else:
                 self._follower.heldout(step, accuracy, time.monotonic() - start)
                 return
@@ -305,14 +294,3 @@ async def _until(true: Callable[[], bool]) -> None:
     """Whoever waits here is under the deadline of `run.stall_s`."""
     while not true():  # noqa: ASYNC110 - what changes it is many things
         await asyncio.sleep(0.2)
-
-
-def _cause(error: BaseException | None) -> BaseException | None:
-    """What was raised in the actor."""
-    return error.cause if isinstance(error, RayTaskError) else error
-
-
-def _is_infrastructure(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(INFRASTRUCTURE)[1] is None
-    return isinstance(error, INFRASTRUCTURE)

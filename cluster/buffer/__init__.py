@@ -35,7 +35,9 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
       bell:capacity, bell:ready, bell:version, bell:cut      streams of one entry
 """
 
-from cluster.buffer.buffer import Buffer, Limits, Stored
+from cluster.buffer.buffer import Buffer
 from cluster.buffer.history import LedgerLine
+from cluster.buffer.stored import Limits, Stored
+from cluster.buffer.wishes import Wishes
 
-__all__ = ["Buffer", "LedgerLine", "Limits", "Stored"]
+__all__ = ["Buffer", "LedgerLine", "Limits", "Stored", "Wishes"]

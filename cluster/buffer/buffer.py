@@ -3,46 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 import msgspec
 
 from cluster.buffer import history
 from cluster.buffer.connection import PATIENCE_S, Connection
+from cluster.buffer.stored import Limits, Stored, stored_of
 from cluster.errors import KanaboError, LeaseLost, StaleEpoch
 from cluster.types import Claim, CutRecord, Group, Manifest, Publication, Scores, decode, encode
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What bounds a run's groups; the same for all its policies."""
-
-    groups_per_step: int
-    max_staleness: int
-    when_late: Literal["wait", "drop"] = "wait"
-    admit: tuple[str, ...] = ()
-    """Signals that must have answered before a group is ready."""
-    lease_s: float = 600.0
-    score_deadline_s: float = 60.0
-    num_tasks: int | None = None
-    """The frontier ends here; None is endless."""
-    late: tuple[str, ...] = ()
-    """Signals that are asked too, until the group is cut; nobody waits for them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A group as the learner sees it."""
-
-    group: Group
-    scores: dict[str, Scores]
-    """What has arrived. A signal that has not is absent."""
-    overdue: bool
-    """Its score deadline has passed."""
-    outdated: bool = False
-    """What it carries was scored under an older version than the current one of a signal."""
 
 
 def policy_of(id: str) -> str:
@@ -185,7 +155,7 @@ class Buffer:
         """
         ids = [id.decode() for id in self._call_when(timeout_s, "ready", policy, epoch, step, limit)[1] or ()]
         wanted = self._versions() if ids else {}
-        return [stored for fields in self._fetch(ids) if (stored := _stored(fields, wanted))]
+        return [stored for fields in self._fetch(ids) if (stored := stored_of(fields, wanted))]
 
     def drop(self, policy: str, epoch: int, ids_with_reason: Mapping[str, str], *, requeue: bool = False) -> None:
         """Drop live groups for good; each admits one more. Others are left alone. Raises StaleEpoch."""
@@ -247,27 +217,6 @@ class Buffer:
         """What became of every claim: the numbers of `summary.json`."""
         return history.summary(history.read(self._redis, policy))
 
-    def wish(self, role: str, count: int) -> None:
-        """So many workers of a role are wanted from now on, also after a restart of the driver."""
-        key = f"{self._redis.prefix}wished"
-        self._redis.patiently(lambda: self._redis.redis.hset(key, role, count))
-
-    def wished(self) -> dict[str, int]:
-        """What was wished for last, by role; the recipe's numbers hold for others."""
-        return self._numbers("wished")
-
-    def staff(self, counts: Mapping[str, int]) -> None:
-        """How many workers of each role are up."""
-        key = f"{self._redis.prefix}staffed"
-        self._redis.patiently(lambda: self._redis.redis.hset(key, mapping={**counts}))
-
-    def staffed(self) -> dict[str, int]:
-        return self._numbers("staffed")
-
-    def _numbers(self, key: str) -> dict[str, int]:
-        found: Any = self._redis.patiently(lambda: self._redis.redis.hgetall(self._redis.prefix + key))
-        return {role.decode(): int(count) for role, count in found.items()}
-
     def persistence(self) -> list[str]:
         """What a user's own Redis could lose, in sentences; empty if nothing."""
         return history.persistence(self._redis)
@@ -315,14 +264,6 @@ class Buffer:
 
 def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
-
-
-def _stored(fields: dict[bytes, bytes], wanted: Mapping[bytes, bytes]) -> Stored | None:
-    if b"data" not in fields:  # gone since the script named it: another epoch has begun, and the next call will say so
-        return None
-    scores = {key[2:].decode(): decode(value, Scores) for key, value in fields.items() if key.startswith(b"s:")}
-    outdated = any(fields.get(b"carried:" + name, version) != version for name, version in wanted.items())
-    return Stored(decode(fields[b"data"], Group), scores, b"overdue" in fields, outdated)
 
 
 def _checked(reply: list[Any], script: str, policy: str, args: tuple[Any, ...]) -> list[Any]:

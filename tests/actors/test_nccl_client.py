@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from cluster import topology
+from cluster import nodes, topology
 from cluster.config import parse
 from tests.fakes import FakeEngine
 from tests.models import random_llama
@@ -47,7 +47,7 @@ def local_ray(tmp_path, monkeypatch):
     monkeypatch.setenv("KANABO_TEST_CALLS", str(tmp_path / "calls"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = parse({"engine": {"use": "tests.actors.test_nccl_client:RecordingEngine", "max_model_len": 320}})
-    topology.start_ray(config)
+    nodes.start_ray(config)
     yield config
     ray.shutdown()
 

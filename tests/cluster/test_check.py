@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cluster import check, config, run, topology
+from cluster import check, config, nodes, run
 from cluster.check import unplaceable
 from cluster.errors import ConfigError
 from tests.models import random_llama
@@ -47,7 +47,7 @@ def command(tmp_path, monkeypatch):
     def begun(*_):
         raise AssertionError("Ray was to be started")
 
-    monkeypatch.setattr(topology, "start_ray", begun)
+    monkeypatch.setattr(nodes, "start_ray", begun)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
 
@@ -312,7 +312,7 @@ def test_a_cluster_that_is_too_small_is_said_within_30_seconds(command, tmp_path
     import ray
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setattr(topology, "start_ray", lambda _: ray.init(num_cpus=2, include_dashboard=False))
+    monkeypatch.setattr(nodes, "start_ray", lambda _: ray.init(num_cpus=2, include_dashboard=False))
     start = time.monotonic()
     answer = command("rollout.workers=3")
     assert time.monotonic() - start < 30
@@ -326,5 +326,5 @@ def test_a_cluster_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     start = time.monotonic()
     with pytest.raises(ConfigError, match=r"RAY_ADDRESS = '127\.0\.0\.1:1' cannot be joined"):
-        topology.start_ray(config.parse({}))
+        nodes.start_ray(config.parse({}))
     assert time.monotonic() - start < 15

@@ -26,7 +26,7 @@ async def test_a_full_disk_costs_one_of_the_budget_however_long_it_lasts(
     with disk(shim, FULL_DISK=flag), Store(tmp_path / "redis") as store:
         site = Site(settings, "", store.url, "run", str(tmp_path))
         supervisor = supervise.Supervisor(site, store, None, None)  # type: ignore[arg-type]
-        keeper = asyncio.create_task(supervisor._keep_alive(store))
+        keeper = asyncio.create_task(supervisor._keep_store())
         flag.touch()
         kill(store)
         for _ in range(40):

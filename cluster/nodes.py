@@ -1,0 +1,153 @@
+"""Ray on this machine or a cluster: joined or started, what it can hold, and how its cores are shared out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import DEVNULL
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    ActorUnschedulableError,
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from cluster.check import unplaceable
+from cluster.config import RunConfig
+from cluster.errors import ConfigError, InfrastructureError, one_line
+
+INFRASTRUCTURE = (
+    InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, WorkerCrashedError,
+)  # fmt: skip
+"""What a worker may die of and be replaced."""
+SPARE_PLACES = 16
+"""On one machine: for workers that join later."""
+JOIN_S = 10.0
+"""A cluster's head answers within this time, or it is not there."""
+
+
+def needed_cpus(config: RunConfig) -> float:
+    return config.rollout.workers + config.learner.ranks + 0.1 * config.reward_workers.workers
+
+
+def start_ray(config: RunConfig) -> None:
+    """Join the cluster that $RAY_ADDRESS names, or start one on this machine.
+
+    Raises ConfigError if it cannot be joined.
+    """
+    if "RAY_ADDRESS" in os.environ:
+        _join(os.environ["RAY_ADDRESS"])
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(
+        # Logical places, not cores: on a laptop engine and learner share what is there.
+        num_cpus=max(os.cpu_count() or 1, int(needed_cpus(config)) + SPARE_PLACES),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), *_python_path()])}},
+    )
+
+
+def _join(address: str) -> None:
+    """Connect to a running cluster. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdigit() and "/" not in host:
+            # Asked first, because Ray tries for minutes where nobody listens.
+            socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_S).close()
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"RAY_ADDRESS = '{address}' cannot be joined: {one_line(error)} "
+            "Start a cluster there, or unset RAY_ADDRESS and the run starts one on this machine."
+        ) from error
+
+
+def _python_path() -> list[str]:
+    return [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
+
+
+def settle() -> None:
+    """First thing in every process: ninja, which DeepSpeed compiles with, lives beside the interpreter."""
+    beside = str(Path(sys.executable).parent)
+    if os.environ.get("PATH", "").split(os.pathsep)[0] != beside:
+        os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def reachable_address() -> str:
+    """Where this process can be reached by the run's actors: the loopback interface, unless there are other nodes."""
+    return ray.util.get_node_ip_address() if "RAY_ADDRESS" in os.environ else "127.0.0.1"
+
+
+def check_placement(config: RunConfig) -> None:
+    """Raises ConfigError if the cluster, as it is now, cannot hold what the recipe asks for."""
+    if config.weights.transport == "nccl" and not on_gpu():
+        raise ConfigError(
+            "weights.transport = 'nccl' needs GPUs, and the cluster has none. "
+            "Set weights.transport=pull, or submit the job to a cluster with GPUs."
+        )
+    gpu = {"GPU": 1.0} if on_gpu() else {}
+    engine = {"CPU": 1.0, **{k: v * config.engine.tensor_parallel for k, v in gpu.items()}}
+    bundles = [engine] * config.rollout.workers + [{"CPU": 1.0, **gpu}] * config.learner.ranks
+    bundles += [{"CPU": 0.1}] * config.reward_workers.workers
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if missing := unplaceable(bundles, nodes):
+        have = [", ".join(f"{node.get(k, 0):g} {k}" for k in engine) for node in nodes]
+        raise ConfigError(
+            f"the cluster cannot hold rollout.workers = {config.rollout.workers} and learner.ranks = "
+            f"{config.learner.ranks}: there is no room for {missing}. Its nodes have {'; '.join(have)}. "
+            "Lower rollout.workers, learner.ranks or engine.tensor_parallel, or add nodes."
+        )
+
+
+def on_gpu() -> bool:
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def threads(config: RunConfig, part: str) -> int:
+    """CPU threads for one `engine` or one `learner` rank: by default the cores are shared out evenly.
+
+    More threads than cores make both slower: on two cores a step of the quickstart takes 0.8 s with one each, 2.4 s
+    with two for the learner.
+    """
+    chosen = config.engine.threads if part == "engine" else config.learner.threads
+    return chosen or max(1, (os.cpu_count() or 1) // (config.rollout.workers + config.learner.ranks))
+
+
+def openmp(count: int) -> dict[str, Any]:
+    """Threads that sleep while they wait: spinning ones take the core from the other part."""
+    return {"env_vars": {"OMP_NUM_THREADS": str(count), "OMP_WAIT_POLICY": "PASSIVE"}}
+
+
+def end_children_with_me() -> None:
+    """What this process starts from now on ends with it, also by SIGKILL.
+
+    Its descendants share a process group, and a shell outside of it kills the group once this process is gone: an
+    engine that is still coming up would wait for its dead parent for minutes.
+    """
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+    script = f"while [ -d /proc/{os.getpid()} ]; do sleep 1; done; kill -9 -{os.getpid()} 2>/dev/null"
+    subprocess.Popen(["/bin/sh", "-c", script], process_group=0, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+
+
+def cause_of(error: BaseException | None) -> BaseException | None:
+    """What was raised in the actor."""
+    return error.cause if isinstance(error, RayTaskError) else error
+
+
+def is_infrastructure(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(INFRASTRUCTURE)[1] is None
+    return isinstance(error, INFRASTRUCTURE)

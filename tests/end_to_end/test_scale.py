@@ -1,0 +1,71 @@
+"""Workers that join and leave a running job."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.buffer.connection import Connection
+from cluster.reach import connected
+from tests.end_to_end import jobs
+from tests.end_to_end.test_failures import FAKE
+from tests.verify.keep import keep
+
+
+def scale(run: Path, *wishes: str, wait_s: float) -> None:
+    command = [sys.executable, "-m", "cluster.scale", str(run), *wishes, "--wait", str(wait_s)]
+    done = subprocess.run(command, cwd=jobs.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def workers_of(connection: Connection) -> set[str]:
+    """Who has claimed a group that is still stored."""
+    keys = connection.redis.keys(f"{connection.prefix}group:*")
+    return {(connection.redis.hget(key, "worker") or b"").decode() for key in keys}
+
+
+def one_two_one(tmp_path: Path, overrides: list[str], *, wait_s: float) -> float:
+    """A run whose second engine joins in the middle and leaves again; seconds from the wish to its first claim."""
+    log, run = tmp_path / "log", tmp_path / "elastic"
+    options = [*overrides, f"run.dir={tmp_path}", "run.name=elastic", "learner.steps=100000"]
+    process = jobs.start(options, log=log)
+    try:
+        jobs.wait_for_step(run, 3, process, log, timeout_s=300)
+        begun = time.monotonic()
+        scale(run, "rollout=+1", wait_s=wait_s)
+        with connected(run) as connection:
+            while "rollout-1" not in workers_of(connection):
+                assert time.monotonic() < begun + wait_s, jobs.tail(log)
+                time.sleep(0.05)
+        joined_s = time.monotonic() - begun
+        scale(run, "rollout=-1", "reward=2", wait_s=wait_s)
+        last = max(r["step"] for r in jobs.rows(run) if "learner/step_s" in r)
+        jobs.wait_for_step(run, last + 3, process, log, timeout_s=120)
+        process.terminate()
+        assert process.wait(60) == 0, jobs.tail(log)
+    finally:
+        jobs.end(process)
+    summary = jobs.summary(run)
+    assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
+    assert not {"lease_expired", "worker_died"} & set(summary["groups_dropped"]), (
+        "the one that left had something in hand"
+    )
+    assert summary["max_staleness_observed"] <= 1
+    assert "died" not in log.read_text()
+    return joined_s
+
+
+def test_a_worker_joins_and_leaves(tmp_path):
+    one_two_one(tmp_path, FAKE, wait_s=120)
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(900)
+def test_a_real_engine_joins_and_leaves(tmp_path):
+    joined_s = one_two_one(tmp_path, [*jobs.TINY, "learner.drop_zero_variance=false"], wait_s=240)
+    assert jobs.summary(tmp_path / "elastic")["parity_max_nats"] < 1e-3
+    keep("join", {"seconds_from_wish_to_first_claim": joined_s})
