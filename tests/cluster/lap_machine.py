@@ -264,5 +264,5 @@ class LapMachine(Moves, RuleBasedStateMachine):
                 learner = next(one for one in self.learners if one.name == call.args[0])
                 learner.expected.heard_from_judge(learner.expected.groups[call.args[1]])
 
-    def all_work(self, learner: Learner, _: int, __: bool) -> None:
-        self._work(learner)
+    def all_work(self, learner: Learner, _: int, but_for_one: bool) -> None:
+        self._work(learner, but_for_one=but_for_one)

@@ -104,14 +104,16 @@ class Moves:
         learner = next(one for one in self.learners if one.name == known.claim.policy)
         learner.expected.score(known, signal, version, value)
 
-    def _work(self, learner: Learner) -> None:
-        """Everybody who lives does everything he can."""
+    def _work(self, learner: Learner, *, but_for_one: bool = False) -> None:
+        """Everybody who lives does everything he can, perhaps but for a straggler who has the oldest group."""
         expected = learner.expected
         self._update(learner, "worker-0")
         while self._claim(learner, "worker-0"):
             pass
+        straggling = expected.at("leased")[:1] if but_for_one else []
         for known in expected.at("leased"):
-            self._put(learner, known)
+            if known not in straggling:
+                self._put(learner, known)
         for known in expected.at("pending"):
             for signal in SIGNALS:
                 self._score(known, signal, "1", 1.0)

@@ -9,8 +9,11 @@ import redis
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from cluster.buffer import connection
 from cluster.store import Store
+from tests.cluster.expected import Broken
 from tests.cluster.lap_machine import LapMachine
+from tests.cluster.mutants import MUTANTS, source
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +46,12 @@ def search(machine: type[LapMachine], store: Store, *, seeds: int, steps: int, p
 
 def test_no_order_of_moves_breaks_an_invariant(own_store: Store):
     search(LapMachine, own_store, seeds=10, steps=60, phases=(Phase.generate, Phase.shrink))
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_with_a_rule_switched_off_the_machine_finds_the_trace(
+    own_store: Store, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(connection, "_source", lambda script: source(name, script))
+    with pytest.raises(Broken):
+        search(LapMachine, own_store, seeds=6, steps=60, phases=(Phase.generate,))
