@@ -25,11 +25,11 @@ DATA_SIZE, PASSES = 4, 3
 JUDGES, WORKERS = ("judge-0", "judge-1"), ("worker-0", "worker-1")
 
 FREQUENCY = {
-    "claim": 4, "put": 4, "all_work": 8, "renew": 1, "give_up": 1, "forsake": 1,
-    "lease_passes": 2, "score_deadline_passes": 1, "judge_takes_too_long": 1,
+    "claim": 4, "put": 3, "all_work": 8, "renew": 1, "give_up": 2, "forsake": 1,
+    "lease_passes": 2, "score_deadline_passes": 2, "judge_takes_too_long": 1,
     "take": 3, "score": 3,
-    "learner_goes_on": 16, "filter": 1, "checkpoint": 5,
-    "crash": 1, "resume": 1, "roll_back": 1, "zombie_calls": 1, "restart_redis": 1,
+    "learner_goes_on": 16, "filter": 1, "checkpoint": 8,
+    "crash": 1, "resume": 2, "roll_back": 4, "zombie_calls": 2, "restart_redis": 1,
     "old_call_arrives_again": 4,
 }  # fmt: skip
 
@@ -118,7 +118,8 @@ class LapMachine(Moves, RuleBasedStateMachine):
 
     def give_up(self, learner: Learner, index: int, requeue: bool) -> None:
         """Not twice: a call that comes again is the wire's."""
-        if known := pick((k for k in learner.expected.at() if not k.gave_up), index):
+        states = ("leased",) if index % 4 else ()
+        if known := pick((k for k in learner.expected.at(*states) if not k.gave_up), index):
             learner.expected.expire()
             reason, held = "worker_left" if requeue else "data_failure", known.at == "leased"
             lost = self._is_lost(lambda: self.buffer.give_up(known.claim, reason, requeue=requeue))
@@ -204,11 +205,13 @@ class LapMachine(Moves, RuleBasedStateMachine):
             case "dead":
                 self._resume(learner, learner.newest())
 
-    def checkpoint(self, learner: Learner, _: int, __: bool) -> None:
+    def checkpoint(self, learner: Learner, index: int, _: bool) -> None:
         """Its directory is emptied first; the manifest of an earlier life goes with it."""
         if learner.phase == "idle" and learner.step > 0:
             learner.disk[learner.step] = Saved(learner.step, [])
             self._save(learner, self.first_saved)
+            for _move in range(index % 3):
+                self._next_move(learner, 0)
 
     def filter(self, learner: Learner, index: int, requeue: bool) -> None:
         """A refill: a useless group is replaced before the cut. What is cut already is left alone."""
@@ -264,5 +267,7 @@ class LapMachine(Moves, RuleBasedStateMachine):
                 learner = next(one for one in self.learners if one.name == call.args[0])
                 learner.expected.heard_from_judge(learner.expected.groups[call.args[1]])
 
-    def all_work(self, learner: Learner, _: int, but_for_one: bool) -> None:
-        self._work(learner, but_for_one=but_for_one)
+    def all_work(self, learner: Learner, index: int, coin: bool) -> None:
+        """A straggler is left more often where nobody waits for it."""
+        passed_over = learner.expected.limits.when_late == "drop" and index % 4 > 0
+        self._work(learner, but_for_one=passed_over or coin)

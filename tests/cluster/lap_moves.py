@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from cluster.buffer import Buffer
 from cluster.errors import KanaboError, LeaseLost, StaleEpoch
-from cluster.types import Publication, Scores
+from cluster.types import Manifest, Publication, Scores
 from tests.cluster.expected import Expected, Known, Saved, check
 from tests.cluster.lap import group_of, record_of
 from tests.cluster.observed import Wire
@@ -36,6 +36,8 @@ class Learner:
     engines: dict[str, tuple[int, int]] = field(default_factory=dict)
     zombies: list[tuple[int, int]] = field(default_factory=list)
     """Epoch and step of learners that have a successor and do not know it."""
+    manifests: list[Manifest] = field(default_factory=list)
+    """Every one that was ever written."""
 
     @property
     def name(self) -> str:
@@ -190,7 +192,9 @@ class Moves:
     def _save(self, learner: Learner, move: str) -> None:
         saved = learner.disk[learner.step]
         if move == "manifest":
-            learner.expected.save(self.buffer.snapshot(learner.name, learner.epoch, learner.step), saved)
+            manifest = self.buffer.snapshot(learner.name, learner.epoch, learner.step)
+            learner.expected.save(manifest, saved)
+            learner.manifests.append(manifest)
         else:
             saved.files, saved.history = True, list(learner.expected.history)
         learner.phase = move
@@ -214,6 +218,9 @@ class Moves:
     def _calls_of_a_zombie(self, learner: Learner, zombie: tuple[int, int]) -> None:
         """A learner that has a successor says everything it could say."""
         (epoch, step), name, buffer = zombie, learner.name, self.buffer
+        for manifest in learner.manifests:
+            if manifest.epoch <= epoch:
+                self.buffer.trim(manifest)  # answered, and without effect
         ids = [known.claim.id for known in learner.expected.at("ready")]
         calls: list[Callable[[], object]] = [
             lambda: buffer.ready(name, epoch, step, limit=4, timeout_s=0),

@@ -75,7 +75,9 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "the manifest of a dead epoch trims": {"trim": ("manifest.epoch ~= state('epoch')", "false")},
     "a resume keeps what its checkpoint has trained": {"resume": ("  trim_before(step, manifest.trained)\n", "")},
-    "a resume keeps the version": {"resume": ("'epoch', epoch, 'version', step)", "'epoch', epoch)")},
+    "a resume keeps the version": {
+        "resume": ("'epoch', epoch, 'version', step)", "'epoch', epoch, 'version', math.max(step, state('version')))")
+    },
     "a manifest forgets what is outstanding": {"snapshot": ("add(call('ZRANGE', own .. 'open', 0, -1))\n", "")},
     "a manifest forgets recorded cuts": {"snapshot": ("add(call('ZRANGEBYSCORE', own .. 'cut', step, '+inf'))\n", "")},
     "a manifest forgets the queue": {"snapshot": ("call('LRANGE', own .. 'requeued', 0, -1)", "{}")},
