@@ -152,6 +152,7 @@ class LapMachine(Moves, RuleBasedStateMachine):
             known.judging = "due"
 
     def _pass(self, learner: Learner, known: Known) -> None:
+        self.buffer.status(learner.name)  # the first call after a restart gives fresh periods, and would undo this
         deadlines = "leases" if known.at == "leased" else "deadlines"
         changed = self.redis.zadd(
             f"{self.prefix}policy:{learner.name}:{deadlines}", {known.claim.id: 1}, xx=True, ch=True

@@ -58,7 +58,7 @@ class Moves:
     wire: Wire
     learners: list[Learner]
     first_saved, then_saved = "files", "manifest"
-    filters_with_cut = True
+    filters_with_record = True
 
     def _known(self) -> list[Known]:
         return [known for learner in self.learners for known in learner.expected.groups.values()]
@@ -167,7 +167,7 @@ class Moves:
 
     def _record(self, learner: Learner, groups: tuple[str, ...], filtered: list[str]) -> None:
         reasons = dict.fromkeys(filtered, "filtered")
-        if not self.filters_with_cut:
+        if not self.filters_with_record:
             self.buffer.drop(learner.name, learner.epoch, reasons)
             for id in filtered:
                 learner.expected.drop(learner.expected.groups[id], "filtered", requeue=False)

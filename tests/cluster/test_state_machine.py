@@ -45,7 +45,7 @@ def search(machine: type[LapMachine], store: Store, *, seeds: int, steps: int, p
 
 
 def test_no_order_of_moves_breaks_an_invariant(own_store: Store):
-    search(LapMachine, own_store, seeds=10, steps=60, phases=(Phase.generate, Phase.shrink))
+    search(LapMachine, own_store, seeds=12, steps=60, phases=(Phase.generate, Phase.shrink))
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -54,4 +54,19 @@ def test_with_a_rule_switched_off_the_machine_finds_the_trace(
 ):
     monkeypatch.setattr(connection, "_source", lambda script: source(name, script))
     with pytest.raises(Broken):
-        search(LapMachine, own_store, seeds=6, steps=60, phases=(Phase.generate,))
+        search(LapMachine, own_store, seeds=12, steps=60, phases=(Phase.generate,))
+
+
+class ManifestBeforeFiles(LapMachine):
+    first_saved, then_saved = "manifest", "files"
+
+
+class FilterBeforeRecord(LapMachine):
+    filters_with_record = False
+
+
+@pytest.mark.parametrize("machine", [ManifestBeforeFiles, FilterBeforeRecord])
+def test_with_two_moves_exchanged_the_machine_finds_the_trace(own_store: Store, machine: type[LapMachine]):
+    """Rules that live in the order of a learner's calls."""
+    with pytest.raises(Broken):
+        search(machine, own_store, seeds=12, steps=60, phases=(Phase.generate,))
