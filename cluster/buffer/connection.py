@@ -101,8 +101,8 @@ class Connection:
             except NoScriptError:
                 # A server that does not know the script has just started: deadlines first, then anything else.
                 self._renew_deadlines("restarted")
-                self.redis.script_load(text)
-                return self.redis.evalsha(sha, *keys_and_args)
+                # Not SCRIPT LOAD: Redis 6 keeps that in its append-only file, and would know the script when it starts.
+                return self.redis.eval(text, *keys_and_args)
 
         reply = self.patiently(run)
         return [reply[0].decode(), *reply[1:]]

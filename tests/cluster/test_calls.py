@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import time
-from typing import Any
 
 import pytest
 import redis
@@ -78,16 +77,16 @@ def test_a_call_whose_answer_was_lost_answers_as_before_and_changes_nothing_more
     monkeypatch.setattr(connection, "ExponentialBackoff", lambda **_: NoBackoff())
     plain, lossy = Buffer(redis_url, "plain"), Buffer(redis_url, "lossy")
     client = lossy._redis.redis
-    evalsha, lost = client.evalsha, []
+    evaluate, evalsha, lost = client.eval, client.evalsha, []
 
-    def lose_every_other_answer(*args: Any) -> object:
-        answer = evalsha(*args)
+    def lose_every_other_answer(answer: object) -> object:
         lost.append(len(lost) % 2 == 0)
         if lost[-1]:
             raise redis.ConnectionError("the answer got lost")
         return answer
 
-    monkeypatch.setattr(client, "evalsha", lose_every_other_answer)
+    monkeypatch.setattr(client, "eval", lambda *args: lose_every_other_answer(evaluate(*args)))
+    monkeypatch.setattr(client, "evalsha", lambda *args: lose_every_other_answer(evalsha(*args)))
     assert script_of_a_lap(lossy) == script_of_a_lap(plain)
     assert sum(lost) > 40
 

@@ -1,4 +1,7 @@
-"""Crashes, resumes and roll-backs: no group is lost and none trained twice in the history that survives."""
+"""Crashes, resumes and roll-backs: no group is lost and none trained twice in the history that survives.
+
+Any order of moves is `test_state_machine.py`; here is what each is for.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from cluster.buffer import Buffer, Limits
 from cluster.errors import LeaseLost
@@ -234,92 +235,3 @@ def test_the_summary_can_tell_a_lost_group_and_one_trained_twice(buffer: Buffer)
     client.hset(f"{prefix}policy:policy:ledger", "policy/1/0", "0 1 0 cut:0,1")
     client.hset(f"{prefix}policy:policy:ledger", "policy/1/1", "2 1 0 cut:0")
     assert buffer.summary("policy")["groups_trained_twice"] == 2
-
-
-OPERATIONS = (
-    "claim", "claim", "put", "put", "score", "score", "finish", "die", "filter", "cut", "cut", "short cut", "release",
-    "release", "checkpoint", "trim", "crash", "roll back", "late put",
-)  # fmt: skip
-
-
-class Machine:
-    """Random operations on a small run; every one may come at any time."""
-
-    def __init__(self, lap: Lap) -> None:
-        self.lap = lap
-        self.leased: list[Claim] = []
-        self.pending: list[Claim] = []
-        self.dead: list[Claim] = []
-        self.manifests: list[Manifest] = []
-
-    def do(self, operation: str) -> None:
-        lap, status = self.lap, self.lap.buffer.status("policy")
-        recorded = status["next_cut"] > lap.step
-        match operation:
-            case "claim" if claim := lap.claim():
-                self.leased.append(claim)
-            case "put" | "score" | "finish":
-                self._advance(operation)
-            case "die" if self.leased:
-                lap.buffer.forsake("policy")
-                self.dead += self.leased
-                self.leased = []
-            case "filter" if not recorded:
-                lap.buffer.drop("policy", lap.epoch, {s.group.id: "filtered" for s in lap.ready(1)})
-            case "cut" | "short cut" if recorded or operation == "short cut" or len(lap.ready()) == 2:
-                for group in lap.buffer.load(lap.cut(None if operation == "cut" else 1).groups):
-                    assert 0 <= lap.step - group.version <= lap.limits.max_staleness
-            case "release" if recorded:
-                lap.release()
-            case "checkpoint":
-                self.manifests.append(lap.snapshot())
-            case "trim" if self.manifests:
-                lap.buffer.trim(self.manifests[-1])
-            case "crash":
-                lap.start(self.manifests[-1] if self.manifests else None)
-            case "roll back" if len(self.manifests) > 1:
-                self.manifests.pop()
-                lap.start(self.manifests[-1], rollback=True)
-            case "late put" if self.dead:
-                with pytest.raises(LeaseLost):
-                    lap.buffer.put(group_of(self.dead[0]))
-
-    def _advance(self, operation: str) -> None:
-        try:
-            if operation != "score" and self.leased:
-                self.pending.append(self.leased.pop())
-                self.lap.buffer.put(group_of(self.pending[-1]))
-        except LeaseLost:  # dropped by a crash, a roll-back or the bound
-            self.dead.append(self.pending.pop())
-        if operation != "put" and self.pending:
-            claim = self.pending.pop(0)
-            self.lap.buffer.score(claim.id, {"judge": RIGHT})
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    operations=st.lists(st.sampled_from(OPERATIONS), min_size=10, max_size=70),
-    max_staleness=st.sampled_from([0, 1, 3]),
-    when_late=st.sampled_from(["wait", "drop"]),
-)
-def test_no_order_of_operations_breaks_a_rule(redis_url: str, operations, max_staleness, when_late):
-    buffer = Buffer(redis_url, f"random-{uuid4().hex}")
-    lap = Lap(buffer, Limits(2, max_staleness, when_late=when_late, admit=("judge",)))
-    machine = Machine(lap)
-    for operation in operations:
-        machine.do(operation)
-        lap.check_tasks()
-    # And it can always go on: nothing is stuck.
-    buffer.forsake("policy")
-    for claim in machine.pending:
-        buffer.score(claim.id, {"judge": RIGHT})
-    for _ in range(max_staleness + 3):
-        if not lap.buffer.recorded("policy", lap.step):
-            lap.fill()
-            lap.ready()  # may drop what is late, which admits as many
-            lap.fill()
-            assert len(lap.ready()) == 2
-        lap.cut()
-        lap.release()
-    lap.check_tasks()
-    buffer.close()

@@ -88,8 +88,12 @@ def test_whatever_was_acknowledged_survives_while_workers_go_on(store: Store, ho
     assert all(outcome == "live" for outcome in lap.outcomes().values())
 
 
-def test_after_a_restart_every_lease_has_one_fresh_period(store: Store):
+@pytest.mark.parametrize("num_calls_before", [0, 1])
+def test_after_a_restart_every_lease_has_one_fresh_period(store: Store, num_calls_before: int):
+    """Also if the first call after the start is one that the server had served before."""
     lap = Lap(Buffer(store.url, "run"), Limits(1, 0, lease_s=1))
+    for _ in range(num_calls_before):
+        lap.lap()
     claim = lap.claim()
     assert claim
     kill(store)

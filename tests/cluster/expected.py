@@ -1,0 +1,226 @@
+"""What must be true of a policy's buffer, from what its clients have been told: plain Python, no Redis, no Lua.
+
+`Expected` is told every move and says what the next answer must be; `lap_machine.py` asks the real buffer as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cluster.buffer import Limits
+from cluster.types import Claim, Manifest
+
+
+class Broken(AssertionError):
+    """An invariant does not hold."""
+
+
+def check(holds: object, invariant: str, *details: Any) -> None:
+    """Raises Broken, which names the invariant and shows the values."""
+    if not holds:
+        raise Broken(": ".join([invariant, *map(repr, details)]))
+
+
+@dataclass(slots=True)
+class Known:
+    """One claim, as its worker, its judges and its learner know it."""
+
+    claim: Claim
+    worker: str
+    at: Literal["leased", "pending", "ready", "cut", "dropped"] = "leased"
+    reason: str = ""
+    """Why it was dropped."""
+    step: int = -1
+    """Which step cut it."""
+    was_put: bool = False
+    gave_up: bool = False
+    passed: bool = False
+    """Its lease or its score deadline has passed; whoever comes next will notice."""
+    overdue: bool = False
+    judging: Literal["", "due", "taken"] = ""
+    scorer: str = ""
+    scores: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Signal → version and value."""
+    heard: set[tuple[str, str]] = field(default_factory=set)
+    """Every (signal, version) that has answered."""
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.claim.version, self.claim.seq
+
+    @property
+    def live(self) -> bool:
+        return self.at in ("leased", "pending", "ready")
+
+
+@dataclass(slots=True)
+class Saved:
+    """A checkpoint directory, with the truth that its manifest must be able to bring back."""
+
+    step: int
+    history: list[tuple[str, ...]]
+    manifest: Manifest | None = None
+    files: bool = False
+    frontier: int = 0
+    to_claim: list[int] = field(default_factory=list)
+    """Tasks below the frontier that were neither trained nor finally dropped."""
+    final: set[int] = field(default_factory=set)
+
+
+class Expected:
+    """One policy: its claims, its queue of tasks, its cuts and the history behind the learner's weights."""
+
+    def __init__(self, name: str, limits: Limits) -> None:
+        self.name, self.limits = name, limits
+        self.groups: dict[str, Known] = {}
+        self.queue: list[int] = []
+        self.frontier = self.version = self.epoch = self.next_cut = self.trimmed = 0
+        self.published: int | None = None
+        self.final: set[int] = set()
+        """Tasks that left for good: filtered, or at fault themselves."""
+        self.records: dict[int, tuple[str, ...]] = {}
+        self.stored_cuts: set[str] = set()
+        """Cut and not yet trimmed."""
+        self.history: list[tuple[str, ...]] = []
+        """What the learner's weights were trained on, step by step. It survives as far as a released version says."""
+
+    # ── what is there ───────────────────────────────────────────────────────────────────────────────────────
+
+    def at(self, *states: str) -> list[Known]:
+        """Groups in these states, or in any, in their order: version, then seq."""
+        return sorted((k for k in self.groups.values() if not states or k.at in states), key=lambda k: k.place)
+
+    @property
+    def live(self) -> list[Known]:
+        return self.at("leased", "pending", "ready")
+
+    def outcome(self, known: Known) -> str:
+        """As the ledger must tell it."""
+        if known.at == "dropped":
+            return f"dropped:{known.reason}"
+        return f"trained:{known.step}" if known.at == "cut" and known.step < self.version else "live"
+
+    def more_tasks(self) -> bool:
+        return bool(self.queue) or self.limits.num_tasks is None or self.frontier < self.limits.num_tasks
+
+    def room(self) -> int:
+        """Claims that can still be cut within the bound: from the counters alone."""
+        steps = self.version + self.limits.max_staleness + 1 - self.next_cut
+        return steps * self.limits.groups_per_step - len(self.live)
+
+    def behind(self, engine: tuple[int, int]) -> bool:
+        return engine[0] != self.epoch or engine[1] < max(self.version, self.published or 0)
+
+    # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def claimed(self, claim: Claim, worker: str) -> None:
+        check(claim.id not in self.groups, "an id is used once", claim)
+        check((claim.epoch, claim.version) == (self.epoch, self.version), "bound: a claim has today's version", claim)
+        if self.queue:
+            check(claim.task in self.queue, "tasks that came back are claimed first", claim.task, self.queue)
+            self.queue.remove(claim.task)
+        else:
+            check(claim.task == self.frontier, "the frontier goes up by one", claim.task, self.frontier)
+            self.frontier += 1
+        self.groups[claim.id] = Known(claim, worker)
+
+    def drop(self, known: Known, reason: str, *, requeue: bool) -> None:
+        known.at, known.reason, known.judging = "dropped", reason, ""
+        if requeue:
+            self.queue.append(known.claim.task)
+        elif reason != "rolled_back":
+            self.final.add(known.claim.task)
+
+    def expire(self) -> None:
+        """Somebody came and noticed what has passed."""
+        for known in self.groups.values():
+            if known.passed and known.at == "leased":
+                self.drop(known, "lease_expired", requeue=True)
+            elif known.passed and known.at == "pending":
+                known.at, known.overdue, known.judging = "ready", True, ""
+            known.passed = False
+
+    def put(self, known: Known) -> None:
+        known.was_put, known.judging = True, "due"
+        known.at = "pending" if self.limits.admit else "ready"
+
+    def forsake(self, worker: str) -> None:
+        """'' is every worker."""
+        for known in self.at("leased"):
+            if worker in ("", known.worker):
+                self.drop(known, "worker_died", requeue=True)
+
+    def score(self, known: Known, signal: str, version: str, value: float) -> None:
+        stored = known.live or known.claim.id in self.stored_cuts
+        if stored and (signal, version) not in known.heard:
+            known.heard.add((signal, version))
+            known.scores[signal] = (version, value)
+        self.heard_from_judge(known)
+
+    def heard_from_judge(self, known: Known) -> None:
+        """A score, new or repeated: the group is complete, or its scorer is alive."""
+        if not (known.live or known.claim.id in self.stored_cuts):
+            return
+        if all(name in known.scores for name in self.limits.admit):
+            known.judging = ""
+            if known.at == "pending":
+                known.at, known.passed = "ready", False
+        elif known.judging:
+            known.judging = "taken"
+
+    # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def ready(self, step: int) -> tuple[list[Known], bool]:
+        """What a learner at `step` is shown, and whether that is all that can ever come."""
+        self.expire()
+        for known in self.live:
+            if known.claim.version < step - self.limits.max_staleness:
+                check(self.limits.when_late == "drop", "who waits for slow groups drops none as late", known)
+                self.drop(known, "late", requeue=True)
+        found, waiting = self.at("ready"), self.at("leased", "pending")
+        if waiting and self.limits.when_late == "wait":
+            found = [k for k in found if k.claim.version <= waiting[0].claim.version]
+        return found[: self.limits.groups_per_step], not waiting and not self.more_tasks()
+
+    def cut(self, step: int, ids: Iterable[str], filtered: Iterable[str]) -> None:
+        self.records[step] = tuple(ids)
+        self.next_cut = step + 1
+        for id in self.records[step]:
+            known = self.groups[id]
+            known.at, known.step, known.judging = "cut", step, ""
+            self.stored_cuts.add(id)
+        for id in filtered:
+            self.drop(self.groups[id], "filtered", requeue=False)
+
+    def trim(self, step: int) -> None:
+        self.stored_cuts -= {id for id in self.stored_cuts if self.groups[id].step < step}
+        self.records = {cut: ids for cut, ids in self.records.items() if cut >= step}
+        self.trimmed = max(self.trimmed, step)
+
+    def save(self, manifest: Manifest | None, saved: Saved) -> None:
+        """Remember beside the manifest what it must be able to bring back."""
+        outstanding = [*self.live, *(k for k in self.at("cut") if k.step >= self.version)]
+        saved.manifest, saved.frontier, saved.final = manifest, self.frontier, set(self.final)
+        saved.to_claim = [*self.queue, *(k.claim.task for k in outstanding)]
+
+    def resume(self, saved: Saved, epoch: int, *, rollback: bool) -> None:
+        check(epoch > self.epoch, "every resume begins a new epoch", epoch, self.epoch)
+        self.epoch, self.version, self.published = epoch, saved.step, None
+        self.history = list(saved.history)
+        again = [*self.live, *(k for k in self.at("cut") if k.step >= saved.step)]
+        if rollback or self.trimmed > saved.step:
+            for known in again:
+                self.drop(known, "rolled_back", requeue=False)
+            self.queue, self.frontier, self.final = list(saved.to_claim), saved.frontier, set(saved.final)
+            self.trimmed = saved.step
+        elif self.limits.max_staleness == 0:
+            for known in again:
+                self.drop(known, "dead_epoch", requeue=True)
+        else:
+            self.trim(saved.step)
+            return
+        self.records, self.next_cut = {}, saved.step
+        self.stored_cuts.clear()
+        self.trimmed = max(self.trimmed, saved.step)

@@ -1,0 +1,274 @@
+"""Any order of moves on a real Redis: workers, judges, learners, crashes and the network, as hypothesis draws them.
+
+One rule draws the move, from names in which those that bring the lap forward are frequent: with a rule for each,
+hypothesis leaves half of them out of every example, and few examples get past the first step.
+
+Time is not waited for. A lease, a score deadline or a judge's turn passes because its entry in the sorted set is moved
+into the past, which is all that the scripts see of time; nobody notices before the next call, as in life.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from cluster.buffer import Buffer, Limits
+from cluster.store import Store
+from tests.cluster.expected import Expected, Known, Saved, check
+from tests.cluster.lap_moves import SIGNALS, Learner, Moves, pick
+from tests.cluster.observed import Wire, compare
+
+DATA_SIZE, PASSES = 4, 3
+"""A task is pass × size + place, so the tasks of several passes have an end."""
+JUDGES, WORKERS = ("judge-0", "judge-1"), ("worker-0", "worker-1")
+
+FREQUENCY = {
+    "claim": 4, "put": 3, "all_work": 8, "renew": 1, "give_up": 2, "forsake": 1,
+    "lease_passes": 2, "score_deadline_passes": 2, "judge_takes_too_long": 1,
+    "take": 3, "score": 3,
+    "learner_goes_on": 16, "filter": 1, "checkpoint": 8,
+    "crash": 1, "resume": 2, "roll_back": 4, "zombie_calls": 2, "restart_redis": 1,
+    "old_call_arrives_again": 4,
+}  # fmt: skip
+
+
+class LapMachine(Moves, RuleBasedStateMachine):
+    """`compare` after each move, and a fair end that must get on."""
+
+    store: ClassVar[Store]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.learners: list[Learner] = []
+        self.restarts_left = 1  # it takes longer than everything else in an example
+        self.sound = False
+
+    @initialize(
+        groups=st.sampled_from([1, 2, 3]),
+        staleness=st.sampled_from([0, 1, 3]),
+        when_late=st.sampled_from(["wait", "drop"]),
+        admit=st.sampled_from([(), SIGNALS, SIGNALS]),
+        num_tasks=st.sampled_from([None, None, DATA_SIZE * PASSES]),
+        policies=st.sampled_from([1, 1, 2]),
+        lossy=st.booleans(),
+        straggles=st.sampled_from([False, False, True]),
+    )
+    def begin(self, groups, staleness, when_late, admit, num_tasks, policies, lossy, straggles) -> None:
+        limits = Limits(groups, staleness, when_late, admit, num_tasks=num_tasks)
+        self.buffer = Buffer(self.store.url, "run")
+        self.redis, self.prefix = self.buffer._redis.redis, self.buffer._redis.prefix
+        self.redis.flushall()
+        self.redis.script_flush()  # a server that knows the scripts would not be asked whether it has just started
+        self.wire = Wire(self.buffer)
+        self.wire.lossy, self.straggles = lossy, straggles
+        self.buffer.configure(limits)
+        for name in ("attacker", "defender")[:policies]:
+            learner = Learner(Expected(name, limits))
+            self.learners.append(learner)
+            self._resume(learner, learner.newest())
+            self._publish(learner)
+
+    @rule(
+        name=st.sampled_from([name for name, count in FREQUENCY.items() for _ in range(count)]),
+        who=st.integers(0, 1),
+        index=st.integers(0, 11),
+        coin=st.booleans(),
+    )
+    def move(self, name: str, who: int, index: int, coin: bool) -> None:
+        """`who` is the policy; `index` and `coin` are whatever the move needs to choose."""
+        self.sound = False
+        getattr(self, name)(self.learners[who % len(self.learners)], index, coin)
+
+    @invariant()
+    def holds(self) -> None:
+        for learner in self.learners:
+            compare(self.buffer, learner.expected)
+        self.sound = bool(self.learners)
+
+    def teardown(self) -> None:
+        if self.sound:
+            for learner in self.learners:
+                self._end_fairly(learner)
+                compare(self.buffer, learner.expected)
+        if self.learners:
+            self.buffer.close()
+
+    # ── rollout workers ─────────────────────────────────────────────────────────────────────────────────────
+
+    def claim(self, learner: Learner, index: int, updates: bool) -> None:
+        """One to three groups, perhaps with old weights."""
+        worker = WORKERS[index % 2]
+        if updates:
+            self._update(learner, worker)
+        for _ in range(1 + index % 3):
+            self._claim(learner, worker)
+
+    def put(self, learner: Learner, index: int, again: bool) -> None:
+        """A leased group; or any, late or for the second time."""
+        states = () if again else ("leased",)
+        if known := pick(learner.expected.at(*states), index):
+            self._put(learner, known)
+
+    def renew(self, learner: Learner, index: int, _: bool) -> None:
+        if known := pick(learner.expected.at(), index):
+            learner.expected.expire()
+            lost = self._is_lost(lambda: self.buffer.renew(known.claim))
+            check(lost == (known.at != "leased" and not known.was_put), "a lease that is lost stays lost", known)
+
+    def give_up(self, learner: Learner, index: int, requeue: bool) -> None:
+        """Not twice: a call that comes again is the wire's."""
+        states = ("leased",) if index % 4 else ()
+        if known := pick((k for k in learner.expected.at(*states) if not k.gave_up), index):
+            learner.expected.expire()
+            reason, held = "worker_left" if requeue else "data_failure", known.at == "leased"
+            lost = self._is_lost(lambda: self.buffer.give_up(known.claim, reason, requeue=requeue))
+            check(lost != held, "only who holds a lease gives it up", known)
+            if held:
+                known.gave_up = True
+                learner.expected.drop(known, reason, requeue=requeue)
+
+    def forsake(self, learner: Learner, index: int, everybody: bool) -> None:
+        worker = "" if everybody else [*WORKERS, *JUDGES][index % 4]
+        self.buffer.forsake(learner.name, worker or None)
+        learner.expected.forsake(worker)
+        for known in self._known():
+            if known.judging == "taken" and worker in ("", known.scorer):
+                known.judging = "due"
+
+    # ── time ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def lease_passes(self, learner: Learner, index: int, _: bool) -> None:
+        if known := pick(learner.expected.at("leased"), index):
+            self._pass(learner, known)
+
+    def score_deadline_passes(self, learner: Learner, index: int, _: bool) -> None:
+        if known := pick(learner.expected.at("pending"), index):
+            self._pass(learner, known)
+
+    def judge_takes_too_long(self, _: Learner, index: int, __: bool) -> None:
+        if known := pick((k for k in self._known() if k.judging == "taken"), index):
+            self.redis.zadd(f"{self.prefix}unscored", {known.claim.id: 1}, xx=True)
+            known.judging = "due"
+
+    def _pass(self, learner: Learner, known: Known) -> None:
+        self.buffer.status(learner.name)  # the first call after a restart gives fresh periods, and would undo this
+        deadlines = "leases" if known.at == "leased" else "deadlines"
+        changed = self.redis.zadd(
+            f"{self.prefix}policy:{learner.name}:{deadlines}", {known.claim.id: 1}, xx=True, ch=True
+        )
+        check(changed or known.passed, "what is leased or waits for scores has a deadline", known)
+        known.passed = True
+
+    # ── judges ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def take(self, _: Learner, index: int, answers: bool) -> None:
+        """And score everything taken, or die over it."""
+        due = {k.claim.id: k for k in self._known() if k.judging == "due"}
+        judge, limit = JUDGES[index % 2], 1 + index % 4
+        taken = [group.id for group in self.buffer.unscored(judge, limit, 0)]
+        check(set(taken) <= set(due), "a judge is given what nobody else is scoring", taken, set(due))
+        check(len(taken) == min(limit, len(due)), "all that waits is handed out", taken, set(due))
+        for id in taken:
+            due[id].judging, due[id].scorer = "taken", judge
+        for id in taken if answers else ():
+            for signal in SIGNALS:
+                self._score(due[id], signal, "1", 1.0)
+
+    def score(self, learner: Learner, index: int, any_group: bool) -> None:
+        """One signal of a group that waits; or of one that is trained, dropped, trimmed long since."""
+        states = () if any_group else ("pending", "ready")
+        if known := pick((k for k in learner.expected.at(*states) if k.was_put), index // 3):
+            signal = [*SIGNALS, "hindsight"][index % 3]
+            self._score(known, signal, str(index % 2), float(len(self.wire.sent)))
+
+    # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def learner_goes_on(self, learner: Learner, index: int, _: bool) -> None:
+        """One move, or up to four in a row: a lap is long."""
+        for count in range(1 + index % 4):
+            self._next_move(learner, (0, 0, 1, 0, 3)[index % 5] if count == 0 else 0)
+
+    def _next_move(self, learner: Learner, num_filtered: int) -> None:
+        match learner.phase:
+            case "idle":
+                self._cut(learner, num_filtered)
+            case "cut":
+                self._step(learner)
+            case "resumed" | "stepped":
+                self._publish(learner)
+            case "published":
+                self._release(learner)
+            case self.first_saved:
+                self._save(learner, self.then_saved)
+            case self.then_saved:
+                self._trim(learner)
+            case "dead":
+                self._resume(learner, learner.newest())
+
+    def checkpoint(self, learner: Learner, index: int, _: bool) -> None:
+        """Its directory is emptied first; the manifest of an earlier life goes with it."""
+        if learner.phase == "idle" and learner.step > 0:
+            learner.disk[learner.step] = Saved(learner.step, [])
+            self._save(learner, self.first_saved)
+            for _move in range(index % 3):
+                self._next_move(learner, 0)
+
+    def filter(self, learner: Learner, index: int, requeue: bool) -> None:
+        """A refill: a useless group is replaced before the cut. What is cut already is left alone."""
+        if learner.phase != "idle":
+            return
+        seen = [*learner.expected.at("cut"), *(learner.expected.groups[id] for id in self._look(learner)[0])]
+        if known := pick(seen, index):
+            reason = "too_slow" if requeue else "filtered"
+            self.buffer.drop(learner.name, learner.epoch, {known.claim.id: reason}, requeue=requeue)
+            if known.live:
+                learner.expected.drop(known, reason, requeue=requeue)
+
+    # ── crashes ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def crash(self, learner: Learner, _: int, __: bool) -> None:
+        """The learner is gone. Its workers and judges live on, and so may its last call."""
+        learner.phase = "dead"
+
+    def resume(self, learner: Learner, _: int, __: bool) -> None:
+        """Also while the one before still runs: the driver thinks it dead."""
+        self._resume(learner, learner.newest())
+
+    def roll_back(self, learner: Learner, index: int, rollback: bool) -> None:
+        """To any checkpoint; those after it are of a history that did not happen, and are removed first."""
+        newest = learner.newest().step
+        older = [s for step, s in sorted(learner.disk.items()) if step <= newest and (s.manifest or step == 0)]
+        if saved := pick(older, index):
+            learner.disk = {step: s for step, s in learner.disk.items() if step <= saved.step}
+            self._resume(learner, saved, rollback=rollback)
+
+    def zombie_calls(self, learner: Learner, index: int, _: bool) -> None:
+        if zombie := pick(learner.zombies, index):
+            self._calls_of_a_zombie(learner, zombie)
+
+    def restart_redis(self, _: Learner, index: int, __: bool) -> None:
+        """It is down for longer than every lease and deadline, and nobody could renew them."""
+        if index % 4 or not self.restarts_left:
+            return
+        self.restarts_left -= 1
+        for learner in self.learners:
+            for known in learner.expected.at("leased", "pending"):
+                self._pass(learner, known)
+        self.store.restart()
+        self.redis.config_set("appendfsync", "everysec")
+        for known in self._known():
+            known.passed = False
+
+    def old_call_arrives_again(self, _: Learner, index: int, recent: bool) -> None:
+        """Its answer was lost, and meanwhile the others have gone on."""
+        if call := pick(self.wire.sent[-12 if recent else 0 :], index if recent else 7 * index):
+            self.wire.repeat(call)
+            if call.script == "score":
+                learner = next(one for one in self.learners if one.name == call.args[0])
+                learner.expected.heard_from_judge(learner.expected.groups[call.args[1]])
+
+    def all_work(self, learner: Learner, index: int, _: bool) -> None:
+        """In some runs there is nearly always a straggler."""
+        self._work(learner, but_for_one=self.straggles and index % 4 > 0)

@@ -1,0 +1,141 @@
+"""The rules of exactly-once switched off one by one: exact changes of the buffer's scripts, for test builds only."""
+
+from __future__ import annotations
+
+from cluster.buffer import connection
+
+MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
+    # Rule 1: admission from counters.
+    "admission is a pool of live groups": {
+        "claim": ("(version + limit('max_staleness') + 1 - state('next_cut'))", "(limit('max_staleness') + 1)"),
+    },
+    "admission counts the released version only": {"claim": ("- state('next_cut'))", "- version)")},
+    "ready groups take no place": {
+        "claim": ("call('ZCARD', own .. 'open') + call('ZCARD', own .. 'ready')", "call('ZCARD', own .. 'open')")
+    },
+    # Rule 2: cut in version order.
+    "a learner passes over older groups": {"ready": ("oldest[2] and waits_for_late()", "false")},
+    "ready groups come in any order": {
+        "prelude": ("return version * 4294967296 + seq", "return seq % 2 * 4294967296 + version")
+    },
+    "late groups stay": {"ready": ("'-inf', bound)", "'-inf', '-inf')")},
+    # Rule 3: dropped is final, and its task is claimed again first.
+    "a dropped group's task is lost": {"prelude": ("if requeue and task then", "if false then")},
+    "a filtered group's task comes back": {
+        "record": ("drop(ARGV[i], ARGV[i + 1], false)", "drop(ARGV[i], ARGV[i + 1], true)")
+    },
+    "tasks that come back are claimed last": {
+        "claim": (
+            "call('LPOP', own .. 'requeued')",
+            "call('LLEN', own .. 'requeued') > 2 and call('LPOP', own .. 'requeued')",
+        )
+    },
+    "a dropped group stays where it was": {
+        "prelude": ("  remove(id)\n  settle(id, 'dropped:'", "  settle(id, 'dropped:'")
+    },
+    "what is cut can be dropped": {"drop": ("at and at ~= 'cut'", "at")},
+    "a death drops what was put": {"forsake": ("at == 'leased' and (dead", "(dead")},
+    "filtered groups stay": {"record": ("for i = 6, first - 1, 2 do", "for i = 6, 5, 2 do")},
+    # Rule 4: idempotent, with tokens and epochs.
+    "a repeated claim opens another group": {"claim": ("if before then return", "if false then return")},
+    "a repeated put of a group that left is refused": {
+        "put": ("if answer_of('put:' .. ARGV[3]) then return {'ok'} end", "")
+    },
+    "a put needs no token": {"put": ("if token ~= ARGV[3] then return lost(id) end", "")},
+    "a lost lease can be renewed": {"renew": ("expire()\n", "")},
+    "a repeated giving up is refused": {"give_up": ("if answer_of('give_up:' .. ARGV[3]) then return {'ok'} end", "")},
+    "a repeated score wins": {"score": ("'\\0' .. ARGV[i + 1], 1) == 1", "'\\0' .. ARGV[i + 1], 1) >= 0")},
+    "a repeated record is refused": {"record": ("if before then return {'ok', before} end", "")},
+    "a repeated release is refused": {"release": ("if version <= before then return {'ok'} end", "")},
+    "a repeated announcement goes back": {
+        "announce": ("if before and tonumber(before) > step then return {'ok'} end", "")
+    },
+    "a repeated resume begins another epoch": {"resume": ("if before then return {'ok', tonumber(before)} end", "")},
+    "a repeated question hands out more": {"unscored": ("if before then return {'ok', before} end", "")},
+    "learners of old epochs are heard": {
+        "prelude": ("if tonumber(epoch) == state('epoch') then return nil end", "if true then return nil end")
+    },
+    # Rule 5: a recorded step is cut from its record.
+    "a resume forgets the records": {
+        "resume": (
+            "  trim_before(step, manifest.trained)\n",
+            "  trim_before(step, manifest.trained)\n  forget_records()\n",
+        )
+    },
+    "a cut group stays ready": {"record": ("  call('ZREM', own .. 'ready', id)\n", "")},
+    # Rules 6 and 7: trimming follows the manifest, and so does a resume.
+    "nothing is trimmed": {
+        "prelude": (
+            "local function trim_before(step, trained)\n",
+            "local function trim_before(step, trained)\n  if true then return end\n",
+        )
+    },
+    "a trim takes one step too many": {
+        "trim": ("trim_before(manifest.step, manifest.trained)", "trim_before(manifest.step + 1, manifest.trained)")
+    },
+    "the manifest of a dead epoch trims": {"trim": ("manifest.epoch ~= state('epoch')", "false")},
+    "a resume keeps what its checkpoint has trained": {"resume": ("  trim_before(step, manifest.trained)\n", "")},
+    "a resume keeps the version": {
+        "resume": ("'epoch', epoch, 'version', step)", "'epoch', epoch, 'version', math.max(step, state('version')))")
+    },
+    "a manifest forgets what is outstanding": {"snapshot": ("add(call('ZRANGE', own .. 'open', 0, -1))\n", "")},
+    "a manifest forgets recorded cuts": {"snapshot": ("add(call('ZRANGEBYSCORE', own .. 'cut', step, '+inf'))\n", "")},
+    "a manifest forgets the queue": {"snapshot": ("call('LRANGE', own .. 'requeued', 0, -1)", "{}")},
+    # Rule 8: nothing of a dead epoch at bound 0.
+    "groups of a dead epoch are trained at bound 0": {
+        "resume": ("if limit('max_staleness') == 0 then drop", "if false then drop")
+    },
+    "cut groups of a dead epoch are forgotten at bound 0": {
+        "resume": (
+            "ipairs(members('open', 'ready', 'cut')) do\n    ids[",
+            "ipairs(members('open', 'ready')) do\n    ids[",
+        )
+    },
+    # Rule 9: engines that are behind.
+    "engines behind claim": {"claim": ("tonumber(ARGV[5]) < math.max(version, state('published_step'))", "false")},
+    "engines of a dead epoch claim": {"claim": ("tonumber(ARGV[4]) ~= epoch or", "")},
+    "a resume keeps the published weights": {"resume": ("call('HDEL', own .. 'state', 'published_step')", "")},
+    # Rule 10: leases and deadlines.
+    "leases do not pass": {"prelude": ("drop(passed[i], 'lease_expired', true)", "")},
+    "score deadlines do not pass": {
+        "prelude": ("    count('overdue')\n    make_ready(id)\n", "    count('overdue')\n")
+    },
+    "deadlines pass while Redis is away": {"restarted": ("call('ZADD', key, now + limit(period), member)", "")},
+    # Rule 11: a roll-back is not a resume.
+    "a roll-back is a resume": {"resume": ("ARGV[3] == '1' or", "")},
+    "a resume before what was trimmed is no roll-back": {
+        "resume": ("local trimmed_away = state('trimmed') > step", "local trimmed_away = false")
+    },
+    "a roll-back keeps the queue": {"resume": ("  call('DEL', own .. 'requeued')\n", "")},
+    "a roll-back keeps the frontier": {
+        "resume": ("'frontier', manifest.frontier, 'trimmed', step)", "'trimmed', step)")
+    },
+    "a roll-back keeps what came after": {"resume": ("drop(id, 'rolled_back', false)", "")},
+    "a roll-back leaves trained groups in the ledger": {
+        "resume": ("elseif cut and cut >= step then", "elseif false then")
+    },
+    # Rule 12: the ledger.
+    "the ledger is trimmed": {
+        "prelude": (
+            "  call('UNLINK', group_key(id))\n",
+            "  call('UNLINK', group_key(id))\n  call('HDEL', own .. 'ledger', id)\n",
+        )
+    },
+    "drops are not in the ledger": {"prelude": ("settle(id, 'dropped:' .. reason)", "")},
+}
+"""What would be so → script → (text, replacement)."""
+
+
+def source(name: str, script: str) -> str:
+    """A script of the test build. AssertionError if the text to change is not there exactly once."""
+    text = ORIGINAL(script)
+    old, new = MUTANTS[name].get(script, ("", ""))
+    if old:
+        assert text.count(old) == 1, (
+            f"{script}.lua holds {old!r} {text.count(old)} times: this mutant needs another text"
+        )
+        text = text.replace(old, new)
+    return text
+
+
+ORIGINAL = connection._source
