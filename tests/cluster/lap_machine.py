@@ -25,7 +25,7 @@ DATA_SIZE, PASSES = 4, 3
 JUDGES, WORKERS = ("judge-0", "judge-1"), ("worker-0", "worker-1")
 
 FREQUENCY = {
-    "claim": 4, "put": 3, "all_work": 8, "renew": 1, "give_up": 2, "forsake": 1,
+    "claim": 4, "put": 3, "all_work": 8, "renew": 1, "give_up": 2, "forsake": 2,
     "lease_passes": 2, "score_deadline_passes": 2, "judge_takes_too_long": 1,
     "take": 3, "score": 3,
     "learner_goes_on": 16, "filter": 1, "checkpoint": 8,
@@ -269,6 +269,7 @@ class LapMachine(Moves, RuleBasedStateMachine):
                 learner = next(one for one in self.learners if one.name == call.args[0])
                 learner.expected.heard_from_judge(learner.expected.groups[call.args[1]])
 
-    def all_work(self, learner: Learner, index: int, _: bool) -> None:
-        """In some runs there is nearly always a straggler."""
-        self._work(learner, but_for_one=self.straggles and index % 4 > 0)
+    def all_work(self, learner: Learner, index: int, judged: bool) -> None:
+        """Where nobody waits for a straggler there is nearly always one, and elsewhere in some runs."""
+        straggles = self.straggles or learner.expected.limits.when_late == "drop"
+        self._work(learner, but_for_one=straggles and index % 4 > 0, judged=judged or index % 4 > 1)

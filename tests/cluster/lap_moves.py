@@ -106,7 +106,7 @@ class Moves:
         learner = next(one for one in self.learners if one.name == known.claim.policy)
         learner.expected.score(known, signal, version, value)
 
-    def _work(self, learner: Learner, *, but_for_one: bool = False) -> None:
+    def _work(self, learner: Learner, *, but_for_one: bool = False, judged: bool = True) -> None:
         """Everybody who lives does everything he can, perhaps but for a straggler who has the oldest group."""
         expected = learner.expected
         self._update(learner, "worker-0")
@@ -116,7 +116,7 @@ class Moves:
         for known in expected.at("leased"):
             if known not in straggling:
                 self._put(learner, known)
-        for known in expected.at("pending"):
+        for known in expected.at("pending") if judged else ():
             for signal in SIGNALS:
                 self._score(known, signal, "1", 1.0)
 

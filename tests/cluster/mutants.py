@@ -79,7 +79,6 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
         "resume": ("'epoch', epoch, 'version', step)", "'epoch', epoch, 'version', math.max(step, state('version')))")
     },
     "a manifest forgets what is outstanding": {"snapshot": ("add(call('ZRANGE', own .. 'open', 0, -1))\n", "")},
-    "a manifest forgets recorded cuts": {"snapshot": ("add(call('ZRANGEBYSCORE', own .. 'cut', step, '+inf'))\n", "")},
     "a manifest forgets the queue": {"snapshot": ("call('LRANGE', own .. 'requeued', 0, -1)", "{}")},
     # Rule 8: nothing of a dead epoch at bound 0.
     "groups of a dead epoch are trained at bound 0": {
@@ -124,6 +123,17 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     "drops are not in the ledger": {"prelude": ("settle(id, 'dropped:' .. reason)", "")},
 }
 """What would be so → script → (text, replacement)."""
+
+
+RARE = {
+    "a lost lease can be renewed",
+    "a manifest forgets the queue",
+    "a manifest forgets what is outstanding",
+    "a resume keeps what its checkpoint has trained",
+    "deadlines pass while Redis is away",
+    "late groups stay",
+}
+"""Found only by longer searches."""
 
 
 def source(name: str, script: str) -> str:

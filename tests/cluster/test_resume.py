@@ -171,6 +171,19 @@ def test_rolling_back_drops_what_came_after_the_manifest_and_claims_its_tasks_ag
     assert buffer.summary("policy")["groups_trained"] == 10
 
 
+def test_a_manifest_remembers_the_tasks_of_groups_that_a_record_still_holds(buffer: Buffer):
+    lap = Lap(buffer, Limits(2, 2))
+    lap.lap()
+    manifest = lap.snapshot()
+    lap.lap()
+    lap.lap()
+    lap.start(manifest)
+    lap.cut()
+    lap.release()
+    lap.start(lap.snapshot(), rollback=True)
+    lap.check_tasks()
+
+
 def test_a_manifest_older_than_what_was_trimmed_rolls_back_unasked(buffer: Buffer):
     lap = Lap(buffer, Limits(2, 1))
     lap.lap()
