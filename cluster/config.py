@@ -235,7 +235,20 @@ class TrackingSection(Section):
     tensorboard: bool = True
     wandb: Literal["off", "offline", "online"] = "off"
     samples_per_step: NonNegativeInt = 4
+    kept_groups: NonNegativeInt = 2000
+    """The last so many trained groups stay in the run's directory, tokens and scores included, for the console."""
     live_table: bool = True
+
+
+class ConsoleSection(Section):
+    """The run's web page."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    """Where it listens. Anything but a loopback address demands a token: $KANABO_CONSOLE_TOKEN, or one made up and
+    printed."""
+    port: int = Field(default=8266, ge=1, le=65535)
+    """Or the next free one."""
 
 
 class RunConfig(Section):
@@ -257,6 +270,7 @@ class RunConfig(Section):
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
+    console: ConsoleSection = ConsoleSection()
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:

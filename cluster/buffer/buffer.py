@@ -218,6 +218,11 @@ class Buffer:
             raise KanaboError(f"groups {', '.join(missing)} are not stored: trimmed, dropped or never put.")
         return [decode(data, Group) for data in found]
 
+    def stored(self, ids: Iterable[str]) -> list[Stored]:
+        """Groups by id with the scores they carry, in whatever state; without those that are not there."""
+        wanted = self._versions()
+        return [stored for fields in self._fetch(list(ids)) if (stored := _stored(fields, wanted))]
+
     def release(self, policy: str, epoch: int, version: int) -> None:
         """Admit more: version := step + 1, after its weights were published. Raises StaleEpoch."""
         self._call("release", policy, epoch, version)
@@ -237,6 +242,10 @@ class Buffer:
     def status(self, policy: str) -> dict[str, Any]:
         """Where a policy stands: version, epoch, groups by state, counters, what the oldest unready group waits for."""
         return history.status(self._call("status", policy))
+
+    def live(self, policy: str) -> history.Live:
+        """Every group that is stored or being sampled: ids and states, no tokens."""
+        return history.live(self._redis, policy)
 
     def ledger(self, policy: str) -> Iterator[history.LedgerLine]:
         """One line per claim ever made, in the order of claiming."""

@@ -33,6 +33,49 @@ class History:
     counters: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The groups that Redis holds."""
+
+    epoch: int
+    version: int
+    open: dict[str, tuple[str, str]]
+    """id → (`leased` or `pending`, the rollout worker that claimed it)."""
+    ready: list[str]
+    cut: dict[str, int]
+    """id → step (from 0) whose record names it; trained once `version` is beyond it, and stored until it is trimmed."""
+
+
+def live(connection: Connection, policy: str) -> Live:
+    own = f"{connection.prefix}policy:{policy}:"
+
+    def run() -> list[Any]:
+        with connection.redis.pipeline(transaction=True) as pipe:
+            pipe.hmget(own + "state", "epoch", "version")
+            pipe.zrange(own + "open", 0, -1)
+            pipe.zrange(own + "ready", 0, -1)
+            pipe.zrange(own + "cut", 0, -1, withscores=True)
+            return pipe.execute()
+
+    def states(ids: list[bytes]) -> list[Any]:
+        with connection.redis.pipeline(transaction=False) as pipe:
+            for id in ids:
+                pipe.hmget(f"{connection.prefix}group:{id.decode()}", "state", "worker")
+            return pipe.execute()
+
+    (epoch, version), ids, ready, cut = connection.patiently(run)
+    at = connection.patiently(lambda: states(ids)) if ids else []
+    # One that has been dropped or cut since has no state here; the next look has it where it belongs.
+    open_ = {
+        id.decode(): (state.decode(), (worker or b"").decode())
+        for id, (state, worker) in zip(ids, at, strict=True)
+        if state
+    }
+    return Live(
+        int(epoch or 0), int(version or 0), open_, [id.decode() for id in ready], {id.decode(): int(s) for id, s in cut}
+    )
+
+
 def read(connection: Connection, policy: str) -> History:
     own = f"{connection.prefix}policy:{policy}:"
 
