@@ -95,6 +95,8 @@ class Keeper:
     ) -> None:
         """Keep the groups of a step. Waits for the write before, and raises what that raised."""
         self.finish()
+        if not groups:
+            return
         self._under_way = self._writer.submit(self._write, step, groups, record, scores)
 
     def finish(self) -> None:

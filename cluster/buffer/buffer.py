@@ -247,6 +247,11 @@ class Buffer:
         """Every group that is stored or being sampled: ids and states, no tokens."""
         return history.live(self._redis, policy)
 
+    def claimed_by(self, ids: Sequence[str]) -> dict[str, str]:
+        """The rollout worker of each of these groups that is there."""
+        found = zip(ids, self._fetch(list(ids), "worker"), strict=True)
+        return {id: worker.decode() for id, worker in found if worker is not None}
+
     def ledger(self, policy: str) -> Iterator[history.LedgerLine]:
         """One line per claim ever made, in the order of claiming."""
         return iter(history.read(self._redis, policy).lines)

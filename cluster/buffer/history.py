@@ -35,12 +35,12 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """The groups that Redis holds."""
+    """The groups that Redis holds, at one moment."""
 
     epoch: int
     version: int
-    open: dict[str, tuple[str, str]]
-    """id → (`leased` or `pending`, the rollout worker that claimed it)."""
+    leased: list[str]
+    pending: list[str]
     ready: list[str]
     cut: dict[str, int]
     """id → step (from 0) whose record names it; trained once `version` is beyond it, and stored until it is trimmed."""
@@ -53,26 +53,20 @@ def live(connection: Connection, policy: str) -> Live:
         with connection.redis.pipeline(transaction=True) as pipe:
             pipe.hmget(own + "state", "epoch", "version")
             pipe.zrange(own + "open", 0, -1)
+            pipe.zrange(own + "leases", 0, -1)
             pipe.zrange(own + "ready", 0, -1)
             pipe.zrange(own + "cut", 0, -1, withscores=True)
             return pipe.execute()
 
-    def states(ids: list[bytes]) -> list[Any]:
-        with connection.redis.pipeline(transaction=False) as pipe:
-            for id in ids:
-                pipe.hmget(f"{connection.prefix}group:{id.decode()}", "state", "worker")
-            return pipe.execute()
-
-    (epoch, version), ids, ready, cut = connection.patiently(run)
-    at = connection.patiently(lambda: states(ids)) if ids else []
-    # One that has been dropped or cut since has no state here; the next look has it where it belongs.
-    open_ = {
-        id.decode(): (state.decode(), (worker or b"").decode())
-        for id, (state, worker) in zip(ids, at, strict=True)
-        if state
-    }
+    (epoch, version), open_, leases, ready, cut = connection.patiently(run)
+    leased = set(leases)
     return Live(
-        int(epoch or 0), int(version or 0), open_, [id.decode() for id in ready], {id.decode(): int(s) for id, s in cut}
+        epoch=int(epoch or 0),
+        version=int(version or 0),
+        leased=[id.decode() for id in open_ if id in leased],
+        pending=[id.decode() for id in open_ if id not in leased],
+        ready=[id.decode() for id in ready],
+        cut={id.decode(): int(step) for id, step in cut},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from cluster.console.groups import Found, scores_of
-from cluster.types import Rollout
+from cluster.console.groups import Found
+from cluster.types import Rollout, Scores
 
 
 class Pieces:
@@ -29,9 +30,7 @@ class Pieces:
             return [f"⟨{id}⟩" for id in tokens.tolist()]
         with self._lock:
             if self._tokenizer is None:
-                from transformers import AutoTokenizer
-
-                self._tokenizer = AutoTokenizer.from_pretrained(self._model_dir)
+                self._tokenizer = _tokenizer(self._model_dir)
             pieces, run = [], ()
             for previous, id in zip([None, *tokens[:-1].tolist()], tokens.tolist(), strict=True):
                 run = (*run, id) if run else (id,)
@@ -45,7 +44,7 @@ class Pieces:
             return pieces
 
     def _text(self, ids: tuple[int, ...]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def _decode(self, previous: int | None, id: int) -> str:
         """With the token before it: some tokenizers drop the space that begins a text."""
@@ -53,6 +52,17 @@ class Pieces:
             return self._text((id,))
         both, first = self._text((previous, id)), self._text((previous,))
         return both[len(first) :] if both.startswith(first) else self._text((id,))
+
+
+def _tokenizer(model_dir: Path) -> Any:
+    """Whatever decodes. A tokenizer.json, as nearly every model has, loads in a moment; transformers takes seconds."""
+    if (model_dir / "tokenizer.json").exists():
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model_dir)
 
 
 def describe(found: Found, pieces: Pieces) -> dict[str, Any]:
@@ -68,12 +78,26 @@ def describe(found: Found, pieces: Pieces) -> dict[str, Any]:
         "version": group.version,
         "staleness": step - 1 - group.version if step else None,
         "task": task,
-        "scores": scores_of(it.scores, len(group)),
+        "scores": _scores(it.scores, len(group)),
         "rollouts": [
             _rollout(r, float(it.rewards[i]), it.advantages[i] if it.advantages else None, pieces)
             for i, r in enumerate(group.rollouts)
         ],
     }
+
+
+def _scores(scores: dict[str, Scores], num_rollouts: int) -> list[dict[str, Any]]:
+    """Each signal's evidence, one entry per rollout: value, state, and what stands behind it."""
+    names = ("scored", "failed", "abstained")
+    lines = []
+    for signal, s in sorted(scores.items()):
+        behind = s.provenance if len(s.provenance) == num_rollouts else s.provenance[:1] * num_rollouts
+        rollouts = []
+        for i in range(num_rollouts):
+            proof = asdict(behind[i]) if behind else {}
+            rollouts.append({"value": float(s.values[i]), "state": names[int(s.state[i])], **proof})
+        lines.append({"signal": signal, "version": s.version, "rollouts": rollouts})
+    return lines
 
 
 def _rollout(rollout: Rollout, reward: float, advantage: np.ndarray | None, pieces: Pieces) -> dict[str, Any]:
@@ -82,7 +106,8 @@ def _rollout(rollout: Rollout, reward: float, advantage: np.ndarray | None, piec
     for span in rollout.spans:
         which[span.start : span.end] = versions.index(span.version)
     mask = rollout.loss_mask
-    credit = None if advantage is None else np.broadcast_to(advantage, len(mask))
+    # A rollout of unknown reward is left out of the step, whatever stands in its place in the record.
+    credit = None if advantage is None or np.isnan(reward) else np.broadcast_to(advantage, len(mask))
     return {
         "text": rollout.text,
         "answer": rollout.answer,

@@ -20,7 +20,6 @@ from cluster import kept
 from cluster.buffer import Buffer
 from cluster.buffer.history import Live
 from cluster.kept import Glance, KeptGroup
-from cluster.types import Scores
 
 REFRESH_S = 1.0
 """Two looks at disk and Redis are so far apart at least, however many pages are open."""
@@ -167,12 +166,17 @@ class GroupIndex:
         if live.epoch != self._epoch:  # what was cut before may have been rolled back
             self._epoch, self._records = live.epoch, {}
         before, self._live = self._live, {}
-        for id, (state, worker) in live.open.items():
-            self._carry(before, id, "pending" if state == "pending" else "leased", worker)
-        for id in live.ready:
-            self._carry(before, id, "ready")
+        places: list[tuple[State, list[str]]] = [
+            ("leased", live.leased), ("pending", live.pending), ("ready", live.ready),
+        ]  # fmt: skip
+        for state, ids in places:
+            for id in ids:
+                self._carry(before, id, state)
         for id, step in live.cut.items():
             self._carry(before, id, "trained" if step < live.version else "cut", step=step + 1)
+        nameless = [id for id in live.leased if id in self._live and not self._live[id].worker]
+        for id, worker in buffer.claimed_by(nameless).items():
+            self._live[id].worker = worker
         until = time.monotonic() + BUDGET_S
         unread = [e for e in self._live.values() if e.glance is None and e.state != "leased"]
         for start in range(0, len(unread), CHUNK):
@@ -189,7 +193,7 @@ class GroupIndex:
         if id in self._kept:
             return
         entry = self._live[id] = before.get(id) or Entry(id, state)
-        entry.state, entry.worker, entry.step = state, worker or entry.worker, step
+        entry.state, entry.step = state, step
 
     def _fresh(self, entries: list[Entry]) -> None:
         """Read these from Redis: what is new of them, and scores that have arrived since."""
@@ -272,17 +276,3 @@ def _line(entry: Entry) -> dict[str, Any]:
         shown.pop(private, None)
     mine = {"id": entry.id, "state": entry.state, "worker": entry.worker, "step": entry.step}
     return {**shown, **mine, "reward": entry.reward, "spread": entry.spread}
-
-
-def scores_of(scores: dict[str, Scores], num_rollouts: int) -> list[dict[str, Any]]:
-    """Each signal's evidence, one entry per rollout: value, state, and what stands behind it."""
-    names = ("scored", "failed", "abstained")
-    lines = []
-    for signal, s in sorted(scores.items()):
-        behind = s.provenance if len(s.provenance) == num_rollouts else s.provenance[:1] * num_rollouts
-        rollouts = []
-        for i in range(num_rollouts):
-            proof = asdict(behind[i]) if behind else {}
-            rollouts.append({"value": float(s.values[i]), "state": names[int(s.state[i])], **proof})
-        lines.append({"signal": signal, "version": s.version, "rollouts": rollouts})
-    return lines

@@ -76,7 +76,7 @@ def app(source: Source, token: str | None = None) -> FastAPI:
     def one_group(id: str) -> Response:
         found = source.group(id)
         if found is None:
-            why = f"group {id} is neither kept nor stored: it was dropped, or trained longer ago than is kept."
+            why = f"group {id} is not here: it is being sampled, was dropped, or was trained longer ago than is kept."
             return JSONResponse({"error": why}, 404)
         return _json(found)
 

@@ -127,10 +127,14 @@ class Source:
 def _changed(chosen: dict[str, Any], default: dict[str, Any], above: str = "") -> list[str]:
     keys = []
     for key, value in chosen.items():
-        name = f"{above}{key}"
-        if isinstance(value, dict) and isinstance(default.get(key), dict) and key != "options":
-            keys += _changed(value, default[key], f"{name}.")
-        elif value != default.get(key):
+        name, usual = f"{above}{key}", default.get(key)
+        if key == "rewards" and not above:
+            for i, reward in enumerate(value):
+                usual = config.RewardSection(use="").model_dump(mode="json")
+                keys += _changed(reward, usual, f"rewards[{i}].")
+        elif isinstance(value, dict) and isinstance(usual, dict) and key != "options":
+            keys += _changed(value, usual, f"{name}.")
+        elif value != usual:
             keys.append(name)
     return keys
 

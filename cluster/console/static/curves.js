@@ -2,19 +2,19 @@
 import { address, empty, go, h, num, select } from "./page.js";
 import { run, steps } from "./run.js";
 
-/** [title, unit, the metrics in it (names or patterns; a pattern's group is the series' name), options]. */
+/** [title, unit, metrics: [name, label] or a pattern whose group is the label, options]. */
 const CHARTS = [
-  ["Reward, by component", "", ["reward/mean", /^reward\/(.+)_mean$/]],
-  ["Held-out accuracy", "", ["heldout/accuracy"]],
-  ["Rollout length", "tokens", ["rollout/length_tokens"]],
-  ["Rollouts cut short", "share", ["rollout/truncated_frac"]],
-  ["Entropy of the policy", "nats a token", ["loss/entropy_nats"]],
+  ["Reward, by component", "", [["reward/mean", "mixed"], /^reward\/(.+)_mean$/]],
+  ["Held-out accuracy", "", [["heldout/accuracy", "accuracy"]]],
+  ["Rollout length", "tokens", [["rollout/length_tokens", "mean"]]],
+  ["Rollouts cut short", "share", [["rollout/truncated_frac", "cut short"]]],
+  ["Entropy of the policy", "nats a token", [["loss/entropy_nats", "entropy"]]],
   ["Parity: engine against learner", "nats", [/^policy\/parity_(.+)_nats$/], { log: true }],
-  ["Staleness", "steps", ["policy/staleness_steps", "policy/staleness_max_steps"]],
-  ["Known rewards, useless groups", "share", ["reward/known_frac", "reward/zero_variance_frac"]],
-  ["Sampling speed", "tokens/s", ["rollout/tokens_per_s"]],
-  ["Learner's time", "s a step", ["learner/step_s", "learner/wait_s", "learner/optimize_s", "learner/publish_s"]],
-  ["Gradient norm", "", ["learner/grad_norm"]],
+  ["Staleness", "steps", [["policy/staleness_steps", "mean"], ["policy/staleness_max_steps", "max"]]],
+  ["Known rewards, useless groups", "share", [["reward/known_frac", "known rewards"], ["reward/zero_variance_frac", "groups of equal rewards"]]],
+  ["Sampling speed", "tokens/s", [["rollout/tokens_per_s", "sampled"]]],
+  ["Learner's time", "s a step", [["learner/step_s", "whole step"], ["learner/wait_s", "waiting"], ["learner/optimize_s", "optimizing"], ["learner/publish_s", "publishing"]]],
+  ["Gradient norm", "", [["learner/grad_norm", "norm"]]],
   ["Groups dropped", "groups a step", [/^buffer\/num_dropped_(.+)$/]],
 ];
 const COLOURS = 7;
@@ -48,17 +48,19 @@ function plan(names, filter, all) {
     title,
     unit,
     options: options ?? {},
-    series: patterns.flatMap((p) =>
-      typeof p === "string"
-        ? names.includes(p) ? [{ name: p, label: p.split("/")[1].replace(/_(nats|s|steps|tokens|frac)$/, "") }] : []
-        : names.filter((n) => p.test(n) && !patterns.includes(n)).map((n) => ({ name: n, label: n.match(p)[1] })),
-    ),
+    series: patterns.flatMap((p) => matching(names, p, patterns)),
   })).filter((c) => c.series.length);
   if (!all && !filter) return main;
   const single = names.map((name) => ({ title: name, unit: "", options: {}, series: [{ name, label: name.split("/")[1] }] }));
   if (filter) return [...main, ...single].filter((c) => [c.title, ...c.series.map((s) => s.name)].join(" ").toLowerCase().includes(filter.toLowerCase()));
   const shown = new Set(main.flatMap((c) => c.series.map((s) => s.name)));
   return [...main, ...single.filter((c) => !shown.has(c.title))];
+}
+
+function matching(names, pattern, others) {
+  if (Array.isArray(pattern)) return names.includes(pattern[0]) ? [{ name: pattern[0], label: pattern[1] }] : [];
+  const named = others.map((o) => o[0]);
+  return names.filter((n) => pattern.test(n) && !named.includes(n)).map((n) => ({ name: n, label: n.match(pattern)[1] }));
 }
 
 function rebuild(wanted, smooth, count) {
@@ -83,19 +85,19 @@ function controls(smooth, count) {
 
 function data(series, smooth) {
   const at = steps();
-  return [at, ...series.map(({ name }) => average(at.map((step) => run.steps.get(step)[name] ?? null), smooth))];
+  return [at, ...series.map(({ name }) => average(at, at.map((step) => run.steps.get(step)[name] ?? null), smooth))];
 }
 
-/** Mean over the last `count` known values; unknown ones stay unknown. */
-function average(values, count) {
+/** Mean of what is known of the last `count` steps; unknown values stay unknown. */
+function average(at, values, count) {
   if (count === 1) return values;
   const window = [];
   let total = 0;
-  return values.map((value) => {
+  return values.map((value, i) => {
     if (value === null) return null;
-    window.push(value);
+    window.push([at[i], value]);
     total += value;
-    if (window.length > count) total -= window.shift();
+    while (at[i] - window[0][0] >= count) total -= window.shift()[1];
     return total / window.length;
   });
 }

@@ -1,5 +1,5 @@
 // One group: its task, all rollouts side by side with their tokens, and every score with what stands behind it.
-import { address, empty, get, go, h, link, num, seconds, select } from "./page.js";
+import { address, count, empty, get, go, h, link, num, seconds, select } from "./page.js";
 
 const COLOURINGS = {
   advantage: "advantage",
@@ -30,6 +30,7 @@ export async function drawGroup(place, id) {
       task(last.task),
       matrix(last),
       controls(last, wanted, asked),
+      h("p", { className: "muted" }, "Point at a token for its log-prob, its advantage and the weights that sampled it."),
       rollouts(last, wanted, asked),
     ),
   );
@@ -41,7 +42,7 @@ function facts(g) {
     state: g.state,
     "trained at step": num(g.step),
     "sampled from version": `${num(g.version)} (epoch ${num(g.epoch)})`,
-    staleness: g.staleness === null ? "–" : num(g.staleness, "steps"),
+    staleness: g.staleness === null ? "–" : count(g.staleness, "step"),
     source: g.task.source || "–",
   };
   return h("dl", { className: "facts" }, Object.entries(lines).map(([k, v]) => h("div", {}, h("dt", {}, k), h("dd", {}, v))));
@@ -56,7 +57,7 @@ function task(t) {
     views.map(([name, messages]) => [
       views.length > 1 ? h("h3", {}, name) : null,
       messages.map((m) => h("div", { className: "message" }, h("small", {}, m.role), h("pre", {}, m.content))),
-    ]).flat(),
+    ]),
     h("p", {}, t.answer === null ? "This task has no reference answer." : ["Reference answer: ", h("code", {}, t.answer)]),
   );
 }
@@ -100,7 +101,7 @@ function legend(g, wanted) {
   }
   if (wanted === "logprob") return h("span", { className: "scale" }, "0 nats (certain) ", h("i", { className: "swatch surprise" }), ` −${SURPRISE_NATS} nats or less (surprising)`);
   if (wanted === "version") {
-    return h("span", { className: "scale" }, versions(g).map((v, i) => [h("i", { className: "swatch", style: `background:var(--c${i % VERSION_COLOURS}-soft)` }), ` ${v} `]).flat());
+    return h("span", { className: "scale" }, versions(g).map((v, i) => [h("i", { className: "swatch", style: `background:var(--c${i % VERSION_COLOURS}-soft)` }), ` ${v} `]));
   }
   return h("span");
 }
@@ -139,7 +140,8 @@ function rollouts(g, wanted, asked) {
 function card(g, i, wanted, withPrompt) {
   const r = g.rollouts[i];
   const ended = r.finish === "length" ? h("span", { className: "failed" }, "cut short") : null;
-  const numbers = [`reward ${num(r.reward)}`, `advantage ${num(r.advantage)}`, num(r.num_tokens, "tokens")];
+  const credit = g.step !== null && r.reward === null ? "left out of the step" : `advantage ${num(r.advantage)}`;
+  const numbers = [`reward ${num(r.reward)}`, credit, count(r.num_tokens, "token")];
   return h(
     "section",
     { className: "rollout", id: `rollout-${i + 1}` },

@@ -119,7 +119,7 @@ function span(groups) {
 function marks(rewards, [low, high], means) {
   if (!rewards.length) {
     const scores = Object.entries(means ?? {}).map(([name, mean]) => `${name} ${num(mean)}`);
-    return h("span", { className: "muted" }, scores.join(", ") || "–");
+    return h("span", { className: "muted" }, scores.length ? `mean scores: ${scores.join(", ")}` : "–");
   }
   const one = (r) =>
     r === null

@@ -37,7 +37,7 @@ function says() {
   }
   const slow = slowSide();
   if (slow) {
-    const share = `${num(Math.round(100 * slow.frac))} %`;
+    const share = percent(slow.frac);
     const verdict =
       slow.frac > 0.5
         ? "sampling and scoring are the slow side: more rollout workers would help"
@@ -75,15 +75,15 @@ function ratio(above, below) {
 /** [verb, big number, what it counts, further line, is the lap held up here]. */
 function boxes() {
   const { groups_per_step: wanted, steps, max_staleness } = run.status;
-  const { groups = {}, counters = {}, version, oldest, requeued } = run.status.buffer ?? {};
+  const { groups = {}, counters = {}, version } = run.status.buffer ?? {};
   const slow = slowSide();
-  const scoring = slow && slow.frac > 0.3 && (groups.pending ?? 0) > (groups.leased ?? 0);
-  const sampling = slow && slow.frac > 0.3 && !scoring;
+  const scoring = slow && slow.frac > 0.5 && (groups.pending ?? 0) > (groups.leased ?? 0);
+  const sampling = slow && slow.frac > 0.5 && !scoring;
   return [
     ["claim", num(counters.claimed), "groups claimed so far", `${num(rate("claimed"), "groups/s")}`],
-    ["sample", num(groups.leased), "groups being sampled", num(recent("rollout/tokens_per_s"), "tokens/s"), oldest?.state === "leased" && sampling],
+    ["sample", num(groups.leased), "groups being sampled", num(recent("rollout/tokens_per_s"), "tokens/s"), sampling],
     ["put", num(sum(groups.pending, groups.ready, groups.cut)), "groups stored, not yet trained", `${num(recent("rollout/length_tokens"))} tokens a rollout`],
-    ["score", num(groups.pending), "groups wait for scores", `${num(percent(recent("reward/known_frac")))} % of rewards known`, scoring],
+    ["score", num(groups.pending), "groups wait for scores", `rewards known: ${percent(recent("reward/known_frac"))}`, scoring],
     ["cut", `${num(groups.ready)} of ${num(wanted)}`, "groups ready for the next step", `learner waited ${num(recent("learner/wait_s"), "s")} a step`],
     ["step", `${num(lastStep())} of ${num(steps)}`, "optimizer steps", `${num(recent("learner/optimize_s"), "s")} each`, slow && slow.frac <= 0.1],
     ["publish", num(recent("learner/publish_s"), "s"), "to hand over the weights", `engines pause ${num(recent("weights/pause_s"), "s")}`],
@@ -92,7 +92,7 @@ function boxes() {
 }
 
 const sum = (...values) => (values.some((v) => v === undefined) ? null : values.reduce((a, b) => a + b));
-const percent = (value) => (value === null ? null : Math.round(100 * value));
+const percent = (value) => (value === null ? "–" : num(Math.round(100 * value), "%"));
 
 function box([verb, count, what, more, slow]) {
   const label = slow ? h("span", { className: "slow" }, "slowest") : null;

@@ -8,7 +8,7 @@ export function h(tag, properties = {}, ...children) {
     else if (name in element && name !== "list" && name !== "style") element[name] = value;
     else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
   }
-  element.append(...children.flat().filter((c) => c !== null && c !== undefined));
+  element.append(...children.flat(Infinity).filter((c) => c !== null && c !== undefined));
   return element;
 }
 
@@ -56,12 +56,18 @@ export function num(value, unit = "") {
   const size = Math.abs(value);
   let text;
   if (Number.isInteger(value) || size >= 1000) text = whole.format(value);
-  else if (size !== 0 && size < 0.001) text = value.toExponential(1);
+  else if (size !== 0 && size < 0.001) text = value.toExponential(1).replace(".0e", "e");
   else text = String(Number(value.toPrecision(3)));
   return unit ? `${text.replace("-", "−")} ${unit}` : text.replace("-", "−");
 }
 
-export const seconds = (value) => (value >= 120 ? num(Math.round(value / 60), "min") : num(value, "s"));
+/** "1 step", "2 steps". */
+export const count = (value, one) => num(value, value === 1 ? one : `${one}s`);
+
+export function seconds(value) {
+  if (value >= 120) return num(Math.round(value / 60), "min");
+  return value > 0 && value < 0.1 ? num(value * 1000, "ms") : num(value, "s");
+}
 
 export const empty = (sentence) => h("p", { className: "empty" }, sentence);
 

@@ -42,12 +42,12 @@ function sections(asked) {
   return [note, h("div", { className: "sections" }, [...areas].map(([area, some]) => h("section", {}, h("h2", {}, area), h("table", {}, h("tbody", {}, rows(some))))))];
 }
 
-/** Keys with their values; `origin` is the key that defaults are compared by (of a list, the whole list). */
+/** Keys with their values; `origin` is the key that defaults are compared by: a plug-in's options are one. */
 function flat(tree, above = "", origin = null, area = null) {
   return Object.entries(tree).flatMap(([name, value]) => {
     const key = above ? `${above}.${name}` : name;
     const within = area ?? (isTable(value) || isTables(value) ? key : "general");
-    if (isTables(value)) return value.flatMap((v, i) => flat(v, `${key}[${i}]`, origin ?? key, `${key}[${i}]`));
+    if (isTables(value)) return value.flatMap((v, i) => flat(v, `${key}[${i}]`, origin, `${key}[${i}]`));
     if (isTable(value) && Object.keys(value).length) return flat(value, key, origin ?? (name === "options" ? key : null), within);
     return [{ key, value, origin: origin ?? key, area: within }];
   });
