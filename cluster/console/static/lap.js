@@ -1,5 +1,5 @@
 // The lap: how many groups are where, how fast they move, and what waits for what.
-import { empty, h, link, num, seconds, show } from "./page.js";
+import { count, empty, h, link, num, seconds, show } from "./page.js";
 import { lastStep, rate, recent, run } from "./run.js";
 
 export function open(root) {
@@ -28,7 +28,7 @@ function says() {
     const text = summary ? "This run has ended. What it left is shown." : "This run is not under way. What it left is shown.";
     return [h("p", { className: "sentence" }, text), summary ? ending(summary) : null];
   }
-  const lines = [h("p", { className: "sentence" }, `${standing.waiting}.`)];
+  const lines = [h("p", { className: "sentence" }, now(buffer, standing))];
   const oldest = buffer.oldest;
   if (oldest) {
     const who = oldest.worker ? ` (${oldest.worker})` : "";
@@ -47,6 +47,14 @@ function says() {
     lines.push(h("p", { className: "muted" }, `Over the last 10 steps the learner waited ${share} of its time for groups; ${verdict}.`));
   }
   return lines;
+}
+
+/** What the learner is at, from where the groups are; before the first cut, what the run says of itself. */
+function now({ groups, version, next_cut }, standing) {
+  const { groups_per_step: wanted } = run.status;
+  if (groups.cut) return `Step ${num(version + 1)} is being trained, on ${count(groups.cut, "group")}.`;
+  if (!next_cut || groups.ready >= wanted) return `${standing.waiting}.`;
+  return `The learner waits for groups: ${num(groups.ready)} of ${num(wanted)} are ready, ${num(groups.leased)} are being sampled, ${num(groups.pending)} wait for scores.`;
 }
 
 function ending(summary) {
@@ -84,19 +92,20 @@ function boxes() {
     ["sample", num(groups.leased), "groups being sampled", num(recent("rollout/tokens_per_s"), "tokens/s"), sampling],
     ["put", num(sum(groups.pending, groups.ready, groups.cut)), "groups stored, not yet trained", `${num(recent("rollout/length_tokens"))} tokens a rollout`],
     ["score", num(groups.pending), "groups wait for scores", `rewards known: ${percent(recent("reward/known_frac"))}`, scoring],
-    ["cut", `${num(groups.ready)} of ${num(wanted)}`, "groups ready for the next step", `learner waited ${num(recent("learner/wait_s"), "s")} a step`],
-    ["step", `${num(lastStep())} of ${num(steps)}`, "optimizer steps", `${num(recent("learner/optimize_s"), "s")} each`, slow && slow.frac <= 0.1],
-    ["publish", num(recent("learner/publish_s"), "s"), "to hand over the weights", `engines pause ${num(recent("weights/pause_s"), "s")}`],
+    ["cut", `${num(groups.ready)} of ${num(wanted)}`, "groups ready for the next step", `learner waited ${took("learner/wait_s")} a step`],
+    ["step", `${num(lastStep())} of ${num(steps)}`, "optimizer steps", `${took("learner/optimize_s")} each`, slow && slow.frac <= 0.1],
+    ["publish", took("learner/publish_s"), "to hand over the weights", `engines pause ${took("weights/pause_s")}`],
     ["release", version === undefined ? "–" : `version ${num(version)}`, "is what new groups start with", `staleness ≤ ${num(max_staleness)}`],
   ];
 }
 
+const took = (name) => (recent(name) === null ? "–" : seconds(recent(name)));
 const sum = (...values) => (values.some((v) => v === undefined) ? null : values.reduce((a, b) => a + b));
 const percent = (value) => (value === null ? "–" : num(Math.round(100 * value), "%"));
 
-function box([verb, count, what, more, slow]) {
+function box([verb, amount, what, more, slow]) {
   const label = slow ? h("span", { className: "slow" }, "slowest") : null;
-  return h("li", { className: slow ? "box held" : "box" }, h("h3", {}, verb, label), h("b", {}, count), h("span", {}, what), h("small", {}, more));
+  return h("li", { className: slow ? "box held" : "box" }, h("h3", {}, verb, label), h("b", {}, amount), h("span", {}, what), h("small", {}, more));
 }
 
 const STATES = [
@@ -140,7 +149,7 @@ function time() {
     ["packing", of.pack],
     ["gradients and optimizer", of.optimize],
     ["publishing weights", of.publish],
-  ].map(([text, count]) => ({ text, count: Number(count.toPrecision(2)) }));
+  ].map(([text, spent]) => ({ text, count: Number(spent.toPrecision(2)) }));
   return [title, bar(parts, "s"), h("p", { className: "muted" }, `${num(recent("learner/step_s"), "s")} a step, mean of the last 10.`)];
 }
 

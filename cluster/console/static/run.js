@@ -33,12 +33,12 @@ async function readMetrics() {
   }
 }
 
-/** Per second, of a counter of the buffer since this page looks; null until it has looked twice. */
+/** Per second, of a counter of the buffer since this page looks; null before it has looked for a second. */
 export function rate(counter) {
   const first = run.seen[0];
   const last = run.seen.at(-1);
   const spent = first ? last.time_s - first.time_s : 0;
-  return spent > 0 ? (last[counter] - first[counter]) / spent : null;
+  return spent > 1 ? (last[counter] - first[counter]) / spent : null;
 }
 
 /** Mean of a metric over the last `count` steps that have it; null if none has. */
