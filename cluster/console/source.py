@@ -120,7 +120,7 @@ class Source:
         """The resolved recipe, and which of its keys are not the defaults."""
         chosen = self._settings.model_dump(mode="json")
         default = config.RunConfig().model_dump(mode="json")
-        tree = tomllib.loads(self._recipe)  # as it was written: a password is not in it
+        tree = tomllib.loads(self._recipe)
         return {"text": self._recipe, "tree": tree, "changed": _changed(chosen, default)}
 
 

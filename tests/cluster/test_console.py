@@ -75,6 +75,19 @@ def test_a_group_is_seen_in_every_state_of_its_life(page, lap):
     assert page.get("/api/groups").json()["groups"] == []
 
 
+def test_rewards_are_of_the_history_that_survived(page, lap):
+    def rewards() -> dict[str, float | None]:
+        return {g["id"]: g["reward"] for g in page.get("/api/groups?step=1").json()["groups"]}
+
+    abandoned = lap.lap()
+    assert rewards() == dict.fromkeys(abandoned.groups, 0.5)
+    lap.start(None, rollback=True)
+    lap.step = 0
+    again = lap.lap()
+    assert not set(again.groups) & set(abandoned.groups)
+    assert rewards() == dict.fromkeys(again.groups, 0.5)
+
+
 def test_what_is_kept_outlives_the_buffer(page, tmp_path, lap):
     claim = lap.claim()
     lap.finish(claim)
@@ -129,6 +142,10 @@ def test_ten_thousand_groups_are_listed_at_once(tmp_path):
     assert max(spent) < 0.3, spent
     assert totals == [10_000, sum(str(i).startswith("99") for i in range(10_000)), 1_000, 100, 10_000, 10_000, 10_000]
 
+    opened = index.get("policy/1/777")
+    assert opened is not None
+    assert opened.group.group.task.prompt == "what is 777 + 1?"
+
     def ids(query: Query) -> list[int]:
         return [int(g["id"].rsplit("/", 1)[1]) for g in index.find(query)["groups"]]
 
@@ -147,7 +164,8 @@ def test_unknown_rewards_come_last_in_either_order(tmp_path):
         steps = [g["step"] for g in answer["groups"]]
         assert steps == ([1, 3, 2] if ascending else [3, 1, 2])
         assert answer["groups"][-1]["reward"] is None
-    assert client(tmp_path).get("/api/groups?max_reward=1").json()["total"] == 2, "unknown is not below 1"
+    for bound in ("max_reward=1", "min_reward=0"):
+        assert client(tmp_path).get(f"/api/groups?{bound}").json()["total"] == 2, "unknown is within no bound"
 
 
 def test_the_keeper_stays_within_its_bound_and_forgets_dead_histories(tmp_path):
