@@ -93,6 +93,7 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     recorder.forget_after(checkpoint.read(resume_from).step if resume_from else -1)
     with table.LiveTable(settings.run.name, settings.learner.steps, settings.tracking.live_table) as live:
         supervisor = Supervisor(site, store, recorder, live)
+        console = _console(site, buffer, supervisor)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, supervisor.ask_to_stop)
         failure = None
@@ -102,6 +103,8 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
             failure = error
             traceback.print_exception(error, file=(directory / "error.txt").open("w"))
         await supervisor.close()
+        if console:
+            console.close()
     recorder.close()
     try:
         ledger = buffer.summary(topology.POLICY)
@@ -117,6 +120,19 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
         table.console.print(f"The whole trace is in {directory / 'error.txt'}.", highlight=False, soft_wrap=True)
         return 1
     return 0
+
+
+def _console(site, buffer, supervisor):
+    """The run's web page, if the recipe wants one; its address is printed."""
+    if not site.config.console.enabled:
+        return None
+    from cluster.console.server import Console
+    from cluster.console.source import Alive, Source
+
+    alive = Alive(buffer, supervisor.standing, Path(site.model_dir))
+    console = Console(Source(Path(site.run_dir), alive), site.config.console)
+    table.console.print(f"console: {console.address}", highlight=False, soft_wrap=True)
+    return console
 
 
 def _shut_down() -> None:

@@ -64,6 +64,16 @@ class Supervisor:
         """Finish the step under way, checkpoint and leave. The second call is for the impatient: it has no effect."""
         self._asked_to_stop.set()
 
+    def standing(self) -> dict[str, Any]:
+        """What the run as a whole waits for, and every actor; safe to call from another thread."""
+        allowed = self._config.run.max_infrastructure_failures
+        return {
+            "waiting": self._follower.waiting,
+            "actors": self._watchdog.standing(),
+            "failures": self._failures,
+            "allowed_failures": allowed,
+        }
+
     async def run(self, resume_from: Path | None) -> int:
         """Run to the last step, or until asked to stop; returns the step reached.
 

@@ -50,6 +50,12 @@ class Watchdog:
             del self._answered[name]
         self._said.pop(name, None)
 
+    def standing(self) -> list[dict[str, Any]]:
+        """Each actor's name, what it says it does, and seconds since it last answered (None before it is up)."""
+        now, answered = time.monotonic(), dict(self._answered)
+        ago = {name: now - at for name, at in answered.items()}
+        return [{"name": n, "says": said, "answered_s": ago.get(n)} for n, said in sorted(dict(self._said).items())]
+
     def report(self) -> str:
         """What each actor waits for, one clause each."""
         now = time.monotonic()

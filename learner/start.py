@@ -11,6 +11,7 @@ import numpy as np
 
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
+from cluster.kept import Keeper
 from learner.cut import Cut, Mix
 from learner.engine import DeepSpeedEngine, Engine, collective_failures, join
 from learner.probe import Probe
@@ -76,7 +77,14 @@ def learn(
             save(engine, done)
             saved = done
 
+    kept = config.tracking.kept_groups
+    keeper = Keeper(told.run_dir / "groups", kept, done=engine.step) if told.rank == 0 and kept else None
+
     def at_step(done: int, cut: Cut) -> None:
+        if keeper:
+            # A cut that is repeated after a crash knows rewards alone; its evidence is still stored.
+            scores = cut.scores or {s.group.id: s.scores for s in buffer.stored(cut.record.groups)}
+            keeper.add(done, cut.groups, cut.record, scores)
         if told.rank == 0:
             for row in samples(done, cut, config.tracking.samples_per_step):
                 buffer.emit("sample", row)
@@ -100,6 +108,8 @@ def learn(
             checkpoint=checkpoint,
         ),
     )
+    if keeper:
+        keeper.finish()
     if reached > saved:
         stage(f"saves step {reached}")
         save(engine, reached)

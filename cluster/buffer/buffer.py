@@ -189,6 +189,11 @@ class Buffer:
             raise KanaboError(f"groups {', '.join(missing)} are not stored: trimmed, dropped or never put.")
         return [decode(data, Group) for data in found]
 
+    def stored(self, ids: Iterable[str]) -> list[Stored]:
+        """Groups by id with the scores they carry, in whatever state; without those that are not there."""
+        wanted = self._versions()
+        return [stored for fields in self._fetch(list(ids)) if (stored := stored_of(fields, wanted))]
+
     def release(self, policy: str, epoch: int, version: int) -> None:
         """Admit more: version := step + 1, after its weights were published. Raises StaleEpoch."""
         self._call("release", policy, epoch, version)
@@ -208,6 +213,15 @@ class Buffer:
     def status(self, policy: str) -> dict[str, Any]:
         """Where a policy stands: version, epoch, groups by state, counters, what the oldest unready group waits for."""
         return history.status(self._call("status", policy))
+
+    def live(self, policy: str) -> history.Live:
+        """Every group that is stored or being sampled: ids and states, no tokens."""
+        return history.live(self._redis, policy)
+
+    def claimed_by(self, ids: Sequence[str]) -> dict[str, str]:
+        """The rollout worker of each of these groups that is there."""
+        found = zip(ids, self._fetch(list(ids), "worker"), strict=True)
+        return {id: worker.decode() for id, worker in found if worker is not None}
 
     def ledger(self, policy: str) -> Iterator[history.LedgerLine]:
         """One line per claim ever made, in the order of claiming."""

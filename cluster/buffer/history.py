@@ -33,6 +33,43 @@ class History:
     counters: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The groups that Redis holds, at one moment."""
+
+    epoch: int
+    version: int
+    leased: list[str]
+    pending: list[str]
+    ready: list[str]
+    cut: dict[str, int]
+    """id → step (from 0) whose record names it; trained once `version` is beyond it, and stored until it is trimmed."""
+
+
+def live(connection: Connection, policy: str) -> Live:
+    own = f"{connection.prefix}policy:{policy}:"
+
+    def run() -> list[Any]:
+        with connection.redis.pipeline(transaction=True) as pipe:
+            pipe.hmget(own + "state", "epoch", "version")
+            pipe.zrange(own + "open", 0, -1)
+            pipe.zrange(own + "leases", 0, -1)
+            pipe.zrange(own + "ready", 0, -1)
+            pipe.zrange(own + "cut", 0, -1, withscores=True)
+            return pipe.execute()
+
+    (epoch, version), open_, leases, ready, cut = connection.patiently(run)
+    leased = set(leases)
+    return Live(
+        epoch=int(epoch or 0),
+        version=int(version or 0),
+        leased=[id.decode() for id in open_ if id in leased],
+        pending=[id.decode() for id in open_ if id not in leased],
+        ready=[id.decode() for id in ready],
+        cut={id.decode(): int(step) for id, step in cut},
+    )
+
+
 def read(connection: Connection, policy: str) -> History:
     _, ledger, counters, version, present = connection.call("past", policy)
     lines, trained = [], {}

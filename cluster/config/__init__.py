@@ -2,19 +2,15 @@
 
 from cluster.config.base import Section, Use
 from cluster.config.learner import CorrectionSection, LearnerSection, LossSection, ScheduleSection
-from cluster.config.models import (
-    BufferSection,
-    JudgeSection,
-    ModelSection,
-    RewardSection,
-    RunConfig,
-    TrackingSection,
-)
+from cluster.config.models import BufferSection, ConsoleSection, ModelSection, RunConfig, TrackingSection
 from cluster.config.reading import dump, load, parse, without_password
+from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
 
 __all__ = [
     "BufferSection",
+    "ConsoleSection",
     "CorrectionSection",
+    "DistilledSection",
     "JudgeSection",
     "LearnerSection",
     "LossSection",

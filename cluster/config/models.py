@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from cluster.config.base import Section, Use
 from cluster.config.learner import LearnerSection
+from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection, RewardWorkersSection
 from cluster.errors import ConfigError, nearest
 
 
@@ -87,78 +88,6 @@ class EngineSection(Section):
     """Further fields of vLLM's AsyncEngineArgs."""
 
 
-class RewardSection(Use):
-    name: str = ""
-    """Name in metrics and records; the plug-in's own by default."""
-    weight: float = 1.0
-    """Its share of the reward that is trained on; 0 only records it."""
-    when: Literal["admit", "late"] = "admit"
-    """`admit`: a group waits for it; `late`: what has arrived by the time the batch is cut counts."""
-    timeout_s: PositiveFloat = 30.0
-    """Deadline of one call; what is unanswered by then is `failed`."""
-    on_missing: Literal["drop_rollout", "drop_group", "wait"] = "drop_rollout"
-    """What an unknown score means, unless `missing` gives it a value."""
-    missing: float | None = None
-    """A value that the method defines for an unknown score (ONI, SSR-Zero: 0); the stored score stays unknown."""
-
-
-class RewardWorkersSection(Section):
-    workers: PositiveInt = 1
-    """Processes that score."""
-    concurrent_groups: PositiveInt = 64
-    """Groups that one has in hand."""
-    deadline_s: PositiveFloat = 60.0
-    """A stored group waits so long for its `admit` scores."""
-    max_wait_s: PositiveFloat = 600.0
-    """The same, where a reward says `on_missing = "wait"`."""
-    min_valid: PositiveInt = 2
-    """With fewer rollouts of known reward a group is dropped."""
-
-
-class JudgeSection(Section):
-    """`[judges.NAME]`: who answers when a reward asks the judge NAME."""
-
-    kind: Literal["url", "vllm", "policy", "keyword"] = "url"
-    """`url`: servers of your own; `vllm`: replicas the run starts; `policy`: the live policy judges itself;
-    `keyword`: counts words, for trying out a recipe."""
-    urls: tuple[str, ...] = ()
-    """OpenAI-compatible base URLs, as a rule ending in /v1; each is a replica."""
-    model: str = ""
-    """`url`: the name it is served under, by default the first that is listed; `vllm`: directory or Hugging Face id."""
-    revision: str = ""
-    """Of the model's weights: answers kept under another revision are not used."""
-    key_env: str = ""
-    """Environment variable that holds the key."""
-    replicas: PositiveInt = 1
-    """`vllm`: servers to start."""
-    max_in_flight: PositiveInt = 64
-    """Requests at a time, over all replicas."""
-    max_queue: PositiveInt = 4096
-    """Requests that may wait; those beyond fail at once, see `order`."""
-    order: Literal["newest", "oldest"] = "newest"
-    """Which of the waiting requests goes first; of a full queue of newest-first the oldest is pushed out."""
-    deadline_s: PositiveFloat = 60.0
-    """Of a request, waiting included."""
-    in_flight_ttl_s: PositiveFloat = 120.0
-    """A request in flight for longer is given up."""
-    structured: Literal["off", "structured_outputs", "guided_choice"] = "off"
-    """How a server is told to answer with a label only; `guided_choice` is for vLLM before 0.12."""
-    canaries: str = ""
-    """JSON lines of questions with known answers; a built-in set of attacks on judges by default."""
-    canary_every: NonNegativeInt = 0
-    """One of them per so many requests; 0: none."""
-    options: dict[str, Any] = {}
-    """`url`: further fields of a request; `vllm`: options of `vllm serve`; `keyword`: its arguments."""
-
-    @model_validator(mode="after")
-    def _reachable(self) -> JudgeSection:
-        if self.kind == "url" and not self.urls:
-            raise ValueError("a judge of kind 'url' needs urls = ['http://…/v1'].")
-        if self.kind == "vllm" and not self.model:
-            raise ValueError("a judge of kind 'vllm' needs a model.")
-        return self
-
-
 class BufferSection(Section):
     url: str | None = None
     """`redis://…` of your own, or `env:NAME` for a variable of the driver that holds it, so that the password is on no
@@ -213,8 +142,22 @@ class TrackingSection(Section):
     """Weights & Biases; its package is an extra."""
     samples_per_step: NonNegativeInt = 4
     """Rollouts a step that are written to samples.jsonl with text, scores and advantage."""
+    kept_groups: NonNegativeInt = 2000
+    """The last so many trained groups stay in the run's directory, tokens and scores included, for the console."""
     live_table: bool = True
     """Show progress in the terminal."""
+
+
+class ConsoleSection(Section):
+    """The run's web page."""
+
+    enabled: bool = True
+    """Serve it while the run goes on."""
+    host: str = "127.0.0.1"
+    """Where it listens. Anything but a loopback address demands a token: $KANABO_CONSOLE_TOKEN, or one made up and
+    printed."""
+    port: int = Field(default=8266, ge=1, le=65535)
+    """Or the next free one."""
 
 
 class RunConfig(Section):
@@ -232,12 +175,14 @@ class RunConfig(Section):
     rewards: tuple[RewardSection, ...] = (RewardSection(use="exact"),)
     reward_workers: RewardWorkersSection = RewardWorkersSection()
     judges: dict[str, JudgeSection] = {}
+    distilled: dict[str, DistilledSection] = {}
     learner: LearnerSection = LearnerSection()
     buffer: BufferSection = BufferSection()
     weights: WeightsSection = WeightsSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
+    console: ConsoleSection = ConsoleSection()
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:

@@ -44,7 +44,7 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     "a put needs no token": {"put": ("if token ~= ARGV[3] then return lost(id) end", "")},
     "a lost lease can be renewed": {"renew": ("expire()\n", "")},
     "a repeated giving up is refused": {"give_up": ("if answer_of('give_up:' .. ARGV[3]) then return {'ok'} end", "")},
-    "a repeated score wins": {"score": ("'\\0' .. ARGV[i + 1], 1) == 1", "'\\0' .. ARGV[i + 1], 1) >= 0")},
+    "a repeated score wins": {"score": ("'\\0' .. version, 1) == 1", "'\\0' .. version, 1) >= 0")},
     "a repeated record is refused": {"record": ("if before then return {'ok', before} end", "")},
     "a repeated release is refused": {"release": ("if version <= before then return {'ok'} end", "")},
     "a repeated announcement goes back": {
@@ -99,7 +99,7 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     "score deadlines do not pass": {
         "prelude": ("    count('overdue')\n    make_ready(id)\n", "    count('overdue')\n")
     },
-    "deadlines pass while Redis is away": {"restarted": ("call('ZADD', key, now + limit(period), member)", "")},
+    "deadlines pass while Redis is away": {"fresh": ("call('ZADD', key, now + limit(period), member)", "")},
     # Rule 11: a roll-back is not a resume.
     "a roll-back is a resume": {"resume": ("ARGV[3] == '1' or", "")},
     "a resume before what was trimmed is no roll-back": {

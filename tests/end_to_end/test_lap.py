@@ -15,10 +15,16 @@ import time
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cluster import kept
 from cluster.report import SUMMARY_KEYS
 from tests.end_to_end import jobs
 
 FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.drop_zero_variance=false"]
+
+
+def kept_groups(directory) -> list[kept.Glance]:
+    """What the console shows of trained groups once they are trimmed."""
+    return [glance for path in kept.files(directory / "groups") for glance in kept.index(path)]
 
 
 def test_a_run_leaves_what_it_promises(tmp_path):
@@ -39,6 +45,8 @@ def test_a_run_leaves_what_it_promises(tmp_path):
         assert (directory / name).exists(), name
     sample = json.loads((directory / "samples.jsonl").read_text().splitlines()[0])
     assert {"step", "task", "text", "scores", "reward", "advantage"} <= set(sample)
+    assert "console: http://127.0.0.1:" in log.read_text()
+    assert len(kept_groups(directory)) == summary["groups_trained"]
     checkpoint = directory / "checkpoints" / "global_step_6"
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     ids = AutoTokenizer.from_pretrained(checkpoint)("12+34=", return_tensors="pt", add_special_tokens=False)
@@ -66,6 +74,9 @@ def kill_the_driver(tmp_path, overrides: list[str], *, at_step: int) -> dict:
     assert summary["max_staleness_observed"] <= 1
     steps = [r["step"] for r in jobs.rows(tmp_path / "killed") if "learner/step_s" in r]
     assert steps == list(range(1, summary["steps"] + 1)), "a step is missing or was recorded twice"
+    seen = kept_groups(tmp_path / "killed")
+    assert len({g.id for g in seen}) == len(seen) == min(summary["groups_trained"], 2000)
+    assert all(g.means for g in seen), "the evidence of a repeated cut is kept too"
     return summary
 
 

@@ -1,0 +1,110 @@
+"""`[[rewards]]`, and who stands behind them: workers, judges, distilled models."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from cluster.config.base import Section, Use
+
+
+class RewardSection(Use):
+    name: str = ""
+    """Name in metrics and records; the plug-in's own by default."""
+    weight: float = 1.0
+    """Its share of the reward that is trained on; 0 only records it."""
+    when: Literal["admit", "late"] = "admit"
+    """`admit`: a group waits for it; `late`: what has arrived by the time the batch is cut counts."""
+    timeout_s: PositiveFloat = 30.0
+    """Deadline of one call; what is unanswered by then is `failed`."""
+    on_missing: Literal["drop_rollout", "drop_group", "wait"] = "drop_rollout"
+    """What an unknown score means, unless `missing` gives it a value."""
+    missing: float | None = None
+    """A value that the method defines for an unknown score (ONI, SSR-Zero: 0); the stored score stays unknown."""
+
+
+class RewardWorkersSection(Section):
+    workers: PositiveInt = 1
+    """Processes that score."""
+    concurrent_groups: PositiveInt = 64
+    """Groups that one has in hand."""
+    deadline_s: PositiveFloat = 60.0
+    """A stored group waits so long for its `admit` scores."""
+    max_wait_s: PositiveFloat = 600.0
+    """The same, where a reward says `on_missing = "wait"`."""
+    min_valid: PositiveInt = 2
+    """With fewer rollouts of known reward a group is dropped."""
+
+
+class JudgeSection(Section):
+    """`[judges.NAME]`: who answers when a reward asks the judge NAME."""
+
+    kind: Literal["url", "vllm", "policy", "keyword"] = "url"
+    """`url`: servers of your own; `vllm`: replicas the run starts; `policy`: the live policy judges itself;
+    `keyword`: counts words, for trying out a recipe."""
+    urls: tuple[str, ...] = ()
+    """OpenAI-compatible base URLs, as a rule ending in /v1; each is a replica."""
+    model: str = ""
+    """`url`: the name it is served under, by default the first that is listed; `vllm`: directory or Hugging Face id."""
+    revision: str = ""
+    """Of the model's weights: answers kept under another revision are not used."""
+    key_env: str = ""
+    """Environment variable that holds the key."""
+    replicas: PositiveInt = 1
+    """`vllm`: servers to start."""
+    max_in_flight: PositiveInt = 64
+    """Requests at a time, over all replicas."""
+    max_queue: PositiveInt = 4096
+    """Requests that may wait; those beyond fail at once, see `order`."""
+    order: Literal["newest", "oldest"] = "newest"
+    """Which of the waiting requests goes first; of a full queue of newest-first the oldest is pushed out."""
+    deadline_s: PositiveFloat = 60.0
+    """Of a request, waiting included."""
+    in_flight_ttl_s: PositiveFloat = 120.0
+    """A request in flight for longer is given up."""
+    structured: Literal["off", "structured_outputs", "guided_choice"] = "off"
+    """How a server is told to answer with a label only; `guided_choice` is for vLLM before 0.12."""
+    canaries: str = ""
+    """JSON lines of questions with known answers; a built-in set of attacks on judges by default."""
+    canary_every: NonNegativeInt = 0
+    """One of them per so many requests; 0: none."""
+    options: dict[str, Any] = {}
+    """`url`: further fields of a request; `vllm`: options of `vllm serve`; `keyword`: its arguments."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> JudgeSection:
+        if self.kind == "url" and not self.urls:
+            raise ValueError("a judge of kind 'url' needs urls = ['http://…/v1'].")
+        if self.kind == "vllm" and not self.model:
+            raise ValueError("a judge of kind 'vllm' needs a model.")
+        return self
+
+
+class DistilledSection(Use):
+    """A reward model that learns from labels during the run; rewards use `[distilled.NAME]` by `model = "NAME"`."""
+
+    use: str = "classification"
+    """`retrieval`, `classification`, `ranking`, or `package.module:Class`."""
+    judge: str = "judge"
+    """Who labels: the name of its section."""
+    goal: str = "default"
+    """What counts as good news: `default`, `combat`, `gold`, or a sentence of your own."""
+    batch_size: PositiveInt = 100
+    """Captions per request to the labeller's judge."""
+    max_in_flight: PositiveInt = 4
+    """Requests at once."""
+    max_attempts: PositiveInt = 2
+    """Times that an unreadable caption is asked about."""
+    max_backlog: PositiveInt = 10_000
+    """Captions that wait to be labelled; the oldest leave first."""
+    in_flight_ttl_s: PositiveFloat = 120.0
+    """A caption that was sent and not labelled for so long is sent again."""
+    held_out_frac: float = Field(default=0.1, gt=0, lt=1)
+    """Labels that are never learnt from, by hash of the caption."""
+    min_held_out: PositiveInt = 50
+    """With fewer held-out labels nothing is published."""
+    min_agreement: float = Field(default=0.6, ge=0, le=1)
+    """With held-out labels, both classes counting the same; a version that reaches less is not published."""
+    publish_every_s: PositiveFloat = 10.0
+    """A new version has stored groups scored again, so not more often than this."""

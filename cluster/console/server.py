@@ -1,0 +1,184 @@
+"""The run's web page: JSON about a `Source`, and static files. It reads; it changes nothing.
+
+On a loopback address it is open to this machine's users, under loopback names only: a foreign page that has its name
+point here is refused. On any other address every request needs the token, as `Authorization: Bearer`, or once as
+`?token=…`, which becomes a cookie.
+"""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import ipaddress
+import logging
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from typing import Annotated, Any
+
+import msgspec
+import uvicorn
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from cluster.config import ConsoleSection
+from cluster.console import groups
+from cluster.console.source import Source
+from cluster.errors import ConfigError, KanaboError
+
+TOKEN_VARIABLE = "KANABO_CONSOLE_TOKEN"
+COOKIE = "kanabo_console"
+PORTS_TRIED = 20
+POLICY_OF_PAGE = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+"""Nothing is loaded from elsewhere, and a rollout's text is never a script. The charts set styles of their own."""
+
+
+def app(source: Source, token: str | None = None) -> FastAPI:
+    """The application; with a token, nothing is answered without it."""
+    site = FastAPI(title="Kanabo", docs_url=None, redoc_url=None, openapi_url=None)
+    if token is None:
+        site.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", "testserver"])
+    site.middleware("http")(_guard(token))
+
+    @site.exception_handler(KanaboError)
+    def unavailable(request: Request, error: KanaboError) -> Response:
+        return JSONResponse({"error": str(error)}, 503)
+
+    @site.get("/api/status")
+    def status() -> Response:
+        return _json(source.status())
+
+    @site.get("/api/metrics")
+    def metrics(after: str = "") -> Response:
+        return _json(source.metrics(after))
+
+    @site.get("/api/groups")
+    def list_groups(
+        state: groups.State | None = None,
+        step: int | None = None,
+        text: Annotated[str, Query(max_length=200)] = "",
+        min_reward: float | None = None,
+        max_reward: float | None = None,
+        sort: groups.Sort = "newest",
+        ascending: bool = False,
+        page: Annotated[int, Query(ge=1)] = 1,
+        per_page: Annotated[int, Query(ge=1, le=200)] = 50,
+    ) -> Response:
+        asked = groups.Query(state, step, text, min_reward, max_reward, sort, ascending, page, per_page)
+        return _json(source.groups(asked))
+
+    @site.get("/api/groups/{id:path}")
+    def one_group(id: str) -> Response:
+        found = source.group(id)
+        if found is None:
+            why = f"group {id} is not here: it is being sampled, was dropped, or was trained longer ago than is kept."
+            return JSONResponse({"error": why}, 404)
+        return _json(found)
+
+    @site.get("/api/workers")
+    def workers() -> Response:
+        return _json({"leased": source.leased()})
+
+    @site.get("/api/recipe")
+    def recipe() -> Response:
+        return _json(source.recipe())
+
+    site.mount("/", StaticFiles(directory=str(files("cluster.console") / "static"), html=True))
+    return site
+
+
+def _json(value: Any) -> Response:
+    """NaN and infinity, which JSON has no word for, become null."""
+    return Response(msgspec.json.encode(value), media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def _guard(token: str | None) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
+    async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+        if token is not None:
+            if _same(request.query_params.get("token"), token):
+                left = request.url.remove_query_params("token")
+                answer = RedirectResponse(f"{left.path}?{left.query}" if left.query else left.path, 303)
+                answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+                return answer
+            kind, _, given = request.headers.get("Authorization", "").partition(" ")
+            if not _same(request.cookies.get(COOKIE), token) and not (kind == "Bearer" and _same(given, token)):
+                why = "This console needs its token: open the address that the run printed, with ?token=… at its end."
+                return PlainTextResponse(why, 401, {"WWW-Authenticate": "Bearer"})
+        answer = await go_on(request)
+        answer.headers["Content-Security-Policy"] = POLICY_OF_PAGE
+        answer.headers["X-Content-Type-Options"] = "nosniff"
+        answer.headers["Referrer-Policy"] = "no-referrer"
+        answer.headers.setdefault("Cache-Control", "no-cache")
+        return answer
+
+    return guard
+
+
+def _same(given: str | None, token: str) -> bool:
+    return given is not None and hmac.compare_digest(given.encode(), token.encode())
+
+
+class Console:
+    """The page, served from a thread of this process until `close`."""
+
+    def __init__(self, source: Source, section: ConsoleSection) -> None:
+        """Raises ConfigError if the address is not this machine's."""
+        given = os.environ.get(TOKEN_VARIABLE)
+        token = None if is_loopback(section.host) else given or secrets.token_urlsafe(24)
+        self._socket = _listen(section)
+        shown = f"[{section.host}]" if ":" in section.host else section.host
+        port = self._socket.getsockname()[1]
+        self.address = f"http://{shown}:{port}/"
+        """What to open; with the token if it was made up here."""
+        if token is not None and not given:
+            self.address += f"?token={token}"
+        self._server = uvicorn.Server(
+            uvicorn.Config(app(source, token), log_level=logging.ERROR, access_log=False, lifespan="off")
+        )
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="console", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(5)
+        self._socket.close()
+
+    def wait(self) -> None:
+        """Until the server ends."""
+        self._thread.join()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address. A name other than `localhost` may be anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(section: ConsoleSection) -> socket.socket:
+    family = socket.AF_INET6 if ":" in section.host else socket.AF_INET
+    last = min(section.port + PORTS_TRIED, 65536)
+    for port in [*range(section.port, last), 0]:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((section.host, port))
+            listener.listen()
+        except OSError as error:
+            listener.close()
+            if port == 0 or error.errno != errno.EADDRINUSE:
+                raise ConfigError(
+                    f"console.host = '{section.host}', port {port}: {error.strerror}. Give an address of this machine "
+                    "(127.0.0.1, or 0.0.0.0 for all), another console.port, or console.enabled=false."
+                ) from error
+        else:
+            return listener
+    raise AssertionError("port 0 is free or an error")

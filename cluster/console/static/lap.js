@@ -1,0 +1,162 @@
+// The lap: how many groups are where, how fast they move, and what waits for what.
+import { count, empty, h, link, num, seconds, show } from "./page.js";
+import { lastStep, rate, recent, run } from "./run.js";
+
+export function open(root) {
+  root.append(...["says", "tiles", "lap", "where", "time", "actors"].map((id) => h("section", { id, className: id })));
+}
+
+export function draw(root) {
+  const part = (id) => root.querySelector(`#${id}`);
+  show(part("says"), ...says());
+  show(part("tiles"), ...tiles());
+  show(part("lap"), h("h2", {}, "The lap"), h("ol", { className: "boxes" }, boxes().map(box)));
+  show(part("where"), ...where());
+  show(part("time"), ...time());
+  show(part("actors"), ...actors());
+}
+
+/** Which side of the lap the other waits for; null before there are steps. */
+function slowSide() {
+  const [waited, whole] = [recent("learner/wait_s"), recent("learner/step_s")];
+  return whole ? { frac: waited / whole, waited, whole } : null;
+}
+
+function says() {
+  const { live, buffer, standing, summary } = run.status;
+  if (!live) {
+    const text = summary ? "This run has ended. What it left is shown." : "This run is not under way. What it left is shown.";
+    return [h("p", { className: "sentence" }, text), summary ? ending(summary) : null];
+  }
+  const lines = [h("p", { className: "sentence" }, now(buffer, standing))];
+  const oldest = buffer.oldest;
+  if (oldest) {
+    const who = oldest.worker ? ` (${oldest.worker})` : "";
+    const due = oldest.deadline_s > 0 ? `; its deadline is in ${seconds(oldest.deadline_s)}` : "";
+    lines.push(h("p", {}, `The oldest unfinished group, ${oldest.id}, waits for ${oldest.waits_for}${who}${due}.`));
+  }
+  const slow = slowSide();
+  if (slow) {
+    const share = percent(slow.frac);
+    const verdict =
+      slow.frac > 0.5
+        ? "sampling and scoring are the slow side: more rollout workers would help"
+        : slow.frac > 0.1
+          ? "the two sides are about even"
+          : "the learner is the slow side: more rollout workers would not help";
+    lines.push(h("p", { className: "muted" }, `Over the last 10 steps the learner waited ${share} of its time for groups; ${verdict}.`));
+  }
+  return lines;
+}
+
+/** What the learner is at, from where the groups are; before the first cut, what the run says of itself. */
+function now({ groups, version, next_cut }, standing) {
+  const { groups_per_step: wanted } = run.status;
+  if (groups.cut) return `Step ${num(version + 1)} is being trained, on ${count(groups.cut, "group")}.`;
+  if (!next_cut || groups.ready >= wanted) return `${standing.waiting}.`;
+  return `The learner waits for groups: ${num(groups.ready)} of ${num(wanted)} are ready, ${num(groups.leased)} are being sampled, ${num(groups.pending)} wait for scores.`;
+}
+
+function ending(summary) {
+  const shown = Object.entries(summary).filter(([, v]) => v !== null && typeof v !== "object");
+  return h("dl", { className: "facts" }, shown.map(([k, v]) => h("div", {}, h("dt", {}, k), h("dd", {}, typeof v === "number" ? num(v) : String(v)))));
+}
+
+function tiles() {
+  const bound = run.status.max_staleness;
+  const parity = recent("policy/parity_mean_nats", 1);
+  return [
+    ["Reward", num(recent("reward/mean")), "mean of the last 10 steps"],
+    ["Accuracy", num(recent("heldout/accuracy", 1)), "held-out tasks, last evaluation"],
+    ["Sampling", num(recent("rollout/tokens_per_s"), "tokens/s"), "all rollout workers"],
+    ["Training", num(ratio("learner/tokens", "learner/step_s"), "tokens/s"), "all learner ranks"],
+    ["Staleness", num(recent("policy/staleness_steps"), "steps"), `mean; never above ${bound}`],
+    ["Parity", num(parity, "nats"), parity === null ? "engine against learner: not probed yet" : "engine against learner, last probe"],
+  ].map(([title, value, note]) => h("div", { className: "tile" }, h("h3", {}, title), h("b", {}, value), h("small", {}, note)));
+}
+
+function ratio(above, below) {
+  const [a, b] = [recent(above), recent(below)];
+  return a !== null && b ? a / b : null;
+}
+
+/** [verb, big number, what it counts, further line, is the lap held up here]. */
+function boxes() {
+  const { groups_per_step: wanted, steps, max_staleness } = run.status;
+  const { groups = {}, counters = {}, version } = run.status.buffer ?? {};
+  const slow = slowSide();
+  const scoring = slow && slow.frac > 0.5 && (groups.pending ?? 0) > (groups.leased ?? 0);
+  const sampling = slow && slow.frac > 0.5 && !scoring;
+  return [
+    ["claim", num(counters.claimed), "groups claimed so far", `${num(rate("claimed"), "groups/s")}`],
+    ["sample", num(groups.leased), "groups being sampled", num(recent("rollout/tokens_per_s"), "tokens/s"), sampling],
+    ["put", num(sum(groups.pending, groups.ready, groups.cut)), "groups stored, not yet trained", `${num(recent("rollout/length_tokens"))} tokens a rollout`],
+    ["score", num(groups.pending), "groups wait for scores", `rewards known: ${percent(recent("reward/known_frac"))}`, scoring],
+    ["cut", `${num(groups.ready)} of ${num(wanted)}`, "groups ready for the next step", `learner waited ${took("learner/wait_s")} a step`],
+    ["step", `${num(lastStep())} of ${num(steps)}`, "optimizer steps", `${took("learner/optimize_s")} each`, slow && slow.frac <= 0.1],
+    ["publish", took("learner/publish_s"), "to hand over the weights", `engines pause ${took("weights/pause_s")}`],
+    ["release", version === undefined ? "–" : `version ${num(version)}`, "is what new groups start with", `staleness ≤ ${num(max_staleness)}`],
+  ];
+}
+
+const took = (name) => (recent(name) === null ? "–" : seconds(recent(name)));
+const sum = (...values) => (values.some((v) => v === undefined) ? null : values.reduce((a, b) => a + b));
+const percent = (value) => (value === null ? "–" : num(Math.round(100 * value), "%"));
+
+function box([verb, amount, what, more, slow]) {
+  const label = slow ? h("span", { className: "slow" }, "slowest") : null;
+  return h("li", { className: slow ? "box held" : "box" }, h("h3", {}, verb, label), h("b", {}, amount), h("span", {}, what), h("small", {}, more));
+}
+
+const STATES = [
+  ["leased", "being sampled"],
+  ["pending", "waiting for scores"],
+  ["ready", "ready to train"],
+  ["cut", "in the step under way"],
+];
+
+function where() {
+  const groups = run.status.buffer?.groups;
+  const title = h("h2", {}, "Where the groups are");
+  if (!groups) return [title, empty("Only a running run has groups under way. Trained ones are under Groups.")];
+  const shown = STATES.map(([state, text]) => ({ state, text, count: groups[state] }));
+  const extra = [
+    groups.requeued ? `${num(groups.requeued)} tasks are first in the queue again, after a worker or a lease was lost.` : "",
+    groups.trained_untrimmed ? `${num(groups.trained_untrimmed)} trained groups stay in Redis until the next checkpoint.` : "",
+  ].filter(Boolean);
+  return [title, bar(shown.map((s) => ({ ...s, href: s.state })), "groups"), ...extra.map((t) => h("p", { className: "muted" }, t))];
+}
+
+/** A stacked bar with its legend; zero parts stay in the legend. */
+function bar(parts, unit) {
+  const whole = parts.reduce((a, p) => a + p.count, 0);
+  const piece = (p, i) => h("span", { className: `part s${i}`, style: `flex-grow:${p.count}`, title: `${p.text}: ${num(p.count, unit)}` });
+  const entry = (p, i) => {
+    const inside = [h("i", { className: `dot s${i}` }), `${p.text} `, h("b", {}, num(p.count, unit))];
+    return h("li", {}, p.href ? link({ view: "groups", state: p.href }, {}, ...inside) : h("span", {}, ...inside));
+  };
+  return h("div", {}, h("div", { className: "bar" }, whole ? parts.map((p, i) => (p.count > 0 ? piece(p, i) : null)) : null), h("ul", { className: "legend" }, parts.map(entry)));
+}
+
+function time() {
+  const title = h("h2", {}, "Where the learner's time goes");
+  const names = { wait: "learner/wait_s", cut: "learner/cut_s", pack: "learner/pack_s", optimize: "learner/optimize_s", publish: "learner/publish_s" };
+  const of = Object.fromEntries(Object.entries(names).map(([key, name]) => [key, recent(name) ?? 0]));
+  if (recent("learner/step_s") === null) return [title, empty("No step has been taken yet.")];
+  const parts = [
+    ["waiting for groups", of.wait],
+    ["deciding the batch", Math.max(0, of.cut - of.wait)], // the cut's time includes the wait
+    ["packing", of.pack],
+    ["gradients and optimizer", of.optimize],
+    ["publishing weights", of.publish],
+  ].map(([text, spent]) => ({ text, count: Number(spent.toPrecision(2)) }));
+  return [title, bar(parts, "s"), h("p", { className: "muted" }, `${num(recent("learner/step_s"), "s")} a step, mean of the last 10.`)];
+}
+
+function actors() {
+  const list = run.status.standing?.actors;
+  const title = h("h2", {}, "What everybody does");
+  if (!list) return [];
+  if (!list.length) return [title, empty("No actor is up yet.")];
+  return [title, h("dl", { className: "says-list" }, list.map((a) => h("div", {}, h("dt", {}, a.name), h("dd", {}, a.says))))];
+}

@@ -1,0 +1,57 @@
+// Who works: every actor, what it does, whether it answers.
+import { empty, get, h, link, num, seconds, show } from "./page.js";
+import { rate, recent, run } from "./run.js";
+
+const ROLES = {
+  rollout: ["Rollout workers", "claim tasks and sample groups"],
+  reward: ["Reward workers", "score stored groups"],
+  learner: ["Learner ranks", "take the optimizer's steps"],
+};
+const SILENT_S = 12; // they are asked every 5 s
+
+export function open(root) {
+  root.append(h("div", { id: "workers" }));
+}
+
+export async function draw(root) {
+  const place = root.querySelector("#workers");
+  const { standing, live } = run.status;
+  if (!live) return show(place, empty("Workers are there while a run is under way. This one is not."));
+  const leased = (await get("api/workers")).leased;
+  const parts = Object.entries(ROLES).map(([role, texts]) => section(role, texts, standing.actors, leased));
+  const lost = `${num(standing.failures)} of ${num(standing.allowed_failures)} allowed failures of infrastructure have happened: a worker, an engine or Redis died and was replaced.`;
+  show(place, parts, h("p", { className: "muted" }, lost));
+}
+
+function section(role, [title, what], actors, leased) {
+  const mine = actors.filter((a) => a.name.startsWith(role));
+  const head = h("h2", {}, `${title} `, h("small", {}, `${num(mine.length)}, ${what}`));
+  if (!mine.length) return h("section", {}, head, empty(role === "learner" ? "The learner starts when all engines are up." : "None is up yet."));
+  const columns = ["Name", "State", ...(role === "rollout" ? ["Groups in hand"] : []), "What it does", "Last answer"];
+  const row = (a) =>
+    h(
+      "tr",
+      {},
+      h("th", {}, a.name),
+      h("td", {}, health(a)),
+      role === "rollout" ? h("td", { className: "number" }, num(leased[a.name] ?? 0)) : null,
+      h("td", {}, a.says),
+      h("td", { className: "number" }, a.answered_s === null ? "–" : `${seconds(Math.round(a.answered_s))} ago`),
+    );
+  const table = h("table", {}, h("thead", {}, h("tr", {}, columns.map((c) => h("th", {}, c)))), h("tbody", {}, mine.map(row)));
+  return h("section", {}, head, together(role), h("div", { className: "scroll" }, table));
+}
+
+function health({ answered_s }) {
+  if (answered_s === null) return h("span", { className: "state pending" }, "starting");
+  return answered_s > SILENT_S ? h("span", { className: "state failed" }, "silent") : h("span", { className: "state ready" }, "answers");
+}
+
+function together(role) {
+  const lines = {
+    rollout: [`Together ${num(recent("rollout/tokens_per_s"), "tokens/s")}, ${num(rate("claimed"), "groups/s")} claimed.`],
+    reward: [`${num(run.status.buffer.groups.pending)} groups wait for scores.`],
+    learner: [`${num(recent("learner/step_s"), "s")} a step, of which ${num(recent("learner/wait_s"), "s")} waiting for groups.`],
+  };
+  return h("p", { className: "muted" }, lines[role], role === "reward" ? [" ", link({ view: "groups", state: "pending" }, {}, "See them")] : null);
+}

@@ -1,0 +1,159 @@
+"""Trained groups that outlive the buffer: the last few thousand, on disk, for people to look at.
+
+    groups/step_00000017.kept   length of the index, index (MessagePack), then one encoded `KeptGroup` after another
+
+One file a step, written beside the step by a thread and renamed into place: a reader finds whole files only. Lists
+are made from the indices; the tokens of a group are read when somebody opens it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from cluster.types import CutRecord, Group, Scores, decode, encode
+
+PROMPT_CHARACTERS = 300
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """What a list shows of a group, without its tokens."""
+
+    id: str
+    task: str
+    prompt: str
+    """Its first `PROMPT_CHARACTERS` characters."""
+    epoch: int
+    version: int
+    num_rollouts: int
+    length_tokens: float
+    """Tokens the policy chose, mean over the rollouts."""
+    truncated: int
+    step: int | None = None
+    """Optimizer steps after the one that trained on it, as in metrics.jsonl; None before the cut."""
+    rewards: tuple[float, ...] = ()
+    """Mixed, per rollout, NaN for one that is left out; empty before the cut."""
+    means: dict[str, float] = field(default_factory=dict)
+    """Mean known score by signal, NaN if none is known."""
+    unknown: int = 0
+    """Scores that failed or abstained, over all signals."""
+    offset: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeptGroup:
+    """A group as it was trained on."""
+
+    group: Group
+    step: int
+    rewards: np.ndarray
+    """[G] float64, NaN for a rollout that is left out."""
+    advantages: tuple[np.ndarray, ...]
+    """Per rollout: [1] (one for all its tokens) or [T] float32."""
+    scores: dict[str, Scores]
+
+
+def glance(group: Group, scores: Mapping[str, Scores]) -> Glance:
+    return Glance(
+        id=group.id,
+        task=group.task.id,
+        prompt=next(iter(group.task.views.values()))[-1].content[:PROMPT_CHARACTERS],
+        epoch=group.claim.epoch,
+        version=group.version,
+        num_rollouts=len(group),
+        length_tokens=float(np.mean([r.num_tokens for r in group.rollouts])),
+        truncated=sum(r.truncated for r in group.rollouts),
+        means={name: _mean(s.values) for name, s in scores.items()},
+        unknown=sum(int((~np.isfinite(s.values)).sum()) for s in scores.values()),
+    )
+
+
+class Keeper:
+    """Writes what a step trained on, in a thread of its own, and removes the oldest beyond `limit` groups."""
+
+    def __init__(self, directory: Path, limit: int, *, done: int = 0) -> None:
+        """`done`: steps of the history that is continued; files of later ones belong to a dead one."""
+        self._directory, self._limit = directory, limit
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="kept-groups")
+        self._under_way: Future[None] | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+        self._counts = {path: len(index(path)) for path in files(directory)}
+        for path in [p for p in self._counts if step_of(p) > done]:
+            path.unlink()
+            del self._counts[path]
+
+    def add(
+        self, step: int, groups: Sequence[Group], record: CutRecord, scores: Mapping[str, Mapping[str, Scores]]
+    ) -> None:
+        """Keep the groups of a step. Waits for the write before, and raises what that raised."""
+        self.finish()
+        if not groups:
+            return
+        self._under_way = self._writer.submit(self._write, step, groups, record, scores)
+
+    def finish(self) -> None:
+        """Wait for the write under way; raises OSError if it failed."""
+        if self._under_way is not None:
+            self._under_way.result()
+
+    def _write(
+        self, step: int, groups: Sequence[Group], record: CutRecord, scores: Mapping[str, Mapping[str, Scores]]
+    ) -> None:
+        entries, bodies, offset = [], [], 0
+        credit = list(zip(groups, record.rewards, record.advantages, strict=True))[-self._limit :]
+        for group, rewards, advantages in credit:
+            evidence = dict(scores.get(group.id, {}))
+            body = encode(KeptGroup(group, step, rewards, advantages, evidence))
+            found = glance(group, evidence)
+            mixed = tuple(map(float, rewards))
+            entries.append(replace(found, step=step, rewards=mixed, offset=offset, size=len(body)))
+            bodies.append(body)
+            offset += len(body)
+        path = self._directory / f"step_{step:08d}.kept"
+        temporary = path.with_suffix(".tmp")
+        head = encode(entries)
+        with temporary.open("wb") as file:
+            file.writelines([_LENGTH.pack(len(head)), head, *bodies])
+        temporary.replace(path)
+        self._counts[path] = len(entries)
+        while sum(self._counts.values()) > self._limit:
+            oldest = min(self._counts)
+            oldest.unlink()
+            del self._counts[oldest]
+
+
+def files(directory: Path) -> list[Path]:
+    """In the order of steps."""
+    return sorted(directory.glob("step_*.kept"))
+
+
+def step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))
+
+
+def index(path: Path) -> list[Glance]:
+    """What a file holds. Raises FileNotFoundError if it was removed meanwhile."""
+    with path.open("rb") as file:
+        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+        return decode(file.read(length), list[Glance])
+
+
+def read(path: Path, entry: Glance) -> KeptGroup:
+    """One group, tokens included. Raises FileNotFoundError if its file was removed meanwhile."""
+    with path.open("rb") as file:
+        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+        file.seek(_LENGTH.size + length + entry.offset)
+        return decode(file.read(entry.size), KeptGroup)
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")

@@ -1,0 +1,50 @@
+"""Run directories made by hand, for the console."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from fastapi.testclient import TestClient
+
+from cluster import config, kept
+from cluster.console import server
+from cluster.console.source import Alive, Source
+from cluster.types import FAILED, SCORED, Claim, CutRecord, Group, Provenance, Scores, Task
+from tests.cluster.lap import group_of
+
+VERDICT = Scores(
+    np.array([1.0, np.nan]),
+    np.array([SCORED, FAILED], np.uint8),
+    (Provenance("tutor", "judge-7b", latency_s=1.5, note="Well done."), Provenance("tutor", note="no answer")),
+    "rubric-3",
+)
+
+
+def write_run(directory: Path, *rows: dict) -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "config.toml").write_text(config.dump(config.RunConfig()))
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory
+
+
+def group(seq: int, prompt: str = "2 + 2") -> Group:
+    made = group_of(Claim(f"policy/1/{seq}", "policy", 1, seq, seq, 0, "token"))
+    return replace(made, task=Task.of(f"sums/{seq}", prompt, "4"))
+
+
+def keep(
+    directory: Path, step: int, groups: list[Group], rewards: tuple[float, float], scores=VERDICT, **options
+) -> None:
+    keeper = kept.Keeper(directory / "groups", options.get("limit", 10**6), done=options.get("done", 10**6))
+    n = len(groups)
+    credit = (tuple(np.array([r], np.float32) for r in (0.5, -0.5)),) * n
+    record = CutRecord("policy", step - 1, tuple(g.id for g in groups), (np.array(rewards),) * n, credit)
+    keeper.add(step, groups, record, {g.id: {"judge": scores} for g in groups})
+    keeper.finish()
+
+
+def client(directory: Path, alive: Alive | None = None, token: str | None = None) -> TestClient:
+    return TestClient(server.app(Source(directory, alive), token), raise_server_exceptions=True)
