@@ -27,7 +27,7 @@ def captions(num: int, seed: int, *, good_frac: float = 0.5) -> list[str]:
 
 
 class KeywordJudge:
-    """Labels by keyword; of `unreadable` captions there is no label, while `away` none at all. `hold` delays answers."""
+    """Labels by keyword; of `unreadable` captions it gives none, while `away` none at all. `hold` delays answers."""
 
     def __init__(self, *, unreadable: Sequence[str] = ()) -> None:
         self.unreadable, self.away = set(unreadable), False
