@@ -115,6 +115,35 @@ class RewardWorkersSection(Section):
     """With fewer rollouts of known reward a group is dropped."""
 
 
+class DistilledSection(Use):
+    """A reward model that learns from labels during the run; rewards use `[distilled.NAME]` by `model = "NAME"`."""
+
+    use: str = "classification"
+    """`retrieval`, `classification`, `ranking`, or `package.module:Class`."""
+    judge: str = "judge"
+    """Who labels: the name of its section."""
+    goal: str = "default"
+    """What counts as good news: `default`, `combat`, `gold`, or a sentence of your own."""
+    batch_size: PositiveInt = 100
+    """Captions per request to the labeller's judge."""
+    max_in_flight: PositiveInt = 4
+    """Requests at once."""
+    max_attempts: PositiveInt = 2
+    """Times that an unreadable caption is asked about."""
+    max_backlog: PositiveInt = 10_000
+    """Captions that wait to be labelled; the oldest leave first."""
+    in_flight_ttl_s: PositiveFloat = 120.0
+    """A caption that was sent and not labelled for so long is sent again."""
+    held_out_frac: float = Field(default=0.1, gt=0, lt=1)
+    """Labels that are never learnt from, by hash of the caption."""
+    min_held_out: PositiveInt = 50
+    """With fewer held-out labels nothing is published."""
+    min_agreement: float = Field(default=0.6, ge=0, le=1)
+    """With held-out labels, both classes counting the same; a version that reaches less is not published."""
+    publish_every_s: PositiveFloat = 10.0
+    """A new version has stored groups scored again, so not more often than this."""
+
+
 class ScheduleSection(Section):
     lr: PositiveFloat = 1e-6
     warmup_steps: NonNegativeInt = 0
@@ -251,6 +280,7 @@ class RunConfig(Section):
     engine: EngineSection = EngineSection()
     rewards: tuple[RewardSection, ...] = (RewardSection(use="exact"),)
     reward_workers: RewardWorkersSection = RewardWorkersSection()
+    distilled: dict[str, DistilledSection] = {}
     learner: LearnerSection = LearnerSection()
     buffer: BufferSection = BufferSection()
     weights: WeightsSection = WeightsSection()

@@ -26,9 +26,9 @@ from rewards.distilled.losses import (
     normalised,
     ranking_loss,
 )
+from rewards.distilled.publishing import State
 from rewards.labels import pair_of
 
-State = dict[str, np.ndarray]
 CHUNK = 256
 """Captions per forward pass outside training."""
 
