@@ -16,7 +16,7 @@ from cluster.types import Message
 from rewards.labels import pair_of
 
 Complete = Callable[[tuple[Message, ...]], Awaitable[str | None]]
-"""A judge's answer to a chat, at a low temperature (ONI: 0.1). None: it is away. Raises for anything else."""
+"""A judge's answer to a chat, at a low temperature (ONI: 0.1). None, or what it raises: it is away."""
 
 GOALS = {
     "default": "to make progress: to survive, grow stronger, collect what is useful and go deeper",
@@ -85,10 +85,14 @@ class CaptionJudge:
 
     async def __call__(self, keys: Sequence[str]) -> list[float | None] | None:
         assert self._complete is not None, "a judge without `complete` cannot be asked"
-        replies = await asyncio.gather(*(self._complete(self.messages(key)) for key in keys))
-        if None in replies:
+        replies = await asyncio.gather(*(self._complete(self.messages(key)) for key in keys), return_exceptions=True)
+        if not any(isinstance(reply, str) for reply in replies):
+            errors = [reply for reply in replies if isinstance(reply, BaseException)]
+            if errors:
+                raise errors[0]
             return None
-        return [read_label(reply, self._words) for reply in replies if reply is not None]
+        # Where others were answered, one that was not is that question's fault: it counts as an attempt.
+        return [read_label(reply, self._words) if isinstance(reply, str) else None for reply in replies]
 
     def messages(self, key: str) -> tuple[Message, ...]:
         if self._compares:

@@ -126,8 +126,8 @@ class Learnt(Model):
             torch.manual_seed(int(torch.randint(2**62, (), generator=self._random)))
             self._net.train()
             for _ in range(num_steps if len(keys) else 0):
-                picked = torch.randint(len(keys), (min(self.batch_size, len(keys)),), generator=self._random)
-                loss = self._loss([keys[i] for i in picked], torch.tensor(values[picked.numpy()]).float(), values)
+                picked = torch.randint(len(keys), (min(self.batch_size, len(keys)),), generator=self._random).numpy()
+                loss = self._loss([keys[i] for i in picked], torch.tensor(values[picked]).float(), values)
                 self._adam.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self._net.parameters(), self.clip_grad_norm)
@@ -216,8 +216,8 @@ class Ranking(Learnt):
         decided = np.flatnonzero(values != 0.5)
         if not len(decided):
             return float("nan")
-        first, second = zip(*(pair_of(keys[i]) for i in decided), strict=True)
-        apart = self._scores(first) - self._scores(second)
+        pairs = [pair_of(keys[int(i)]) for i in decided]
+        apart = self._scores([first for first, _ in pairs]) - self._scores([second for _, second in pairs])
         right = np.where(apart == 0, 0.5, (apart > 0) == (values[decided] > 0.5))
         return float(right.mean())
 

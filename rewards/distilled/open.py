@@ -11,11 +11,13 @@ from pathlib import Path
 
 from cluster.buffer import Buffer
 from cluster.config import DistilledSection, RunConfig
+from cluster.plugins import lookup
 from rewards.base import Signal
 from rewards.distilled.captions import CaptionJudge, Complete
 from rewards.distilled.distiller import Distiller, model_of
 from rewards.distilled.follower import Follower
 from rewards.distilled.labeller import Labeller
+from rewards.distilled.models import MODELS
 from rewards.distilled.publishing import RedisBoard
 from rewards.distilled.store import RedisLabels
 from rewards.zoo import build_signal
@@ -74,7 +76,8 @@ def labels_of(name: str, section: DistilledSection, url: str, run: str) -> Redis
 
 
 def judge_of(name: str, section: DistilledSection, complete: Complete | None) -> CaptionJudge:
-    return CaptionJudge(complete, goal=section.goal, judge=section.judge, compares=model_of(name, section).compares)
+    compares = lookup(MODELS, section.use, f"distilled.{name}").compares
+    return CaptionJudge(complete, goal=section.goal, judge=section.judge, compares=compares)
 
 
 def relabelling(name: str, config: RunConfig, buffer: Buffer) -> Callable[[str], None]:

@@ -66,10 +66,10 @@ class Oni(Signal):
         return self._follower.version if self._follower else UNVERSIONED
 
     async def score(self, group: Group, services: Services) -> Scores:
-        follower = services.distilled(self.model)
         events = [event for rollout in group.rollouts for event in rollout.events]
         if not events:
             return Scores.abstained(len(group), "no rollout has events: the environment notices nothing")
+        follower = services.distilled(self.model)
         captions = [event.text for event in events if event.text]
         await follower.ask(captions)
         predicted = await follower.predict(captions)
