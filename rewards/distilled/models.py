@@ -126,7 +126,7 @@ class Learnt(Model):
             torch.manual_seed(int(torch.randint(2**62, (), generator=self._random)))
             self._net.train()
             for _ in range(num_steps if len(keys) else 0):
-                picked = torch.randint(len(keys), (min(self.batch_size, len(keys)),), generator=self._random).numpy()
+                picked = torch.randint(len(keys), (min(self.batch_size, len(keys)),), generator=self._random).tolist()
                 loss = self._loss([keys[i] for i in picked], torch.tensor(values[picked]).float(), values)
                 self._adam.zero_grad()
                 loss.backward()
