@@ -133,6 +133,13 @@ async def test_the_same_group_scored_after_the_label_came_has_its_reward(setting
     assert (await signal.score(stored, setting.services)).values == pytest.approx([0.4 * 2.0**-3])
 
 
+async def test_a_new_version_forgets_what_the_old_one_said(setting):
+    for number, value in ((1, 1.0), (2, 0.0)):
+        setting.publish(number, gold=value)
+        await setting.follower.refresh()
+        assert (await setting.follower.predict(["gold"])).values.tolist() == [value]
+
+
 async def test_unknown_captions_can_leave_their_rollout_unknown(setting):
     setting.publish(1, gold=1.0)
     signal = Oni(missing_label=float("nan"))
