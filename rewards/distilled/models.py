@@ -127,7 +127,7 @@ class Learnt(Model):
             self._net.train()
             for _ in range(num_steps if len(keys) else 0):
                 picked = torch.randint(len(keys), (min(self.batch_size, len(keys)),), generator=self._random).tolist()
-                loss = self._loss([keys[i] for i in picked], torch.tensor(values[picked]).float(), values)
+                loss = self._loss([keys[int(i)] for i in picked], torch.tensor(values[picked]).float(), values)
                 self._adam.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self._net.parameters(), self.clip_grad_norm)
