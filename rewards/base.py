@@ -23,6 +23,7 @@ from cluster.types import Group, Scores
 from rewards.verify import Verifier
 
 if TYPE_CHECKING:
+    from rewards.distilled.follower import Follower
     from rewards.judges.pool import JudgePool
 
 T = TypeVar("T")
@@ -34,8 +35,15 @@ UNVERSIONED = "0"
 class Services:
     """All that a signal may call beside its own code. Belongs to one reward worker."""
 
-    def __init__(self, *, threads: int = 16, judges: Mapping[str, JudgePool] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        threads: int = 16,
+        judges: Mapping[str, JudgePool] | None = None,
+        distilled: Mapping[str, Follower] | None = None,
+    ) -> None:
         self._judges = judges or {}
+        self._distilled = distilled or {}
         self._verifier = Verifier()
         # A pool of its own: a function that never returns must not take the threads that speak to the buffer.
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="reward")
@@ -69,6 +77,13 @@ class Services:
         for judge in self._judges.values():
             await judge.close()
 
+    def distilled(self, name: str) -> Follower:
+        """The distilled model of that name. Raises ConfigError."""
+        if name not in self._distilled:
+            known = f"{nearest(name, self._distilled)}Known: {', '.join(sorted(self._distilled)) or 'none'}."
+            raise ConfigError(f"there is no distilled model '{name}'. {known} Add a section [distilled.{name}].")
+        return self._distilled[name]
+
     def close(self) -> None:
         self._verifier.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -83,6 +98,8 @@ class Signal(Plugin):
     """Views of the task that the group must hold rollouts of."""
     services: ClassVar[tuple[str, ...]] = ()
     """Methods of `Services` that it calls."""
+    announced: ClassVar[bool] = False
+    """Its version is a published model's, and who publishes tells the buffer."""
 
     def version(self) -> str:
         """What a score depends on beside the rollouts: a hash of template and judge, a distilled model's number.
@@ -93,6 +110,9 @@ class Signal(Plugin):
 
     async def prepare(self, services: Services) -> None:
         """Before the first group: raises ConfigError for what only a running service can tell."""
+
+    async def refresh(self, services: Services) -> None:
+        """After groups were handed out and before their versions are compared: look for what was published since."""
 
     async def score(self, group: Group, services: Services) -> Scores:
         raise NotImplementedError

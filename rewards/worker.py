@@ -62,7 +62,8 @@ class RewardWorker:
         """Score until `stop`. Raises what the buffer raises, and ConfigError if a signal cannot serve."""
         try:
             await asyncio.gather(*(signal.prepare(self._services) for signal in self._signals.values()))
-            versions = {name: v for name in self.names if (v := self._signals[name].version()) != UNVERSIONED}
+            own = {name: signal.version() for name, signal in self._signals.items() if not signal.announced}
+            versions = {name: version for name, version in own.items() if version != UNVERSIONED}
             if versions:
                 await asyncio.to_thread(self._buffer.relabel, versions)
             while not self._stopping:
@@ -103,6 +104,8 @@ class RewardWorker:
             # A group that takes longer than its scoring lease comes again while it is in hand.
             groups = [g for g in groups if g.id not in self._active]
             answered = await asyncio.to_thread(self._buffer.answered, [g.id for g in groups])
+            if groups:
+                await asyncio.gather(*(signal.refresh(self._services) for signal in self._signals.values()))
             for group, known in zip(groups, answered, strict=True):
                 self._active[group.id] = asyncio.create_task(self._attach(group, known))
         for id in [i for i, task in self._active.items() if task.done()]:

@@ -9,6 +9,7 @@ from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.plugins import build, lookup
 from rewards.base import Signal
+from rewards.distilled.signal import Oni
 from rewards.functions import FunctionSignal, from_file
 from rewards.judges.signal import JudgeSignal
 from rewards.signals.exact import Exact
@@ -27,6 +28,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "majority": Majority,
     "math": Math,
     "numeric": Numeric,
+    "oni": Oni,
     "reasoning_gym": ReasoningGymScore,
 }
 

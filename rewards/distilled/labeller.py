@@ -1,0 +1,113 @@
+"""Who asks a judge for the labels that are wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Sequence
+
+from rewards.labels import Label, Labels
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+"""How often a waiting labeller looks whether it should stop."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+"""After a judge that was away."""
+
+Judge = Callable[[Sequence[str]], Awaitable[Sequence[float | None] | None]]
+"""A label per key, None where its answer could not be read. None for all of it: the judge is away, ask again later."""
+
+
+class Labeller:
+    """Asks a judge for what waits in the backlog, several requests at once."""
+
+    def __init__(
+        self,
+        labels: Labels,
+        judge: Judge,
+        *,
+        name: str,
+        version: str = "0",
+        batch_size: int = 100,
+        max_in_flight: int = 4,
+        max_attempts: int = 2,
+        timeout_s: float = 100.0,
+    ) -> None:
+        """`name` and `version` sign the labels. `timeout_s` is of one request, and below the table's time in flight:
+        an answer that comes later is asked for twice. An unreadable key is given up after `max_attempts`."""
+        self._labels, self._judge, self._name, self._version = labels, judge, name, version
+        self._batch_size, self._max_in_flight = batch_size, max_in_flight
+        self._max_attempts, self._timeout_s = max_attempts, timeout_s
+        self._active: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+        self._pause_s = 0.0
+        self.num_asked = self.num_unreadable = self.num_outages = 0
+
+    async def run(self) -> None:
+        """Label until `stop`. Raises what the table raises; what the judge raises is an outage."""
+        try:
+            while not self._stopping.is_set():
+                await self._take()
+                for task in [t for t in self._active if t.done()]:
+                    self._active.discard(task)
+                    task.result()
+            await asyncio.gather(*self._active)
+        finally:
+            for task in self._active:
+                task.cancel()
+
+    async def stop(self) -> None:
+        """Finish what is in flight, then let `run` return."""
+        self._stopping.set()
+
+    async def _take(self) -> None:
+        # After an outage one request at a time finds out whether the judge is back.
+        if len(self._active) >= (1 if self._pause_s else self._max_in_flight):
+            await asyncio.wait(self._active, return_when=asyncio.FIRST_COMPLETED, timeout=POLL_S)
+        else:
+            if self._pause_s and await self._stopped_within(self._pause_s):
+                return
+            taken = await asyncio.to_thread(self._labels.take, self._batch_size, POLL_S)
+            if taken:
+                self._active.add(asyncio.create_task(self._ask(taken)))
+
+    async def _stopped_within(self, timeout_s: float) -> bool:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _ask(self, taken: dict[str, int]) -> None:
+        keys, note = list(taken), "it said so"
+        self.num_asked += len(keys)
+        values = None
+        try:
+            values = await asyncio.wait_for(self._judge(keys), self._timeout_s)
+            if values is not None and len(values) != len(keys):
+                values, note = None, f"it gave {len(values)} labels for {len(keys)} keys"
+        except TimeoutError:
+            note = f"no answer within {self._timeout_s:g} s"
+        except Exception as error:  # foreign code: the failure is counted, named, and never a label
+            note = f"{type(error).__name__}: {error}"
+        if values is None:
+            await self._outage(keys, note)
+            return
+        self._pause_s = 0.0
+        read = {key: v for key, v in zip(keys, values, strict=True) if v is not None and math.isfinite(v)}
+        unread = [key for key in keys if key not in read]
+        self.num_unreadable += len(unread)
+        done = {key: Label(float(v), self._name, taken[key], self._version) for key, v in read.items()}
+        given_up = [key for key in unread if taken[key] >= self._max_attempts]
+        done |= {key: Label(math.nan, self._name, taken[key], self._version) for key in given_up}
+        await asyncio.to_thread(self._labels.add, done)
+        await asyncio.to_thread(self._labels.put_back, [k for k in unread if k not in done], counted=True)
+
+    async def _outage(self, keys: Sequence[str], note: str) -> None:
+        self.num_outages += 1
+        self._pause_s = min(max(FIRST_PAUSE_S, 2 * self._pause_s), LONGEST_PAUSE_S)
+        if self.num_outages.bit_count() == 1:  # the 1st, 2nd, 4th, 8th …
+            log.warning("judge '%s' of labels is away: %s (%d times so far)", self._name, note, self.num_outages)
+        await asyncio.to_thread(self._labels.put_back, keys, counted=False)

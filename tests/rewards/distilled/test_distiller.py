@@ -1,0 +1,342 @@
+"""What is published has proved good, no version is two models, and a killed distiller goes on where it was."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from hashlib import sha256
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.config import DistilledSection
+from cluster.errors import ConfigError
+from cluster.types import decode
+from rewards.distilled import distiller as module
+from rewards.distilled.distiller import Checkpoint, Distiller, is_held_out, passes
+from rewards.distilled.publishing import MemoryBoard, RedisBoard, read
+from rewards.distilled.store import RedisLabels
+from rewards.labels import Label, MemoryLabels
+from tests.rewards.distilled.judges import captions, is_good
+
+QUICK = {"publish_every_s": 1e-9, "min_held_out": 4, "min_agreement": 0.0, "held_out_frac": 0.3}
+SMALL = {"batch_size": 8, "early_steps": 2}
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+class Run:
+    """A table and a board, and distillers that come and go."""
+
+    def __init__(self, directory: Path, **section) -> None:
+        self.directory = directory
+        self.section = DistilledSection(**QUICK | {"options": SMALL} | section)
+        self.labels, self.board = MemoryLabels(), MemoryBoard()
+        self.published: list[tuple[str, bytes]] = []
+        """Versions that were announced and relabelled, and the file's content then."""
+
+    def distiller(self, **section) -> Distiller:
+        chosen = self.section.model_copy(update=section)
+        return Distiller(
+            "oni",
+            chosen,
+            labels=self.labels,
+            board=self.board,
+            directory=self.directory,
+            relabel=self._relabel,
+        )
+
+    def _relabel(self, version: str) -> None:
+        current = self.board.current("oni")
+        assert current is not None
+        assert current.version == version, "announced before stored groups are handed out again"
+        self.published.append((version, Path(current.path).read_bytes()))
+
+    def label(self, texts, rule=is_good) -> None:
+        self.labels.add({text: Label(rule(text)) for text in texts})
+
+    def checkpoint(self) -> Checkpoint:
+        return decode((self.directory / "checkpoint").read_bytes(), Checkpoint)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+async def work(distiller: Distiller, done) -> None:
+    task = asyncio.create_task(distiller.run())
+    async with asyncio.timeout(60):
+        while not done() and not task.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await distiller.stop()
+    await task
+
+
+def idle(distiller: Distiller, num_labels: int):
+    def done() -> bool:
+        return len(distiller._values) == num_labels and not distiller._untried
+
+    return done
+
+
+def test_the_gate():
+    assert passes(0.8, 0.8, 0.6)
+    assert passes(0.8, float("nan"), 0.6), "nothing is published yet"
+    assert not passes(0.79, 0.8, 0.6)
+    assert not passes(0.59, float("nan"), 0.6)
+    assert not passes(float("nan"), float("nan"), 0.0), "unknown is not good"
+
+
+def test_the_held_out_split_is_by_hash_alone():
+    texts = captions(2000, 0)
+    held = [t for t in texts if is_held_out(t, 0.1)]
+    assert 0.07 < len(held) / len(texts) < 0.13
+    assert set(held) <= {t for t in texts if is_held_out(t, 0.2)}
+    assert is_held_out("gold", 0.5) == (sha256(b"gold").digest()[0] < 128)
+
+
+async def test_it_never_learns_from_what_it_compares_on(run, monkeypatch):
+    distiller, fitted, compared = run.distiller(), [], []
+    fit, agreement = type(distiller._model).fit, type(distiller._model).agreement
+    monkeypatch.setattr(type(distiller._model), "fit", lambda self, k, v: fitted.extend(k) or fit(self, k, v))
+    monkeypatch.setattr(
+        type(distiller._model), "agreement", lambda self, k, v: compared.extend(k) or agreement(self, k, v)
+    )
+    texts = captions(60, 1)
+    run.label(texts)
+    await work(distiller, idle(distiller, 60))
+    assert set(fitted) | set(compared) == set(texts)
+    assert not set(fitted) & set(compared)
+    assert len(set(compared)) > 4
+
+
+async def test_a_good_model_is_published_and_one_spoilt_by_wrong_labels_is_not(run):
+    run.section = run.section.model_copy(update={"options": {"batch_size": 32, "lr": 1e-3, "early_steps": 120}})
+    distiller, texts = run.distiller(min_agreement=0.6), captions(200, 2)
+    run.label(texts)
+    await work(distiller, idle(distiller, 200))
+    assert distiller.version == "classification.1"
+    announced = run.board.current("oni")
+    assert announced.version == "classification.1"
+    assert announced.agreement == distiller.agreement >= 0.6
+    model = module.model_of("oni", run.section)
+    model.load(read(announced))
+    unseen = captions(100, 3)
+    assert np.array_equal(model.predict(unseen), distiller._model.predict(unseen))
+    shown = distiller.snapshot()
+    assert shown["distilled/oni_num_labels"] == 200
+    assert shown["distilled/oni_version"] == 1
+    spoilt = run.distiller(min_agreement=0.6)
+    wrong = [t for t in captions(900, 8) if t not in texts and not is_held_out(t, run.section.held_out_frac)][:400]
+    run.label(wrong, lambda text: 1 - is_good(text))
+    await work(spoilt, idle(spoilt, 600))
+    assert spoilt.num_refused == 1
+    assert spoilt.agreement < announced.agreement
+    assert run.board.current("oni") == announced
+
+
+@pytest.mark.parametrize(("section", "num"), [({"min_held_out": 1000}, 60), ({"min_agreement": 1.0}, 60)])
+async def test_too_few_labels_or_too_little_agreement_publish_nothing(run, section, num):
+    distiller = run.distiller(**section)
+    run.label(captions(num, 4))
+    await work(distiller, idle(distiller, num))
+    assert distiller.version == "classification.0"
+    assert run.board.current("oni") is None
+    assert distiller.num_refused == 1
+    assert run.published == []
+
+
+async def test_a_worse_model_is_refused_and_the_published_one_stays(run, monkeypatch):
+    """Agreement is compared on the labels of today for both."""
+    first, texts = run.distiller(), captions(60, 5)
+    run.label(texts)
+    await work(first, idle(first, 60))
+    assert first.version == "classification.1"
+    before = run.board.current("oni")
+    second = run.distiller()
+    scores = {id(second._model): 0.7, id(second._rival): 0.8}
+    monkeypatch.setattr(type(second._model), "agreement", lambda self, k, v: scores[id(self)])
+    run.label(captions(20, 6))
+    await work(second, lambda: second.num_refused == 1)
+    assert run.board.current("oni") == before
+    assert second.version == "classification.1"
+    scores[id(second._model)] = 0.8
+    third = run.distiller()
+    scores |= {id(third._model): 0.8, id(third._rival): 0.8}
+    run.label(captions(20, 7))
+    await work(third, lambda: third.version == "classification.2")
+    assert run.board.current("oni").version == "classification.2"
+
+
+async def test_the_table_itself_is_published_whenever_labels_came(run):
+    distiller = run.distiller(use="retrieval", options={})
+    run.label(["gold", "wall"])
+    await work(distiller, lambda: run.board.current("oni") is not None)
+    model = module.model_of("oni", distiller._section)
+    model.load(read(run.board.current("oni")))
+    assert np.array_equal(model.predict(["gold", "wall", "fog"]), [1.0, 0.0, np.nan], equal_nan=True)
+    again = run.distiller(use="retrieval", options={})
+    run.label(["kill"])
+    await work(again, lambda: again.version == "retrieval.2")
+    model.load(read(run.board.current("oni")))
+    assert model.predict(["gold", "kill"]).tolist() == [1.0, 1.0]
+
+
+async def test_unreadable_labels_are_not_learnt(run):
+    run.labels.add({"mumble": Label(float("nan"))})
+    run.label(captions(20, 9))
+    distiller = run.distiller()
+    await work(distiller, idle(distiller, 20))
+    assert "mumble" not in distiller._values
+
+
+async def test_versions_come_no_faster_than_allowed(run, monkeypatch):
+    monkeypatch.setattr(module, "MAX_NEWS", 20)
+    distiller = run.distiller(publish_every_s=3600.0)
+    run.label(captions(60, 10))
+    await work(distiller, lambda: distiller._cursor == "60")
+    assert len(run.published) == 1
+    assert run.checkpoint().untried, "what it has learnt since is tried when the time has come"
+
+
+async def test_the_loop_is_free_while_it_trains(run, monkeypatch):
+    distiller, begun, go_on = run.distiller(), threading.Event(), threading.Event()
+    monkeypatch.setattr(type(distiller._model), "fit", lambda self, k, v: begun.set() or go_on.wait(20) or 0.0)
+    run.label(["gold"])
+    task = asyncio.create_task(distiller.run())
+    await asyncio.to_thread(begun.wait, 20)
+    at = time.monotonic()
+    await asyncio.sleep(0)
+    run.labels.submit(["another"])
+    assert run.labels.take(1, 0) == {"another": 1}
+    assert time.monotonic() - at < 1
+    go_on.set()
+    await distiller.stop()
+    await task
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("place", ["distiller.after_fit", "distiller.after_model", "distiller.after_checkpoint"])
+async def test_wherever_it_dies_it_goes_on_exactly(tmp_path, monkeypatch, place):
+    monkeypatch.setattr(module, "MAX_NEWS", 25)  # all labels are there from the start: batches are the same
+    texts = captions(100, 11)
+
+    whole = Run(tmp_path / "whole")
+    whole.label(texts)
+    distiller = whole.distiller()
+    await work(distiller, idle(distiller, 100))
+
+    broken, deaths = Run(tmp_path / "broken"), []
+
+    def die(name: str) -> None:
+        if name == place and len(deaths) < 2 and distiller._cursor != "25":
+            deaths.append(name)
+            raise Killed
+
+    monkeypatch.setattr(module, "failpoint", die)
+    broken.label(texts)
+    for _ in range(3):
+        distiller = broken.distiller()
+        try:
+            await work(distiller, idle(distiller, 100))
+            break
+        except Killed:
+            continue
+    assert len(deaths) == 2
+    left, right = whole.checkpoint(), broken.checkpoint()
+    assert left.cursor == right.cursor == "100"
+    assert left.state.keys() == right.state.keys()
+    assert all(np.array_equal(left.state[k], right.state[k]) for k in left.state), "weights, optimiser, random numbers"
+    contents = dict(broken.published)
+    assert all(contents[version] == content for version, content in broken.published), "one version, one model"
+    numbers = [int(version.rpartition(".")[2]) for version, _ in broken.published]
+    assert numbers == sorted(numbers)
+    assert broken.published[-1][0] == broken.board.current("oni").version == distiller.version
+
+
+SCRIPT = """
+import asyncio, sys
+from pathlib import Path
+from cluster.config import DistilledSection
+from rewards.distilled.distiller import Distiller
+from rewards.distilled.publishing import RedisBoard
+from rewards.distilled.store import RedisLabels
+
+async def main():
+    url, run, directory, section = sys.argv[1:]
+    labels, board = RedisLabels(url, run, "oni"), RedisBoard(url, run)
+    one = Distiller("oni", DistilledSection.model_validate_json(section), labels=labels, board=board,
+                    directory=Path(directory), relabel=lambda version: print(version, flush=True))
+    task = asyncio.create_task(one.run())
+    while not (len(one._values) == 60 and one._number and not one._untried):
+        await asyncio.sleep(0.01)
+    await one.stop()
+    await task
+
+asyncio.run(main())
+"""
+
+
+def test_a_killed_process_is_succeeded_by_one_that_publishes(redis_url, tmp_path):
+    name = f"test-{uuid4().hex[:12]}"
+    labels, board = RedisLabels(redis_url, name, "oni"), RedisBoard(redis_url, name)
+    labels.add({text: Label(is_good(text)) for text in captions(60, 12)})
+    section = DistilledSection(**QUICK, options=SMALL)
+    command = [sys.executable, "-c", SCRIPT, redis_url, name, str(tmp_path / "oni"), section.model_dump_json()]
+    environment = os.environ | {"KANABO_FAILPOINT": "distiller.after_model", "KANABO_FAILPOINT_DIR": str(tmp_path)}
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert board.current("oni") is None
+    assert (tmp_path / "oni" / "classification.1.model").exists()
+    successor = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert successor.returncode == 0, successor.stderr
+    assert successor.stdout.split() == ["classification.1"]
+    assert board.current("oni").version == "classification.1"
+    labels.close()
+    board.close()
+
+
+async def test_another_split_or_kind_of_model_is_refused(run):
+    distiller = run.distiller()
+    run.label(captions(20, 13))
+    await work(distiller, idle(distiller, 20))
+    with pytest.raises(ConfigError, match="Give the new model another name"):
+        run.distiller(held_out_frac=0.2)
+    with pytest.raises(ConfigError, match="is of 'classification'"):
+        run.distiller(use="ranking")
+
+
+async def test_labels_that_the_table_lost_do_not_stop_it(run):
+    distiller = run.distiller()
+    run.label(captions(30, 14))
+    await work(distiller, idle(distiller, 30))
+    run.labels = MemoryLabels()
+    run.label(captions(10, 15))
+    again = run.distiller()
+    assert again._published is not None
+    await work(again, lambda: again._cursor == "10" and not again._untried)
+    assert again._number >= 1
+
+
+async def test_old_model_files_go(run, monkeypatch):
+    monkeypatch.setattr(module, "MAX_NEWS", 10)
+    monkeypatch.setattr(module, "KEPT_FILES", 2)
+    distiller = run.distiller(use="retrieval", options={})
+    run.label(captions(50, 16))
+    await work(distiller, lambda: distiller.version == "retrieval.5")
+    assert sorted(p.name for p in run.directory.glob("*.model")) == ["retrieval.4.model", "retrieval.5.model"]
