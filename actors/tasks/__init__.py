@@ -15,19 +15,10 @@ from typing import Any, overload
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from actors.tasks.base import TaskSource
+from actors.tasks.nethack import NetHackGames
 from cluster.errors import ConfigError, nearest
-from cluster.plugins import Plugin
 from cluster.types import Message, Task, encode
-
-
-class TaskSource(Plugin):
-    """Tasks to train on, and tasks never trained on."""
-
-    def train(self) -> Sequence[Task]:
-        raise NotImplementedError
-
-    def heldout(self) -> Sequence[Task]:
-        return ()
 
 
 def order(seed: int, size: int, shuffle: bool) -> Callable[[int], tuple[int, int]]:
@@ -284,6 +275,7 @@ def _messages(where: str, name: str, prompt: Any) -> tuple[Message, ...]:
 TASKS: dict[str, type[TaskSource]] = {
     "addition": Addition,
     "reasoning_gym": ReasoningGym,
+    "nethack": NetHackGames,
     "jsonl": Lines,
     "parquet": Lines,
 }
