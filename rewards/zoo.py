@@ -10,6 +10,7 @@ from cluster.errors import ConfigError
 from cluster.plugins import build, lookup
 from rewards.base import Signal
 from rewards.functions import FunctionSignal, from_file
+from rewards.signals.environment import EnvironmentReward
 from rewards.signals.exact import Exact
 from rewards.signals.format import Format
 from rewards.signals.length_penalty import LengthPenalty
@@ -19,6 +20,7 @@ from rewards.signals.numeric import Numeric
 from rewards.signals.reasoning_gym import ReasoningGymScore
 
 SIGNALS: dict[str, type[Signal]] = {
+    "environment": EnvironmentReward,
     "exact": Exact,
     "format": Format,
     "length_penalty": LengthPenalty,

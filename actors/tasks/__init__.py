@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from actors.tasks.base import TaskSource
+from actors.tasks.calculator import SumsOfThree
 from actors.tasks.nethack import NetHackGames
 from cluster.errors import ConfigError, nearest
 from cluster.types import Message, Task, encode
@@ -275,6 +276,7 @@ def _messages(where: str, name: str, prompt: Any) -> tuple[Message, ...]:
 TASKS: dict[str, type[TaskSource]] = {
     "addition": Addition,
     "reasoning_gym": ReasoningGym,
+    "calculator": SumsOfThree,
     "nethack": NetHackGames,
     "jsonl": Lines,
     "parquet": Lines,
