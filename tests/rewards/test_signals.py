@@ -67,8 +67,6 @@ async def test_exact_looks_past_spacing_case_and_final_stop(services):
 
 
 async def test_the_environments_answer_counts_before_the_text(services):
-    from dataclasses import replace
-
     made = replace(group("x", "85"), rollouts=(rollout("x", answer="85"), rollout("85", answer="x")))
     assert (await signal("exact").score(made, services)).values.tolist() == [1, 0]
 
