@@ -14,6 +14,7 @@ from actors.environments import ENVIRONMENTS, End, Observation
 from actors.models import prepare
 from actors.tasks import TASKS
 from actors.tasks.calculator import sums_of_three
+from actors.tiny import EOS, PAD, demonstration, dialogues, worked_out
 from cluster.config import ModelSection
 from cluster.plugins import build
 from cluster.types import Task
@@ -80,8 +81,6 @@ def test_tasks_have_the_answer_that_arithmetic_gives():
 
 
 def test_a_demonstration_ends_in_a_right_answer_more_often_for_large_sums():
-    from actors.tiny import demonstration
-
     rng = np.random.default_rng(0)
 
     def right(first: int) -> float:
@@ -92,8 +91,6 @@ def test_a_demonstration_ends_in_a_right_answer_more_often_for_large_sums():
 
 
 def test_a_dialogue_marks_what_the_policy_says():
-    from actors.tiny import EOS, dialogues, worked_out
-
     tokens, chosen = dialogues([worked_out((12, 34, 56)), worked_out((99, 99, 99))])
     assert tokens.shape == chosen.shape
     # what is chosen, in the first row: two calls and an answer, each with its end of sequence
@@ -110,21 +107,20 @@ async def test_the_warm_start_solves_a_part_of_what_it_has_not_seen():
     directory = prepare(ModelSection(path="tiny:calculator"), seed=0)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
     assert sum(p.numel() for p in model.parameters()) < 2_000_000
-
-    async def solved(task: Task) -> bool:
-        game = build(ENVIRONMENTS, "calculator", {}, "rollout.environment").play(task, "orig")
-        step, ids = await anext(game), []
-        while isinstance(step, Observation):
-            ids += tokenizer.encode(step.messages[0].content)
-            with torch.no_grad():
-                out = model.generate(
-                    torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=10, do_sample=False
-                )
-            spoken = out[0, len(ids) :].tolist()
-            ids += spoken
-            step = await game.asend(tokenizer.decode(spoken, skip_special_tokens=True))
-        return step.answer == task.answer
-
-    tasks = build(TASKS, "calculator", {"num_heldout": 60}, "tasks").heldout()
-    accuracy = np.mean([await solved(t) for t in tasks])
+    tasks = build(TASKS, "calculator", {"num_heldout": 200}, "tasks").heldout()
+    environment = build(ENVIRONMENTS, "calculator", {}, "rollout.environment")
+    games = [environment.play(task, "orig") for task in tasks]
+    steps = [await anext(game) for game in games]
+    texts: list[list[int]] = [[] for _ in tasks]
+    while playing := [i for i, step in enumerate(steps) if isinstance(step, Observation)]:
+        for i in playing:
+            texts[i] += tokenizer.encode(steps[i].messages[0].content)
+        width = max(len(texts[i]) for i in playing)
+        rows = torch.tensor([[PAD] * (width - len(texts[i])) + texts[i] for i in playing])
+        with torch.no_grad():
+            out = model.generate(rows, attention_mask=(rows != PAD).long(), max_new_tokens=10, do_sample=False)
+        for i, spoken in zip(playing, out[:, width:].tolist(), strict=True):
+            texts[i] += spoken[: spoken.index(EOS) + 1] if EOS in spoken else spoken
+            steps[i] = await games[i].asend(tokenizer.decode(spoken, skip_special_tokens=True))
+    accuracy = np.mean([step.answer == task.answer for step, task in zip(steps, tasks, strict=True)])
     assert 0.15 <= accuracy <= 0.6
