@@ -71,7 +71,9 @@ async def play(engine: Engine, chat: Chat, environment: Environment, task: Task,
         if isinstance(step, End):
             end = step
         else:
-            finish = "length"  # out of turns, or cut short within one
+            # Cut short within a turn, whose observation is written down already, or out of turns before the next one.
+            unseen = step.events if finish != "length" else ()
+            end, finish = End(step.reward, events=unseen), "length"
     return _rollout(transcript, finish, end, view, limits.temperature)
 
 

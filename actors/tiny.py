@@ -1,4 +1,4 @@
-"""Models of one or two million parameters, made in under a minute on a laptop: `tiny:addition`."""
+"""Models of one or two million parameters, made in about a minute on a laptop: `tiny:addition`, `tiny:calculator`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import string
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
+from actors.environments.calculator import said
 from actors.tasks import Problem, addition_problems
+from actors.tasks.calculator import Sum, sums_of_three
 from cluster.plugins import Plugin
 
 log = logging.getLogger(__name__)
@@ -22,6 +25,13 @@ IGNORED = -100
 LOW, HIGH = 0.49, 0.54
 """The warm start ends with a greedy held-out accuracy in this interval; 0.55 is what it may never exceed."""
 ATTEMPTS = 12
+CALCULATOR_ACCURACY = 0.25
+CAREFUL = (0.05, 0.6)
+"""How likely the demonstrator of `tiny:calculator` uses it for sums that begin with 10, and with 99."""
+FORGETFUL = 0.2
+STOPPED_BY = 300
+"""Held-out sums that decide when the warm start of `tiny:calculator` ends, and nothing else."""
+OFF_BY = 30
 
 
 class TinyModel(Plugin):
@@ -36,8 +46,8 @@ class TinyModel(Plugin):
         raise NotImplementedError
 
 
-class AdditionModel(TinyModel):
-    """A character-level Llama, trained on 2,000 sums until it solves about half of those it has not seen."""
+class CharacterModel(TinyModel):
+    """A character-level Llama, made by supervised training on the spot."""
 
     tie_word_embeddings: bool = False
     hidden_size: int = 256
@@ -47,10 +57,6 @@ class AdditionModel(TinyModel):
     lr: float = 1e-3
     batch_size: int = 128
     max_steps: int = 2000
-
-    def key(self) -> dict[str, Any]:
-        warm, _, heldout = addition_problems()
-        return {"format": 1, "warm": warm, "heldout": heldout, "accuracy": [LOW, HIGH]}
 
     def make(self, directory: Path) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -82,6 +88,25 @@ class AdditionModel(TinyModel):
         )
 
     def _warm_start(self, model: Any) -> None:
+        raise NotImplementedError
+
+    def _step(self, model: Any, optimizer: torch.optim.Optimizer, logits: Tensor, labels: Tensor) -> Tensor:
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss
+
+
+class AdditionModel(CharacterModel):
+    """Trained on 2,000 sums until it solves about half of those it has not seen."""
+
+    def key(self) -> dict[str, Any]:
+        warm, _, heldout = addition_problems()
+        return {"format": 1, "warm": warm, "heldout": heldout, "accuracy": [LOW, HIGH]}
+
+    def _warm_start(self, model: Any) -> None:
         """Supervised training on answers, until the held-out accuracy is where reinforcement is to begin.
 
         Held-out accuracy decides when to stop, and nothing else.
@@ -93,11 +118,7 @@ class AdditionModel(TinyModel):
         for step in range(1, self.max_steps + 1):
             batch = tokens[torch.randint(len(tokens), (self.batch_size,))]
             logits, labels = _logits_and_labels(model, batch)
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            loss = self._step(model, optimizer, logits, labels)
             if step % 10:
                 continue
             seen, accuracy = float(_solved(logits, labels).mean()), 0.0
@@ -110,6 +131,87 @@ class AdditionModel(TinyModel):
                 return
             before = _weights(model)
         raise AssertionError(f"the warm start of tiny:addition reached no accuracy of {LOW} in {self.max_steps} steps")
+
+
+class CalculatorModel(CharacterModel):
+    """Has watched somebody who uses a calculator for large sums, guesses small ones, and forgets the third number.
+
+    The larger the first number, the likelier the calculator, so that greedy sampling, too, solves a part of the sums.
+    """
+
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    layers: int = 3
+    heads: int = 2
+    lr: float = 3e-3
+    batch_size: int = 64
+
+    def key(self) -> dict[str, Any]:
+        warm, _, heldout = sums_of_three()
+        habits = [CAREFUL, FORGETFUL, OFF_BY]
+        return {"format": 1, "warm": warm, "heldout": heldout, "accuracy": CALCULATOR_ACCURACY, "habits": habits}
+
+    def _warm_start(self, model: Any) -> None:
+        """Supervised training on demonstrations until greedy sampling reaches CALCULATOR_ACCURACY on held-out sums."""
+        warm, _, heldout = sums_of_three()
+        rng = np.random.default_rng(self.seed)
+        tokens, chosen = dialogues([demonstration(s, rng) for s in warm])
+        right = dialogues([worked_out(s) for s in heldout[:STOPPED_BY]])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.1, betas=(0.9, 0.95))
+        for step in range(1, self.max_steps + 1):
+            rows = torch.randint(len(tokens), (self.batch_size,))
+            logits, labels = _logits_and_choices(model, tokens[rows], chosen[rows])
+            loss = self._step(model, optimizer, logits, labels)
+            if step % 10:
+                continue
+            with torch.no_grad():
+                accuracy = float(_solved(*_logits_and_choices(model, *right)).mean())
+            log.info("tiny:calculator: step %d, loss %.2f, held-out accuracy %.2f", step, loss.item(), accuracy)
+            if accuracy >= CALCULATOR_ACCURACY:
+                return
+        raise AssertionError(f"tiny:calculator reached no accuracy of {CALCULATOR_ACCURACY} in {self.max_steps} steps")
+
+
+Part = tuple[str, bool]
+"""Text of a dialogue, and whether the policy says it; then an end of sequence follows."""
+
+
+def worked_out(numbers: Sum) -> list[Part]:
+    """`12+34+56=` `[12+34]` `=46;` `[46+56]` `=102;` `102`."""
+    a, b, c = numbers
+    calls = [(f"[{a}+{b}]", True), (said(a + b), False), (f"[{a + b}+{c}]", True), (said(a + b + c), False)]
+    return [(f"{a}+{b}+{c}=", False), *calls, (str(a + b + c), True)]
+
+
+def demonstration(numbers: Sum, rng: np.random.Generator) -> list[Part]:
+    """What the demonstrator did: the above, a guess, or the sum of the first two."""
+    a, b, _ = numbers
+    low, high = CAREFUL
+    question, *parts = worked_out(numbers)
+    if rng.random() > low + (high - low) * (a - 10) / 89:
+        return [question, (str(sum(numbers) + int(rng.integers(1, OFF_BY)) * int(rng.choice([-1, 1]))), True)]
+    return [question, *parts[:2], (str(a + b), True)] if rng.random() < FORGETFUL else [question, *parts]
+
+
+def dialogues(rows: list[list[Part]]) -> tuple[Tensor, Tensor]:
+    """[N, L] tokens, padded, and where the policy chose them."""
+    tokens, chosen = [], []
+    for parts in rows:
+        ids = [_ids(text) + [EOS] * ours for text, ours in parts]
+        tokens.append([i for part in ids for i in part])
+        chosen.append([ours for part, (_, ours) in zip(ids, parts, strict=True) for _ in part])
+    width = max(map(len, tokens))
+    padded = [row + [PAD] * (width - len(row)) for row in tokens]
+    return torch.tensor(padded), torch.tensor([row + [False] * (width - len(row)) for row in chosen])
+
+
+def _logits_and_choices(model: Any, tokens: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+    return logits, tokens[:, 1:].masked_fill(~chosen[:, 1:], IGNORED)
+
+
+def _ids(text: str) -> list[int]:
+    return [UNKNOWN + 1 + ALPHABET.index(c) for c in text]
 
 
 def character_tokenizer() -> Any:
@@ -182,4 +284,4 @@ def _settle_between(model: Any, below: dict[str, Tensor], above: dict[str, Tenso
     return LOW
 
 
-MODELS: dict[str, type[TinyModel]] = {"addition": AdditionModel}
+MODELS: dict[str, type[TinyModel]] = {"addition": AdditionModel, "calculator": CalculatorModel}

@@ -67,7 +67,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something the environment noticed in a turn; `count` is how often it was seen in this episode."""
+    """Something the environment noticed in a turn; `count` is how often so far in this episode, this time included.
+
+    `turn` counts the policy's turns from 0: its answer brought the event about. `reward` is what the environment gave
+    for that, if it gives any per turn.
+    """
 
     text: str
     turn: int

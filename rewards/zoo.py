@@ -12,6 +12,7 @@ from rewards.base import Signal
 from rewards.distilled.signal import Oni
 from rewards.functions import FunctionSignal, from_file
 from rewards.judges.signal import JudgeSignal
+from rewards.signals.environment import EnvironmentReward
 from rewards.signals.exact import Exact
 from rewards.signals.format import Format
 from rewards.signals.length_penalty import LengthPenalty
@@ -21,6 +22,7 @@ from rewards.signals.numeric import Numeric
 from rewards.signals.reasoning_gym import ReasoningGymScore
 
 SIGNALS: dict[str, type[Signal]] = {
+    "environment": EnvironmentReward,
     "exact": Exact,
     "format": Format,
     "judge": JudgeSignal,

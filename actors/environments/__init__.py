@@ -1,8 +1,14 @@
 """Environments by name; your own is `package.module:Class`."""
 
 from actors.environments.base import End, Environment, Observation
+from actors.environments.calculator import Calculator
+from actors.environments.nethack import NetHack
 from actors.environments.single_turn import SingleTurn
 
-ENVIRONMENTS: dict[str, type[Environment]] = {"single_turn": SingleTurn}
+ENVIRONMENTS: dict[str, type[Environment]] = {
+    "calculator": Calculator,
+    "nethack": NetHack,
+    "single_turn": SingleTurn,
+}
 
 __all__ = ["ENVIRONMENTS", "End", "Environment", "Observation"]

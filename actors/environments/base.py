@@ -23,10 +23,14 @@ class Observation:
 
     messages: tuple[Message, ...]
     events: tuple[Event, ...] = ()
+    reward: float = float("nan")
+    """The reward of an episode that is cut short here, out of turns or tokens; NaN if it has none then."""
 
     @staticmethod
-    def of(text: str, *, role: str = "user", events: tuple[Event, ...] = ()) -> Observation:
-        return Observation((Message(role, text),), events)
+    def of(
+        text: str, *, role: str = "user", events: tuple[Event, ...] = (), reward: float = float("nan")
+    ) -> Observation:
+        return Observation((Message(role, text),), events, reward)
 
 
 @dataclass(frozen=True, slots=True)

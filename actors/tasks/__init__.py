@@ -2,12 +2,16 @@
 
 from actors.tasks.addition import Addition, Problem, addition_problems
 from actors.tasks.base import TaskSource, checked, order
+from actors.tasks.calculator import SumsOfThree
 from actors.tasks.files import Files
 from actors.tasks.gym import ReasoningGym
+from actors.tasks.nethack import NetHackGames
 
 TASKS: dict[str, type[TaskSource]] = {
     "addition": Addition,
     "reasoning_gym": ReasoningGym,
+    "calculator": SumsOfThree,
+    "nethack": NetHackGames,
     "jsonl": Files,
     "parquet": Files,
     "dataset": Files,

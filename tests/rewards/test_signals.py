@@ -2,6 +2,7 @@
 
 import pickle
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,8 +69,6 @@ async def test_exact_looks_past_spacing_case_and_final_stop(services):
 
 
 async def test_the_environments_answer_counts_before_the_text(services):
-    from dataclasses import replace
-
     made = replace(group("x", "85"), rollouts=(rollout("x", answer="85"), rollout("85", answer="x")))
     assert (await signal("exact").score(made, services)).values.tolist() == [1, 0]
 
@@ -139,3 +138,11 @@ async def test_reasoning_gym_refuses_an_entry_that_is_another_one(services):
     scores = await signal("reasoning_gym").score(group("1", prompt="something else", reasoning_gym=recipe), services)
     assert scores.state.tolist() == [FAILED]
     assert "versions differ" in scores.provenance[0].note
+
+
+async def test_the_environments_own_reward_is_unknown_where_it_gave_none(services):
+    plain, rewards = group("a", "b", "c"), (0.5, float("nan"), -1.0)
+    rollouts = [replace(r, reward=reward) for r, reward in zip(plain.rollouts, rewards, strict=True)]
+    scores = await signal("environment").score(replace(plain, rollouts=tuple(rollouts)), services)
+    assert scores.state.tolist() == [SCORED, FAILED, SCORED]
+    assert scores.values[[0, 2]].tolist() == [0.5, -1.0]
