@@ -73,11 +73,15 @@ def test_a_division_by_the_deviation_undoes_the_bound():
 
 
 @pytest.mark.parametrize("use", SHAPERS)
-def test_unknown_stays_unknown_and_no_references_make_unknown(use):
-    two = referenced(REFERENCES, 5, 5)
-    found = SHAPERS[use]().shape(np.array([NAN, 1.0]), two)
+def test_unknown_stays_unknown(use):
+    found = SHAPERS[use]().shape(np.array([NAN, 1.0]), referenced(REFERENCES, 5, 5))
     assert np.isnan(found[0])
     assert np.isfinite(found[1])
+    assert np.isnan(SHAPERS[use]().shape(np.array([NAN, NAN]), referenced(REFERENCES, 5, 5))).all()
+
+
+@pytest.mark.parametrize("use", ["par", "centred", "log_sigmoid_centred"])
+def test_without_references_the_score_is_unknown(use):
     for references in ([], None, [None]):
         assert np.isnan(SHAPERS[use]().shape(np.array([1.0, 2.0]), referenced(references, 5, 5))).all()
     assert np.isnan(SHAPERS[use]().shape(np.array([1.0]), group("a"))).all()
