@@ -59,6 +59,7 @@ def _plugins() -> Iterator[str]:
     from actors.tasks import TASKS
     from learner.advantages import ADVANTAGES
     from learner.losses import LOSSES
+    from rewards.monitors import MONITORS
     from rewards.shaping import SHAPERS
     from rewards.zoo import SIGNALS
 
@@ -67,6 +68,7 @@ def _plugins() -> Iterator[str]:
         "rollout.environment": ENVIRONMENTS,
         "rewards": SIGNALS,
         "rewards.shape": SHAPERS,
+        "monitors": MONITORS,
         "learner.advantage": ADVANTAGES,
         "learner.loss": LOSSES,
     }

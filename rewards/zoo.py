@@ -11,6 +11,7 @@ from cluster.plugins import build, lookup
 from rewards.base import Signal
 from rewards.functions import FunctionSignal, from_file
 from rewards.judges.signal import JudgeSignal
+from rewards.signals.agreement import AnswerEntropy, Duplicate
 from rewards.signals.exact import Exact
 from rewards.signals.format import Format
 from rewards.signals.length_penalty import LengthPenalty
@@ -20,6 +21,8 @@ from rewards.signals.numeric import Numeric
 from rewards.signals.reasoning_gym import ReasoningGymScore
 
 SIGNALS: dict[str, type[Signal]] = {
+    "answer_entropy": AnswerEntropy,
+    "duplicate": Duplicate,
     "exact": Exact,
     "format": Format,
     "judge": JudgeSignal,
