@@ -30,8 +30,8 @@ Lines are those of the classes and functions named, docstrings included.
 
 What is not wired in, and what it would take:
 
-- **DNO**, **SPO's exact step and queue**: a loss on pairs in the learner and a selector that makes `Pair`s of a cut; the
-  queue also needs the last N rollouts of a task kept across groups.
+- **DNO**, **SPO's exact step and queue**: a loss on pairs in the learner and a selector that makes `Pair`s of a cut;
+  the queue also needs the last N rollouts of a task kept across groups.
 - **GRPO-λ over a step**: mixing sees one group. It needs a shaper that is shown all kept groups and their scores at
   once, between the filter and the advantages; `length_switch` is the same reward with a switch within the group.
 - **Clip and Delta**: a process reward model, tokens of a reasoning step's end, and a cut that adds `Scores.tokens` to

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rewards.method_docs import METHODS, PAGE, ROOT, page
-from tests.rewards.method_docs.test_recipes import RECIPES
+from tests.rewards.methods.test_recipes import RECIPES
 
 
 def test_the_page_of_methods_is_up_to_date():
