@@ -69,6 +69,8 @@ def plugins(settings: RunConfig) -> None:
     from actors.environments import ENVIRONMENTS
     from learner.advantages import ADVANTAGES
     from learner.losses import LOSSES
+    from rewards.monitors import build_monitors
+    from rewards.shaping import SHAPERS
     from rewards.zoo import build_signal
 
     environment = settings.rollout.environment
@@ -76,6 +78,9 @@ def plugins(settings: RunConfig) -> None:
     lookup(ENGINES, settings.engine.use, "engine")
     for i, reward in enumerate(settings.rewards):
         build_signal(reward, f"rewards[{i}]")
+        if reward.shape is not None:
+            build(SHAPERS, reward.shape.use, reward.shape.options, f"rewards[{i}].shape")
+    build_monitors(settings)
     build(ADVANTAGES, settings.learner.advantage.use, settings.learner.advantage.options, "learner.advantage")
     build(LOSSES, settings.learner.loss.use, settings.learner.loss.options, "learner.loss")
 

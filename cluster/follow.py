@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
+from cluster import metrics
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
 from cluster.errors import BudgetSpent, KanaboError
 from cluster.metrics import Recorder
 from cluster.table import LiveTable
 from cluster.topology import POLICY
+from rewards.monitors import build_monitors
+
+log = logging.getLogger(__name__)
 
 
 class ParityLost(KanaboError):
     """Engines no longer sample from the learner's distribution."""
+
+
+class Alarmed(KanaboError):
+    """A monitor with `on_alarm = "stop"` raised its alarm."""
 
 
 class Follower:
@@ -38,6 +47,11 @@ class Follower:
         self._drifts = 0
         self._data_failures = 0
         self._accuracy: float | None = None
+        self._monitors = build_monitors(config)
+        if self._monitors:  # after a resume they are where they were
+            for row in metrics.read(recorder.directory):
+                for monitor in self._monitors:
+                    monitor.observe(row["step"], row)
 
     def new_epoch(self, epoch: int, step: int) -> None:
         self.epoch, self._step = epoch, step
@@ -77,7 +91,7 @@ class Follower:
 
     def heldout(self, step: int, accuracy: float, seconds: float) -> None:
         self._accuracy = accuracy
-        self._recorder.record(step, {"heldout/accuracy": accuracy, "heldout/seconds_s": seconds})
+        self._record(step, {"heldout/accuracy": accuracy, "heldout/seconds_s": seconds})
 
     def _on_step(self, fields: dict[str, Any]) -> None:
         if fields["epoch"] != self.epoch:
@@ -93,7 +107,7 @@ class Follower:
             "buffer/outstanding_groups": groups["leased"] + groups["pending"] + groups["ready"],
             "weights/published": 1,
         }
-        self._recorder.record(step, row)
+        self._record(step, row)
         shown = row if self._accuracy is None else {**row, "heldout/accuracy": self._accuracy}
         self._table.step(step, shown)
         self.waiting = f"The learner took step {step} and waits for groups"
@@ -103,6 +117,19 @@ class Follower:
         every = self._config.evaluation.every_steps
         if every and step % every == 0 and step < self._config.learner.steps:
             self._evaluate(step)
+
+    def _record(self, step: int, row: dict[str, float]) -> None:
+        """Write a row and show it to the monitors. Raises Alarmed."""
+        self._recorder.record(step, row)
+        for monitor, section in zip(self._monitors, self._config.monitors, strict=True):
+            alarm = monitor.observe(step, row)
+            if alarm is None:
+                continue
+            said = f"{alarm.monitor} at step {alarm.step}: {alarm.message}"
+            log.warning(said)
+            self._recorder.record(step, {f"monitor/{alarm.monitor}_alarms": 1})
+            if section.on_alarm == "stop":
+                raise Alarmed(f"{said} The run ends here because the monitor says on_alarm = 'stop'.")
 
     def _on_sample(self, fields: dict[str, Any]) -> None:
         self._recorder.sample(fields)

@@ -43,7 +43,7 @@ def _sections(section: type[BaseModel], path: str) -> Iterator[str]:
         yield from (*_table(rows), "")
     for name, inner in below.items():
         listed = get_origin(section.model_fields[name].annotation) in (tuple, list)
-        inside = f"{path}.{name}".lstrip(".")
+        inside = f"{path.strip('[]')}.{name}".lstrip(".")
         yield from _sections(inner, f"[{inside}]" if listed else inside)
 
 
@@ -59,12 +59,16 @@ def _plugins() -> Iterator[str]:
     from actors.tasks import TASKS
     from learner.advantages import ADVANTAGES
     from learner.losses import LOSSES
+    from rewards.monitors import MONITORS
+    from rewards.shaping import SHAPERS
     from rewards.zoo import SIGNALS
 
     kinds: dict[str, Mapping[str, type[BaseModel]]] = {
         "tasks": TASKS,
         "rollout.environment": ENVIRONMENTS,
         "rewards": SIGNALS,
+        "rewards.shape": SHAPERS,
+        "monitors": MONITORS,
         "learner.advantage": ADVANTAGES,
         "learner.loss": LOSSES,
     }

@@ -7,19 +7,27 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cluster.config import RewardSection
+from cluster.errors import ConfigError
+from cluster.plugins import build
 from cluster.types import FAILED, Group, Mixed, Scores
+from rewards.shaping import SHAPERS, Shaper
 
 
 class Mixer:
     """Weighted sum of the signals, and what their unknown scores mean.
 
-    Per signal an unknown score takes its `missing` value, or leaves its rollout out, or drops the group. A signal of
-    weight 0 is recorded and decides nothing.
+    Per signal a known score is shaped; an unknown one takes its `missing` value, or leaves its rollout out, or drops
+    the group. A signal of weight 0 is recorded and decides nothing. Raises ConfigError for an unknown shaper.
     """
 
     def __init__(self, rewards: Sequence[RewardSection], names: Sequence[str], min_valid: int) -> None:
         self._rewards = dict(zip(names, rewards, strict=True))
         self._min_valid = min_valid
+        self._shapers = {
+            name: build(SHAPERS, section.shape.use, section.shape.options, f"rewards[{i}].shape")
+            for i, (name, section) in enumerate(self._rewards.items())
+            if section.shape is not None
+        }
 
     def __call__(self, group: Group, scores: Mapping[str, Scores]) -> Mixed:
         total = np.zeros(len(group))
@@ -31,6 +39,9 @@ class Mixer:
             metrics["reward/failed_scores"] += num_failed
             if section.weight == 0:
                 continue
+            if name in self._shapers:
+                values = _shaped(name, self._shapers[name], values, group)
+                metrics[f"reward/{name}_shaped_mean"] = _mean(values)
             unknown = np.isnan(values)
             if section.missing is not None:
                 values = np.where(unknown, section.missing, values)
@@ -50,10 +61,25 @@ def _evidence(name: str, group: Group, scores: Scores | None) -> tuple[np.ndarra
     return scores.values, int((scores.state == FAILED).sum())
 
 
+def _shaped(name: str, shaper: Shaper, values: np.ndarray, group: Group) -> np.ndarray:
+    result = shaper.shape(values.copy(), group)
+    if np.shape(result) != values.shape or (np.isfinite(result) & np.isnan(values)).any():
+        raise ConfigError(
+            f"the shaper of reward '{name}' ({type(shaper).__name__}) made {np.round(result, 3).tolist()!s:.200} of "
+            f"{np.round(values, 3).tolist()!s:.200}: it must keep the shape, and unknown scores unknown. Mend it."
+        )
+    return np.where(np.isfinite(result), result, np.nan)
+
+
 def _metrics(name: str, values: np.ndarray, num_failed: int) -> dict[str, float]:
-    known = values[np.isfinite(values)]
     return {
-        f"reward/{name}_mean": float(known.mean()) if len(known) else float("nan"),
-        f"reward/{name}_known_frac": len(known) / len(values),
+        f"reward/{name}_mean": _mean(values),
+        f"reward/{name}_known_frac": float(np.isfinite(values).mean()),
         f"reward/{name}_failed_frac": num_failed / len(values),
     }
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of the known ones."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")

@@ -12,6 +12,7 @@ from rewards.base import Signal
 from rewards.distilled.signal import Oni
 from rewards.functions import FunctionSignal, from_file
 from rewards.judges.signal import JudgeSignal
+from rewards.signals.agreement import AnswerEntropy, Duplicate
 from rewards.signals.environment import EnvironmentReward
 from rewards.signals.exact import Exact
 from rewards.signals.format import Format
@@ -23,6 +24,8 @@ from rewards.signals.reasoning_gym import ReasoningGymScore
 
 SIGNALS: dict[str, type[Signal]] = {
     "environment": EnvironmentReward,
+    "answer_entropy": AnswerEntropy,
+    "duplicate": Duplicate,
     "exact": Exact,
     "format": Format,
     "judge": JudgeSignal,

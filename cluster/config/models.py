@@ -88,6 +88,13 @@ class EngineSection(Section):
     """Further fields of vLLM's AsyncEngineArgs."""
 
 
+class MonitorSection(Use):
+    """`[[monitors]]`: what watches the metrics."""
+
+    on_alarm: Literal["warn", "stop"] = "warn"
+    """Say so and go on, or end the run as failed; it can go on from its last checkpoint."""
+
+
 class BufferSection(Section):
     url: str | None = None
     """`redis://…` of your own, or `env:NAME` for a variable of the driver that holds it, so that the password is on no
@@ -176,6 +183,7 @@ class RunConfig(Section):
     reward_workers: RewardWorkersSection = RewardWorkersSection()
     judges: dict[str, JudgeSection] = {}
     distilled: dict[str, DistilledSection] = {}
+    monitors: tuple[MonitorSection, ...] = ()
     learner: LearnerSection = LearnerSection()
     buffer: BufferSection = BufferSection()
     weights: WeightsSection = WeightsSection()

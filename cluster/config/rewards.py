@@ -22,6 +22,8 @@ class RewardSection(Use):
     """What an unknown score means, unless `missing` gives it a value."""
     missing: float | None = None
     """A value that the method defines for an unknown score (ONI, SSR-Zero: 0); the stored score stays unknown."""
+    shape: Use | None = None
+    """What is made of a known score before it is weighed (`missing` is not shaped); the stored score stays as it is."""
 
 
 class RewardWorkersSection(Section):

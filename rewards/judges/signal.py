@@ -19,6 +19,7 @@ from rewards.judges.measure import rank_scores, win_rates
 from rewards.judges.templates import TEMPLATES, Item, Mode, Template
 from rewards.judges.types import Judge, Request, Verdict, merged
 from rewards.judges.wrappers import Cached, Ensemble, Shuffled, Swap, Vote
+from rewards.pairs import strength_advantages
 
 CUT_OFF = "\n[The response ends here because it reached its limit of length.]"
 
@@ -55,6 +56,8 @@ class JudgeSignal(Signal):
     """`mean`: the mean score itself (SPCT, arXiv:2504.02495), as a share of the scale if `normalise`."""
     thoughts: bool = False
     """Show the judge what stands in <think>…</think> too."""
+    pairwise: Literal["win_rate", "advantage"] = "win_rate"
+    """`advantage`: mean signed strength in units of their spread (Think-RM, arXiv:2505.16265), about 0."""
     cached: bool = True
     _template: Template = PrivateAttr()
     _asked: tuple[str, ...] = PrivateAttr(default=())
@@ -107,7 +110,8 @@ class JudgeSignal(Signal):
         table = np.full((len(distinct), len(distinct)), 0.5)  # equal texts, without a call
         for (i, j), verdict in found.items():
             table[i, j], table[j, i] = verdict.values[0], 1 - verdict.values[0]  # NaN on both sides if unknown
-        rates = win_rates(table[np.ix_(place, place)])
+        preferences = table[np.ix_(place, place)]
+        rates = win_rates(preferences) if self.pairwise == "win_rate" else strength_advantages(2 * preferences - 1)
         nobody = Verdict((0.5,), note="all responses are equal")
         about = [[v for pair, v in found.items() if p in pair] or [nobody] for p in place]
         # Equal texts alone are no evidence: with the judge down a copied response would still get a half.

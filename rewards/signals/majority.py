@@ -1,4 +1,7 @@
-"""Majority vote as reward (TTRL, arXiv:2504.16084). Label-free: it rewards agreement, which is not truth."""
+"""Majority vote as reward (TTRL, arXiv:2504.16084; MM-UPT, arXiv:2505.22453).
+
+Label-free: it rewards agreement, which is not truth.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from rewards.base import Services, Signal
 class Majority(Signal):
     """1 where a rollout gives the most common answer of its group, else 0.
 
-    Of equally common answers the one that came first wins. A rollout without an answer has no vote and gets 0.
+    Of equally common answers the one that came first wins. A rollout without an answer has no vote and gets 0. Without
+    any answer the group is unknown; the papers call it 0: `missing = 0.0`.
     """
 
     scope: ClassVar = "group"
@@ -24,10 +28,14 @@ class Majority(Signal):
     min_share: float = Field(default=0.0, ge=0, le=1)
     """With a smaller share of the votes the whole group is unknown."""
 
+    count_missing: bool = False
+    """No answer is an answer like any other, as in MM-UPT's released code, for comparison: a group that mostly fails to
+    answer is then rewarded for it."""
+
     async def score(self, group: Group, services: Services) -> Scores:
         read = [answer_of(r, self.extract) for r in group.rollouts]
         answers = [None if a is None else normalised(a) for a in read]
-        votes = Counter(a for a in answers if a is not None).most_common(1)
+        votes = Counter(a for a in answers if a is not None or self.count_missing).most_common(1)
         if not votes or votes[0][1] < self.min_share * len(answers):
             return Scores.abstained(len(group), f"no answer has a share of {self.min_share:g}")
         return Scores.of([a == votes[0][0] for a in answers])

@@ -1,0 +1,126 @@
+"""docs/methods.md: which published method is where. `python -m rewards.method_docs` writes it anew; a test compares.
+
+Lines are counted from the sources that `METHODS` names.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "methods.md"
+HEAD = """# Published methods
+
+Every row is a plug-in or a handful of pure functions; formula, shapes and what we had to guess are in the docstring. A
+recipe is in `deploy/recipes/methods/` and starts with `python -m cluster.run deploy/recipes/methods/NAME.toml`; a dash
+means that the functions are there and something they need is not: see below the table. The numbers of each method's
+own acceptance check are asserted in its test.
+
+This page is made by `python -m rewards.method_docs`.
+
+| method | source | kind | code | lines | recipe | test |
+|---|---|---|---|---|---|---|
+"""
+FOOT = """
+Lines are those of the classes and functions named, docstrings included.
+
+What is not wired in, and what it would take:
+
+- **DNO**, **SPO's exact step and queue**: a loss on pairs in the learner and a selector that makes `Pair`s of a cut;
+  the queue also needs the last N rollouts of a task kept across groups.
+- **GRPO-λ over a step**: mixing sees one group. It needs a shaper that is shown all kept groups and their scores at
+  once, between the filter and the advantages; `length_switch` is the same reward with a switch within the group.
+- **Clip and Delta**: a process reward model, tokens of a reasoning step's end, and a cut that adds `Scores.tokens` to
+  the advantage of each token.
+- **Running statistics** (a rival of PAR): a state that is part of the cut record, so that a resumed step shapes alike.
+- **STARC**, **policy cliff**, **RewardMATH**: a place that holds two versions of the scores of the same groups, such as
+  re-labelling, and a set of right and wrong solutions.
+"""
+
+
+class Method(NamedTuple):
+    name: str
+    source: str
+    kind: str
+    code: tuple[str, ...]
+    """`module:name`, the first being the plug-in if there is one."""
+    recipe: str
+    """In deploy/recipes/methods, without its ending; empty where there is none."""
+    test: str
+    """In tests/rewards."""
+
+
+SHAPING, MONITORS, MEASURE = "rewards.shaping", "rewards.monitors", "rewards.judges.measure"
+METHODS = (
+    Method("PAR", "2502.18770", "shaper", (f"{SHAPING}.par:Par", f"{SHAPING}.par:preference_reward"), "par",
+           "shaping/test_shaping.py"),
+    Method("PAR's rivals", "2502.18770", "shaper",
+           (f"{SHAPING}.rivals:Centred", f"{SHAPING}.rivals:LogSigmoidCentred"), "", "shaping/test_shaping.py"),
+    Method("PAR's rivals: running statistics", "2502.18770", "functions", (f"{SHAPING}.rivals:Running",), "",
+           "shaping/test_shaping.py"),
+    Method("MM-UPT, TTRL", "2505.22453", "signal", ("rewards.signals.majority:Majority",), "mm_upt",
+           "methods/test_majority.py"),
+    Method("SPO", "2401.04056", "signal", (f"{MEASURE}:win_rates",), "spo",
+           "methods/test_pairs.py"),
+    Method("SPO: exact step, queue", "2401.04056", "functions",
+           ("rewards.pairs:self_play_update", "rewards.pairs:rate_against"), "", "methods/test_pairs.py"),
+    Method("Think-RM", "2505.16265", "signal",
+           ("rewards.judges.templates.strength:PairwiseStrength", "rewards.pairs:strength_advantages"), "think_rm",
+           "methods/test_pairs.py"),
+    Method("DNO", "2404.03715", "functions",
+           ("rewards.pairs:large_margin_pairs", "rewards.pairs:pairs_of", "rewards.pairs:replay_caps"), "",
+           "methods/test_pairs.py"),
+    Method("Self-Rewarded Efficiency RL", "2506.15647", "shaper",
+           (f"{SHAPING}.brevity:Concise", f"{SHAPING}.brevity:concise_rewards"), "concise",
+           "shaping/test_brevity.py"),
+    Method("GRPO-λ, switched within a group", "2505.18086", "shaper",
+           (f"{SHAPING}.brevity:LengthSwitch", f"{SHAPING}.brevity:brief_rewards"), "length_switch",
+           "shaping/test_brevity.py"),
+    Method("GRPO-λ, switched over a step", "2505.18086", "functions", (f"{SHAPING}.brevity:switched_rewards",), "",
+           "shaping/test_brevity.py"),
+    Method("Clip and Delta", "2410.15115", "functions",
+           (f"{SHAPING}.steps:clipped_steps", f"{SHAPING}.steps:step_deltas", f"{SHAPING}.steps:token_rewards"), "",
+           "shaping/test_steps.py"),
+    Method("Collapse guard", "", "monitor",
+           (f"{MONITORS}.collapse:CollapseGuard", "rewards.signals.agreement:AnswerEntropy"), "mm_upt",
+           "monitors/test_collapse.py"),
+    Method("Over-optimisation", "2406.02900", "monitor", (f"{MONITORS}.overoptimisation:OverOptimisation",),
+           "over_optimisation", "monitors/test_statistics.py"),
+    Method("STARC", "2309.15257", "functions",
+           (f"{MONITORS}.starc:canonical", f"{MONITORS}.starc:distance", f"{MONITORS}.starc:group_distance"), "",
+           "monitors/test_statistics.py"),
+    Method("Policy cliff", "2507.20150", "functions",
+           (f"{MONITORS}.cliff:flip_rate", f"{MONITORS}.cliff:softmax_distance", f"{MONITORS}.cliff:fragile_frac"), "",
+           "monitors/test_statistics.py"),
+    Method("RewardMATH", "2410.01729", "functions",
+           (f"{MONITORS}.rewardmath:rank_of_right", f"{MONITORS}.rewardmath:summary"), "",
+           "monitors/test_statistics.py"),
+)  # fmt: skip
+
+
+def page() -> str:
+    """The whole page."""
+    return HEAD + "\n".join(_rows()) + "\n" + FOOT
+
+
+def _rows() -> Iterator[str]:
+    for method in METHODS:
+        found = [pkgutil.resolve_name(name) for name in method.code]
+        lines = sum(len(inspect.getsourcelines(f)[0]) for f in found)
+        source = f"[{method.source}](https://arxiv.org/abs/{method.source})" if method.source else "ours"
+        code = "; ".join(f"`{_file(f)}` {f.__name__}" for f in found)
+        recipe = f"`{method.recipe}`" if method.recipe else "–"
+        yield f"| {method.name} | {source} | {method.kind} | {code} | {lines} | {recipe} | `{method.test}` |"
+
+
+def _file(found: object) -> str:
+    path = Path(str(inspect.getsourcefile(found)))  # pyright: ignore[reportArgumentType]
+    return path.relative_to(ROOT / "rewards").as_posix()
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")

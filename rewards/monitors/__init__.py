@@ -1,0 +1,40 @@
+"""Every monitor by name: `[[monitors]]`. Yours is `package.module:Class`."""
+
+from collections.abc import Sequence
+
+from cluster.config import RunConfig
+from cluster.errors import ConfigError
+from cluster.plugins import build
+from rewards.monitors.base import Alarm, Monitor
+from rewards.monitors.collapse import CollapseGuard
+from rewards.monitors.overoptimisation import OverOptimisation
+
+MONITORS: dict[str, type[Monitor]] = {
+    "collapse": CollapseGuard,
+    "over_optimisation": OverOptimisation,
+}
+
+__all__ = ["MONITORS", "Alarm", "Monitor"]
+
+
+def build_monitors(settings: RunConfig) -> list[Monitor]:
+    """Those of the recipe, in its order. Raises ConfigError, also for one that would be blind."""
+    monitors = [build(MONITORS, m.use, m.options, f"monitors[{i}]") for i, m in enumerate(settings.monitors)]
+    for i, monitor in enumerate(monitors):
+        _sees(f"monitors[{i}]", monitor.reads, settings)
+    return monitors
+
+
+def _sees(where: str, reads: Sequence[str], settings: RunConfig) -> None:
+    of_rewards = [f"reward/{name}_mean" for name in settings.reward_names]
+    for metric in reads:
+        if metric.startswith("reward/") and metric.endswith("_mean") and metric not in of_rewards:
+            name = metric.removeprefix("reward/").removesuffix("_mean")
+            raise ConfigError(
+                f"{where} reads '{metric}', but no reward is called '{name}'. "
+                f"Add [[rewards]] use = '{name}' with weight = 0, which records it only."
+            )
+        if metric == "loss/kl_nats" and not settings.learner.loss.kl_coef:
+            raise ConfigError(
+                f"{where} reads '{metric}', but learner.loss.kl_coef = 0 measures none. Set it above 0, 1e-6 for one."
+            )

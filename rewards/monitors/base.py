@@ -1,0 +1,44 @@
+"""What a monitor is: it reads the rows of metrics as they come and may raise an alarm. It never touches a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cluster.plugins import Plugin
+
+Row = Mapping[str, float | None]
+"""Metrics of one step by name; several rows may share a step, and None is what metrics.jsonl writes for NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    monitor: str
+    step: int
+    signal: str
+    """The metric that gave it away."""
+    message: str
+    """What was seen, and what to do."""
+
+
+class Monitor(Plugin):
+    """Base of monitors. Its fields are its options; its state is nothing but the rows it has seen.
+
+    After a resume it is fed the rows of metrics.jsonl that survived, and is where it was.
+    """
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the metrics without which it is blind."""
+        return ()
+
+    def observe(self, step: int, row: Row) -> Alarm | None:
+        """One row, in order of step."""
+        raise NotImplementedError
+
+
+def known(row: Row, name: str) -> float | None:
+    """The value, unless it is missing or not finite."""
+    value = row.get(name)
+    return value if value is not None and math.isfinite(value) else None

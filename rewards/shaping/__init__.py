@@ -1,0 +1,16 @@
+"""Every shaper by name: `[rewards.shape]` below a `[[rewards]]`. Yours is `package.module:Class`."""
+
+from rewards.shaping.base import Shaper
+from rewards.shaping.brevity import Concise, LengthSwitch
+from rewards.shaping.par import Par
+from rewards.shaping.rivals import Centred, LogSigmoidCentred
+
+SHAPERS: dict[str, type[Shaper]] = {
+    "centred": Centred,
+    "concise": Concise,
+    "length_switch": LengthSwitch,
+    "log_sigmoid_centred": LogSigmoidCentred,
+    "par": Par,
+}
+
+__all__ = ["SHAPERS", "Shaper"]

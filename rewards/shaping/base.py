@@ -1,0 +1,40 @@
+"""What a shaper is: a pure transform of one signal's scores, applied when a batch is cut. The stored score stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from cluster.errors import ConfigError
+from cluster.plugins import Plugin
+from cluster.types import Group
+
+
+class Shaper(Plugin):
+    """Base of shapers: scores [G] of one signal → what the mixer weighs and adds up, [G].
+
+    Unknown (NaN) stays unknown; what can be shaped only by knowing more than the group tells becomes unknown.
+    """
+
+    def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:
+        raise NotImplementedError
+
+
+def reference_scores(group: Group, path: str) -> Float[np.ndarray, " M"]:
+    """The scores of reference responses that the task brings along in `meta` at the dotted `path`; perhaps none.
+
+    Raises ConfigError if what stands there is no number and no list of numbers.
+    """
+    found: Any = group.task.meta
+    for part in path.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    listed = found if isinstance(found, list | tuple) else [] if found is None else [found]
+    if any(isinstance(v, bool) or not isinstance(v, int | float | None) for v in listed):
+        raise ConfigError(
+            f"task {group.task.id}: '{path}' is {found!r:.80}; scores of reference responses are a list of numbers. "
+            "Mend the data, or the shaper's option 'references'."
+        )
+    scores = np.array([np.nan if v is None else v for v in listed], np.float64)
+    return scores[np.isfinite(scores)]

@@ -1,0 +1,22 @@
+"""Every method's recipe can be run: it is read, its plug-ins are built, and its tasks and model fit together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster import check
+from cluster.config import load
+
+ROOT = Path(__file__).parents[3]
+RECIPES = sorted((ROOT / "deploy" / "recipes" / "methods").glob("*.toml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_a_recipe_passes_every_check(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    settings = load(recipe, [f"run.dir={tmp_path}/runs"])
+    assert settings.run.name == recipe.stem
+    assert not check.everything(settings, check.run_directory(settings), online=False)
+    assert recipe.read_text("utf-8").startswith("# ")

@@ -1,0 +1,115 @@
+"""A recipe's monitors see every row that is written, warn or stop, and a blind one is refused."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import PrivateAttr
+
+from cluster import check, metrics
+from cluster.config import RunConfig, parse
+from cluster.errors import ConfigError
+from cluster.follow import Alarmed, Follower
+from rewards.monitors import Alarm, Monitor, build_monitors
+
+
+class ThirdTime(Monitor):
+    """Alarms at the third measurement of accuracy."""
+
+    _count: int = PrivateAttr(default=0)
+
+    def observe(self, step, row):
+        self._count += "heldout/accuracy" in row
+        due = self._count == 3 and "heldout/accuracy" in row
+        return Alarm("third", step, "heldout/accuracy", "three are enough.") if due else None
+
+
+def recipe(**monitor: Any) -> RunConfig:
+    return parse({"monitors": [{"use": f"{__name__}:ThirdTime", **monitor}], "tracking": {"tensorboard": False}})
+
+
+@pytest.fixture
+def follow(tmp_path):
+    def start(config: RunConfig) -> Follower:
+        recorder = metrics.Recorder(tmp_path, config.tracking, "run", {})
+        nothing: Any = SimpleNamespace()  # a follower of evaluations needs neither events nor a table
+        return Follower(nothing, config, recorder, nothing, lambda step: None)
+
+    return start
+
+
+def alarms(directory) -> list[int]:
+    return [row["step"] for row in metrics.read(directory) if "monitor/third_alarms" in row]
+
+
+def test_an_alarm_is_logged_and_recorded(follow, tmp_path, caplog):
+    follower = follow(recipe())
+    with caplog.at_level(logging.WARNING):
+        for step in range(5):
+            follower.heldout(step, 0.5, 1.0)
+    assert alarms(tmp_path) == [2]
+    assert caplog.messages == ["third at step 2: three are enough."]
+
+
+def test_on_alarm_stop_ends_the_run_after_its_row_is_written(follow, tmp_path):
+    follower = follow(recipe(on_alarm="stop"))
+    follower.heldout(0, 0.5, 1.0)
+    follower.heldout(1, 0.5, 1.0)
+    with pytest.raises(Alarmed, match=r"three are enough.*on_alarm = 'stop'"):
+        follower.heldout(2, 0.25, 1.0)
+    assert [r["heldout/accuracy"] for r in metrics.read(tmp_path) if "heldout/accuracy" in r] == [0.5, 0.5, 0.25]
+    assert alarms(tmp_path) == [2]
+
+
+def test_after_a_resume_a_monitor_is_where_it_was(follow, tmp_path):
+    before = follow(recipe())
+    before.heldout(0, 0.5, 1.0)
+    before.heldout(1, 0.5, 1.0)
+    follow(recipe()).heldout(2, 0.5, 1.0)
+    assert alarms(tmp_path) == [2]
+
+
+def test_every_step_of_the_learner_is_watched(follow, tmp_path):
+    curve = [0.6] * 6 + [0.97] * 4
+    settings = parse(
+        {
+            "rewards": [{"use": "majority"}, {"use": "answer_entropy", "weight": 0}],
+            "monitors": [{"use": "collapse"}],
+            "tracking": {"tensorboard": False},
+        }
+    )
+    follower = follow(settings)
+    follower._buffer = SimpleNamespace(status=lambda _: {"groups": {"leased": 0, "pending": 0, "ready": 0}})
+    follower._table = SimpleNamespace(step=lambda *_: None, waiting=lambda _: None)
+    for step, share in enumerate(curve):
+        seen = {"reward/majority_mean": share, "reward/answer_entropy_mean": 2 * (1 - share)}
+        follower._on_step({"epoch": follower.epoch, "step": step, "metrics": seen})
+    assert [r["step"] for r in metrics.read(tmp_path) if "monitor/collapse_alarms" in r] == [8]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"monitors": [{"use": "collapse"}]}, r"monitors\[0\].*no reward is called 'majority'.*weight = 0"),
+        (
+            {"rewards": [{"use": "majority"}], "monitors": [{"use": "collapse"}]},
+            "no reward is called 'answer_entropy'",
+        ),
+        ({"monitors": [{"use": "over_optimisation"}]}, r"monitors\[0\] reads 'loss/kl_nats'.*kl_coef = 0"),
+        ({"monitors": [{"use": "colapse"}]}, "Did you mean 'collapse'"),
+        ({"monitors": [{"use": "collapse", "options": {"patience": 0}}]}, "patience"),
+    ],
+)
+def test_a_blind_or_unknown_monitor_is_refused_before_anything_starts(more, words):
+    with pytest.raises(ConfigError, match=words):
+        check.plugins(parse(more))
+
+
+def test_a_seeing_one_is_not():
+    rewards = [{"use": "majority"}, {"use": "answer_entropy", "weight": 0}]
+    monitors = [{"use": "collapse"}, {"use": "over_optimisation"}]
+    settings = parse({"rewards": rewards, "monitors": monitors, "learner": {"loss": {"kl_coef": 0.01}}})
+    assert [type(m).__name__ for m in build_monitors(settings)] == ["CollapseGuard", "OverOptimisation"]
