@@ -177,6 +177,7 @@ class RewardActor:
 
         judges = open_judges(site.config.judges, RedisArchive(site.url, site.run_id))
         services = Services(judges=judges)
+        self._graded = site.config.evaluation.reward
         self._worker = RewardWorker(name, buffer=site.buffer(), config=site.config, services=services)
 
     def ready(self) -> int:
@@ -195,9 +196,9 @@ class RewardActor:
         self._worker.close()
 
     async def grade(self, groups: list[Group]) -> float:
-        """Mean of the recipe's first reward over held-out rollouts; NaN if none could be scored."""
-        name = self._worker.names[0]
-        scores = [(await self._worker.score(group))[name].values for group in groups]
+        """Mean of `evaluation.reward` over held-out rollouts; NaN if none could be scored."""
+        name = self._graded or self._worker.names[0]
+        scores = [(await self._worker.score(group, [name]))[name].values for group in groups]
         known = np.concatenate(scores) if scores else np.array([])
         known = known[np.isfinite(known)]
         return float(known.mean()) if len(known) else float("nan")

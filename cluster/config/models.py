@@ -129,6 +129,8 @@ class EvaluationSection(Section):
     """0: only before the first and after the last step."""
     max_tasks: PositiveInt = 1000
     """Held-out tasks, one rollout each."""
+    reward: str = ""
+    """Whose mean is the held-out accuracy, by default the first. A vote needs a group: it calls a lone rollout right."""
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
 
@@ -199,6 +201,11 @@ class RunConfig(Section):
         names = self.reward_names
         if len(set(names)) < len(names):
             raise ValueError(f"rewards have the names {', '.join(names)}; give each its own with 'name = …'.")
+        if self.evaluation.reward and self.evaluation.reward not in names:
+            raise ValueError(
+                f"evaluation.reward = '{self.evaluation.reward}' is none of the rewards. "
+                f"{nearest(self.evaluation.reward, names)}There are: {', '.join(names)}."
+            )
         for i, reward in enumerate(self.rewards):
             asked = reward.options.get("judge", "judge") if reward.use == "judge" else ()
             for name in [asked] if isinstance(asked, str) else asked:

@@ -118,6 +118,7 @@ OVERRIDES = {
     "an unknown reward": (["rewards.0.use=exactt"], ["rewards[0].use = 'exactt'", "Did you mean 'exact'", "package."]),
     "a reward that is not importable": (["rewards.0.use=nowhere:R"], ["rewards[0].use = 'nowhere:R'", "importable"]),
     "an option of a reward": (["rewards.0.options={casing=1}"], ["rewards[0].options", "'casing'", "ignore_case"]),
+    "a reward to evaluate by": (["evaluation.reward=exat"], ["evaluation.reward = 'exat'", "Did you mean 'exact'"]),
     "an unknown environment": (["rollout.environment.use=single"], ["rollout.environment.use", "single_turn"]),
     "an unknown engine": (["engine.use=vlm"], ["engine.use = 'vlm'", "Did you mean 'vllm'"]),
     "an unknown advantage": (["learner.advantage.use=grp"], ["learner.advantage.use = 'grp'", "group"]),
