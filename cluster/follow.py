@@ -150,6 +150,9 @@ class Follower:
                 f"{self._config.run.max_data_failures}. Mend it, or raise that. The last: {fields['last_failure']}"
             )
 
+    def _on_judges(self, fields: dict[str, Any]) -> None:
+        self._recorder.record(self._step, fields["metrics"])
+
     def _on_update(self, fields: dict[str, Any]) -> None:
         self._recorder.record(self._step, {"weights/fetch_s": fields["fetch_s"], "weights/pause_s": fields["pause_s"]})
 

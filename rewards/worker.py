@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 """How often a waiting worker looks whether it should stop."""
+REPORT_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Between two attempts of a signal with `on_missing = "wait"`."""
 
@@ -57,6 +58,7 @@ class RewardWorker:
         """Calls under way, by signal."""
         self._active: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
+        self._reported = time.monotonic()
 
     async def run(self) -> None:
         """Score until `stop`. Raises what the buffer raises, and ConfigError if a signal cannot serve."""
@@ -68,6 +70,7 @@ class RewardWorker:
                 await asyncio.to_thread(self._buffer.relabel, versions)
             while not self._stopping:
                 await self._take()
+                await self._report()
             await asyncio.gather(*self._active.values())
         finally:
             for task in self._active.values():
@@ -93,6 +96,14 @@ class RewardWorker:
         names = self.names if names is None else names
         found = await asyncio.gather(*(self._patiently(n, group) for n in names))
         return dict(zip(names, found, strict=True))
+
+    async def _report(self) -> None:
+        """What the judges have to say for themselves, now and then."""
+        if time.monotonic() - self._reported < REPORT_S:
+            return
+        self._reported = time.monotonic()
+        if values := self._services.metrics():
+            await asyncio.to_thread(self._buffer.emit, "judges", {"worker": self.name, "metrics": values})
 
     async def _take(self) -> None:
         """Start scoring groups, as many as there are slots; waits for a slot or for groups."""

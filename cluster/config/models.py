@@ -130,7 +130,7 @@ class EvaluationSection(Section):
     max_tasks: PositiveInt = 1000
     """Held-out tasks, one rollout each."""
     reward: str = ""
-    """Whose mean is the held-out accuracy, by default the first. A vote needs a group: it calls a lone rollout right."""
+    """Whose mean is the held-out accuracy, by default the first. A vote calls any lone rollout right."""
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
 

@@ -107,7 +107,9 @@ def append_only_file(directory: Path) -> Path:
 
 def goes_on(store: Store, past: Past) -> None:
     """Resumed from the checkpoint, the run reaches its sixth step: no task is trained twice, none is passed over."""
-    lap = Lap(Buffer(store.url, "run"), Limits(2, 1), manifest=past.manifest)
+    buffer = Buffer(store.url, "run")
+    buffer.forsake("policy")  # as a driver does when it starts: a tear may lie between a claim and its put
+    lap = Lap(buffer, Limits(2, 1), manifest=past.manifest)
     while lap.step < 6:
         lap.lap()
     # The ledger may have lost lines of the first three steps; the checkpoint holds what they trained.
@@ -123,7 +125,7 @@ def goes_on(store: Store, past: Past) -> None:
     assert summary["max_staleness_observed"] <= 1
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(20))
 def test_a_torn_append_only_file_gives_all_that_precedes_the_tear(tmp_path: Path, past: Past, seed: int):
     directory = shutil.copytree(past.directory, tmp_path / "redis")
     file = append_only_file(directory)
