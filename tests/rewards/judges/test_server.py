@@ -55,7 +55,7 @@ async def test_a_real_server_judges(tmp_path):
         )
         assert constrained.values[0] in (1.0, 2.0, 3.0), constrained.note  # the verdict alone is held to the labels
         pair = TEMPLATES["pairwise"](instructions="judge", body="{question}{first}{second}")
-        with pytest.raises(ConfigError, match=r"'A' becomes"):  # its alphabet has no capitals
+        with pytest.raises(ConfigError, match=r"'[AB]' becomes"):  # its alphabet has no capitals
             await Swap(pool).ask(Request(pair, Item("q", ("good", "bad"))))
 
         too_long = await pool.ask(Request(TEMPLATES["pointwise"](), Item("q", ("x" * 2000,))))
