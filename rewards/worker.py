@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0
 """How often a waiting worker looks whether it should stop."""
 REPORT_S = 5.0
+LATE_GROUPS = 4
+"""Groups whose late signals are asked at a time, in multiples of `concurrent_groups`; beyond, the oldest are let go."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Between two attempts of a signal with `on_missing = "wait"`."""
 
@@ -57,6 +59,8 @@ class RewardWorker:
         self._asked: Counter[str] = Counter()
         """Calls under way, by signal."""
         self._active: dict[str, asyncio.Task[None]] = {}
+        self._behind: dict[str, asyncio.Task[None]] = {}
+        """Groups whose late signals are asked: they take no place from those that are waited for."""
         self._stopping = False
         self._reported = time.monotonic()
 
@@ -72,8 +76,9 @@ class RewardWorker:
                 await self._take()
                 await self._report()
             await asyncio.gather(*self._active.values())
+            await asyncio.gather(*self._behind.values())
         finally:
-            for task in self._active.values():
+            for task in (*self._active.values(), *self._behind.values()):
                 task.cancel()
             await self._services.close_judges()
             self._services.close()
@@ -113,7 +118,7 @@ class RewardWorker:
         else:
             groups = await asyncio.to_thread(self._buffer.unscored, self.name, free, POLL_S)
             # A group that takes longer than its scoring lease comes again while it is in hand.
-            groups = [g for g in groups if g.id not in self._active]
+            groups = [g for g in groups if g.id not in self._active and g.id not in self._behind]
             answered = await asyncio.to_thread(self._buffer.answered, [g.id for g in groups])
             if groups:
                 await asyncio.gather(*(signal.refresh(self._services) for signal in self._signals.values()))
@@ -121,13 +126,23 @@ class RewardWorker:
                 self._active[group.id] = asyncio.create_task(self._attach(group, known))
         for id in [i for i, task in self._active.items() if task.done()]:
             self._active.pop(id).result()
+        for id in [i for i, task in self._behind.items() if task.done()]:
+            task = self._behind.pop(id)
+            if not task.cancelled():
+                task.result()
 
     async def _attach(self, group: Group, answered: set[tuple[str, str]]) -> None:
-        """Ask what has not answered under its current version."""
-        for names in (self._admit, self._late):
-            open_ = [n for n in names if (n, self._signals[n].version()) not in answered]
-            if open_:
-                await self._submit(group, open_)
+        """Ask what has not answered under its current version; late signals without being waited for."""
+        admit, late = (
+            [n for n in names if (n, self._signals[n].version()) not in answered] for names in (self._admit, self._late)
+        )
+        if admit:
+            await self._submit(group, admit)
+        if late:
+            self._behind[group.id] = asyncio.create_task(self._submit(group, late))
+            if len(self._behind) > LATE_GROUPS * self._settings.concurrent_groups:
+                # The oldest has been cut by now, or soon will be.
+                self._behind.pop(next(iter(self._behind))).cancel()
 
     async def _submit(self, group: Group, names: Sequence[str]) -> None:
         # One message for all that answer at once; who must be waited for holds up nobody.

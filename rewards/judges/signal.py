@@ -95,13 +95,13 @@ class JudgeSignal(Signal):
         if template.num_responses == 1:
             verdicts = await asyncio.gather(*(judge.ask(self._request(group, [text])) for text in distinct))
             values = [self._scaled(v.values[0]) for v in verdicts]
-            return _scores([values[p] for p in place], [verdicts[p] for p in place], template.hash)
+            return _scores([values[p] for p in place], [verdicts[p] for p in place], self.version())
         if template.num_responses == 2:
             return await self._win_rates(group, judge, distinct, place)
         verdict = await judge.ask(self._request(group, distinct))
         values = [verdict.values[p] for p in place]
         ranked = rank_scores(values) if self.listwise == "rank" else [self._scaled(v) for v in values]
-        return _scores(ranked, [verdict], template.hash)
+        return _scores(ranked, [verdict], self.version())
 
     async def _win_rates(self, group: Group, judge: Judge, distinct: Sequence[str], place: Sequence[int]) -> Scores:
         pairs = list(combinations(range(len(distinct)), 2))
@@ -116,7 +116,7 @@ class JudgeSignal(Signal):
         about = [[v for pair, v in found.items() if p in pair] or [nobody] for p in place]
         # Equal texts alone are no evidence: with the judge down a copied response would still get a half.
         rates[[not any(v.scored for v in verdicts) for verdicts in about]] = np.nan
-        return _scores(rates, [_summary(verdicts) for verdicts in about], self._template.hash)
+        return _scores(rates, [_summary(verdicts) for verdicts in about], self.version())
 
     @property
     def _names(self) -> tuple[str, ...]:

@@ -200,6 +200,21 @@ async def test_a_late_signal_holds_up_no_admit_signal():
     assert time.monotonic() - start >= 1.0
 
 
+async def test_late_signals_take_no_place_from_groups_that_are_waited_for():
+    """However slow a late judge is: with a place each, the third group would wait for the judge of the first."""
+    settings = config({"use": "exact"}, plugin(Slow, when="late", options={"seconds": 30.0}), concurrent_groups=2)
+    buffer = MemoryBuffer([group("85", seq=i) for i in range(20)])
+    worker = RewardWorker("reward-0", buffer=buffer, config=settings)
+    running = asyncio.create_task(worker.run())
+    async with asyncio.timeout(5):
+        while any("exact" not in s for s in buffer.scores.values()):
+            await asyncio.sleep(0.01)
+    assert len(worker._behind) == 8, "the oldest are let go"
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
 async def test_a_signal_that_is_waited_for_is_asked_again_while_the_others_are_stored():
     settings = config({"use": "exact"}, plugin(SecondTime, on_missing="wait"))
     buffer = MemoryBuffer([group("85", seq=77)])
