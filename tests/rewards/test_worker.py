@@ -205,10 +205,10 @@ async def test_late_signals_take_no_place_from_groups_that_are_waited_for():
     settings = config({"use": "exact"}, plugin(Slow, when="late", options={"seconds": 30.0}), concurrent_groups=2)
     buffer = MemoryBuffer([group("85", seq=i) for i in range(20)])
     worker = RewardWorker("reward-0", buffer=buffer, config=settings)
-    running = asyncio.create_task(worker.run())
-    async with asyncio.timeout(5):
-        while any("exact" not in s for s in buffer.scores.values()):
-            await asyncio.sleep(0.01)
+    running, start = asyncio.create_task(worker.run()), time.monotonic()
+    while any("exact" not in s for s in buffer.scores.values()):
+        assert time.monotonic() - start < 5
+        await asyncio.sleep(0.01)
     assert len(worker._behind) == 8, "the oldest are let go"
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
