@@ -93,34 +93,36 @@ def cluster(tmp_path) -> Iterator[Cluster]:
 class Watcher(threading.Thread):
     """Sees every process of ours that ever was, and how many servers a run's directory has at once."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, chaos: Chaos) -> None:
         super().__init__(daemon=True)
         self.seen: dict[tuple[int, float], psutil.Process] = {}
         self.most_servers = 0
         self.ended = threading.Event()
-        self._directory = directory
+        self._chaos = chaos
 
     def run(self) -> None:
         while not self.ended.wait(0.5):
             servers = 0
-            for process in ours():
+            for process in self._chaos.processes():
                 with contextlib.suppress(psutil.NoSuchProcess):  # it has died since
                     self.seen[process.pid, process.create_time()] = process
-                    servers += process.name() == "redis-server" and Path(process.cwd()) == self._directory / "redis"
+                    working_here = Path(process.cwd()) == self._chaos.directory / "chaos" / "redis"
+                    servers += process.name() == "redis-server" and working_here
             self.most_servers = max(self.most_servers, servers)
 
 
-def ours() -> list[psutil.Process]:
-    """Every actor, engine and server that runs, of whichever driver. The dead that nobody reaps do not count."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            title = (process.cmdline() or [""])[0]
-            if Path(title).name.startswith(OURS) or title.startswith(OURS):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
+def title(process: psutil.Process) -> str:
+    try:
+        return (process.cmdline() or [""])[0].rsplit("/", 1)[-1]
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""
+
+
+def session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return -1
 
 
 class Chaos:
@@ -145,6 +147,20 @@ class Chaos:
         environment = self.cluster.environment | {"RAY_ADDRESS": f"127.0.0.1:{self.cluster.port}"}
         self.job = jobs.start(overrides, log=self._log, **environment)
 
+    def processes(self, start: str | tuple[str, ...] = OURS) -> list[psutil.Process]:
+        """Actors, engines and servers of this job and its cluster; those of other jobs are none of our business."""
+        roots = {self.job.pid, *(node.pid for node in self.cluster.nodes.values())}
+        running = {p.pid: p for p in psutil.process_iter(["ppid"])}
+
+        def belongs(pid: int) -> bool:
+            while pid in running:
+                if pid in roots or session(pid) in roots:
+                    return True
+                pid = running[pid].info["ppid"]
+            return False
+
+        return [p for pid, p in running.items() if title(p).startswith(start) and belongs(pid)]
+
     def strike(self) -> None:
         """Every kind, killed and stopped, once each before any comes again."""
         if not self._round:
@@ -162,7 +178,7 @@ class Chaos:
             self.cluster.nodes["second"].wait(60)
             self.cluster.second()
         else:
-            victims = [p for p in ours() if (p.cmdline() or [""])[0].rsplit("/", 1)[-1].startswith(VICTIMS[kind])]
+            victims = self.processes(VICTIMS[kind])
             if not victims:
                 return
             self._rng.choice(victims).send_signal(signal.SIGSTOP if stop else signal.SIGKILL)
@@ -185,9 +201,9 @@ class Chaos:
 
 def test_random_deaths_lose_nothing(cluster, tmp_path):
     seed, seconds = int(os.environ.get("KANABO_SEED", "0")), float(os.environ.get("KANABO_CHAOS_S", "480"))
-    watcher = Watcher(tmp_path / "chaos")
-    watcher.start()
     chaos = Chaos(cluster, tmp_path, seed)
+    watcher = Watcher(chaos)
+    watcher.start()
     log = tmp_path / "log"
     try:
         jobs.wait_for_step(tmp_path / "chaos", 2, chaos.job, log, timeout_s=240)
