@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from cluster import topology
+from cluster.nodes import end, result
 from cluster.topology import Site
 from cluster.watch import Watchdog
 
@@ -31,7 +32,7 @@ class Gang:
             master = await next(iter(self._ranks.values())).address.remote()
             where = str(resume_from) if resume_from else None
             runs = [rank.run.remote(epoch, where, master, engines) for rank in self._ranks.values()]
-            return (await asyncio.gather(*map(_result, runs)))[0]
+            return (await asyncio.gather(*map(result, runs)))[0]
         finally:
             for name in self._ranks:
                 self._watchdog.forget(name)
@@ -39,7 +40,7 @@ class Gang:
     async def stop(self) -> None:
         """Finish the step under way, checkpoint, leave."""
         # A rank that has died meanwhile, or ended, need not hear it.
-        await asyncio.gather(*(_result(rank.stop.remote()) for rank in self._ranks.values()), return_exceptions=True)
+        await asyncio.gather(*(result(rank.stop.remote()) for rank in self._ranks.values()), return_exceptions=True)
 
     def kill(self) -> None:
         for rank in self._ranks.values():
@@ -47,10 +48,4 @@ class Gang:
 
     async def close(self) -> None:
         """End it after it has reached its step: what it published is removed."""
-        asked = [asyncio.ensure_future(_result(rank.close.remote())) for rank in self._ranks.values()]
-        await asyncio.wait(asked, timeout=20)
-        self.kill()
-
-
-async def _result(ref: Any) -> Any:
-    return await ref
+        await end(self._ranks.values())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
@@ -31,6 +33,8 @@ INFRASTRUCTURE = (
 """What a worker may die of and be replaced."""
 SPARE_PLACES = 16
 """On one machine: for workers that join later."""
+CLOSE_S = 20.0
+"""For actors to close before they are killed."""
 JOIN_S = 10.0
 """A cluster's head answers within this time, or it is not there."""
 
@@ -151,3 +155,18 @@ def is_infrastructure(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return error.split(INFRASTRUCTURE)[1] is None
     return isinstance(error, INFRASTRUCTURE)
+
+
+async def result(ref: Any) -> Any:
+    """A Ray reference as a coroutine: tasks are made of those only."""
+    return await ref
+
+
+async def end(actors: Iterable[Any]) -> None:
+    """Ask actors to close, so that what they started leaves with them, and kill them after a while."""
+    actors = list(actors)
+    asked = [asyncio.ensure_future(result(actor.close.remote())) for actor in actors]
+    if asked:
+        await asyncio.wait(asked, timeout=CLOSE_S)
+    for actor in actors:
+        ray.kill(actor)

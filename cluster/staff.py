@@ -16,6 +16,7 @@ import ray
 
 from cluster import topology
 from cluster.buffer import Buffer, Wishes
+from cluster.nodes import end, result
 from cluster.topology import POLICY, Site
 from cluster.watch import Watchdog
 
@@ -66,7 +67,7 @@ class Staff:
             if not self.closing:
                 self._up.pop(name, None)
                 if name in self._leaving:
-                    await _result(worker.close.remote())
+                    await result(worker.close.remote())
                 ray.kill(worker)
 
     def ended(self, role: str, name: str) -> bool:
@@ -121,13 +122,5 @@ class Staff:
         ray.kill(worker)
 
     async def close(self) -> None:
-        """End all; engines are asked first, so that their processes leave with them."""
-        asked = [asyncio.ensure_future(_result(worker.close.remote())) for worker in self._up.values()]
-        if asked:
-            await asyncio.wait(asked, timeout=20)
-        for worker in self._up.values():
-            ray.kill(worker)
-
-
-async def _result(ref: Any) -> Any:
-    return await ref
+        """End all."""
+        await end(self._up.values())

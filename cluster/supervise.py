@@ -22,19 +22,18 @@ from typing import Any, TypeVar
 from cluster import checkpoint, metrics
 from cluster.buffer import Buffer
 from cluster.errors import BudgetSpent, BufferUnavailable, Stalled
+from cluster.evaluate import Evaluation, until
 from cluster.follow import Follower
 from cluster.gang import Gang
-from cluster.nodes import INFRASTRUCTURE, cause_of, is_infrastructure
+from cluster.nodes import cause_of, is_infrastructure
 from cluster.staff import Staff
 from cluster.store import DiskFull, Store
 from cluster.table import LiveTable
 from cluster.topology import POLICY, Site
-from cluster.types import Publication
 from cluster.watch import Watchdog
 
 log = logging.getLogger(__name__)
 
-EVALUATION_TRIES = 3
 DISK_RETRY_S = 10.0
 
 T = TypeVar("T")
@@ -50,6 +49,7 @@ class Supervisor:
         self._watchdog = Watchdog(site.config.run.silent_s, store)
         self._failures = 0
         self._staff = Staff(site, self._buffer, self._watchdog, self._launch)
+        self._evaluation = Evaluation(self._staff, self._buffer, self._follower, site.config.evaluation)
         self._gang: Gang | None = None
         self._resume_from: Path | None = None
         self._tasks: dict[asyncio.Task[Any], Callable[[asyncio.Task[Any]], None]] = {}
@@ -134,11 +134,6 @@ class Supervisor:
 
         self._spawn(self._staff.serve(role, name, predecessor, self._follower.progressed), ended)
 
-    async def _one(self, role: str) -> Any:
-        """A worker of this role, once there is one."""
-        await _until(lambda: bool(self._staff.of(role)))
-        return self._staff.of(role)[0]
-
     # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def _learn(self, resume_from: Path | None) -> int:
@@ -146,7 +141,8 @@ class Supervisor:
         manifest = checkpoint.read(resume_from) if resume_from else None
         step = manifest.step if manifest else 0
         if not self._staff.may_work.is_set():
-            await _until(lambda: len(self._staff.of("rollout")) >= self._config.rollout.workers)
+            enough = self._config.rollout.workers
+            await until(lambda: len(self._staff.of("rollout")) >= enough or self._asked_to_stop.is_set())
         if self._asked_to_stop.is_set():
             return step
         self._table.state("starting the learner")
@@ -177,7 +173,7 @@ class Supervisor:
             caught_up = (engine.catch_up.remote(publication) for engine in self._staff.of("rollout"))
             await asyncio.gather(*caught_up, return_exceptions=True)
             if publication.step == 0:
-                await self._evaluate(0)
+                await self._evaluation.run(0)
             self._staff.may_work.set()
 
     def _learner_ended(self, task: asyncio.Task[int]) -> None:
@@ -262,45 +258,17 @@ class Supervisor:
             self._evaluations.discard(task)
             task.result()
 
-        self._evaluations.add(self._spawn(self._evaluate(step, catch_up=False), ended))
+        self._evaluations.add(self._spawn(self._evaluation.run(step, catch_up=False), ended))
 
     async def _last_evaluation(self) -> None:
         if self._evaluations:
             await asyncio.wait(self._evaluations)
         if not self._asked_to_stop.is_set():
             assert self._reached is not None
-            await self._evaluate(self._reached)
-
-    async def _evaluate(self, step: int, *, catch_up: bool = True) -> None:
-        """Held-out accuracy beside the running lap; with `catch_up`, under exactly the newest weights."""
-        start = time.monotonic()
-        for _ in range(EVALUATION_TRIES):
-            try:
-                accuracy = await self._accuracy(catch_up=catch_up)
-            except INFRASTRUCTURE as error:  # a worker's death is counted where it is replaced
-                log.warning("the evaluation at step %d goes to another worker: %s", step, cause_of(error))
-            else:
-                self._follower.heldout(step, accuracy, time.monotonic() - start)
-                return
-        log.warning("the evaluation at step %d was lost with %d workers", step, EVALUATION_TRIES)
-
-    async def _accuracy(self, *, catch_up: bool) -> float:
-        section = self._config.evaluation
-        worker, grader = await self._one("rollout"), await self._one("reward")
-        if catch_up:
-            publication: Publication | None = await asyncio.to_thread(self._buffer.published, POLICY, timeout_s=5.0)
-            assert publication is not None
-            await worker.catch_up.remote(publication)
-        return await grader.grade.remote(worker.heldout.remote(section.max_tasks, section.temperature))
+            await self._evaluation.run(self._reached)
 
     async def close(self) -> None:
         """End every actor."""
         await self._staff.close()
         if self._gang is not None:
             await self._gang.close()
-
-
-async def _until(true: Callable[[], bool]) -> None:
-    """Whoever waits here is under the deadline of `run.stall_s`."""
-    while not true():  # noqa: ASYNC110 - what changes it is many things
-        await asyncio.sleep(0.2)

@@ -68,52 +68,55 @@ def learn(
         engine.load(told.resume_from / "deepspeed")
     reference = reference_for(section, told.model_dir, engine.device)
     publisher = _publisher(told, buffer, engine, rollout_actors)
-    saved = engine.step
-
-    def checkpoint(done: int) -> None:
-        nonlocal saved
-        every = config.checkpoint.every_steps
-        if every and done % every == 0 and done > saved:
-            save(engine, done)
-            saved = done
-
+    saver = _Saver(engine, save, config.checkpoint.every_steps)
     kept = config.tracking.kept_groups
     keeper = Keeper(told.run_dir / "groups", kept, done=engine.step) if told.rank == 0 and kept else None
-
-    def at_step(done: int, cut: Cut) -> None:
-        if keeper:
-            # A cut that is repeated after a crash knows rewards alone; its evidence is still stored.
-            scores = cut.scores or {s.group.id: s.scores for s in buffer.stored(cut.record.groups)}
-            keeper.add(done, cut.groups, cut.record, scores)
-        if told.rank == 0:
-            for row in samples(done, cut, config.tracking.samples_per_step):
-                buffer.emit("sample", row)
-
     recorder = StepRecorder(told.run_dir / "replay", engine, told.epoch, config.checkpoint.record_every_steps)
-    reached = train(
-        section,
-        buffer,
-        engine,
-        publisher,
-        mix,
-        policy=told.policy,
-        epoch=told.epoch,
-        reference=reference,
-        hooks=Hooks(
-            stop=stop,
-            stage=stage,
-            before_step=recorder.before,
-            after_step=recorder.after,
-            at_step=at_step,
-            checkpoint=checkpoint,
-        ),
+    hooks = Hooks(
+        stop=stop,
+        stage=stage,
+        before_step=recorder.before,
+        after_step=recorder.after,
+        at_step=lambda done, cut: _tell(told, buffer, keeper, done, cut),
+        checkpoint=saver.when_due,
     )
+    train(
+        section, buffer, engine, publisher, mix,
+        policy=told.policy, epoch=told.epoch, reference=reference, hooks=hooks,
+    )  # fmt: skip
     if keeper:
         keeper.finish()
-    if reached > saved:
-        stage(f"saves step {reached}")
-        save(engine, reached)
-    return reached
+    stage(f"saves step {engine.step}")
+    saver.at_the_end()
+    return engine.step
+
+
+class _Saver:
+    """Checkpoints, each step at most once. Collective."""
+
+    def __init__(self, engine: Engine, save: Callable[[Engine, int], None], every: int) -> None:
+        self._engine, self._save, self._every = engine, save, every
+        self._saved = engine.step
+
+    def when_due(self, done: int) -> None:
+        if self._every and done % self._every == 0:
+            self.at_the_end()
+
+    def at_the_end(self) -> None:
+        if self._engine.step > self._saved:
+            self._saved = self._engine.step
+            self._save(self._engine, self._saved)
+
+
+def _tell(told: Rank, buffer: Buffer, keeper: Keeper | None, done: int, cut: Cut) -> None:
+    """What a step trained on, for the console and for `samples.jsonl`; rank 0 does."""
+    if keeper:
+        # A cut that is repeated after a crash knows rewards alone; its evidence is still stored.
+        scores = cut.scores or {s.group.id: s.scores for s in buffer.stored(cut.record.groups)}
+        keeper.add(done, cut.groups, cut.record, scores)
+    if told.rank == 0:
+        for row in samples(done, cut, told.config.tracking.samples_per_step):
+            buffer.emit("sample", row)
 
 
 def _publisher(told: Rank, buffer: Buffer, engine: DeepSpeedEngine, actors: list[Any]) -> PullPublisher | NcclPublisher:

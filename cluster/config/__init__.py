@@ -2,7 +2,14 @@
 
 from cluster.config.base import Section, Use
 from cluster.config.learner import CorrectionSection, LearnerSection, LossSection, ScheduleSection
-from cluster.config.models import BufferSection, ConsoleSection, ModelSection, RunConfig, TrackingSection
+from cluster.config.models import (
+    BufferSection,
+    ConsoleSection,
+    EvaluationSection,
+    ModelSection,
+    RunConfig,
+    TrackingSection,
+)
 from cluster.config.reading import dump, load, parse, without_password
 from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
 
@@ -11,6 +18,7 @@ __all__ = [
     "ConsoleSection",
     "CorrectionSection",
     "DistilledSection",
+    "EvaluationSection",
     "JudgeSection",
     "LearnerSection",
     "LossSection",

@@ -32,7 +32,7 @@ options = {{ keywords = ["1", "2", "3"], latency_s = 2.0 }}
             1,
         )
     )
-    steps = 30 if when == "late" else 6
+    steps = 100 if when == "late" else 6  # long enough for a report of the judges, every 5 s
     overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=judged", f"learner.steps={steps}"]
     assert jobs.run(overrides, recipe=str(recipe), log=log, timeout_s=300) == 0, jobs.tail(log)
     rows = [r for r in jobs.rows(run) if "learner/step_s" in r]
