@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ import ray
 
 from cluster import topology
 from cluster.buffer import Buffer, Wishes
+from cluster.config import RunConfig
 from cluster.nodes import end, result
 from cluster.topology import POLICY, Site
 from cluster.watch import Watchdog
@@ -23,8 +25,14 @@ from cluster.watch import Watchdog
 log = logging.getLogger(__name__)
 
 PLACE: dict[str, Callable[[Site, str], Any]] = {"rollout": topology.place_rollout, "reward": topology.place_reward}
+"""By kind of role; a role is a kind, or `kind:NAME` where a recipe names several of it."""
 LOOK_S = 1.0
 """How often the wished numbers are read."""
+
+
+def roles(config: RunConfig) -> dict[str, int]:
+    """Role → workers that a recipe asks for."""
+    return {"rollout": config.rollout.workers, "reward": config.reward_workers.workers}
 
 
 class Staff:
@@ -39,9 +47,16 @@ class Staff:
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._expected: set[str] = set()
         """Those that are up or being placed, and are not to leave."""
-        self._born = {"rollout": 0, "reward": 0}
+        self._born: Counter[str] = Counter()
+        self._roles = roles(site.config)
         self.may_work = asyncio.Event()
         self.closing = False
+
+    def begin(self) -> None:
+        """Hire all that the recipe asks for."""
+        for role, count in self._roles.items():
+            for _ in range(count):
+                self.hire(role)
 
     def hire(self, role: str, predecessor: str | None = None) -> None:
         name = f"{role}-{self._born[role]}"
@@ -53,7 +68,7 @@ class Staff:
         """A worker's whole life; returns when it has left, raises what it died of."""
         if predecessor is not None:
             await asyncio.to_thread(self._buffer.forsake, POLICY, predecessor)
-        worker = PLACE[role](self._site, name)
+        worker = PLACE[role.partition(":")[0]](self._site, name)
         self._watchdog.expect(name)
         try:
             await worker.ready.remote()
@@ -82,16 +97,16 @@ class Staff:
 
     def of(self, role: str) -> list[Any]:
         """Workers that are up and stay."""
-        return [worker for name, worker in self._up.items() if name.startswith(role) and name not in self._leaving]
+        return [worker for name, worker in self._up.items() if _is(name, role) and name not in self._leaving]
 
     def counts(self) -> dict[str, int]:
         """How many of each role are there or on their way."""
-        return {role: sum(name.startswith(role) for name in self._expected) for role in PLACE}
+        return {role: sum(_is(name, role) for name in self._expected) for role in self._roles}
 
     async def follow_wishes(self) -> None:
         """Hire and let go until the numbers are those that were last wished for."""
         while True:
-            await asyncio.to_thread(self._wishes.staff, {role: len(self.of(role)) for role in PLACE})
+            await asyncio.to_thread(self._wishes.staff, {role: len(self.of(role)) for role in self._roles})
             wished = await asyncio.to_thread(self._wishes.wished)
             for role, count in self.counts().items():
                 more = wished.get(role, count) - count
@@ -103,7 +118,7 @@ class Staff:
             await asyncio.sleep(LOOK_S)
 
     def _youngest(self, role: str) -> list[str]:
-        names = [name for name in self._expected if name.startswith(role)]
+        names = [name for name in self._expected if _is(name, role)]
         return sorted(names, key=lambda name: -int(name.rsplit("-", 1)[1]))
 
     def _let_go(self, name: str) -> None:
@@ -124,3 +139,8 @@ class Staff:
     async def close(self) -> None:
         """End all."""
         await end(self._up.values())
+
+
+def _is(name: str, role: str) -> bool:
+    """Names are `ROLE-number`."""
+    return name.rpartition("-")[0] == role

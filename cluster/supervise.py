@@ -82,9 +82,7 @@ class Supervisor:
         self._follower.skip()
         self._table.state("starting engines")
         self._resume_from = resume_from
-        for role, count in (("rollout", self._config.rollout.workers), ("reward", self._config.reward_workers.workers)):
-            for _ in range(count):
-                self._staff.hire(role)
+        self._staff.begin()
         self._spawn(self._learn(resume_from), self._learner_ended)
         background = [self._follower.run, self._relay_stop, self._staff.follow_wishes]
         if self._store is not None:

@@ -1,0 +1,21 @@
+"""Where the parts meet: Ray actors around plain classes, and what each is built from.
+
+actors/, rewards/ and learner/ never import one another; only this package knows all three.
+"""
+
+from cluster.topology.learner import LearnerActor, place_learner
+from cluster.topology.reward import RewardActor, place_reward
+from cluster.topology.rollout import RolloutActor, place_rollout
+from cluster.topology.site import POLICY, Site, learner_name
+
+__all__ = [
+    "POLICY",
+    "LearnerActor",
+    "RewardActor",
+    "RolloutActor",
+    "Site",
+    "learner_name",
+    "place_learner",
+    "place_reward",
+    "place_rollout",
+]

@@ -1,0 +1,108 @@
+"""One rank of a learner, as a Ray actor."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster import checkpoint
+from cluster.config import RunConfig
+from cluster.nodes import on_gpu, openmp, settle, threads
+from cluster.topology.site import POLICY, Site, learner_name
+
+
+class LearnerActor:
+    """One rank of a policy's learner: a DeepSpeed engine and the training loop."""
+
+    def __init__(self, site: Site, rank: int) -> None:
+        settle()
+        self._site, self._rank = site, rank
+        self._stopping = False
+        self._stage, self._since = "has just started", time.monotonic()
+
+    def address(self) -> tuple[str, int]:
+        """Where the ranks meet: this node's address and a free port."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def stop(self) -> None:
+        """Finish the step under way, checkpoint, return."""
+        self._stopping = True
+
+    def waiting(self) -> str:
+        return f"{self._stage} for {time.monotonic() - self._since:.0f} s"
+
+    def _enter(self, stage: str) -> None:
+        self._stage, self._since = stage, time.monotonic()
+
+    def blob(self, path: str) -> np.ndarray:
+        """A published file, for engines on other nodes."""
+        return np.fromfile(path, np.uint8)
+
+    def close(self) -> None:
+        """Remove the published files; engines may fetch them until the run's last evaluation."""
+        from learner.publish import weights_folder
+
+        shutil.rmtree(weights_folder(self._site.run_id, POLICY), ignore_errors=True)
+
+    def run(self, epoch: int, resume_from: str | None, master: tuple[str, int], rollout_actors: list[Any]) -> int:
+        """Train from the checkpoint, or the initial model, to the end or until `stop`; returns the step reached."""
+        from learner.start import Rank, learn
+
+        site, buffer = self._site, self._site.buffer()
+        told = Rank(
+            config=site.config,
+            model_dir=site.model_dir,
+            run_id=site.run_id,
+            run_dir=Path(site.run_dir),
+            policy=POLICY,
+            rank=self._rank,
+            epoch=epoch,
+            resume_from=Path(resume_from) if resume_from else None,
+            master=master,
+        )
+
+        def save(engine: Any, step: int) -> None:
+            target = Path(site.run_dir) / "checkpoints"
+            checkpoint.save(target, engine, buffer, POLICY, epoch, step, site.config.checkpoint.keep_last)
+
+        return learn(
+            told,
+            buffer,
+            _mixer(site.config),
+            rollout_actors=rollout_actors,
+            stop=lambda: self._stopping,
+            save=save,
+            stage=self._enter,
+        )
+
+
+def _mixer(config: RunConfig) -> Any:
+    from rewards.mix import Mixer
+
+    return Mixer(config.rewards, config.reward_names, config.reward_workers.min_valid)
+
+
+def place_learner(site: Site, rank: int) -> Any:
+    return (
+        ray.remote(LearnerActor)
+        .options(
+            name=learner_name(site.run_id, rank),
+            num_cpus=1,
+            num_gpus=1 if on_gpu() else 0,
+            max_concurrency=4,  # `run` holds one thread for good; stop, ready and blob need others
+            runtime_env=openmp(threads(site.config, "learner")),
+        )
+        .remote(site, rank)
+    )

@@ -1,0 +1,54 @@
+"""A reward worker with what its signals may call, as a Ray actor."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.topology.site import Site
+from cluster.types import Group
+
+
+class RewardActor:
+    """A reward worker, and the same signals for held-out tasks."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        from rewards.base import Services
+        from rewards.judges.archive import RedisArchive
+        from rewards.judges.open import open_judges
+        from rewards.worker import RewardWorker
+
+        judges = open_judges(site.config.judges, RedisArchive(site.url, site.run_id))
+        services = Services(judges=judges)
+        self._graded = site.config.evaluation.reward
+        self._worker = RewardWorker(name, buffer=site.buffer(), config=site.config, services=services)
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    async def run(self) -> None:
+        await self._worker.run()
+
+    async def stop(self) -> None:
+        await self._worker.stop()
+
+    async def waiting(self) -> str:
+        return self._worker.waiting()
+
+    async def close(self) -> None:
+        self._worker.close()
+
+    async def grade(self, groups: list[Group]) -> float:
+        """Mean of `evaluation.reward` over held-out rollouts; NaN if none could be scored."""
+        name = self._graded or self._worker.names[0]
+        scores = [(await self._worker.score(group, [name]))[name].values for group in groups]
+        known = np.concatenate(scores) if scores else np.array([])
+        known = known[np.isfinite(known)]
+        return float(known.mean()) if len(known) else float("nan")
+
+
+def place_reward(site: Site, name: str) -> Any:
+    return ray.remote(RewardActor).options(num_cpus=0.1, max_concurrency=1000).remote(site, name)

@@ -1,0 +1,137 @@
+"""A rollout worker with its engine, as a Ray actor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.nodes import end_children_with_me, on_gpu, openmp, threads
+from cluster.topology.site import POLICY, Site, learner_name
+from cluster.types import Group, Publication
+
+
+def _engine(site: Site, stop_tokens: Sequence[int]) -> Any:
+    from actors.engine import ENGINES
+    from actors.rollout import INITIAL
+    from cluster.plugins import lookup
+
+    engine = lookup(ENGINES, site.config.engine.use, "engine")
+    return engine(site.model_dir, site.config, stop_tokens=stop_tokens, version=INITIAL)
+
+
+class RolloutActor:
+    """A rollout worker, its engine, and the methods vLLM's stock trainer client calls."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        from transformers import AutoTokenizer
+
+        from actors.chat import Chat
+        from actors.environments import ENVIRONMENTS
+        from actors.rollout import RolloutWorker
+        from actors.tasks import TASKS, order
+        from cluster.plugins import build
+
+        end_children_with_me()
+        config = site.config
+        source = build(TASKS, config.tasks.use, config.tasks.options, "tasks")
+        tasks, self._heldout = source.train(), source.heldout()
+        place = order(config.seed, len(tasks), config.tasks.shuffle)
+        chat = Chat(AutoTokenizer.from_pretrained(site.model_dir))
+        environment = config.rollout.environment
+        self._engine = _engine(site, chat.stop_tokens)
+        self._spool = Path(tempfile.mkdtemp(prefix="kanabo-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+        self._site = site
+        self.worker = RolloutWorker(
+            name,
+            policy=POLICY,
+            engine=self._engine,
+            chat=chat,
+            environment=build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment"),
+            task_at=lambda position: tasks[place(position)[1]],
+            buffer=site.buffer(),
+            config=config,
+            fetch=self._fetch,
+        )
+
+    async def ready(self) -> int:
+        """Bring the engine up; returns this actor's process id."""
+        await self._engine.start()
+        return os.getpid()
+
+    async def run(self) -> None:
+        await self.worker.run()
+
+    async def stop(self) -> None:
+        await self.worker.stop()
+
+    async def waiting(self) -> str:
+        return self.worker.waiting()
+
+    async def catch_up(self, publication: Publication) -> None:
+        """Sample with this publication from now on, whether or not the worker is running."""
+        await self.worker.receive(publication)
+
+    async def heldout(self, max_tasks: int, temperature: float) -> list[Group]:
+        return await self.worker.heldout(self._heldout[:max_tasks], temperature)
+
+    async def close(self) -> None:
+        await self._engine.close()
+        shutil.rmtree(self._spool)
+
+    async def _fetch(self, publication: Publication) -> str:
+        """The published file: linked on the learner's node, else through Ray's object store.
+
+        Raises FileNotFoundError if newer versions have pushed it out.
+        """
+        path = Path(publication.info["path"])
+        for old in self._spool.iterdir():
+            old.unlink()
+        if publication.info["host"] == socket.gethostname():
+            # A link of our own: the publisher keeps few versions, and a file must not vanish while it is read.
+            os.link(path, self._spool / path.name)
+            return str(self._spool / path.name)
+        learner: Any = ray.get_actor(learner_name(self._site.run_id, 0))
+        data: np.ndarray = await learner.blob.remote(str(path))
+        await asyncio.to_thread((self._spool / path.name).write_bytes, data.data)
+        return str(self._spool / path.name)
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        await self._engine.init_weight_transfer_engine(request)
+
+    async def start_weight_update(self) -> None:
+        await self._engine.start_weight_update()
+
+    async def update_weights(self, request: Any) -> None:
+        await self._engine.update_weights(request)
+
+    async def finish_weight_update(self) -> None:
+        await self._engine.finish_weight_update()
+
+    async def update_weight_version(self, version: str) -> None:
+        await self._engine.update_weight_version(version)
+
+    async def shutdown_weight_transfer_engine(self) -> None:
+        await self._engine.shutdown_weight_transfer_engine()
+
+
+def place_rollout(site: Site, name: str) -> Any:
+    config = site.config
+    return (
+        ray.remote(RolloutActor)
+        .options(
+            num_cpus=1,
+            num_gpus=config.engine.tensor_parallel if on_gpu() else 0,
+            max_concurrency=1000,
+            runtime_env=openmp(threads(config, "engine")),
+        )
+        .remote(site, name)
+    )
