@@ -11,6 +11,7 @@ import sys
 import psutil
 import pytest
 
+from cluster import checkpoint
 from cluster.failpoints import FAILPOINTS
 from cluster.replay import replay
 from tests.end_to_end import jobs
@@ -102,6 +103,28 @@ def test_an_actor_that_is_stopped_is_replaced(tmp_path):
     summary = jobs.summary(tmp_path / "silent")
     assert summary["steps"] == 60
     assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_a_collective_that_a_rank_leaves_hanging_ends_by_its_time_out(tmp_path, zero_stage):
+    """The rank is stopped before it trains its third step; nobody else would notice, `run.silent_s` is an hour."""
+    log, run, dead = tmp_path / "log", tmp_path / "hanging", tmp_path / "dead"
+    dead.mkdir()
+    overrides = [
+        *FAKE, f"run.dir={tmp_path}", "run.name=hanging", "learner.steps=6", "learner.ranks=2",
+        f"learner.zero_stage={zero_stage}", "learner.collective_timeout_s=5", "checkpoint.every_steps=2",
+        "run.silent_s=3600", "run.max_infrastructure_failures=1",
+    ]  # fmt: skip
+    where = {"KANABO_FAILPOINT": "learner.after_cut@3", "KANABO_FAILPOINT_DIR": str(dead)}
+    code = jobs.run(overrides, log=log, timeout_s=150, KANABO_FAILPOINT_SIGNAL="SIGSTOP", **where)
+    assert code == 0, jobs.tail(log)
+    assert "the learner died (1 of 1): rank" in said(log)
+    assert "in a collective for a rank that has died or hangs (learner.collective_timeout_s = 5)" in said(log)
+    summary = jobs.summary(run)
+    assert summary["steps"] == 6
+    assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
+    assert [r["step"] for r in jobs.rows(run) if "learner/step_s" in r] == list(range(1, 7))
+    assert checkpoint.read(run / "checkpoints" / "global_step_6").epoch == 2, "from the checkpoint of step 2, anew"
 
 
 def test_gradients_that_are_not_finite_are_skipped_kept_and_end_the_run(tmp_path):
