@@ -15,8 +15,8 @@ from cluster.errors import InfrastructureError, one_line
 def limit_waits(timeout_s: float) -> None:
     """Give every group that exists this time-out.
 
-    `init_process_group` sets that of its own group alone. DeepSpeed reduces and gathers in a copy of it, and torch gives
-    such a new group its default: half an hour for gloo, ten minutes for NCCL.
+    `init_process_group` sets that of its own group alone. DeepSpeed reduces and gathers in a copy of it, and torch
+    gives such a new group its default: half an hour for gloo, ten minutes for NCCL.
     """
     for group in c10d._world.pg_map:
         c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
