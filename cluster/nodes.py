@@ -20,6 +20,7 @@ from ray.exceptions import (
     ActorUnschedulableError,
     NodeDiedError,
     ObjectLostError,
+    OutOfMemoryError,
     RayActorError,
     RayTaskError,
     WorkerCrashedError,
@@ -30,7 +31,8 @@ from cluster.config import RunConfig
 from cluster.errors import ConfigError, InfrastructureError, one_line
 
 INFRASTRUCTURE = (
-    InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, WorkerCrashedError,
+    InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, OutOfMemoryError,
+    WorkerCrashedError,
 )  # fmt: skip
 """What a worker may die of and be replaced."""
 SPARE_PLACES = 16

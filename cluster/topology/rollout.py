@@ -15,6 +15,7 @@ import numpy as np
 import ray
 
 from cluster.nodes import (
+    INFRASTRUCTURE,
     end_children_with_me,
     on_gpu,
     openmp,
@@ -118,7 +119,7 @@ class RolloutActor:
         try:
             learner: Any = ray.get_actor(learner_name(self._site.run_id, 0))
             data: np.ndarray = await learner.blob.remote(str(path))
-        except (ValueError, ray.exceptions.RayActorError) as error:
+        except (ValueError, *INFRASTRUCTURE) as error:
             raise FileNotFoundError(f"'{path}' has died with the learner that published it") from error
         await asyncio.to_thread(mine.write_bytes, data.data)
         return str(mine)
