@@ -69,7 +69,8 @@ class StepRecorder:
                 f"the gradients of {self._in_a_row} steps in a row, the last {step + 1}, were not finite; their "
                 f"updates were skipped. Their cuts are in {self._directory}: `python -m cluster.replay "
                 f"{self._directory.parent} --step {step + 1}` runs the last again and names the rollouts. Usual "
-                "causes: learner.schedule.lr too high, a reward or advantage of enormous size, a loss that overflows."
+                "causes: learner.schedule.lr too high, a reward or advantage of enormous size, a learner.loss.use that "
+                f"is not finite (the last was {metrics.get('loss/policy', float('nan')):g})."
             )
 
     def _wanted(self, step: int) -> bool:
@@ -100,7 +101,8 @@ def outcome(engine: Engine, metrics: dict[str, float]) -> dict[str, Any]:
     for name, tensor in engine.weights():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    compared = {k: float(v).hex() for k, v in sorted(metrics.items()) if k.startswith(("loss/", "learner/grad_norm"))}
+    names = sorted(name for name in metrics if name.startswith(("loss/", "value/", "learner/grad_norm")))
+    compared = {name: float(metrics[name]).hex() for name in names}
     return {"weights_sha256": digest.hexdigest(), "threads": torch.get_num_threads(), "metrics": compared}
 
 
