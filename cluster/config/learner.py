@@ -92,7 +92,8 @@ class ValueSection(Section):
     the cut); 0 is off. `learner.loss.kl_coef` has it in the loss instead."""
     bootstrap_truncated: bool = False
     """A rollout cut short by its budget goes on with the value after its last token. By default it ends there, worth
-    nothing more: the budget belongs to the task, and who is cut off pays for it."""
+    nothing more: the budget belongs to the task, and who is cut off pays for it. With `gamma = 1` and a reward that is
+    given at the cut all the same, going on has no end: values run away."""
 
 
 class LearnerSection(Section):

@@ -49,11 +49,11 @@ def test_a_run_on_the_users_redis_goes_back_to_a_named_checkpoint(tmp_path, redi
 
 
 def test_ppo_with_a_critic_learns_values_and_runs_again_bit_for_bit(tmp_path):
-    """Rewards are about −1: a head that starts at 0 has that to learn before anything else."""
+    """Rewards are far below 0: a head that starts there has that to learn before anything else."""
     log, run = tmp_path / "log", tmp_path / "ppo"
     overrides = [
         *FAKE, f"run.dir={tmp_path}", "run.name=ppo", "learner.steps=8", "checkpoint.record_every_steps=6",
-        "learner.value={lr = 0.05, coef = 0.5, reward_kl_coef = 0.01, bootstrap_truncated = true}",
+        "learner.value={lr = 5e-4, coef = 0.5, reward_kl_coef = 0.01}", "learner.schedule={lr = 1e-4}",
         "rewards.0.use=length_penalty", "rewards.0.options={max_tokens = 4, cache_tokens = 4}",
     ]  # fmt: skip
     assert jobs.run(overrides, log=log, timeout_s=240) == 0, jobs.tail(log)
