@@ -109,7 +109,7 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
     from actors.models import TINY, load_tokenizer
 
     path, reference = settings.model.path, settings.learner.reference
-    if settings.learner.loss.kl_coef and reference != "initial" and not (Path(reference) / "config.json").is_file():
+    if settings.learner.reads_reference and reference != "initial" and not (Path(reference) / "config.json").is_file():
         raise ConfigError(
             f"learner.reference = '{reference}' is neither 'initial' nor a directory with a model. Check the path."
         )

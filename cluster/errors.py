@@ -38,6 +38,10 @@ class DataError(KanaboError):
     """A task, an environment or a plug-in failed on one group; retried little, then dropped with a count."""
 
 
+class PluginError(KanaboError):
+    """A plug-in of the learner's broke its contract; it is deterministic, so nothing is tried again."""
+
+
 class Diverged(KanaboError):
     """Several gradients in a row were not finite."""
 

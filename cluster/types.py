@@ -282,6 +282,10 @@ class Batch:
     """Trained tokens of the whole step, all ranks."""
     num_rollouts: int
     """Trained rollouts of the whole step, all ranks."""
+    rewards: np.ndarray
+    """[N] float64: of each of them, whatever the rank; `Micro.rollout` is the place."""
+    truncated: np.ndarray
+    """[N] bool: cut short by its budget."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 

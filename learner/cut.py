@@ -16,7 +16,7 @@ import numpy as np
 
 from cluster.config import LearnerSection
 from cluster.types import CutRecord, Group, Mixed, Scores
-from learner.advantages import Advantage
+from learner.advantages import Advantage, checked
 
 ZERO_VARIANCE = "zero_variance"
 TOO_FEW_SCORES = "too_few_scores"
@@ -102,17 +102,18 @@ def cut(
     waited = time.monotonic() - start
     kept = [s.group.id for s in stored if s.group.id not in seen.dropped][: section.groups_per_step]
     rewards = tuple(seen.rewards[i] for i in kept)
+    members = [seen.stored[i].group for i in kept]
     decided = CutRecord(
         policy=policy,
         step=step,
         groups=tuple(kept),
         rewards=rewards,
-        advantages=tuple(map(_per_rollout, advantage.of_step(rewards))),
+        advantages=tuple(map(tuple, checked(advantage, section.advantage.use, members, rewards))),
         metrics=_metrics(seen, kept, step),
     )
     # What the last round filtered leaves with the record: nobody waits for its replacement.
     record = buffer.record(epoch, decided, dropped)
-    groups = [seen.stored[i].group for i in kept] if record.groups == decided.groups else _load(buffer, record)
+    groups = members if record.groups == decided.groups else _load(buffer, record)
     return Cut(record, groups, waited, {i: seen.stored[i].scores for i in kept})
 
 
@@ -163,10 +164,6 @@ def _filter(stored: Sequence[Stored], seen: _Seen, mix: Mix, section: LearnerSec
 def _all_equal(rewards: np.ndarray) -> bool:
     known = rewards[np.isfinite(rewards)]
     return len(known) == 0 or bool(np.ptp(known) == 0)
-
-
-def _per_rollout(advantages: np.ndarray) -> tuple[np.ndarray, ...]:
-    return tuple(np.asarray(a, np.float32).reshape(-1) for a in advantages)
 
 
 def _load(buffer: CutBuffer, record: CutRecord) -> list[Group]:

@@ -212,7 +212,8 @@ class RunConfig(Section):
                 if name not in self.judges:
                     near = nearest(name, self.judges)
                     raise ValueError(f"rewards[{i}] asks the judge '{name}'. {near}Add a section [judges.{name}].")
-        if self.rollout.group_size == 1 and self.learner.advantage.use in ("group", "leave_one_out"):
+        compared = self.learner.value is None and self.learner.advantage.use in ("group", "leave_one_out")
+        if self.rollout.group_size == 1 and compared:
             raise ValueError(
                 "rollout.group_size = 1, but learner.advantage.use = "
                 f"'{self.learner.advantage.use}' compares the rollouts of a group; use at least 2."
