@@ -98,6 +98,8 @@ class Signal(Plugin):
     """Views of the task that the group must hold rollouts of."""
     services: ClassVar[tuple[str, ...]] = ()
     """Methods of `Services` that it calls."""
+    needs_answer: ClassVar[bool] = False
+    """It abstains from tasks without a reference answer."""
     announced: ClassVar[bool] = False
     """Its version is a published model's, and who publishes tells the buffer."""
 

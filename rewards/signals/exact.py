@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from cluster.types import Group, Scores
 from rewards.answers import answer_of, normalised
@@ -12,6 +12,7 @@ from rewards.base import Services, Signal
 class Exact(Signal):
     """1 where the answer equals the task's, up to spacing, case and final stop; abstains from tasks without one."""
 
+    needs_answer: ClassVar = True
     extract: Literal["auto", "text", "tag", "boxed", "hashes", "last_number"] = "auto"
     """Where the answer stands."""
     ignore_case: bool = True

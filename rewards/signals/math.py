@@ -27,6 +27,7 @@ class Math(Signal):
     """
 
     services: ClassVar = ("verify",)
+    needs_answer: ClassVar = True
     precision: int = 6
     """Digits after the point in which numbers must agree."""
     timeout_s: PositiveFloat = 5.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import NonNegativeFloat
 
@@ -25,6 +25,7 @@ class Numeric(Signal):
     whose own answer is no number.
     """
 
+    needs_answer: ClassVar = True
     extract: Literal["auto", "text", "tag", "boxed", "hashes", "last_number"] = "auto"
     """Where the answer stands."""
     absolute: NonNegativeFloat = 1e-6
