@@ -19,6 +19,7 @@ from ray.exceptions import (
     ActorUnschedulableError,
     NodeDiedError,
     ObjectLostError,
+    OutOfMemoryError,
     RayActorError,
     RayTaskError,
     WorkerCrashedError,
@@ -29,8 +30,9 @@ from cluster.errors import ConfigError, InfrastructureError, one_line
 
 INFRASTRUCTURE = (
     InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, WorkerCrashedError,
+    OutOfMemoryError,
 )  # fmt: skip
-"""What a worker may die of and be replaced."""
+"""What a worker may die of and be replaced. Ray ends one with OutOfMemoryError when its node runs low on memory."""
 SPARE_PLACES = 16
 """On one machine: for workers that join later."""
 CLOSE_S = 20.0
