@@ -59,7 +59,7 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     plugins(settings)
     head = tasks(settings)
     warnings = model(settings, head, online=online)
-    answers(settings, head)
+    judged(settings, head)
     return [*warnings, *storage(settings)]
 
 
@@ -129,18 +129,17 @@ def tasks(settings: RunConfig) -> list[Task]:
         raise ConfigError(f"tasks.use = '{use}' fails: {one_line(error)} Mend it, or its tasks.options.") from error
 
 
-def answers(settings: RunConfig, head: Sequence[Task]) -> None:
-    """A reward that compares with a reference answer finds some. Raises ConfigError."""
+def judged(settings: RunConfig, head: Sequence[Task]) -> None:
+    """No reward declines every one of these tasks: nothing would ever be trained on. Raises ConfigError."""
     from rewards.zoo import build_signal
 
-    if any(task.answer is not None for task in head):
-        return
     for i, reward in enumerate(settings.rewards):
-        if reward.weight != 0 and reward.missing is None and build_signal(reward, f"rewards[{i}]").needs_answer:
+        signal = build_signal(reward, f"rewards[{i}]")
+        if reward.weight != 0 and reward.missing is None and head and all(map(signal.declines, head)):
             raise ConfigError(
-                f"rewards[{i}] = '{reward.use}' compares with a reference answer, and none of the first {len(head)} "
-                f"tasks of '{settings.tasks.use}' has one. Set tasks.options.answer_key to its column, "
-                "or use a reward that needs none."
+                f"rewards[{i}] = '{reward.use}' abstains from all of the first {len(head)} tasks of "
+                f"'{settings.tasks.use}': {signal.declines(head[0])}. Mend the data (tasks.options.answer_key names "
+                "the column of the reference answer), or use another reward."
             )
 
 

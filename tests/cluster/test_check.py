@@ -137,6 +137,9 @@ OVERRIDES = {
         ["rewards.0={use='judge',options={template='pointwis'}}", "judges.judge={kind='keyword'}"],
         ["rewards[0].options of 'judge': template.use = 'pointwis'", "Did you mean 'pointwise'"],
     ),
+    "a reward for other tasks": (
+        ["rewards.0.use=reasoning_gym"], ["'reasoning_gym' abstains", "'addition'", "not of the source"],
+    ),
     "an option that is needed": (["tasks.use=jsonl"], ["tasks.options of 'jsonl'", "'path' is missing"]),
     "an option of a generator": (
         ["tasks.use=reasoning_gym", "tasks.options={name='chain_sum',config={min_term=2}}"],
@@ -186,7 +189,10 @@ DATA_FAULTS = {
     "an empty file": ("", ["tasks.jsonl", "is empty"]),
     "an object over lines": ('[{"prompt": "x"}]', ["tasks.jsonl:1", "not an object", "One object per line"]),
     "no text": (bytes(range(128, 256)), ["tasks.jsonl:1", "not JSON", "One object per line"]),
-    "no answer": ('{"prompt": "x", "label": "1"}', ["rewards[0] = 'exact'", "reference answer", "answer_key"]),
+    "no answer": (
+        '{"prompt": "x", "label": "1"}',
+        ["'exact' abstains", "first 1 tasks", "no reference answer", "answer_key"],
+    ),
     "a missing column": ('{"promt": "x"}', ["tasks.jsonl:1", "'prompt'", "Did you mean 'promt'", "prompt_key"]),
     "a malformed line": ('{"prompt": "x"}\n{"prompt": ', ["tasks.jsonl:2", "not JSON", "One object per line"]),
     "an empty prompt": ('{"prompt": "x"}\n{"prompt": " "}', ["tasks.jsonl:2", "' '", "text or a list"]),
@@ -199,6 +205,13 @@ def test_data_that_is_wrong(fault, command, tmp_path):
     text, words = DATA_FAULTS[fault]
     (tmp_path / "tasks.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
     refused(command("tasks.use=jsonl", "tasks.options={path='tasks.jsonl'}"), tmp_path, *words)
+
+
+def test_a_judge_without_the_references_that_it_compares_with(command, tmp_path):
+    (tmp_path / "tasks.jsonl").write_text('{"prompt": "x"}')
+    asked = ["judges.judge={kind='keyword'}", "rewards.0={use='judge',options={template='pointwise_reference'}}"]
+    answer = command("tasks.use=jsonl", "tasks.options={path='tasks.jsonl'}", *asked)
+    refused(answer, tmp_path, "'judge' abstains", "task tasks/1 has no reference answer", "use another reward")
 
 
 def test_data_that_is_not_there(command, tmp_path):
