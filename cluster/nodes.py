@@ -10,7 +10,8 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
@@ -26,7 +27,6 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from cluster.check import unplaceable
 from cluster.config import RunConfig
 from cluster.errors import ConfigError, InfrastructureError, one_line
 
@@ -34,7 +34,7 @@ INFRASTRUCTURE = (
     InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, OutOfMemoryError,
     WorkerCrashedError,
 )  # fmt: skip
-"""What a worker may die of and be replaced."""
+"""What a worker may die of and be replaced. Ray ends one with OutOfMemoryError when its node runs low on memory."""
 SPARE_PLACES = 16
 """On one machine: for workers that join later."""
 CLOSE_S = 20.0
@@ -117,6 +117,26 @@ def check_placement(config: RunConfig) -> None:
             f"{config.learner.ranks}: there is no room for {missing}. Its nodes have {'; '.join(have)}. "
             "Lower rollout.workers, learner.ranks or engine.tensor_parallel, or add nodes."
         )
+
+
+def unplaceable(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[str, float]]) -> str:
+    """What of `bundles` finds no node, each being for one process: "2 of 4 × {GPU: 2}; the largest …", or nothing.
+
+    First fit, the largest first: exact where all bundles of a kind are equal, as they are here, up to packing.
+    """
+    left = [dict(node) for node in nodes]
+    homeless: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    for bundle in sorted(bundles, key=lambda b: [b.get("GPU", 0), b.get("CPU", 0)], reverse=True):
+        kind = ", ".join(f"{amount:g} {name}" for name, amount in bundle.items() if amount)
+        asked[kind] += 1
+        home = next((n for n in left if all(n.get(k, 0) >= v - 1e-9 for k, v in bundle.items())), None)
+        if home is None:
+            homeless[kind] += 1
+            continue
+        for name, amount in bundle.items():
+            home[name] = home.get(name, 0) - amount
+    return "; ".join(f"{count} of {asked[kind]} places with {kind}" for kind, count in homeless.items())
 
 
 def on_gpu() -> bool:

@@ -22,6 +22,7 @@ from cluster.buffer import Buffer
 from cluster.config import RunConfig
 from cluster.errors import BufferUnavailable, ConfigError, KanaboError
 from cluster.own import own
+from cluster.plan import plan
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def main(
         for warning in check.everything(settings, directory, online=not dry_run):
             table.console.print(f"[yellow]warning[/] {_plain(warning)}", highlight=False, soft_wrap=True)
         if dry_run:
-            table.console.print(check.plan(settings, directory), highlight=False, soft_wrap=True)
+            table.console.print(plan(settings, directory), highlight=False, soft_wrap=True)
             raise typer.Exit(0)
         code = run(settings, recipe, directory)
     except ConfigError as error:

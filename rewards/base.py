@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from cluster.errors import ConfigError, nearest
 from cluster.plugins import Plugin
-from cluster.types import Group, Scores
+from cluster.types import Group, Scores, Task
 from rewards.verify import Verifier
 
 if TYPE_CHECKING:
@@ -107,6 +107,10 @@ class Signal(Plugin):
         When it changes, stored groups are scored again.
         """
         return UNVERSIONED
+
+    def declines(self, task: Task) -> str:
+        """Why it abstains from this task whatever is written, such as a missing reference; nothing if it does not."""
+        return ""
 
     async def prepare(self, services: Services) -> None:
         """Before the first group: raises ConfigError for what only a running service can tell."""

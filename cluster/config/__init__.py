@@ -5,6 +5,7 @@ from cluster.config.learner import CorrectionSection, LearnerSection, LossSectio
 from cluster.config.models import (
     BufferSection,
     ConsoleSection,
+    EngineSection,
     EvaluationSection,
     ModelSection,
     RunConfig,
@@ -18,6 +19,7 @@ __all__ = [
     "ConsoleSection",
     "CorrectionSection",
     "DistilledSection",
+    "EngineSection",
     "EvaluationSection",
     "JudgeSection",
     "LearnerSection",
