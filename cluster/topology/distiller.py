@@ -43,14 +43,14 @@ class DistillerActor:
     async def run(self) -> None:
         """Label and learn until `stop`. Raises what the table, the disk and the buffer raise."""
         reports = asyncio.create_task(self._report())
-        working = [asyncio.create_task(part.run()) for part in (self._distiller, self._labeller)]
+        working = asyncio.gather(self._distiller.run(), self._labeller.run())
         try:
-            done, _ = await asyncio.wait([*working, reports], return_when=asyncio.FIRST_EXCEPTION)
+            done, _ = await asyncio.wait({working, reports}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            for task in (*working, reports):
-                task.cancel()
+            working.cancel()
+            reports.cancel()
             await self._judge.close()
 
     async def stop(self) -> None:
