@@ -19,6 +19,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from cluster import metrics
+from cluster.config import load
+
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
@@ -116,14 +119,15 @@ def play(cell: Cell, timeout_s: float) -> dict[str, Any]:
             timeout=timeout_s,
             check=True,
         )
+    steps, wanted = curves(directory / cell.run)["steps"][-1], load(ROOT / RECIPE).learner.steps
+    if steps < wanted:
+        raise SystemExit(f"{cell.key} was stopped at step {steps} of {wanted}; the next call goes on from there.")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {"commit": commit.stdout.strip(), "overrides": list(cell.overrides), **curves(directory / cell.run)}
 
 
 def curves(run: Path) -> dict[str, Any]:
     """Success of the sampled episodes and of held-out games by step, and how labels stood at the end."""
-    from cluster import metrics
-
     rows = metrics.read(run)
     steps = [row for row in rows if "reward/environment_mean" in row]
     heldout = {row["step"]: row["heldout/accuracy"] for row in rows if "heldout/accuracy" in row}
