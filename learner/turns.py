@@ -50,9 +50,8 @@ def returns_of(
     starts = [turn_starts(rollout) for rollout in group.rollouts]
     returns = np.full((len(group), max(map(len, starts))), np.nan)
     for i, (values, begun) in enumerate(zip(mixed.tokens, starts, strict=True)):
-        if np.isfinite(rewards[i]):
-            whole = rewards[i] - values.sum()
-            returns[i, : len(begun)] = whole + returns_to_go(values, begun, discount)
+        whole = rewards[i] - values.sum()
+        returns[i, : len(begun)] = whole + returns_to_go(values, begun, discount)
     return returns
 
 
