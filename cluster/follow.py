@@ -153,6 +153,9 @@ class Follower:
     def _on_judges(self, fields: dict[str, Any]) -> None:
         self._recorder.record(self._step, fields["metrics"])
 
+    def _on_distilled(self, fields: dict[str, Any]) -> None:
+        self._recorder.record(self._step, fields["metrics"])
+
     def _on_update(self, fields: dict[str, Any]) -> None:
         self._recorder.record(self._step, {"weights/fetch_s": fields["fetch_s"], "weights/pause_s": fields["pause_s"]})
 

@@ -44,7 +44,7 @@ JOIN_S = 10.0
 
 
 def needed_cpus(config: RunConfig) -> float:
-    return config.rollout.workers + config.learner.ranks + 0.1 * config.reward_workers.workers
+    return config.rollout.workers + config.learner.ranks + 0.1 * config.reward_workers.workers + len(config.distilled)
 
 
 def start_ray(config: RunConfig) -> None:
@@ -108,7 +108,7 @@ def check_placement(config: RunConfig) -> None:
     gpu = {"GPU": 1.0} if on_gpu() else {}
     engine = {"CPU": 1.0, **{k: v * config.engine.tensor_parallel for k, v in gpu.items()}}
     bundles = [engine] * config.rollout.workers + [{"CPU": 1.0, **gpu}] * config.learner.ranks
-    bundles += [{"CPU": 0.1}] * config.reward_workers.workers
+    bundles += [{"CPU": 0.1}] * config.reward_workers.workers + [{"CPU": 1.0}] * len(config.distilled)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if missing := unplaceable(bundles, nodes):
         have = [", ".join(f"{node.get(k, 0):g} {k}" for k in engine) for node in nodes]

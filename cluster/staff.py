@@ -24,7 +24,11 @@ from cluster.watch import Watchdog
 
 log = logging.getLogger(__name__)
 
-PLACE: dict[str, Callable[[Site, str], Any]] = {"rollout": topology.place_rollout, "reward": topology.place_reward}
+PLACE: dict[str, Callable[[Site, str], Any]] = {
+    "rollout": topology.place_rollout,
+    "reward": topology.place_reward,
+    "distiller": topology.place_distiller,
+}
 """By kind of role; a role is a kind, or `kind:NAME` where a recipe names several of it."""
 LOOK_S = 1.0
 """How often the wished numbers are read."""
@@ -32,7 +36,8 @@ LOOK_S = 1.0
 
 def roles(config: RunConfig) -> dict[str, int]:
     """Role → workers that a recipe asks for."""
-    return {"rollout": config.rollout.workers, "reward": config.reward_workers.workers}
+    named = {f"distiller:{name}": 1 for name in config.distilled}
+    return {"rollout": config.rollout.workers, "reward": config.reward_workers.workers, **named}
 
 
 class Staff:

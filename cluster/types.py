@@ -234,6 +234,9 @@ class Mixed:
     drop: str | None = None
     """Why the whole group must go, if it must."""
     metrics: dict[str, float] = field(default_factory=dict)
+    tokens: tuple[np.ndarray, ...] | None = None
+    """Per rollout [T] float64: the part of its reward that came at a token; None where no signal says so. The rest of
+    the reward is the rollout's as a whole."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,8 +69,9 @@ class Services:
         return self._judges[name]
 
     def metrics(self) -> dict[str, float]:
-        """Of all judges."""
-        return {key: value for judge in self._judges.values() for key, value in judge.snapshot().items()}
+        """Of all judges and distilled models."""
+        known = (*self._judges.values(), *self._distilled.values())
+        return {key: value for one in known for key, value in one.snapshot().items()}
 
     async def close_judges(self) -> None:
         """Before `close`, in the event loop that asked them."""
@@ -85,6 +86,8 @@ class Services:
         return self._distilled[name]
 
     def close(self) -> None:
+        for follower in self._distilled.values():
+            follower.close()
         self._verifier.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 

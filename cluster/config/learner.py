@@ -140,6 +140,9 @@ class LearnerSection(Section):
     """What a reward is worth against the others of its group."""
     value: ValueSection | None = None
     """PPO's critic, if there is one."""
+    turn_discount: float = Field(default=1.0, gt=0, le=1)
+    """γ per turn of the policy, for rewards that come at a turn: what they are worth to the turns before. Rewards of
+    whole rollouts are not discounted."""
     loss: LossSection = LossSection()
     """What is minimised."""
     reference: str = "initial"

@@ -36,7 +36,7 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the engines' weights; the learner has its own."""
     options: dict[str, Any] = {}
-    """For `tiny:NAME`: the fields of its recipe in actors/tiny.py."""
+    """For `tiny:NAME`: the fields of its recipe in actors/tiny/."""
 
 
 class TasksSection(Use):
@@ -212,6 +212,17 @@ class RunConfig(Section):
                 if name not in self.judges:
                     near = nearest(name, self.judges)
                     raise ValueError(f"rewards[{i}] asks the judge '{name}'. {near}Add a section [judges.{name}].")
+        for i, reward in enumerate(self.rewards):
+            model = reward.options.get("model", "oni")
+            if reward.use == "oni" and model not in self.distilled:
+                near = nearest(model, self.distilled)
+                raise ValueError(f"rewards[{i}] uses the model '{model}'. {near}Add a section [distilled.{model}].")
+        for name, section in self.distilled.items():
+            if section.judge not in self.judges:
+                near = nearest(section.judge, self.judges)
+                raise ValueError(
+                    f"distilled.{name} asks the judge '{section.judge}'. {near}Add a section [judges.{section.judge}]."
+                )
         compared = self.learner.value is None and self.learner.advantage.use in ("group", "leave_one_out")
         if self.rollout.group_size == 1 and compared:
             raise ValueError(

@@ -17,12 +17,13 @@ class RewardActor:
 
     def __init__(self, site: Site, name: str) -> None:
         from rewards.base import Services
+        from rewards.distilled.open import followers
         from rewards.judges.archive import RedisArchive
         from rewards.judges.open import open_judges
         from rewards.worker import RewardWorker
 
         judges = open_judges(site.config.judges, RedisArchive(site.url, site.run_id))
-        services = Services(judges=judges)
+        services = Services(judges=judges, distilled=followers(site.config, site.url, site.run_id))
         self._graded = site.config.evaluation.reward
         self._worker = RewardWorker(name, buffer=site.buffer(), config=site.config, services=services)
 
