@@ -72,6 +72,10 @@ class Services:
         """Of all judges."""
         return {key: value for judge in self._judges.values() for key, value in judge.snapshot().items()}
 
+    def trouble(self) -> str:
+        """Judges that nobody can ask now, and why; nothing if there are none."""
+        return "; ".join(filter(None, (judge.trouble() for judge in self._judges.values())))
+
     async def close_judges(self) -> None:
         """Before `close`, in the event loop that asked them."""
         for judge in self._judges.values():

@@ -10,6 +10,7 @@ from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.plugins import build
 from cluster.types import FAILED, Group, Mixed, Scores
+from rewards.shadow import agreement, sign_flip_frac
 from rewards.shaping import SHAPERS, Shaper
 
 
@@ -17,7 +18,8 @@ class Mixer:
     """Weighted sum of the signals, and what their unknown scores mean.
 
     Per signal a known score is shaped; an unknown one takes its `missing` value, or leaves its rollout out, or drops
-    the group. A signal of weight 0 is recorded and decides nothing. Raises ConfigError for an unknown shaper.
+    the group. A signal of weight 0 is a shadow: it is recorded and compared with what is trained on (`rewards.shadow`),
+    and decides nothing. Raises ConfigError for an unknown shaper.
     """
 
     def __init__(self, rewards: Sequence[RewardSection], names: Sequence[str], min_valid: int) -> None:
@@ -31,17 +33,18 @@ class Mixer:
 
     def __call__(self, group: Group, scores: Mapping[str, Scores]) -> Mixed:
         total = np.zeros(len(group))
-        drop = None
+        drop, shadows = None, {}
         metrics = {"reward/failed_scores": 0.0}
         for name, section in self._rewards.items():
             values, num_failed = _evidence(name, group, scores.get(name))
             metrics |= _metrics(name, values, num_failed)
             metrics["reward/failed_scores"] += num_failed
-            if section.weight == 0:
-                continue
             if name in self._shapers:
                 values = _shaped(name, self._shapers[name], values, group)
                 metrics[f"reward/{name}_shaped_mean"] = _mean(values)
+            if section.weight == 0:
+                shadows[name] = values
+                continue
             unknown = np.isnan(values)
             if section.missing is not None:
                 values = np.where(unknown, section.missing, values)
@@ -50,6 +53,9 @@ class Mixer:
             total += section.weight * values
         if drop is None and np.isfinite(total).sum() < min(self._min_valid, len(group)):
             drop = "too_few_scores"
+        for name, values in shadows.items():
+            metrics[f"reward/{name}_agreement"] = agreement(values, total)
+            metrics[f"reward/{name}_sign_flip_frac"] = sign_flip_frac(values, total)
         return Mixed(total, drop, metrics)
 
 

@@ -3,6 +3,7 @@
 actors/, rewards/ and learner/ never import one another; only this package knows all three.
 """
 
+from cluster.topology.judge import JudgeActor, place_judge
 from cluster.topology.learner import LearnerActor, place_learner
 from cluster.topology.reward import RewardActor, place_reward
 from cluster.topology.rollout import RolloutActor, place_rollout
@@ -10,11 +11,13 @@ from cluster.topology.site import POLICY, Site, learner_name
 
 __all__ = [
     "POLICY",
+    "JudgeActor",
     "LearnerActor",
     "RewardActor",
     "RolloutActor",
     "Site",
     "learner_name",
+    "place_judge",
     "place_learner",
     "place_reward",
     "place_rollout",

@@ -9,14 +9,19 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 
 from cluster.nodes import end_children_with_me, on_gpu, openmp, threads
-from cluster.topology.site import POLICY, Site, learner_name
-from cluster.types import Group, Publication
+from cluster.topology.judge import roster
+from cluster.topology.site import POLICY, Site, first_to_end, learner_name, worker_name
+from cluster.types import Group, Message, Publication
+from rewards.judges.roster import keep_signing
+
+if TYPE_CHECKING:
+    from actors.speaker import Answer
 
 
 def _engine(site: Site, stop_tokens: Sequence[int]) -> Any:
@@ -37,6 +42,7 @@ class RolloutActor:
         from actors.chat import Chat
         from actors.environments import ENVIRONMENTS
         from actors.rollout import RolloutWorker
+        from actors.speaker import Speaker
         from actors.tasks import TASKS, order
         from cluster.plugins import build
 
@@ -49,7 +55,11 @@ class RolloutActor:
         environment = config.rollout.environment
         self._engine = _engine(site, chat.stop_tokens)
         self._spool = Path(tempfile.mkdtemp(prefix="kanabo-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-        self._site = site
+        self._site, self._name = site, name
+        shares = {n: j.engine_share for n, j in config.judges.items() if j.kind == "policy"}
+        self._judges = list(shares)
+        self._speaker = Speaker(self._engine, chat, max(1, int(sum(shares.values()) * config.engine.max_num_seqs)))
+        self._signing: list[asyncio.Task[None]] = []
         self.worker = RolloutWorker(
             name,
             policy=POLICY,
@@ -65,13 +75,21 @@ class RolloutActor:
     async def ready(self) -> int:
         """Bring the engine up; returns this actor's process id."""
         await self._engine.start()
+        for judge in self._judges:
+            signing = keep_signing(roster(self._site, judge), self._name, lambda: self._engine.version)
+            self._signing.append(asyncio.create_task(signing))
         return os.getpid()
 
     async def run(self) -> None:
-        await self.worker.run()
+        working = asyncio.create_task(self.worker.run())
+        await first_to_end(working, *self._signing)
 
     async def stop(self) -> None:
         await self.worker.stop()
+
+    async def answer(self, messages: Sequence[Message], **how: Any) -> Answer:
+        """Judge with the weights of now; takes no more of the engine than `judges.NAME.engine_share`."""
+        return await self._speaker.answer(messages, **how)
 
     async def waiting(self) -> str:
         return self.worker.waiting()
@@ -128,6 +146,7 @@ def place_rollout(site: Site, name: str) -> Any:
     return (
         ray.remote(RolloutActor)
         .options(
+            name=worker_name(site.run_id, name),
             num_cpus=1,
             num_gpus=config.engine.tensor_parallel if on_gpu() else 0,
             max_concurrency=1000,
