@@ -73,7 +73,7 @@ class Services:
         return {key: value for judge in self._judges.values() for key, value in judge.snapshot().items()}
 
     def trouble(self) -> str:
-        """Judges that nobody can ask now, and why; nothing if there are none."""
+        """Judges that do not answer, and why; nothing if all do."""
         return "; ".join(filter(None, (judge.trouble() for judge in self._judges.values())))
 
     async def close_judges(self) -> None:

@@ -39,6 +39,11 @@ class Breaker:
         return self._open_until is not None
 
     @property
+    def failing(self) -> bool:
+        """Did the last call fail?"""
+        return self.is_open or (len(self._recent) > 0 and not self._recent[-1])
+
+    @property
     def retry_in_s(self) -> float:
         return max(0.0, self._open_until - self._clock()) if self._open_until is not None else 0.0
 

@@ -103,7 +103,7 @@ class JudgePool:
             self._weights = newest
 
     def trouble(self) -> str:
-        """Why nobody can be asked now, in words; nothing if somebody can."""
+        """Why nobody answers now, in words; nothing if somebody does."""
         found = self.replicas.trouble()
         return f"judge '{self.name}': {found}" if found else ""
 

@@ -104,14 +104,14 @@ class Replicas:
         return any(r.breaker.ready() for r in self._there if r not in tried)
 
     def trouble(self) -> str:
-        """Why nobody can be asked; nothing if somebody can."""
+        """Why nobody answers; nothing if somebody does, or has not been asked yet."""
         if not self._there:
             return "none of its replicas is up" if self._come_and_go else "it has no replica"
-        if not all(r.breaker.is_open for r in self._there):
+        if not all(r.breaker.failing for r in self._there):
             return ""
         wait_s = min(r.breaker.retry_in_s for r in self._there)
         reasons = "; ".join(f"{r.transport.name}: {r.breaker.reason}" for r in self._there)
-        return f"no replica may be asked for another {wait_s:.1f} s. {reasons}"
+        return f"no replica answers, and none is asked for another {wait_s:.1f} s. {reasons}"
 
     async def close(self) -> None:
         await asyncio.gather(*self._closing, *(r.transport.close() for r in self._there))
