@@ -82,10 +82,9 @@ class JudgeActor:
         """Take no new questions; those under way are answered first."""
         self._stopping.set()
 
-    async def key(self) -> str:
-        """What its server must be shown. For requests, not for any log or disk."""
-        assert self._server is not None
-        return self._server.key
+    async def key(self, url: str) -> str | None:
+        """What the server at `url` must be shown, None if it is another one. For requests, not for log or disk."""
+        return self._server.key if self._server is not None and self._server.url == url else None
 
     async def waiting(self) -> str:
         assert self._server is not None
@@ -163,7 +162,12 @@ class PolicyTransport:
 
 
 async def _server(site: Site, section: JudgeSection, name: str, url: str) -> Transport:
-    key = await (await _actor(site, name)).key.remote()
+    try:
+        key = await (await _actor(site, name)).key.remote(url)
+    except RayActorError as error:
+        raise JudgeAbsent(f"{name} has ended: {one_line(error)}") from error
+    if key is None:  # the roster still has one of an earlier life of the run
+        raise JudgeAbsent(f"{name} is not at {url}")
     return client_of(
         url,
         key,
@@ -181,11 +185,9 @@ async def _policy(site: Site, name: str, _version: str) -> Transport:
 async def _actor(site: Site, name: str) -> Any:
     """Raises JudgeAbsent."""
     try:
-        actor: Any = await asyncio.to_thread(ray.get_actor, worker_name(site.run_id, name))
-        await actor.waiting.remote()
-    except (ValueError, RayActorError) as error:
+        return await asyncio.to_thread(ray.get_actor, worker_name(site.run_id, name))
+    except ValueError as error:
         raise JudgeAbsent(f"{name} has ended: {one_line(error)}") from error
-    return actor
 
 
 def _split(site: Site, section: JudgeSection) -> Split | None:

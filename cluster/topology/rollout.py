@@ -83,6 +83,9 @@ class RolloutActor:
     async def run(self) -> None:
         working = asyncio.create_task(self.worker.run())
         await first_to_end(working, *self._signing)
+        for signing in self._signing:
+            signing.cancel()
+        await asyncio.gather(*self._signing, return_exceptions=True)  # off the roster before this actor is ended
 
     async def stop(self) -> None:
         await self.worker.stop()

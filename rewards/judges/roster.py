@@ -70,18 +70,20 @@ async def keep_signing(roster: Roster, replica: str, says: Callable[[], str]) ->
 
 async def follow(pool: JudgePool, roster: Roster, connect: Connect) -> None:
     """Keep the pool's replicas those of the roster, until cancelled. Calls under way at one that leaves end there."""
-    joined: dict[str, Transport] = {}
+    joined: dict[tuple[str, str], Transport] = {}
     while True:
         there = await asyncio.to_thread(roster.there)
-        for name in joined.keys() - there.keys():
-            pool.replicas.remove(joined.pop(name))
-        for name in there.keys() - joined.keys():
+        # With another address it is another replica, whatever its name; versions of weights come and go under one.
+        wanted = {(name, "" if pool.live else says): says for name, says in there.items()}
+        for who in joined.keys() - wanted.keys():
+            pool.replicas.remove(joined.pop(who))
+        for who in wanted.keys() - joined.keys():
             try:
-                joined[name] = await connect(name, there[name])
+                joined[who] = await connect(who[0], wanted[who])
             except JudgeError as error:
-                log.info("judge '%s': %s is on the roster and cannot be reached: %s", pool.name, name, error)
+                log.info("judge '%s': %s is on the roster and cannot be reached: %s", pool.name, who[0], error)
             else:
-                pool.replicas.add(joined[name])
+                pool.replicas.add(joined[who])
         if pool.live:
             for version in there.values():
                 pool.saw(version)

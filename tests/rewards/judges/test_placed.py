@@ -119,6 +119,31 @@ async def test_replicas_join_and_leave_without_disturbing_calls_under_way(at_the
     await pool.close()
 
 
+async def test_another_address_is_another_replica_and_another_version_is_not(at_the_roster, monkeypatch):
+    monkeypatch.setattr(roster, "FOLLOW_S", 0.02)
+    met = []
+
+    async def connect(name: str, says: str) -> KeywordJudge:
+        met.append(says)
+        return KeywordJudge(name=says)
+
+    for live, expected in ((False, ["1.1", "1.2"]), (True, ["1.2"])):
+        pool = JudgePool("own", [], live=live, come_and_go=True)
+        async with background(follow(pool, at_the_roster, connect)):
+            if not live:
+                at_the_roster.sign("own-0", "1.1")
+                await until(lambda: len(met) == 1)
+                at_the_roster.sign("own-0", "1.2")
+            await until(lambda expected=expected: met == expected)
+            if live:
+                at_the_roster.sign("own-0", "1.3")
+                await until(lambda pool=pool: pool.key(pointwise()) == pool.key(pointwise(), "1.3"))
+                assert met == ["1.2"]
+            assert len(pool.replicas) == 1
+        await pool.close()
+        met.clear()
+
+
 async def _note(closed: list[str], name: str) -> None:
     closed.append(name)
 
@@ -270,6 +295,16 @@ def test_only_judges_that_groups_wait_for_hold_up_the_start():
         {"use": "exact"},
     ]
     assert parse({"rewards": rewards, "judges": judges}).admit_judges == ["a"]
+
+
+def test_judges_of_the_run_take_places_of_their_own():
+    from cluster.nodes import needed_cpus
+    from cluster.staff import roles
+
+    judges = {"a": {"kind": "vllm", "model": "m", "replicas": 2, "cpus": 3}, "b": {"kind": "policy"}}
+    with_judges, without = parse({"judges": judges}), parse({})
+    assert needed_cpus(with_judges) == needed_cpus(without) + 6
+    assert roles(with_judges) == roles(without) | {"judge:a": 2}
 
 
 def test_policy_judges_leave_something_of_the_engine():
