@@ -27,7 +27,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from cluster.config import RunConfig
+from cluster.config import JudgeSection, RunConfig
 from cluster.errors import ConfigError, InfrastructureError, one_line
 
 INFRASTRUCTURE = (
@@ -44,7 +44,19 @@ JOIN_S = 10.0
 
 
 def needed_cpus(config: RunConfig) -> float:
-    return config.rollout.workers + config.learner.ranks + 0.1 * config.reward_workers.workers + len(config.distilled)
+    judges = sum(judge.replicas * judge.cpus for judge in _placed(config).values())
+    return (
+        config.rollout.workers
+        + config.learner.ranks
+        + 0.1 * config.reward_workers.workers
+        + len(config.distilled)
+        + judges
+    )
+
+
+def _placed(config: RunConfig) -> dict[str, JudgeSection]:
+    """Judges that take room of their own."""
+    return {name: judge for name, judge in config.judges.items() if judge.kind == "vllm"}
 
 
 def start_ray(config: RunConfig) -> None:
@@ -109,13 +121,18 @@ def check_placement(config: RunConfig) -> None:
     engine = {"CPU": 1.0, **{k: v * config.engine.tensor_parallel for k, v in gpu.items()}}
     bundles = [engine] * config.rollout.workers + [{"CPU": 1.0, **gpu}] * config.learner.ranks
     bundles += [{"CPU": 0.1}] * config.reward_workers.workers + [{"CPU": 1.0}] * len(config.distilled)
+    judges = _placed(config)
+    for judge in judges.values():
+        bundles += [{"CPU": judge.cpus, **dict.fromkeys(gpu, judge.gpus)}] * judge.replicas
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if missing := unplaceable(bundles, nodes):
         have = [", ".join(f"{node.get(k, 0):g} {k}" for k in engine) for node in nodes]
+        replicas = "".join(f", judges.{name}.replicas = {judge.replicas}" for name, judge in judges.items())
         raise ConfigError(
-            f"the cluster cannot hold rollout.workers = {config.rollout.workers} and learner.ranks = "
+            f"the cluster cannot hold rollout.workers = {config.rollout.workers}{replicas} and learner.ranks = "
             f"{config.learner.ranks}: there is no room for {missing}. Its nodes have {'; '.join(have)}. "
-            "Lower rollout.workers, learner.ranks or engine.tensor_parallel, or add nodes."
+            f"Lower rollout.workers, learner.ranks{', replicas, cpus or gpus of judges' if judges else ''} or "
+            "engine.tensor_parallel, or add nodes."
         )
 
 

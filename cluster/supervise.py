@@ -140,8 +140,7 @@ class Supervisor:
         manifest = checkpoint.read(resume_from) if resume_from else None
         step = manifest.step if manifest else 0
         if not self._staff.may_work.is_set():
-            enough = self._config.rollout.workers
-            await until(lambda: len(self._staff.of("rollout")) >= enough or self._asked_to_stop.is_set())
+            await until(lambda: self._staff.complete() or self._asked_to_stop.is_set())
         if self._asked_to_stop.is_set():
             return step
         self._table.state("starting the learner")

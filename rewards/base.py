@@ -73,6 +73,10 @@ class Services:
         known = (*self._judges.values(), *self._distilled.values())
         return {key: value for one in known for key, value in one.snapshot().items()}
 
+    def trouble(self) -> str:
+        """Judges that do not answer, and why; nothing if all do."""
+        return "; ".join(filter(None, (judge.trouble() for judge in self._judges.values())))
+
     async def close_judges(self) -> None:
         """Before `close`, in the event loop that asked them."""
         for judge in self._judges.values():

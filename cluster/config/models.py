@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -207,11 +208,13 @@ class RunConfig(Section):
                 f"{nearest(self.evaluation.reward, names)}There are: {', '.join(names)}."
             )
         for i, reward in enumerate(self.rewards):
-            asked = reward.options.get("judge", "judge") if reward.use == "judge" else ()
-            for name in [asked] if isinstance(asked, str) else asked:
+            for name in _asked(reward):
                 if name not in self.judges:
                     near = nearest(name, self.judges)
                     raise ValueError(f"rewards[{i}] asks the judge '{name}'. {near}Add a section [judges.{name}].")
+        share = sum(j.engine_share for j in self.judges.values() if j.kind == "policy")
+        if share >= 1:
+            raise ValueError(f"judges of kind 'policy' have engine_share = {share:g} together; leave some to rollouts.")
         for i, reward in enumerate(self.rewards):
             model = reward.options.get("model", "oni")
             if reward.use == "oni" and model not in self.distilled:
@@ -243,3 +246,14 @@ class RunConfig(Section):
     @property
     def admit_rewards(self) -> list[str]:
         return [n for n, r in zip(self.reward_names, self.rewards, strict=True) if r.when == "admit"]
+
+    @property
+    def admit_judges(self) -> list[str]:
+        """Judges that an `admit` reward asks."""
+        return sorted({name for reward in self.rewards if reward.when == "admit" for name in _asked(reward)})
+
+
+def _asked(reward: RewardSection) -> Sequence[str]:
+    """Judges that a reward asks."""
+    asked = reward.options.get("judge", "judge") if reward.use == "judge" else ()
+    return (asked,) if isinstance(asked, str) else asked

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
 import numpy as np
 import ray
 
-from cluster.topology.site import Site
+from cluster.topology.judge import Judges
+from cluster.topology.site import Site, first_to_end
 from cluster.types import Group
 
 
@@ -18,20 +20,23 @@ class RewardActor:
     def __init__(self, site: Site, name: str) -> None:
         from rewards.base import Services
         from rewards.distilled.open import followers
-        from rewards.judges.archive import RedisArchive
-        from rewards.judges.open import open_judges
         from rewards.worker import RewardWorker
 
-        judges = open_judges(site.config.judges, RedisArchive(site.url, site.run_id))
-        services = Services(judges=judges, distilled=followers(site.config, site.url, site.run_id))
+        self._judges = Judges(site)
+        self._following: list[asyncio.Task[None]] = []
+        services = Services(judges=self._judges.pools, distilled=followers(site.config, site.url, site.run_id))
         self._graded = site.config.evaluation.reward
         self._worker = RewardWorker(name, buffer=site.buffer(), config=site.config, services=services)
 
-    def ready(self) -> int:
+    async def ready(self) -> int:
+        self._following = self._judges.follow()
         return os.getpid()
 
     async def run(self) -> None:
-        await self._worker.run()
+        working = asyncio.create_task(self._worker.run())
+        await first_to_end(working, *self._following)
+        for task in self._following:
+            task.cancel()
 
     async def stop(self) -> None:
         await self._worker.stop()
