@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import check, checkpoint, config, metrics, report, table
+from cluster import alarm, check, checkpoint, config, metrics, report, table
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
 from cluster.errors import BufferUnavailable, ConfigError, KanaboError
@@ -82,18 +82,22 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
 
 
 async def _drive(site, store, recipe: str, resume_from: Path | None, begun: float) -> int:
-    from cluster import topology
+    from cluster import nodes, topology
+    from cluster.scraped import Scraped
     from cluster.supervise import Supervisor
 
     settings, directory = site.config, Path(site.run_dir)
     buffer = Buffer(site.url, site.run_id)  # not as patient as the lap's: it has not begun, or has ended
     buffer.configure(check.limits(settings))
     buffer.forsake(topology.POLICY)  # every worker of an earlier life is gone
-    recorder = metrics.Recorder(directory, settings.tracking, settings.run.name, settings.model_dump(mode="json"))
+    recorder = metrics.Recorder(
+        directory, settings.tracking, settings.run.name, settings.model_dump(mode="json"), [Scraped(settings.run.name)]
+    )
     recorder.forget_after(checkpoint.read(resume_from).step if resume_from else -1)
     with table.LiveTable(settings.run.name, settings.learner.steps, settings.tracking.live_table) as live:
         supervisor = Supervisor(site, store, recorder, live)
         console = _console(site, buffer, supervisor)
+        table.console.print(f"metrics: {nodes.scraped_at()}", highlight=False, soft_wrap=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, supervisor.ask_to_stop)
         failure = None
@@ -117,6 +121,9 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     if failure is not None:
         kind = "" if isinstance(failure, KanaboError) else f"{type(failure).__name__}: "
         table.console.print(f"[bold red]failed[/] {kind}{_plain(str(failure))}", highlight=False, soft_wrap=True)
+        if isinstance(failure, alarm.Alarmed):
+            table.console.print(_plain(alarm.close(directory, failure)), highlight=False, soft_wrap=True)
+            return 1
         table.console.print(f"The whole trace is in {directory / 'error.txt'}.", highlight=False, soft_wrap=True)
         return 1
     return 0

@@ -10,7 +10,7 @@ from cluster.config.models import (
     RunConfig,
     TrackingSection,
 )
-from cluster.config.reading import dump, load, parse, without_password
+from cluster.config.reading import dump, load, overridden, parse, without_password
 from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Use",
     "dump",
     "load",
+    "overridden",
     "parse",
     "without_password",
 ]

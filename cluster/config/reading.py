@@ -36,9 +36,14 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"recipe '{path}' is not valid TOML: {error}. Strings need quotes, see toml.io.") from error
     if not tree:
         raise ConfigError(f"recipe '{path}' is empty. See deploy/recipes/ for ones to start from.")
+    return parse(overridden(tree, overrides), where=str(path))
+
+
+def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The tree, changed by each `section.key=value`. Raises ConfigError."""
     for override in overrides:
         _override(tree, override)
-    return parse(tree, where=str(path))
+    return tree
 
 
 def parse(tree: Mapping[str, Any], *, where: str = "recipe") -> RunConfig:
