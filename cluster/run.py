@@ -6,6 +6,7 @@ Exit codes: 0 done or stopped on request · 1 the run failed · 2 the recipe, or
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import signal
 import sys
@@ -17,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import alarm, check, checkpoint, config, metrics, report, table
+from cluster import alarm, check, checkpoint, cli, config, metrics, report, table
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
 from cluster.errors import BufferUnavailable, ConfigError, KanaboError
@@ -30,8 +31,15 @@ def main(
     recipe: Annotated[str, typer.Argument(help="A recipe, e.g. deploy/recipes/quickstart.toml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, in TOML's syntax.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, say what would run, start nothing.")] = False,
+    as_json: cli.AsJson = False,
 ) -> None:
-    """Train as a recipe says."""
+    """Train as a recipe says.
+
+    With --json stdout has nothing but the summary, or the resolved recipe of a dry run; all else goes to stderr.
+
+    Exit codes: 0 done or stopped on request · 1 the run failed · 2 the recipe, or what it names, cannot run.
+    """
+    table.console.stderr = as_json
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("actors.models").setLevel(logging.INFO)  # making a model takes a minute: say so
     try:
@@ -41,8 +49,12 @@ def main(
             table.console.print(f"[yellow]warning[/] {_plain(warning)}", highlight=False, soft_wrap=True)
         if dry_run:
             table.console.print(check.plan(settings, directory), highlight=False, soft_wrap=True)
+            if as_json:
+                cli.print_json(config.tree_of(settings))
             raise typer.Exit(0)
         code = run(settings, recipe, directory)
+        if as_json:
+            cli.print_json(json.loads((directory / "summary.json").read_text()))
     except ConfigError as error:
         table.console.print(f"[bold red]error[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
@@ -91,7 +103,7 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     buffer.configure(check.limits(settings))
     buffer.forsake(topology.POLICY)  # every worker of an earlier life is gone
     recorder = metrics.Recorder(
-        directory, settings.tracking, settings.run.name, settings.model_dump(mode="json"), [Scraped(settings.run.name)]
+        directory, settings.tracking, settings.run.name, config.tree_of(settings), [Scraped(settings.run.name)]
     )
     recorder.forget_after(checkpoint.read(resume_from).step if resume_from else -1)
     with table.LiveTable(settings.run.name, settings.learner.steps, settings.tracking.live_table) as live:

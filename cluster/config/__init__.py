@@ -10,7 +10,7 @@ from cluster.config.models import (
     RunConfig,
     TrackingSection,
 )
-from cluster.config.reading import dump, load, overridden, parse, without_password
+from cluster.config.reading import dump, load, overridden, parse, tree_of, without_password
 from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
 
 __all__ = [
@@ -33,5 +33,6 @@ __all__ = [
     "load",
     "overridden",
     "parse",
+    "tree_of",
     "without_password",
 ]

@@ -56,10 +56,15 @@ def parse(tree: Mapping[str, Any], *, where: str = "recipe") -> RunConfig:
 
 def dump(config: RunConfig) -> str:
     """The resolved recipe as TOML; a password in `buffer.url` is left out."""
+    return tomli_w.dumps(tree_of(config))
+
+
+def tree_of(config: RunConfig) -> dict[str, Any]:
+    """The resolved recipe as plain values, for files and strangers: a password in `buffer.url` is left out."""
     tree = config.model_dump(mode="json", exclude_none=True)
     if config.buffer.url:
         tree["buffer"]["url"] = without_password(config.buffer.url)
-    return tomli_w.dumps(tree)
+    return tree
 
 
 def without_password(url: str) -> str:
