@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from cluster import metrics
@@ -134,6 +135,7 @@ class Follower:
                 continue
             log.warning("%s at step %d: %s", alarm.monitor, alarm.step, alarm.message)
             self._recorder.record(step, {f"monitor/{alarm.monitor}_alarms": 1})
+            self._recorder.alarm(asdict(alarm))
             if section.on_alarm != "warn":
                 raise Alarmed(alarm, monitor.reads, roll_back=section.on_alarm == "rollback")
 

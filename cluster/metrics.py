@@ -61,8 +61,10 @@ class Recorder:
         """Remove rows of a history that did not survive: those of steps after `step`."""
         self._metrics.close()
         self._samples.close()
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl"):
             path = self.directory / name
+            if not path.exists():
+                continue
             kept = [line for line in path.read_text().splitlines(keepends=True) if _survives(line, step)]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(kept))
@@ -86,6 +88,11 @@ class Recorder:
         """Write one rollout with its text, scores and advantage."""
         self._samples.write(json.dumps(row) + "\n")
 
+    def alarm(self, row: Mapping[str, Any]) -> None:
+        """Write what a monitor said."""
+        with (self.directory / "alarms.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
     def close(self) -> None:
         self._metrics.close()
         self._samples.close()
@@ -97,7 +104,15 @@ class Recorder:
 
 def read(directory: Path) -> list[Row]:
     """The rows of a run so far; a last line that a crash tore is left out."""
-    path = directory / "metrics.jsonl"
+    return _rows(directory / "metrics.jsonl")
+
+
+def read_alarms(directory: Path) -> list[dict[str, Any]]:
+    """What monitors have said, oldest first: monitor, step, signal, message, good."""
+    return _rows(directory / "alarms.jsonl")
+
+
+def _rows(path: Path) -> list[Row]:
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from cluster import alarm, check, checkpoint, cli, config, metrics, report, table
-from cluster.buffer import Buffer
+from cluster.buffer import Buffer, Wishes
 from cluster.config import RunConfig
 from cluster.errors import BufferUnavailable, ConfigError, KanaboError
 from cluster.own import own
@@ -148,7 +148,7 @@ def _console(site, buffer, supervisor):
     from cluster.console.server import Console
     from cluster.console.source import Alive, Source
 
-    alive = Alive(buffer, supervisor.standing, Path(site.model_dir))
+    alive = Alive(buffer, supervisor.standing, Path(site.model_dir), Wishes(site.url, site.run_id))
     console = Console(Source(Path(site.run_dir), alive), site.config.console)
     table.console.print(f"console: {console.address}", highlight=False, soft_wrap=True)
     return console
