@@ -156,6 +156,12 @@ def unplaceable(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[
     return "; ".join(f"{count} of {asked[kind]} places with {kind}" for kind, count in homeless.items())
 
 
+def scraped_at() -> str:
+    """Where Prometheus finds this node's metrics, the run's among them."""
+    here = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+    return f"http://{here['NodeManagerAddress']}:{here['MetricsExportPort']}/metrics"
+
+
 def on_gpu() -> bool:
     return ray.cluster_resources().get("GPU", 0) > 0
 

@@ -11,7 +11,7 @@ from cluster.config.models import (
     RunConfig,
     TrackingSection,
 )
-from cluster.config.reading import dump, load, parse, without_password
+from cluster.config.reading import dump, load, overridden, parse, tree_of, without_password
 from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
 
 __all__ = [
@@ -34,6 +34,8 @@ __all__ = [
     "ValueSection",
     "dump",
     "load",
+    "overridden",
     "parse",
+    "tree_of",
     "without_password",
 ]

@@ -92,8 +92,9 @@ class EngineSection(Section):
 class MonitorSection(Use):
     """`[[monitors]]`: what watches the metrics."""
 
-    on_alarm: Literal["warn", "stop"] = "warn"
-    """Say so and go on, or end the run as failed; it can go on from its last checkpoint."""
+    on_alarm: Literal["warn", "stop", "rollback"] = "warn"
+    """Say so and go on; or end the run as failed, with a report; or that, and go back to the last checkpoint from
+    before the trouble, which `kanabo export` and a resume then take."""
 
 
 class BufferSection(Section):

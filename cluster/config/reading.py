@@ -43,9 +43,14 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"recipe '{path}' is not valid TOML: {error}. Strings need quotes, see toml.io.") from error
     if not tree:
         raise ConfigError(f"recipe '{path}' is empty. See deploy/recipes/ for ones to start from.")
+    return parse(overridden(tree, overrides), where=str(path))
+
+
+def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The tree, changed by each `section.key=value`. Raises ConfigError."""
     for override in overrides:
         _override(tree, override)
-    return parse(tree, where=str(path))
+    return tree
 
 
 def parse(tree: Mapping[str, Any], *, where: str = "recipe") -> RunConfig:
@@ -58,10 +63,15 @@ def parse(tree: Mapping[str, Any], *, where: str = "recipe") -> RunConfig:
 
 def dump(config: RunConfig) -> str:
     """The resolved recipe as TOML; a password in `buffer.url` is left out."""
+    return tomli_w.dumps(tree_of(config))
+
+
+def tree_of(config: RunConfig) -> dict[str, Any]:
+    """The resolved recipe as plain values, for files and strangers: a password in `buffer.url` is left out."""
     tree = config.model_dump(mode="json", exclude_none=True)
     if config.buffer.url:
         tree["buffer"]["url"] = without_password(config.buffer.url)
-    return tomli_w.dumps(tree)
+    return tree
 
 
 def without_password(url: str) -> str:

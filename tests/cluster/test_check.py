@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -412,3 +414,14 @@ def test_a_cluster_that_is_not_there_is_named(monkeypatch):
     with pytest.raises(ConfigError, match=r"RAY_ADDRESS = '127\.0\.0\.1:1' cannot be joined"):
         nodes.start_ray(config.parse({}))
     assert time.monotonic() - start < 15
+
+
+def test_with_json_stdout_holds_one_document_without_a_password(tmp_path, redis_url):
+    arguments = [str(RECIPES / "quickstart.toml"), f"run.dir={tmp_path}", f"buffer.url={redis_url}"]
+    told = subprocess.run(
+        [sys.executable, "-m", "cluster.run", *arguments, "--dry-run", "--json"],
+        capture_output=True, text=True, check=True, cwd=RECIPES.parents[1],
+    )  # fmt: skip
+    assert json.loads(told.stdout)["run"]["dir"] == str(tmp_path)
+    assert "…@" in json.loads(told.stdout)["buffer"]["url"]
+    assert redis_url.split(":")[2].split("@")[0] not in told.stdout + told.stderr
