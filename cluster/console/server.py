@@ -1,4 +1,4 @@
-"""The run's web page: JSON about a `Source`, and static files. It reads; all it changes is how many workers are wished."""
+"""The run's web page: JSON about a `Source`, and static files. All it changes is how many workers are wished for.
 
 On a loopback address it is open to this machine's users, under loopback names only: a foreign page that has its name
 point here is refused. On any other address every request needs the token, as `Authorization: Bearer`, or once as
