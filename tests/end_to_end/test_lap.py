@@ -62,7 +62,8 @@ def kill_the_driver(tmp_path, overrides: list[str], *, at_step: int) -> dict:
     process = jobs.start(overrides, log=log)
     try:
         jobs.wait_for_step(tmp_path / "killed", at_step, process, log, timeout_s=400)
-        started, memory = jobs.tree(process), jobs.shared_memory(process, tmp_path / "killed")
+        started = jobs.tree(process)
+        memory = jobs.shared_memory(started, tmp_path / "killed")
         os.kill(process.pid, signal.SIGKILL)
         process.wait(10)
         left = jobs.left_after(started, seconds=20)
@@ -75,7 +76,7 @@ def kill_the_driver(tmp_path, overrides: list[str], *, at_step: int) -> dict:
     process = jobs.start(overrides, log=log)
     try:
         jobs.wait_for_step(tmp_path / "killed", at_step + 1, process, log, timeout_s=400)
-        memory = jobs.shared_memory(process, tmp_path / "killed")
+        memory = jobs.shared_memory(jobs.tree(process), tmp_path / "killed")
     finally:
         code = jobs.finish(process, log, timeout_s=600)
     assert code == 0, jobs.tail(log)
