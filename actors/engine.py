@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from cluster.config import RunConfig
+from cluster.config import EngineSection, RunConfig
 from cluster.errors import ConfigError, InfrastructureError
 from cluster.failpoints import failpoint
 from cluster.types import Publication, VersionSpan
@@ -71,18 +71,23 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
 
+def check_options(section: EngineSection) -> None:
+    """Raises ConfigError for options with which an engine would sample from another distribution than it reports."""
+    for option in REFUSED_SAMPLING:
+        if option in section.options:
+            raise ConfigError(
+                f"engine.options.{option} changes the distribution that is sampled from, and the learner would "
+                "correct for another one. Leave it out."
+            )
+
+
 class VllmEngine:
     """AsyncLLM with processed log-probs, version spans and weights that change in flight."""
 
     exact = True
 
     def __init__(self, model_dir: str | Path, config: RunConfig, *, stop_tokens: Sequence[int], version: str) -> None:
-        for option in REFUSED_SAMPLING:
-            if option in config.engine.options:
-                raise ConfigError(
-                    f"engine.options.{option} changes the distribution that is sampled from, and the learner would "
-                    "correct for another one. Leave it out."
-                )
+        check_options(config.engine)
         _settle_environment()
         from vllm import AsyncEngineArgs
         from vllm.config import WeightTransferConfig

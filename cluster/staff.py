@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 PLACE: dict[str, Callable[[Site, str], Any]] = {
     "rollout": topology.place_rollout,
     "reward": topology.place_reward,
+    "distiller": topology.place_distiller,
     "judge": topology.place_judge,
 }
 """By kind of role; a role is a kind, or `kind:NAME` where a recipe names several of it."""
@@ -37,7 +38,8 @@ LOOK_S = 1.0
 def roles(config: RunConfig) -> dict[str, int]:
     """Role → workers that a recipe asks for."""
     judges = {f"judge:{name}": judge.replicas for name, judge in config.judges.items() if judge.kind == "vllm"}
-    return {"rollout": config.rollout.workers, "reward": config.reward_workers.workers, **judges}
+    distillers = {f"distiller:{name}": 1 for name in config.distilled}
+    return {"rollout": config.rollout.workers, "reward": config.reward_workers.workers, **judges, **distillers}
 
 
 class Staff:

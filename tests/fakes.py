@@ -110,6 +110,13 @@ class DeafEngine(VllmEngine):
         return 0.0
 
 
+class Forgetful(Advantage):
+    """Has forgotten what the last rollout of every group is worth."""
+
+    def advantages(self, rewards: np.ndarray) -> np.ndarray:
+        return np.append(rewards[:-1], np.nan)
+
+
 class Overflowing(Advantage):
     """Rewards minus their mean, times a number that no gradient survives in the given steps (from 0)."""
 

@@ -110,6 +110,8 @@ class DistilledSection(Use):
     """Times that an unreadable caption is asked about."""
     max_backlog: PositiveInt = 10_000
     """Captions that wait to be labelled; the oldest leave first."""
+    order: Literal["newest", "oldest"] = "newest"
+    """Which of them are labelled first."""
     in_flight_ttl_s: PositiveFloat = 120.0
     """A caption that was sent and not labelled for so long is sent again."""
     held_out_frac: float = Field(default=0.1, gt=0, lt=1)

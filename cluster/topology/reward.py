@@ -12,6 +12,7 @@ import ray
 from cluster.topology.judge import Judges
 from cluster.topology.site import Site, first_to_end
 from cluster.types import Group
+from rewards.anchors import Answers, answers
 
 
 class RewardActor:
@@ -19,11 +20,12 @@ class RewardActor:
 
     def __init__(self, site: Site, name: str) -> None:
         from rewards.base import Services
+        from rewards.distilled.open import followers
         from rewards.worker import RewardWorker
 
         self._judges = Judges(site)
         self._following: list[asyncio.Task[None]] = []
-        services = Services(judges=self._judges.pools)
+        services = Services(judges=self._judges.pools, distilled=followers(site.config, site.url, site.run_id))
         self._graded = site.config.evaluation.reward
         self._worker = RewardWorker(name, buffer=site.buffer(), config=site.config, services=services)
 
@@ -46,13 +48,13 @@ class RewardActor:
     async def close(self) -> None:
         self._worker.close()
 
-    async def grade(self, groups: list[Group]) -> float:
-        """Mean of `evaluation.reward` over held-out rollouts; NaN if none could be scored."""
+    async def grade(self, groups: list[Group]) -> tuple[float, Answers]:
+        """Mean of `evaluation.reward` over held-out rollouts, NaN if none could be scored; and what was answered."""
         name = self._graded or self._worker.names[0]
         scores = [(await self._worker.score(group, [name]))[name].values for group in groups]
         known = np.concatenate(scores) if scores else np.array([])
         known = known[np.isfinite(known)]
-        return float(known.mean()) if len(known) else float("nan")
+        return float(known.mean()) if len(known) else float("nan"), answers(groups)
 
 
 def place_reward(site: Site, name: str) -> Any:

@@ -33,7 +33,7 @@ def worker_name(run_id: str, name: str) -> str:
     return f"kanabo:{run_id}:{name}"
 
 
-async def first_to_end(*tasks: asyncio.Task[Any]) -> None:
+async def first_to_end(*tasks: asyncio.Future[Any]) -> None:
     """Wait until one of them ends; raises what it raised."""
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done:

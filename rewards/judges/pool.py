@@ -141,6 +141,10 @@ class JudgePool:
         circuits = sum(r.breaker.is_open for r in self.replicas)
         return self.metrics.snapshot(queue_depth=self._broker.queue_depth, open_circuits=circuits)
 
+    async def complete(self, call: Call) -> Completion:
+        """The bare answer to a chat of the caller's own, from whichever replica may be asked. Raises JudgeError."""
+        return (await self._complete(call))[0]
+
     async def close(self) -> None:
         for task in list(self._background):
             task.cancel()
