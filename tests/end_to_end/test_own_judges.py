@@ -62,6 +62,13 @@ def known(run: Path, name: str, *, after: int = 0) -> list[Scores]:
     return found
 
 
+def models_of(run: Path, name: str) -> list[str]:
+    """Who judged, one entry per scored rollout, in the order of the steps."""
+    return [
+        p.model for s in known(run, name) for p, state in zip(s.provenance, s.state, strict=True) if state == SCORED
+    ]
+
+
 def newest(run: Path) -> int:
     return max((r["step"] for r in jobs.rows(run) if "learner/step_s" in r), default=0)
 
@@ -121,9 +128,9 @@ def free_port() -> int:
 def test_the_policy_judges_itself_and_says_which_version_did(tmp_path):
     path = recipe(tmp_path, '[judges.self]\nkind = "policy"', self="")
     with judged(tmp_path, path, *FAKE) as (process, log, run):
-        until(lambda: len({s.provenance[0].model for s in known(run, "self")}) >= 3, process, log, 240)
+        until(lambda: len(set(models_of(run, "self"))) >= 3, process, log, 240)
         records = archived(run)
-    models = [s.provenance[0].model for s in known(run, "self")]
+    models = models_of(run, "self")
     versions = [int(m.removeprefix("policy@1.").rpartition(".")[2].partition("-")[0]) for m in models]
     assert all(m.startswith("policy@1.") for m in models)
     assert versions[-1] > versions[0], "the version that judges does not advance with the policy"
@@ -217,12 +224,12 @@ def test_a_server_of_the_run_s_own_judges_and_is_replaced_when_it_dies(tmp_path)
         until(lambda: known(run, "own", after=died_at + 5), process, log, 600)
         records = archived(run)
     own = known(run, "own")
-    assert {s.provenance[0].model for s in own} == {str(model)}
+    assert set(models_of(run, "own")) == {str(model)}
     assert all(s.provenance[0].prompt_hash and s.provenance[0].prompt_hash in s.version for s in own)
     assert str(model) in own[0].version
     raw = {c.text for r in records if r.judge.startswith("own:") for c in r.completions}
     assert raw, "no raw answer was archived"
-    assert {s.provenance[0].model.partition("@")[0] for s in known(run, "self")} == {"policy"}
+    assert {m.partition("@")[0] for m in models_of(run, "self")} == {"policy"}
 
 
 def _command(process: psutil.Process) -> list[str]:
