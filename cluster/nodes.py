@@ -29,10 +29,10 @@ from cluster.config import RunConfig
 from cluster.errors import ConfigError, InfrastructureError, one_line
 
 INFRASTRUCTURE = (
-    InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, WorkerCrashedError,
-    OutOfMemoryError,
+    InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, OutOfMemoryError,
+    WorkerCrashedError,
 )  # fmt: skip
-"""What a worker may die of and be replaced. Ray ends one with OutOfMemoryError when its node runs low on memory."""
+"""What a worker may die of and be replaced."""
 SPARE_PLACES = 16
 """On one machine: for workers that join later."""
 CLOSE_S = 20.0
