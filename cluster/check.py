@@ -6,15 +6,15 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster import checkpoint, own
 from cluster.buffer import Buffer, Limits
-from cluster.config import RunConfig, Use, load, without_password
+from cluster.config import RunConfig, load, without_password
 from cluster.errors import ConfigError, DataError, one_line
-from cluster.plugins import build, lookup
+from cluster.plugged import build_kind, plugins
 from cluster.types import Task
 
 RENDERED = 100
@@ -74,49 +74,12 @@ def place(directory: Path) -> None:
     own.look(directory)
 
 
-def plugins(settings: RunConfig) -> None:
-    """Build every plug-in once, so that a wrong name or option is known before an engine starts."""
-    from actors.engine import ENGINES, check_options
-    from actors.environments import ENVIRONMENTS
-    from learner.advantages import ADVANTAGES
-    from learner.losses import LOSSES
-    from rewards.judges.client import key_from
-    from rewards.monitors import build_monitors
-    from rewards.shaping import SHAPERS
-    from rewards.zoo import build_signal
-
-    environment = settings.rollout.environment
-    _build(ENVIRONMENTS, environment, "rollout.environment", "play")
-    lookup(ENGINES, settings.engine.use, "engine")
-    check_options(settings.engine)
-    for i, reward in enumerate(settings.rewards):
-        build_signal(reward, f"rewards[{i}]")
-        if reward.shape is not None:
-            _build(SHAPERS, reward.shape, f"rewards[{i}].shape", "shape")
-    build_monitors(settings)
-    _build(ADVANTAGES, settings.learner.advantage, "learner.advantage", "of_step")
-    _build(LOSSES, settings.learner.loss, "learner.loss", "loss")
-    for name, judge in settings.judges.items():
-        key_from(judge.key_env, f"judges.{name}")
-
-
-def _build(known: Mapping[str, Any], section: Use, where: str, method: str) -> Any:
-    """The plug-in, which has the method that its kind is asked for. Raises ConfigError."""
-    built = build(known, section.use, section.options, where)
-    if not callable(getattr(built, method, None)):
-        raise ConfigError(
-            f"{where}.use = '{section.use}' has no method '{method}', so it is a plug-in of another kind. "
-            f"Known here: {', '.join(sorted(known))}."
-        )
-    return built
-
-
 def tasks(settings: RunConfig) -> list[Task]:
     """The source's first tasks, each of which can be made and stored. Raises ConfigError."""
     from actors.tasks import TASKS, checked
 
     use = settings.tasks.use
-    source = _build(TASKS, settings.tasks, "tasks", "train")
+    source = build_kind(TASKS, settings.tasks, "tasks", "train")
     try:
         if not len(source.train()):
             raise ConfigError(f"tasks: '{use}' gives no training task. Look at tasks.options.")

@@ -34,7 +34,7 @@ INFRASTRUCTURE = (
     InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, OutOfMemoryError,
     WorkerCrashedError,
 )  # fmt: skip
-"""What a worker may die of and be replaced. Ray ends one with OutOfMemoryError when its node runs low on memory."""
+"""What a worker may die of and be replaced."""
 SPARE_PLACES = 16
 """On one machine: for workers that join later."""
 CLOSE_S = 20.0
