@@ -15,7 +15,8 @@ from cluster import checkpoint
 from cluster.buffer import Buffer, Limits
 from cluster.config import RunConfig, load, without_password
 from cluster.errors import ConfigError, DataError, one_line
-from cluster.plugins import build, lookup
+from cluster.plugged import plugins
+from cluster.plugins import build
 from cluster.types import Task
 
 BYTES_PER_TOKEN = 9
@@ -25,7 +26,7 @@ RENDERED = 100
 """Prompts that are tried on the chat template: a template refuses kinds of prompts, not single ones."""
 IDENTITY = re.compile(
     r"seed|model\.(path|options\..+)|tasks\..+|rollout\.(group_size|max_turns|environment\..+)"
-    r"|rewards\[\d+\]\.(name|use|when|options\..+)|learner\.(groups_per_step|advantage\.use|loss\.use)"
+    r"|rewards\[\d+\]\.(name|use|when|options\..+)|learner\.(groups_per_step|advantage\.use|loss\.use|terms\[\d+\]\.use)|selectors\[\d+\]\..+"
 )
 """Keys that `identity` compares."""
 
@@ -63,28 +64,6 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     return [*model(settings, tasks(settings), online=online), *storage(settings)]
 
 
-def plugins(settings: RunConfig) -> None:
-    """Build every plug-in once, so that a wrong name or option is known before an engine starts."""
-    from actors.engine import ENGINES
-    from actors.environments import ENVIRONMENTS
-    from learner.advantages import ADVANTAGES
-    from learner.losses import LOSSES
-    from rewards.monitors import build_monitors
-    from rewards.shaping import SHAPERS
-    from rewards.zoo import build_signal
-
-    environment = settings.rollout.environment
-    build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment")
-    lookup(ENGINES, settings.engine.use, "engine")
-    for i, reward in enumerate(settings.rewards):
-        build_signal(reward, f"rewards[{i}]")
-        if reward.shape is not None:
-            build(SHAPERS, reward.shape.use, reward.shape.options, f"rewards[{i}].shape")
-    build_monitors(settings)
-    build(ADVANTAGES, settings.learner.advantage.use, settings.learner.advantage.options, "learner.advantage")
-    build(LOSSES, settings.learner.loss.use, settings.learner.loss.options, "learner.loss")
-
-
 def tasks(settings: RunConfig) -> list[Task]:
     """The source's first tasks, each of which can be made and stored. Raises ConfigError."""
     from actors.tasks import TASKS, checked
@@ -107,9 +86,10 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
     """There is such a model, and its tokenizer can write the prompts of these tasks. Raises ConfigError."""
     from actors.chat import Chat
     from actors.models import TINY, load_tokenizer
+    from learner.reference import wants_reference
 
     path, reference = settings.model.path, settings.learner.reference
-    if settings.learner.loss.kl_coef and reference != "initial" and not (Path(reference) / "config.json").is_file():
+    if wants_reference(settings.learner) and reference != "initial" and not (Path(reference) / "config.json").is_file():
         raise ConfigError(
             f"learner.reference = '{reference}' is neither 'initial' nor a directory with a model. Check the path."
         )

@@ -15,10 +15,11 @@ from cluster.failpoints import failpoint
 from cluster.plugins import build
 from cluster.types import Batch, Micro
 from learner.advantages import ADVANTAGES
-from learner.cut import Cut, CutBuffer, Mix, cut, follow
+from learner.cut import Cut, CutBuffer, Mix, Select, cut, follow
 from learner.engine import Engine
 from learner.losses import LOSSES, PolicyLoss, objective
 from learner.pack import pack
+from learner.terms import NO_TERMS, Terms, build_terms
 from learner.tokens import tokens_of
 
 
@@ -64,6 +65,7 @@ def train(
     *,
     policy: str,
     epoch: int,
+    select: Select | None = None,
     reference: ReferenceModel | None = None,
     hooks: Hooks = Hooks(),
 ) -> int:
@@ -73,13 +75,14 @@ def train(
     """
     advantage = build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
     policy_loss = build(LOSSES, section.loss.use, section.loss.options, "learner.loss")
+    terms = build_terms(section)
     hooks.stage(f"publishes version {engine.step}")
     publisher.publish(engine, engine.step)  # also after a resume: engines may hold a dead history's weights
     for step in range(engine.step, section.steps):
         clock = Clock()
         hooks.stage(f"waits for the groups of step {step + 1}")
         if engine.rank == 0:
-            now = cut(buffer, policy, epoch, step, mix, advantage, section, stop=hooks.stop)
+            now = cut(buffer, policy, epoch, step, mix, advantage, section, select=select, stop=hooks.stop)
         else:
             now = follow(buffer, policy, step, stop=hooks.stop)
         # Rank 0 alone knows whether there is a cut; a rank told to stop a moment earlier fetches it all the same.
@@ -90,10 +93,12 @@ def train(
         failpoint("learner.after_cut")
         clock.lap("cut")
         hooks.stage(f"trains step {step + 1}")
-        batch = pack(now.groups, now.record, section, engine.rank, engine.world, epoch=epoch)
+        batch = pack(
+            now.groups, now.record, section, engine.rank, engine.world, epoch=epoch, append=terms.appended_token
+        )
         clock.lap("pack")
         hooks.before_step(step, now)
-        metrics = optimize(batch, section, engine, policy_loss, reference)
+        metrics = optimize(batch, section, engine, policy_loss, reference, terms)
         hooks.after_step(step, now, metrics)
         failpoint("learner.after_step")
         clock.lap("optimize")
@@ -121,6 +126,7 @@ def optimize(
     engine: Engine,
     policy_loss: PolicyLoss,
     reference: ReferenceModel | None = None,
+    terms: Terms = NO_TERMS,
 ) -> dict[str, float]:
     """One optimizer step on the batch; without trained tokens the step passes with a count."""
     counts = {"learner/tokens": float(batch.num_tokens), "learner/rollouts": float(batch.num_rollouts)}
@@ -129,17 +135,18 @@ def optimize(
         return {**counts, "learner/num_empty_steps": 1.0}
     denominator = denominator_of(batch, section.loss)
     sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
+    credits = terms.credits(batch, engine, reference)
     for micro in batch.micros:
         logprobs, entropy = engine.logprobs(micro)
-        known = reference.logprobs(micro) if reference else None
-        tokens = tokens_of(micro, section.loss.aggregate, logprobs.device, known)
+        known = reference.logprobs(micro) if reference and section.loss.kl_coef else None
+        tokens = credits.applied(micro, tokens_of(micro, section.loss.aggregate, logprobs.device, known))
         loss, stats = objective(policy_loss, section.loss, logprobs, entropy, tokens)
-        engine.backward(loss / denominator)
+        engine.backward(loss / denominator + credits.surrogate(micro, logprobs))
         for name, value in stats.items():
             sums[name] = sums[name].to(value.device) + value
     update = engine.optimizer_step()
     totals = engine.total({name: float(value) for name, value in sums.items()})
-    return {**counts, **_means(totals, batch.num_tokens, denominator), **update}
+    return {**counts, **_means(totals, batch.num_tokens, denominator), **credits.metrics, **update}
 
 
 def denominator_of(batch: Batch, section: LossSection) -> float:

@@ -1,13 +1,14 @@
 """The recipe: one frozen tree (`models`, `learner`), read from TOML and `section.key=value` overrides (`reading`)."""
 
 from cluster.config.base import Section, Use
-from cluster.config.learner import CorrectionSection, LearnerSection, LossSection, ScheduleSection
+from cluster.config.learner import CorrectionSection, LearnerSection, LossSection, ScheduleSection, TermSection
 from cluster.config.models import (
     BufferSection,
     ConsoleSection,
     EvaluationSection,
     ModelSection,
     RunConfig,
+    SelectorSection,
     TrackingSection,
 )
 from cluster.config.reading import dump, load, parse, without_password
@@ -27,6 +28,8 @@ __all__ = [
     "RunConfig",
     "ScheduleSection",
     "Section",
+    "SelectorSection",
+    "TermSection",
     "TrackingSection",
     "Use",
     "dump",

@@ -23,7 +23,7 @@ from learner.losses import Clipped
 from learner.pack import pack
 from learner.reference import Reference
 from learner.train import optimize, train
-from tests.learner.groups import random_groups, random_rewards, record_of
+from tests.learner.groups import each, random_groups, random_rewards, record_of
 from tests.learner.plain import plain_loop, rewards_of
 
 VOCABULARY = 40
@@ -109,7 +109,7 @@ def on_policy(model_dir: Path, work: Path, optimizer: str) -> Any:
     def mix(group: Group, scores: Any) -> Mixed:
         return Mixed(rewards_of(group))
 
-    reached = train(section, shelf, engine, shelf, mix, policy="policy", epoch=1)
+    reached = train(section, shelf, engine, shelf, each(mix), policy="policy", epoch=1)
     initial = {n: p.detach() for n, p in AutoModelForCausalLM.from_pretrained(model_dir).named_parameters()}
     rows = [fields["metrics"] for kind, fields in shelf.told if kind == "step"]
     engine.barrier()
