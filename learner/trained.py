@@ -21,7 +21,8 @@ def places_of(groups: Sequence[Group], record: CutRecord, section: LearnerSectio
     for g, (group, rewards) in enumerate(zip(groups, record.rewards, strict=True)):
         keep = np.isfinite(rewards)
         if only_pairs:
-            members = {i for p in record.pairs[g] for i in (p.chosen, p.rejected, p.third)}
+            whole = [p for p in record.pairs[g] if keep[p.chosen] and keep[p.rejected]]
+            members = {i for p in whole for i in (p.chosen, p.rejected, p.third)}
             keep &= [i in members for i in range(len(group))]
         places += [(g, int(i)) for i in np.flatnonzero(keep) if group.rollouts[i].loss_mask[1:].any()]
     return places

@@ -67,7 +67,7 @@ class Terms:
         for name, coef, term in self._terms:
             loss, found = term.loss(sums)
             total = total + coef * loss
-            metrics |= {f"loss/{name}": float(loss), **found}
+            metrics |= {f"loss/{name}": float(loss.detach()), **found}
             changed = term.advantages(sums)
             if changed is not None:
                 factor, addend = factor * changed[0].detach(), addend * changed[0].detach() + changed[1].detach()

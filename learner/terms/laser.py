@@ -25,8 +25,8 @@ class LaSeR(LossTerm):
     """Its id; 151652 in the paper's Qwen2.5 models. No rollout should ever hold it."""
     beta: PositiveFloat = 0.1
     """Per nat."""
-    reference_logprob: float | None = Field(default=-23.0, lt=0)
-    """c in nats, as measured for the model once; without a value the reference model's own is used."""
+    reference_logprob: float = -23.0
+    """c in nats, as measured for the model once; from 0 on the reference model's own is used."""
     correct: float = 1.0
     """Rewards from here on are right."""
     balance: bool = True
@@ -40,7 +40,7 @@ class LaSeR(LossTerm):
 
     @property
     def needs_reference(self) -> bool:
-        return self.reference_logprob is None
+        return self.reference_logprob >= 0
 
     @property
     def appended_token(self) -> int:
@@ -64,10 +64,10 @@ class LaSeR(LossTerm):
         scores = torch.where(sums.truncated, 0.0, self._rewards(sums).detach().clamp(0, 1))
         own = standardised_in_group(scores, sums.group, self.min_std)
         varies = own.isfinite()
-        return torch.where(varies, 1 - self.mix, 1.0), torch.where(varies, self.mix * own, 0.0)
+        return 1 - self.mix * varies.to(own), torch.where(varies, self.mix * own, 0.0)
 
     def _rewards(self, sums: Sums) -> Float[Tensor, " N"]:
-        base = sums.reference_appended if self.reference_logprob is None else self.reference_logprob
+        base = sums.reference_appended if self.needs_reference else self.reference_logprob
         assert base is not None, "no reference model was loaded"
         return self.beta * (sums.appended - base)
 
