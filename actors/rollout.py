@@ -38,6 +38,8 @@ CLAIM_S = 5.0
 """One wait for capacity; between two of them the worker looks whether it shall stop."""
 RENEW_FRAC = 0.25
 REPORT_S = 1.0
+GONE_S = 0.2
+"""Between a learner's death and its successor's epoch the dead one's publication still stands."""
 
 
 class RolloutWorker:
@@ -228,7 +230,8 @@ class RolloutWorker:
         try:
             path = await self._fetch(publication)
         except FileNotFoundError:
-            log.info("version %s is gone already; there is a newer one", publication.version)
+            log.info("version %s is gone already; there is, or will be, a newer one", publication.version)
+            await asyncio.sleep(GONE_S)
             return
         fetched = time.monotonic()
         paused = await self.engine.update(publication, path)

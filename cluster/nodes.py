@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from ray.exceptions import (
     ActorUnschedulableError,
     NodeDiedError,
     ObjectLostError,
+    OutOfMemoryError,
     RayActorError,
     RayTaskError,
     WorkerCrashedError,
@@ -28,7 +31,8 @@ from cluster.config import RunConfig
 from cluster.errors import ConfigError, InfrastructureError, one_line
 
 INFRASTRUCTURE = (
-    InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, WorkerCrashedError,
+    InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, OutOfMemoryError,
+    WorkerCrashedError,
 )  # fmt: skip
 """What a worker may die of and be replaced."""
 SPARE_PLACES = 16
@@ -137,13 +141,36 @@ def openmp(count: int) -> dict[str, Any]:
 def end_children_with_me() -> None:
     """What this process starts from now on ends with it, also by SIGKILL.
 
-    Its descendants share a process group, and a shell outside of it kills the group once this process is gone: an
-    engine that is still coming up would wait for its dead parent for minutes.
+    Its descendants share a process group that is killed once this process is gone: an engine that is still coming up
+    would wait for its dead parent for minutes.
     """
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
-    script = f"while [ -d /proc/{os.getpid()} ]; do sleep 1; done; kill -9 -{os.getpid()} 2>/dev/null"
-    subprocess.Popen(["/bin/sh", "-c", script], process_group=0, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+    _after_me(f"kill -9 -{os.getpid()}")
+
+
+def remove_after_me(*paths: Path) -> None:
+    """Remove files and directories once this process is gone, also by SIGKILL."""
+    if paths:
+        _after_me(f"rm -rf {shlex.join(map(str, paths))}")
+
+
+def _after_me(command: str) -> None:
+    script = f"while [ -d /proc/{os.getpid()} ]; do sleep 1; done; {command}"
+    # In the background of a shell that ends at once: Ray kills the children of a worker, not those of init.
+    orphan = ["/bin/sh", "-c", f"({script}) &"]
+    subprocess.run(orphan, process_group=0, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, check=True)
+
+
+def shared_memory_of_children() -> set[Path]:
+    """Named shared memory that this process group has mapped; it outlives its processes when they are killed."""
+    found: set[Path] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if os.getpgid(int(maps.parent.name)) == os.getpgrp():
+                lines = maps.read_text().splitlines()
+                found |= {Path(line[line.index("/dev/shm/") :]) for line in lines if "/dev/shm/" in line}
+    return {path for path in found if path.is_file()}
 
 
 def cause_of(error: BaseException | None) -> BaseException | None:

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cluster.config import LearnerSection
-from cluster.errors import ConfigError, InfrastructureError
+from cluster.errors import ConfigError
 from cluster.types import Micro
+from learner.collectives import limit_waits
 from learner.model import attach_row_selection, logprobs_of, tied_head
 from learner.optimizer import Guarded, lr_at, make_optimizer
 
@@ -61,7 +62,7 @@ class Engine(Protocol):
     def export(self, directory: Path) -> None: ...
 
 
-def join(rank: int, world: int, master: tuple[str, int], *, local_rank: int, local_size: int, timeout_s: float) -> None:
+def join(rank: int, world: int, master: tuple[str, int], *, timeout_s: float) -> None:
     """Enter the process group: NCCL where this process has a GPU, gloo elsewhere. Collective.
 
     DeepSpeed reads the environment when it is imported, so it is set here and deepspeed is imported after.
@@ -70,8 +71,8 @@ def join(rank: int, world: int, master: tuple[str, int], *, local_rank: int, loc
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(world),
-        LOCAL_RANK=str(local_rank),
-        LOCAL_SIZE=str(local_size),
+        LOCAL_RANK="0",  # Ray shows each rank its own GPU alone
+        LOCAL_SIZE="1",
         MASTER_ADDR=master[0],
         MASTER_PORT=str(master[1]),
         DS_ACCELERATOR="cuda" if on_gpu else "cpu",
@@ -79,24 +80,15 @@ def join(rank: int, world: int, master: tuple[str, int], *, local_rank: int, loc
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Its all-reduce in shared memory is for inference. It would be compiled at every first start, leave 69 MB in
+    # /dev/shm for every process that has ended, and wait without a deadline.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="nccl" if on_gpu else "gloo",
         auto_mpi_discovery=False,
         verbose=False,
         timeout=timedelta(seconds=timeout_s),
     )
-
-
-@contextmanager
-def collective_failures() -> Iterator[None]:
-    """Translates what a rank sees when another has died, or did not come in time, into InfrastructureError."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if isinstance(error, torch.distributed.DistError) or "gloo" in text or "NCCL" in text:
-            raise InfrastructureError(f"another rank left a collective, or did not come in time: {text}") from error
-        raise
 
 
 def token_statistics(
@@ -134,6 +126,7 @@ class DeepSpeedEngine:
         self._guard = self._stage == 0
         optimizer = make_optimizer(model.parameters(), section, guarded=self._guard)
         self._engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=self._config())[0]
+        limit_waits(section.collective_timeout_s)
         self._optimizer = optimizer
         self.device: torch.device = torch.device(self._engine.device)
 

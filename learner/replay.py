@@ -124,7 +124,7 @@ def rerun(
     section = config.learner
     kept, before = load(folder)
     torch.set_num_threads(before["threads"])  # sums over threads differ in their last bits
-    join(rank, world, master, local_rank=0, local_size=1, timeout_s=section.collective_timeout_s)
+    join(rank, world, master, timeout_s=section.collective_timeout_s)
     engine = DeepSpeedEngine(model_dir, section)
     torch.set_num_threads(before["threads"])
     engine.load(folder / "deepspeed")

@@ -14,7 +14,7 @@ from cluster.config import RunConfig
 from cluster.errors import ConfigError
 from cluster.kept import Keeper
 from learner.cut import Cut, Mix, Select
-from learner.engine import DeepSpeedEngine, Engine, collective_failures, join
+from learner.engine import DeepSpeedEngine, Engine, join
 from learner.probe import Probe
 from learner.publish import NcclPublisher, PullPublisher
 from learner.reference import reference_for
@@ -42,7 +42,6 @@ class Rank:
     """Address and port where the ranks meet."""
 
 
-@collective_failures()
 def learn(
     told: Rank,
     buffer: Buffer,
@@ -57,14 +56,7 @@ def learn(
     """Train to the last step or until `stop`, saving as the recipe says; returns the step reached."""
     config, section = told.config, told.config.learner
     stage("joins the ranks")
-    join(
-        told.rank,
-        section.ranks,
-        told.master,
-        local_rank=0,  # Ray shows each rank its own GPU alone
-        local_size=1,
-        timeout_s=section.collective_timeout_s,
-    )
+    join(told.rank, section.ranks, told.master, timeout_s=section.collective_timeout_s)
     stage("loads the model")
     engine = DeepSpeedEngine(told.model_dir, section)
     if told.resume_from is not None:

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import ray
 
-from cluster.nodes import end_children_with_me, on_gpu, openmp, threads
+from cluster.nodes import (
+    INFRASTRUCTURE,
+    end_children_with_me,
+    on_gpu,
+    openmp,
+    remove_after_me,
+    shared_memory_of_children,
+    threads,
+)
 from cluster.topology.site import POLICY, Site, learner_name
 from cluster.types import Group, Publication
 
@@ -47,8 +55,15 @@ class RolloutActor:
         place = order(config.seed, len(tasks), config.tasks.shuffle)
         chat = Chat(AutoTokenizer.from_pretrained(site.model_dir))
         environment = config.rollout.environment
+        memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+        # Short, because a socket's path may have 107 characters.
+        self._spool = Path(tempfile.mkdtemp(prefix=f"kanabo-{site.run_id[-6:]}-", dir=memory))
+        remove_after_me(self._spool)
+        self._fetched, sockets = self._spool / "weights", self._spool / "sockets"
+        self._fetched.mkdir()
+        sockets.mkdir()
+        os.environ["VLLM_RPC_BASE_PATH"] = str(sockets)  # a killed engine leaves them behind
         self._engine = _engine(site, chat.stop_tokens)
-        self._spool = Path(tempfile.mkdtemp(prefix="kanabo-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
         self._site = site
         self.worker = RolloutWorker(
             name,
@@ -65,6 +80,7 @@ class RolloutActor:
     async def ready(self) -> int:
         """Bring the engine up; returns this actor's process id."""
         await self._engine.start()
+        remove_after_me(*shared_memory_of_children())
         return os.getpid()
 
     async def run(self) -> None:
@@ -85,24 +101,28 @@ class RolloutActor:
 
     async def close(self) -> None:
         await self._engine.close()
-        shutil.rmtree(self._spool)
+        shutil.rmtree(self._spool, ignore_errors=True)  # vLLM removes its sockets at the same time
 
     async def _fetch(self, publication: Publication) -> str:
         """The published file: linked on the learner's node, else through Ray's object store.
 
-        Raises FileNotFoundError if newer versions have pushed it out.
+        Raises FileNotFoundError if newer versions have pushed it out, or its learner has died.
         """
         path = Path(publication.info["path"])
-        for old in self._spool.iterdir():
+        for old in self._fetched.iterdir():
             old.unlink()
+        mine = self._fetched / path.name
         if publication.info["host"] == socket.gethostname():
             # A link of our own: the publisher keeps few versions, and a file must not vanish while it is read.
-            os.link(path, self._spool / path.name)
-            return str(self._spool / path.name)
-        learner: Any = ray.get_actor(learner_name(self._site.run_id, 0))
-        data: np.ndarray = await learner.blob.remote(str(path))
-        await asyncio.to_thread((self._spool / path.name).write_bytes, data.data)
-        return str(self._spool / path.name)
+            os.link(path, mine)
+            return str(mine)
+        try:
+            learner: Any = ray.get_actor(learner_name(self._site.run_id, 0))
+            data: np.ndarray = await learner.blob.remote(str(path))
+        except (ValueError, *INFRASTRUCTURE) as error:
+            raise FileNotFoundError(f"'{path}' has died with the learner that published it") from error
+        await asyncio.to_thread(mine.write_bytes, data.data)
+        return str(mine)
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
         await self._engine.init_weight_transfer_engine(request)

@@ -60,14 +60,24 @@ def kill_the_driver(tmp_path, overrides: list[str], *, at_step: int) -> dict:
     process = jobs.start(overrides, log=log)
     try:
         jobs.wait_for_step(tmp_path / "killed", at_step, process, log, timeout_s=400)
-        started = jobs.tree(process)
+        started, memory = jobs.tree(process), jobs.shared_memory(process, tmp_path / "killed")
         os.kill(process.pid, signal.SIGKILL)
         process.wait(10)
         left = jobs.left_after(started, seconds=20)
+        left_in_memory = jobs.left_of(memory)
     finally:
         jobs.end(process)
     assert not left, "processes outlive a killed driver"
-    assert jobs.run(overrides, log=log, timeout_s=600) == 0, jobs.tail(log)
+    assert len(memory) >= 2, "weights are published, and fetched, in shared memory"
+    assert not left_in_memory, "shared memory outlives a killed driver"
+    process = jobs.start(overrides, log=log)
+    try:
+        jobs.wait_for_step(tmp_path / "killed", at_step + 1, process, log, timeout_s=400)
+        memory = jobs.shared_memory(process, tmp_path / "killed")
+    finally:
+        code = jobs.finish(process, log, timeout_s=600)
+    assert code == 0, jobs.tail(log)
+    assert not jobs.left_of(memory), "shared memory outlives a job that ended well"
     summary = jobs.summary(tmp_path / "killed")
     assert summary["groups_lost"] == 0
     assert summary["groups_trained_twice"] == 0

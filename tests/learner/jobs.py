@@ -221,7 +221,7 @@ JOBS: dict[str, Callable[..., Any]] = {
 def main() -> None:
     out, rank, world, port, model_dir, *jobs = sys.argv[1:]
     torch.set_num_threads(1)
-    join(int(rank), int(world), ("127.0.0.1", int(port)), local_rank=int(rank), local_size=int(world), timeout_s=60)
+    join(int(rank), int(world), ("127.0.0.1", int(port)), timeout_s=60)
     results = {}
     for job in jobs:
         name, *arguments = job.split(":")
