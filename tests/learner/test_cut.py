@@ -274,9 +274,10 @@ def test_groups_without_a_pair_are_replaced_where_pairs_alone_are_trained_on(buf
 def test_beside_a_policy_loss_a_group_without_pairs_stays(buffer):
     lap = lap_of(buffer)
     lap.fill()
-    found = cut_of(lap, Recipe({1: [1.0, 1.0]}), select=Pairing(0, 1))
+    found = cut_of(lap, Recipe({1: [1.0, 1.0], 2: [1.0, 1.0]}), select=Pairing(0, 1))
     assert tasks(found) == [0, 2, 3], "it goes only if nothing can be learnt from it at all"
     assert found.record.pairs[0] == ()
+    assert len(found.record.pairs[1]) == 1, "equal rewards, but a pair"
 
 
 def test_a_selector_sees_no_truncated_rollout_that_the_recipe_leaves_out(buffer):
