@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
-from cluster.config import RunConfig
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.config import RunConfig, Use
 from cluster.errors import ConfigError, nearest
 from cluster.plugins import build, lookup
 
 
 def plugins(settings: RunConfig) -> None:
     """Build every plug-in once, so that a wrong name or option is known before an engine starts."""
-    from actors.engine import ENGINES
+    from actors.engine import ENGINES, check_options
     from actors.environments import ENVIRONMENTS
     from learner.advantages import ADVANTAGES
     from learner.losses import LOSSES
+    from rewards.judges.client import key_from
     from rewards.monitors import build_monitors
     from rewards.shaping import SHAPERS
     from rewards.zoo import build_signal
 
     environment = settings.rollout.environment
-    build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment")
+    _build(ENVIRONMENTS, environment, "rollout.environment", "play")
     lookup(ENGINES, settings.engine.use, "engine")
+    check_options(settings.engine)
     for i, reward in enumerate(settings.rewards):
         build_signal(reward, f"rewards[{i}]")
         if reward.shape is not None:
-            build(SHAPERS, reward.shape.use, reward.shape.options, f"rewards[{i}].shape")
+            _build(SHAPERS, reward.shape, f"rewards[{i}].shape", "shape")
     build_monitors(settings)
-    build(ADVANTAGES, settings.learner.advantage.use, settings.learner.advantage.options, "learner.advantage")
-    build(LOSSES, settings.learner.loss.use, settings.learner.loss.options, "learner.loss")
+    _build(ADVANTAGES, settings.learner.advantage, "learner.advantage", "of_step")
+    _build(LOSSES, settings.learner.loss, "learner.loss", "loss")
+    for name, judge in settings.judges.items():
+        key_from(judge.key_env, f"judges.{name}")
     _selection(settings)
+
+
+def _build(known: Mapping[str, Any], section: Use, where: str, method: str) -> Any:
+    """The plug-in, which has the method that its kind is asked for. Raises ConfigError."""
+    built = build(known, section.use, section.options, where)
+    if not callable(getattr(built, method, None)):
+        raise ConfigError(
+            f"{where}.use = '{section.use}' has no method '{method}', so it is a plug-in of another kind. "
+            f"Known here: {', '.join(sorted(known))}."
+        )
+    return built
 
 
 def _selection(settings: RunConfig) -> None:
@@ -37,7 +55,7 @@ def _selection(settings: RunConfig) -> None:
 
     names = settings.reward_names
     for i, section in enumerate(settings.selectors):
-        selector = build(SELECTORS, section.use, section.options, f"selectors[{i}]")
+        selector = _build(SELECTORS, section, f"selectors[{i}]", "of_step")
         for field in selector.signal_fields:
             name = getattr(selector, field)
             if name and name not in names:

@@ -245,6 +245,9 @@ class Mixed:
     """What a selector found to compare; None where none looked for pairs."""
     token_weights: tuple[np.ndarray, ...] | None = None
     """Per rollout [T] float64, NaN where unknown: what loss terms weigh its tokens by, where a selector says so."""
+    tokens: tuple[np.ndarray, ...] | None = None
+    """Per rollout [T] float64: the part of its reward that came at a token; None where no signal says so. The rest of
+    the reward is the rollout's as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,10 +298,6 @@ class Micro:
 class Trained:
     """The trained rollouts of a step, all ranks', in the order that `Micro.rollout` counts them."""
 
-    rewards: np.ndarray
-    """[N] float64"""
-    truncated: np.ndarray
-    """[N] bool"""
     group: np.ndarray
     """[N] int64: place of its group in the step."""
     weighted: np.ndarray
@@ -318,6 +317,10 @@ class Batch:
     num_rollouts: int
     """Trained rollouts of the whole step, all ranks."""
     trained: Trained
+    rewards: np.ndarray
+    """[N] float64: of each of them, whatever the rank; `Micro.rollout` is the place."""
+    truncated: np.ndarray
+    """[N] bool: cut short by its budget."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from cluster.config import LearnerSection
 from cluster.types import CutRecord, Group, Mixed, Scores
 from learner.advantages import Advantage
+from learner.turns import advantages_of, all_equal, returns_of
 
 ZERO_VARIANCE = "zero_variance"
 TOO_FEW_SCORES = "too_few_scores"
@@ -73,6 +74,8 @@ class _Seen:
     mixed: dict[str, Mixed] = field(default_factory=dict)
     selected: dict[str, Mixed] = field(default_factory=dict)
     """The same, rewards being NaN also where the learner or a selector leaves a rollout out."""
+    returns: dict[str, np.ndarray] = field(default_factory=dict)
+    """[G, K]: what each turn returns, NaN as above and where there is no such turn."""
     dropped: dict[str, str] = field(default_factory=dict)
 
 
@@ -110,19 +113,20 @@ def cut(
     kept = [s.group.id for s in stored if s.group.id not in seen.dropped][: section.groups_per_step]
     selected = [seen.selected[i] for i in kept]
     rewards = tuple(s.rewards for s in selected)
+    members = [seen.stored[i].group for i in kept]
     decided = CutRecord(
         policy=policy,
         step=step,
         groups=tuple(kept),
         rewards=rewards,
-        advantages=tuple(map(_per_rollout, advantage.of_step(rewards))),
-        metrics=_metrics(seen, kept, step),
+        advantages=advantages_of(advantage, section.advantage.use, members, [seen.returns[i] for i in kept]),
+        metrics=_metrics(seen, kept, step, section.turn_discount),
         pairs=tuple(s.pairs or () for s in selected) if any(s.pairs is not None for s in selected) else (),
         token_weights=tuple(map(_weights, selected)) if any(s.token_weights for s in selected) else (),
     )
     # What the last round filtered leaves with the record: nobody waits for its replacement.
     record = buffer.record(epoch, decided, dropped)
-    groups = [seen.stored[i].group for i in kept] if record.groups == decided.groups else _load(buffer, record)
+    groups = members if record.groups == decided.groups else _load(buffer, record)
     return Cut(record, groups, waited, {i: seen.stored[i].scores for i in kept})
 
 
@@ -160,7 +164,9 @@ def _filter(
     for item, before, after in zip(stored, mixed, selected, strict=True):
         id = item.group.id
         seen.stored[id], seen.mixed[id], seen.selected[id] = item, before, after
-        reason = _useless(before, after, section)
+        returns = returns_of(item.group, after, after.rewards, section.turn_discount)
+        seen.returns[id] = returns
+        reason = _useless(before, after, returns, section)
         if reason is not None:
             dropped[id] = reason
     seen.dropped |= dropped
@@ -172,7 +178,7 @@ def _untruncated(group: Group, mixed: Mixed) -> Mixed:
     return replace(mixed, rewards=np.where(cut_short, np.nan, mixed.rewards))
 
 
-def _useless(mixed: Mixed, selected: Mixed, section: LearnerSection) -> str | None:
+def _useless(mixed: Mixed, selected: Mixed, returns: np.ndarray, section: LearnerSection) -> str | None:
     """Why nothing can be learnt from a group, if so."""
     if selected.drop is not None:
         return selected.drop
@@ -180,7 +186,7 @@ def _useless(mixed: Mixed, selected: Mixed, section: LearnerSection) -> str | No
         return TRUNCATED if np.isfinite(mixed.rewards).any() else TOO_FEW_SCORES
     if section.loss.coef == 0 and selected.pairs is not None:
         return None if selected.pairs else NO_PAIRS
-    if section.loss.coef and section.drop_zero_variance and _all_equal(selected.rewards) and not selected.pairs:
+    if section.loss.coef and section.drop_zero_variance and all_equal(returns) and not selected.pairs:
         return ZERO_VARIANCE
     return None
 
@@ -189,21 +195,12 @@ def _weights(mixed: Mixed) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(w, np.float32) for w in mixed.token_weights or ())
 
 
-def _all_equal(rewards: np.ndarray) -> bool:
-    known = rewards[np.isfinite(rewards)]
-    return len(known) == 0 or bool(np.ptp(known) == 0)
-
-
-def _per_rollout(advantages: np.ndarray) -> tuple[np.ndarray, ...]:
-    return tuple(np.asarray(a, np.float32).reshape(-1) for a in advantages)
-
-
 def _load(buffer: CutBuffer, record: CutRecord) -> list[Group]:
     found = {g.id: g for g in buffer.load(record.groups)}
     return [found[i] for i in record.groups]
 
 
-def _metrics(seen: _Seen, kept: list[str], step: int) -> dict[str, float]:
+def _metrics(seen: _Seen, kept: list[str], step: int, discount: float) -> dict[str, float]:
     """What was sampled and what of it is trained on.
 
     Rewards and lengths are of every group looked at, dropped ones included: the mean over the trained ones alone
@@ -212,7 +209,11 @@ def _metrics(seen: _Seen, kept: list[str], step: int) -> dict[str, float]:
     groups = [s.group for s in seen.stored.values()]
     rollouts = [r for g in groups for r in g.rollouts]
     rewards = np.concatenate([np.empty(0), *(m.rewards for m in seen.mixed.values())])
-    rewarded = [m.rewards for m in seen.mixed.values() if np.isfinite(m.rewards).any()]
+    rewarded = [
+        returns_of(seen.stored[i].group, m, m.rewards, discount)
+        for i, m in seen.mixed.items()
+        if np.isfinite(m.rewards).any()
+    ]
     known = rewards[np.isfinite(rewards)]
     staleness = [step - seen.stored[i].group.version for i in kept]
     reasons = list(seen.dropped.values())
@@ -220,7 +221,7 @@ def _metrics(seen: _Seen, kept: list[str], step: int) -> dict[str, float]:
         "reward/mean": _mean(known),
         "reward/std": float(known.std()) if len(known) else float("nan"),
         "reward/known_frac": len(known) / len(rewards) if len(rewards) else float("nan"),
-        "reward/zero_variance_frac": _mean([_all_equal(r) for r in rewarded]),
+        "reward/zero_variance_frac": _mean([all_equal(r) for r in rewarded]),
         "policy/staleness_steps": _mean(staleness),
         "policy/staleness_max_steps": float(max(staleness, default=0)),
         "rollout/length_tokens": _mean([r.num_tokens for r in rollouts]),

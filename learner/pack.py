@@ -42,6 +42,8 @@ class _Sequences:
     staleness: Int[np.ndarray, " T"]
     appended: Bool[np.ndarray, " T"]
     token_weights: Float[np.ndarray, " T"]
+    rewards: Float[np.ndarray, " N"]
+    truncated: Bool[np.ndarray, " N"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ def pack(
         num_tokens=int(sequences.loss_mask.sum()),
         num_rollouts=len(sequences.lengths),
         trained=trained_of(groups, record, places),
+        rewards=sequences.rewards,
+        truncated=sequences.truncated,
         metrics={"learner/padding_frac": 1 - used / slots if slots else 0.0, "learner/num_micros": float(len(micros))},
     )
 
@@ -95,7 +99,9 @@ def _sequences(
     if not places:
         none = np.zeros(0, np.int64)
         floats, flags = none.astype(np.float32), none.astype(bool)
-        return _Sequences(none, none, flags, floats, floats, floats, none, flags, floats)
+        return _Sequences(
+            none, none, flags, floats, floats, floats, none, flags, floats, none.astype(np.float64), flags
+        )
     rollouts = [groups[g].rollouts[i] for g, i in places]
     credits = [record.advantages[g][i] for g, i in places]
     behind = [_staleness(r, groups[g], record.step, epoch) for r, (g, _) in zip(rollouts, places, strict=True)]
@@ -128,6 +134,8 @@ def _sequences(
         staleness=np.where(loss_mask, np.concatenate(behind), 0),
         appended=appended,
         token_weights=np.where(loss_mask, known, 0.0).astype(np.float32),
+        rewards=np.array([record.rewards[g][i] for g, i in places], np.float64),
+        truncated=np.array([r.truncated for r in rollouts]),
     )
 
 

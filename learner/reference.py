@@ -36,7 +36,7 @@ class Reference:
 
 def wants_reference(section: LearnerSection) -> bool:
     """Whether anything would read the reference model. Raises ConfigError for terms that cannot be built."""
-    return section.loss.kl_coef != 0 or build_terms(section).need_reference
+    return section.reads_reference or build_terms(section).need_reference
 
 
 def reference_for(section: LearnerSection, model_dir: str | Path, device: torch.device | str) -> Reference | None:

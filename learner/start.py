@@ -69,7 +69,8 @@ def learn(
     saver = _Saver(engine, save, config.checkpoint.every_steps)
     kept = config.tracking.kept_groups
     keeper = Keeper(told.run_dir / "groups", kept, done=engine.step) if told.rank == 0 and kept else None
-    recorder = StepRecorder(told.run_dir / "replay", engine, told.epoch, config.checkpoint.record_every_steps)
+    every = config.checkpoint.record_every_steps
+    recorder = StepRecorder(told.run_dir / "replay", engine, told.epoch, every, loss=section.loss.use)
     hooks = Hooks(
         stop=stop,
         stage=stage,

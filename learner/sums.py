@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,10 +19,6 @@ from torch import Tensor
 from cluster.types import Batch, Micro, Pair
 from learner.engine import Engine
 from learner.tokens import Tokens
-
-
-class HasLogprobs(Protocol):
-    def logprobs(self, micro: Micro) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +85,7 @@ class Sums:
         return self.logprobs - base
 
 
-def sums_of(batch: Batch, engine: Engine, reference: HasLogprobs | None) -> Sums:
+def sums_of(batch: Batch, engine: Engine, references: Sequence[Tensor | None]) -> Sums:
     """Pass 1. Collective."""
     count, trained = batch.num_rollouts, batch.trained
     names = ("logprobs", "weighted", "appended", "behaviour", "num_tokens", "reference", "reference_appended")
@@ -101,11 +96,11 @@ def sums_of(batch: Batch, engine: Engine, reference: HasLogprobs | None) -> Sums
         real = rollout >= 0
         found[name].index_add_(0, rollout[real], values.detach().double().cpu().flatten()[real])
 
-    for micro in batch.micros:
+    for micro, reference in zip(batch.micros, references, strict=True):
         mask = torch.tensor(micro.loss_mask)
         with torch.no_grad():
             policy = engine.logprobs(micro)[0].cpu()
-            known = reference.logprobs(micro).cpu() if reference else torch.zeros_like(policy)
+            known = reference.cpu() if reference is not None else torch.zeros_like(policy)
         add("logprobs", micro, policy * mask)
         add("reference", micro, known * mask)
         add("behaviour", micro, torch.tensor(micro.logprobs) * mask)
@@ -119,14 +114,14 @@ def sums_of(batch: Batch, engine: Engine, reference: HasLogprobs | None) -> Sums
     flat = {f"{name}/{i}": float(v) for name, values in found.items() for i, v in enumerate(values)}
     totals = engine.total(flat)
     whole = {n: torch.tensor([totals[f"{n}/{i}"] for i in range(count)], dtype=torch.float64) for n in names}
-    if reference is None:
+    if any(r is None for r in references):
         del whole["reference"], whole["reference_appended"]
     for name in ("logprobs", "weighted", "appended"):
         whole[name].requires_grad_()
     return Sums(
         **{"reference": None, "reference_appended": None, **whole},  # pyright: ignore[reportArgumentType]
-        rewards=torch.tensor(trained.rewards),
-        truncated=torch.tensor(trained.truncated),
+        rewards=torch.tensor(batch.rewards),
+        truncated=torch.tensor(batch.truncated),
         group=torch.tensor(trained.group),
         has_weights=torch.tensor(trained.weighted),
         pairs=Pairs.of(trained.pairs),

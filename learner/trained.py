@@ -43,8 +43,6 @@ def trained_of(groups: Sequence[Group], record: CutRecord, places: list[tuple[in
         weights = weights_of(record, g, i)
         weighted.append(weights is not None and bool(np.isfinite(weights[groups[g].rollouts[i].loss_mask]).all()))
     return Trained(
-        rewards=np.array([record.rewards[g][i] for g, i in places], np.float64),
-        truncated=np.array([groups[g].rollouts[i].truncated for g, i in places], bool),
         group=np.array([g for g, _ in places], np.int64),
         weighted=np.array(weighted, bool),
         pairs=tuple(pairs),

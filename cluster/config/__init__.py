@@ -1,17 +1,25 @@
 """The recipe: one frozen tree (`models`, `learner`), read from TOML and `section.key=value` overrides (`reading`)."""
 
 from cluster.config.base import Section, Use
-from cluster.config.learner import CorrectionSection, LearnerSection, LossSection, ScheduleSection, TermSection
+from cluster.config.learner import (
+    CorrectionSection,
+    LearnerSection,
+    LossSection,
+    ScheduleSection,
+    TermSection,
+    ValueSection,
+)
 from cluster.config.models import (
     BufferSection,
     ConsoleSection,
+    EngineSection,
     EvaluationSection,
     ModelSection,
     RunConfig,
     SelectorSection,
     TrackingSection,
 )
-from cluster.config.reading import dump, load, parse, without_password
+from cluster.config.reading import dump, load, overridden, parse, tree_of, without_password
 from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
 
 __all__ = [
@@ -19,6 +27,7 @@ __all__ = [
     "ConsoleSection",
     "CorrectionSection",
     "DistilledSection",
+    "EngineSection",
     "EvaluationSection",
     "JudgeSection",
     "LearnerSection",
@@ -32,8 +41,11 @@ __all__ = [
     "TermSection",
     "TrackingSection",
     "Use",
+    "ValueSection",
     "dump",
     "load",
+    "overridden",
     "parse",
+    "tree_of",
     "without_password",
 ]

@@ -17,7 +17,7 @@ from cluster.errors import ConfigError
 from cluster.plugins import Plugin
 from cluster.types import Batch
 from learner.engine import Engine
-from learner.sums import Credits, HasLogprobs, Sums, sums_of
+from learner.sums import Credits, Sums, sums_of
 
 
 class LossTerm(Plugin):
@@ -56,11 +56,14 @@ class Terms:
         self.appended_token: int | None = next(iter(wanted), None)
         self.need_pairs = any(t.needs_pairs for _, _, t in terms)
 
-    def credits(self, batch: Batch, engine: Engine, reference: HasLogprobs | None) -> Credits:
-        """What each rollout's tokens are to be credited with. Collective if there is any term."""
+    def credits(self, batch: Batch, engine: Engine, references: Sequence[Tensor | None]) -> Credits:
+        """What each rollout's tokens are to be credited with. Collective if there is any term.
+
+        `references` are the reference model's log-probs of each micro-batch, where there is such a model.
+        """
         if not self._terms:
             return _NOTHING
-        sums = sums_of(batch, engine, reference if self.need_reference else None)
+        sums = sums_of(batch, engine, references)
         total = torch.zeros((), dtype=torch.float64)
         factor, addend = torch.ones_like(sums.behaviour), torch.zeros_like(sums.behaviour)
         metrics: dict[str, float] = {}

@@ -194,6 +194,16 @@ def test_gradients_that_are_not_finite_are_skipped_kept_and_end_the_run(tmp_path
     assert b"There are: 2, 3, 4, 6, 7, 8." in none.stdout
 
 
+def test_an_advantage_that_breaks_its_contract_ends_the_run_and_is_named(tmp_path):
+    log = tmp_path / "log"
+    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=broken", "learner.advantage.use=tests.fakes:Forgetful"]
+    assert jobs.run(overrides, log=log, timeout_s=240) == 1
+    assert "failed learner.advantage.use = 'tests.fakes:Forgetful', group policy/1/" in said(log)
+    assert "rollout 7: the advantage is nan, though its reward 0 is known" in said(log)
+    assert "failures of infrastructure" not in said(log), "it would break again"
+    assert jobs.summary(tmp_path / "broken")["steps"] == 0
+
+
 def test_an_engine_that_keeps_old_weights_stops_the_run(tmp_path):
     log = tmp_path / "log"
     overrides = [

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster import kept
 from cluster.report import SUMMARY_KEYS
 from tests.end_to_end import jobs
+from tests.metrics_page import unexplained
 
 FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.drop_zero_variance=false"]
 
@@ -46,6 +47,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     sample = json.loads((directory / "samples.jsonl").read_text().splitlines()[0])
     assert {"step", "task", "text", "scores", "reward", "advantage"} <= set(sample)
     assert "console: http://127.0.0.1:" in log.read_text()
+    assert not unexplained(name for row in jobs.rows(directory) for name in row), "docs/metrics.md lacks them"
     assert len(kept_groups(directory)) == summary["groups_trained"]
     checkpoint = directory / "checkpoints" / "global_step_6"
     model = AutoModelForCausalLM.from_pretrained(checkpoint)

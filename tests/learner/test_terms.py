@@ -214,7 +214,7 @@ def step(
         told: list[dict[str, float]] = []
         for batch in batches:
             listener = Rank(start, world)
-            terms.credits(batch, listener, Frozen(frozen))
+            terms.credits(batch, listener, [Frozen(frozen).logprobs(m) for m in batch.micros])
             told.append(listener.said)
         totals = {name: sum(t[name] for t in told) for name in told[0]}
     else:
