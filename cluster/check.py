@@ -21,7 +21,7 @@ RENDERED = 100
 """Prompts that are tried on the chat template: a template refuses kinds of prompts, not single ones."""
 IDENTITY = re.compile(
     r"seed|model\.(path|options\..+)|tasks\..+|rollout\.(group_size|max_turns|environment\..+)"
-    r"|rewards\[\d+\]\.(name|use|when|options\..+)|learner\.(groups_per_step|advantage\.use|loss\.use)"
+    r"|rewards\[\d+\]\.(name|use|when|options\..+)|learner\.(groups_per_step|advantage\.use|loss\.use|terms\[\d+\]\.use)|selectors\[\d+\]\..+"
 )
 """Keys that `identity` compares."""
 
@@ -110,9 +110,10 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
     """There is such a model, and its tokenizer can write the prompts of these tasks. Raises ConfigError."""
     from actors.chat import Chat
     from actors.models import TINY, load_tokenizer
+    from learner.reference import wants_reference
 
     path, reference = settings.model.path, settings.learner.reference
-    if settings.learner.reads_reference and reference != "initial" and not (Path(reference) / "config.json").is_file():
+    if wants_reference(settings.learner) and reference != "initial" and not (Path(reference) / "config.json").is_file():
         raise ConfigError(
             f"learner.reference = '{reference}' is neither 'initial' nor a directory with a model. Check the path."
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.config import RunConfig, Use
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, nearest
 from cluster.plugins import build, lookup
 
 
@@ -34,6 +34,7 @@ def plugins(settings: RunConfig) -> None:
     build_kind(LOSSES, settings.learner.loss, "learner.loss", "loss")
     for name, judge in settings.judges.items():
         key_from(judge.key_env, f"judges.{name}")
+    _selection(settings)
 
 
 def build_kind(known: Mapping[str, Any], section: Use, where: str, method: str) -> Any:
@@ -45,3 +46,24 @@ def build_kind(known: Mapping[str, Any], section: Use, where: str, method: str) 
             f"Known here: {', '.join(sorted(known))}."
         )
     return built
+
+
+def _selection(settings: RunConfig) -> None:
+    """Selectors name rewards that there are, and make the pairs that loss terms train on. Raises ConfigError."""
+    from learner.terms import build_terms
+    from rewards.selectors import SELECTORS
+
+    names = settings.reward_names
+    for i, section in enumerate(settings.selectors):
+        selector = build_kind(SELECTORS, section, f"selectors[{i}]", "of_step")
+        for field in selector.signal_fields:
+            name = getattr(selector, field)
+            if name and name not in names:
+                raise ConfigError(
+                    f"selectors[{i}].options.{field} = '{name}' is none of the rewards. {nearest(name, names)}"
+                    f"There are: {', '.join(names)}."
+                )
+    if build_terms(settings.learner).need_pairs and not settings.selectors:
+        raise ConfigError(
+            'learner.terms holds a loss on pairs, and nothing makes pairs. Add [[selectors]], use = "best_worst".'
+        )

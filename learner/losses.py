@@ -144,13 +144,15 @@ def objective(
     entropy: Float[Tensor, "B L"],
     tokens: Tokens,
 ) -> tuple[Float[Tensor, ""], Metrics]:
-    """Policy loss, corrected, + kl_coef · KL − entropy_coef · entropy, as a sum.
+    """coef · policy loss, corrected, + kl_coef · KL − entropy_coef · entropy, as a sum.
 
     The metrics are sums over trained tokens too, without gradient; `loss/policy` alone carries the tokens' weights.
     """
     weighted, found = corrected(logprobs, tokens, section)
     loss, metrics = _checked(policy_loss, section.use, logprobs, weighted)
     metrics = {"loss/policy": loss, **found, **metrics}
+    # Not 0 · loss: it may overflow on pairs whose rewards nobody meant to follow.
+    loss = section.coef * loss if section.coef else logprobs.new_zeros(())
     mask = tokens.loss_mask
     kept_entropy = torch.where(mask, entropy, 0.0)
     metrics["loss/entropy_nats"] = kept_entropy.sum()

@@ -29,6 +29,7 @@ from learner.engine import DeepSpeedEngine, Engine, join
 from learner.losses import LOSSES
 from learner.pack import pack
 from learner.reference import reference_for
+from learner.terms import build_terms
 from learner.train import optimize
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -145,9 +146,10 @@ def rerun(
     engine.load(folder / "deepspeed")
     engine.step = kept.record.step
     loss = build(LOSSES, section.loss.use, section.loss.options, "learner.loss")
+    terms = build_terms(section)
     reference = reference_for(section, model_dir, engine.device)
-    batch = pack(list(kept.groups), kept.record, section, rank, world, epoch=kept.epoch)
-    metrics = optimize(batch, section, engine, loss, reference)
+    batch = pack(list(kept.groups), kept.record, section, rank, world, epoch=kept.epoch, append=terms.appended_token)
+    metrics = optimize(batch, section, engine, loss, reference, terms)
     return {**outcome(engine, metrics), "suspects": suspects(kept)}
 
 

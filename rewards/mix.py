@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from cluster.config import RewardSection
 from cluster.errors import ConfigError
@@ -36,6 +37,26 @@ class Mixer:
         }
 
     def __call__(self, group: Group, scores: Mapping[str, Scores]) -> Mixed:
+        """Of a group that is the whole step."""
+        return self.of_step([group], [scores])[0]
+
+    def of_step(self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]]) -> list[Mixed]:
+        """Of all groups that a step could train on: a shaper may look at all of them."""
+        shaped = {name: self._shaped(name, groups, scores) for name in self._shapers}
+        return [
+            self._mix(group, found, {name: values[i] for name, values in shaped.items()})
+            for i, (group, found) in enumerate(zip(groups, scores, strict=True))
+        ]
+
+    def _shaped(
+        self, name: str, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]]
+    ) -> list[Float[np.ndarray, " G"]]:
+        values = [_evidence(name, g, s.get(name))[0] for g, s in zip(groups, scores, strict=True)]
+        shaper = self._shapers[name]
+        results = shaper.of_step([v.copy() for v in values], groups)
+        return [_checked(name, shaper, v, r) for v, r in zip(values, results, strict=True)]
+
+    def _mix(self, group: Group, scores: Mapping[str, Scores], shaped: Mapping[str, np.ndarray]) -> Mixed:
         total, tokens = np.zeros(len(group)), None
         drop, shadows = None, {}
         metrics = {"reward/failed_scores": 0.0}
@@ -44,8 +65,8 @@ class Mixer:
             values, num_failed = _evidence(name, group, found)
             metrics |= _metrics(name, values, num_failed)
             metrics["reward/failed_scores"] += num_failed
-            if name in self._shapers:
-                values = _shaped(name, self._shapers[name], values, group)
+            if name in shaped:
+                values = shaped[name]
                 metrics[f"reward/{name}_shaped_mean"] = _mean(values)
             elif found is not None and found.tokens is not None:
                 parts = _known_tokens(name, group, found.tokens, section.missing)
@@ -84,8 +105,7 @@ def _known_tokens(name: str, group: Group, tokens: Sequence[np.ndarray], missing
     return [t if missing is None else np.where(np.isnan(t), missing, t) for t in tokens]
 
 
-def _shaped(name: str, shaper: Shaper, values: np.ndarray, group: Group) -> np.ndarray:
-    result = shaper.shape(values.copy(), group)
+def _checked(name: str, shaper: Shaper, values: np.ndarray, result: np.ndarray) -> np.ndarray:
     if np.shape(result) != values.shape or (np.isfinite(result) & np.isnan(values)).any():
         raise ConfigError(
             f"the shaper of reward '{name}' ({type(shaper).__name__}) made {np.round(result, 3).tolist()!s:.200} of "

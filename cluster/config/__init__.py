@@ -1,7 +1,14 @@
 """The recipe: one frozen tree (`models`, `learner`), read from TOML and `section.key=value` overrides (`reading`)."""
 
 from cluster.config.base import Section, Use
-from cluster.config.learner import CorrectionSection, LearnerSection, LossSection, ScheduleSection, ValueSection
+from cluster.config.learner import (
+    CorrectionSection,
+    LearnerSection,
+    LossSection,
+    ScheduleSection,
+    TermSection,
+    ValueSection,
+)
 from cluster.config.models import (
     BufferSection,
     ConsoleSection,
@@ -9,6 +16,7 @@ from cluster.config.models import (
     EvaluationSection,
     ModelSection,
     RunConfig,
+    SelectorSection,
     TrackingSection,
 )
 from cluster.config.reading import dump, load, overridden, parse, tree_of, without_password
@@ -29,6 +37,8 @@ __all__ = [
     "RunConfig",
     "ScheduleSection",
     "Section",
+    "SelectorSection",
+    "TermSection",
     "TrackingSection",
     "Use",
     "ValueSection",

@@ -42,6 +42,9 @@ class CorrectionSection(Section):
 class LossSection(Use):
     use: str = "clipped"
     """The policy loss: a name below, or `package.module:Class`."""
+    coef: float = Field(default=1.0, ge=0)
+    """Weight of the policy loss. 0 trains on `[[learner.terms]]` alone: where selectors make pairs, on their rollouts
+    only, and groups without a pair are dropped."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence to `learner.reference`; 0 loads no reference model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
@@ -66,6 +69,13 @@ class LossSection(Use):
                 "'constant' needs a number of tokens, rollout.max_tokens for one, and only 'constant' has a use for it."
             )
         return self
+
+
+class TermSection(Use):
+    """`[[learner.terms]]`: what is added to the policy loss."""
+
+    coef: float = 1.0
+    """Its weight."""
 
 
 class ValueSection(Section):
@@ -145,6 +155,8 @@ class LearnerSection(Section):
     whole rollouts are not discounted."""
     loss: LossSection = LossSection()
     """What is minimised."""
+    terms: tuple[TermSection, ...] = ()
+    """What is minimised beside it."""
     reference: str = "initial"
     """The model that the KL divergence is measured to: `initial`, or a directory."""
     collective_timeout_s: PositiveFloat = 300.0

@@ -89,6 +89,11 @@ class EngineSection(Section):
     """Further fields of vLLM's AsyncEngineArgs."""
 
 
+class SelectorSection(Use):
+    """`[[selectors]]`: which rollouts and pairs are trained on, decided when a batch is cut; each sees what those above
+    it left."""
+
+
 class MonitorSection(Use):
     """`[[monitors]]`: what watches the metrics."""
 
@@ -184,6 +189,7 @@ class RunConfig(Section):
     rollout: RolloutSection = RolloutSection()
     engine: EngineSection = EngineSection()
     rewards: tuple[RewardSection, ...] = (RewardSection(use="exact"),)
+    selectors: tuple[SelectorSection, ...] = ()
     reward_workers: RewardWorkersSection = RewardWorkersSection()
     judges: dict[str, JudgeSection] = {}
     distilled: dict[str, DistilledSection] = {}
@@ -238,6 +244,8 @@ class RunConfig(Section):
                 "rollout.group_size = 1 and learner.drop_zero_variance = true: a single reward has no variance, "
                 "and every group would be dropped. Set learner.drop_zero_variance = false."
             )
+        if self.learner.loss.coef == 0 and not self.learner.terms:
+            raise ValueError("learner.loss.coef = 0 and there are no [[learner.terms]]: nothing is minimised.")
         return self
 
     @property

@@ -156,6 +156,17 @@ OVERRIDES = {
     "an unknown engine": (["engine.use=vlm"], ["engine.use = 'vlm'", "Did you mean 'vllm'"]),
     "an unknown advantage": (["learner.advantage.use=grp"], ["learner.advantage.use = 'grp'", "group"]),
     "an unknown loss": (["learner.loss.use=clip"], ["learner.loss.use = 'clip'", "Did you mean 'clipped'"]),
+    "a loss on pairs without pairs": (["learner.terms=[{use='dpo'}]"], ["nothing makes pairs", "best_worst"]),
+    "a selector by an unknown reward": (
+        ["selectors=[{use='best_worst',options={signal='exat'}}]"],
+        ["selectors[0].options.signal = 'exat'", "Did you mean 'exact'"],
+    ),
+    "an unknown term": (["learner.terms=[{use='dop'}]"], ["learner.terms[0].use = 'dop'", "dpo"]),
+    "nothing to minimise": (["learner.loss.coef=0"], ["learner.loss.coef = 0", "nothing is minimised"]),
+    "no reference for a term": (
+        ["learner.terms=[{use='dpo'}]", "selectors=[{use='best_worst'}]", "learner.reference=/models/none"],
+        ["learner.reference = '/models/none'"],
+    ),
     "another tool's option": (
         ["learner.loss.options={eps_clip=0.2}"], ["'eps_clip'", "learner.loss.options.clip_low"],
     ),
@@ -313,6 +324,7 @@ def used(tmp_path: Path, *overrides: str) -> Path:
         (["learner.groups_per_step=8"], [], ["learner.groups_per_step is 8", "here 64"]),
         ([], ["rewards.0.use=numeric"], ["rewards[0].use is 'exact'", "here 'numeric'"]),
         (["model.options={layers=3}"], [], ["model.options.layers is 3", "here 'not set'"]),
+        ([], ["selectors=[{use='best'}]"], ["selectors[0].use is 'not set'", "here 'best'"]),
         ([], ["learner.steps=7", "resume=off"], ["already holds a run", "resume=auto"]),
     ],
 )  # fmt: skip

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from cluster.types import Claim, CutRecord, Group, Rollout, Task
+from cluster.types import Claim, CutRecord, Group, Mixed, Rollout, Scores, Task
 from learner.advantages import Advantage, GroupAdvantage
+from learner.cut import Mix
 
 VOCABULARY = 11
 
@@ -69,6 +70,11 @@ def record_of(
             tuple(np.array([a], np.float32) for a in advantages) for advantages in estimator.of_step(rewards)
         ),
     )
+
+
+def each(mix: Callable[[Group, dict[str, Scores]], Mixed]) -> Mix:
+    """The mixer of a step that looks at one group at a time."""
+    return lambda groups, scores: [mix(g, s) for g, s in zip(groups, scores, strict=True)]
 
 
 def random_rewards(groups: Sequence[Group], seed: int = 1) -> list[np.ndarray]:

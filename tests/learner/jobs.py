@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.config import LearnerSection, LossSection, ScheduleSection, ValueSection
-from cluster.types import CutRecord, Group, Mixed
+from cluster.config import LearnerSection, LossSection, ScheduleSection, TermSection, ValueSection
+from cluster.types import CutRecord, Group, Mixed, Pair
 from learner.advantages import Undivided
 from learner.engine import DeepSpeedEngine, Engine, join
 from learner.losses import Clipped
 from learner.pack import pack
 from learner.reference import Reference
+from learner.terms import build_terms
 from learner.train import optimize, train
-from tests.learner.groups import ppo_groups, random_groups, random_rewards, record_of
+from tests.learner.groups import each, ppo_groups, random_groups, random_rewards, record_of
 from tests.learner.plain import plain_loop, plain_ppo, rewards_of
 
 VOCABULARY = 40
@@ -153,7 +154,7 @@ def on_policy(model_dir: Path, work: Path, optimizer: str) -> Any:
     def mix(group: Group, scores: Any) -> Mixed:
         return Mixed(rewards_of(group))
 
-    reached = train(section, shelf, engine, shelf, mix, policy="policy", epoch=1)
+    reached = train(section, shelf, engine, shelf, each(mix), policy="policy", epoch=1)
     initial = {n: p.detach() for n, p in AutoModelForCausalLM.from_pretrained(model_dir).named_parameters()}
     rows = [fields["metrics"] for kind, fields in shelf.told if kind == "step"]
     engine.barrier()
@@ -248,9 +249,38 @@ def entropy_bonus(model_dir: Path, work: Path) -> Any:
     return [steps_on_random_groups(engine, section, range(0, 1))["loss/entropy_nats"] for _ in range(5)]
 
 
+PAIRS = ((Pair(0, 2), Pair(2, 1, label=0.8)), (Pair(1, 0),), (Pair(3, 0),))
+
+
+def preferences(model_dir: Path, work: Path, stage: int) -> Any:
+    """Two steps of a policy loss, a loss on pairs and one on a token behind the end; weights and metrics."""
+    laser = {"token": 5, "mix_after_steps": 0, "min_std": 1e-4, "reference_logprob": 0}
+    terms = (TermSection(use="dpo"), TermSection(use="laser", options=laser))
+    section = section_of("sgd", zero_stage=stage, terms=terms)
+    engine, built = DeepSpeedEngine(model_dir, section), build_terms(section)
+    frozen, rows = Reference(model_dir, section), []
+    for seed in range(2):
+        groups = random_groups(LENGTHS, seed=seed, vocabulary=VOCABULARY)
+        record = replace(record_of(groups, random_rewards(groups, seed), step=seed), pairs=PAIRS)
+        batch = pack(groups, record, section, engine.rank, engine.world, append=built.appended_token)
+        rows.append(optimize(batch, section, engine, Clipped(), frozen, built))
+    return full_weights(engine), rows
+
+
 JOBS: dict[str, Callable[..., Any]] = {
     f.__name__: f
-    for f in (trajectory, ppo, critic_in_bf16, on_policy, resume, export, not_finite, reference, entropy_bonus)
+    for f in (
+        trajectory,
+        ppo,
+        critic_in_bf16,
+        on_policy,
+        resume,
+        export,
+        not_finite,
+        preferences,
+        reference,
+        entropy_bonus,
+    )
 }
 
 

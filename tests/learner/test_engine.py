@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -21,13 +22,13 @@ PPO = ["ppo:0", "ppo:1", "ppo:2", "ppo:3", "ppo:0:single", "ppo:3:wide"]
 ONE_RANK = [
     "on_policy:sgd", "on_policy:adamw", "trajectory:sgd:0", "trajectory:adamw:0", "trajectory:sgd:1",
     "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:1:bfloat16", "resume:0", "export:0",
-    "not_finite:0", "reference", "entropy_bonus",
+    "not_finite:0", "preferences:0", "reference", "entropy_bonus",
     *(f"trajectory:sgd:{stage}:float32:{layout}" for stage, layout in SPLITS), *PPO, "resume:0:critic",
     "critic_in_bf16",
 ]  # fmt: skip
 TWO_RANKS = [
     "trajectory:sgd:0", "trajectory:sgd:1", "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:3", "resume:3",
-    "export:3", "not_finite:0", "not_finite:3",
+    "export:3", "preferences:0", "preferences:3", "not_finite:0", "not_finite:3",
     *(f"trajectory:sgd:{stage}:float32:{layout}" for stage, layout in SPLITS), *PPO, "resume:3:critic",
 ]  # fmt: skip
 
@@ -216,6 +217,18 @@ def test_a_gradient_that_is_not_finite_is_skipped_with_a_count(request, ranks, j
     assert bad["learner/num_skipped"] == good["learner/num_skipped"] == 1
     assert distance(later, after) > 1e-5
     assert all(w.isfinite().all() for w in later.values())
+
+
+@pytest.mark.parametrize("job", ["preferences:0", "preferences:3"])
+def test_two_ranks_follow_pairs_that_lie_on_both(one, two, job):
+    weights, rows = two[job]
+    expected, expected_rows = one["preferences:0"]
+    assert_same(weights, expected)
+    assert distance(expected, one["on_policy:sgd"]["initial"]) > 1e-3, "nothing was learnt, so nothing was compared"
+    assert rows[0]["loss/dpo"] == pytest.approx(math.log(2), abs=1e-6), "at first the policy is the reference"
+    for row, other in zip(rows, expected_rows, strict=True):
+        for name in ("loss/dpo", "loss/laser", "pairs/chosen_log_ratio_nats", "learner/grad_norm"):
+            assert row[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
 
 
 def test_the_kl_to_the_reference_starts_at_nothing_and_grows(one):

@@ -21,7 +21,7 @@ from learner.losses import Clipped
 from learner.pack import pack
 from learner.train import Hooks, optimize, train
 from tests.cluster.lap import Lap
-from tests.learner.groups import VOCABULARY, bigram_logprobs, group, random_groups, random_rewards, record_of
+from tests.learner.groups import VOCABULARY, bigram_logprobs, each, group, random_groups, random_rewards, record_of
 
 GOOD = 3
 """The token that is rewarded."""
@@ -115,7 +115,9 @@ def workers(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Workers:
 
 def run(workers: Workers, section: LearnerSection, engine: TableEngine, **hooks: Any) -> int:
     lap = workers.lap
-    return train(section, lap.buffer, engine, workers, mix, policy=lap.policy, epoch=lap.epoch, hooks=Hooks(**hooks))
+    return train(
+        section, lap.buffer, engine, workers, each(mix), policy=lap.policy, epoch=lap.epoch, hooks=Hooks(**hooks)
+    )
 
 
 def rows(buffer: Buffer) -> list[dict[str, Any]]:
@@ -192,7 +194,7 @@ def test_an_empty_cut_moves_the_version_and_not_the_weights(buffer, workers):
     lap = workers.lap
     section = section_of(2)
     hooks = Hooks(at_step=workers.sample)
-    reached = train(section, buffer, engine, workers, no_reward, policy="policy", epoch=lap.epoch, hooks=hooks)
+    reached = train(section, buffer, engine, workers, each(no_reward), policy="policy", epoch=lap.epoch, hooks=hooks)
     assert reached == 2
     assert not engine.table.any()
     assert buffer.status("policy")["version"] == 2
