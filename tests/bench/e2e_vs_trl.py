@@ -17,12 +17,11 @@ from typing import Any
 
 from tests.bench import laps
 from tests.bench.figures import Figure
-from tests.bench.lengths import KINDS
 
 HERE = Path(__file__).parent
 REQUIREMENTS = HERE / "requirements-trl.txt"
 PAIRS = int(os.environ.get("KANABO_BENCH_PAIRS", "3"))
-STEPS = {"fixed": (16, 6), "lognormal": (16, 4)}
+STEPS = {"fixed": (12, 4), "lognormal": (12, 3)}
 """Of a run of ours, and of TRL's."""
 
 
@@ -32,7 +31,7 @@ def measure() -> list[Figure]:
 
     python, model_dir = trl_python(), prepare(ModelSection(path="tiny:addition"), seed=0)
     with tempfile.TemporaryDirectory() as directory:
-        return [_measure(kind, python, model_dir, Path(directory)) for kind in KINDS]
+        return [_measure(kind, python, model_dir, Path(directory)) for kind in STEPS]
 
 
 def _measure(kind: str, python: Path, model_dir: Path, directory: Path) -> Figure:

@@ -15,7 +15,7 @@ RECIPE = Path(__file__).with_name("lap.toml")
 SAMPLES_PER_STEP = 32 * 8
 WARM_UP = 4
 """Steps that are not counted: until then engine and learner have not found their pace."""
-TIMEOUT_S = 240.0
+TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)

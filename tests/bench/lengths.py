@@ -13,19 +13,20 @@ from collections.abc import Iterator
 
 MEDIAN, SIGMA, LONGEST = 32, 0.9, 256
 """Tokens. Of the log-normal: its 99th percentile is `LONGEST`, where it is cut; the mean is 47."""
-FIXED = 64
-KINDS = ("fixed", "lognormal")
+FIXED = {"fixed": 64, "short": 16}
 
 
 def draws(kind: str, seed: int = 0) -> Iterator[int]:
     """Tokens of one rollout after another."""
+    if kind not in (*FIXED, "lognormal"):
+        raise ValueError(f"there are no lengths '{kind}'; known: {', '.join(FIXED)}, lognormal.")
     rng = random.Random(seed)
     while True:
-        yield FIXED if kind == "fixed" else min(LONGEST, max(1, round(rng.lognormvariate(math.log(MEDIAN), SIGMA))))
+        yield FIXED[kind] if kind in FIXED else min(LONGEST, max(1, round(rng.lognormvariate(math.log(MEDIAN), SIGMA))))
 
 
 def longest(kind: str) -> int:
-    return FIXED if kind == "fixed" else LONGEST
+    return FIXED.get(kind, LONGEST)
 
 
 def begins_right(completions: list[str], answer: list[str], **columns: object) -> list[float]:

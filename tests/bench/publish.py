@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.bench.figures import Figure, alternate_here
 
-IN_FLIGHT = 32
+MODEL, DTYPE, IN_FLIGHT = "smollm2", "bfloat16", 32
 
 
 class Held:
@@ -42,7 +42,6 @@ def measure() -> list[Figure]:
 
 
 async def _measure() -> Figure:
-    import torch
     from transformers import AutoModelForCausalLM
 
     from actors.engine import VllmEngine
@@ -55,12 +54,12 @@ async def _measure() -> Figure:
 
     config = parse(
         {
-            "model": {"path": "smollm2", "dtype": "bfloat16"},
+            "model": {"path": MODEL, "dtype": DTYPE},
             "engine": {"max_model_len": 256, "max_num_seqs": IN_FLIGHT, "options": {"generation_config": "vllm"}},
         }
     )
     model_dir = prepare(config.model, config.seed)
-    learner: Any = Held(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16))
+    learner: Any = Held(AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPE))
     num_bytes = sum(t.nbytes for t in learner.tensors.values())
     engine = VllmEngine(model_dir, config, stop_tokens=[], version=INITIAL)
     await engine.start()

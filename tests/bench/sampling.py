@@ -37,8 +37,8 @@ class Load:
 
 
 LOADS = (
-    Load("sampling", "smollm2", "bfloat16", 2, 32, groups=16, group_size=8, max_num_seqs=64, at_least=0.95),
-    Load("sampling_1.4M", "tiny:addition", "float32", 1, 64, groups=64, group_size=16, max_num_seqs=512, at_least=None),
+    Load("sampling", "smollm2", "bfloat16", 2, 32, groups=12, group_size=8, max_num_seqs=32, at_least=0.95),
+    Load("sampling_1.4M", "tiny:addition", "float32", 1, 48, groups=48, group_size=16, max_num_seqs=256, at_least=None),
 )
 
 

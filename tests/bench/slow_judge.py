@@ -40,13 +40,13 @@ deadline_s = 600.0
 def measure() -> list[Figure]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        without = [laps.run(directory, "without-0", "fixed", steps=STEPS)]
+        without = [laps.run(directory, "without-0", "short", steps=STEPS)]
         rollout_s = without[0].rollout_s
         late = [_judged(directory, "late-0", "late", rollout_s, STEPS)]
         for pair in range(1, PAIRS):
             # Who goes first changes, as in every figure.
             late.append(_judged(directory, f"late-{pair}", "late", rollout_s, STEPS))
-            without.append(laps.run(directory, f"without-{pair}", "fixed", steps=STEPS))
+            without.append(laps.run(directory, f"without-{pair}", "short", steps=STEPS))
         admit = _judged(directory, "admit", "admit", rollout_s, WAITING_STEPS)
         blocking = _judged(directory, "blocking", "admit", rollout_s, WAITING_STEPS, "learner.max_staleness=0")
     plain = [r.samples_per_s for r in without]
@@ -65,4 +65,4 @@ def _judged(directory: Path, name: str, when: str, rollout_s: float, steps: int,
     recipe = directory / f"{name}.toml"
     judge = JUDGE.format(when=when, median=rollout_s, p99=10 * rollout_s)
     recipe.write_text(laps.RECIPE.read_text().replace("[learner]", f"{judge}\n[learner]", 1))
-    return laps.run(directory, name, "fixed", *overrides, steps=steps, recipe=recipe)
+    return laps.run(directory, name, "short", *overrides, steps=steps, recipe=recipe)

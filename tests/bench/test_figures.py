@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from tests.bench.figures import Figure, alternate, alternate_here, merged, rounded, table
-from tests.bench.lengths import FIXED, LONGEST, MEDIAN, begins_right, draws
+from tests.bench.lengths import FIXED, LONGEST, MEDIAN, begins_right, draws, longest
 
 MACHINE = {"commit": "abc", "cores": 2, "load": 0.5}
 
@@ -98,13 +98,18 @@ def test_rounding_keeps_four_digits():
 def test_lengths_are_drawn_alike_in_every_process():
     assert list(islice(draws("lognormal"), 100)) == list(islice(draws("lognormal"), 100))
     assert list(islice(draws("lognormal", 1), 100)) != list(islice(draws("lognormal"), 100))
-    assert set(islice(draws("fixed"), 10)) == {FIXED}
+    assert set(islice(draws("fixed"), 10)) == {FIXED["fixed"]} == {longest("fixed")}
     many = list(islice(draws("lognormal"), 20_000))
     assert min(many) >= 1
     assert max(many) == LONGEST
     assert abs(statistics.median(many) - MEDIAN) <= 1
     assert statistics.mean(many) == pytest.approx(47, abs=1)
     assert sum(n == LONGEST for n in many) / len(many) == pytest.approx(0.01, abs=0.003)
+
+
+def test_unknown_lengths_are_refused():
+    with pytest.raises(ValueError, match="known: fixed, short, lognormal"):
+        next(draws("long"))
 
 
 def test_the_reward_looks_at_the_beginning():
