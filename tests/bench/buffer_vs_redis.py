@@ -26,7 +26,7 @@ from tests.learner.groups import rollout
 
 GROUPS, GROUP_SIZE, TOKENS = 64, 8, 180
 """About 16 kB a group."""
-STEPS = 8
+STEPS = 4
 """In a repetition."""
 THREADS = 16
 OPERATIONS = STEPS * (3 * GROUPS + 3)
