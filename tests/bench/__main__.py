@@ -27,20 +27,23 @@ def main(names: Sequence[str]) -> int:
         print(f"unknown: {', '.join(sorted(unknown))}. There are: {', '.join(FIGURES)}.", file=sys.stderr)
         return 2
     if len(names) == 1:
-        return keep(importlib.import_module(f"tests.bench.{names[0]}").measure())
+        load = os.getloadavg()[0]
+        return keep(importlib.import_module(f"tests.bench.{names[0]}").measure(), load)
     codes = [
         subprocess.run([sys.executable, "-m", "tests.bench", name], cwd=ROOT).returncode for name in names or FIGURES
     ]
     return max(codes)
 
 
-def keep(figures: Sequence[Figure]) -> int:
-    """Print and store; 1 if a floor is missed."""
-    machine = {"commit": commit(), "cores": os.cpu_count() or 1, "load": os.getloadavg()[1]}
-    rows = [figure.row(**machine) for figure in figures]
+def keep(figures: Sequence[Figure], load: float) -> int:
+    """Print and store; 1 if a floor is missed. `load` is the machine's load average before anything was measured."""
+    cores = os.cpu_count() or 1
+    rows = [figure.row(commit=commit(), cores=cores, load=load) for figure in figures]
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     RESULTS.write_text(json.dumps(merged(kept, rows), indent=2) + "\n")
     print(table(rows), flush=True)
+    if load > cores:
+        print(f"Before it began the load average was {load:.1f} on {cores} cores: measure again on a quiet machine.")
     return int(any(row["holds"] is False for row in rows))
 
 

@@ -36,7 +36,7 @@ class Figure:
             raise ValueError(f"{self.name}: rates must be positive, not {self.ours} and {self.other}.")
 
     def row(self, *, commit: str, cores: int, load: float) -> dict[str, Any]:
-        """As it is kept. `spread` is the lowest and the highest ratio of a pair, `load` the machine's load average."""
+        """As it is kept. `spread` is the lowest and the highest ratio of a pair, `load` the load average before."""
         ratios = [a / b for a, b in zip(self.ours, self.other, strict=True)]
         ratio = statistics.median(ratios)
         return {
