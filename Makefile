@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: quickstart test check verify chaos bench install
+.PHONY: quickstart test check verify chaos bench minihack install
 
 quickstart: install
 	python -m cluster.run deploy/recipes/quickstart.toml
@@ -14,6 +14,9 @@ test: check
 
 verify: install
 	python -m pytest -m verify
+
+minihack: install
+	python -m tests.experiments.minihack
 
 chaos: install
 	python -m pytest -m chaos -s

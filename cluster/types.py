@@ -234,6 +234,9 @@ class Mixed:
     drop: str | None = None
     """Why the whole group must go, if it must."""
     metrics: dict[str, float] = field(default_factory=dict)
+    tokens: tuple[np.ndarray, ...] | None = None
+    """Per rollout [T] float64: the part of its reward that came at a token; None where no signal says so. The rest of
+    the reward is the rollout's as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +285,10 @@ class Batch:
     """Trained tokens of the whole step, all ranks."""
     num_rollouts: int
     """Trained rollouts of the whole step, all ranks."""
+    rewards: np.ndarray
+    """[N] float64: of each of them, whatever the rank; `Micro.rollout` is the place."""
+    truncated: np.ndarray
+    """[N] bool: cut short by its budget."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from cluster.config import LearnerSection
 from cluster.types import CutRecord, Group, Mixed, Scores
 from learner.advantages import Advantage
+from learner.turns import advantages_of, all_equal, returns_of
 
 ZERO_VARIANCE = "zero_variance"
 TOO_FEW_SCORES = "too_few_scores"
@@ -67,6 +68,8 @@ class _Seen:
     mixed: dict[str, Mixed] = field(default_factory=dict)
     rewards: dict[str, np.ndarray] = field(default_factory=dict)
     """[G], NaN also where the learner leaves a rollout out."""
+    returns: dict[str, np.ndarray] = field(default_factory=dict)
+    """[G, K]: what each turn returns, NaN as above and where there is no such turn."""
     dropped: dict[str, str] = field(default_factory=dict)
 
 
@@ -102,17 +105,18 @@ def cut(
     waited = time.monotonic() - start
     kept = [s.group.id for s in stored if s.group.id not in seen.dropped][: section.groups_per_step]
     rewards = tuple(seen.rewards[i] for i in kept)
+    members = [seen.stored[i].group for i in kept]
     decided = CutRecord(
         policy=policy,
         step=step,
         groups=tuple(kept),
         rewards=rewards,
-        advantages=tuple(map(_per_rollout, advantage.of_step(rewards))),
-        metrics=_metrics(seen, kept, step),
+        advantages=advantages_of(advantage, section.advantage.use, members, [seen.returns[i] for i in kept]),
+        metrics=_metrics(seen, kept, step, section.turn_discount),
     )
     # What the last round filtered leaves with the record: nobody waits for its replacement.
     record = buffer.record(epoch, decided, dropped)
-    groups = [seen.stored[i].group for i in kept] if record.groups == decided.groups else _load(buffer, record)
+    groups = members if record.groups == decided.groups else _load(buffer, record)
     return Cut(record, groups, waited, {i: seen.stored[i].scores for i in kept})
 
 
@@ -149,10 +153,11 @@ def _filter(stored: Sequence[Stored], seen: _Seen, mix: Mix, section: LearnerSec
         if section.drop_truncated:
             rewards = np.where([r.truncated for r in group.rollouts], np.nan, rewards)
         seen.stored[group.id], seen.mixed[group.id], seen.rewards[group.id] = item, mixed, rewards
+        seen.returns[group.id] = returns_of(group, mixed, rewards, section.turn_discount)
         reason = mixed.drop
         if reason is None and not np.isfinite(rewards).any():
             reason = TRUNCATED if np.isfinite(mixed.rewards).any() else TOO_FEW_SCORES
-        if reason is None and section.drop_zero_variance and _all_equal(rewards):
+        if reason is None and section.drop_zero_variance and all_equal(seen.returns[group.id]):
             reason = ZERO_VARIANCE
         if reason is not None:
             dropped[group.id] = reason
@@ -160,21 +165,12 @@ def _filter(stored: Sequence[Stored], seen: _Seen, mix: Mix, section: LearnerSec
     return dropped
 
 
-def _all_equal(rewards: np.ndarray) -> bool:
-    known = rewards[np.isfinite(rewards)]
-    return len(known) == 0 or bool(np.ptp(known) == 0)
-
-
-def _per_rollout(advantages: np.ndarray) -> tuple[np.ndarray, ...]:
-    return tuple(np.asarray(a, np.float32).reshape(-1) for a in advantages)
-
-
 def _load(buffer: CutBuffer, record: CutRecord) -> list[Group]:
     found = {g.id: g for g in buffer.load(record.groups)}
     return [found[i] for i in record.groups]
 
 
-def _metrics(seen: _Seen, kept: list[str], step: int) -> dict[str, float]:
+def _metrics(seen: _Seen, kept: list[str], step: int, discount: float) -> dict[str, float]:
     """What was sampled and what of it is trained on.
 
     Rewards and lengths are of every group looked at, dropped ones included: the mean over the trained ones alone
@@ -183,7 +179,11 @@ def _metrics(seen: _Seen, kept: list[str], step: int) -> dict[str, float]:
     groups = [s.group for s in seen.stored.values()]
     rollouts = [r for g in groups for r in g.rollouts]
     rewards = np.concatenate([np.empty(0), *(m.rewards for m in seen.mixed.values())])
-    rewarded = [m.rewards for m in seen.mixed.values() if np.isfinite(m.rewards).any()]
+    rewarded = [
+        returns_of(seen.stored[i].group, m, m.rewards, discount)
+        for i, m in seen.mixed.items()
+        if np.isfinite(m.rewards).any()
+    ]
     known = rewards[np.isfinite(rewards)]
     staleness = [step - seen.stored[i].group.version for i in kept]
     reasons = list(seen.dropped.values())
@@ -191,7 +191,7 @@ def _metrics(seen: _Seen, kept: list[str], step: int) -> dict[str, float]:
         "reward/mean": _mean(known),
         "reward/std": float(known.std()) if len(known) else float("nan"),
         "reward/known_frac": len(known) / len(rewards) if len(rewards) else float("nan"),
-        "reward/zero_variance_frac": _mean([_all_equal(r) for r in rewarded]),
+        "reward/zero_variance_frac": _mean([all_equal(r) for r in rewarded]),
         "policy/staleness_steps": _mean(staleness),
         "policy/staleness_max_steps": float(max(staleness, default=0)),
         "rollout/length_tokens": _mean([r.num_tokens for r in rollouts]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -45,6 +45,21 @@ def tied_head(model: Any) -> tuple[str, str] | None:
     first = {id(p): n for n, p in model.named_parameters()}.get(id(head.weight))
     own = next(f"{name}.weight" for name, module in model.named_modules() if module is head)
     return (own, first) if first is not None and first != own else None
+
+
+def by_layer(named: Iterator[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    """Consecutive parameters of the same layer: what is gathered at once."""
+    group: list[tuple[str, nn.Parameter]] = []
+    current = None
+    for name, parameter in named:
+        layer = next((part for part in name.split(".") if part.isdigit()), "")
+        if group and layer != current:
+            yield group
+            group = []
+        current = layer
+        group.append((name, parameter))
+    if group:
+        yield group
 
 
 def logprobs_of(

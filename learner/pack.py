@@ -38,6 +38,8 @@ class _Sequences:
     advantages: Float[np.ndarray, " T"]
     temperature: Float[np.ndarray, " T"]
     staleness: Int[np.ndarray, " T"]
+    rewards: Float[np.ndarray, " N"]
+    truncated: Bool[np.ndarray, " N"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ def pack(
         micros=tuple(micros),
         num_tokens=int(sequences.loss_mask.sum()),
         num_rollouts=len(sequences.lengths),
+        rewards=sequences.rewards,
+        truncated=sequences.truncated,
         metrics={"learner/padding_frac": 1 - used / slots if slots else 0.0, "learner/num_micros": float(len(micros))},
     )
 
@@ -85,18 +89,19 @@ def _sequences(groups: Sequence[Group], record: CutRecord, epoch: int) -> _Seque
     assert tuple(g.id for g in groups) == record.groups, "the groups are not the record's, or not in its order"
     rollouts: list[Rollout] = []
     credits: list[np.ndarray] = []
+    earned: list[float] = []
     behind: list[np.ndarray] = []
     for group, rewards, advantages in zip(groups, record.rewards, record.advantages, strict=True):
-        known = np.isfinite(rewards)
-        for rollout, keep, credit in zip(group.rollouts, known, advantages, strict=True):
-            if keep and rollout.loss_mask[1:].any():
+        for rollout, reward, credit in zip(group.rollouts, rewards, advantages, strict=True):
+            if np.isfinite(reward) and rollout.loss_mask[1:].any():
                 rollouts.append(rollout)
                 credits.append(credit)
+                earned.append(float(reward))
                 behind.append(_staleness(rollout, group, record.step, epoch))
     if not rollouts:
         none = np.zeros(0, np.int64)
         floats = none.astype(np.float32)
-        return _Sequences(none, none, none.astype(bool), floats, floats, floats, none)
+        return _Sequences(none, none, none.astype(bool), floats, floats, floats, none, floats, none.astype(bool))
     lengths = np.fromiter(map(len, (r.tokens for r in rollouts)), np.int64, len(rollouts))
     starts = np.cumsum(lengths) - lengths
     loss_mask = np.concatenate([r.loss_mask for r in rollouts])
@@ -114,6 +119,8 @@ def _sequences(groups: Sequence[Group], record: CutRecord, epoch: int) -> _Seque
         advantages=np.where(loss_mask, advantages, 0.0).astype(np.float32),
         temperature=np.where(loss_mask, temperature, 1.0).astype(np.float32),
         staleness=np.where(loss_mask, np.concatenate(behind), 0),
+        rewards=np.array(earned),
+        truncated=np.array([r.truncated for r in rollouts]),
     )
 
 

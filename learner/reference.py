@@ -38,6 +38,6 @@ def reference_for(section: LearnerSection, model_dir: str | Path, device: torch.
 
     `learner.reference` is `initial` (the run's own first weights) or a directory.
     """
-    if section.loss.kl_coef == 0:
+    if not section.reads_reference:
         return None
     return Reference(model_dir if section.reference == "initial" else section.reference, section, device)

@@ -13,7 +13,7 @@ from cluster.buffer import Buffer
 from cluster.config import RunConfig
 from cluster.kept import Keeper
 from learner.cut import Cut, Mix
-from learner.engine import DeepSpeedEngine, Engine, collective_failures, join
+from learner.engine import DeepSpeedEngine, Engine, join
 from learner.probe import Probe
 from learner.publish import NcclPublisher, PullPublisher
 from learner.reference import reference_for
@@ -40,7 +40,6 @@ class Rank:
     """Address and port where the ranks meet."""
 
 
-@collective_failures()
 def learn(
     told: Rank,
     buffer: Buffer,
@@ -54,14 +53,7 @@ def learn(
     """Train to the last step or until `stop`, saving as the recipe says; returns the step reached."""
     config, section = told.config, told.config.learner
     stage("joins the ranks")
-    join(
-        told.rank,
-        section.ranks,
-        told.master,
-        local_rank=0,  # Ray shows each rank its own GPU alone
-        local_size=1,
-        timeout_s=section.collective_timeout_s,
-    )
+    join(told.rank, section.ranks, told.master, timeout_s=section.collective_timeout_s)
     stage("loads the model")
     engine = DeepSpeedEngine(told.model_dir, section)
     if told.resume_from is not None:
@@ -71,7 +63,8 @@ def learn(
     saver = _Saver(engine, save, config.checkpoint.every_steps)
     kept = config.tracking.kept_groups
     keeper = Keeper(told.run_dir / "groups", kept, done=engine.step) if told.rank == 0 and kept else None
-    recorder = StepRecorder(told.run_dir / "replay", engine, told.epoch, config.checkpoint.record_every_steps)
+    every = config.checkpoint.record_every_steps
+    recorder = StepRecorder(told.run_dir / "replay", engine, told.epoch, every, loss=section.loss.use)
     hooks = Hooks(
         stop=stop,
         stage=stage,

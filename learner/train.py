@@ -14,7 +14,8 @@ from cluster.config import LearnerSection, LossSection
 from cluster.failpoints import failpoint
 from cluster.plugins import build
 from cluster.types import Batch, Micro
-from learner.advantages import ADVANTAGES
+from learner.advantages import ADVANTAGES, Advantage, Undivided
+from learner.critic import Credited, credit
 from learner.cut import Cut, CutBuffer, Mix, cut, follow
 from learner.engine import Engine
 from learner.losses import LOSSES, PolicyLoss, objective
@@ -71,7 +72,9 @@ def train(
 
     The buffer has been resumed, so `epoch` is current and its version is `engine.step`.
     """
-    advantage = build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
+    advantage: Advantage = build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
+    if section.value is not None:
+        advantage = Undivided()  # the critic credits tokens once the step's weights are known
     policy_loss = build(LOSSES, section.loss.use, section.loss.options, "learner.loss")
     hooks.stage(f"publishes version {engine.step}")
     publisher.publish(engine, engine.step)  # also after a resume: engines may hold a dead history's weights
@@ -129,17 +132,28 @@ def optimize(
         return {**counts, "learner/num_empty_steps": 1.0}
     denominator = denominator_of(batch, section.loss)
     sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
-    for micro in batch.micros:
-        logprobs, entropy = engine.logprobs(micro)
-        known = reference.logprobs(micro) if reference else None
-        tokens = tokens_of(micro, section.loss.aggregate, logprobs.device, known)
+    references = [reference.logprobs(micro) if reference else None for micro in batch.micros]
+    credited = credit(batch, section.value, engine, references) if section.value else None
+    for i, micro in enumerate(credited.micros if credited else batch.micros):
+        logprobs, entropy, values = _forward(engine, micro, credited)
+        tokens = tokens_of(micro, section.loss.aggregate, logprobs.device, references[i])
         loss, stats = objective(policy_loss, section.loss, logprobs, entropy, tokens)
+        if credited is not None and values is not None:
+            off, told = credited.value_loss(i, values, tokens)
+            loss, stats = loss + off, stats | told
         engine.backward(loss / denominator)
         for name, value in stats.items():
             sums[name] = sums[name].to(value.device) + value
     update = engine.optimizer_step()
     totals = engine.total({name: float(value) for name, value in sums.items()})
-    return {**counts, **_means(totals, batch.num_tokens, denominator), **update}
+    found = credited.metrics if credited else {}
+    return {**counts, **_means(totals, batch.num_tokens, denominator), **found, **update}
+
+
+def _forward(
+    engine: Engine, micro: Micro, credited: Credited | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    return engine.logprobs_and_values(micro) if credited else (*engine.logprobs(micro), None)
 
 
 def denominator_of(batch: Batch, section: LossSection) -> float:
@@ -152,7 +166,8 @@ def denominator_of(batch: Batch, section: LossSection) -> float:
 
 def _means(totals: dict[str, float], num_tokens: int, denominator: float) -> dict[str, float]:
     means = {name: value / num_tokens for name, value in totals.items()}
-    means["loss/policy"] = totals["loss/policy"] / denominator
+    for name in totals.keys() & {"loss/policy", "loss/value"}:  # these carry the tokens' weights
+        means[name] = totals[name] / denominator
     square = means.pop("loss/ratio_square")
     # Share of the tokens that a sum of importance-weighted ones is worth: 1 on policy.
     means["loss/effective_samples_frac"] = means["loss/ratio_mean"] ** 2 / square if square else 0.0

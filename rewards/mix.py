@@ -10,6 +10,7 @@ from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.plugins import build
 from cluster.types import FAILED, Group, Mixed, Scores
+from rewards.shadow import agreement, sign_flip_frac
 from rewards.shaping import SHAPERS, Shaper
 
 
@@ -17,7 +18,12 @@ class Mixer:
     """Weighted sum of the signals, and what their unknown scores mean.
 
     Per signal a known score is shaped; an unknown one takes its `missing` value, or leaves its rollout out, or drops
-    the group. A signal of weight 0 is recorded and decides nothing. Raises ConfigError for an unknown shaper.
+    the group. A signal of weight 0 is a shadow: it is recorded and compared with what is trained on (`rewards.shadow`),
+    and decides nothing. Raises ConfigError for an unknown shaper.
+
+    A signal that says at which token its reward came counts there, so that each turn is credited with what follows it
+    (`Mixed.tokens`); a rollout's reward from it is the sum over tokens, and an unknown token is an unknown score. All
+    others, shaped ones among them, count for the rollout as a whole.
     """
 
     def __init__(self, rewards: Sequence[RewardSection], names: Sequence[str], min_valid: int) -> None:
@@ -30,18 +36,25 @@ class Mixer:
         }
 
     def __call__(self, group: Group, scores: Mapping[str, Scores]) -> Mixed:
-        total = np.zeros(len(group))
-        drop = None
+        total, tokens = np.zeros(len(group)), None
+        drop, shadows = None, {}
         metrics = {"reward/failed_scores": 0.0}
         for name, section in self._rewards.items():
-            values, num_failed = _evidence(name, group, scores.get(name))
+            found = scores.get(name)
+            values, num_failed = _evidence(name, group, found)
             metrics |= _metrics(name, values, num_failed)
             metrics["reward/failed_scores"] += num_failed
-            if section.weight == 0:
-                continue
             if name in self._shapers:
                 values = _shaped(name, self._shapers[name], values, group)
                 metrics[f"reward/{name}_shaped_mean"] = _mean(values)
+            elif found is not None and found.tokens is not None:
+                parts = _known_tokens(name, group, found.tokens, section.missing)
+                values = np.array([part.sum() for part in parts])
+                if section.weight:
+                    tokens = [t + section.weight * p for t, p in zip(tokens or [0.0] * len(group), parts, strict=True)]
+            if section.weight == 0:
+                shadows[name] = values
+                continue
             unknown = np.isnan(values)
             if section.missing is not None:
                 values = np.where(unknown, section.missing, values)
@@ -50,7 +63,10 @@ class Mixer:
             total += section.weight * values
         if drop is None and np.isfinite(total).sum() < min(self._min_valid, len(group)):
             drop = "too_few_scores"
-        return Mixed(total, drop, metrics)
+        for name, values in shadows.items():
+            metrics[f"reward/{name}_agreement"] = agreement(values, total)
+            metrics[f"reward/{name}_sign_flip_frac"] = sign_flip_frac(values, total)
+        return Mixed(total, drop, metrics, tokens=None if tokens is None else tuple(tokens))
 
 
 def _evidence(name: str, group: Group, scores: Scores | None) -> tuple[np.ndarray, int]:
@@ -59,6 +75,13 @@ def _evidence(name: str, group: Group, scores: Scores | None) -> tuple[np.ndarra
         return np.full(len(group), np.nan), 0
     assert len(scores.values) == len(group), f"{len(scores.values)} scores of '{name}' for {len(group)} rollouts"
     return scores.values, int((scores.state == FAILED).sum())
+
+
+def _known_tokens(name: str, group: Group, tokens: Sequence[np.ndarray], missing: float | None) -> list[np.ndarray]:
+    """Per rollout [T]; an unknown token takes the value `missing`, if there is one."""
+    lengths, asked = [len(t) for t in tokens], [len(r.tokens) for r in group.rollouts]
+    assert lengths == asked, f"'{name}' scored {lengths} tokens of rollouts that have {asked}"
+    return [t if missing is None else np.where(np.isnan(t), missing, t) for t in tokens]
 
 
 def _shaped(name: str, shaper: Shaper, values: np.ndarray, group: Group) -> np.ndarray:

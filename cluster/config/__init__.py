@@ -1,16 +1,17 @@
 """The recipe: one frozen tree (`models`, `learner`), read from TOML and `section.key=value` overrides (`reading`)."""
 
 from cluster.config.base import Section, Use
-from cluster.config.learner import CorrectionSection, LearnerSection, LossSection, ScheduleSection
+from cluster.config.learner import CorrectionSection, LearnerSection, LossSection, ScheduleSection, ValueSection
 from cluster.config.models import (
     BufferSection,
     ConsoleSection,
+    EngineSection,
     EvaluationSection,
     ModelSection,
     RunConfig,
     TrackingSection,
 )
-from cluster.config.reading import dump, load, parse, without_password
+from cluster.config.reading import dump, load, overridden, parse, tree_of, without_password
 from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ConsoleSection",
     "CorrectionSection",
     "DistilledSection",
+    "EngineSection",
     "EvaluationSection",
     "JudgeSection",
     "LearnerSection",
@@ -29,8 +31,11 @@ __all__ = [
     "Section",
     "TrackingSection",
     "Use",
+    "ValueSection",
     "dump",
     "load",
+    "overridden",
     "parse",
+    "tree_of",
     "without_password",
 ]

@@ -13,11 +13,13 @@ import re
 from collections.abc import Sequence
 from statistics import NormalDist
 
+from rewards.distilled.captions import PAIR_WORDS
 from rewards.judges.errors import JudgeServerError
 from rewards.judges.types import Call, Completion, Token
 
 RESPONSE = re.compile(r"<<<RESPONSE(?: \w+)?>>>\n(.*?)\n?<<<END RESPONSE(?: \w+)?>>>", re.DOTALL)
 SCALE = re.compile(r"(?:one of|is one of):? ([^.\n]+)\.")
+PAIR = "First message: "
 CRITERION = re.compile(r"^(\d+)\. ", re.MULTILINE)
 NORMAL_P99 = NormalDist().inv_cdf(0.99)
 
@@ -36,8 +38,10 @@ class KeywordJudge:
         unreadable_rate: float = 0.0,
         first_bias_nats: float = 0.0,
         sharpness_nats: float = 4.0,
+        noise_rate: float = 0.0,
     ) -> None:
         """The rates are shares of distinct calls, decided by a hash of prompt and seed, so that a run repeats itself.
+        Of labels for captions a share of `noise_rate` is wrong.
 
         With `latency_p99_s` latencies are log-normal: `latency_s` is their median, this their 99th percentile.
         `first_bias_nats` favours the response shown first; `sharpness_nats` is how sure it is of a level of difference.
@@ -46,7 +50,7 @@ class KeywordJudge:
         self.latency_s, self.error_rate, self.unreadable_rate = latency_s, error_rate, unreadable_rate
         self._latency_sigma = math.log(latency_p99_s / latency_s) / NORMAL_P99 if latency_p99_s else 0.0
         self._first_bias, self._sharpness = first_bias_nats, sharpness_nats
-        self.num_calls = 0
+        self._noise_rate, self.num_calls = noise_rate, 0
 
     async def complete(self, call: Call) -> Completion:
         self.num_calls += 1
@@ -56,7 +60,7 @@ class KeywordJudge:
             raise JudgeServerError(f"{self.name} fails on purpose, {self.error_rate:.0%} of the time.")
         system, user = call.messages[0].content, call.messages[1].content
         prompt_tokens = sum(len(m.content.split()) for m in call.messages)
-        text, tokens = self._answer(system, user, call)
+        text, tokens = self._label(user, chance) if "<label>" in user else self._answer(system, user, call)
         if chance < self.error_rate + self.unreadable_rate:
             text, tokens = "I would rather not say.", ()
         return Completion(text, "stop", "keyword", tokens, prompt_tokens, len(text.split()), "1")
@@ -96,6 +100,20 @@ class KeywordJudge:
             return best, (verdict,) if call.top_logprobs else ()
         before = Token("Counted.\nVerdict: ", 0.0)
         return f"{before.text}{best}", (before, verdict) if call.top_logprobs else ()
+
+    def _label(self, user: str, chance: float) -> tuple[str, tuple[Token, ...]]:
+        """Of a caption, or of the first of two: the prompts of `rewards.distilled.captions`."""
+        first, _, second = user.rpartition("Second message: ") if PAIR in user else ("", "", "")
+        if first:
+            difference = self._hits(first.rpartition(PAIR)[2]) - self._hits(second)
+            value = 0.5 + 0.5 * (difference > 0) - 0.5 * (difference < 0)
+        else:
+            value = float(self._hits(user.rpartition("Message: ")[2]) > 0)
+        # What is left of the chance beside the failures, so that noise and failures are independent.
+        if (chance * 7919) % 1 < self._noise_rate:
+            value = 1 - value
+        word = next(word for word, known in PAIR_WORDS.items() if known == value)
+        return f"<knowledge>None.</knowledge> <analysis>Counted.</analysis> <label>{word}</label>", ()
 
     def _logprobs(self, labels: Sequence[str], hits: Sequence[int]) -> dict[str, float]:
         if len(hits) == 2:

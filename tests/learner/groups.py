@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -38,6 +39,21 @@ def random_groups(lengths: Sequence[Sequence[tuple[int, int]]], seed: int = 0, *
     """One group per inner list, one rollout per (prompt, response) length."""
     rng = np.random.default_rng(seed)
     return [group(i, [rollout(p, r, rng, **fields) for p, r in g]) for i, g in enumerate(lengths)]
+
+
+def ppo_groups(seed: int, vocabulary: int = 40) -> list[Group]:
+    """Rollouts of one, two and three turns, some of them truncated, tempered."""
+    rng, groups = np.random.default_rng(seed), []
+    for seq in range(2):
+        rollouts = []
+        for i, turns in enumerate([(3, 5), (2, 4, 3, 6), (1, 2, 2, 1, 3, 9), (4, 1)]):
+            said = rollout(0, sum(turns), rng, vocabulary=vocabulary, temperature=0.8)
+            mask = np.repeat(np.arange(len(turns)) % 2 == 1, turns)
+            logprobs = np.where(mask, said.logprobs, np.float32(0))
+            finish = "length" if (i + seq) % 2 else "stop"
+            rollouts.append(replace(said, loss_mask=mask, logprobs=logprobs, finish=finish))
+        groups.append(group(seq, rollouts))
+    return groups
 
 
 def record_of(

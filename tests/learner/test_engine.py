@@ -9,20 +9,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.models import random_llama
 
 ROOT = Path(__file__).parents[2]
+SPLITS = [(0, "single"), (0, "backwards-wide"), (3, "backwards-single"), (3, "wide")]
+PPO = ["ppo:0", "ppo:1", "ppo:2", "ppo:3", "ppo:0:single", "ppo:3:wide"]
 ONE_RANK = [
     "on_policy:sgd", "on_policy:adamw", "trajectory:sgd:0", "trajectory:adamw:0", "trajectory:sgd:1",
     "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:1:bfloat16", "resume:0", "export:0",
     "not_finite:0", "reference", "entropy_bonus",
+    *(f"trajectory:sgd:{stage}:float32:{layout}" for stage, layout in SPLITS), *PPO, "resume:0:critic",
+    "critic_in_bf16",
 ]  # fmt: skip
 TWO_RANKS = [
-    "trajectory:sgd:0", "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:3", "resume:3", "export:3",
-    "not_finite:0", "not_finite:3",
+    "trajectory:sgd:0", "trajectory:sgd:1", "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:3", "resume:3",
+    "export:3", "not_finite:0", "not_finite:3",
+    *(f"trajectory:sgd:{stage}:float32:{layout}" for stage, layout in SPLITS), *PPO, "resume:3:critic",
 ]  # fmt: skip
 
 
@@ -122,6 +128,7 @@ def test_zero_stages_take_the_same_steps(one, job):
     ("job", "plain"),
     [
         ("trajectory:sgd:0", "trajectory:sgd:0"),
+        ("trajectory:sgd:1", "trajectory:sgd:0"),
         ("trajectory:sgd:2", "trajectory:sgd:0"),
         ("trajectory:sgd:3", "trajectory:sgd:0"),
         ("trajectory:adamw:3", "trajectory:adamw:0"),
@@ -133,6 +140,45 @@ def test_two_ranks_take_the_step_of_one(one, two, job, plain):
     assert_same(weights, expected)
     for name in ("loss/policy", "loss/entropy_nats", "learner/grad_norm", "learner/tokens", "loss/ratio_mean"):
         assert metrics[name] == pytest.approx(expected_metrics[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize(("stage", "layout"), SPLITS)
+@pytest.mark.parametrize("ranks", ["one", "two"])
+def test_micro_batches_rows_and_the_order_of_packing_leave_the_step_alone(one, request, ranks, stage, layout):
+    weights, metrics = request.getfixturevalue(ranks)[f"trajectory:sgd:{stage}:float32:{layout}"]
+    expected, expected_metrics = one["trajectory:sgd:0"]
+    assert_same(weights, expected)
+    assert metrics["loss/policy"] == pytest.approx(expected_metrics["loss/policy"], rel=1e-4)
+
+
+@pytest.mark.parametrize("job", PPO)
+@pytest.mark.parametrize("ranks", ["one", "two"])
+def test_with_a_critic_the_steps_are_those_of_a_plain_ppo_loop(request, ranks, job):
+    published, head, rows, expected, metadata = request.getfixturevalue(ranks)[job]
+    assert head["value_head.weight"].abs().max() > 1e-3, "the head learnt nothing, so nothing was compared"
+    found = {**published, **head}
+    assert_same({name: found[name] for name in expected}, expected)
+    assert [name for name, _, _ in metadata] == list(published), "the value head is published to nobody"
+    assert not any("value" in name or name.startswith("policy.") for name in published)
+    assert all(np.isfinite(row["value/explained_variance"]) for row in rows)
+    assert rows[0]["value/mean"] == 0.0 != rows[1]["value/mean"]
+
+
+@pytest.mark.parametrize(("ranks", "job"), [("one", "resume:0:critic"), ("two", "resume:3:critic")])
+def test_a_critic_is_resumed_to_the_last_bit_and_not_left_out(request, ranks, job):
+    first, second, metrics, again, _, refusal = request.getfixturevalue(ranks)[job]
+    assert first["value_head.weight"].any()
+    assert_same(second, first, atol=0)
+    assert again == metrics
+    assert "learner.value" in refusal
+    assert "value_head" in refusal
+
+
+def test_a_critic_learns_in_bf16(one):
+    head, metrics = one["critic_in_bf16"]
+    assert head["value_head.weight"].abs().max() > 1e-2
+    assert np.isfinite(metrics["loss/value"])
+    assert metrics["learner/num_skipped"] == 0
 
 
 def test_bf16_follows_fp32_closely(one):

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from cluster.buffer import Buffer, Limits
-from cluster.config import CorrectionSection, LearnerSection, LossSection, ScheduleSection
+from cluster.config import CorrectionSection, LearnerSection, LossSection, ScheduleSection, Use
+from cluster.errors import PluginError
 from cluster.types import Group, Mixed, Rollout, Scores
 from learner import cut as cutting
 from learner.cut import Cut
@@ -141,6 +142,16 @@ def test_a_row_of_metrics_says_what_the_step_did_and_waited_for(buffer, workers)
     assert metrics["learner/tokens"] == 3 * metrics["learner/rollouts"]
     assert 0 <= metrics["learner/wait_s"] <= metrics["learner/step_s"]
     assert all(np.isfinite(v) for v in metrics.values())
+
+
+def test_a_broken_advantage_trains_nothing_and_is_not_recorded(buffer, workers):
+    section = section_of(2, advantage=Use(use="tests.fakes:Forgetful"))
+    with pytest.raises(
+        PluginError, match=r"'tests.fakes:Forgetful', group policy/\d+/\d+, rollout 7: the advantage is nan"
+    ):
+        run(workers, section, TableEngine())
+    assert buffer.recorded("policy", 0) is None
+    assert rows(buffer) == []
 
 
 def test_a_stop_finishes_the_step_under_way_and_cuts_no_more(buffer, workers):
