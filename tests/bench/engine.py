@@ -20,11 +20,12 @@ class DrawnEngine(VllmEngine):
         self._lengths = draws(os.environ["KANABO_BENCH_LENGTHS"])
         self._seconds: list[float] = []
 
-    async def sample(self, prompt: Sequence[int], *, max_tokens: int, temperature: float) -> Sample:
+    async def sample(self, prompt: Sequence[int], *, max_tokens: int, temperature: float, **options: Any) -> Sample:
         if temperature == 0:  # held-out tasks: not what is measured
-            return await super().sample(prompt, max_tokens=1, temperature=0)
+            return await super().sample(prompt, max_tokens=1, temperature=0, **options)
         begun = time.monotonic()
-        sample = await super().sample(prompt, max_tokens=next(self._lengths), temperature=temperature)
+        drawn = next(self._lengths)
+        sample = await super().sample(prompt, max_tokens=drawn, temperature=temperature, **options)
         self._seconds.append(time.monotonic() - begun)
         return sample
 
