@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Iterable, Mapping
-from inspect import isclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -48,8 +47,8 @@ def build(known: Mapping[str, type[P]], use: str, options: Mapping[str, Any], wh
 
     Raises ConfigError for an unknown name, an unknown option or a wrong value.
     """
-    cls = lookup(known, use, where)
-    if not isclass(cls):
+    cls: Any = lookup(known, use, where)
+    if not isinstance(cls, type):
         raise ConfigError(f"{where}.use = '{use}' is {cls!r:.80}, no class. Name one as 'package.module:ClassName'.")
     try:
         return cls(**options)

@@ -125,7 +125,7 @@ def _finding(error: Any) -> str:
     if error["type"] == "value_error":
         said = str(error["ctx"]["error"])
         return said if loc in said else f"{loc}: {said}"
-    expected = EXPECTED.get(error["type"], error["msg"]).replace("LOC", loc)
+    expected = EXPECTED[error["type"]].replace("LOC", loc) if error["type"] in EXPECTED else error["msg"]
     return f"{loc} = {error['input']!r:.80}: {expected}."
 
 
