@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from cluster.config import RunConfig
+from cluster.config import EngineSection, RunConfig
 from cluster.errors import ConfigError, InfrastructureError
 from cluster.failpoints import failpoint
 from cluster.types import Publication, VersionSpan
@@ -41,6 +41,8 @@ class Sample:
     spans: tuple[VersionSpan, ...]
     """Versions of the weights, in offsets of `tokens`."""
     finish: Literal["stop", "length", "abort"]
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """[T] the likeliest tokens at each place and their log-probs, where they were asked for."""
 
 
 class Engine(Protocol):
@@ -52,7 +54,15 @@ class Engine(Protocol):
 
     async def start(self) -> None: ...
 
-    async def sample(self, prompt: Sequence[int], *, max_tokens: int, temperature: float) -> Sample: ...
+    async def sample(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_logprobs: int = 0,
+        seed: int | None = None,
+    ) -> Sample: ...
 
     async def next_logprobs(self, prompts: Sequence[Sequence[int]], next_tokens: Sequence[int]) -> np.ndarray: ...
 
@@ -61,18 +71,23 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
 
+def check_options(section: EngineSection) -> None:
+    """Raises ConfigError for options with which an engine would sample from another distribution than it reports."""
+    for option in REFUSED_SAMPLING:
+        if option in section.options:
+            raise ConfigError(
+                f"engine.options.{option} changes the distribution that is sampled from, and the learner would "
+                "correct for another one. Leave it out."
+            )
+
+
 class VllmEngine:
     """AsyncLLM with processed log-probs, version spans and weights that change in flight."""
 
     exact = True
 
     def __init__(self, model_dir: str | Path, config: RunConfig, *, stop_tokens: Sequence[int], version: str) -> None:
-        for option in REFUSED_SAMPLING:
-            if option in config.engine.options:
-                raise ConfigError(
-                    f"engine.options.{option} changes the distribution that is sampled from, and the learner would "
-                    "correct for another one. Leave it out."
-                )
+        check_options(config.engine)
         _settle_environment()
         from vllm import AsyncEngineArgs
         from vllm.config import WeightTransferConfig
@@ -110,7 +125,15 @@ class VllmEngine:
         """Name the weights that were loaded; without it spans would say `default`."""
         await self._llm.update_weight_version(self.version)
 
-    async def sample(self, prompt: Sequence[int], *, max_tokens: int, temperature: float) -> Sample:
+    async def sample(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_logprobs: int = 0,
+        seed: int | None = None,
+    ) -> Sample:
         """Continue `prompt` by at most `max_tokens` tokens.
 
         Raises InfrastructureError if the engine is dead.
@@ -119,15 +142,24 @@ class VllmEngine:
             prompt,
             max_tokens=max_tokens,
             temperature=temperature,
+            seed=seed,
             stop_token_ids=self._stop_tokens,
-            logprobs=0,
-            flat_logprobs=True,
+            logprobs=top_logprobs,
+            flat_logprobs=not top_logprobs,
         )
+        top = ()
+        if top_logprobs:
+            rows = output.logprobs
+            logprobs = [row[token].logprob for row, token in zip(rows, output.token_ids, strict=True)]
+            top = tuple(_likeliest(row, top_logprobs) for row in rows)
+        else:
+            logprobs = output.logprobs.logprobs
         return Sample(
             np.array(output.token_ids, np.int32),
-            np.array(output.logprobs.logprobs, np.float32),
+            np.array(logprobs, np.float32),
             tuple(VersionSpan(s.version, s.start, s.end) for s in output.weight_versions or ()),
             output.finish_reason,
+            top,
         )
 
     async def next_logprobs(self, prompts: Sequence[Sequence[int]], next_tokens: Sequence[int]) -> np.ndarray:
@@ -215,6 +247,11 @@ class VllmEngine:
 
 ENGINES = {"vllm": VllmEngine}
 """Engines by name; your own is `package.module:Class` with the calls of `Engine`."""
+
+
+def _likeliest(row: Any, count: int) -> tuple[tuple[int, float], ...]:
+    """Of one place, the likeliest first; what was drawn instead of them is left out."""
+    return tuple(sorted(((t, p.logprob) for t, p in row.items()), key=lambda pair: -pair[1])[:count])
 
 
 def _on_cpu() -> bool:

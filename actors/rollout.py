@@ -23,6 +23,7 @@ from actors import episode
 from actors.chat import Chat
 from actors.engine import Engine
 from actors.environments.base import Environment
+from actors.evaluate import play_all
 from actors.tasks import checked
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
@@ -191,21 +192,13 @@ class RolloutWorker:
         A task that fails is counted and left out.
         """
         limits = replace(self._limits, temperature=temperature)
-        places = asyncio.Semaphore(self._config.engine.max_num_seqs)
-        claim = Claim("heldout", self.policy, 0, 0, 0, 0, "")
-
-        async def one(place: int) -> Group | None:
-            async with places:
-                try:
-                    task = checked(tasks[place])
-                    rollout = await self._play(task, limits)
-                except DataError as error:
-                    self._failed(f"held-out task {place} left out: {error}")
-                    return None
-            return Group(claim, task, (rollout,))
-
-        played = await asyncio.gather(*map(one, range(len(tasks))))
-        return [group for group in played if group is not None]
+        return await play_all(
+            lambda task: self._play(task, limits),
+            tasks,
+            policy=self.policy,
+            at_once=self._config.engine.max_num_seqs,
+            failed=self._failed,
+        )
 
     async def _follow(self) -> None:
         while not self._stopping.is_set():

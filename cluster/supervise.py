@@ -23,9 +23,9 @@ from cluster import checkpoint, metrics
 from cluster.buffer import Buffer
 from cluster.buffer.history import in_words
 from cluster.errors import BudgetSpent, BufferUnavailable, Stalled
-from cluster.evaluate import Evaluation, until
 from cluster.follow import Follower
 from cluster.gang import Gang
+from cluster.heldout import Evaluation, until
 from cluster.nodes import cause_of, is_infrastructure
 from cluster.staff import Staff
 from cluster.store import DiskFull, Store
@@ -46,11 +46,13 @@ class Supervisor:
     def __init__(self, site: Site, store: Store | None, recorder: metrics.Recorder, table: LiveTable) -> None:
         self._site, self._config, self._store, self._table = site, site.config, store, table
         self._buffer, self._recorder = site.buffer(), recorder
-        self._follower = Follower(self._buffer, site.config, recorder, table, self._evaluate_soon)
+        self._follower = Follower(self._buffer, site.config, recorder, table, self._evaluate_soon, self._counts)
         self._watchdog = Watchdog(site.config.run.silent_s, store)
         self._failures = 0
         self._staff = Staff(site, self._buffer, self._watchdog, self._launch)
-        self._evaluation = Evaluation(self._staff, self._buffer, self._follower, site.config.evaluation)
+        self._evaluation = Evaluation(
+            self._staff, self._buffer, self._follower, site.config.evaluation, Path(site.run_dir)
+        )
         self._gang: Gang | None = None
         self._resume_from: Path | None = None
         self._tasks: dict[asyncio.Task[Any], Callable[[asyncio.Task[Any]], None]] = {}
@@ -74,6 +76,10 @@ class Supervisor:
             "failures": self._failures,
             "allowed_failures": allowed,
         }
+
+    def _counts(self) -> dict[str, float]:
+        workers = {f"workers/num_{role}": float(len(self._staff.of(role))) for role in self._staff.counts()}
+        return {"failures/num_infrastructure": float(self._failures), **workers}
 
     async def run(self, resume_from: Path | None) -> int:
         """Run to the last step, or until asked to stop; returns the step reached.
@@ -140,8 +146,7 @@ class Supervisor:
         manifest = checkpoint.read(resume_from) if resume_from else None
         step = manifest.step if manifest else 0
         if not self._staff.may_work.is_set():
-            enough = self._config.rollout.workers
-            await until(lambda: len(self._staff.of("rollout")) >= enough or self._asked_to_stop.is_set())
+            await until(lambda: self._staff.complete() or self._asked_to_stop.is_set())
         if self._asked_to_stop.is_set():
             return step
         self._table.state("starting the learner")

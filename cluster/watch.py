@@ -59,8 +59,13 @@ class Watchdog:
     def report(self) -> str:
         """What each actor waits for, a line each."""
         now = time.monotonic()
-        silent = {n: f", silent for {now - t:.0f} s" for n, t in self._answered.items() if now - t > 2 * PING_S}
-        return "".join(f"\n  {name} {said}{silent.get(name, '')}" for name, said in sorted(self._said.items()))
+        silent = {n: now - t for n, t in self._answered.items() if now - t > 2 * PING_S}
+        return "".join(
+            f"\n  {name} has not answered for {silent[name]:.0f} s; its last words: {said}"
+            if name in silent
+            else f"\n  {name} {said}"
+            for name, said in sorted(self._said.items())
+        )
 
     def close(self) -> None:
         for name in list(self._said):

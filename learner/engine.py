@@ -26,8 +26,9 @@ from cluster.config import LearnerSection
 from cluster.errors import ConfigError
 from cluster.types import Micro
 from learner.collectives import limit_waits
-from learner.model import attach_row_selection, logprobs_of, tied_head
-from learner.optimizer import Guarded, lr_at, make_optimizer
+from learner.critic import ValueHead
+from learner.model import attach_row_selection, by_layer, logprobs_of, tied_head
+from learner.optimizer import Guarded, lr_at, make_optimizer, parameter_groups
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_templ*")
@@ -45,6 +46,10 @@ class Engine(Protocol):
 
     def logprobs(self, micro: Micro) -> tuple[Tensor, Tensor]:
         """[B, L] nats at the micro's temperatures: log-prob of each trained token, entropy there; 0 elsewhere."""
+        ...
+
+    def logprobs_and_values(self, micro: Micro) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and [B, L + 1] values (`ValueHead.values`); of an engine with `learner.value` only."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -124,8 +129,13 @@ class DeepSpeedEngine:
         self._statistics = partial(token_statistics, entropy_grad=section.loss.entropy_coef != 0)
         # Without ZeRO the fp32 optimizer is ours to guard; DeepSpeed would clip without a look at infinities.
         self._guard = self._stage == 0
-        optimizer = make_optimizer(model.parameters(), section, guarded=self._guard)
-        self._engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=self._config())[0]
+        self._policy = model
+        self._critic = ValueHead(model) if section.value else None
+        groups, self._rates = parameter_groups(model, self._critic, section)
+        optimizer = make_optimizer(groups, section, guarded=self._guard)
+        self._engine: Any = deepspeed.initialize(
+            model=self._critic or model, optimizer=optimizer, config=self._config()
+        )[0]
         limit_waits(section.collective_timeout_s)
         self._optimizer = optimizer
         self.device: torch.device = torch.device(self._engine.device)
@@ -154,6 +164,11 @@ class DeepSpeedEngine:
     def logprobs(self, micro: Micro) -> tuple[Tensor, Tensor]:
         return logprobs_of(self._engine, self._select, micro, self.device, self._statistics)
 
+    def logprobs_and_values(self, micro: Micro) -> tuple[Tensor, Tensor, Tensor]:
+        assert self._critic is not None, "no learner.value"
+        logprobs, entropy = self.logprobs(micro)
+        return logprobs, entropy, self._critic.values(micro)
+
     def backward(self, loss: Tensor) -> None:
         # DeepSpeed averages gradients over ranks.
         self._engine.backward(loss * self.world)
@@ -161,8 +176,8 @@ class DeepSpeedEngine:
     def optimizer_step(self) -> dict[str, float]:
         """Update with the gradients of all micros; a non-finite gradient skips the update, with a count."""
         lr = lr_at(self.step, self._section.schedule, self._section.steps)
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+        for group, rate in zip(self._engine.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = lr * rate
         self._engine.step()
         if isinstance(self._optimizer, Guarded):
             norm, skipped = self._optimizer.grad_norm, self._optimizer.skipped
@@ -182,7 +197,7 @@ class DeepSpeedEngine:
         Every rank must exhaust it. A tensor is valid until the next is asked for, unless ZeRO is below 3.
         """
         head = None
-        for group in _by_layer(self._engine.module.named_parameters()):
+        for group in by_layer(self._policy.named_parameters()):
             with self._gathered([p for _, p in group]):
                 for name, parameter in group:
                     if self._tied_head and name == self._tied_head[1]:
@@ -196,7 +211,7 @@ class DeepSpeedEngine:
 
     def metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Name, dtype and full shape of what `weights` yields, without gathering anything."""
-        named = self._engine.module.named_parameters()
+        named = self._policy.named_parameters()
         found = {name: (p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for name, p in named}
         if self._tied_head:
             found[self._tied_head[0]] = found[self._tied_head[1]]
@@ -242,8 +257,8 @@ class DeepSpeedEngine:
         if saved != self._shape():
             raise ConfigError(
                 f"'{directory}' was written with {saved}, this run has {self._shape()}. Give learner.ranks, "
-                "learner.zero_stage, learner.dtype and learner.optimizer the old values, or start a new run from "
-                "the checkpoint's Hugging Face files (model.path)."
+                "learner.zero_stage, learner.dtype, learner.optimizer and learner.value the old values, or start a new "
+                "run from the checkpoint's Hugging Face files (model.path)."
             )
         _, state = self._engine.load_checkpoint(str(directory), tag="state")
         self.step, self.num_skipped = state["step"], state["num_skipped"]
@@ -255,6 +270,7 @@ class DeepSpeedEngine:
             "zero_stage": self._stage,
             "dtype": section.dtype,
             "optimizer": section.optimizer,
+            **({"value_head": True} if section.value else {}),
         }
 
     def export(self, directory: Path) -> None:
@@ -264,7 +280,7 @@ class DeepSpeedEngine:
             if self.rank == 0 and not (self._tied_head and name == self._tied_head[0]):
                 state[name] = tensor.to("cpu", copy=self._stage == 3)
         if self.rank == 0:
-            self._engine.module.save_pretrained(directory, state_dict=state)
+            self._policy.save_pretrained(directory, state_dict=state)
             for pattern in TOKENIZER_FILES:
                 for file in self._model_dir.glob(pattern):
                     shutil.copy(file, directory)
@@ -272,18 +288,3 @@ class DeepSpeedEngine:
     def close(self) -> None:
         self._engine.destroy()
         torch.distributed.destroy_process_group()
-
-
-def _by_layer(named: Iterator[tuple[str, torch.nn.Parameter]]) -> Iterator[list[tuple[str, torch.nn.Parameter]]]:
-    """Consecutive parameters of the same layer: what is gathered at once."""
-    group: list[tuple[str, torch.nn.Parameter]] = []
-    current = None
-    for name, parameter in named:
-        layer = next((part for part in name.split(".") if part.isdigit()), "")
-        if group and layer != current:
-            yield group
-            group = []
-        current = layer
-        group.append((name, parameter))
-    if group:
-        yield group

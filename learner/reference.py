@@ -13,6 +13,7 @@ from cluster.config import LearnerSection
 from cluster.types import Micro
 from learner.engine import DTYPES, token_statistics
 from learner.model import attach_row_selection, logprobs_of
+from learner.terms import build_terms
 
 
 class Reference:
@@ -33,11 +34,16 @@ class Reference:
         return logprobs_of(self._model, self._select, micro, self._device, self._statistics)[0]
 
 
+def wants_reference(section: LearnerSection) -> bool:
+    """Whether anything would read the reference model. Raises ConfigError for terms that cannot be built."""
+    return section.reads_reference or build_terms(section).need_reference
+
+
 def reference_for(section: LearnerSection, model_dir: str | Path, device: torch.device | str) -> Reference | None:
     """The reference model, or None where nothing would read it.
 
     `learner.reference` is `initial` (the run's own first weights) or a directory.
     """
-    if section.loss.kl_coef == 0:
+    if not wants_reference(section):
         return None
     return Reference(model_dir if section.reference == "initial" else section.reference, section, device)

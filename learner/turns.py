@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cluster.types import Group, Mixed, Rollout
-from learner.advantages import Advantage
+from learner.advantages import Advantage, checked
 
 
 def turn_starts(rollout: Rollout) -> Int[np.ndarray, " K"]:
@@ -62,22 +62,28 @@ def all_equal(returns: Float[np.ndarray, "G K"]) -> bool:
 
 
 def advantages_of(
-    advantage: Advantage, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]]
+    advantage: Advantage, use: str, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]]
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
-    """Per group and rollout: [1] for all its tokens, or [T] with each turn's own, 0 outside of the policy's turns."""
-    found = [np.full(returns.shape, np.nan) for returns in returns_G]
+    """Per group and rollout: [1] for all its tokens, or [T] with each turn's own, 0 outside of the policy's turns.
+
+    `use` is what the recipe calls the estimator. Raises PluginError for what it must not return.
+    """
+    found = [[[] for _ in group.rollouts] for group in groups]
     for k in range(max((returns.shape[1] for returns in returns_G), default=0)):
         having = [i for i, returns in enumerate(returns_G) if k < returns.shape[1]]
-        for i, values in zip(having, advantage.of_step([returns_G[i][:, k] for i in having]), strict=True):
-            found[i][:, k] = values
-    return tuple(tuple(map(_spread, group.rollouts, values)) for group, values in zip(groups, found, strict=True))
+        values = checked(advantage, use, [groups[i] for i in having], [returns_G[i][:, k] for i in having])
+        for i, of_group in zip(having, values, strict=True):
+            for turns, value in zip(found[i], of_group, strict=True):
+                turns.append(value)
+    return tuple(tuple(map(_spread, group.rollouts, turns)) for group, turns in zip(groups, found, strict=True))
 
 
-def _spread(rollout: Rollout, values: Float[np.ndarray, " K"]) -> Float[np.ndarray, " _"]:
+def _spread(rollout: Rollout, turns: Sequence[Float[np.ndarray, " _"]]) -> Float[np.ndarray, " _"]:
+    """`turns`: of each turn [1], or [T] of which its own tokens count."""
     ours = [turn for turn in rollout.turns if turn.role == "assistant"]
-    if len(values) == 1 or not ours or np.isnan(values[0]):
-        return values[:1].astype(np.float32)
+    if len(turns) == 1 or not ours or np.isnan(turns[0]).all():
+        return turns[0]
     spread = np.zeros(len(rollout.tokens), np.float32)
-    for turn, value in zip(ours, values, strict=False):
-        spread[turn.start : turn.end] = value
+    for turn, value in zip(ours, turns, strict=False):
+        spread[turn.start : turn.end] = value if len(value) == 1 else value[turn.start : turn.end]
     return spread

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from cluster.errors import ConfigError, nearest
 from cluster.plugins import Plugin
-from cluster.types import Group, Scores
+from cluster.types import Group, Scores, Task
 from rewards.verify import Verifier
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ class Services:
         known = (*self._judges.values(), *self._distilled.values())
         return {key: value for one in known for key, value in one.snapshot().items()}
 
+    def trouble(self) -> str:
+        """Judges that do not answer, and why; nothing if all do."""
+        return "; ".join(filter(None, (judge.trouble() for judge in self._judges.values())))
+
     async def close_judges(self) -> None:
         """Before `close`, in the event loop that asked them."""
         for judge in self._judges.values():
@@ -110,6 +114,10 @@ class Signal(Plugin):
         When it changes, stored groups are scored again.
         """
         return UNVERSIONED
+
+    def declines(self, task: Task) -> str:
+        """Why it abstains from this task whatever is written, such as a missing reference; nothing if it does not."""
+        return ""
 
     async def prepare(self, services: Services) -> None:
         """Before the first group: raises ConfigError for what only a running service can tell."""

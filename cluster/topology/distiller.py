@@ -9,7 +9,8 @@ from typing import Any
 
 import ray
 
-from cluster.topology.site import Site
+from cluster.topology.judge import Judges
+from cluster.topology.site import Site, first_to_end
 
 REPORT_S = 5.0
 
@@ -20,13 +21,12 @@ class DistillerActor:
     def __init__(self, site: Site, name: str) -> None:
         from rewards.distilled.asking import Asking
         from rewards.distilled.open import parts
-        from rewards.judges.archive import RedisArchive
-        from rewards.judges.open import open_judges
 
         config, self._name = site.config, name
         self._model = model_of_worker(name)
         judge = config.distilled[self._model].judge
-        self._judge = open_judges({judge: config.judges[judge]}, RedisArchive(site.url, site.run_id))[judge]
+        self._judges = Judges(site)
+        self._judge = self._judges.pools[judge]
         self._buffer = site.buffer()
         self._distiller, self._labeller = parts(
             self._model,
@@ -43,15 +43,15 @@ class DistillerActor:
     async def run(self) -> None:
         """Label and learn until `stop`. Raises what the table, the disk and the buffer raise."""
         reports = asyncio.create_task(self._report())
+        following = self._judges.follow()
         working = asyncio.gather(self._distiller.run(), self._labeller.run())
         try:
-            done, _ = await asyncio.wait({working, reports}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await first_to_end(working, reports, *following)
         finally:
-            working.cancel()
-            reports.cancel()
-            await self._judge.close()
+            for task in (working, reports, *following):
+                task.cancel()
+            for pool in self._judges.pools.values():
+                await pool.close()
 
     async def stop(self) -> None:
         await self._labeller.stop()

@@ -87,6 +87,7 @@ class LearnerActor:
                 told,
                 buffer,
                 _mixer(site.config),
+                select=_selection(site.config),
                 rollout_actors=rollout_actors,
                 stop=lambda: self._stopping,
                 save=save,
@@ -97,7 +98,13 @@ class LearnerActor:
 def _mixer(config: RunConfig) -> Any:
     from rewards.mix import Mixer
 
-    return Mixer(config.rewards, config.reward_names, config.reward_workers.min_valid)
+    return Mixer(config.rewards, config.reward_names, config.reward_workers.min_valid).of_step
+
+
+def _selection(config: RunConfig) -> Any:
+    from rewards.selectors import Selection
+
+    return Selection(config.selectors) if config.selectors else None
 
 
 def place_learner(site: Site, rank: int) -> Any:

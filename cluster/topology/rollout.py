@@ -9,7 +9,7 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -23,8 +23,13 @@ from cluster.nodes import (
     shared_memory_of_children,
     threads,
 )
-from cluster.topology.site import POLICY, Site, learner_name
-from cluster.types import Group, Publication
+from cluster.topology.judge import roster
+from cluster.topology.site import POLICY, Site, first_to_end, learner_name, worker_name
+from cluster.types import Group, Message, Publication
+from rewards.judges.roster import keep_signing
+
+if TYPE_CHECKING:
+    from actors.speaker import Answer
 
 
 def _engine(site: Site, stop_tokens: Sequence[int]) -> Any:
@@ -45,6 +50,7 @@ class RolloutActor:
         from actors.chat import Chat
         from actors.environments import ENVIRONMENTS
         from actors.rollout import RolloutWorker
+        from actors.speaker import Speaker
         from actors.tasks import TASKS, order
         from cluster.plugins import build
 
@@ -64,7 +70,11 @@ class RolloutActor:
         sockets.mkdir()
         os.environ["VLLM_RPC_BASE_PATH"] = str(sockets)  # a killed engine leaves them behind
         self._engine = _engine(site, chat.stop_tokens)
-        self._site = site
+        self._site, self._name = site, name
+        shares = {n: j.engine_share for n, j in config.judges.items() if j.kind == "policy"}
+        self._judges = list(shares)
+        self._speaker = Speaker(self._engine, chat, max(1, int(sum(shares.values()) * config.engine.max_num_seqs)))
+        self._signing: list[asyncio.Task[None]] = []
         self.worker = RolloutWorker(
             name,
             policy=POLICY,
@@ -81,13 +91,24 @@ class RolloutActor:
         """Bring the engine up; returns this actor's process id."""
         await self._engine.start()
         remove_after_me(*shared_memory_of_children())
+        for judge in self._judges:
+            signing = keep_signing(roster(self._site, judge), self._name, lambda: self._engine.version)
+            self._signing.append(asyncio.create_task(signing))
         return os.getpid()
 
     async def run(self) -> None:
-        await self.worker.run()
+        working = asyncio.create_task(self.worker.run())
+        await first_to_end(working, *self._signing)
+        for signing in self._signing:
+            signing.cancel()
+        await asyncio.gather(*self._signing, return_exceptions=True)  # off the roster before this actor is ended
 
     async def stop(self) -> None:
         await self.worker.stop()
+
+    async def answer(self, messages: Sequence[Message], **how: Any) -> Answer:
+        """Judge with the weights of now; takes no more of the engine than `judges.NAME.engine_share`."""
+        return await self._speaker.answer(messages, **how)
 
     async def waiting(self) -> str:
         return self.worker.waiting()
@@ -148,6 +169,7 @@ def place_rollout(site: Site, name: str) -> Any:
     return (
         ray.remote(RolloutActor)
         .options(
+            name=worker_name(site.run_id, name),
             num_cpus=1,
             num_gpus=config.engine.tensor_parallel if on_gpu() else 0,
             max_concurrency=1000,

@@ -28,7 +28,7 @@ JUDGES, WORKERS = ("judge-0", "judge-1"), ("worker-0", "worker-1")
 FREQUENCY = {
     "claim": 4, "put": 3, "all_work": 8, "renew": 1, "give_up": 2, "forsake": 2,
     "lease_passes": 2, "score_deadline_passes": 2, "judge_takes_too_long": 1,
-    "take": 3, "score": 3, "relabel": 2,
+    "take": 3, "score": 3, "relabel": 4,
     "learner_goes_on": 16, "filter": 1, "checkpoint": 8,
     "crash": 1, "resume": 2, "roll_back": 4, "zombie_calls": 2, "restart_redis": 1,
     "old_call_arrives_again": 4,
@@ -183,12 +183,12 @@ class LapMachine(Moves, RuleBasedStateMachine):
         states = () if any_group else ("pending", "ready")
         if known := pick((k for k in learner.expected.at(*states) if k.was_put), index // 3):
             signal = [*SIGNALS, "hindsight"][index % 3]
-            self._score(known, signal, str(len(self.wire.sent) % 3), float(len(self.wire.sent)))
+            self._score(known, signal, str(index % 2), float(len(self.wire.sent)))
 
     def relabel(self, learner: Learner, index: int, both: bool) -> None:
         """A judge has another version, perhaps one that it has had before."""
         signals = learner.expected.limits.admit
-        versions = dict.fromkeys(signals if both else signals[index % 2 :][:1], str(index // 2 % 3))
+        versions = dict.fromkeys(signals if both else signals[index % 2 :][:1], str(index // 2 % 2))
         self.buffer.relabel(versions)
         changed = self.eras.relabel(versions)
         for one in self.learners if changed else ():

@@ -113,6 +113,16 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     "a roll-back leaves trained groups in the ledger": {
         "resume": ("elseif cut and cut >= step then", "elseif false then")
     },
+    # Judges that change their versions: evidence of one era, asked for anew.
+    "scores of two versions are mixed": {"score": ("versions_of(era)[name] == version then", "true then")},
+    "half of a new version is carried": {"score": ("and not any(still_missing) then", "then")},
+    "what was put aside outlives another change": {
+        "relabel": ("          call('HDEL', group_key(id), 'new:' .. signal)\n", "")
+    },
+    "a change of version asks nobody": {"relabel": ("        call('ZADD', run .. 'unscored', now, id)\n", "")},
+    "a version that comes back is not heard": {
+        "relabel": ("~= versions[signal] then", "~= versions[signal] and false then")
+    },
     # Rule 12: the ledger.
     "the ledger is trimmed": {
         "prelude": (

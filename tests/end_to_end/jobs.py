@@ -90,12 +90,13 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def shared_memory(process: subprocess.Popen, directory: Path) -> set[Path]:
-    """What the job's processes have under a name in /dev/shm: files that they map, and the run's own folders."""
+def shared_memory(processes: list[psutil.Process], directory: Path) -> set[Path]:
+    """What a job's processes have under a name in /dev/shm: files that they map, and the run's own folders."""
     found = set()
-    for one in tree(process):
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            found |= {Path(m.path) for m in one.memory_maps() if m.path.startswith("/dev/shm/")}
+    for process in processes:
+        with contextlib.suppress(OSError):  # it has ended
+            lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+            found |= {Path(line[line.index("/dev/shm/") :]) for line in lines if "/dev/shm/" in line}
     run_id = (directory / "id").read_text()
     return {path for path in found if path.exists()} | set(Path("/dev/shm").glob(f"kanabo-*{run_id[-6:]}-*"))
 

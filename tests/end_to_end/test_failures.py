@@ -77,6 +77,14 @@ def test_spent_budgets_end_the_run_with_a_report(tmp_path):
     assert (tmp_path / "spent" / "error.txt").exists()
 
 
+def test_whom_ray_ends_for_lack_of_memory_costs_the_budget_like_any_death(tmp_path):
+    log = tmp_path / "log"
+    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=large", "run.max_infrastructure_failures=1"]
+    assert jobs.run(overrides, log=log, timeout_s=240, RAY_memory_usage_threshold="0.01") == 1
+    assert "2 failures of infrastructure, run.max_infrastructure_failures = 1. The last: " in said(log)
+    assert "running low on memory" in said(log)
+
+
 def test_a_stall_names_what_everybody_waits_for(tmp_path):
     log = tmp_path / "log"
     overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=stalled", "run.stall_s=12", "evaluation.max_tasks=1"]
@@ -113,8 +121,7 @@ def test_a_stop_that_something_hangs_on_ends_within_its_grace(tmp_path):
         jobs.end(process)
     assert took_s < 12 + CLOSE_S + 10
     assert not left, "processes outlive the job"
-    assert "did not save its step within run.grace_s = 12 s: learner-0 " in said(log)
-    assert ", silent for 1" in said(log)
+    assert "did not save its step within run.grace_s = 12 s: learner-0 has not answered for 1" in said(log)
     newest = checkpoint.committed(run / "checkpoints")[-1]
     assert f"The next start continues from {newest}" in said(log)
     reached = checkpoint.read(newest).step
@@ -192,6 +199,16 @@ def test_gradients_that_are_not_finite_are_skipped_kept_and_end_the_run(tmp_path
     )
     assert none.returncode == 2
     assert b"There are: 2, 3, 4, 6, 7, 8." in none.stdout
+
+
+def test_an_advantage_that_breaks_its_contract_ends_the_run_and_is_named(tmp_path):
+    log = tmp_path / "log"
+    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=broken", "learner.advantage.use=tests.fakes:Forgetful"]
+    assert jobs.run(overrides, log=log, timeout_s=240) == 1
+    assert "failed learner.advantage.use = 'tests.fakes:Forgetful', group policy/1/" in said(log)
+    assert "rollout 7: the advantage is nan, though its reward 0 is known" in said(log)
+    assert "failures of infrastructure" not in said(log), "it would break again"
+    assert jobs.summary(tmp_path / "broken")["steps"] == 0
 
 
 def test_an_engine_that_keeps_old_weights_stops_the_run(tmp_path):

@@ -125,7 +125,7 @@ def credit_follows_the_evidence(groups: list[kept.KeptGroup], run: Path) -> None
         mixed = mixer(found.group, found.scores)
         np.testing.assert_array_equal(mixed.rewards, found.rewards)
         returns = returns_of(found.group, mixed, mixed.rewards, 0.5)
-        [credit] = advantages_of(GroupAdvantage(), [found.group], [returns])
+        [credit] = advantages_of(GroupAdvantage(), "it", [found.group], [returns])
         for ours, recorded in zip(credit, found.advantages, strict=True):
             np.testing.assert_array_equal(ours, recorded)
             later += len(np.unique(ours)) > 2

@@ -68,7 +68,7 @@ def test_a_reward_reaches_the_turns_before_it_and_no_later_one():
     found = group(0, [episode(3), episode(3)])
     returns = returned(found, mixed_of(found, [[0, 1, 0], [0, 0, 0]]), 0.5)
     np.testing.assert_array_equal(returns, [[0.5, 1, 0], [0, 0, 0]])
-    [[first, second]] = advantages_of(CENTRED, [found], [returns])
+    [[first, second]] = advantages_of(CENTRED, "it", [found], [returns])
     # tokens: prompt, prompt, turn 0 ×2, answer, turn 1 ×2, answer, turn 2 ×2
     np.testing.assert_allclose(first, [0, 0, 0.25, 0.25, 0, 0.5, 0.5, 0, 0, 0])
     np.testing.assert_allclose(second, -first)
@@ -78,12 +78,12 @@ def test_a_turn_is_compared_with_the_same_turn_of_those_that_have_it():
     found = group(0, [episode(1), episode(2), episode(2)])
     returns = returned(found, mixed_of(found, [[3], [0, 1], [0, 0]]))
     np.testing.assert_array_equal(returns, [[3, NAN], [1, 1], [0, 0]])
-    [credit] = advantages_of(CENTRED, [found], [returns])
+    [credit] = advantages_of(CENTRED, "it", [found], [returns])
     mean = 4 / 3
     assert credit[0][2:4].tolist() == pytest.approx([3 - mean] * 2)
     assert credit[1][[2, 5]].tolist() == pytest.approx([1 - mean, 0.5])
     assert credit[2][[2, 5]].tolist() == pytest.approx([-mean, -0.5])
-    [other] = advantages_of(LeaveOneOut(), [found], [returns])
+    [other] = advantages_of(LeaveOneOut(), "it", [found], [returns])
     assert other[1][[2, 5]].tolist() == pytest.approx([1 - 1.5, 1.0])
 
 
@@ -99,7 +99,7 @@ def test_without_token_values_nothing_changes():
     returns = returned(found, Mixed(rewards))
     assert returns.shape == (3, 1)
     for estimator in (GroupAdvantage(), LeaveOneOut(), ReinforcePlusPlus()):
-        credit = np.concatenate(advantages_of(estimator, [found], [returns])[0])
+        credit = np.concatenate(advantages_of(estimator, "it", [found], [returns])[0])
         np.testing.assert_array_equal(credit, estimator.of_step([rewards])[0].astype(np.float32))
 
 
@@ -107,7 +107,7 @@ def test_values_within_a_single_turn_are_what_their_sum_is():
     found = group(0, [episode(1), episode(1)])
     values = [np.array([0.0, 0, 1, 2]), np.array([0.0, 0, 0, 1])]
     mixed = Mixed(np.array([3.0, 1.0]), tokens=tuple(values))
-    credit = advantages_of(CENTRED, [found], [returned(found, mixed)])[0]
+    credit = advantages_of(CENTRED, "it", [found], [returned(found, mixed)])[0]
     assert [c.tolist() for c in credit] == [[1.0], [-1.0]]
 
 
@@ -115,7 +115,7 @@ def test_a_rollout_that_is_left_out_moves_no_baseline():
     found = group(0, [episode(2), episode(2), episode(2)])
     mixed = mixed_of(found, [[0, 1], [0, NAN], [0, 0]])
     returns = returned(found, mixed)
-    [credit] = advantages_of(CENTRED, [found], [returns])
+    [credit] = advantages_of(CENTRED, "it", [found], [returns])
     assert np.isnan(credit[1]).all()
     assert credit[0][5] == 0.5
     assert credit[2][5] == -0.5
@@ -131,7 +131,7 @@ def test_equal_sums_at_different_turns_have_a_gradient():
 def test_an_estimator_of_the_whole_step_sees_the_same_turn_of_every_group():
     groups = [group(0, [episode(2), episode(2)]), group(1, [episode(1), episode(1)])]
     returns = [np.array([[4.0, 1.0], [0.0, 0.0]]), np.array([[2.0], [2.0]])]
-    credit = advantages_of(ReinforcePlusPlus(), groups, returns)
+    credit = advantages_of(ReinforcePlusPlus(), "it", groups, returns)
     spread = np.std([4, 0, 2, 2], ddof=1) + 1e-6
     assert credit[0][0][2] == pytest.approx(2 / spread)
     assert credit[0][0][5] == pytest.approx(0.5 / (np.std([1, 0], ddof=1) + 1e-6))

@@ -216,7 +216,6 @@ def test_a_reward_needs_its_judge():
 @pytest.mark.parametrize(
     ("judge", "problem"),
     [
-        ({"kind": "policy"}, "placed by the run"),
         ({"kind": "keyword", "options": {"colour": 1}}, "colour"),
         ({"urls": ["http://x/v1"], "key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY"),
         ({"kind": "keyword", "canaries": "/nowhere.jsonl"}, "cannot be read"),
