@@ -14,7 +14,6 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 
 from actors.environments.base import Observation
-from actors.tasks.nethack import NetHackGames
 from actors.tiny.character import CharacterModel, Part, dialogues, logits_and_choices
 from cluster.types import Task
 
@@ -62,8 +61,8 @@ class PlayerModel(CharacterModel):
     async def _watched(self) -> list[list[Part]]:
         from actors.environments.nethack import NetHack
 
-        NetHackGames(games=[self.game])  # raises for an unknown one
-        environment = NetHack(format="compact", radius=self.radius, message_chars=self.message_chars)
+        shown = {"format": "compact", "radius": self.radius, "message_chars": self.message_chars}
+        environment = NetHack.model_validate(shown)
         rng = np.random.default_rng(self.seed)
         return [await self._episode(environment, FIRST_WATCHED + i, rng) for i in range(self.num_games)]
 

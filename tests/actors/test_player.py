@@ -6,6 +6,7 @@ import importlib.util
 
 import pytest
 
+from actors.environments import Observation
 from actors.tasks.nethack import FIRST_HELDOUT, NetHackGames
 from actors.tiny import MODELS
 from actors.tiny.character import EOS, IGNORED, dialogues, encode, logits_and_choices
@@ -20,7 +21,7 @@ RECIPE = "deploy/recipes/oni_minihack.toml"
 
 
 def test_no_watched_game_is_played():
-    tasks = NetHackGames(num_train=load(RECIPE).tasks.options["num_train"])
+    tasks = NetHackGames.model_validate(load(RECIPE).tasks.options)
     assert all(t.meta["seed"] < FIRST_WATCHED for t in tasks.train())
     assert FIRST_WATCHED + PlayerModel().num_games < FIRST_HELDOUT
 
@@ -41,13 +42,14 @@ async def test_a_dialogue_is_what_the_environment_says_and_a_key_each():
     model = PlayerModel(num_games=3)
     games = await model._watched()
     assert len(games) == 3
-    environment = NetHack(format="compact", radius=2, message_chars=16)
+    environment = NetHack.model_validate({"format": "compact", "radius": 2, "message_chars": 16})
     for i, parts in enumerate(games):
         task = Task.of("x", "", game=model.game, seed=FIRST_WATCHED + i)
         episode = environment.play(task, "orig")
         step = await anext(episode)
         for (said, theirs), (key, ours) in zip(parts[::2], parts[1::2], strict=True):
             assert (theirs, ours) == (False, True)
+            assert isinstance(step, Observation)
             assert said == step.messages[-1].content
             assert key in model.keys
             step = await episode.asend(key)

@@ -19,6 +19,7 @@ async def labels_of(keys, *, compares=False, **options):
     judge = CaptionJudge(Asking(pool, 8), goal="default", judge="words", compares=compares)
     found = await judge(keys)
     await pool.close()
+    assert found is not None
     return found
 
 
