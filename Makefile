@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: quickstart test check verify chaos minihack install
+.PHONY: quickstart test check verify chaos bench minihack install
 
 quickstart: install
 	python -m cluster.run deploy/recipes/quickstart.toml
@@ -20,6 +20,10 @@ minihack: install
 
 chaos: install
 	python -m pytest -m chaos -s
+
+# All figures, or `make bench NAME=sampling`.
+bench: install
+	python -m tests.bench $(NAME)
 
 check: install
 	ruff check

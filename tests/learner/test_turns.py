@@ -16,7 +16,7 @@ from learner.cut import cut
 from learner.pack import pack
 from learner.turns import advantages_of, all_equal, returns_of, returns_to_go, turn_starts
 from tests.cluster.lap import Lap
-from tests.learner.groups import group, rollout
+from tests.learner.groups import each, group, rollout
 
 NAN = float("nan")
 CENTRED = GroupAdvantage(normalize_std=False)
@@ -149,7 +149,7 @@ def test_a_cut_records_credit_per_turn_and_it_is_trained_on(buffer):
         return mixed_of(stored, [[1, 0], [0, 1]])
 
     section = LearnerSection(groups_per_step=1, turn_discount=0.5)
-    now = cut(buffer, "policy", lap.epoch, 0, mix, CENTRED, section)
+    now = cut(buffer, "policy", lap.epoch, 0, each(mix), CENTRED, section)
     assert now is not None
     assert now.record.metrics["reward/zero_variance_frac"] == 0
     record = decode(encode(now.record), Record)
