@@ -54,6 +54,8 @@ class ValueHead(nn.Module):
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
         self._values = self.value_head(hidden).squeeze(-1).float()
+        # Part of the output: DeepSpeed clears bf16 gradients when the first gradient reaches an output that it knows.
+        output["state_values"] = self._values
         return output
 
     def values(self, micro: Micro) -> Float[Tensor, "B L+1"]:
