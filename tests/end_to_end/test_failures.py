@@ -87,18 +87,18 @@ def test_whom_ray_ends_for_lack_of_memory_costs_the_budget_like_any_death(tmp_pa
 
 def test_a_stall_names_what_everybody_waits_for(tmp_path):
     log = tmp_path / "log"
-    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=stalled", "run.stall_s=12", "evaluation.max_tasks=1"]
+    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=stalled", "run.stall_s=30", "evaluation.max_tasks=1"]
     stuck = [
         "engine.options={delay_s = 0, straggler_frac = 1.0, straggler_s = 500}",
         "engine.use=tests.fakes:FakeEngine",
     ]
     assert jobs.run([*overrides, *stuck], log=log, timeout_s=240) == 1
-    assert "no step within run.stall_s = 12 s" in said(log)
+    assert "no step within run.stall_s = 30 s" in said(log)
     assert "rollout-0 samples 1 episodes, the oldest for" in said(log)
     assert "learner-0 waits for the groups of step 1 for" in said(log)
     assert "reward-0 waits for groups to score" in said(log)
-    assert "the buffer is at version 0: 16 groups are sampled, 0 wait for scores, 0 are ready; the oldest" in said(log)
-    assert "waits for its rollout by rollout-0" in said(log)
+    # The first evaluation hangs, and nobody claims before it is through.
+    assert "the buffer is at version 0: 0 groups are sampled, 0 wait for scores, 0 are ready" in said(log)
 
 
 def test_a_stop_that_something_hangs_on_ends_within_its_grace(tmp_path):
