@@ -9,7 +9,7 @@ from pathlib import Path
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 ROWS = re.findall(r"^\| `([^`]+)` \| ([^|]*) \| ([^|]*) \|(.*)\|$", PAGE.read_text("utf-8"), re.M)
 METRICS = [row[0] for row in ROWS]
-FILLED = re.compile(r"NAME|REASON")
+FILLED = re.compile(r"NAME|REASON|ROLE")
 EXPLAINED = [re.compile("[A-Za-z0-9_.:-]+".join(map(re.escape, FILLED.split(name)))) for name in METRICS]
 
 
