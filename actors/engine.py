@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from actors.adapter import AdapterFolder, room_for
 from cluster.config import RunConfig
 from cluster.errors import ConfigError, InfrastructureError
 from cluster.failpoints import failpoint
@@ -99,6 +100,12 @@ class VllmEngine:
             arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(config.engine.kv_cache_gib * 2**30)}
         else:
             arguments |= {"gpu_memory_utilization": config.engine.gpu_memory_frac}
+        self._adapter = None
+        if lora := config.learner.lora:
+            self._adapter = AdapterFolder(lora, model_dir)
+            # Named, or vLLM makes room in every layer it can, the output head among them, and spends time there.
+            arguments |= {"lora_target_modules": self._adapter.targets, "max_lora_rank": room_for(lora.rank)}
+            arguments["enable_lora"] = True
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(arguments | config.engine.options)))
         self._stop_tokens = list(stop_tokens)
         self._mode: Literal["keep", "wait", "abort"] = config.weights.pause_mode
@@ -108,6 +115,7 @@ class VllmEngine:
 
     async def start(self) -> None:
         """Name the weights that were loaded; without it spans would say `default`."""
+        await self._load_adapter()
         await self._llm.update_weight_version(self.version)
 
     async def sample(self, prompt: Sequence[int], *, max_tokens: int, temperature: float) -> Sample:
@@ -144,27 +152,57 @@ class VllmEngine:
 
         Raises InfrastructureError if that fails or takes too long; this engine must then be replaced.
         """
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
         start = time.monotonic()
         try:
             async with asyncio.timeout(UPDATE_S):
-                if not self._ready_to_receive:
-                    await self.init_weight_transfer_engine({})
-                await self._llm.pause_generation(mode=self._mode, clear_cache=True)
-                await self._llm.start_weight_update()
-                failpoint("actor.mid_update")
-                await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
-                await self._llm.finish_weight_update(publication.version)
-                await self._llm.resume_generation()
+                if self._adapter:
+                    await self._swap(publication, path)
+                else:
+                    await self._reload(publication, path)
         except Exception as error:
             # Not resumed: an engine with half its weights must not speak.
             raise InfrastructureError(f"version {publication.version} did not get into the engine: {error}") from error
         self.version = publication.version
         return time.monotonic() - start
 
+    async def _reload(self, publication: Publication, path: str) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        if not self._ready_to_receive:
+            await self.init_weight_transfer_engine({})
+        await self._llm.pause_generation(mode=self._mode, clear_cache=True)
+        await self._llm.start_weight_update()
+        failpoint("actor.mid_update")
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
+        await self._llm.finish_weight_update(publication.version)
+        await self._llm.resume_generation()
+
+    async def _swap(self, publication: Publication, path: str) -> None:
+        """A new adapter under the name that every request carries, those under way too."""
+        assert self._adapter
+        await self._llm.pause_generation(mode=self._mode, clear_cache=True)
+        failpoint("actor.mid_update")
+        self._adapter.hold(path)
+        await self._load_adapter()
+        await self._llm.update_weight_version(publication.version)
+        await self._llm.resume_generation()
+
+    async def _load_adapter(self) -> None:
+        if self._adapter:
+            await self._llm.add_lora(self._lora_request(load_inplace=True))
+
+    def _lora_request(self, *, load_inplace: bool = False) -> Any:
+        """What a request carries. With `load_inplace` it would read the file anew at every step."""
+        from vllm.lora.request import LoRARequest
+
+        if self._adapter is None:
+            return None
+        return LoRARequest("policy", 1, str(self._adapter.path), load_inplace=load_inplace)
+
     async def close(self) -> None:
         self._llm.shutdown()
+        if self._adapter:
+            self._adapter.close()
 
     # What vLLM's stock trainer client (RayVLLMWeightSyncClient) calls on the actor, for the nccl transport.
 
@@ -204,7 +242,9 @@ class VllmEngine:
 
         params = SamplingParams(detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **sampling)
         try:
-            async for output in self._llm.generate(tokens_input(list(prompt)), params, request_id=uuid4().hex):
+            async for output in self._llm.generate(
+                tokens_input(list(prompt)), params, request_id=uuid4().hex, lora_request=self._lora_request()
+            ):
                 final = output
         except (EngineDeadError, EngineGenerateError) as error:
             raise InfrastructureError(

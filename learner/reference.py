@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cluster.config import LearnerSection
 from cluster.types import Micro
-from learner.engine import DTYPES, token_statistics
+from learner.engine import DTYPES, DeepSpeedEngine, token_statistics
 from learner.model import attach_row_selection, logprobs_of
 
 
@@ -33,11 +33,26 @@ class Reference:
         return logprobs_of(self._model, self._select, micro, self._device, self._statistics)[0]
 
 
-def reference_for(section: LearnerSection, model_dir: str | Path, device: torch.device | str) -> Reference | None:
+class Unadapted:
+    """The learner's own model without its adapters: no second one in memory."""
+
+    def __init__(self, engine: DeepSpeedEngine) -> None:
+        self._engine = engine
+
+    def logprobs(self, micro: Micro) -> Tensor:
+        """[B, L] nats, aligned and tempered as the engine's."""
+        return self._engine.initial_logprobs(micro)
+
+
+def reference_for(
+    section: LearnerSection, model_dir: str | Path, engine: DeepSpeedEngine
+) -> Reference | Unadapted | None:
     """The reference model, or None where nothing would read it.
 
     `learner.reference` is `initial` (the run's own first weights) or a directory.
     """
     if section.loss.kl_coef == 0:
         return None
-    return Reference(model_dir if section.reference == "initial" else section.reference, section, device)
+    if section.reference != "initial":
+        return Reference(section.reference, section, engine.device)
+    return Unadapted(engine) if section.lora else Reference(model_dir, section, engine.device)

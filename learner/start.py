@@ -63,10 +63,10 @@ def learn(
         timeout_s=section.collective_timeout_s,
     )
     stage("loads the model")
-    engine = DeepSpeedEngine(told.model_dir, section)
+    engine = DeepSpeedEngine(told.model_dir, section, config.seed)
     if told.resume_from is not None:
-        engine.load(told.resume_from / "deepspeed")
-    reference = reference_for(section, told.model_dir, engine.device)
+        engine.load(told.resume_from / "learner")
+    reference = reference_for(section, told.model_dir, engine)
     publisher = _publisher(told, buffer, engine, rollout_actors)
     saver = _Saver(engine, save, config.checkpoint.every_steps)
     kept = config.tracking.kept_groups

@@ -1,7 +1,7 @@
 """The recipe: one frozen tree (`models`, `learner`), read from TOML and `section.key=value` overrides (`reading`)."""
 
 from cluster.config.base import Section, Use
-from cluster.config.learner import CorrectionSection, LearnerSection, LossSection, ScheduleSection
+from cluster.config.learner import CorrectionSection, LearnerSection, LoraSection, LossSection, ScheduleSection
 from cluster.config.models import (
     BufferSection,
     ConsoleSection,
@@ -21,6 +21,7 @@ __all__ = [
     "EvaluationSection",
     "JudgeSection",
     "LearnerSection",
+    "LoraSection",
     "LossSection",
     "ModelSection",
     "RewardSection",

@@ -212,6 +212,11 @@ class RunConfig(Section):
                 if name not in self.judges:
                     near = nearest(name, self.judges)
                     raise ValueError(f"rewards[{i}] asks the judge '{name}'. {near}Add a section [judges.{name}].")
+        if self.learner.lora and self.weights.transport == "nccl":
+            raise ValueError(
+                "weights.transport = 'nccl' broadcasts whole models, and [learner.lora] publishes adapters: a small "
+                'file each. Set weights.transport = "pull".'
+            )
         if self.rollout.group_size == 1 and self.learner.advantage.use in ("group", "leave_one_out"):
             raise ValueError(
                 "rollout.group_size = 1, but learner.advantage.use = "

@@ -123,11 +123,29 @@ def on_policy(model_dir: Path, work: Path, optimizer: str) -> Any:
     }
 
 
-def resume(model_dir: Path, work: Path, stage: int) -> Any:
+def recomputed(model_dir: Path, work: Path) -> Any:
+    """Two steps of the same engine with and without gradient checkpointing: weights, metrics, layers run again."""
+    found = []
+    for checkpointing in (False, True):
+        section = section_of("sgd", gradient_checkpointing=checkpointing)
+        engine = DeepSpeedEngine(model_dir, section)
+        runs = 0
+
+        def count(*_: Any) -> None:
+            nonlocal runs
+            runs += 1
+
+        engine._engine.module.model.layers[0].mlp.register_forward_hook(count)
+        metrics = steps_on_random_groups(engine, section, range(2))
+        found.append((full_weights(engine), metrics, runs))
+    return found
+
+
+def resume(model_dir: Path, work: Path, stage: int, dtype: str = "float32") -> Any:
     """Two steps, save, two steps; and from the save the last two again."""
-    section = section_of("adamw", zero_stage=stage)
+    section = section_of("adamw", zero_stage=stage, dtype=dtype)
     section = section.model_copy(update={"schedule": ScheduleSection(lr=1e-3, warmup_steps=6)})
-    directory = work / f"saved-{stage}"
+    directory = work / f"saved-{stage}-{dtype}"
     first = DeepSpeedEngine(model_dir, section)
     steps_on_random_groups(first, section, range(2))
     first.save(directory)
@@ -195,7 +213,7 @@ def entropy_bonus(model_dir: Path, work: Path) -> Any:
 
 
 JOBS: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (trajectory, on_policy, resume, export, not_finite, reference, entropy_bonus)
+    f.__name__: f for f in (trajectory, on_policy, recomputed, resume, export, not_finite, reference, entropy_bonus)
 }
 
 
