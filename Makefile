@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: quickstart test check verify chaos install
+.PHONY: quickstart test check verify chaos bench minihack install
 
 quickstart: install
 	python -m cluster.run deploy/recipes/quickstart.toml
@@ -15,8 +15,15 @@ test: check
 verify: install
 	python -m pytest -m verify
 
+minihack: install
+	python -m tests.experiments.minihack
+
 chaos: install
 	python -m pytest -m chaos -s
+
+# All figures, or `make bench NAME=sampling`.
+bench: install
+	python -m tests.bench $(NAME)
 
 check: install
 	ruff check

@@ -44,12 +44,18 @@ class AdapterFolder:
 
     def __init__(self, section: LoraSection, model_dir: str | Path) -> None:
         layers = layers_of(section, model_dir)
-        self.targets = sorted({name.rsplit(".", 1)[-1] for name in layers})
-        """Last parts of the layers' names."""
+        targets = sorted({name.rsplit(".", 1)[-1] for name in layers})
+        # Named, or vLLM makes room in every layer it can, the output head among them, and spends time there.
+        self.arguments = {
+            "enable_lora": True,
+            "max_lora_rank": room_for(section.rank),
+            "lora_target_modules": targets,
+        }
+        """What vLLM is told."""
         self._folder = tempfile.TemporaryDirectory(prefix="kanabo-adapter-")
         self.path = Path(self._folder.name)
         self._weights = self.path / "adapter_model.safetensors"
-        config = {"peft_type": "LORA", "r": section.rank, "lora_alpha": section.alpha, "target_modules": self.targets}
+        config = {"peft_type": "LORA", "r": section.rank, "lora_alpha": section.alpha, "target_modules": targets}
         (self.path / "adapter_config.json").write_text(json.dumps(config))
         # What an engine starts with leaves every layer as it is. One without any tensor is not accepted.
         zeros = {}
@@ -62,6 +68,15 @@ class AdapterFolder:
         """Have the weights of a published file from now on."""
         self._weights.unlink()
         self._weights.symlink_to(file)
+
+    def request(self, *, load_inplace: bool = False) -> Any:
+        """vLLM's name for it, the same for good: what every request carries, those under way too.
+
+        With `load_inplace` the weights are read anew: once after `hold`, or a request would do so at each step.
+        """
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest("policy", 1, str(self.path), load_inplace=load_inplace)
 
     def close(self) -> None:
         self._folder.cleanup()

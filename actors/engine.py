@@ -17,8 +17,8 @@ from uuid import uuid4
 
 import numpy as np
 
-from actors.adapter import AdapterFolder, room_for
-from cluster.config import RunConfig
+from actors.adapter import AdapterFolder
+from cluster.config import EngineSection, RunConfig
 from cluster.errors import ConfigError, InfrastructureError
 from cluster.failpoints import failpoint
 from cluster.types import Publication, VersionSpan
@@ -42,6 +42,8 @@ class Sample:
     spans: tuple[VersionSpan, ...]
     """Versions of the weights, in offsets of `tokens`."""
     finish: Literal["stop", "length", "abort"]
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """[T] the likeliest tokens at each place and their log-probs, where they were asked for."""
 
 
 class Engine(Protocol):
@@ -53,7 +55,15 @@ class Engine(Protocol):
 
     async def start(self) -> None: ...
 
-    async def sample(self, prompt: Sequence[int], *, max_tokens: int, temperature: float) -> Sample: ...
+    async def sample(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_logprobs: int = 0,
+        seed: int | None = None,
+    ) -> Sample: ...
 
     async def next_logprobs(self, prompts: Sequence[Sequence[int]], next_tokens: Sequence[int]) -> np.ndarray: ...
 
@@ -62,18 +72,23 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
 
+def check_options(section: EngineSection) -> None:
+    """Raises ConfigError for options with which an engine would sample from another distribution than it reports."""
+    for option in REFUSED_SAMPLING:
+        if option in section.options:
+            raise ConfigError(
+                f"engine.options.{option} changes the distribution that is sampled from, and the learner would "
+                "correct for another one. Leave it out."
+            )
+
+
 class VllmEngine:
     """AsyncLLM with processed log-probs, version spans and weights that change in flight."""
 
     exact = True
 
     def __init__(self, model_dir: str | Path, config: RunConfig, *, stop_tokens: Sequence[int], version: str) -> None:
-        for option in REFUSED_SAMPLING:
-            if option in config.engine.options:
-                raise ConfigError(
-                    f"engine.options.{option} changes the distribution that is sampled from, and the learner would "
-                    "correct for another one. Leave it out."
-                )
+        check_options(config.engine)
         _settle_environment()
         from vllm import AsyncEngineArgs
         from vllm.config import WeightTransferConfig
@@ -100,12 +115,9 @@ class VllmEngine:
             arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(config.engine.kv_cache_gib * 2**30)}
         else:
             arguments |= {"gpu_memory_utilization": config.engine.gpu_memory_frac}
-        self._adapter = None
-        if lora := config.learner.lora:
-            self._adapter = AdapterFolder(lora, model_dir)
-            # Named, or vLLM makes room in every layer it can, the output head among them, and spends time there.
-            arguments |= {"lora_target_modules": self._adapter.targets, "max_lora_rank": room_for(lora.rank)}
-            arguments["enable_lora"] = True
+        lora = config.learner.lora
+        self._adapter = AdapterFolder(lora, model_dir) if lora else None
+        arguments |= self._adapter.arguments if self._adapter else {}
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(arguments | config.engine.options)))
         self._stop_tokens = list(stop_tokens)
         self._mode: Literal["keep", "wait", "abort"] = config.weights.pause_mode
@@ -115,10 +127,19 @@ class VllmEngine:
 
     async def start(self) -> None:
         """Name the weights that were loaded; without it spans would say `default`."""
-        await self._load_adapter()
+        if self._adapter:
+            await self._llm.add_lora(self._adapter.request(load_inplace=True))
         await self._llm.update_weight_version(self.version)
 
-    async def sample(self, prompt: Sequence[int], *, max_tokens: int, temperature: float) -> Sample:
+    async def sample(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_logprobs: int = 0,
+        seed: int | None = None,
+    ) -> Sample:
         """Continue `prompt` by at most `max_tokens` tokens.
 
         Raises InfrastructureError if the engine is dead.
@@ -127,15 +148,24 @@ class VllmEngine:
             prompt,
             max_tokens=max_tokens,
             temperature=temperature,
+            seed=seed,
             stop_token_ids=self._stop_tokens,
-            logprobs=0,
-            flat_logprobs=True,
+            logprobs=top_logprobs,
+            flat_logprobs=not top_logprobs,
         )
+        top = ()
+        if top_logprobs:
+            rows = output.logprobs
+            logprobs = [row[token].logprob for row, token in zip(rows, output.token_ids, strict=True)]
+            top = tuple(_likeliest(row, top_logprobs) for row in rows)
+        else:
+            logprobs = output.logprobs.logprobs
         return Sample(
             np.array(output.token_ids, np.int32),
-            np.array(output.logprobs.logprobs, np.float32),
+            np.array(logprobs, np.float32),
             tuple(VersionSpan(s.version, s.start, s.end) for s in output.weight_versions or ()),
             output.finish_reason,
+            top,
         )
 
     async def next_logprobs(self, prompts: Sequence[Sequence[int]], next_tokens: Sequence[int]) -> np.ndarray:
@@ -156,7 +186,7 @@ class VllmEngine:
         try:
             async with asyncio.timeout(UPDATE_S):
                 if self._adapter:
-                    await self._swap(publication, path)
+                    await self._swap(self._adapter, publication, path)
                 else:
                     await self._reload(publication, path)
         except Exception as error:
@@ -177,27 +207,13 @@ class VllmEngine:
         await self._llm.finish_weight_update(publication.version)
         await self._llm.resume_generation()
 
-    async def _swap(self, publication: Publication, path: str) -> None:
-        """A new adapter under the name that every request carries, those under way too."""
-        assert self._adapter
+    async def _swap(self, adapter: AdapterFolder, publication: Publication, path: str) -> None:
         await self._llm.pause_generation(mode=self._mode, clear_cache=True)
         failpoint("actor.mid_update")
-        self._adapter.hold(path)
-        await self._load_adapter()
+        adapter.hold(path)
+        await self._llm.add_lora(adapter.request(load_inplace=True))
         await self._llm.update_weight_version(publication.version)
         await self._llm.resume_generation()
-
-    async def _load_adapter(self) -> None:
-        if self._adapter:
-            await self._llm.add_lora(self._lora_request(load_inplace=True))
-
-    def _lora_request(self, *, load_inplace: bool = False) -> Any:
-        """What a request carries. With `load_inplace` it would read the file anew at every step."""
-        from vllm.lora.request import LoRARequest
-
-        if self._adapter is None:
-            return None
-        return LoRARequest("policy", 1, str(self._adapter.path), load_inplace=load_inplace)
 
     async def close(self) -> None:
         self._llm.shutdown()
@@ -240,10 +256,11 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+        adapter = self._adapter.request() if self._adapter else None
         params = SamplingParams(detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **sampling)
         try:
             async for output in self._llm.generate(
-                tokens_input(list(prompt)), params, request_id=uuid4().hex, lora_request=self._lora_request()
+                tokens_input(list(prompt)), params, request_id=uuid4().hex, lora_request=adapter
             ):
                 final = output
         except (EngineDeadError, EngineGenerateError) as error:
@@ -255,6 +272,11 @@ class VllmEngine:
 
 ENGINES = {"vllm": VllmEngine}
 """Engines by name; your own is `package.module:Class` with the calls of `Engine`."""
+
+
+def _likeliest(row: Any, count: int) -> tuple[tuple[int, float], ...]:
+    """Of one place, the likeliest first; what was drawn instead of them is left out."""
+    return tuple(sorted(((t, p.logprob) for t, p in row.items()), key=lambda pair: -pair[1])[:count])
 
 
 def _on_cpu() -> bool:

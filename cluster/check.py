@@ -6,27 +6,23 @@ import json
 import os
 import re
 import secrets
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import checkpoint
+from cluster import checkpoint, own
 from cluster.buffer import Buffer, Limits
 from cluster.config import RunConfig, load, without_password
 from cluster.errors import ConfigError, DataError, one_line
-from cluster.plugins import build, lookup
+from cluster.plugged import build_kind, plugins
 from cluster.types import Task
 
-BYTES_PER_TOKEN = 9
-"""A stored token: id, mask, log-prob."""
-BYTES_PER_ROLLOUT = 400
 RENDERED = 100
 """Prompts that are tried on the chat template: a template refuses kinds of prompts, not single ones."""
 IDENTITY = re.compile(
     r"seed|model\.(path|options\..+)|tasks\..+|rollout\.(group_size|max_turns|environment\..+)"
-    r"|rewards\[\d+\]\.(name|use|when|options\..+)|learner\.(groups_per_step|advantage\.use|loss\.use"
-    r"|lora\.(rank|alpha|target_modules.*))"
+    r"|rewards\[\d+\]\.(name|use|when|options\..+)|learner\.(groups_per_step|advantage\.use|loss\.use|terms\[\d+\]\.use"
+    r"|lora\.(rank|alpha|target_modules.*))|selectors\[\d+\]\..+"
 )
 """Keys that `identity` compares."""
 
@@ -58,32 +54,25 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     `online` may ask Hugging Face for a model's tokenizer; otherwise what is not on this machine is a warning.
     Raises ConfigError.
     """
+    place(directory)
     used_directory(settings, directory)
     resume_point(settings, directory)
     plugins(settings)
-    return [*model(settings, tasks(settings), online=online), *storage(settings)]
+    head = tasks(settings)
+    warnings = model(settings, head, online=online)
+    judged(settings, head)
+    return [*warnings, *storage(settings)]
 
 
-def plugins(settings: RunConfig) -> None:
-    """Build every plug-in once, so that a wrong name or option is known before an engine starts."""
-    from actors.engine import ENGINES
-    from actors.environments import ENVIRONMENTS
-    from learner.advantages import ADVANTAGES
-    from learner.losses import LOSSES
-    from rewards.monitors import build_monitors
-    from rewards.shaping import SHAPERS
-    from rewards.zoo import build_signal
-
-    environment = settings.rollout.environment
-    build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment")
-    lookup(ENGINES, settings.engine.use, "engine")
-    for i, reward in enumerate(settings.rewards):
-        build_signal(reward, f"rewards[{i}]")
-        if reward.shape is not None:
-            build(SHAPERS, reward.shape.use, reward.shape.options, f"rewards[{i}].shape")
-    build_monitors(settings)
-    build(ADVANTAGES, settings.learner.advantage.use, settings.learner.advantage.options, "learner.advantage")
-    build(LOSSES, settings.learner.loss.use, settings.learner.loss.options, "learner.loss")
+def place(directory: Path) -> None:
+    """The run's directory is there or can be made, and no other run is going on in it. Raises ConfigError."""
+    there = next(p for p in (directory, *directory.parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "is not writable" if there.is_dir() else "is a file"
+        raise ConfigError(
+            f"run.dir: '{directory}' cannot be made, '{there}' {why}. Give another run.dir, or set its permissions."
+        )
+    own.look(directory)
 
 
 def tasks(settings: RunConfig) -> list[Task]:
@@ -91,7 +80,7 @@ def tasks(settings: RunConfig) -> list[Task]:
     from actors.tasks import TASKS, checked
 
     use = settings.tasks.use
-    source = build(TASKS, use, settings.tasks.options, "tasks")
+    source = build_kind(TASKS, settings.tasks, "tasks", "train")
     try:
         if not len(source.train()):
             raise ConfigError(f"tasks: '{use}' gives no training task. Look at tasks.options.")
@@ -104,13 +93,28 @@ def tasks(settings: RunConfig) -> list[Task]:
         raise ConfigError(f"tasks.use = '{use}' fails: {one_line(error)} Mend it, or its tasks.options.") from error
 
 
+def judged(settings: RunConfig, head: Sequence[Task]) -> None:
+    """No reward declines every one of these tasks: nothing would ever be trained on. Raises ConfigError."""
+    from rewards.zoo import build_signal
+
+    for i, reward in enumerate(settings.rewards):
+        signal = build_signal(reward, f"rewards[{i}]")
+        if reward.weight != 0 and reward.missing is None and head and all(map(signal.declines, head)):
+            raise ConfigError(
+                f"rewards[{i}] = '{reward.use}' abstains from all of the first {len(head)} tasks of "
+                f"'{settings.tasks.use}': {signal.declines(head[0])}. Mend the data (tasks.options.answer_key names "
+                "the column of the reference answer), or use another reward."
+            )
+
+
 def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[str]:
     """There is such a model, and its tokenizer can write the prompts of these tasks. Raises ConfigError."""
     from actors.chat import Chat
     from actors.models import TINY, load_tokenizer
+    from learner.reference import wants_reference
 
     path, reference = settings.model.path, settings.learner.reference
-    if settings.learner.loss.kl_coef and reference != "initial" and not (Path(reference) / "config.json").is_file():
+    if wants_reference(settings.learner) and reference != "initial" and not (Path(reference) / "config.json").is_file():
         raise ConfigError(
             f"learner.reference = '{reference}' is neither 'initial' nor a directory with a model. Check the path."
         )
@@ -233,26 +237,6 @@ def resume_point(settings: RunConfig, directory: Path) -> Path | None:
     return Path(settings.resume)
 
 
-def unplaceable(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[str, float]]) -> str:
-    """What of `bundles` finds no node, each being for one process: "2 of 4 × {GPU: 2}; the largest …", or nothing.
-
-    First fit, the largest first: exact where all bundles of a kind are equal, as they are here, up to packing.
-    """
-    left = [dict(node) for node in nodes]
-    homeless: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
-    for bundle in sorted(bundles, key=lambda b: [b.get("GPU", 0), b.get("CPU", 0)], reverse=True):
-        kind = ", ".join(f"{amount:g} {name}" for name, amount in bundle.items() if amount)
-        asked[kind] += 1
-        home = next((n for n in left if all(n.get(k, 0) >= v - 1e-9 for k, v in bundle.items())), None)
-        if home is None:
-            homeless[kind] += 1
-            continue
-        for name, amount in bundle.items():
-            home[name] = home.get(name, 0) - amount
-    return "; ".join(f"{count} of {asked[kind]} places with {kind}" for kind, count in homeless.items())
-
-
 def limits(settings: RunConfig) -> Limits:
     """What the buffer must know of a recipe."""
     waits = any(r.on_missing == "wait" and r.when == "admit" for r in settings.rewards)
@@ -267,35 +251,3 @@ def limits(settings: RunConfig) -> Limits:
         score_deadline_s=workers.max_wait_s if waits else workers.deadline_s,
         num_tasks=None,
     )
-
-
-def plan(settings: RunConfig, directory: Path) -> str:
-    """What the numbers of a recipe mean."""
-    learner, rollout = settings.learner, settings.rollout
-    groups, size = learner.groups_per_step, rollout.group_size
-    outstanding = (learner.max_staleness + 1) * groups
-    tokens = min(settings.engine.max_model_len, rollout.max_tokens * rollout.max_turns + 256)
-    megabytes = outstanding * size * (tokens * BYTES_PER_TOKEN + BYTES_PER_ROLLOUT) / 1e6
-    rewards = ", ".join(f"{n} × {r.weight:g}" for n, r in zip(settings.reward_names, settings.rewards, strict=True))
-    return "\n".join(
-        [
-            f"{groups} tasks × {size} rollouts = {groups * size} samples a step, 1 optimiser step, "
-            f"staleness ≤ {learner.max_staleness}, at most {outstanding} groups outstanding "
-            f"(≤ {max(1, round(megabytes))} MB in Redis).",
-            f"{_count(rollout.workers, 'engine')} ({settings.engine.use}), "
-            f"{_count(settings.reward_workers.workers, 'reward worker')}, {_count(learner.ranks, 'learner rank')} "
-            f"(ZeRO-{learner.zero_stage}, {learner.dtype}).",
-            f"{learner.steps} steps on '{settings.tasks.use}', model '{settings.model.path}', rewards: {rewards}.",
-            f"{_often(settings.evaluation.every_steps, 'Evaluation')}; "
-            f"{_often(settings.checkpoint.every_steps, 'checkpoint')}.",
-            f"Everything goes to {directory}.",
-        ]
-    )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _often(every: int, what: str) -> str:
-    return f"{what} every {every} steps" if every else f"{what} at the end only"

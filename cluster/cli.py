@@ -25,6 +25,7 @@ COMMANDS = {
     "status": "All runs, live or not, as a table.",
     "scale": "More or fewer workers of a running job.",
     "inspect": "Stored groups with their scores, to the screen, JSONL or Parquet.",
+    "evaluate": "How good a model is at some tasks.",
     "export": "A checkpoint as a plain Hugging Face directory.",
     "doctor": "What is installed and reachable here, and the remedy for what is not.",
 }

@@ -38,6 +38,10 @@ class DataError(KanaboError):
     """A task, an environment or a plug-in failed on one group; retried little, then dropped with a count."""
 
 
+class PluginError(KanaboError):
+    """A plug-in of the learner's broke its contract; it is deterministic, so nothing is tried again."""
+
+
 class Diverged(KanaboError):
     """Several gradients in a row were not finite."""
 
@@ -52,7 +56,8 @@ class BudgetSpent(KanaboError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"Did you mean 'majority'? "`, or nothing."""
-    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    # Of a short name two letters that changed places are half.
+    close = get_close_matches(name, list(known), n=1, cutoff=0.6 if len(name) > 4 else 0.5)
     return f"Did you mean '{close[0]}'? " if close else ""
 
 

@@ -1,53 +1,155 @@
-"""Held-out accuracy beside the running lap: an engine answers, a reward worker grades, the driver sees a number."""
+"""How good a model is at some tasks: `python -m cluster.evaluate MODEL --tasks TASKS [section.key=value …]`.
+
+One engine in this process, no Ray, no Redis; the same environments, answers and rewards as in a run.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections.abc import Callable
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
-from cluster.buffer import Buffer
-from cluster.config import EvaluationSection
-from cluster.follow import Follower
-from cluster.nodes import INFRASTRUCTURE, cause_of
-from cluster.staff import Staff
-from cluster.topology import POLICY
+import numpy as np
+import typer
 
-log = logging.getLogger(__name__)
+from cluster import cli, config
+from cluster.config import RunConfig
+from cluster.errors import ConfigError
+from cluster.groupfile import rollout_row, writer
+from cluster.types import Group
 
-TRIES = 3
-
-
-class Evaluation:
-    def __init__(self, staff: Staff, buffer: Buffer, follower: Follower, section: EvaluationSection) -> None:
-        self._staff, self._buffer, self._follower, self._section = staff, buffer, follower, section
-
-    async def run(self, step: int, *, catch_up: bool = True) -> None:
-        """Tell the follower how the weights of `step` do; with `catch_up`, exactly the newest ones."""
-        start = time.monotonic()
-        for _ in range(TRIES):
-            try:
-                accuracy = await self._accuracy(catch_up=catch_up)
-            except INFRASTRUCTURE as error:  # a worker's death is counted where it is replaced
-                log.warning("the evaluation at step %d goes to another worker: %s", step, cause_of(error))
-            else:
-                self._follower.heldout(step, accuracy, time.monotonic() - start)
-                return
-        log.warning("the evaluation at step %d was lost with %d workers", step, TRIES)
-
-    async def _accuracy(self, *, catch_up: bool) -> float:
-        await until(lambda: bool(self._staff.of("rollout") and self._staff.of("reward")))
-        worker, grader = self._staff.of("rollout")[0], self._staff.of("reward")[0]
-        if catch_up:
-            publication = await asyncio.to_thread(self._buffer.published, POLICY, timeout_s=5.0)
-            assert publication is not None
-            await worker.catch_up.remote(publication)
-        groups = worker.heldout.remote(self._section.max_tasks, self._section.temperature)
-        return await grader.grade.remote(groups)
+DATA = (".jsonl", ".parquet")
 
 
-async def until(true: Callable[[], bool]) -> None:
-    """Whoever waits here is under the deadline of `run.stall_s`."""
-    while not true():  # noqa: ASYNC110 - what changes it is many things
-        await asyncio.sleep(0.2)
+def main(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As in a recipe: a directory, an id, `tiny:addition`.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, in TOML's syntax.")] = None,
+    tasks: Annotated[
+        str, typer.Option("--tasks", metavar="TASKS", help="A recipe, a .jsonl or .parquet file, or a source by name.")
+    ] = "",
+    reward: Annotated[
+        str, typer.Option(metavar="NAME", help="What grades.", show_default="as in the recipe, else exact")
+    ] = "",
+    samples: Annotated[int, typer.Option(min=1, help="Rollouts per task.")] = 1,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0 is greedy.", show_default="0, or 1 with several samples")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="The first N tasks.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Write every rollout to a .jsonl.")] = None,
+    as_json: cli.AsJson = False,
+) -> None:
+    """Grade a model on held-out tasks.
+
+    accuracy: mean reward, with its 95 % interval over tasks · pass@k: share of tasks with a reward above 0.5 among k
+    samples. A source without held-out tasks is asked for its training tasks, and that is said.
+
+    Exit codes: 0 graded · 1 the engine failed, or nothing could be graded · 2 no such model, tasks or reward.
+    """
+    with cli.exit_codes():
+        if not tasks:
+            raise ConfigError("--tasks is missing: a recipe, a data file, or the name of a source such as 'addition'.")
+        if to is not None and to.suffix != ".jsonl":
+            raise ConfigError(f"--to '{to}' does not end in .jsonl, which is what is written.")
+        settings = resolve(model, tasks, reward, overrides or [])
+        heat = temperature if temperature is not None else (0.0 if samples == 1 else 1.0)
+        result, rows = asyncio.run(evaluate(settings, samples, heat, limit))
+        if to is not None:
+            with writer(to) as write:
+                for row in rows:
+                    write(row)
+    if as_json:
+        cli.print_json(result)
+    else:
+        _show(result)
+    if result["num_graded"] == 0:
+        raise typer.Exit(1)
+
+
+def resolve(model: str, tasks: str, reward: str, overrides: Sequence[str]) -> RunConfig:
+    """The recipe of this evaluation. Raises ConfigError."""
+    if tasks.endswith(".toml"):
+        tree: dict[str, Any] = config.load(tasks).model_dump(mode="json", exclude_none=True)
+    elif tasks.endswith(DATA):
+        tree = {"tasks": {"use": Path(tasks).suffix[1:], "options": {"path": tasks}}}
+    else:
+        tree = {"tasks": {"use": tasks}}
+    tree["model"] = {**tree.get("model", {}), "path": model, "options": {}}
+    if reward:
+        tree["rewards"] = [{"use": reward}]
+        tree.get("evaluation", {}).pop("reward", None)
+    return config.parse(config.overridden(tree, overrides), where=tasks)
+
+
+async def evaluate(
+    settings: RunConfig, samples: int, temperature: float, limit: int | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The figures, and every rollout as a row. Raises ConfigError, InfrastructureError."""
+    from cluster.topology.alone import Alone
+
+    with cli.progress(f"loading {settings.model.path}"):
+        alone = Alone(settings)
+        await alone.start()
+    try:
+        tasks = alone.tasks()[:limit]
+        with cli.progress(f"{len(tasks)} tasks, {samples} rollouts each", len(tasks) * samples) as advance:
+            groups = await alone.play(list(tasks) * samples, temperature, lambda: advance(1))
+        with cli.progress("grading", len(groups)) as advance:
+            rewards = await alone.grade(groups, lambda: advance(1))
+    finally:
+        await alone.close()
+    result = {
+        "model": settings.model.path,
+        "tasks": settings.tasks.use,
+        "held_out": alone.held_out,
+        "reward": alone.reward,
+        "temperature": temperature,
+        "samples": samples,
+        **figures(groups, rewards),
+        "num_failed": alone.failures,
+    }
+    return result, [_row(group, reward) for group, reward in zip(groups, rewards, strict=True)]
+
+
+def figures(groups: Sequence[Group], rewards: Sequence[float]) -> dict[str, Any]:
+    """Accuracy with its 95 % interval, pass@k, lengths. Unknown rewards are counted and in no mean."""
+    by_task: dict[str, list[float]] = defaultdict(list)
+    for group, reward in zip(groups, rewards, strict=True):
+        if math.isfinite(reward):
+            by_task[group.task.id].append(reward)
+    means = np.array([np.mean(values) for values in by_task.values()])
+    solved = [max(values) > 0.5 for values in by_task.values()]
+    rollouts = [group.rollouts[0] for group in groups]
+    return {
+        "num_tasks": len({group.task.id for group in groups}),
+        "num_graded": sum(map(len, by_task.values())),
+        "accuracy": float(means.mean()) if len(means) else None,
+        "accuracy_ci95": float(1.96 * means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None,
+        "pass_at_k": float(np.mean(solved)) if solved else None,
+        "length_tokens": float(np.mean([r.num_tokens for r in rollouts])) if rollouts else None,
+        "truncated_frac": float(np.mean([r.truncated for r in rollouts])) if rollouts else None,
+    }
+
+
+def _row(group: Group, reward: float) -> dict[str, Any]:
+    row = {"task": group.task.id, "prompt": group.task.prompt, "reference": group.task.answer, "reward": reward}
+    return row | rollout_row(group.rollouts[0])
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from cluster.table import console, number
+
+    table = Table(title=f"kanabo · {result['model']} on {result['tasks']}", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for key, value in result.items():
+        table.add_row(key, number(value, ".4g") if isinstance(value, float) or value is None else str(value))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    cli.start(main)

@@ -2,7 +2,7 @@
 
 `KANABO_FAILPOINT="learner.after_cut learner.mid_publish@3"`: NAME@N is the N-th time that a process passes NAME, 1 by
 default. With `$KANABO_FAILPOINT_DIR` each acts once, in whichever process gets there first, so that a successor goes
-on; without it whoever passes dies.
+on; without it whoever passes dies. `KANABO_FAILPOINT_SIGNAL=SIGSTOP` makes it hang in place of dying.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _passed: Counter[str] = Counter()
 
 
 def failpoint(name: str) -> None:
-    """Die here by SIGKILL if the environment says so."""
+    """Die here if the environment says so."""
     assert name in FAILPOINTS, name
     wanted = os.environ.get("KANABO_FAILPOINT")
     if wanted is None:
@@ -32,7 +32,7 @@ def failpoint(name: str) -> None:
     for place in wanted.split():
         at, _, times = place.partition("@")
         if at == name and _passed[name] == int(times or 1) and _first(name):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[os.environ.get("KANABO_FAILPOINT_SIGNAL", "SIGKILL")])
 
 
 def _first(name: str) -> bool:

@@ -6,9 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from cluster import metrics
+from cluster.alarm import Alarmed
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
 from cluster.errors import BudgetSpent, KanaboError
@@ -24,19 +26,21 @@ class ParityLost(KanaboError):
     """Engines no longer sample from the learner's distribution."""
 
 
-class Alarmed(KanaboError):
-    """A monitor with `on_alarm = "stop"` raised its alarm."""
-
-
 class Follower:
     """Reads the run's event stream; one method per kind of event."""
 
     def __init__(
-        self, buffer: Buffer, config: RunConfig, recorder: Recorder, table: LiveTable, evaluate: Callable[[int], None]
+        self,
+        buffer: Buffer,
+        config: RunConfig,
+        recorder: Recorder,
+        table: LiveTable,
+        evaluate: Callable[[int], None],
+        counts: Callable[[], dict[str, float]] = dict,
     ) -> None:
-        self._buffer, self._config, self._recorder, self._table, self._evaluate = (
-            buffer, config, recorder, table, evaluate,
-        )  # fmt: skip
+        """`counts`: metrics that the driver itself knows, for every step."""
+        self._buffer, self._config, self._recorder, self._table = buffer, config, recorder, table
+        self._evaluate, self._counts = evaluate, counts
         self.epoch = 0
         self.waiting = "Nothing has been trained yet"
         self._step = 0
@@ -45,7 +49,7 @@ class Follower:
         self._tokens, self._seconds = 0.0, 0.0
         self._floor: float | None = None
         self._drifts = 0
-        self._data_failures = 0
+        self._data_failures = self._leases_lost = 0
         self._accuracy: float | None = None
         self._monitors = build_monitors(config)
         if self._monitors:  # after a resume they are where they were
@@ -89,9 +93,10 @@ class Follower:
     def first_weights(self, step: int) -> None:
         self._recorder.record(step, {"weights/published": 1})
 
-    def heldout(self, step: int, accuracy: float, seconds: float) -> None:
+    def heldout(self, step: int, accuracy: float, agreement: float, seconds: float) -> None:
         self._accuracy = accuracy
-        self._record(step, {"heldout/accuracy": accuracy, "heldout/seconds_s": seconds})
+        row = {"heldout/accuracy": accuracy, "heldout/anchor_agreement": agreement, "heldout/seconds_s": seconds}
+        self._record(step, row)
 
     def _on_step(self, fields: dict[str, Any]) -> None:
         if fields["epoch"] != self.epoch:
@@ -106,6 +111,9 @@ class Follower:
             "rollout/tokens_per_s": rate,
             "buffer/outstanding_groups": groups["leased"] + groups["pending"] + groups["ready"],
             "weights/published": 1,
+            "failures/num_data": self._data_failures,
+            "failures/num_leases_lost": self._leases_lost,
+            **self._counts(),
         }
         self._record(step, row)
         shown = row if self._accuracy is None else {**row, "heldout/accuracy": self._accuracy}
@@ -125,11 +133,11 @@ class Follower:
             alarm = monitor.observe(step, row)
             if alarm is None:
                 continue
-            said = f"{alarm.monitor} at step {alarm.step}: {alarm.message}"
-            log.warning(said)
+            log.warning("%s at step %d: %s", alarm.monitor, alarm.step, alarm.message)
             self._recorder.record(step, {f"monitor/{alarm.monitor}_alarms": 1})
-            if section.on_alarm == "stop":
-                raise Alarmed(f"{said} The run ends here because the monitor says on_alarm = 'stop'.")
+            self._recorder.alarm(asdict(alarm))
+            if section.on_alarm != "warn":
+                raise Alarmed(alarm, monitor.reads, roll_back=section.on_alarm == "rollback")
 
     def _on_sample(self, fields: dict[str, Any]) -> None:
         self._recorder.sample(fields)
@@ -137,6 +145,7 @@ class Follower:
     def _on_rollout(self, fields: dict[str, Any]) -> None:
         self._tokens += fields["tokens"]
         self._seconds += fields["seconds"] / self._config.rollout.workers
+        self._leases_lost += fields["leases_lost"]
         self._spend(fields)
 
     def _on_reward(self, fields: dict[str, Any]) -> None:
@@ -151,6 +160,9 @@ class Follower:
             )
 
     def _on_judges(self, fields: dict[str, Any]) -> None:
+        self._recorder.record(self._step, fields["metrics"])
+
+    def _on_distilled(self, fields: dict[str, Any]) -> None:
         self._recorder.record(self._step, fields["metrics"])
 
     def _on_update(self, fields: dict[str, Any]) -> None:

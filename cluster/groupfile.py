@@ -10,10 +10,23 @@ from typing import Any
 
 from cluster.cli import plain
 from cluster.errors import ConfigError
+from cluster.types import Rollout
 
 ROWS_AT_ONCE = 256
 
 Write = Callable[[dict[str, Any]], None]
+
+
+def rollout_row(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "text": rollout.text,
+        "answer": rollout.answer,
+        "finish": rollout.finish,
+        "view": rollout.view,
+        "num_tokens": rollout.num_tokens,
+        "temperature": rollout.temperature,
+        "weights": [span.version for span in rollout.spans],
+    }
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from cluster import cli
 from cluster.buffer.connection import Connection
 from cluster.buffer.look import STATES, Seen, count, look
 from cluster.errors import ConfigError
-from cluster.groupfile import writer
+from cluster.groupfile import rollout_row, writer
 from cluster.reach import connected
 
 SCORE_STATES = ("scored", "failed", "abstained")
@@ -132,18 +132,7 @@ def row_of(seen: Seen) -> dict[str, Any]:
             }
             for name, scores in sorted(seen.scores.items())
         ],
-        "rollouts": [
-            {
-                "text": rollout.text,
-                "answer": rollout.answer,
-                "finish": rollout.finish,
-                "view": rollout.view,
-                "num_tokens": rollout.num_tokens,
-                "temperature": rollout.temperature,
-                "weights": [span.version for span in rollout.spans],
-            }
-            for rollout in (group.rollouts if group else ())
-        ],
+        "rollouts": [rollout_row(rollout) for rollout in (group.rollouts if group else ())],
     }
 
 

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl` first, then TensorBoard and Weights & Biases.
+"""Where a run's numbers go: `metrics.jsonl` first, then Prometheus, TensorBoard and Weights & Biases.
 
 Names are `area/quantity_unit`; a value that is not finite is written as null, never as a number.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.config import TrackingSection
 from cluster.errors import ConfigError
@@ -27,12 +27,28 @@ ALIASES = {
 """Names that dashboards made for other tools look for; trackers get both."""
 
 
-class Recorder:
-    """Appends to `metrics.jsonl` and `samples.jsonl` of one run directory."""
+Row = dict[str, Any]
+"""Values by name, and their `step`; several rows may share one."""
 
-    def __init__(self, directory: Path, tracking: TrackingSection, name: str, config: Mapping[str, Any]) -> None:
+
+class Sink(Protocol):
+    def record(self, step: int, values: Mapping[str, float | None]) -> None: ...
+
+
+class Recorder:
+    """Appends to `metrics.jsonl` and `samples.jsonl` of one run directory, and tells `sinks` the same rows."""
+
+    def __init__(
+        self,
+        directory: Path,
+        tracking: TrackingSection,
+        name: str,
+        config: Mapping[str, Any],
+        sinks: Sequence[Sink] = (),
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
+        self._sinks = sinks
         self._open()
         self._board = _tensorboard(directory) if tracking.tensorboard else None
         self._wandb = _wandb(directory, tracking, name, config) if tracking.wandb != "off" else None
@@ -45,8 +61,10 @@ class Recorder:
         """Remove rows of a history that did not survive: those of steps after `step`."""
         self._metrics.close()
         self._samples.close()
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl"):
             path = self.directory / name
+            if not path.exists():
+                continue
             kept = [line for line in path.read_text().splitlines(keepends=True) if _survives(line, step)]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(kept))
@@ -57,6 +75,8 @@ class Recorder:
         """Write one row; several rows may share a step."""
         row = {k: v if math.isfinite(v) else None for k, v in values.items()}
         self._metrics.write(json.dumps({"step": step, **row}) + "\n")
+        for sink in self._sinks:
+            sink.record(step, row)
         tracked = {k: v for k, v in row.items() if v is not None}
         tracked |= {ALIASES[k]: v for k, v in tracked.items() if k in ALIASES}
         if self._board:
@@ -68,6 +88,11 @@ class Recorder:
         """Write one rollout with its text, scores and advantage."""
         self._samples.write(json.dumps(row) + "\n")
 
+    def alarm(self, row: Mapping[str, Any]) -> None:
+        """Write what a monitor said."""
+        with (self.directory / "alarms.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
     def close(self) -> None:
         self._metrics.close()
         self._samples.close()
@@ -77,9 +102,17 @@ class Recorder:
             self._wandb.finish()
 
 
-def read(directory: Path) -> list[dict[str, Any]]:
+def read(directory: Path) -> list[Row]:
     """The rows of a run so far; a last line that a crash tore is left out."""
-    path = directory / "metrics.jsonl"
+    return _rows(directory / "metrics.jsonl")
+
+
+def read_alarms(directory: Path) -> list[dict[str, Any]]:
+    """What monitors have said, oldest first: monitor, step, signal, message, good."""
+    return _rows(directory / "alarms.jsonl")
+
+
+def _rows(path: Path) -> list[Row]:
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
@@ -18,17 +21,18 @@ from ray.exceptions import (
     ActorUnschedulableError,
     NodeDiedError,
     ObjectLostError,
+    OutOfMemoryError,
     RayActorError,
     RayTaskError,
     WorkerCrashedError,
 )
 
-from cluster.check import unplaceable
-from cluster.config import RunConfig
+from cluster.config import JudgeSection, RunConfig
 from cluster.errors import ConfigError, InfrastructureError, one_line
 
 INFRASTRUCTURE = (
-    InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, WorkerCrashedError,
+    InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, OutOfMemoryError,
+    WorkerCrashedError,
 )  # fmt: skip
 """What a worker may die of and be replaced."""
 SPARE_PLACES = 16
@@ -40,7 +44,19 @@ JOIN_S = 10.0
 
 
 def needed_cpus(config: RunConfig) -> float:
-    return config.rollout.workers + config.learner.ranks + 0.1 * config.reward_workers.workers
+    judges = sum(judge.replicas * judge.cpus for judge in _placed(config).values())
+    return (
+        config.rollout.workers
+        + config.learner.ranks
+        + 0.1 * config.reward_workers.workers
+        + len(config.distilled)
+        + judges
+    )
+
+
+def _placed(config: RunConfig) -> dict[str, JudgeSection]:
+    """Judges that take room of their own."""
+    return {name: judge for name, judge in config.judges.items() if judge.kind == "vllm"}
 
 
 def start_ray(config: RunConfig) -> None:
@@ -104,15 +120,46 @@ def check_placement(config: RunConfig) -> None:
     gpu = {"GPU": 1.0} if on_gpu() else {}
     engine = {"CPU": 1.0, **{k: v * config.engine.tensor_parallel for k, v in gpu.items()}}
     bundles = [engine] * config.rollout.workers + [{"CPU": 1.0, **gpu}] * config.learner.ranks
-    bundles += [{"CPU": 0.1}] * config.reward_workers.workers
+    bundles += [{"CPU": 0.1}] * config.reward_workers.workers + [{"CPU": 1.0}] * len(config.distilled)
+    judges = _placed(config)
+    for judge in judges.values():
+        bundles += [{"CPU": judge.cpus, **dict.fromkeys(gpu, judge.gpus)}] * judge.replicas
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if missing := unplaceable(bundles, nodes):
         have = [", ".join(f"{node.get(k, 0):g} {k}" for k in engine) for node in nodes]
+        replicas = "".join(f", judges.{name}.replicas = {judge.replicas}" for name, judge in judges.items())
         raise ConfigError(
-            f"the cluster cannot hold rollout.workers = {config.rollout.workers} and learner.ranks = "
+            f"the cluster cannot hold rollout.workers = {config.rollout.workers}{replicas} and learner.ranks = "
             f"{config.learner.ranks}: there is no room for {missing}. Its nodes have {'; '.join(have)}. "
-            "Lower rollout.workers, learner.ranks or engine.tensor_parallel, or add nodes."
+            f"Lower rollout.workers, learner.ranks{', replicas, cpus or gpus of judges' if judges else ''} or "
+            "engine.tensor_parallel, or add nodes."
         )
+
+
+def unplaceable(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[str, float]]) -> str:
+    """What of `bundles` finds no node, each being for one process: "2 of 4 × {GPU: 2}; the largest …", or nothing.
+
+    First fit, the largest first: exact where all bundles of a kind are equal, as they are here, up to packing.
+    """
+    left = [dict(node) for node in nodes]
+    homeless: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    for bundle in sorted(bundles, key=lambda b: [b.get("GPU", 0), b.get("CPU", 0)], reverse=True):
+        kind = ", ".join(f"{amount:g} {name}" for name, amount in bundle.items() if amount)
+        asked[kind] += 1
+        home = next((n for n in left if all(n.get(k, 0) >= v - 1e-9 for k, v in bundle.items())), None)
+        if home is None:
+            homeless[kind] += 1
+            continue
+        for name, amount in bundle.items():
+            home[name] = home.get(name, 0) - amount
+    return "; ".join(f"{count} of {asked[kind]} places with {kind}" for kind, count in homeless.items())
+
+
+def scraped_at() -> str:
+    """Where Prometheus finds this node's metrics, the run's among them."""
+    here = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+    return f"http://{here['NodeManagerAddress']}:{here['MetricsExportPort']}/metrics"
 
 
 def on_gpu() -> bool:
@@ -137,13 +184,36 @@ def openmp(count: int) -> dict[str, Any]:
 def end_children_with_me() -> None:
     """What this process starts from now on ends with it, also by SIGKILL.
 
-    Its descendants share a process group, and a shell outside of it kills the group once this process is gone: an
-    engine that is still coming up would wait for its dead parent for minutes.
+    Its descendants share a process group that is killed once this process is gone: an engine that is still coming up
+    would wait for its dead parent for minutes.
     """
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
-    script = f"while [ -d /proc/{os.getpid()} ]; do sleep 1; done; kill -9 -{os.getpid()} 2>/dev/null"
-    subprocess.Popen(["/bin/sh", "-c", script], process_group=0, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+    _after_me(f"kill -9 -{os.getpid()}")
+
+
+def remove_after_me(*paths: Path) -> None:
+    """Remove files and directories once this process is gone, also by SIGKILL."""
+    if paths:
+        _after_me(f"rm -rf {shlex.join(map(str, paths))}")
+
+
+def _after_me(command: str) -> None:
+    script = f"while [ -d /proc/{os.getpid()} ]; do sleep 1; done; {command}"
+    # In the background of a shell that ends at once: Ray kills the children of a worker, not those of init.
+    orphan = ["/bin/sh", "-c", f"({script}) &"]
+    subprocess.run(orphan, process_group=0, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, check=True)
+
+
+def shared_memory_of_children() -> set[Path]:
+    """Named shared memory that this process group has mapped; it outlives its processes when they are killed."""
+    found: set[Path] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if os.getpgid(int(maps.parent.name)) == os.getpgrp():
+                lines = maps.read_text().splitlines()
+                found |= {Path(line[line.index("/dev/shm/") :]) for line in lines if "/dev/shm/" in line}
+    return {path for path in found if path.is_file()}
 
 
 def cause_of(error: BaseException | None) -> BaseException | None:

@@ -16,6 +16,7 @@ from cluster.errors import BufferUnavailable, ConfigError
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 10.0
+LOCK = "owner.lock"
 
 
 def own(directory: Path) -> TextIO:
@@ -23,10 +24,28 @@ def own(directory: Path) -> TextIO:
 
     Raises ConfigError naming who holds it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    file = (directory / "owner.lock").open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.dir: '{directory}' cannot be made: {error.strerror}. Give another run.dir.") from error
+    file = (directory / LOCK).open("a+")
+    _lock(file, directory, fcntl.LOCK_EX)
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def look(directory: Path) -> None:
+    """Raises ConfigError if somebody owns the directory now; writes nothing."""
+    if (directory / LOCK).exists():
+        with (directory / LOCK).open() as file:
+            _lock(file, directory, fcntl.LOCK_SH)
+
+
+def _lock(file: TextIO, directory: Path, how: int) -> None:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except OSError as error:
         file.seek(0)
         owner = file.read().strip() or "unknown"
@@ -35,10 +54,6 @@ def own(directory: Path) -> TextIO:
             f"{directory} is in use by process {owner}: another run with this run.name and run.dir is going on. "
             "Wait for it, end it, or give this run another name."
         ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
 
 
 def end_server(pid: int, ended: Callable[[float], bool]) -> None:

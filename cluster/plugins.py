@@ -47,7 +47,9 @@ def build(known: Mapping[str, type[P]], use: str, options: Mapping[str, Any], wh
 
     Raises ConfigError for an unknown name, an unknown option or a wrong value.
     """
-    cls = lookup(known, use, where)
+    cls: Any = lookup(known, use, where)
+    if not isinstance(cls, type):
+        raise ConfigError(f"{where}.use = '{use}' is {cls!r:.80}, no class. Name one as 'package.module:ClassName'.")
     try:
         return cls(**options)
     except (ValidationError, TypeError) as error:
@@ -70,5 +72,9 @@ def _phrase(finding: Any, known: list[str]) -> str:
     if finding["type"] == "extra_forbidden":
         hint = translated(name) or nearest(name, known)
         return f"unknown option '{name}'. {hint}Known: {', '.join(known) or 'none'}"
-    got = "" if finding["type"] == "missing" else f" (got {finding['input']!r:.80})"
-    return f"{name}: {finding['msg']}{got}"
+    if finding["type"] == "missing":
+        return f"'{name}' is missing, and it has no default"
+    if finding["type"] == "value_error":
+        said = str(finding["ctx"]["error"]).rstrip(".")
+        return said if not name or name in said else f"{name}: {said}"
+    return f"{name}: {finding['msg']} (got {finding['input']!r:.80})"

@@ -59,7 +59,9 @@ def _plugins() -> Iterator[str]:
     from actors.tasks import TASKS
     from learner.advantages import ADVANTAGES
     from learner.losses import LOSSES
+    from learner.terms import TERMS
     from rewards.monitors import MONITORS
+    from rewards.selectors import SELECTORS
     from rewards.shaping import SHAPERS
     from rewards.zoo import SIGNALS
 
@@ -68,9 +70,11 @@ def _plugins() -> Iterator[str]:
         "rollout.environment": ENVIRONMENTS,
         "rewards": SIGNALS,
         "rewards.shape": SHAPERS,
+        "selectors": SELECTORS,
         "monitors": MONITORS,
         "learner.advantage": ADVANTAGES,
         "learner.loss": LOSSES,
+        "learner.terms": TERMS,
     }
     for where, known in kinds.items():
         yield f"## What `{where}` can use\n"

@@ -6,6 +6,7 @@ Exit codes: 0 done or stopped on request · 1 the run failed · 2 the recipe, or
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import signal
 import sys
@@ -17,11 +18,12 @@ from typing import Annotated
 
 import typer
 
-from cluster import check, checkpoint, config, metrics, report, table
-from cluster.buffer import Buffer
+from cluster import alarm, check, checkpoint, cli, config, metrics, report, table
+from cluster.buffer import Buffer, Wishes
 from cluster.config import RunConfig
 from cluster.errors import BufferUnavailable, ConfigError, KanaboError
 from cluster.own import own
+from cluster.plan import plan
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +32,15 @@ def main(
     recipe: Annotated[str, typer.Argument(help="A recipe, e.g. deploy/recipes/quickstart.toml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, in TOML's syntax.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, say what would run, start nothing.")] = False,
+    as_json: cli.AsJson = False,
 ) -> None:
-    """Train as a recipe says."""
+    """Train as a recipe says.
+
+    With --json stdout has nothing but the summary, or the resolved recipe of a dry run; all else goes to stderr.
+
+    Exit codes: 0 done or stopped on request · 1 the run failed · 2 the recipe, or what it names, cannot run.
+    """
+    table.console.stderr = as_json
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("actors.models").setLevel(logging.INFO)  # making a model takes a minute: say so
     try:
@@ -40,9 +49,13 @@ def main(
         for warning in check.everything(settings, directory, online=not dry_run):
             table.console.print(f"[yellow]warning[/] {_plain(warning)}", highlight=False, soft_wrap=True)
         if dry_run:
-            table.console.print(check.plan(settings, directory), highlight=False, soft_wrap=True)
+            table.console.print(plan(settings, directory), highlight=False, soft_wrap=True)
+            if as_json:
+                cli.print_json(config.tree_of(settings))
             raise typer.Exit(0)
         code = run(settings, recipe, directory)
+        if as_json:
+            cli.print_json(json.loads((directory / "summary.json").read_text()))
     except ConfigError as error:
         table.console.print(f"[bold red]error[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
@@ -82,18 +95,22 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
 
 
 async def _drive(site, store, recipe: str, resume_from: Path | None, begun: float) -> int:
-    from cluster import topology
+    from cluster import nodes, topology
+    from cluster.scraped import Scraped
     from cluster.supervise import Supervisor
 
     settings, directory = site.config, Path(site.run_dir)
     buffer = Buffer(site.url, site.run_id)  # not as patient as the lap's: it has not begun, or has ended
     buffer.configure(check.limits(settings))
     buffer.forsake(topology.POLICY)  # every worker of an earlier life is gone
-    recorder = metrics.Recorder(directory, settings.tracking, settings.run.name, settings.model_dump(mode="json"))
+    recorder = metrics.Recorder(
+        directory, settings.tracking, settings.run.name, config.tree_of(settings), [Scraped(settings.run.name)]
+    )
     recorder.forget_after(checkpoint.read(resume_from).step if resume_from else -1)
     with table.LiveTable(settings.run.name, settings.learner.steps, settings.tracking.live_table) as live:
         supervisor = Supervisor(site, store, recorder, live)
         console = _console(site, buffer, supervisor)
+        table.console.print(f"metrics: {nodes.scraped_at()}", highlight=False, soft_wrap=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, supervisor.ask_to_stop)
         failure = None
@@ -117,6 +134,9 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     if failure is not None:
         kind = "" if isinstance(failure, KanaboError) else f"{type(failure).__name__}: "
         table.console.print(f"[bold red]failed[/] {kind}{_plain(str(failure))}", highlight=False, soft_wrap=True)
+        if isinstance(failure, alarm.Alarmed):
+            table.console.print(_plain(alarm.close(directory, failure)), highlight=False, soft_wrap=True)
+            return 1
         table.console.print(f"The whole trace is in {directory / 'error.txt'}.", highlight=False, soft_wrap=True)
         return 1
     return 0
@@ -129,7 +149,7 @@ def _console(site, buffer, supervisor):
     from cluster.console.server import Console
     from cluster.console.source import Alive, Source
 
-    alive = Alive(buffer, supervisor.standing, Path(site.model_dir))
+    alive = Alive(buffer, supervisor.standing, Path(site.model_dir), Wishes(site.url, site.run_id))
     console = Console(Source(Path(site.run_dir), alive), site.config.console)
     table.console.print(f"console: {console.address}", highlight=False, soft_wrap=True)
     return console

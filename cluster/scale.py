@@ -17,11 +17,12 @@ from cluster.errors import ConfigError, KanaboError
 from cluster.reach import live_url, run_id
 
 ROLES = ("rollout", "reward")
+"""Of every run; one with judges of its own has `judge:NAME` too."""
 
 
 def main(
     run: cli.RunName,
-    wishes: Annotated[list[str], typer.Argument(metavar="ROLE=N", help="rollout=4, rollout=+1, reward=-1 …")],
+    wishes: Annotated[list[str], typer.Argument(metavar="ROLE=N", help="rollout=4, reward=-1, judge:NAME=+1 …")],
     wait_s: Annotated[float, typer.Option("--wait", metavar="SECONDS", help="Until they are there, or gone.")] = 0.0,
     directory: cli.RunsDir = None,
     as_json: cli.AsJson = False,
@@ -52,11 +53,12 @@ def main(
 def apply(run: Wishes, wishes: list[str]) -> dict[str, int]:
     """Wish for what `role=N`, `role=+N` and `role=-N` say; the numbers that came out. Raises ConfigError."""
     there, numbers = run.staffed(), {}
+    roles = sorted({*ROLES, *there})
     for wish in wishes:
-        match = re.fullmatch(r"(\w+)=([+-]?)(\d+)", wish)
-        if match is None or match[1] not in ROLES:
+        match = re.fullmatch(r"([^=]+)=([+-]?)(\d+)", wish)
+        if match is None or match[1] not in roles:
             raise ConfigError(
-                f"'{wish}' is no wish. Roles: {', '.join(ROLES)}; say rollout=4, rollout=+1 or rollout=-1."
+                f"'{wish}' is no wish. Roles: {', '.join(roles)}; say rollout=4, rollout=+1 or rollout=-1."
             )
         role, sign, count = match[1], match[2], int(match[3])
         before = numbers.get(role, run.wished().get(role, there.get(role, 0)))

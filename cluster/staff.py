@@ -24,7 +24,12 @@ from cluster.watch import Watchdog
 
 log = logging.getLogger(__name__)
 
-PLACE: dict[str, Callable[[Site, str], Any]] = {"rollout": topology.place_rollout, "reward": topology.place_reward}
+PLACE: dict[str, Callable[[Site, str], Any]] = {
+    "rollout": topology.place_rollout,
+    "reward": topology.place_reward,
+    "distiller": topology.place_distiller,
+    "judge": topology.place_judge,
+}
 """By kind of role; a role is a kind, or `kind:NAME` where a recipe names several of it."""
 LOOK_S = 1.0
 """How often the wished numbers are read."""
@@ -32,7 +37,9 @@ LOOK_S = 1.0
 
 def roles(config: RunConfig) -> dict[str, int]:
     """Role → workers that a recipe asks for."""
-    return {"rollout": config.rollout.workers, "reward": config.reward_workers.workers}
+    judges = {f"judge:{name}": judge.replicas for name, judge in config.judges.items() if judge.kind == "vllm"}
+    distillers = {f"distiller:{name}": 1 for name in config.distilled}
+    return {"rollout": config.rollout.workers, "reward": config.reward_workers.workers, **judges, **distillers}
 
 
 class Staff:
@@ -98,6 +105,15 @@ class Staff:
     def of(self, role: str) -> list[Any]:
         """Workers that are up and stay."""
         return [worker for name, worker in self._up.items() if _is(name, role) and name not in self._leaving]
+
+    def complete(self) -> bool:
+        """Are those up that the lap cannot begin without: all engines, and a replica of each judge groups wait for?
+
+        Nothing waits for the judges of `late` rewards alone.
+        """
+        judges = {f"judge:{name}" for name in self._site.config.admit_judges} & self._roles.keys()
+        engines = len(self.of("rollout")) >= self._site.config.rollout.workers
+        return engines and all(self.of(role) for role in judges)
 
     def counts(self) -> dict[str, int]:
         """How many of each role are there or on their way."""

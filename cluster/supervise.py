@@ -21,10 +21,11 @@ from typing import Any, TypeVar
 
 from cluster import checkpoint, metrics
 from cluster.buffer import Buffer
+from cluster.buffer.history import in_words
 from cluster.errors import BudgetSpent, BufferUnavailable, Stalled
-from cluster.evaluate import Evaluation, until
 from cluster.follow import Follower
 from cluster.gang import Gang
+from cluster.heldout import Evaluation, until
 from cluster.nodes import cause_of, is_infrastructure
 from cluster.staff import Staff
 from cluster.store import DiskFull, Store
@@ -45,11 +46,13 @@ class Supervisor:
     def __init__(self, site: Site, store: Store | None, recorder: metrics.Recorder, table: LiveTable) -> None:
         self._site, self._config, self._store, self._table = site, site.config, store, table
         self._buffer, self._recorder = site.buffer(), recorder
-        self._follower = Follower(self._buffer, site.config, recorder, table, self._evaluate_soon)
+        self._follower = Follower(self._buffer, site.config, recorder, table, self._evaluate_soon, self._counts)
         self._watchdog = Watchdog(site.config.run.silent_s, store)
         self._failures = 0
         self._staff = Staff(site, self._buffer, self._watchdog, self._launch)
-        self._evaluation = Evaluation(self._staff, self._buffer, self._follower, site.config.evaluation)
+        self._evaluation = Evaluation(
+            self._staff, self._buffer, self._follower, site.config.evaluation, Path(site.run_dir)
+        )
         self._gang: Gang | None = None
         self._resume_from: Path | None = None
         self._tasks: dict[asyncio.Task[Any], Callable[[asyncio.Task[Any]], None]] = {}
@@ -73,6 +76,10 @@ class Supervisor:
             "failures": self._failures,
             "allowed_failures": allowed,
         }
+
+    def _counts(self) -> dict[str, float]:
+        workers = {f"workers/num_{role}": float(len(self._staff.of(role))) for role in self._staff.counts()}
+        return {"failures/num_infrastructure": float(self._failures), **workers}
 
     async def run(self, resume_from: Path | None) -> int:
         """Run to the last step, or until asked to stop; returns the step reached.
@@ -139,8 +146,7 @@ class Supervisor:
         manifest = checkpoint.read(resume_from) if resume_from else None
         step = manifest.step if manifest else 0
         if not self._staff.may_work.is_set():
-            enough = self._config.rollout.workers
-            await until(lambda: len(self._staff.of("rollout")) >= enough or self._asked_to_stop.is_set())
+            await until(lambda: self._staff.complete() or self._asked_to_stop.is_set())
         if self._asked_to_stop.is_set():
             return step
         self._table.state("starting the learner")
@@ -182,10 +188,13 @@ class Supervisor:
         self._spend("the learner died", task.exception())
         if self._gang is not None:
             self._gang.kill()
-        newest = checkpoint.committed(Path(self._site.run_dir) / "checkpoints")
-        resume_from = newest[-1] if newest else self._resume_from
+        resume_from = self._newest() or self._resume_from
         self._recorder.forget_after(checkpoint.read(resume_from).step if resume_from else 0)
         self._spawn(self._learn(resume_from), self._learner_ended)
+
+    def _newest(self) -> Path | None:
+        """The last committed checkpoint of this run."""
+        return (checkpoint.committed(Path(self._site.run_dir) / "checkpoints") or [None])[-1]
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         task.result()
@@ -229,17 +238,19 @@ class Supervisor:
         if time.monotonic() > self._leave_by:
             raise Stalled(
                 "asked to stop, the learner did not save its step within "
-                f"run.grace_s = {self._config.run.grace_s:g} s: {self._watchdog.report()}. "
-                "The last checkpoint is whole; the next start continues from it."
+                f"run.grace_s = {self._config.run.grace_s:g} s:{self._watchdog.report()}\n"
+                f"The next start continues from {self._newest() or 'the first step'}."
             )
         if self._follower.idle_s() > self._config.run.stall_s:
             try:  # with a connection that is not as patient as a stalled run has been
                 status = await asyncio.to_thread(Buffer(self._site.url, self._site.run_id).status, POLICY)
+                stored = in_words(status)
             except BufferUnavailable as error:
-                status = error
+                stored = str(error)
             raise Stalled(
-                f"no step within run.stall_s = {self._config.run.stall_s:g} s. {self._follower.waiting}. "
-                f"{self._watchdog.report()}. Buffer: {status}"
+                f"no step within run.stall_s = {self._config.run.stall_s:g} s. {self._follower.waiting}:"
+                f"{self._watchdog.report()}\n  the buffer is at {stored}\n"
+                "Look at whoever is silent or has waited longest; if steps just take so long, raise run.stall_s."
             )
 
     async def _relay_stop(self) -> None:
@@ -266,7 +277,5 @@ class Supervisor:
             await self._evaluation.run(self._reached)
 
     async def close(self) -> None:
-        """End every actor."""
-        await self._staff.close()
-        if self._gang is not None:
-            await self._gang.close()
+        """End every actor, all at once: one that hangs is waited for before it is killed."""
+        await asyncio.gather(self._staff.close(), *([self._gang.close()] if self._gang else []))

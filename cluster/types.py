@@ -216,13 +216,20 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A preference between two rollouts of one task."""
+    """A preference between two rollouts, by their places: in their group, or (in a `Batch`) among the step's."""
 
-    chosen: Rollout
-    rejected: Rollout
+    chosen: int
+    rejected: int
     weight: float = 1.0
+    """What the pair counts in the mean over pairs."""
     margin: float = 0.0
+    """Score of the chosen one minus that of the rejected."""
     origin: str = ""
+    """Which selector made it."""
+    label: float = 1.0
+    """Probability that the chosen one is the better: 1 where nobody doubts it."""
+    third: int | None = None
+    """A rollout beside the two, for terms that have a use for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +241,13 @@ class Mixed:
     drop: str | None = None
     """Why the whole group must go, if it must."""
     metrics: dict[str, float] = field(default_factory=dict)
+    pairs: tuple[Pair, ...] | None = None
+    """What a selector found to compare; None where none looked for pairs."""
+    token_weights: tuple[np.ndarray, ...] | None = None
+    """Per rollout [T] float64, NaN where unknown: what loss terms weigh its tokens by, where a selector says so."""
+    tokens: tuple[np.ndarray, ...] | None = None
+    """Per rollout [T] float64: the part of its reward that came at a token; None where no signal says so. The rest of
+    the reward is the rollout's as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +263,10 @@ class CutRecord:
     advantages: tuple[tuple[np.ndarray, ...], ...]
     """Per group and rollout: [1] (one for all its tokens) or [T] float32."""
     metrics: dict[str, float] = field(default_factory=dict)
+    pairs: tuple[tuple[Pair, ...], ...] = ()
+    """Per group; nothing at all where no selector looked for pairs."""
+    token_weights: tuple[tuple[np.ndarray, ...], ...] = ()
+    """Per group and rollout [T] float32, NaN where unknown; a group without any has an empty tuple."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +288,22 @@ class Micro:
     staleness: np.ndarray
     """int64: optimizer steps between the weights that sampled a trained token and the current ones; 0 elsewhere.
     Weights of a dead epoch are at least 1 behind: a repeated step need not give the same ones."""
+    appended: np.ndarray | None = None
+    """bool: true on the token that a loss term had appended to each rollout; its log-prob is computed too."""
+    token_weights: np.ndarray | None = None
+    """float32: what loss terms weigh a trained token by; 0 elsewhere and where unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The trained rollouts of a step, all ranks', in the order that `Micro.rollout` counts them."""
+
+    group: np.ndarray
+    """[N] int64: place of its group in the step."""
+    weighted: np.ndarray
+    """[N] bool: whether all its trained tokens have a known weight."""
+    pairs: tuple[Pair, ...]
+    """Their places are among these N."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +316,11 @@ class Batch:
     """Trained tokens of the whole step, all ranks."""
     num_rollouts: int
     """Trained rollouts of the whole step, all ranks."""
+    trained: Trained
+    rewards: np.ndarray
+    """[N] float64: of each of them, whatever the rank; `Micro.rollout` is the place."""
+    truncated: np.ndarray
+    """[N] bool: cut short by its budget."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 

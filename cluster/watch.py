@@ -57,10 +57,15 @@ class Watchdog:
         return [{"name": n, "says": said, "answered_s": ago.get(n)} for n, said in sorted(dict(self._said).items())]
 
     def report(self) -> str:
-        """What each actor waits for, one clause each."""
+        """What each actor waits for, a line each."""
         now = time.monotonic()
-        silent = {n: f", silent for {now - t:.0f} s" for n, t in self._answered.items() if now - t > 2 * PING_S}
-        return "; ".join(f"{name} {said}{silent.get(name, '')}" for name, said in sorted(self._said.items()))
+        silent = {n: now - t for n, t in self._answered.items() if now - t > 2 * PING_S}
+        return "".join(
+            f"\n  {name} has not answered for {silent[name]:.0f} s; its last words: {said}"
+            if name in silent
+            else f"\n  {name} {said}"
+            for name, said in sorted(self._said.items())
+        )
 
     def close(self) -> None:
         for name in list(self._said):
@@ -82,20 +87,20 @@ class Watchdog:
                 answered = time.monotonic()
 
     async def _watch(self, name: str, actor: Any) -> None:
-        asked = None
         while True:
-            asked = asked or asyncio.ensure_future(_ask(actor))
-            await asyncio.wait({asked}, timeout=PING_S)
-            if asked.done():
-                if asked.exception() is not None:
-                    return  # dead: its own task says so
-                self._said[name], self._answered[name] = asked.result(), time.monotonic()
-                asked = None
-                await asyncio.sleep(PING_S)
-            elif time.monotonic() - self._answered[name] > self._silent_s:
-                log.warning("%s has not answered for run.silent_s = %.0f s: killed", name, self._silent_s)
-                ray.kill(actor)
-                return
+            asked = asyncio.ensure_future(_ask(actor))
+            try:
+                while not (await asyncio.wait({asked}, timeout=PING_S))[0]:
+                    if time.monotonic() - self._answered[name] > self._silent_s:
+                        log.warning("%s has not answered for run.silent_s = %.0f s: killed", name, self._silent_s)
+                        ray.kill(actor)
+                        return
+            finally:
+                asked.cancel()  # nobody hears it any more, unless it is done
+            if asked.exception() is not None:
+                return  # dead: its own task says so
+            self._said[name], self._answered[name] = asked.result(), time.monotonic()
+            await asyncio.sleep(PING_S)
 
 
 async def _ask(actor: Any) -> str:

@@ -6,11 +6,14 @@ Rewards of truncated rollouts count like any other; under `learner.drop_truncate
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from cluster.errors import PluginError, one_line
 from cluster.plugins import Plugin
+from cluster.types import Group
 
 
 class Advantage(Plugin):
@@ -63,7 +66,7 @@ class ReinforcePlusPlus(Advantage):
     With `group_baseline` the group's mean is taken off first: the paper's variant for several rollouts a task. Hard and
     easy groups keep the size of their signal, where `group` makes them equal. Mean and deviation are over rollouts.
     Without `group_baseline` a group of equal rewards has a signal too: set `learner.drop_zero_variance = false`. The
-    paper's KL term is `learner.loss.kl_coef` here, in the loss and not in the reward.
+    paper's KL term is `learner.loss.kl_coef` here, in the loss; in the reward it is PPO's alone, see `learner.value`.
     """
 
     group_baseline: bool = False
@@ -79,6 +82,62 @@ class ReinforcePlusPlus(Advantage):
         rewards = [centre(r) for r in rewards_G] if self.group_baseline else list(rewards_G)
         standard = standardize(centre(np.concatenate(rewards)), self.eps)
         return np.split(standard, np.cumsum([len(r) for r in rewards])[:-1])
+
+
+class Undivided(Advantage):
+    """The reward itself: what a cut records where a critic divides it among the tokens later (`learner.critic`)."""
+
+    def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
+        return rewards
+
+
+def checked(
+    advantage: Advantage, use: str, groups: Sequence[Group], rewards_G: Sequence[Float[np.ndarray, " G"]]
+) -> list[list[Float[np.ndarray, " N"]]]:
+    """What the plug-in named `use` says of a step: per group and rollout [1], or one for each of its T tokens.
+
+    Raises PluginError, which ends the run, where it raises, has another shape, or is not a finite number for a rollout
+    whose reward is known. An advantage is the recipe's own code and deterministic: it would fail again.
+    """
+    where = f"learner.advantage.use = '{use}'"
+    try:
+        found = list(advantage.of_step(rewards_G))
+    except Exception as error:  # whatever the recipe's own code raises
+        shown = "; ".join(f"{g.id}: {np.array2string(r, precision=6)}" for g, r in zip(groups, rewards_G, strict=True))
+        raise PluginError(f"{where} raised {one_line(error)} The rewards by group were {shown:.500}.") from error
+    if len(found) != len(groups):
+        raise PluginError(
+            f"{where} gave the advantages of {len(found)} groups, but the step has {len(groups)}. "
+            "`of_step` must return one array for each group, in their order."
+        )
+    return [_of_group(where, *row) for row in zip(groups, rewards_G, found, strict=True)]
+
+
+def _of_group(where: str, group: Group, rewards: Float[np.ndarray, " G"], found: Any) -> list[np.ndarray]:
+    where = f"{where}, group {group.id}"
+    shape = (len(found),) if isinstance(found, list | tuple) else np.shape(found)
+    if not shape or shape[0] != len(group):
+        raise PluginError(f"{where}: advantages have shape {shape}, its rewards ({len(group)},). Return [G] or [G][T].")
+    result = []
+    for i, (rollout, reward, credit) in enumerate(zip(group.rollouts, rewards, found, strict=True)):
+        try:
+            with np.errstate(over="ignore"):  # is found out below
+                values = np.asarray(credit, np.float32).reshape(-1)
+        except (TypeError, ValueError) as error:
+            raise PluginError(f"{where}, rollout {i}: {credit!r:.80} is no number. Return floats.") from error
+        if len(values) not in (1, len(rollout.tokens)):
+            raise PluginError(
+                f"{where}, rollout {i}: {len(values)} advantages. Return 1, or one for each of its "
+                f"{len(rollout.tokens)} tokens, prompt included."
+            )
+        bad = values[~np.isfinite(values) & (rollout.loss_mask if len(values) > 1 else True)]
+        if np.isfinite(reward) and len(bad):
+            raise PluginError(
+                f"{where}, rollout {i}: the advantage is {bad[0]}, though its reward {reward:g} is known. Return a "
+                "finite number: 0 leaves a rollout out, NaN is for rewards that are NaN."
+            )
+        result.append(values)
+    return result
 
 
 def centre(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:

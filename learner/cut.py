@@ -2,14 +2,16 @@
 
 recorded already? ──yes──► its groups, as decided then (a resume)
     │ no
-ready groups ─► mix ─► drop the useless, finally ─► refill ≤ max_refills rounds ─► advantages ─► record ─► batch
+ready groups ─► mix, all at once ─► select ─► drop the useless, finally ─► refill ≤ max_refills rounds ─► advantages
+                                                                                          record ─► batch ◄─┘
+A refilled step is mixed and selected anew, the kept groups included: what a reward is worth may depend on all of them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,14 +19,19 @@ import numpy as np
 from cluster.config import LearnerSection
 from cluster.types import CutRecord, Group, Mixed, Scores
 from learner.advantages import Advantage
+from learner.turns import advantages_of, all_equal, returns_of
 
 ZERO_VARIANCE = "zero_variance"
 TOO_FEW_SCORES = "too_few_scores"
 TRUNCATED = "truncated"
+NO_PAIRS = "no_pairs"
 POLL_S = 1.0
 """How often a waiting learner looks whether it should stop."""
 
-Mix = Callable[[Group, dict[str, Scores]], Mixed]
+Mix = Callable[[Sequence[Group], Sequence[dict[str, Scores]]], list[Mixed]]
+"""The step's groups and their evidence → what each is worth."""
+Select = Callable[[Sequence[Group], Sequence[dict[str, Scores]], list[Mixed]], list[Mixed]]
+"""The same → which of their rollouts and pairs are trained on; a reward of NaN leaves its rollout out."""
 
 
 class Stored(Protocol):
@@ -65,8 +72,10 @@ class _Seen:
 
     stored: dict[str, Stored] = field(default_factory=dict)
     mixed: dict[str, Mixed] = field(default_factory=dict)
-    rewards: dict[str, np.ndarray] = field(default_factory=dict)
-    """[G], NaN also where the learner leaves a rollout out."""
+    selected: dict[str, Mixed] = field(default_factory=dict)
+    """The same, rewards being NaN also where the learner or a selector leaves a rollout out."""
+    returns: dict[str, np.ndarray] = field(default_factory=dict)
+    """[G, K]: what each turn returns, NaN as above and where there is no such turn."""
     dropped: dict[str, str] = field(default_factory=dict)
 
 
@@ -79,6 +88,7 @@ def cut(
     advantage: Advantage,
     section: LearnerSection,
     *,
+    select: Select | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Cut | None:
     """Decide and record what `step` trains on, or repeat what was decided before. None if told to stop while waiting.
@@ -95,24 +105,28 @@ def cut(
         stored = _wait(buffer, policy, epoch, step, section.groups_per_step, stop)
         if stored is None:
             return None
-        dropped = _filter(stored, seen, mix, section)
+        dropped = _filter(stored, seen, mix, select, section)
         if not dropped or not refills_left:
             break
         buffer.drop(policy, epoch, dropped)
     waited = time.monotonic() - start
     kept = [s.group.id for s in stored if s.group.id not in seen.dropped][: section.groups_per_step]
-    rewards = tuple(seen.rewards[i] for i in kept)
+    selected = [seen.selected[i] for i in kept]
+    rewards = tuple(s.rewards for s in selected)
+    members = [seen.stored[i].group for i in kept]
     decided = CutRecord(
         policy=policy,
         step=step,
         groups=tuple(kept),
         rewards=rewards,
-        advantages=tuple(map(_per_rollout, advantage.of_step(rewards))),
-        metrics=_metrics(seen, kept, step),
+        advantages=advantages_of(advantage, section.advantage.use, members, [seen.returns[i] for i in kept]),
+        metrics=_metrics(seen, kept, step, section.turn_discount),
+        pairs=tuple(s.pairs or () for s in selected) if any(s.pairs is not None for s in selected) else (),
+        token_weights=tuple(map(_weights, selected)) if any(s.token_weights for s in selected) else (),
     )
     # What the last round filtered leaves with the record: nobody waits for its replacement.
     record = buffer.record(epoch, decided, dropped)
-    groups = [seen.stored[i].group for i in kept] if record.groups == decided.groups else _load(buffer, record)
+    groups = members if record.groups == decided.groups else _load(buffer, record)
     return Cut(record, groups, waited, {i: seen.stored[i].scores for i in kept})
 
 
@@ -137,36 +151,48 @@ def _wait(
     return None
 
 
-def _filter(stored: Sequence[Stored], seen: _Seen, mix: Mix, section: LearnerSection) -> dict[str, str]:
-    """Mix what is new; id → reason of what must go."""
+def _filter(
+    stored: Sequence[Stored], seen: _Seen, mix: Mix, select: Select | None, section: LearnerSection
+) -> dict[str, str]:
+    """Mix and select this round's groups together; id → reason of what must go."""
+    groups, scores = [s.group for s in stored], [s.scores for s in stored]
+    mixed = mix(groups, scores)
+    selected = [_untruncated(g, m) for g, m in zip(groups, mixed, strict=True)] if section.drop_truncated else mixed
+    if select is not None:
+        selected = select(groups, scores, selected)
     dropped = {}
-    for item in stored:
-        group = item.group
-        if group.id in seen.stored:
-            continue
-        mixed = mix(group, item.scores)
-        rewards = mixed.rewards
-        if section.drop_truncated:
-            rewards = np.where([r.truncated for r in group.rollouts], np.nan, rewards)
-        seen.stored[group.id], seen.mixed[group.id], seen.rewards[group.id] = item, mixed, rewards
-        reason = mixed.drop
-        if reason is None and not np.isfinite(rewards).any():
-            reason = TRUNCATED if np.isfinite(mixed.rewards).any() else TOO_FEW_SCORES
-        if reason is None and section.drop_zero_variance and _all_equal(rewards):
-            reason = ZERO_VARIANCE
+    for item, before, after in zip(stored, mixed, selected, strict=True):
+        id = item.group.id
+        seen.stored[id], seen.mixed[id], seen.selected[id] = item, before, after
+        returns = returns_of(item.group, after, after.rewards, section.turn_discount)
+        seen.returns[id] = returns
+        reason = _useless(before, after, returns, section)
         if reason is not None:
-            dropped[group.id] = reason
+            dropped[id] = reason
     seen.dropped |= dropped
     return dropped
 
 
-def _all_equal(rewards: np.ndarray) -> bool:
-    known = rewards[np.isfinite(rewards)]
-    return len(known) == 0 or bool(np.ptp(known) == 0)
+def _untruncated(group: Group, mixed: Mixed) -> Mixed:
+    cut_short = [r.truncated for r in group.rollouts]
+    return replace(mixed, rewards=np.where(cut_short, np.nan, mixed.rewards))
 
 
-def _per_rollout(advantages: np.ndarray) -> tuple[np.ndarray, ...]:
-    return tuple(np.asarray(a, np.float32).reshape(-1) for a in advantages)
+def _useless(mixed: Mixed, selected: Mixed, returns: np.ndarray, section: LearnerSection) -> str | None:
+    """Why nothing can be learnt from a group, if so."""
+    if selected.drop is not None:
+        return selected.drop
+    if not np.isfinite(selected.rewards).any():
+        return TRUNCATED if np.isfinite(mixed.rewards).any() else TOO_FEW_SCORES
+    if section.loss.coef == 0 and selected.pairs is not None:
+        return None if selected.pairs else NO_PAIRS
+    if section.loss.coef and section.drop_zero_variance and all_equal(returns) and not selected.pairs:
+        return ZERO_VARIANCE
+    return None
+
+
+def _weights(mixed: Mixed) -> tuple[np.ndarray, ...]:
+    return tuple(np.asarray(w, np.float32) for w in mixed.token_weights or ())
 
 
 def _load(buffer: CutBuffer, record: CutRecord) -> list[Group]:
@@ -174,7 +200,7 @@ def _load(buffer: CutBuffer, record: CutRecord) -> list[Group]:
     return [found[i] for i in record.groups]
 
 
-def _metrics(seen: _Seen, kept: list[str], step: int) -> dict[str, float]:
+def _metrics(seen: _Seen, kept: list[str], step: int, discount: float) -> dict[str, float]:
     """What was sampled and what of it is trained on.
 
     Rewards and lengths are of every group looked at, dropped ones included: the mean over the trained ones alone
@@ -183,7 +209,11 @@ def _metrics(seen: _Seen, kept: list[str], step: int) -> dict[str, float]:
     groups = [s.group for s in seen.stored.values()]
     rollouts = [r for g in groups for r in g.rollouts]
     rewards = np.concatenate([np.empty(0), *(m.rewards for m in seen.mixed.values())])
-    rewarded = [m.rewards for m in seen.mixed.values() if np.isfinite(m.rewards).any()]
+    rewarded = [
+        returns_of(seen.stored[i].group, m, m.rewards, discount)
+        for i, m in seen.mixed.items()
+        if np.isfinite(m.rewards).any()
+    ]
     known = rewards[np.isfinite(rewards)]
     staleness = [step - seen.stored[i].group.version for i in kept]
     reasons = list(seen.dropped.values())
@@ -191,17 +221,29 @@ def _metrics(seen: _Seen, kept: list[str], step: int) -> dict[str, float]:
         "reward/mean": _mean(known),
         "reward/std": float(known.std()) if len(known) else float("nan"),
         "reward/known_frac": len(known) / len(rewards) if len(rewards) else float("nan"),
-        "reward/zero_variance_frac": _mean([_all_equal(r) for r in rewarded]),
+        "reward/zero_variance_frac": _mean([all_equal(r) for r in rewarded]),
         "policy/staleness_steps": _mean(staleness),
         "policy/staleness_max_steps": float(max(staleness, default=0)),
         "rollout/length_tokens": _mean([r.num_tokens for r in rollouts]),
         "rollout/truncated_frac": _mean([r.truncated for r in rollouts]),
         "reward/outdated_frac": _mean([seen.stored[i].outdated for i in kept]),
         "learner/groups": float(len(kept)),
+        **_pair_metrics([seen.selected[i] for i in kept]),
         **{f"buffer/num_dropped_{reason}": float(reasons.count(reason)) for reason in sorted(set(reasons))},
         **_mixed_metrics([m.metrics for m in seen.mixed.values()]),
     }
     return {name: value for name, value in metrics.items() if np.isfinite(value)}
+
+
+def _pair_metrics(selected: list[Mixed]) -> dict[str, float]:
+    pairs = [p for s in selected for p in s.pairs or ()]
+    if all(s.pairs is None for s in selected):
+        return {}
+    return {
+        "pairs/num_pairs": float(len(pairs)),
+        "pairs/margin_mean": _mean([p.margin for p in pairs]),
+        "pairs/label_mean": _mean([p.label for p in pairs]),
+    }
 
 
 def _mixed_metrics(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cluster.config import LearnerSection
-from cluster.errors import InfrastructureError
 from cluster.types import Micro
 from learner import lora
-from learner.masters import Masters, by_layer
-from learner.model import attach_row_selection, logprobs_of, tied_head
-from learner.optimizer import Guarded, lr_at, make_optimizer
+from learner.collectives import limit_waits
+from learner.critic import ValueHead
+from learner.masters import Masters
+from learner.model import attach_row_selection, by_layer, logprobs_of, tied_head
+from learner.optimizer import Guarded, lr_at, make_optimizer, parameter_groups
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_templ*")
@@ -47,6 +48,10 @@ class Engine(Protocol):
         """[B, L] nats at the micro's temperatures: log-prob of each trained token, entropy there; 0 elsewhere."""
         ...
 
+    def logprobs_and_values(self, micro: Micro) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and [B, L + 1] values (`ValueHead.values`); of an engine with `learner.value` only."""
+        ...
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of this rank's part of the loss; the parts of all ranks are *summed*."""
         ...
@@ -62,7 +67,7 @@ class Engine(Protocol):
     def export(self, directory: Path) -> None: ...
 
 
-def join(rank: int, world: int, master: tuple[str, int], *, local_rank: int, local_size: int, timeout_s: float) -> None:
+def join(rank: int, world: int, master: tuple[str, int], *, timeout_s: float) -> None:
     """Enter the process group: NCCL where this process has a GPU, gloo elsewhere. Collective.
 
     DeepSpeed reads the environment when it is imported, so it is set here and deepspeed is imported after.
@@ -71,8 +76,8 @@ def join(rank: int, world: int, master: tuple[str, int], *, local_rank: int, loc
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(world),
-        LOCAL_RANK=str(local_rank),
-        LOCAL_SIZE=str(local_size),
+        LOCAL_RANK="0",  # Ray shows each rank its own GPU alone
+        LOCAL_SIZE="1",
         MASTER_ADDR=master[0],
         MASTER_PORT=str(master[1]),
         DS_ACCELERATOR="cuda" if on_gpu else "cpu",
@@ -80,24 +85,15 @@ def join(rank: int, world: int, master: tuple[str, int], *, local_rank: int, loc
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Its all-reduce in shared memory is for inference. It would be compiled at every first start, leave 69 MB in
+    # /dev/shm for every process that has ended, and wait without a deadline.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="nccl" if on_gpu else "gloo",
         auto_mpi_discovery=False,
         verbose=False,
         timeout=timedelta(seconds=timeout_s),
     )
-
-
-@contextmanager
-def collective_failures() -> Iterator[None]:
-    """Translates what a rank sees when another has died, or did not come in time, into InfrastructureError."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if isinstance(error, torch.distributed.DistError) or "gloo" in text or "NCCL" in text:
-            raise InfrastructureError(f"another rank left a collective, or did not come in time: {text}") from error
-        raise
 
 
 def token_statistics(
@@ -135,8 +131,14 @@ class DeepSpeedEngine:
         self._statistics = partial(token_statistics, entropy_grad=section.loss.entropy_coef != 0)
         # Without ZeRO the fp32 optimizer is ours to guard; DeepSpeed would clip without a look at infinities.
         self._guard = self._stage == 0
-        optimizer = make_optimizer((p for p in model.parameters() if p.requires_grad), section, guarded=self._guard)
-        self._engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=self._config())[0]
+        self._policy = model
+        self._critic = ValueHead(model) if section.value else None
+        groups, self._rates = parameter_groups(model, self._critic, section)
+        optimizer = make_optimizer(groups, section, guarded=self._guard)
+        self._engine: Any = deepspeed.initialize(
+            model=self._critic or model, optimizer=optimizer, config=self._config()
+        )[0]
+        limit_waits(section.collective_timeout_s)
         self._optimizer = optimizer
         self._masters = Masters(deepspeed, self._engine, optimizer, self._stage, section.optimizer)
         self._seeded = -1
@@ -189,6 +191,11 @@ class DeepSpeedEngine:
         with lora.adapters_off(self._engine.module):
             return self.logprobs(micro)[0]
 
+    def logprobs_and_values(self, micro: Micro) -> tuple[Tensor, Tensor, Tensor]:
+        assert self._critic is not None, "no learner.value"
+        logprobs, entropy = self.logprobs(micro)
+        return logprobs, entropy, self._critic.values(micro)
+
     def backward(self, loss: Tensor) -> None:
         # DeepSpeed averages gradients over ranks.
         self._engine.backward(loss * self.world)
@@ -196,8 +203,8 @@ class DeepSpeedEngine:
     def optimizer_step(self) -> dict[str, float]:
         """Update with the gradients of all micros; a non-finite gradient skips the update, with a count."""
         lr = lr_at(self.step, self._section.schedule, self._section.steps)
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+        for group, rate in zip(self._engine.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = lr * rate
         self._engine.step()
         if isinstance(self._optimizer, Guarded):
             norm, skipped = self._optimizer.grad_norm, self._optimizer.skipped
@@ -228,7 +235,7 @@ class DeepSpeedEngine:
             yield self._tied_head[0], head
 
     def _published(self) -> list[tuple[str, torch.nn.Parameter]]:
-        named = self._engine.module.named_parameters()
+        named = self._policy.named_parameters()
         return [(n, p) for n, p in named if not self._lora or lora.is_adapter(n)]
 
     def _public(self, name: str) -> str:
@@ -282,7 +289,7 @@ class DeepSpeedEngine:
             if self._lora:
                 lora.write(directory, state, self._lora)
             else:
-                self._engine.module.save_pretrained(directory, state_dict=state)
+                self._policy.save_pretrained(directory, state_dict=state)
             for pattern in TOKENIZER_FILES:
                 for file in self._model_dir.glob(pattern):
                     shutil.copy(file, directory)

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from cluster.config import LossSection
+from cluster.errors import KanaboError, PluginError, one_line
 from cluster.plugins import Plugin
 from learner.corrections import corrected
 from learner.kl import kl_to_reference
@@ -102,6 +103,31 @@ class Decoupled(PolicyLoss):
         )  # fmt: skip
 
 
+def _checked(policy_loss: PolicyLoss, use: str, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+    """What the plug-in named `use` says; raises PluginError where it raises or says something of another shape.
+
+    A loss that is not finite passes: log-probs that overflow make one too. Its update is skipped, with a count.
+    """
+    where = f"learner.loss.use = '{use}'"
+    try:
+        found = policy_loss.loss(logprobs, tokens)
+    except (KanaboError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the recipe's own code raises
+        raise PluginError(f"{where} raised {one_line(error)} Log-probs were [B, L] = {_shape(logprobs)}.") from error
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+        raise PluginError(f"{where} returned {found!r:.80}. Return (sum over tokens, {{name: sum over tokens}}).")
+    for name, value in {"the loss": found[0], **found[1]}.items():
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"of shape {_shape(value)}" if isinstance(value, Tensor) else f"{value!r:.80}"
+            raise PluginError(f"{where}: {name} is {got}. Return the sum over tokens, a tensor of one number.")
+    return found[0].reshape(()), found[1]
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
 LOSSES: dict[str, type[PolicyLoss]] = {
     "clipped": Clipped,
     "gspo": Gspo,
@@ -118,13 +144,15 @@ def objective(
     entropy: Float[Tensor, "B L"],
     tokens: Tokens,
 ) -> tuple[Float[Tensor, ""], Metrics]:
-    """Policy loss, corrected, + kl_coef · KL − entropy_coef · entropy, as a sum.
+    """coef · policy loss, corrected, + kl_coef · KL − entropy_coef · entropy, as a sum.
 
     The metrics are sums over trained tokens too, without gradient; `loss/policy` alone carries the tokens' weights.
     """
     weighted, found = corrected(logprobs, tokens, section)
-    loss, metrics = policy_loss.loss(logprobs, weighted)
+    loss, metrics = _checked(policy_loss, section.use, logprobs, weighted)
     metrics = {"loss/policy": loss, **found, **metrics}
+    # Not 0 · loss: it may overflow on pairs whose rewards nobody meant to follow.
+    loss = section.coef * loss if section.coef else logprobs.new_zeros(())
     mask = tokens.loss_mask
     kept_entropy = torch.where(mask, entropy, 0.0)
     metrics["loss/entropy_nats"] = kept_entropy.sum()
@@ -133,7 +161,8 @@ def objective(
     if tokens.reference_logprobs is not None:
         kl = kl_to_reference(logprobs, tokens.reference_logprobs, mask, section.kl_estimator)
         metrics["loss/kl_nats"] = kl.sum()
-        loss = loss + section.kl_coef * (kl * tokens.weight).sum()
+        if section.kl_coef:  # k3 may overflow, and 0 · inf is no 0
+            loss = loss + section.kl_coef * (kl * tokens.weight).sum()
     with torch.no_grad():
         log_ratio = log_importance(logprobs, tokens.behaviour_logprobs, mask)
         ratio = log_ratio.exp()

@@ -10,7 +10,7 @@ needs a conversion in between, and starts from sharded states only.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cluster.errors import ConfigError
+from learner.model import by_layer
 
 STATES = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ()}
 """What each optimizer remembers of a parameter."""
-
-Named = tuple[str, torch.nn.Parameter]
 
 
 class Masters:
@@ -35,7 +34,9 @@ class Masters:
         self._optimizer, self._kind = optimizer, kind
         layout = {0: Unsharded, 3: Partitioned}.get(stage, Flattened)
         self._layout = layout(deepspeed, engine.optimizer, optimizer)
-        self._named = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
+        named = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
+        # By the policy's own names, with a critic around it too.
+        self._named = [(name.removeprefix("policy."), parameter) for name, parameter in named]
         self._rank, self._world = deepspeed.comm.get_rank(), deepspeed.comm.get_world_size()
 
     def save(self, directory: Path, counters: dict[str, int]) -> None:
@@ -88,11 +89,12 @@ class Masters:
                 "Hugging Face files (model.path)."
             )
         there, here = state["shapes"], self._shapes()
-        for name in there.keys() | here.keys():
+        for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):
                 raise ConfigError(
                     f"'{directory}' does not fit what this run trains: {name} is {there.get(name, 'missing')} there, "
-                    f"{here.get(name, 'missing')} here. Set model.path and learner.lora back, or start a new run."
+                    f"{here.get(name, 'missing')} here. Set model.path, learner.lora and learner.value back, or start "
+                    "a new run."
                 )
         return state
 
@@ -180,21 +182,6 @@ class Partitioned(Flattened):
             self._utils.safe_set_local_fp32_param(parameter, mine)
         else:
             self._utils.safe_set_local_optimizer_state(parameter, mine, key)
-
-
-def by_layer(named: Iterable[Named]) -> Iterator[list[Named]]:
-    """Consecutive parameters of the same layer: what is gathered at once."""
-    group: list[Named] = []
-    current = None
-    for name, parameter in named:
-        layer = next((part for part in name.split(".") if part.isdigit()), "")
-        if group and layer != current:
-            yield group
-            group = []
-        current = layer
-        group.append((name, parameter))
-    if group:
-        yield group
 
 
 def _part(number: int) -> str:

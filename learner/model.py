@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -47,18 +47,33 @@ def tied_head(model: Any) -> tuple[str, str] | None:
     return (own, first) if first is not None and first != own else None
 
 
+def by_layer(named: Iterable[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    """Consecutive parameters of the same layer: what is gathered at once."""
+    group: list[tuple[str, nn.Parameter]] = []
+    current = None
+    for name, parameter in named:
+        layer = next((part for part in name.split(".") if part.isdigit()), "")
+        if group and layer != current:
+            yield group
+            group = []
+        current = layer
+        group.append((name, parameter))
+    if group:
+        yield group
+
+
 def logprobs_of(
     model: Callable[..., Any], select: RowSelection, micro: Micro, device: torch.device, statistics: Statistics
 ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-    """[B, L] nats: log-prob and entropy of each trained token at its temperature, 0 at every other position.
+    """[B, L] nats: log-prob and entropy of each trained or appended token at its temperature, 0 elsewhere.
 
     Sequences are kept apart by their positions alone: with a cache or any attention mask transformers does not look
     for restarts, and tokens see their neighbours in the row (by 1.19 nats).
     """
     rows, width = micro.tokens.shape
-    trained = torch.from_numpy(micro.loss_mask.copy())
-    trained[:, 0] = False
-    target = trained.flatten().nonzero().squeeze(1)
+    wanted = micro.loss_mask.copy() if micro.appended is None else micro.loss_mask | micro.appended
+    wanted[:, 0] = False
+    target = torch.from_numpy(wanted).flatten().nonzero().squeeze(1)
     if len(target) == 0:
         target = torch.ones(1, dtype=torch.int64)  # an empty micro-batch runs every layer too, or ZeRO-3 hangs
     target = target.to(device)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cluster.config import LearnerSection, ScheduleSection
+from learner.critic import ValueHead
 
 
 def lr_at(step: int, schedule: ScheduleSection, steps: int) -> float:
@@ -52,9 +53,18 @@ class GuardedSGD(Guarded, torch.optim.SGD):
     pass
 
 
-def make_optimizer(
-    parameters: Iterable[torch.nn.Parameter], section: LearnerSection, *, guarded: bool
-) -> torch.optim.Optimizer:
+def parameter_groups(
+    policy: torch.nn.Module, critic: ValueHead | None, section: LearnerSection
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """The optimizer's groups and each one's rate as a multiple of the schedule's: the policy, and a value head."""
+    groups, rates = [{"params": [p for p in policy.parameters() if p.requires_grad]}], [1.0]
+    if critic is not None and section.value is not None:
+        groups.append({"params": list(critic.value_head.parameters())})
+        rates.append((section.value.lr or section.schedule.lr) / section.schedule.lr)
+    return groups, rates
+
+
+def make_optimizer(parameters: Iterable[Any], section: LearnerSection, *, guarded: bool) -> torch.optim.Optimizer:
     """What the recipe names. Unguarded where DeepSpeed's ZeRO clips and skips by itself."""
     if section.optimizer == "sgd":
         kind: Any = GuardedSGD if guarded else torch.optim.SGD

@@ -5,7 +5,8 @@
 
 Alignment: every array says at position t what belongs to token t. The log-prob of token t is predicted by position
 t−1 of the same row, so the first token of a sequence has none and is never trained on. Truncated rollouts (finish
-`length`) are trained like any other; a rollout whose reward is NaN is left out.
+`length`) are trained like any other; a rollout whose reward is NaN is left out, and so is one that is in no pair where
+only pairs are trained on.
 
 Staleness is per token, from the version spans: weights may have changed while a rollout was sampled.
 """
@@ -14,13 +15,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from cluster.config import LearnerSection
 from cluster.types import Batch, CutRecord, Group, Micro, Rollout
+from learner.trained import places_of, trained_of, weights_of
 
 SEQUENCES_PER_ROW = 8
 """Rows hold about so many sequences. Attention over a row is masked, not skipped: in a row of 512 tokens, 12-token
@@ -38,6 +40,10 @@ class _Sequences:
     advantages: Float[np.ndarray, " T"]
     temperature: Float[np.ndarray, " T"]
     staleness: Int[np.ndarray, " T"]
+    appended: Bool[np.ndarray, " T"]
+    token_weights: Float[np.ndarray, " T"]
+    rewards: Float[np.ndarray, " N"]
+    truncated: Bool[np.ndarray, " N"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +64,20 @@ def pack(
     world: int = 1,
     *,
     epoch: int = 1,
+    append: int | None = None,
 ) -> Batch:
-    """What `rank` of `world` trains on in this step of `epoch`.
+    """What `rank` of `world` trains on in this step of `epoch`; a token `append` is put behind every rollout.
 
     Deterministic: every rank computes the same layout from the record and keeps its share.
     """
-    sequences = _sequences(groups, record, epoch)
+    assert tuple(g.id for g in groups) == record.groups, "the groups are not the record's, or not in its order"
+    places = places_of(groups, record, section)
+    sequences = _sequences(groups, record, places, epoch, append)
     capacity = _capacity(sequences.lengths, section.row_tokens, world)
     layout = _best_fit(sequences.lengths, capacity)
     micros_of_ranks = _deal(layout.used, section.micro_tokens, world)
     mine = micros_of_ranks[rank]
-    micros = _fill(sequences, layout, mine)
+    micros = _fill(sequences, layout, mine, weighted=bool(record.token_weights))
     micros += [_empty()] * (max(map(len, micros_of_ranks)) - len(micros))
     slots = sum(m.tokens.size for m in micros)
     used = sum(int(layout.used[rows].sum()) for rows in mine)
@@ -77,35 +86,44 @@ def pack(
         micros=tuple(micros),
         num_tokens=int(sequences.loss_mask.sum()),
         num_rollouts=len(sequences.lengths),
+        trained=trained_of(groups, record, places),
+        rewards=sequences.rewards,
+        truncated=sequences.truncated,
         metrics={"learner/padding_frac": 1 - used / slots if slots else 0.0, "learner/num_micros": float(len(micros))},
     )
 
 
-def _sequences(groups: Sequence[Group], record: CutRecord, epoch: int) -> _Sequences:
-    assert tuple(g.id for g in groups) == record.groups, "the groups are not the record's, or not in its order"
-    rollouts: list[Rollout] = []
-    credits: list[np.ndarray] = []
-    behind: list[np.ndarray] = []
-    for group, rewards, advantages in zip(groups, record.rewards, record.advantages, strict=True):
-        known = np.isfinite(rewards)
-        for rollout, keep, credit in zip(group.rollouts, known, advantages, strict=True):
-            if keep and rollout.loss_mask[1:].any():
-                rollouts.append(rollout)
-                credits.append(credit)
-                behind.append(_staleness(rollout, group, record.step, epoch))
-    if not rollouts:
+def _sequences(
+    groups: Sequence[Group], record: CutRecord, places: list[tuple[int, int]], epoch: int, append: int | None
+) -> _Sequences:
+    if not places:
         none = np.zeros(0, np.int64)
-        floats = none.astype(np.float32)
-        return _Sequences(none, none, none.astype(bool), floats, floats, floats, none)
+        floats, flags = none.astype(np.float32), none.astype(bool)
+        return _Sequences(
+            none, none, flags, floats, floats, floats, none, flags, floats, none.astype(np.float64), flags
+        )
+    rollouts = [groups[g].rollouts[i] for g, i in places]
+    credits = [record.advantages[g][i] for g, i in places]
+    behind = [_staleness(r, groups[g], record.step, epoch) for r, (g, _) in zip(rollouts, places, strict=True)]
+    weights = [weights_of(record, g, i) for g, i in places]
+    weights = [np.zeros(len(r.tokens)) if w is None else w for r, w in zip(rollouts, weights, strict=True)]
+    if append is not None:
+        rollouts = [_with(r, append) for r in rollouts]
+        credits = [c if len(c) == 1 else np.append(c, 0) for c in credits]
+        behind, weights = ([np.append(a, 0) for a in arrays] for arrays in (behind, weights))
     lengths = np.fromiter(map(len, (r.tokens for r in rollouts)), np.int64, len(rollouts))
     starts = np.cumsum(lengths) - lengths
     loss_mask = np.concatenate([r.loss_mask for r in rollouts])
     loss_mask[starts] = False
+    appended = np.zeros(len(loss_mask), bool)
+    if append is not None:
+        appended[starts + lengths - 1] = True
     if all(len(c) == 1 for c in credits):
         advantages = np.repeat(np.concatenate(credits), lengths)
     else:
         advantages = np.concatenate([np.broadcast_to(c, n) for c, n in zip(credits, lengths, strict=True)])
     temperature = np.repeat(np.array([r.temperature for r in rollouts], np.float32), lengths)
+    known = np.nan_to_num(np.concatenate(weights))
     return _Sequences(
         lengths=lengths,
         tokens=np.concatenate([r.tokens for r in rollouts]).astype(np.int64),
@@ -114,6 +132,20 @@ def _sequences(groups: Sequence[Group], record: CutRecord, epoch: int) -> _Seque
         advantages=np.where(loss_mask, advantages, 0.0).astype(np.float32),
         temperature=np.where(loss_mask, temperature, 1.0).astype(np.float32),
         staleness=np.where(loss_mask, np.concatenate(behind), 0),
+        appended=appended,
+        token_weights=np.where(loss_mask, known, 0.0).astype(np.float32),
+        rewards=np.array([record.rewards[g][i] for g, i in places], np.float64),
+        truncated=np.array([r.truncated for r in rollouts]),
+    )
+
+
+def _with(rollout: Rollout, token: int) -> Rollout:
+    """With one more token, which the policy did not choose."""
+    return replace(
+        rollout,
+        tokens=np.append(rollout.tokens, np.int32(token)),
+        loss_mask=np.append(rollout.loss_mask, False),
+        logprobs=np.append(rollout.logprobs, np.float32(0)),
     )
 
 
@@ -177,7 +209,9 @@ def _deal(used: Int[np.ndarray, " R"], micro_tokens: int, world: int) -> list[li
     return ranks
 
 
-def _fill(sequences: _Sequences, layout: _Layout, rows_of_micros: list[Int[np.ndarray, " B"]]) -> list[Micro]:
+def _fill(
+    sequences: _Sequences, layout: _Layout, rows_of_micros: list[Int[np.ndarray, " B"]], *, weighted: bool
+) -> list[Micro]:
     """Scatter this rank's tokens into one flat buffer per array, of which the micros are views."""
     if not rows_of_micros:
         return []
@@ -206,9 +240,11 @@ def _fill(sequences: _Sequences, layout: _Layout, rows_of_micros: list[Int[np.nd
     def column(name: str, filler: float = 0) -> list[np.ndarray]:
         return scatter(getattr(sequences, name)[token_is_mine], filler)
 
+    none = [None] * len(sizes)
     columns = (
         column("tokens"), positions, column("loss_mask"), column("logprobs"), column("advantages"),
         column("temperature", 1), scatter(numbers, -1), column("staleness"),
+        column("appended") if sequences.appended.any() else none, column("token_weights") if weighted else none,
     )  # fmt: skip
     return [Micro(*arrays) for arrays in zip(*columns, strict=True)]
 

@@ -48,7 +48,7 @@ class PullPublisher:
     ) -> None:
         self._announcer, self._policy, self._epoch = announcer, policy, epoch
         self._dtype, self._describe = dtype, describe
-        self.folder = weights_folder(run_id, policy, root)
+        self.folder = weights_folder(run_id, policy, epoch, root)
 
     def publish(self, engine: Engine, step: int) -> None:
         """Write and announce the weights; the gathering is collective, the rest is rank 0's."""
@@ -85,9 +85,11 @@ class PullPublisher:
                 old.unlink()
 
 
-def weights_folder(run_id: str, policy: str, root: Path | None = None) -> Path:
-    """Where a run's published files lie on the learner's node."""
-    return (root or shared_memory()) / f"kanabo-{run_id}-{policy}-weights"
+def weights_folder(run_id: str, policy: str, epoch: int, root: Path | None = None) -> Path:
+    """Where the files published in an epoch lie on the learner's node: a dead epoch's are removed while a new one
+    writes.
+    """
+    return (root or shared_memory()) / f"kanabo-{run_id}-{policy}-weights-{epoch}"
 
 
 def shared_memory() -> Path:

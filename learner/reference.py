@@ -13,6 +13,7 @@ from cluster.config import LearnerSection
 from cluster.types import Micro
 from learner.engine import DTYPES, DeepSpeedEngine, token_statistics
 from learner.model import attach_row_selection, logprobs_of
+from learner.terms import build_terms
 
 
 class Reference:
@@ -44,6 +45,11 @@ class Unadapted:
         return self._engine.initial_logprobs(micro)
 
 
+def wants_reference(section: LearnerSection) -> bool:
+    """Whether anything would read the reference model. Raises ConfigError for terms that cannot be built."""
+    return section.reads_reference or build_terms(section).need_reference
+
+
 def reference_for(
     section: LearnerSection, model_dir: str | Path, engine: DeepSpeedEngine
 ) -> Reference | Unadapted | None:
@@ -51,7 +57,7 @@ def reference_for(
 
     `learner.reference` is `initial` (the run's own first weights) or a directory.
     """
-    if section.loss.kl_coef == 0:
+    if not wants_reference(section):
         return None
     if section.reference != "initial":
         return Reference(section.reference, section, engine.device)

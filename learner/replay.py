@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from learner.engine import DeepSpeedEngine, Engine, join
 from learner.losses import LOSSES
 from learner.pack import pack
 from learner.reference import reference_for
+from learner.terms import build_terms
 from learner.train import optimize
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -46,8 +48,9 @@ class Kept:
 class StepRecorder:
     """Keeps steps in `directory`. Its calls are collective: every rank makes them."""
 
-    def __init__(self, directory: Path, engine: Engine, epoch: int, every: int) -> None:
+    def __init__(self, directory: Path, engine: Engine, epoch: int, every: int, *, loss: str) -> None:
         self._directory, self._engine, self._epoch, self._every = directory, engine, epoch, every
+        self._loss = loss
         self._skipped, self._in_a_row = engine.num_skipped, 0
 
     def before(self, step: int, cut: Cut) -> None:
@@ -68,9 +71,22 @@ class StepRecorder:
             raise Diverged(
                 f"the gradients of {self._in_a_row} steps in a row, the last {step + 1}, were not finite; their "
                 f"updates were skipped. Their cuts are in {self._directory}: `python -m cluster.replay "
-                f"{self._directory.parent} --step {step + 1}` runs the last again and names the rollouts. Usual "
-                "causes: learner.schedule.lr too high, a reward or advantage of enormous size, a loss that overflows."
+                f"{self._directory.parent} --step {step + 1}` runs the last again and names the rollouts. "
+                f"{self._cause(metrics)}"
             )
+
+    def _cause(self, metrics: dict[str, float]) -> str:
+        loss = metrics.get("loss/policy", 0.0)
+        known = math.isfinite(metrics.get("loss/ratio_mean", math.nan) + metrics.get("loss/value", 0.0))
+        if known and not math.isfinite(loss):
+            return (
+                f"learner.loss.use = '{self._loss}' gave {loss:g} for finite log-probs: mend it, or look for a reward "
+                "or advantage of enormous size."
+            )
+        return (
+            "Usual causes: learner.schedule.lr or learner.value.lr too high, a reward or advantage of enormous size, a "
+            "loss that overflows."
+        )
 
     def _wanted(self, step: int) -> bool:
         return bool(self._every) and (step + 1) % self._every == 0
@@ -100,7 +116,8 @@ def outcome(engine: Engine, metrics: dict[str, float]) -> dict[str, Any]:
     for name, tensor in engine.weights():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    compared = {k: float(v).hex() for k, v in sorted(metrics.items()) if k.startswith(("loss/", "learner/grad_norm"))}
+    names = sorted(name for name in metrics if name.startswith(("loss/", "value/", "learner/grad_norm")))
+    compared = {name: float(metrics[name]).hex() for name in names}
     return {"weights_sha256": digest.hexdigest(), "threads": torch.get_num_threads(), "metrics": compared}
 
 
@@ -123,15 +140,16 @@ def rerun(
     section = config.learner
     kept, before = load(folder)
     torch.set_num_threads(before["threads"])  # sums over threads differ in their last bits
-    join(rank, world, master, local_rank=0, local_size=1, timeout_s=section.collective_timeout_s)
+    join(rank, world, master, timeout_s=section.collective_timeout_s)
     engine = DeepSpeedEngine(model_dir, section, config.seed)
     torch.set_num_threads(before["threads"])
     engine.load(folder / "learner")
     engine.step = kept.record.step
     loss = build(LOSSES, section.loss.use, section.loss.options, "learner.loss")
+    terms = build_terms(section)
     reference = reference_for(section, model_dir, engine)
-    batch = pack(list(kept.groups), kept.record, section, rank, world, epoch=kept.epoch)
-    metrics = optimize(batch, section, engine, loss, reference)
+    batch = pack(list(kept.groups), kept.record, section, rank, world, epoch=kept.epoch, append=terms.appended_token)
+    metrics = optimize(batch, section, engine, loss, reference, terms)
     return {**outcome(engine, metrics), "suspects": suspects(kept)}
 
 

@@ -11,13 +11,15 @@ import numpy as np
 
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
+from cluster.errors import ConfigError
 from cluster.kept import Keeper
-from learner.cut import Cut, Mix
-from learner.engine import DeepSpeedEngine, Engine, collective_failures, join
+from learner.cut import Cut, Mix, Select
+from learner.engine import DeepSpeedEngine, Engine, join
 from learner.probe import Probe
 from learner.publish import NcclPublisher, PullPublisher
 from learner.reference import reference_for
 from learner.replay import StepRecorder
+from learner.terms import build_terms
 from learner.train import Hooks, train
 
 MASTER_PORT_OF_ENGINES = 1
@@ -40,12 +42,12 @@ class Rank:
     """Address and port where the ranks meet."""
 
 
-@collective_failures()
 def learn(
     told: Rank,
     buffer: Buffer,
     mix: Mix,
     *,
+    select: Select | None,
     rollout_actors: list[Any],
     stop: Callable[[], bool],
     save: Callable[[Engine, int], None],
@@ -54,24 +56,21 @@ def learn(
     """Train to the last step or until `stop`, saving as the recipe says; returns the step reached."""
     config, section = told.config, told.config.learner
     stage("joins the ranks")
-    join(
-        told.rank,
-        section.ranks,
-        told.master,
-        local_rank=0,  # Ray shows each rank its own GPU alone
-        local_size=1,
-        timeout_s=section.collective_timeout_s,
-    )
+    join(told.rank, section.ranks, told.master, timeout_s=section.collective_timeout_s)
     stage("loads the model")
     engine = DeepSpeedEngine(told.model_dir, section, config.seed)
     if told.resume_from is not None:
         engine.load(told.resume_from / "learner")
+    token = build_terms(section).appended_token
+    if token is not None and token >= engine.vocab_size:
+        raise ConfigError(f"learner.terms append the token {token}; the model has {engine.vocab_size}. Name another.")
     reference = reference_for(section, told.model_dir, engine)
     publisher = _publisher(told, buffer, engine, rollout_actors)
     saver = _Saver(engine, save, config.checkpoint.every_steps)
     kept = config.tracking.kept_groups
     keeper = Keeper(told.run_dir / "groups", kept, done=engine.step) if told.rank == 0 and kept else None
-    recorder = StepRecorder(told.run_dir / "replay", engine, told.epoch, config.checkpoint.record_every_steps)
+    every = config.checkpoint.record_every_steps
+    recorder = StepRecorder(told.run_dir / "replay", engine, told.epoch, every, loss=section.loss.use)
     hooks = Hooks(
         stop=stop,
         stage=stage,
@@ -82,7 +81,7 @@ def learn(
     )
     train(
         section, buffer, engine, publisher, mix,
-        policy=told.policy, epoch=told.epoch, reference=reference, hooks=hooks,
+        policy=told.policy, epoch=told.epoch, select=select, reference=reference, hooks=hooks,
     )  # fmt: skip
     if keeper:
         keeper.finish()

@@ -14,11 +14,13 @@ from cluster.config import LearnerSection, LossSection
 from cluster.failpoints import failpoint
 from cluster.plugins import build
 from cluster.types import Batch, Micro
-from learner.advantages import ADVANTAGES
-from learner.cut import Cut, CutBuffer, Mix, cut, follow
+from learner.advantages import ADVANTAGES, Advantage, Undivided
+from learner.critic import Credited, credit
+from learner.cut import Cut, CutBuffer, Mix, Select, cut, follow
 from learner.engine import Engine
 from learner.losses import LOSSES, PolicyLoss, objective
 from learner.pack import pack
+from learner.terms import NO_TERMS, Terms, build_terms
 from learner.tokens import tokens_of
 
 
@@ -64,6 +66,7 @@ def train(
     *,
     policy: str,
     epoch: int,
+    select: Select | None = None,
     reference: ReferenceModel | None = None,
     hooks: Hooks = Hooks(),
 ) -> int:
@@ -71,15 +74,18 @@ def train(
 
     The buffer has been resumed, so `epoch` is current and its version is `engine.step`.
     """
-    advantage = build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
+    advantage: Advantage = build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
+    if section.value is not None:
+        advantage = Undivided()  # the critic credits tokens once the step's weights are known
     policy_loss = build(LOSSES, section.loss.use, section.loss.options, "learner.loss")
+    terms = build_terms(section)
     hooks.stage(f"publishes version {engine.step}")
     publisher.publish(engine, engine.step)  # also after a resume: engines may hold a dead history's weights
     for step in range(engine.step, section.steps):
         clock = Clock()
         hooks.stage(f"waits for the groups of step {step + 1}")
         if engine.rank == 0:
-            now = cut(buffer, policy, epoch, step, mix, advantage, section, stop=hooks.stop)
+            now = cut(buffer, policy, epoch, step, mix, advantage, section, select=select, stop=hooks.stop)
         else:
             now = follow(buffer, policy, step, stop=hooks.stop)
         # Rank 0 alone knows whether there is a cut; a rank told to stop a moment earlier fetches it all the same.
@@ -90,10 +96,12 @@ def train(
         failpoint("learner.after_cut")
         clock.lap("cut")
         hooks.stage(f"trains step {step + 1}")
-        batch = pack(now.groups, now.record, section, engine.rank, engine.world, epoch=epoch)
+        batch = pack(
+            now.groups, now.record, section, engine.rank, engine.world, epoch=epoch, append=terms.appended_token
+        )
         clock.lap("pack")
         hooks.before_step(step, now)
-        metrics = optimize(batch, section, engine, policy_loss, reference)
+        metrics = optimize(batch, section, engine, policy_loss, reference, terms)
         hooks.after_step(step, now, metrics)
         failpoint("learner.after_step")
         clock.lap("optimize")
@@ -121,6 +129,7 @@ def optimize(
     engine: Engine,
     policy_loss: PolicyLoss,
     reference: ReferenceModel | None = None,
+    terms: Terms = NO_TERMS,
 ) -> dict[str, float]:
     """One optimizer step on the batch; without trained tokens the step passes with a count."""
     counts = {"learner/tokens": float(batch.num_tokens), "learner/rollouts": float(batch.num_rollouts)}
@@ -129,17 +138,29 @@ def optimize(
         return {**counts, "learner/num_empty_steps": 1.0}
     denominator = denominator_of(batch, section.loss)
     sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
-    for micro in batch.micros:
-        logprobs, entropy = engine.logprobs(micro)
-        known = reference.logprobs(micro) if reference else None
-        tokens = tokens_of(micro, section.loss.aggregate, logprobs.device, known)
+    references = [reference.logprobs(micro) if reference else None for micro in batch.micros]
+    credited = credit(batch, section.value, engine, references) if section.value else None
+    credits = terms.credits(batch, engine, references)
+    for i, micro in enumerate(credited.micros if credited else batch.micros):
+        logprobs, entropy, values = _forward(engine, micro, credited)
+        tokens = credits.applied(micro, tokens_of(micro, section.loss.aggregate, logprobs.device, references[i]))
         loss, stats = objective(policy_loss, section.loss, logprobs, entropy, tokens)
-        engine.backward(loss / denominator)
+        if credited is not None and values is not None:
+            off, told = credited.value_loss(i, values, tokens)
+            loss, stats = loss + off, stats | told
+        engine.backward(loss / denominator + credits.surrogate(micro, logprobs))
         for name, value in stats.items():
             sums[name] = sums[name].to(value.device) + value
     update = engine.optimizer_step()
     totals = engine.total({name: float(value) for name, value in sums.items()})
-    return {**counts, **_means(totals, batch.num_tokens, denominator), **update}
+    found = credits.metrics | (credited.metrics if credited else {})
+    return {**counts, **_means(totals, batch.num_tokens, denominator), **found, **update}
+
+
+def _forward(
+    engine: Engine, micro: Micro, credited: Credited | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    return engine.logprobs_and_values(micro) if credited else (*engine.logprobs(micro), None)
 
 
 def denominator_of(batch: Batch, section: LossSection) -> float:
@@ -152,7 +173,8 @@ def denominator_of(batch: Batch, section: LossSection) -> float:
 
 def _means(totals: dict[str, float], num_tokens: int, denominator: float) -> dict[str, float]:
     means = {name: value / num_tokens for name, value in totals.items()}
-    means["loss/policy"] = totals["loss/policy"] / denominator
+    for name in totals.keys() & {"loss/policy", "loss/value"}:  # these carry the tokens' weights
+        means[name] = totals[name] / denominator
     square = means.pop("loss/ratio_square")
     # Share of the tokens that a sum of importance-weighted ones is worth: 1 on policy.
     means["loss/effective_samples_frac"] = means["loss/ratio_mean"] ** 2 / square if square else 0.0

@@ -8,6 +8,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
+def token_rewards(
+    reward: float, num_tokens: int, penalty: Float[np.ndarray, " T"] | None = None
+) -> Float[np.ndarray, " T"]:
+    """What each token earned: the rollout's reward at its last token, minus `penalty` at every one.
+
+    The penalty is coef · (log policy − log reference), k1 in the reward (arXiv:2203.02155, equation 2; token by token
+    as in https://github.com/openai/lm-human-preferences). Truncated rollouts: their last token is where they were cut.
+    """
+    rewards = np.zeros(num_tokens)
+    rewards[-1] = reward
+    return rewards if penalty is None else rewards - penalty
+
+
 def generalized_advantages(
     rewards: Float[np.ndarray, " T"],
     values: Float[np.ndarray, " T"],
@@ -23,7 +36,8 @@ def generalized_advantages(
 
     A rollout that came to its end is worth nothing afterwards. A *truncated* one would have gone on: `value_at_cut`,
     the value of the state after its last token, stands for what was cut off (arXiv:1712.00378, section 3); None is not
-    truncated. Without it the head learns that long answers are worth little because time was up. What its last token
+    truncated, or a budget that belongs to the task. Without it the head learns that long answers are worth little
+    because time was up. What its last token
     earned counts too, so a verifier's 0 for "no answer yet" says more than is known.
 
     Raises ValueError where a number is not finite: an unknown value would spread to every token before it.

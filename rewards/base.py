@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from cluster.errors import ConfigError, nearest
 from cluster.plugins import Plugin
-from cluster.types import Group, Scores
+from cluster.types import Group, Scores, Task
 from rewards.verify import Verifier
 
 if TYPE_CHECKING:
@@ -69,8 +69,13 @@ class Services:
         return self._judges[name]
 
     def metrics(self) -> dict[str, float]:
-        """Of all judges."""
-        return {key: value for judge in self._judges.values() for key, value in judge.snapshot().items()}
+        """Of all judges and distilled models."""
+        known = (*self._judges.values(), *self._distilled.values())
+        return {key: value for one in known for key, value in one.snapshot().items()}
+
+    def trouble(self) -> str:
+        """Judges that do not answer, and why; nothing if all do."""
+        return "; ".join(filter(None, (judge.trouble() for judge in self._judges.values())))
 
     async def close_judges(self) -> None:
         """Before `close`, in the event loop that asked them."""
@@ -85,6 +90,8 @@ class Services:
         return self._distilled[name]
 
     def close(self) -> None:
+        for follower in self._distilled.values():
+            follower.close()
         self._verifier.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -107,6 +114,10 @@ class Signal(Plugin):
         When it changes, stored groups are scored again.
         """
         return UNVERSIONED
+
+    def declines(self, task: Task) -> str:
+        """Why it abstains from this task whatever is written, such as a missing reference; nothing if it does not."""
+        return ""
 
     async def prepare(self, services: Services) -> None:
         """Before the first group: raises ConfigError for what only a running service can tell."""

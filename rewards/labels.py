@@ -1,6 +1,6 @@
 """Labels that judges give to captions, and who asks for them (ONI, arXiv:2410.23022).
 
-    look_up, submit ─► backlog: newest first, bounded ─► take ─► judge ─► add ─► table, news
+    look_up, submit ─► backlog: bounded, newest first ─► take ─► judge ─► add ─► table, news
           ▲ nobody waits      the oldest is pushed out ◄── put_back, or its time in flight has passed
 
 A key is a caption, or a pair of captions (`pair`). It waits, is in flight, or is labelled; never two of these.
@@ -13,8 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
+Order = Literal["newest", "oldest"]
+"""Which of the waiting keys are taken first."""
 BETWEEN = "\x1f"
 
 
@@ -79,7 +81,10 @@ class Labels(Protocol):
         ...
 
     def take(self, limit: int, timeout_s: float) -> dict[str, int]:
-        """The newest keys, the newest last, and which attempt this is; waits for one. They are now in flight."""
+        """The next keys by the table's order, the newest of them last, and which attempt this is; waits for one.
+
+        They are now in flight.
+        """
         ...
 
     def add(self, labels: Mapping[str, Label]) -> None:
@@ -110,7 +115,7 @@ def pair_of(key: str) -> tuple[str, str]:
 
 
 class MemoryLabels:
-    """For one process. `max_backlog` and `ttl_s` as in `RedisLabels`; `clock` is in seconds."""
+    """For one process. `max_backlog`, `ttl_s` and `order` as in `RedisLabels`; `clock` is in seconds."""
 
     def __init__(
         self,
@@ -118,9 +123,11 @@ class MemoryLabels:
         version: str = "0",
         max_backlog: int = 10_000,
         ttl_s: float = 120.0,
+        order: Order = "newest",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._version, self._max_backlog, self._ttl_s, self._clock = version, max_backlog, ttl_s, clock
+        self._order = order
         self._table: dict[str, Label] = {}
         self._backlog: dict[str, int] = {}
         """Key → the number of its submission."""
@@ -163,7 +170,8 @@ class MemoryLabels:
                     break
                 due_s = min((due for due, _ in self._in_flight.values()), default=math.inf) - self._clock()
                 self._changed.wait(max(0.0, min(left_s, due_s)))
-            keys = sorted(self._backlog, key=self._backlog.__getitem__)[-limit:]
+            keys = sorted(self._backlog, key=self._backlog.__getitem__)
+            keys = keys[-limit:] if self._order == "newest" else keys[:limit]
             for key in keys:
                 self._in_flight[key] = (self._clock() + self._ttl_s, self._backlog.pop(key))
                 self._attempts[key] = self._attempts.get(key, 0) + 1

@@ -30,10 +30,12 @@ Lines are those of the classes and functions named, docstrings included.
 
 What is not wired in, and what it would take:
 
-- **DNO**, **SPO's exact step and queue**: a loss on pairs in the learner and a selector that makes `Pair`s of a cut;
-  the queue also needs the last N rollouts of a task kept across groups.
-- **GRPO-λ over a step**: mixing sees one group. It needs a shaper that is shown all kept groups and their scores at
-  once, between the filter and the advantages; `length_switch` is the same reward with a switch within the group.
+- **DNO's replay**, **SPO's queue**: pairs of earlier steps, the last N rollouts of a task, kept across groups.
+- **SPO's exact step**: a policy over a list of responses; `dno` with `label = "margin"` is its regression form.
+- **T-REG**: a reward that scores tokens under a "make it better" and a "make it worse" prompt, for the selector
+  `token_weights`. The loss term and the selector are there.
+- **Temporal Self-Rewarding**: groups with rollouts of the initial and of a future model, under these policy names.
+- **CREAM**: the paper's second scorer, log-probs under the checkpoint before; any reward can stand in for it.
 - **Clip and Delta**: a process reward model, tokens of a reasoning step's end, and a cut that adds `Scores.tokens` to
   the advantage of each token.
 - **Running statistics** (a rival of PAR): a state that is part of the cut record, so that a resumed step shapes alike.
@@ -51,9 +53,14 @@ class Method(NamedTuple):
     recipe: str
     """In deploy/recipes/methods, without its ending; empty where there is none."""
     test: str
-    """In tests/rewards."""
+    """In tests/rewards, or in tests where it begins with `learner/`."""
+
+    @property
+    def test_file(self) -> Path:
+        return ROOT / "tests" / (self.test if self.test.startswith("learner/") else f"rewards/{self.test}")
 
 
+SELECTORS, PREFERENCES, REGULARISERS = "rewards.selectors", "learner.terms.preferences", "learner.terms.regularisers"
 SHAPING, MONITORS, MEASURE = "rewards.shaping", "rewards.monitors", "rewards.judges.measure"
 METHODS = (
     Method("PAR", "2502.18770", "shaper", (f"{SHAPING}.par:Par", f"{SHAPING}.par:preference_reward"), "par",
@@ -71,16 +78,39 @@ METHODS = (
     Method("Think-RM", "2505.16265", "signal",
            ("rewards.judges.templates.strength:PairwiseStrength", "rewards.pairs:strength_advantages"), "think_rm",
            "methods/test_pairs.py"),
-    Method("DNO", "2404.03715", "functions",
-           ("rewards.pairs:large_margin_pairs", "rewards.pairs:pairs_of", "rewards.pairs:replay_caps"), "",
+    Method("DPO", "2305.18290", "loss term, selector", (f"{PREFERENCES}:Dpo", f"{SELECTORS}.pairs:BestWorst"), "dpo",
+           "learner/test_terms.py"),
+    Method("DPO beside a policy gradient", "2305.18290", "loss term, selector",
+           (f"{PREFERENCES}:Dpo", f"{SELECTORS}.pairs:BestWorst"), "gradient_and_pairs", "learner/test_terms.py"),
+    Method("IPO", "2310.12036", "loss term", (f"{PREFERENCES}:Ipo",), "", "learner/test_terms.py"),
+    Method("DNO", "2404.03715", "selector, loss term",
+           (f"{SELECTORS}.pairs:LargeMargin", "rewards.pairs:large_margin_pairs", f"{PREFERENCES}:Dpo"), "dno",
+           "selectors/test_selectors.py"),
+    Method("DNO: replay of old pairs", "2404.03715", "functions", ("rewards.pairs:replay_caps",), "",
            "methods/test_pairs.py"),
+    Method("SELM", "2405.19332", "loss term, selector",
+           (f"{REGULARISERS}:Selm", f"{SELECTORS}.pairs:Likeliest"), "selm", "learner/test_terms.py"),
+    Method("T-REG", "2412.02685", "loss term, selector",
+           (f"{REGULARISERS}:TReg", f"{REGULARISERS}:token_contrast", f"{SELECTORS}.pairs:TokenWeights"), "",
+           "learner/test_terms.py"),
+    Method("CREAM", "2410.12735", "selector",
+           (f"{SELECTORS}.consistency:Consistency", f"{SELECTORS}.consistency:consistency"), "cream",
+           "selectors/test_selectors.py"),
+    Method("Temporal Self-Rewarding", "2508.06026", "selector",
+           (f"{SELECTORS}.temporal:Temporal", f"{SELECTORS}.temporal:temporal_pair"), "",
+           "selectors/test_selectors.py"),
+    Method("LaSeR", "2510.14943", "loss term",
+           ("learner.terms.laser:LaSeR", "learner.terms.laser:verification_loss"), "laser", "learner/test_terms.py"),
+    Method("Best of N, trained on", "2308.08998", "selector, loss term",
+           (f"{SELECTORS}.pairs:Best", f"{REGULARISERS}:Nll"), "", "selectors/test_selectors.py"),
     Method("Self-Rewarded Efficiency RL", "2506.15647", "shaper",
            (f"{SHAPING}.brevity:Concise", f"{SHAPING}.brevity:concise_rewards"), "concise",
            "shaping/test_brevity.py"),
     Method("GRPO-λ, switched within a group", "2505.18086", "shaper",
            (f"{SHAPING}.brevity:LengthSwitch", f"{SHAPING}.brevity:brief_rewards"), "length_switch",
            "shaping/test_brevity.py"),
-    Method("GRPO-λ, switched over a step", "2505.18086", "functions", (f"{SHAPING}.brevity:switched_rewards",), "",
+    Method("GRPO-λ", "2505.18086", "shaper",
+           (f"{SHAPING}.brevity:StepLengthSwitch", f"{SHAPING}.brevity:switched_rewards"), "step_length_switch",
            "shaping/test_brevity.py"),
     Method("Clip and Delta", "2410.15115", "functions",
            (f"{SHAPING}.steps:clipped_steps", f"{SHAPING}.steps:step_deltas", f"{SHAPING}.steps:token_rewards"), "",
@@ -119,7 +149,7 @@ def _rows() -> Iterator[str]:
 
 def _file(found: object) -> str:
     path = Path(str(inspect.getsourcefile(found)))  # pyright: ignore[reportArgumentType]
-    return path.relative_to(ROOT / "rewards").as_posix()
+    return path.relative_to(ROOT).as_posix().removeprefix("rewards/")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.plugins import build
 from cluster.types import FAILED, Group, Mixed, Scores
+from rewards.shadow import agreement, sign_flip_frac
 from rewards.shaping import SHAPERS, Shaper
 
 
@@ -17,7 +19,12 @@ class Mixer:
     """Weighted sum of the signals, and what their unknown scores mean.
 
     Per signal a known score is shaped; an unknown one takes its `missing` value, or leaves its rollout out, or drops
-    the group. A signal of weight 0 is recorded and decides nothing. Raises ConfigError for an unknown shaper.
+    the group. A signal of weight 0 is a shadow: it is recorded and compared with what is trained on (`rewards.shadow`),
+    and decides nothing. Raises ConfigError for an unknown shaper.
+
+    A signal that says at which token its reward came counts there, so that each turn is credited with what follows it
+    (`Mixed.tokens`); a rollout's reward from it is the sum over tokens, and an unknown token is an unknown score. All
+    others, shaped ones among them, count for the rollout as a whole.
     """
 
     def __init__(self, rewards: Sequence[RewardSection], names: Sequence[str], min_valid: int) -> None:
@@ -30,18 +37,45 @@ class Mixer:
         }
 
     def __call__(self, group: Group, scores: Mapping[str, Scores]) -> Mixed:
-        total = np.zeros(len(group))
-        drop = None
+        """Of a group that is the whole step."""
+        return self.of_step([group], [scores])[0]
+
+    def of_step(self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]]) -> list[Mixed]:
+        """Of all groups that a step could train on: a shaper may look at all of them."""
+        shaped = {name: self._shaped(name, groups, scores) for name in self._shapers}
+        return [
+            self._mix(group, found, {name: values[i] for name, values in shaped.items()})
+            for i, (group, found) in enumerate(zip(groups, scores, strict=True))
+        ]
+
+    def _shaped(
+        self, name: str, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]]
+    ) -> list[Float[np.ndarray, " G"]]:
+        values = [_evidence(name, g, s.get(name))[0] for g, s in zip(groups, scores, strict=True)]
+        shaper = self._shapers[name]
+        results = shaper.of_step([v.copy() for v in values], groups)
+        return [_checked(name, shaper, v, r) for v, r in zip(values, results, strict=True)]
+
+    def _mix(self, group: Group, scores: Mapping[str, Scores], shaped: Mapping[str, np.ndarray]) -> Mixed:
+        total, tokens = np.zeros(len(group)), None
+        drop, shadows = None, {}
         metrics = {"reward/failed_scores": 0.0}
         for name, section in self._rewards.items():
-            values, num_failed = _evidence(name, group, scores.get(name))
+            found = scores.get(name)
+            values, num_failed = _evidence(name, group, found)
             metrics |= _metrics(name, values, num_failed)
             metrics["reward/failed_scores"] += num_failed
-            if section.weight == 0:
-                continue
-            if name in self._shapers:
-                values = _shaped(name, self._shapers[name], values, group)
+            if name in shaped:
+                values = shaped[name]
                 metrics[f"reward/{name}_shaped_mean"] = _mean(values)
+            elif found is not None and found.tokens is not None:
+                parts = _known_tokens(name, group, found.tokens, section.missing)
+                values = np.array([part.sum() for part in parts])
+                if section.weight:
+                    tokens = [t + section.weight * p for t, p in zip(tokens or [0.0] * len(group), parts, strict=True)]
+            if section.weight == 0:
+                shadows[name] = values
+                continue
             unknown = np.isnan(values)
             if section.missing is not None:
                 values = np.where(unknown, section.missing, values)
@@ -50,7 +84,10 @@ class Mixer:
             total += section.weight * values
         if drop is None and np.isfinite(total).sum() < min(self._min_valid, len(group)):
             drop = "too_few_scores"
-        return Mixed(total, drop, metrics)
+        for name, values in shadows.items():
+            metrics[f"reward/{name}_agreement"] = agreement(values, total)
+            metrics[f"reward/{name}_sign_flip_frac"] = sign_flip_frac(values, total)
+        return Mixed(total, drop, metrics, tokens=None if tokens is None else tuple(tokens))
 
 
 def _evidence(name: str, group: Group, scores: Scores | None) -> tuple[np.ndarray, int]:
@@ -61,8 +98,14 @@ def _evidence(name: str, group: Group, scores: Scores | None) -> tuple[np.ndarra
     return scores.values, int((scores.state == FAILED).sum())
 
 
-def _shaped(name: str, shaper: Shaper, values: np.ndarray, group: Group) -> np.ndarray:
-    result = shaper.shape(values.copy(), group)
+def _known_tokens(name: str, group: Group, tokens: Sequence[np.ndarray], missing: float | None) -> list[np.ndarray]:
+    """Per rollout [T]; an unknown token takes the value `missing`, if there is one."""
+    lengths, asked = [len(t) for t in tokens], [len(r.tokens) for r in group.rollouts]
+    assert lengths == asked, f"'{name}' scored {lengths} tokens of rollouts that have {asked}"
+    return [t if missing is None else np.where(np.isnan(t), missing, t) for t in tokens]
+
+
+def _checked(name: str, shaper: Shaper, values: np.ndarray, result: np.ndarray) -> np.ndarray:
     if np.shape(result) != values.shape or (np.isfinite(result) & np.isnan(values)).any():
         raise ConfigError(
             f"the shaper of reward '{name}' ({type(shaper).__name__}) made {np.round(result, 3).tolist()!s:.200} of "

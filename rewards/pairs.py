@@ -7,12 +7,12 @@ d = 2P − 1. Unknown entries are NaN and are left out, never ties. Win rates th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from cluster.types import Group, Pair
+from cluster.types import Pair
 
 
 def strength_advantages(strengths: Float[np.ndarray, "G G"], eps: float = 1e-6) -> Float[np.ndarray, " G"]:
@@ -73,13 +73,9 @@ def large_margin_pairs(
     ]
 
 
-def pairs_of(group: Group, indices: Sequence[tuple[int, int]], scores: Float[np.ndarray, " G"]) -> list[Pair]:
-    """The rollouts behind indices. `margin` is the difference of scores, `origin` the group's id: its version is the
-    reference that DNO's log-ratios are taken to."""
-    return [
-        Pair(group.rollouts[i], group.rollouts[j], margin=float(scores[i] - scores[j]), origin=group.id)
-        for i, j in indices
-    ]
+def pairs_of(indices: Iterable[tuple[int, int]], scores: Float[np.ndarray, " G"], origin: str) -> list[Pair]:
+    """Pairs of these (chosen, rejected); `margin` is the difference of their scores."""
+    return [Pair(i, j, margin=float(scores[i] - scores[j]), origin=origin) for i, j in indices]
 
 
 def replay_caps(num_new: int, rounds: int, share: float = 0.3) -> list[int]:

@@ -94,7 +94,9 @@ class RewardWorker:
     def waiting(self) -> str:
         """What it does now, in words."""
         asked = ", ".join(f"'{name}' for {count}" for name, count in sorted(self._asked.items()) if count)
-        return f"has {len(self._active)} groups in hand, asks {asked}" if asked else "waits for groups to score"
+        doing = f"has {len(self._active)} groups in hand, asks {asked}" if asked else "waits for groups to score"
+        trouble = self._services.trouble()
+        return f"{doing}; {trouble}" if trouble else doing
 
     async def score(self, group: Group, names: Sequence[str] | None = None) -> dict[str, Scores]:
         """What these signals, or all, say of a group, stored or not. Never raises for what a signal does."""

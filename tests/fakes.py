@@ -49,12 +49,21 @@ class FakeEngine:
 
     async def start(self) -> None: ...
 
-    async def sample(self, prompt: Sequence[int], *, max_tokens: int, temperature: float) -> Sample:
+    async def sample(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_logprobs: int = 0,
+        seed: int | None = None,
+    ) -> Sample:
         slow = random.random() < self._straggler_frac
         await asyncio.sleep(self._straggler_s if slow else random.random() * 2 * self._delay_s)
         tokens: list[int] = []
         logprobs: list[float] = []
         spans: list[VersionSpan] = []
+        top: list[tuple[tuple[int, float], ...]] = []
         last = prompt[-1]
         while len(tokens) < max_tokens and last not in self._stop:
             row = self._logprobs[last]
@@ -63,9 +72,11 @@ class FakeEngine:
                 spans.append(VersionSpan(self.version, len(tokens), len(tokens)))
             tokens.append(last)
             logprobs.append(float(row[last]))
+            likeliest = np.argsort(-row)[:top_logprobs]
+            top.append(tuple(zip(likeliest.tolist(), row[likeliest].tolist(), strict=True)))
             spans[-1] = VersionSpan(self.version, spans[-1].start, len(tokens))
         finish = "stop" if last in self._stop else "length"
-        return Sample(np.array(tokens, np.int32), np.array(logprobs, np.float32), tuple(spans), finish)
+        return Sample(np.array(tokens, np.int32), np.array(logprobs, np.float32), tuple(spans), finish, tuple(top))
 
     async def next_logprobs(self, prompts: Sequence[Sequence[int]], next_tokens: Sequence[int]) -> np.ndarray:
         return np.array([self._logprobs[p[-1], t] for p, t in zip(prompts, next_tokens, strict=True)], np.float32)
@@ -97,6 +108,13 @@ class DeafEngine(VllmEngine):
     async def update(self, publication: Publication, path: str) -> float:
         self.version = publication.version
         return 0.0
+
+
+class Forgetful(Advantage):
+    """Has forgotten what the last rollout of every group is worth."""
+
+    def advantages(self, rewards: np.ndarray) -> np.ndarray:
+        return np.append(rewards[:-1], np.nan)
 
 
 class Overflowing(Advantage):

@@ -12,9 +12,10 @@ import torch
 
 from actors import episode
 from actors.engine import Sample
-from cluster.types import Claim, Group, Rollout, Task, Turn, VersionSpan
+from cluster.types import Claim, Group, Pair, Rollout, Task, Turn, VersionSpan
 from learner.losses import Tokens
 from rewards.base import Services
+from tests.learner.test_terms import sums_of
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 EXAMPLES = {m[1]: m[2] for m in re.finditer(r"```python\n# (\w+)\n(.*?)```", TEXT, re.S)}
@@ -27,7 +28,7 @@ def example(name: str):
     return next(v for v in space.values() if isinstance(v, type) and v.__module__ == "example")
 
 
-@pytest.mark.parametrize("name", ["reward", "environment", "loss"])
+@pytest.mark.parametrize("name", ["reward", "environment", "loss", "term"])
 def test_an_example_has_about_ten_lines(name):
     lines = [line for line in EXAMPLES[name].splitlines() if line and not line.startswith(("from ", "import "))]
     assert len(lines) <= 10
@@ -97,3 +98,11 @@ def test_the_loss_has_the_policy_gradient():
     loss.backward()
     assert loss.item() == pytest.approx(0.5 * 2 + -1.0 * 3)
     assert logprobs.grad.tolist() == [[0.0, -0.5, 1.0]]
+
+
+def test_the_term_wants_a_margin():
+    sums = sums_of([0.25, 0.0], [0.0, 0.0], [Pair(0, 1)])
+    loss, _ = example("term")().loss(sums)
+    assert loss.item() == pytest.approx(0.75)
+    (gradient,) = torch.autograd.grad(loss, [sums.logprobs])
+    assert gradient.tolist() == [-1.0, 1.0]

@@ -63,7 +63,7 @@ class Files(TaskSource):
 
     def heldout(self) -> Sequence[Task]:
         if self.heldout_path is not None:
-            rows = _opened(self.heldout_path, self.heldout_split)
+            rows = _opened(self.heldout_path, self.heldout_split, "heldout_path")
             return self._tasks(self.heldout_path, rows, range(len(rows)))
         rows = self._train_rows
         return self._tasks(self.path, rows, range(len(rows) - self.num_heldout, len(rows)))
@@ -104,8 +104,8 @@ class Files(TaskSource):
         return None if answer is None else str(answer)
 
 
-def _opened(path: str, split: str) -> Rows:
-    rows = open_rows(path, split)
+def _opened(path: str, split: str, option: str = "path") -> Rows:
+    rows = open_rows(path, split, option)
     if not len(rows):
         raise ConfigError(f"tasks: '{path}' is empty. One task per row is expected.")
     return rows

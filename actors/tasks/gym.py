@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -67,4 +68,7 @@ class ReasoningGym(TaskSource):
         try:
             return create_dataset(self.name, seed=self.seed, size=self._total, **self.config)
         except (AssertionError, TypeError, ValueError) as error:
-            raise ConfigError(f"tasks.options.config = {self.config} does not fit '{self.name}': {error}") from error
+            known = ", ".join(f.name for f in fields(DATASETS[self.name][1]) if f.name not in ("seed", "size"))
+            raise ConfigError(
+                f"tasks.options.config = {self.config} does not fit '{self.name}': {error}. Its options: {known}."
+            ) from error

@@ -34,15 +34,15 @@ class Rows(Protocol):
         ...
 
 
-def open_rows(path: str, split: str) -> Rows:
-    """The rows of a file, or of a directory that `datasets` saved. Raises ConfigError."""
+def open_rows(path: str, split: str, option: str = "path") -> Rows:
+    """The rows of a file, or of a directory that `datasets` saved. `option` names it. Raises ConfigError."""
     place = Path(path).expanduser()
     if place.is_dir():
         return ArrowRows(_part(place, split))
     if not place.is_file():
         near = sorted(p.name for p in place.parent.iterdir()) if place.parent.is_dir() else []
         raise ConfigError(
-            f"tasks.options.path = '{path}' does not exist. {nearest(place.name, near)}"
+            f"tasks.options.{option} = '{path}' does not exist. {nearest(place.name, near)}"
             f"Relative paths start at '{Path.cwd()}'."
         )
     return ParquetRows(place) if place.suffix == ".parquet" else JsonRows(place)
@@ -73,11 +73,11 @@ class JsonRows:
             file.seek(self._offsets[index])
             line = file.readline()
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise DataError(f"not JSON: {error}. One object per line is expected.") from error
         if not isinstance(row, dict):
-            raise DataError(f"a {type(row).__name__}, not an object with keys.")
+            raise DataError(f"{row!r:.40} is not an object with keys. One object per line is expected.")
         return row
 
 
@@ -91,7 +91,9 @@ class ParquetRows:
         try:
             self._file = pyarrow.parquet.ParquetFile(path, memory_map=True)
         except (pyarrow.ArrowException, OSError) as error:
-            raise ConfigError(f"{path}: not a Parquet file: {one_line(error)}") from error
+            raise ConfigError(
+                f"{path}: not a Parquet file: {one_line(error)} Write it anew, or name a .jsonl file."
+            ) from error
         metadata = self._file.metadata
         self._ends = list(accumulate(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)))
         self._lock = threading.Lock()

@@ -129,6 +129,19 @@ def status(reply: list[Any]) -> dict[str, Any]:
     }
 
 
+def in_words(status: dict[str, Any]) -> str:
+    """What a policy's groups wait for."""
+    groups, oldest = status["groups"], status["oldest"]
+    said = (
+        f"version {status['version']}: {groups['leased']} groups are sampled, {groups['pending']} wait for scores, "
+        f"{groups['ready']} are ready"
+    )
+    if oldest is None:
+        return said
+    by = f" by {oldest['worker']}" if oldest["worker"] else ""
+    return f"{said}; the oldest, {oldest['id']}, waits for {oldest['waits_for']}{by}, {oldest['deadline_s']:.0f} s more"
+
+
 def persistence(connection: Connection) -> list[str]:
     """Warnings about a server's configuration; one that forbids CONFIG gives the warning that we do not know."""
     names = ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy")

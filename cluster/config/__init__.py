@@ -1,16 +1,26 @@
 """The recipe: one frozen tree (`models`, `learner`), read from TOML and `section.key=value` overrides (`reading`)."""
 
 from cluster.config.base import Section, Use
-from cluster.config.learner import CorrectionSection, LearnerSection, LoraSection, LossSection, ScheduleSection
+from cluster.config.learner import (
+    CorrectionSection,
+    LearnerSection,
+    LoraSection,
+    LossSection,
+    ScheduleSection,
+    TermSection,
+    ValueSection,
+)
 from cluster.config.models import (
     BufferSection,
     ConsoleSection,
+    EngineSection,
     EvaluationSection,
     ModelSection,
     RunConfig,
+    SelectorSection,
     TrackingSection,
 )
-from cluster.config.reading import dump, load, parse, without_password
+from cluster.config.reading import dump, load, overridden, parse, tree_of, without_password
 from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
 
 __all__ = [
@@ -18,6 +28,7 @@ __all__ = [
     "ConsoleSection",
     "CorrectionSection",
     "DistilledSection",
+    "EngineSection",
     "EvaluationSection",
     "JudgeSection",
     "LearnerSection",
@@ -28,10 +39,15 @@ __all__ = [
     "RunConfig",
     "ScheduleSection",
     "Section",
+    "SelectorSection",
+    "TermSection",
     "TrackingSection",
     "Use",
+    "ValueSection",
     "dump",
     "load",
+    "overridden",
     "parse",
+    "tree_of",
     "without_password",
 ]

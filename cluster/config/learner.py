@@ -42,6 +42,9 @@ class CorrectionSection(Section):
 class LossSection(Use):
     use: str = "clipped"
     """The policy loss: a name below, or `package.module:Class`."""
+    coef: float = Field(default=1.0, ge=0)
+    """Weight of the policy loss. 0 trains on `[[learner.terms]]` alone: where selectors make pairs, on their rollouts
+    only, and groups without a pair are dropped."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence to `learner.reference`; 0 loads no reference model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
@@ -81,6 +84,41 @@ class LoraSection(Section):
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Last parts of the names of the layers that get one, as in peft, such as `q_proj`; `all-linear` is every linear
     layer but the output head."""
+
+
+class TermSection(Use):
+    """`[[learner.terms]]`: what is added to the policy loss."""
+
+    coef: float = 1.0
+    """Its weight."""
+
+
+class ValueSection(Section):
+    """PPO's critic: a linear value head on the policy's last hidden states. It is there if the section is; `{}` takes
+    all defaults. Generalised advantages of each token then take the place of `learner.advantage`. They are computed
+    after the cut, on the ranks, from its record and the weights, and are the same whenever those are; what a record
+    and samples.jsonl hold as advantage is the undivided reward."""
+
+    coef: PositiveFloat = 0.1
+    """Weight of the value loss beside the policy loss; its gradient goes into the policy's layers too."""
+    clip: float | None = Field(default=0.2, gt=0)
+    """Furthest that a value may usefully move from the one at the cut, in units of the return. With the loop's one
+    optimiser step per cut values are those at the cut, and nothing is clipped."""
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount per token that the policy chose; tokens of the environment do not count."""
+    lam: float = Field(default=0.95, ge=0, le=1)
+    """GAE's λ, per token too: 1 is the return minus the value, 0 the one-step error."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the value head, on the course of `learner.schedule`; by default the policy's."""
+    whiten: bool = True
+    """Advantages from their mean over the step's tokens, in units of their standard deviation."""
+    reward_kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of the divergence from `learner.reference` that is taken off each token's reward (k1, under the weights at
+    the cut); 0 is off. `learner.loss.kl_coef` has it in the loss instead."""
+    bootstrap_truncated: bool = False
+    """A rollout cut short by its budget goes on with the value after its last token. By default it ends there, worth
+    nothing more: the budget belongs to the task, and who is cut off pays for it. With `gamma = 1` and a reward that is
+    given at the cut all the same, going on has no end: values run away."""
 
 
 class LearnerSection(Section):
@@ -125,8 +163,15 @@ class LearnerSection(Section):
     """Of the learning rate."""
     advantage: Use = Use(use="group")
     """What a reward is worth against the others of its group."""
+    value: ValueSection | None = None
+    """PPO's critic, if there is one."""
+    turn_discount: float = Field(default=1.0, gt=0, le=1)
+    """γ per turn of the policy, for rewards that come at a turn: what they are worth to the turns before. Rewards of
+    whole rollouts are not discounted."""
     loss: LossSection = LossSection()
     """What is minimised."""
+    terms: tuple[TermSection, ...] = ()
+    """What is minimised beside it."""
     reference: str = "initial"
     """The model that the KL divergence is measured to: `initial`, or a directory."""
     lora: LoraSection | None = None
@@ -135,3 +180,17 @@ class LearnerSection(Section):
     """A rank that does not meet the others within this time ends the learner, which is restarted."""
     threads: NonNegativeInt = 0
     """CPU threads of one rank; 0 shares the cores out evenly among engines and ranks."""
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether anything asks the reference model."""
+        return self.loss.kl_coef > 0 or (self.value is not None and self.value.reward_kl_coef > 0)
+
+    @model_validator(mode="after")
+    def _one_credit(self) -> LearnerSection:
+        if self.value is not None and self.advantage != Use(use="group"):
+            raise ValueError(
+                f"learner.advantage.use = '{self.advantage.use}' beside learner.value: the critic's generalised "
+                "advantages take its place. Remove one of the two."
+            )
+        return self

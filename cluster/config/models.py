@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -36,7 +37,7 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the engines' weights; the learner has its own."""
     options: dict[str, Any] = {}
-    """For `tiny:NAME`: the fields of its recipe in actors/tiny.py."""
+    """For `tiny:NAME`: the fields of its recipe in actors/tiny/."""
 
 
 class TasksSection(Use):
@@ -88,11 +89,17 @@ class EngineSection(Section):
     """Further fields of vLLM's AsyncEngineArgs."""
 
 
+class SelectorSection(Use):
+    """`[[selectors]]`: which rollouts and pairs are trained on, decided when a batch is cut; each sees what those above
+    it left."""
+
+
 class MonitorSection(Use):
     """`[[monitors]]`: what watches the metrics."""
 
-    on_alarm: Literal["warn", "stop"] = "warn"
-    """Say so and go on, or end the run as failed; it can go on from its last checkpoint."""
+    on_alarm: Literal["warn", "stop", "rollback"] = "warn"
+    """Say so and go on; or end the run as failed, with a report; or that, and go back to the last checkpoint from
+    before the trouble, which `kanabo export` and a resume then take."""
 
 
 class BufferSection(Section):
@@ -182,6 +189,7 @@ class RunConfig(Section):
     rollout: RolloutSection = RolloutSection()
     engine: EngineSection = EngineSection()
     rewards: tuple[RewardSection, ...] = (RewardSection(use="exact"),)
+    selectors: tuple[SelectorSection, ...] = ()
     reward_workers: RewardWorkersSection = RewardWorkersSection()
     judges: dict[str, JudgeSection] = {}
     distilled: dict[str, DistilledSection] = {}
@@ -207,8 +215,7 @@ class RunConfig(Section):
                 f"{nearest(self.evaluation.reward, names)}There are: {', '.join(names)}."
             )
         for i, reward in enumerate(self.rewards):
-            asked = reward.options.get("judge", "judge") if reward.use == "judge" else ()
-            for name in [asked] if isinstance(asked, str) else asked:
+            for name in _asked(reward):
                 if name not in self.judges:
                     near = nearest(name, self.judges)
                     raise ValueError(f"rewards[{i}] asks the judge '{name}'. {near}Add a section [judges.{name}].")
@@ -217,7 +224,22 @@ class RunConfig(Section):
                 "weights.transport = 'nccl' broadcasts whole models, and [learner.lora] publishes adapters: a small "
                 'file each. Set weights.transport = "pull".'
             )
-        if self.rollout.group_size == 1 and self.learner.advantage.use in ("group", "leave_one_out"):
+        share = sum(j.engine_share for j in self.judges.values() if j.kind == "policy")
+        if share >= 1:
+            raise ValueError(f"judges of kind 'policy' have engine_share = {share:g} together; leave some to rollouts.")
+        for i, reward in enumerate(self.rewards):
+            model = reward.options.get("model", "oni")
+            if reward.use == "oni" and model not in self.distilled:
+                near = nearest(model, self.distilled)
+                raise ValueError(f"rewards[{i}] uses the model '{model}'. {near}Add a section [distilled.{model}].")
+        for name, section in self.distilled.items():
+            if section.judge not in self.judges:
+                near = nearest(section.judge, self.judges)
+                raise ValueError(
+                    f"distilled.{name} asks the judge '{section.judge}'. {near}Add a section [judges.{section.judge}]."
+                )
+        compared = self.learner.value is None and self.learner.advantage.use in ("group", "leave_one_out")
+        if self.rollout.group_size == 1 and compared:
             raise ValueError(
                 "rollout.group_size = 1, but learner.advantage.use = "
                 f"'{self.learner.advantage.use}' compares the rollouts of a group; use at least 2."
@@ -227,6 +249,8 @@ class RunConfig(Section):
                 "rollout.group_size = 1 and learner.drop_zero_variance = true: a single reward has no variance, "
                 "and every group would be dropped. Set learner.drop_zero_variance = false."
             )
+        if self.learner.loss.coef == 0 and not self.learner.terms:
+            raise ValueError("learner.loss.coef = 0 and there are no [[learner.terms]]: nothing is minimised.")
         return self
 
     @property
@@ -236,3 +260,14 @@ class RunConfig(Section):
     @property
     def admit_rewards(self) -> list[str]:
         return [n for n, r in zip(self.reward_names, self.rewards, strict=True) if r.when == "admit"]
+
+    @property
+    def admit_judges(self) -> list[str]:
+        """Judges that an `admit` reward asks."""
+        return sorted({name for reward in self.rewards if reward.when == "admit" for name in _asked(reward)})
+
+
+def _asked(reward: RewardSection) -> Sequence[str]:
+    """Judges that a reward asks."""
+    asked = reward.options.get("judge", "judge") if reward.use == "judge" else ()
+    return (asked,) if isinstance(asked, str) else asked

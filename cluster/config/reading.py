@@ -14,6 +14,13 @@ from cluster.config.foreign import translated
 from cluster.config.models import RunConfig
 from cluster.errors import ConfigError, nearest
 
+EXPECTED = {
+    "tuple_type": "a list is expected; sections of a list are headed [[LOC]]",
+    "model_type": "a section is expected, its keys below [LOC]",
+    "dict_type": "a section is expected, its keys below [LOC]",
+}
+"""Where pydantic would speak of Python."""
+
 
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe and apply `section.key=value` overrides (values in TOML syntax, bare words are strings).
@@ -22,7 +29,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(recipe)
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")  # some editors begin a file with a mark
     except FileNotFoundError as error:
         here = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         raise ConfigError(f"recipe '{path}' does not exist. {nearest(path.name, here)}".strip()) from error
@@ -36,9 +43,14 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"recipe '{path}' is not valid TOML: {error}. Strings need quotes, see toml.io.") from error
     if not tree:
         raise ConfigError(f"recipe '{path}' is empty. See deploy/recipes/ for ones to start from.")
+    return parse(overridden(tree, overrides), where=str(path))
+
+
+def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The tree, changed by each `section.key=value`. Raises ConfigError."""
     for override in overrides:
         _override(tree, override)
-    return parse(tree, where=str(path))
+    return tree
 
 
 def parse(tree: Mapping[str, Any], *, where: str = "recipe") -> RunConfig:
@@ -51,10 +63,15 @@ def parse(tree: Mapping[str, Any], *, where: str = "recipe") -> RunConfig:
 
 def dump(config: RunConfig) -> str:
     """The resolved recipe as TOML; a password in `buffer.url` is left out."""
+    return tomli_w.dumps(tree_of(config))
+
+
+def tree_of(config: RunConfig) -> dict[str, Any]:
+    """The resolved recipe as plain values, for files and strangers: a password in `buffer.url` is left out."""
     tree = config.model_dump(mode="json", exclude_none=True)
     if config.buffer.url:
         tree["buffer"]["url"] = without_password(config.buffer.url)
-    return tomli_w.dumps(tree)
+    return tree
 
 
 def without_password(url: str) -> str:
@@ -65,7 +82,7 @@ def without_password(url: str) -> str:
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, raw = override.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"override '{override}' is not 'section.key=value'.")
+        raise ConfigError(f"override '{override}' is not 'section.key=value', learner.steps=40 for one.")
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
@@ -78,13 +95,19 @@ def _override(tree: dict[str, Any], override: str) -> None:
         elif isinstance(node, dict):
             node = node.setdefault(part, {})
         else:
-            raise ConfigError(f"override '{override}': there is nothing below '{part}'.")
+            raise ConfigError(_nowhere(override, node, part))
     if isinstance(node, list) and leaf.isdigit() and int(leaf) < len(node):
         node[int(leaf)] = value
     elif isinstance(node, dict):
         node[leaf] = value
     else:
-        raise ConfigError(f"override '{override}': '{'.'.join(parents)}' has no keys of its own.")
+        raise ConfigError(_nowhere(override, node, leaf))
+
+
+def _nowhere(override: str, node: Any, part: str) -> str:
+    if isinstance(node, list):
+        return f"override '{override}': there is no '{part}' in a list of {len(node)}. Places count from 0."
+    return f"override '{override}': {node!r:.80} has no keys of its own. Write section.key=value."
 
 
 def _finding(error: Any) -> str:
@@ -93,13 +116,17 @@ def _finding(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         known = sorted(_section(error["loc"][:-1]).model_fields)
         key = str(error["loc"][-1])
-        hint = translated(key, error["input"]) or nearest(key, known)
+        hint = translated(key) or nearest(key, known) or translated(key, error["input"])
+        if not hint and "options" in known:
+            hint = f"Fields of a plug-in go into '{loc.removesuffix(key)}options'. "
         return f"unknown key '{loc}'. {hint}Known here: {', '.join(known)}."
     if error["type"] == "missing":
         return f"'{loc}' is missing, and it has no default."
     if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    return f"{loc} = {error['input']!r:.80}: {error['msg']}."
+        said = str(error["ctx"]["error"])
+        return said if loc in said else f"{loc}: {said}"
+    expected = EXPECTED[error["type"]].replace("LOC", loc) if error["type"] in EXPECTED else error["msg"]
+    return f"{loc} = {error['input']!r:.80}: {expected}."
 
 
 def _section(path: Sequence[str | int]) -> type[BaseModel]:

@@ -13,7 +13,7 @@ class RewardSection(Use):
     name: str = ""
     """Name in metrics and records; the plug-in's own by default."""
     weight: float = 1.0
-    """Its share of the reward that is trained on; 0 only records it."""
+    """Its share of the reward that is trained on; 0 only records it, and compares it with what is trained on."""
     when: Literal["admit", "late"] = "admit"
     """`admit`: a group waits for it; `late`: what has arrived by the time the batch is cut counts."""
     timeout_s: PositiveFloat = 30.0
@@ -48,23 +48,33 @@ class JudgeSection(Section):
     urls: tuple[str, ...] = ()
     """OpenAI-compatible base URLs, as a rule ending in /v1; each is a replica."""
     model: str = ""
-    """`url`: the name it is served under, by default the first that is listed; `vllm`: directory or Hugging Face id."""
+    """`url`: the name it is served under, by default the first that is listed; `vllm`: what `model.path` may name. With
+    another one stored groups are judged again."""
     revision: str = ""
-    """Of the model's weights: answers kept under another revision are not used."""
+    """Of the model's weights: under another one stored groups are judged again."""
     key_env: str = ""
     """Environment variable that holds the key."""
     replicas: PositiveInt = 1
-    """`vllm`: servers to start."""
+    """`vllm`: servers to start; `python -m cluster.scale RUN judge:NAME=3` changes it in a running job."""
+    cpus: PositiveFloat = 1.0
+    """`vllm`: CPUs that Ray reserves for one replica, and its threads where there is no GPU."""
+    gpus: PositiveFloat = 1.0
+    """`vllm`: GPUs of one replica where the cluster has any; several split the model, a part of one shares it."""
+    start_s: PositiveFloat = 600.0
+    """`vllm`: a replica that takes longer to come up is ended and placed again."""
+    engine_share: float = Field(default=0.25, gt=0, lt=1)
+    """`policy`: of an engine's `max_num_seqs`, what judging may take; the rest is left to rollouts."""
     max_in_flight: PositiveInt = 64
     """Requests at a time, over all replicas."""
     max_queue: PositiveInt = 4096
     """Requests that may wait; those beyond fail at once, see `order`."""
     order: Literal["newest", "oldest"] = "newest"
     """Which of the waiting requests goes first; of a full queue of newest-first the oldest is pushed out."""
-    deadline_s: PositiveFloat = 60.0
-    """Of a request, waiting included."""
+    deadline_s: PositiveFloat = 25.0
+    """Of a request, waiting for a replica included; shorter than the reward's `timeout_s`, so that the score says why
+    it is unknown."""
     in_flight_ttl_s: PositiveFloat = 120.0
-    """A request in flight for longer is given up."""
+    """A request in flight for longer is given up; until then it is asked again when nobody was there to answer it."""
     structured: Literal["off", "structured_outputs", "guided_choice"] = "off"
     """How a server is told to answer with a label only; `guided_choice` is for vLLM before 0.12."""
     canaries: str = ""
@@ -100,6 +110,8 @@ class DistilledSection(Use):
     """Times that an unreadable caption is asked about."""
     max_backlog: PositiveInt = 10_000
     """Captions that wait to be labelled; the oldest leave first."""
+    order: Literal["newest", "oldest"] = "newest"
+    """Which of them are labelled first."""
     in_flight_ttl_s: PositiveFloat = 120.0
     """A caption that was sent and not labelled for so long is sent again."""
     held_out_frac: float = Field(default=0.1, gt=0, lt=1)

@@ -1,4 +1,4 @@
-"""The run's web page: JSON about a `Source`, and static files. It reads; it changes nothing.
+"""The run's web page: JSON about a `Source`, and static files. All it changes is how many workers are wished for.
 
 On a loopback address it is open to this machine's users, under loopback names only: a foreign page that has its name
 point here is refused. On any other address every request needs the token, as `Authorization: Bearer`, or once as
@@ -21,9 +21,10 @@ from typing import Annotated, Any
 
 import msgspec
 import uvicorn
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from cluster.config import ConsoleSection
@@ -38,6 +39,11 @@ POLICY_OF_PAGE = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 
 """Nothing is loaded from elsewhere, and a rollout's text is never a script. The charts set styles of their own."""
 
 
+class Wish(BaseModel):
+    role: str
+    count: int
+
+
 def app(source: Source, token: str | None = None) -> FastAPI:
     """The application; with a token, nothing is answered without it."""
     site = FastAPI(title="Kanabo", docs_url=None, redoc_url=None, openapi_url=None)
@@ -48,6 +54,10 @@ def app(source: Source, token: str | None = None) -> FastAPI:
     @site.exception_handler(KanaboError)
     def unavailable(request: Request, error: KanaboError) -> Response:
         return JSONResponse({"error": str(error)}, 503)
+
+    @site.exception_handler(ConfigError)
+    def refused(request: Request, error: ConfigError) -> Response:
+        return JSONResponse({"error": str(error)}, 400)
 
     @site.get("/api/status")
     def status() -> Response:
@@ -82,7 +92,17 @@ def app(source: Source, token: str | None = None) -> FastAPI:
 
     @site.get("/api/workers")
     def workers() -> Response:
-        return _json({"leased": source.leased()})
+        return _json({"leased": source.leased(), "staff": source.staff()})
+
+    @site.get("/api/alarms")
+    def alarms() -> Response:
+        return _json(source.alarms())
+
+    @site.post("/api/scale")
+    def scale(wish: Wish, x_kanabo: Annotated[str, Header()] = "") -> Response:
+        if not x_kanabo:  # a form on a foreign page could be sent here, but not with a header of its own
+            return JSONResponse({"error": "the header X-Kanabo is missing"}, 403)
+        return _json(source.scale(wish.role, wish.count))
 
     @site.get("/api/recipe")
     def recipe() -> Response:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster import checkpoint, config
-from cluster.buffer import Buffer
+from cluster import checkpoint, config, metrics, scale
+from cluster.buffer import Buffer, Wishes
 from cluster.console.detail import Pieces, describe
 from cluster.console.groups import GroupIndex, Query
 from cluster.errors import ConfigError
@@ -31,6 +31,7 @@ class Alive:
     buffer: Buffer
     standing: Callable[[], dict[str, Any]]
     model_dir: Path
+    wishes: Wishes
 
 
 class Source:
@@ -115,6 +116,24 @@ class Source:
     def leased(self) -> dict[str, int]:
         """Groups that each rollout worker has in hand."""
         return self._index.leased()
+
+    def staff(self) -> dict[str, dict[str, int]]:
+        """Role → workers that are up, and that are wished for; nothing once the run has ended."""
+        if self._alive is None:
+            return {}
+        up, wished = self._alive.wishes.staffed(), self._alive.wishes.wished()
+        return {role: {"up": count, "wished": wished.get(role, count)} for role, count in sorted(up.items())}
+
+    def scale(self, role: str, count: int) -> dict[str, int]:
+        """Wish for so many workers of a role. Raises ConfigError."""
+        if self._alive is None:
+            raise ConfigError("the run is not under way: there is nobody to join or leave it.")
+        return scale.apply(self._alive.wishes, [f"{role}={count}"])
+
+    def alarms(self) -> dict[str, Any]:
+        """What the monitors have said, oldest first, and which there are."""
+        monitors = [{"use": m.use, "on_alarm": m.on_alarm} for m in self._settings.monitors]
+        return {"alarms": metrics.read_alarms(self.directory), "monitors": monitors}
 
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe, and which of its keys are not the defaults."""

@@ -3,6 +3,8 @@
 actors/, rewards/ and learner/ never import one another; only this package knows all three.
 """
 
+from cluster.topology.distiller import DistillerActor, place_distiller
+from cluster.topology.judge import JudgeActor, place_judge
 from cluster.topology.learner import LearnerActor, place_learner
 from cluster.topology.reward import RewardActor, place_reward
 from cluster.topology.rollout import RolloutActor, place_rollout
@@ -10,11 +12,15 @@ from cluster.topology.site import POLICY, Site, learner_name
 
 __all__ = [
     "POLICY",
+    "DistillerActor",
+    "JudgeActor",
     "LearnerActor",
     "RewardActor",
     "RolloutActor",
     "Site",
     "learner_name",
+    "place_distiller",
+    "place_judge",
     "place_learner",
     "place_reward",
     "place_rollout",

@@ -14,7 +14,7 @@ import ray
 
 from cluster import checkpoint
 from cluster.config import RunConfig
-from cluster.nodes import on_gpu, openmp, settle, threads
+from cluster.nodes import on_gpu, openmp, remove_after_me, settle, threads
 from cluster.topology.site import POLICY, Site, learner_name
 
 
@@ -25,6 +25,7 @@ class LearnerActor:
         settle()
         self._site, self._rank = site, rank
         self._stopping = False
+        self._published: Path | None = None
         self._stage, self._since = "has just started", time.monotonic()
 
     def address(self) -> tuple[str, int]:
@@ -52,15 +53,19 @@ class LearnerActor:
 
     def close(self) -> None:
         """Remove the published files; engines may fetch them until the run's last evaluation."""
-        from learner.publish import weights_folder
-
-        shutil.rmtree(weights_folder(self._site.run_id, POLICY), ignore_errors=True)
+        if self._published is not None:
+            shutil.rmtree(self._published, ignore_errors=True)
 
     def run(self, epoch: int, resume_from: str | None, master: tuple[str, int], rollout_actors: list[Any]) -> int:
         """Train from the checkpoint, or the initial model, to the end or until `stop`; returns the step reached."""
+        from learner.collectives import collective_failures
+        from learner.publish import weights_folder
         from learner.start import Rank, learn
 
         site, buffer = self._site, self._site.buffer()
+        if self._rank == 0:
+            self._published = weights_folder(site.run_id, POLICY, epoch)
+            remove_after_me(self._published)
         told = Rank(
             config=site.config,
             model_dir=site.model_dir,
@@ -77,21 +82,29 @@ class LearnerActor:
             target = Path(site.run_dir) / "checkpoints"
             checkpoint.save(target, engine, buffer, POLICY, epoch, step, site.config.checkpoint.keep_last)
 
-        return learn(
-            told,
-            buffer,
-            _mixer(site.config),
-            rollout_actors=rollout_actors,
-            stop=lambda: self._stopping,
-            save=save,
-            stage=self._enter,
-        )
+        with collective_failures(self._rank, site.config.learner.collective_timeout_s):
+            return learn(
+                told,
+                buffer,
+                _mixer(site.config),
+                select=_selection(site.config),
+                rollout_actors=rollout_actors,
+                stop=lambda: self._stopping,
+                save=save,
+                stage=self._enter,
+            )
 
 
 def _mixer(config: RunConfig) -> Any:
     from rewards.mix import Mixer
 
-    return Mixer(config.rewards, config.reward_names, config.reward_workers.min_valid)
+    return Mixer(config.rewards, config.reward_names, config.reward_workers.min_valid).of_step
+
+
+def _selection(config: RunConfig) -> Any:
+    from rewards.selectors import Selection
+
+    return Selection(config.selectors) if config.selectors else None
 
 
 def place_learner(site: Site, rank: int) -> Any:

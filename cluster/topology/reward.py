@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
 import numpy as np
 import ray
 
-from cluster.topology.site import Site
+from cluster.topology.judge import Judges
+from cluster.topology.site import Site, first_to_end
 from cluster.types import Group
+from rewards.anchors import Answers, answers
 
 
 class RewardActor:
@@ -17,20 +20,24 @@ class RewardActor:
 
     def __init__(self, site: Site, name: str) -> None:
         from rewards.base import Services
-        from rewards.judges.archive import RedisArchive
-        from rewards.judges.open import open_judges
+        from rewards.distilled.open import followers
         from rewards.worker import RewardWorker
 
-        judges = open_judges(site.config.judges, RedisArchive(site.url, site.run_id))
-        services = Services(judges=judges)
+        self._judges = Judges(site)
+        self._following: list[asyncio.Task[None]] = []
+        services = Services(judges=self._judges.pools, distilled=followers(site.config, site.url, site.run_id))
         self._graded = site.config.evaluation.reward
         self._worker = RewardWorker(name, buffer=site.buffer(), config=site.config, services=services)
 
-    def ready(self) -> int:
+    async def ready(self) -> int:
+        self._following = self._judges.follow()
         return os.getpid()
 
     async def run(self) -> None:
-        await self._worker.run()
+        working = asyncio.create_task(self._worker.run())
+        await first_to_end(working, *self._following)
+        for task in self._following:
+            task.cancel()
 
     async def stop(self) -> None:
         await self._worker.stop()
@@ -41,13 +48,13 @@ class RewardActor:
     async def close(self) -> None:
         self._worker.close()
 
-    async def grade(self, groups: list[Group]) -> float:
-        """Mean of `evaluation.reward` over held-out rollouts; NaN if none could be scored."""
+    async def grade(self, groups: list[Group]) -> tuple[float, Answers]:
+        """Mean of `evaluation.reward` over held-out rollouts, NaN if none could be scored; and what was answered."""
         name = self._graded or self._worker.names[0]
         scores = [(await self._worker.score(group, [name]))[name].values for group in groups]
         known = np.concatenate(scores) if scores else np.array([])
         known = known[np.isfinite(known)]
-        return float(known.mean()) if len(known) else float("nan")
+        return float(known.mean()) if len(known) else float("nan"), answers(groups)
 
 
 def place_reward(site: Site, name: str) -> Any:

@@ -9,14 +9,27 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 
-from cluster.nodes import end_children_with_me, on_gpu, openmp, threads
-from cluster.topology.site import POLICY, Site, learner_name
-from cluster.types import Group, Publication
+from cluster.nodes import (
+    INFRASTRUCTURE,
+    end_children_with_me,
+    on_gpu,
+    openmp,
+    remove_after_me,
+    shared_memory_of_children,
+    threads,
+)
+from cluster.topology.judge import roster
+from cluster.topology.site import POLICY, Site, first_to_end, learner_name, worker_name
+from cluster.types import Group, Message, Publication
+from rewards.judges.roster import keep_signing
+
+if TYPE_CHECKING:
+    from actors.speaker import Answer
 
 
 def _engine(site: Site, stop_tokens: Sequence[int]) -> Any:
@@ -37,6 +50,7 @@ class RolloutActor:
         from actors.chat import Chat
         from actors.environments import ENVIRONMENTS
         from actors.rollout import RolloutWorker
+        from actors.speaker import Speaker
         from actors.tasks import TASKS, order
         from cluster.plugins import build
 
@@ -47,9 +61,20 @@ class RolloutActor:
         place = order(config.seed, len(tasks), config.tasks.shuffle)
         chat = Chat(AutoTokenizer.from_pretrained(site.model_dir))
         environment = config.rollout.environment
+        memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+        # Short, because a socket's path may have 107 characters.
+        self._spool = Path(tempfile.mkdtemp(prefix=f"kanabo-{site.run_id[-6:]}-", dir=memory))
+        remove_after_me(self._spool)
+        self._fetched, sockets = self._spool / "weights", self._spool / "sockets"
+        self._fetched.mkdir()
+        sockets.mkdir()
+        os.environ["VLLM_RPC_BASE_PATH"] = str(sockets)  # a killed engine leaves them behind
         self._engine = _engine(site, chat.stop_tokens)
-        self._spool = Path(tempfile.mkdtemp(prefix="kanabo-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-        self._site = site
+        self._site, self._name = site, name
+        shares = {n: j.engine_share for n, j in config.judges.items() if j.kind == "policy"}
+        self._judges = list(shares)
+        self._speaker = Speaker(self._engine, chat, max(1, int(sum(shares.values()) * config.engine.max_num_seqs)))
+        self._signing: list[asyncio.Task[None]] = []
         self.worker = RolloutWorker(
             name,
             policy=POLICY,
@@ -65,13 +90,25 @@ class RolloutActor:
     async def ready(self) -> int:
         """Bring the engine up; returns this actor's process id."""
         await self._engine.start()
+        remove_after_me(*shared_memory_of_children())
+        for judge in self._judges:
+            signing = keep_signing(roster(self._site, judge), self._name, lambda: self._engine.version)
+            self._signing.append(asyncio.create_task(signing))
         return os.getpid()
 
     async def run(self) -> None:
-        await self.worker.run()
+        working = asyncio.create_task(self.worker.run())
+        await first_to_end(working, *self._signing)
+        for signing in self._signing:
+            signing.cancel()
+        await asyncio.gather(*self._signing, return_exceptions=True)  # off the roster before this actor is ended
 
     async def stop(self) -> None:
         await self.worker.stop()
+
+    async def answer(self, messages: Sequence[Message], **how: Any) -> Answer:
+        """Judge with the weights of now; takes no more of the engine than `judges.NAME.engine_share`."""
+        return await self._speaker.answer(messages, **how)
 
     async def waiting(self) -> str:
         return self.worker.waiting()
@@ -85,24 +122,28 @@ class RolloutActor:
 
     async def close(self) -> None:
         await self._engine.close()
-        shutil.rmtree(self._spool)
+        shutil.rmtree(self._spool, ignore_errors=True)  # vLLM removes its sockets at the same time
 
     async def _fetch(self, publication: Publication) -> str:
         """The published file: linked on the learner's node, else through Ray's object store.
 
-        Raises FileNotFoundError if newer versions have pushed it out.
+        Raises FileNotFoundError if newer versions have pushed it out, or its learner has died.
         """
         path = Path(publication.info["path"])
-        for old in self._spool.iterdir():
+        for old in self._fetched.iterdir():
             old.unlink()
+        mine = self._fetched / path.name
         if publication.info["host"] == socket.gethostname():
             # A link of our own: the publisher keeps few versions, and a file must not vanish while it is read.
-            os.link(path, self._spool / path.name)
-            return str(self._spool / path.name)
-        learner: Any = ray.get_actor(learner_name(self._site.run_id, 0))
-        data: np.ndarray = await learner.blob.remote(str(path))
-        await asyncio.to_thread((self._spool / path.name).write_bytes, data.data)
-        return str(self._spool / path.name)
+            os.link(path, mine)
+            return str(mine)
+        try:
+            learner: Any = ray.get_actor(learner_name(self._site.run_id, 0))
+            data: np.ndarray = await learner.blob.remote(str(path))
+        except (ValueError, *INFRASTRUCTURE) as error:
+            raise FileNotFoundError(f"'{path}' has died with the learner that published it") from error
+        await asyncio.to_thread(mine.write_bytes, data.data)
+        return str(mine)
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
         await self._engine.init_weight_transfer_engine(request)
@@ -128,6 +169,7 @@ def place_rollout(site: Site, name: str) -> Any:
     return (
         ray.remote(RolloutActor)
         .options(
+            name=worker_name(site.run_id, name),
             num_cpus=1,
             num_gpus=config.engine.tensor_parallel if on_gpu() else 0,
             max_concurrency=1000,

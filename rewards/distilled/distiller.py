@@ -96,6 +96,7 @@ class Distiller:
         self._published: Announcement | None = None
         self._tried_at = -math.inf
         self._stopping = False
+        self._stage = "has just started"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"distil-{name}", initializer=_one_core)
         self.loss = self.agreement = math.nan
         """Of the last fit, and of the last model that was compared."""
@@ -108,11 +109,14 @@ class Distiller:
             if self._published:
                 await self._work(self._announce)
             while not self._stopping:
+                self._stage = "waits for labels"
                 news = await asyncio.to_thread(self._labels.news, self._cursor, MAX_NEWS, POLL_S)
                 if news:
+                    self._stage = f"learns from {len(news)} labels"
                     await self._work(lambda news=news: self._learn(news))
                 due = time.monotonic() - self._tried_at >= self._section.publish_every_s
                 if self._untried and due:
+                    self._stage = "compares with what is published"
                     await self._work(self._try_to_publish)
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
@@ -136,10 +140,20 @@ class Distiller:
             f"{area}_num_pushed_out": float(counts.pushed_out),
             f"{area}_coverage_frac": counts.coverage,
             f"{area}_version": float(self._number),
+            f"{area}_good_frac": self._good_frac(),
             f"{area}_num_refused": float(self.num_refused),
             f"{area}_agreement_frac": self.agreement,
             f"{area}_loss": self.loss,
         }
+
+    def waiting(self) -> str:
+        """What it does now, in words."""
+        return f"{self._stage}, has published {self._number} versions of '{self.name}'"
+
+    def _good_frac(self) -> float:
+        """Share of good news among its labels; of pairs, of those where the first is the better."""
+        values = [*self._values.values()]
+        return sum(v > 0.5 for v in values) / len(values) if values else math.nan
 
     async def _work(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)

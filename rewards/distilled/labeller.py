@@ -62,6 +62,14 @@ class Labeller:
         """Finish what is in flight, then let `run` return."""
         self._stopping.set()
 
+    def snapshot(self) -> dict[str, float]:
+        """Counts by name, without the area."""
+        return {
+            "num_asked": float(self.num_asked),
+            "num_unreadable": float(self.num_unreadable),
+            "num_outages": float(self.num_outages),
+        }
+
     async def _take(self) -> None:
         # After an outage one request at a time finds out whether the judge is back.
         if len(self._active) >= (1 if self._pause_s else self._max_in_flight):

@@ -72,7 +72,15 @@ def parts(
 
 def labels_of(name: str, section: DistilledSection, url: str, run: str) -> RedisLabels:
     version = judge_of(name, section, None).version
-    return RedisLabels(url, run, name, version=version, max_backlog=section.max_backlog, ttl_s=section.in_flight_ttl_s)
+    return RedisLabels(
+        url,
+        run,
+        name,
+        version=version,
+        max_backlog=section.max_backlog,
+        ttl_s=section.in_flight_ttl_s,
+        order=section.order,
+    )
 
 
 def judge_of(name: str, section: DistilledSection, complete: Complete | None) -> CaptionJudge:

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field, PositiveFloat, PrivateAttr
 
-from cluster.types import ABSTAINED, SCORED, Group, Provenance, Rollout, Scores
+from cluster.types import ABSTAINED, SCORED, Group, Provenance, Scores
 from rewards.base import UNVERSIONED, Services, Signal
 from rewards.distilled.follower import Follower
+from rewards.tokens import per_token
 
 MAX_REWARD = 10.0
 """The environment's scaled reward is clipped to this on both sides."""
@@ -93,17 +94,3 @@ class Oni(Signal):
             for part in np.split(r_hat, ends)
         )
         return Scores(values, state, provenance, predicted.version, tokens)
-
-
-def per_token(rollout: Rollout, rewards: Float[np.ndarray, " E"]) -> Float[np.ndarray, " T"]:
-    """Rewards of a rollout's events, each at the last token of the policy's turn in which it came; 0 elsewhere.
-
-    `Event.turn` counts the policy's turns. Raises ValueError if it has no such turn.
-    """
-    ends = [turn.end for turn in rollout.turns if turn.role == "assistant"]
-    values = np.zeros(len(rollout.tokens))
-    for event, reward in zip(rollout.events, rewards, strict=True):
-        if not 0 <= event.turn < len(ends):
-            raise ValueError(f"event {event.text!r:.60} is of turn {event.turn}, but the policy had {len(ends)} turns")
-        values[ends[event.turn] - 1] += reward
-    return values

@@ -21,7 +21,7 @@ from typing import Any
 
 from cluster.buffer.connection import Connection
 from cluster.types import decode, encode
-from rewards.labels import Label, LabelCounts, News
+from rewards.labels import Label, LabelCounts, News, Order
 
 PRELUDE = """
 local run, call = KEYS[1], redis.call
@@ -77,10 +77,11 @@ return num_new
 
 TAKE = """
 expire(tonumber(ARGV[2]))
-local keys = call('ZREVRANGE', run .. 'backlog', 0, ARGV[1] - 1)
+-- Among those taken the newest stands last, whichever end they are from.
+local first, last = -ARGV[1], -1
+if ARGV[4] == 'oldest' then first, last = 0, ARGV[1] - 1 end
 local taken = {}
-for i = #keys, 1, -1 do
-  local key = keys[i]
+for _, key in ipairs(call('ZRANGE', run .. 'backlog', first, last)) do
   call('HSET', run .. 'numbers', key, call('ZSCORE', run .. 'backlog', key))
   call('ZREM', run .. 'backlog', key)
   call('ZADD', run .. 'in_flight', now + ARGV[3], key)
@@ -132,12 +133,21 @@ class RedisLabels:
     """
 
     def __init__(
-        self, url: str, run: str, name: str, *, version: str = "0", max_backlog: int = 10_000, ttl_s: float = 120.0
+        self,
+        url: str,
+        run: str,
+        name: str,
+        *,
+        version: str = "0",
+        max_backlog: int = 10_000,
+        ttl_s: float = 120.0,
+        order: Order = "newest",
     ) -> None:
         """`version` is that of judge and prompt. What is in flight for longer than `ttl_s` waits again (ONI: 120 s)."""
-        self._args = (url, run, name, version, max_backlog, ttl_s)
+        self._args = (url, run, name, version, max_backlog, ttl_s, order)
         self._connection = Connection(url, run)
         self._prefix = f"{self._connection.prefix}labels:{name}:"
+        self._order = order
         self._version, self._max_backlog, self._ttl_ms = version, max_backlog, max(1, round(ttl_s * 1000))
         self._scripts = {
             text: self._connection.redis.register_script(PRELUDE + text)
@@ -167,7 +177,7 @@ class RedisLabels:
     def take(self, limit: int, timeout_s: float) -> dict[str, int]:
         until = time.monotonic() + timeout_s
         while True:
-            taken, *empty = self._call(TAKE, limit, self._max_backlog, self._ttl_ms)
+            taken, *empty = self._call(TAKE, limit, self._max_backlog, self._ttl_ms, self._order)
             left_s = until - time.monotonic()
             if taken or left_s <= 0:
                 return {key.decode(): attempt for key, attempt in zip(taken[::2], taken[1::2], strict=True)}
@@ -195,5 +205,5 @@ class RedisLabels:
         return self._connection.patiently(lambda: self._scripts[text](keys=[self._prefix], args=list(args)))
 
 
-def _again(url: str, run: str, name: str, version: str, max_backlog: int, ttl_s: float) -> RedisLabels:
-    return RedisLabels(url, run, name, version=version, max_backlog=max_backlog, ttl_s=ttl_s)
+def _again(url: str, run: str, name: str, version: str, max_backlog: int, ttl_s: float, order: Order) -> RedisLabels:
+    return RedisLabels(url, run, name, version=version, max_backlog=max_backlog, ttl_s=ttl_s, order=order)

@@ -15,7 +15,8 @@ MAX_IN_A_ROW = 5
 
 
 class Breaker:
-    """closed ─(too many failures)─► open ─(pause)─► one trial ─► closed, or open for twice as long."""
+    """closed ─(too many failures)─► open ─(pause)─► one trial ─► closed, or open again, for twice as long
+    where somebody answered."""
 
     def __init__(
         self,
@@ -36,6 +37,11 @@ class Breaker:
     @property
     def is_open(self) -> bool:
         return self._open_until is not None
+
+    @property
+    def failing(self) -> bool:
+        """Did the last call fail?"""
+        return self.is_open or (len(self._recent) > 0 and not self._recent[-1])
 
     @property
     def retry_in_s(self) -> float:
@@ -66,12 +72,14 @@ class Breaker:
             self._recent.remove(True)
         self.failure(reason)
 
-    def failure(self, reason: str) -> None:
+    def failure(self, reason: str, *, absent: bool = False) -> None:
+        """With nobody there (`absent`) a trial costs the replica nothing, and the pause stays as it is."""
         self._recent.append(False)
         self.reason = reason
         if self.is_open:
             if self._trying:
-                self._pause_s = min(2 * self._pause_s, self._longest_pause_s)
+                if not absent:
+                    self._pause_s = min(2 * self._pause_s, self._longest_pause_s)
                 self._open(self._pause_s)
         elif self._fails_too_often():
             self._open(self._pause_s)

@@ -16,6 +16,7 @@ import httpx
 from cluster.config import without_password
 from cluster.errors import ConfigError
 from rewards.judges.errors import (
+    JudgeAbsent,
     JudgeAnswerTooLong,
     JudgeBusy,
     JudgeError,
@@ -128,6 +129,8 @@ class HttpClient:
                         raise JudgeAnswerTooLong(
                             f"{self.name} answered with more than {self._max_bytes} bytes; the rest was not read."
                         )
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise JudgeAbsent(f"{self.name}: {type(error).__name__}: {self._excerpt(str(error))}") from error
         except httpx.TimeoutException as error:
             raise JudgeTimeout(f"{self.name} did not answer in time ({type(error).__name__}).") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -19,7 +19,11 @@ class JudgeError(InfrastructureError):
 
 
 class JudgeUnreachable(JudgeError):
-    """No connection, or one that broke in the middle of an answer."""
+    """The connection broke in the middle of an answer, or the address is none."""
+
+
+class JudgeAbsent(JudgeUnreachable):
+    """Nobody is there: no connection was made. Asking again costs nobody anything, and is no attempt."""
 
 
 class JudgeTimeout(JudgeError):
@@ -66,7 +70,7 @@ class JudgeOverflow(JudgeError):
 
 
 class JudgeUnavailable(JudgeError):
-    """The circuit of every replica is open."""
+    """Nobody could be asked in time: no replica is up, or the circuit of every one is open."""
 
     retry = False
 

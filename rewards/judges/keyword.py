@@ -11,13 +11,17 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
+from statistics import NormalDist
 
+from rewards.distilled.captions import PAIR_WORDS
 from rewards.judges.errors import JudgeServerError
 from rewards.judges.types import Call, Completion, Token
 
 RESPONSE = re.compile(r"<<<RESPONSE(?: \w+)?>>>\n(.*?)\n?<<<END RESPONSE(?: \w+)?>>>", re.DOTALL)
 SCALE = re.compile(r"(?:one of|is one of):? ([^.\n]+)\.")
+PAIR = "First message: "
 CRITERION = re.compile(r"^(\d+)\. ", re.MULTILINE)
+NORMAL_P99 = NormalDist().inv_cdf(0.99)
 
 
 class KeywordJudge:
@@ -29,29 +33,34 @@ class KeywordJudge:
         *,
         name: str = "keyword",
         latency_s: float = 0.0,
+        latency_p99_s: float = 0.0,
         error_rate: float = 0.0,
         unreadable_rate: float = 0.0,
         first_bias_nats: float = 0.0,
         sharpness_nats: float = 4.0,
+        noise_rate: float = 0.0,
     ) -> None:
         """The rates are shares of distinct calls, decided by a hash of prompt and seed, so that a run repeats itself.
+        Of labels for captions a share of `noise_rate` is wrong.
 
+        With `latency_p99_s` latencies are log-normal: `latency_s` is their median, this their 99th percentile.
         `first_bias_nats` favours the response shown first; `sharpness_nats` is how sure it is of a level of difference.
         """
         self.name, self._keywords = name, [k.casefold() for k in keywords]
         self.latency_s, self.error_rate, self.unreadable_rate = latency_s, error_rate, unreadable_rate
+        self._latency_sigma = math.log(latency_p99_s / latency_s) / NORMAL_P99 if latency_p99_s else 0.0
         self._first_bias, self._sharpness = first_bias_nats, sharpness_nats
-        self.num_calls = 0
+        self._noise_rate, self.num_calls = noise_rate, 0
 
     async def complete(self, call: Call) -> Completion:
         self.num_calls += 1
         chance = _chance(call)
-        await asyncio.sleep(self.latency_s)
+        await asyncio.sleep(self.latency(call))
         if chance < self.error_rate:
             raise JudgeServerError(f"{self.name} fails on purpose, {self.error_rate:.0%} of the time.")
         system, user = call.messages[0].content, call.messages[1].content
         prompt_tokens = sum(len(m.content.split()) for m in call.messages)
-        text, tokens = self._answer(system, user, call)
+        text, tokens = self._label(user, chance) if "<label>" in user else self._answer(system, user, call)
         if chance < self.error_rate + self.unreadable_rate:
             text, tokens = "I would rather not say.", ()
         return Completion(text, "stop", "keyword", tokens, prompt_tokens, len(text.split()), "1")
@@ -62,6 +71,14 @@ class KeywordJudge:
 
     async def close(self) -> None:
         pass
+
+    def latency(self, call: Call) -> float:
+        """Seconds until it answers this call."""
+        if not self._latency_sigma:
+            return self.latency_s
+        # Not by the chance of failing: those that fail would be the fast ones.
+        chance = min(max(_chance(call, "latency"), 1e-6), 1 - 1e-6)
+        return self.latency_s * math.exp(self._latency_sigma * NormalDist().inv_cdf(chance))
 
     def _answer(self, system: str, user: str, call: Call) -> tuple[str, tuple[Token, ...]]:
         hits = [self._hits(text) for text in RESPONSE.findall(user)]
@@ -84,6 +101,20 @@ class KeywordJudge:
         before = Token("Counted.\nVerdict: ", 0.0)
         return f"{before.text}{best}", (before, verdict) if call.top_logprobs else ()
 
+    def _label(self, user: str, chance: float) -> tuple[str, tuple[Token, ...]]:
+        """Of a caption, or of the first of two: the prompts of `rewards.distilled.captions`."""
+        first, _, second = user.rpartition("Second message: ") if PAIR in user else ("", "", "")
+        if first:
+            difference = self._hits(first.rpartition(PAIR)[2]) - self._hits(second)
+            value = 0.5 + 0.5 * (difference > 0) - 0.5 * (difference < 0)
+        else:
+            value = float(self._hits(user.rpartition("Message: ")[2]) > 0)
+        # What is left of the chance beside the failures, so that noise and failures are independent.
+        if (chance * 7919) % 1 < self._noise_rate:
+            value = 1 - value
+        word = next(word for word, known in PAIR_WORDS.items() if known == value)
+        return f"<knowledge>None.</knowledge> <analysis>Counted.</analysis> <label>{word}</label>", ()
+
     def _logprobs(self, labels: Sequence[str], hits: Sequence[int]) -> dict[str, float]:
         if len(hits) == 2:
             difference = self._sharpness * (hits[0] - hits[1]) + self._first_bias
@@ -99,7 +130,7 @@ class KeywordJudge:
         return sum(words.count(keyword) for keyword in self._keywords)
 
 
-def _chance(call: Call) -> float:
+def _chance(call: Call, purpose: str = "") -> float:
     """[0, 1), the same for the same call."""
-    text = repr([(m.role, m.content) for m in call.messages] + [call.seed])
+    text = repr([(m.role, m.content) for m in call.messages] + [call.seed]) + purpose
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from cluster.config import JudgeSection
 from cluster.errors import ConfigError
@@ -10,30 +10,34 @@ from rewards.judges import canaries
 from rewards.judges.archive import Archive
 from rewards.judges.client import HttpClient, key_from
 from rewards.judges.keyword import KeywordJudge
-from rewards.judges.pool import JudgePool
+from rewards.judges.pool import JudgePool, Split
 from rewards.judges.types import Transport
+
+PLACED = ("vllm", "policy")
+"""Kinds whose replicas the run places: they appear and vanish while it goes on (`rewards.judges.roster`)."""
 
 
 def open_judges(
-    sections: Mapping[str, JudgeSection],
-    archive: Archive,
-    placed: Mapping[str, Sequence[Transport]] | None = None,
+    sections: Mapping[str, JudgeSection], archive: Archive, split: Mapping[str, Split] | None = None
 ) -> dict[str, JudgePool]:
-    """A pool per section. `placed`: the transports of judges that the run itself starts (`vllm`, `policy`).
+    """A pool per section; those of the kinds `PLACED` have no replica yet. `split`: tokenizers that are at hand.
 
     Raises ConfigError.
     """
-    placed = placed or {}
-    return {name: _open(name, section, archive, placed.get(name)) for name, section in sections.items()}
+    return {name: _open(name, section, archive, (split or {}).get(name)) for name, section in sections.items()}
 
 
-def _open(name: str, section: JudgeSection, archive: Archive, placed: Sequence[Transport] | None) -> JudgePool:
+def _open(name: str, section: JudgeSection, archive: Archive, split: Split | None) -> JudgePool:
     where = f"judges.{name}"
     known = canaries.load(section.canaries, where) if section.canaries else canaries.red_team()
     return JudgePool(
         name,
-        placed if placed is not None else _transports(section, where),
+        _transports(section, where),
+        model=section.kind if section.kind in ("policy", "keyword") else section.model,
         revision=section.revision,
+        live=section.kind == "policy",
+        come_and_go=section.kind in PLACED,
+        split=split,
         archive=archive,
         max_in_flight=section.max_in_flight,
         max_queue=section.max_queue,
@@ -51,8 +55,8 @@ def _transports(section: JudgeSection, where: str) -> list[Transport]:
             return [KeywordJudge(**section.options)]
         except TypeError as error:
             raise ConfigError(f"{where}.options: {error}.") from error
-    if section.kind != "url":
-        raise ConfigError(f"{where}: a judge of kind '{section.kind}' is placed by the run, and none was.")
+    if section.kind in PLACED:
+        return []
     key = key_from(section.key_env, where)
     return [
         HttpClient(

@@ -1,6 +1,6 @@
 """A judge: replicas with a circuit breaker each, a broker in front of them, an archive behind.
 
-    ask ─► broker (order, single flight, deadline) ─► replica with the fewest calls whose circuit is closed
+    ask ─► broker (order, single flight, deadline) ─► replica with the fewest calls whose circuit is closed, or wait
              └► raw answers ─► archive ─► read; unreadable: asked once more ─► Verdict
 
 A request that fails is a verdict with the state `failed` and the error's name in its note; no failure is ever a number.
@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from uuid import uuid4
 
 from cluster.types import ABSTAINED, FAILED, Message
@@ -21,24 +21,20 @@ from rewards.judges.asking import first_call, verdict_call, verdict_from
 from rewards.judges.breaker import Breaker
 from rewards.judges.broker import Broker, Order
 from rewards.judges.canaries import Canary, fitting
-from rewards.judges.errors import Declined, JudgeError, JudgeTimeout, JudgeUnavailable, Unreadable
+from rewards.judges.errors import Declined, JudgeAbsent, JudgeError, JudgeTimeout, JudgeUnavailable, Unreadable
 from rewards.judges.extraction import check_labels
 from rewards.judges.metrics import JudgeMetrics
+from rewards.judges.replicas import Replica, Replicas
 from rewards.judges.templates import Template
 from rewards.judges.types import Call, Completion, Request, Transport, Verdict
 
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
-"""Calls of one completion, on different replicas where there are."""
-FIRST_BACKOFF_S = 0.25
-
-
-@dataclass(eq=False)
-class Replica:
-    transport: Transport
-    breaker: Breaker = field(default_factory=Breaker)
-    in_flight: int = 0
+"""Failed calls of one completion, on different replicas where there are; calls that reached nobody are not counted."""
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.25, 1.0
+Split = Callable[[str], Awaitable[Sequence[str] | None]]
+"""Text → its tokens."""
 
 
 class JudgePool:
@@ -49,7 +45,11 @@ class JudgePool:
         name: str,
         transports: Sequence[Transport],
         *,
+        model: str = "",
         revision: str = "",
+        live: bool = False,
+        come_and_go: bool = False,
+        split: Split | None = None,
         archive: Archive | None = None,
         max_in_flight: int = 64,
         max_queue: int = 4096,
@@ -60,16 +60,21 @@ class JudgePool:
         canary_every: int = 0,
         breaker: Callable[[], Breaker] = Breaker,
     ) -> None:
-        """`deadline_s` is a request's whole time, waiting included. One canary goes out per `canary_every` requests."""
-        self.name, self.revision = name, revision
+        """`deadline_s` is a request's whole time, waiting included. One canary goes out per `canary_every` requests.
+
+        `live`: its weights change while it judges, and every answer names their version. `come_and_go`: replicas are
+        added and removed by others, and having none is a matter of time. `split`: its tokenizer, where it is at hand;
+        else a replica is asked.
+        """
+        self.name, self.model, self.revision, self.live = name, model, revision, live
+        self._split, self._weights = split, ""
         self.archive: Archive = archive or MemoryArchive()
         self.metrics = JudgeMetrics(name)
-        self._new_breaker = breaker
-        self.replicas = [Replica(t, breaker()) for t in transports]
+        self.replicas = Replicas(transports, breaker, come_and_go=come_and_go)
         self._broker: Broker[Verdict] = Broker(
             max_in_flight=max_in_flight, max_queue=max_queue, order=order, ttl_s=in_flight_ttl_s
         )
-        self._deadline_s = deadline_s
+        self._deadline_s, self._ttl_s = deadline_s, in_flight_ttl_s
         self._canaries, self._canary_every, self._num_asked = canaries, canary_every, 0
         self._background: set[asyncio.Task[None]] = set()
         self._accepted: set[str] = set()
@@ -77,15 +82,30 @@ class JudgePool:
 
     @property
     def identity(self) -> str:
-        """What a cached answer is good for: this judge with these weights."""
-        return f"{self.name}@{self.revision}"
+        """Whose scores these are: of this judge with this model. When it changes, stored groups are judged again.
 
-    def add(self, transport: Transport) -> None:
-        self.replicas.append(Replica(transport, self._new_breaker()))
+        Made of the recipe alone, so that all workers agree on it. The version of a live policy is no part of it: every
+        step would have the whole store judged again.
+        """
+        return f"{self.name}:{self.model}@{self.revision}"
 
-    def remove(self, transport: Transport) -> None:
-        """Ask it no more; what is in flight there ends by itself."""
-        self.replicas = [r for r in self.replicas if r.transport is not transport]
+    def key(self, request: Request, weights: str = "") -> str:
+        """Under which an answer is archived and found again.
+
+        A live policy's answer is good only for the weights that gave it: `weights`, or the newest that were seen.
+        """
+        return request.key(f"{self.identity}#{weights or self._weights}" if self.live else self.identity)
+
+    def saw(self, weights: str) -> None:
+        """A live policy has this version, `epoch.step`, somewhere; older ones than the newest are ignored."""
+        newest = weights.rpartition("-")[2]  # an answer may span several
+        if newest and (not self._weights or _order(newest) > _order(self._weights)):
+            self._weights = newest
+
+    def trouble(self) -> str:
+        """Why nobody answers now, in words; nothing if somebody does."""
+        found = self.replicas.trouble()
+        return f"judge '{self.name}': {found}" if found else ""
 
     async def ask(self, request: Request) -> Verdict:
         """Raises ConfigError if the template's labels are not tokens of this judge."""
@@ -97,12 +117,14 @@ class JudgePool:
 
     async def accept(self, template: Template, *, logprobs: bool) -> None:
         """Check the template's labels against the judge's tokenizer, once. Raises ConfigError."""
-        if not logprobs or not template.labels or template.hash in self._accepted or not self.replicas:
+        if not logprobs or not template.labels or template.hash in self._accepted:
             return
+        if self._split is None and not self.replicas:
+            return  # nobody to ask yet; whoever asks for a verdict comes here again
         async with self._accepting:
             if template.hash in self._accepted:
                 return
-            split = self.replicas[0].transport.tokens
+            split = self._split or self.replicas[0].transport.tokens
             try:
                 async with asyncio.timeout(self._deadline_s):
                     checked = await check_labels(template.labels, split, f"judges.{self.name}")
@@ -119,21 +141,24 @@ class JudgePool:
         circuits = sum(r.breaker.is_open for r in self.replicas)
         return self.metrics.snapshot(queue_depth=self._broker.queue_depth, open_circuits=circuits)
 
+    async def complete(self, call: Call) -> Completion:
+        """The bare answer to a chat of the caller's own, from whichever replica may be asked. Raises JudgeError."""
+        return (await self._complete(call))[0]
+
     async def close(self) -> None:
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._broker.close()
-        for replica in self.replicas:
-            await replica.transport.close()
+        await self.replicas.close()
 
     async def _ask(self, request: Request) -> Verdict:
         begun = time.monotonic()
         try:
             async with asyncio.timeout(self._deadline_s):
-                verdict = await self._broker.submit(request.key(self.identity), lambda: self._judge(request))
+                verdict = await self._broker.submit(self.key(request), lambda: self._judge(request))
         except TimeoutError:
-            verdict = self._failed(request, JudgeTimeout(f"no verdict within {self._deadline_s:g} s."))
+            verdict = self._failed(request, self._overdue())
         except (JudgeError, Unreadable) as error:
             verdict = self._failed(request, error)
         except Declined as error:
@@ -147,6 +172,10 @@ class JudgePool:
         self.metrics.failures[type(error).__name__] += 1
         return self._unknown(request, f"{type(error).__name__}: judge '{self.name}': {error}")
 
+    def _overdue(self) -> JudgeError:
+        late, trouble = f"no verdict within {self._deadline_s:g} s", self.replicas.trouble()
+        return JudgeUnavailable(f"{late}: {trouble}") if trouble else JudgeTimeout(f"{late}.")
+
     def _unknown(self, request: Request, note: str, state: int = FAILED) -> Verdict:
         verdict = Verdict.unknown(request.num_values, note, state=state)
         return replace(verdict, judge=self.name, prompt_hash=request.template.hash)
@@ -155,7 +184,7 @@ class JudgePool:
         """Two attempts at most. Raises JudgeError, Unreadable, Declined."""
         begun, spent = time.monotonic(), 0
         for attempt in (1, 2):
-            completions, replica = await self._answers(request, attempt)
+            completions, replica = await self._answers(request, attempt, begun + self._ttl_s)
             spent += sum(c.prompt_tokens + c.completion_tokens for c in completions)
             try:
                 verdict = verdict_from(request, completions)
@@ -169,14 +198,15 @@ class JudgePool:
                 return replace(verdict, judge=self.name, attempt=attempt, latency_s=latency_s, cost_tokens=spent)
         raise AssertionError("the second attempt returns or raises")
 
-    async def _answers(self, request: Request, attempt: int) -> tuple[list[Completion], Replica]:
+    async def _answers(self, request: Request, attempt: int, until: float) -> tuple[list[Completion], Replica]:
         """The raw answers of one attempt, archived also when only the first of two came."""
         messages = request.template.messages(request.item, request.mode)
-        completion, replica = await self._complete(first_call(request, messages, attempt))
+        completion, replica = await self._complete(first_call(request, messages, attempt), until)
         completions = [completion]
         try:
             if request.mode == "reason" and completion.finish == "stop":
-                completion, replica = await self._complete(verdict_call(request, messages, completion.text, attempt))
+                second = verdict_call(request, messages, completion.text, attempt)
+                completion, replica = await self._complete(second, until)
                 completions.append(completion)
         finally:
             await self.archive.append(self._record(request, attempt, messages, completions, replica))
@@ -190,7 +220,8 @@ class JudgePool:
         completions: Sequence[Completion],
         replica: Replica,
     ) -> Record:
-        template, key, name = request.template, request.key(self.identity), replica.transport.name
+        template, name = request.template, replica.transport.name
+        key = self.key(request, completions[-1].version)
         return Record(
             uuid4().hex,
             key,
@@ -205,47 +236,27 @@ class JudgePool:
             time.time(),
         )
 
-    async def _complete(self, call: Call) -> tuple[Completion, Replica]:
-        """One completion, from another replica or later if need be. Raises JudgeError."""
+    async def _complete(self, call: Call, until: float) -> tuple[Completion, Replica]:
+        """One completion, from another replica or later if need be, but not after `until`. Raises JudgeError."""
         tried: list[Replica] = []
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            replica = self._pick(tried)
+        failed, backoff_s = 0, FIRST_BACKOFF_S
+        while True:
+            replica = await self.replicas.take(tried, until)
             tried.append(replica)
+            self.metrics.calls += 1
             try:
-                return await self._call(replica, call), replica
+                completion = await self.replicas.call(replica, call)
             except JudgeError as error:
-                if not error.retry or attempt == MAX_ATTEMPTS:
+                failed += not isinstance(error, JudgeAbsent)
+                if not error.retry or failed == MAX_ATTEMPTS:
                     raise
-                if not any(r.breaker.ready() for r in self.replicas if r not in tried):
-                    await asyncio.sleep(max(error.retry_after_s, FIRST_BACKOFF_S * 2 ** (attempt - 1)))
-        raise AssertionError("the last attempt returns or raises")
-
-    async def _call(self, replica: Replica, call: Call) -> Completion:
-        replica.breaker.begin()
-        replica.in_flight += 1
-        self.metrics.calls += 1
-        try:
-            completion = await replica.transport.complete(call)
-        except JudgeError as error:
-            replica.breaker.failure(str(error)) if error.blames_replica else replica.breaker.undecided()
-            raise
-        except asyncio.CancelledError:
-            replica.breaker.failure("a call had to be given up")
-            raise
-        finally:
-            replica.in_flight -= 1
-        replica.breaker.success()
-        self.metrics.tokens += completion.prompt_tokens + completion.completion_tokens
-        return completion
-
-    def _pick(self, tried: Sequence[Replica]) -> Replica:
-        """The least busy of those that may be asked, one not tried yet if there is any. Raises JudgeUnavailable."""
-        ready = [r for r in self.replicas if r.breaker.ready()]
-        if not ready:
-            reasons = "; ".join(f"{r.transport.name}: {r.breaker.reason}" for r in self.replicas) or "there is none"
-            wait_s = min((r.breaker.retry_in_s for r in self.replicas), default=0.0)
-            raise JudgeUnavailable(f"no replica may be asked for another {wait_s:.1f} s. {reasons}")
-        return min(ready, key=lambda r: (r in tried, r.in_flight))
+                if not self.replicas.untried(tried):
+                    await asyncio.sleep(max(error.retry_after_s, backoff_s))
+                    backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
+            else:
+                self.saw(completion.version if self.live else "")
+                self.metrics.tokens += completion.prompt_tokens + completion.completion_tokens
+                return completion, replica
 
     def _send_canary(self, request: Request) -> None:
         """Ask one question with a known answer, in the manner of `request`, without anybody waiting for it."""
@@ -262,3 +273,8 @@ class JudgePool:
         task = asyncio.create_task(ask())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _order(version: str) -> tuple[int, ...]:
+    """Versions of a policy are `epoch.step`."""
+    return tuple(map(int, version.split(".")))

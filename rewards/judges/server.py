@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -34,6 +35,12 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 """Unless set already."""
+BEREAVED = "while [ -d /proc/{parent} ] && [ -d /proc/{server} ]; do sleep 1; done; kill -9 -{server} 2>/dev/null"
+"""Ends what the server started (it is the leader of their process group) once it or its parent is gone: the kernel
+tells the server alone, and vLLM's engine processes may wait for a dead parent for minutes."""
+
+
+UNDER_WAY = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
 class VllmServer:
@@ -75,10 +82,32 @@ class VllmServer:
         """Is its process there?"""
         return not self._ended.is_set()
 
+    @property
+    def key(self) -> str:
+        """Who asks it needs this. New with every start; for no log and no disk."""
+        return self._key
+
     def client(self, **options: Any) -> HttpClient:
-        """A transport for it: constrained verdicts, tokens and all."""
-        chosen: dict[str, Any] = {"model": self.served_name, "structured": "structured_outputs"} | options
-        return HttpClient(self.url, key=self._key, **chosen)
+        """A transport for it."""
+        return client_of(self.url, self._key, self.served_name, **options)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Returns when nothing is under way, nobody answers any more, or the time is up."""
+        until = time.monotonic() + timeout_s
+        async with httpx.AsyncClient(timeout=5.0) as client:
+            while time.monotonic() < until:
+                try:
+                    said = (await client.get(f"{self.url.removesuffix('/v1')}/metrics")).text
+                except httpx.TransportError:
+                    return
+                if all(float(count) == 0 for count in UNDER_WAY.findall(said)):
+                    return
+                await asyncio.sleep(POLL_S)
+
+    async def ended(self) -> None:
+        """Returns when its process is gone; `last_words` may say why."""
+        while not await asyncio.to_thread(self._ended.wait, 1.0):
+            pass
 
     async def start(self, timeout_s: float = 600.0) -> None:
         """Returns when it answers.
@@ -94,7 +123,7 @@ class VllmServer:
         except TimeoutError as error:
             await self.stop()
             raise InfrastructureError(
-                f"the judge did not answer within {timeout_s:g} s. {self._last_words()}"
+                f"the judge did not answer within {timeout_s:g} s. {self.last_words()}"
             ) from error
         except BaseException:
             await self.stop()
@@ -147,9 +176,15 @@ class VllmServer:
         self._code = None
         self._ended.clear()
         launched.set_result(process.pid)
+        watch = BEREAVED.format(parent=os.getpid(), server=process.pid)
+        nothing = subprocess.DEVNULL
+        watcher = subprocess.Popen(
+            ["/bin/sh", "-c", watch], process_group=0, stdin=nothing, stdout=nothing, stderr=nothing
+        )
         self._code = process.wait()
         log.info("judge %d ended with %d", process.pid, self._code)
         self._ended.set()
+        watcher.wait()
 
     def command(self) -> list[str]:
         """The program and its arguments."""
@@ -175,11 +210,18 @@ class VllmServer:
                 except httpx.TransportError:
                     pass  # not listening yet
                 await asyncio.sleep(max(0.0, POLL_S - (time.monotonic() - begun)))
-        raise InfrastructureError(f"the judge ended with {self._code} before it answered. {self._last_words()}")
+        raise InfrastructureError(f"the judge ended with {self._code} before it answered. {self.last_words()}")
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """The end of its log."""
         lines = self.log_path.read_text("utf-8", errors="replace").strip().splitlines()[-LOG_LINES:]
         return f"The end of {self.log_path}:\n" + "\n".join(lines)
+
+
+def client_of(url: str, key: str, model: str, **options: Any) -> HttpClient:
+    """A transport for a server of ours: constrained verdicts, tokens and all."""
+    chosen: dict[str, Any] = {"structured": "structured_outputs"} | options
+    return HttpClient(url, key=key, model=model, **chosen)
 
 
 def _free_port() -> int:

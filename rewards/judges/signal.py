@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, PrivateAttr, model_validator
 
 from cluster.plugins import build
-from cluster.types import ABSTAINED, FAILED, SCORED, Group, Provenance, Rollout, Scores
+from cluster.types import ABSTAINED, FAILED, SCORED, Group, Provenance, Rollout, Scores, Task
 from rewards.answers import spoken
 from rewards.base import Services, Signal
 from rewards.judges.measure import rank_scores, win_rates
@@ -82,10 +82,14 @@ class JudgeSignal(Signal):
         """Of template and judges: another rubric or model, and stored groups are judged again."""
         return "+".join((self._template.hash, *self._asked))
 
+    def declines(self, task: Task) -> str:
+        wanting = self._template.needs_reference and not task.answer
+        return f"task {task.id} has no reference answer" if wanting else ""
+
     async def score(self, group: Group, services: Services) -> Scores:
         task, template = group.task, self._template
-        if template.needs_reference and not task.answer:
-            return Scores.abstained(len(group), f"task {task.id} has no reference answer")
+        if self.declines(task):
+            return Scores.abstained(len(group), self.declines(task))
         if template.num_responses != 1 and len(group) < 2:
             return Scores.abstained(len(group), "there is nothing to compare a single rollout with")
         judge = self._judge(services)

@@ -120,7 +120,7 @@ class Cached:
         self._pool = pool
 
     async def ask(self, request: Request) -> Verdict:
-        records = await self._pool.archive.get(request.key(self._pool.identity))
+        records = await self._pool.archive.get(self._pool.key(request))
         for record in reversed(records):
             try:
                 verdict = verdict_from(request, record.completions)

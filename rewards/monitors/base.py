@@ -20,6 +20,8 @@ class Alarm:
     """The metric that gave it away."""
     message: str
     """What was seen, and what to do."""
+    good: int = 0
+    """The last step at which nothing was amiss; 0 is the initial model."""
 
 
 class Monitor(Plugin):

@@ -2,62 +2,125 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pydantic import Field, PositiveInt, PrivateAttr
 
 from rewards.monitors.base import Alarm, Monitor, Row, known
 
+ACCURACY, AGREEMENT, DUPLICATES = "heldout/accuracy", "heldout/anchor_agreement", "reward/duplicate_mean"
+
+REMEDY = (
+    "With a label-free reward that is how a collapse goes: look at samples.jsonl; go back to an earlier checkpoint, "
+    "raise learner.loss.kl_coef or lower the learning rate."
+)
+
+
+@dataclass(slots=True)
+class _Probe:
+    """A held-out measure: its best value, the last step near it, how often running it was low."""
+
+    best: float = 0.0
+    good: int = 0
+    low: int = 0
+
+    def see(self, step: int, value: float, drop: float) -> None:
+        self.best = max(self.best, value)
+        self.low = self.low + 1 if value < (1 - drop) * self.best else 0
+        if value >= (1 - drop / 2) * self.best:
+            self.good = step
+
 
 class CollapseGuard(Monitor):
-    """Alarms when groups are nearly unanimous and the entropy of their answers is a fraction of what it was.
+    """Alarms when a held-out probe falls, or when groups become unanimous and no probe says that they are right.
 
-    It needs no references, so it cannot tell a collapsed policy from one that has learnt all its tasks: with a reward
-    that knows the truth, expect an alarm on success. One alarm per collapse: it rearms when groups disagree again. A
-    row without the two metrics is passed over. What is unanimous from the start raises none. The metrics are those of
-    the rewards `majority` and `answer_entropy`, the latter with weight 0.
+    Two probes: held-out accuracy, where there are references, and `heldout/anchor_agreement`, the share of tasks that
+    the initial policy was surest of and that are still answered as then, which needs none: it is the drift from the
+    initial policy that learning does not cause. Both are measured every `evaluation.every_steps`. Unanimity is the
+    commonest answer's share (reward `majority`), with an entropy of answers that is a fraction of what it was (reward
+    `answer_entropy`, weight 0); or a rate of equal texts (reward `duplicate`, weight 0, if recorded) near 1. What is
+    unanimous from the start raises no alarm, nor does unanimity while the last probes are near their best: a policy
+    that has learnt all its tasks agrees with itself as well. Without evaluation it cannot tell the two apart. One alarm
+    per collapse: it rearms when groups disagree again and probes recover.
     """
 
     share: str = "reward/majority_mean"
     """Metric of the commonest answer's share of its group."""
     entropy: str = "reward/answer_entropy_mean"
     """Metric of the entropy of a group's answers, in nats."""
-
+    drop: float = Field(default=0.15, gt=0, lt=1)
+    """Part of its best value that a probe has lost when it counts as low."""
+    low_probes: PositiveInt = 2
+    """Low values in a row before the alarm: one alone is noise."""
     max_share: float = Field(default=0.92, gt=0, le=1)
     """Share of the commonest answer from which a step counts as unanimous."""
     entropy_frac: float = Field(default=0.35, gt=0, le=1)
     """And the entropy has fallen to this share of its start."""
+    max_duplicates: float = Field(default=0.99, gt=0, le=1)
+    """Rate of equal texts from which a step counts as unanimous, unless it began there."""
     patience: PositiveInt = 3
-    """Steps in a row before the alarm."""
+    """Unanimous steps in a row before the alarm."""
     baseline_steps: PositiveInt = 5
-    """Steps whose mean entropy is its start."""
+    """Steps whose means are the start."""
     rearm: float = Field(default=0.05, ge=0, lt=1)
     """After an alarm the share must fall so far below `max_share` before there is another."""
-    _start: list[float] = PrivateAttr(default_factory=list)
+    _start: list[tuple[float, float]] = PrivateAttr(default_factory=list)
+    """(entropy, rate of equal texts) of the first steps."""
     _unanimous: int = PrivateAttr(default=0)
+    _disagreed: int = PrivateAttr(default=0)
+    """The last step that was not unanimous."""
     _raised: bool = PrivateAttr(default=False)
+    _probes: dict[str, _Probe] = PrivateAttr(default_factory=dict)
 
     @property
     def reads(self) -> tuple[str, ...]:
         return self.share, self.entropy
 
     def observe(self, step: int, row: Row) -> Alarm | None:
+        alarm = self._fallen(step, row) or self._agreed(step, row)
+        if alarm is None or self._raised:
+            return None
+        self._raised = True
+        return alarm
+
+    def _fallen(self, step: int, row: Row) -> Alarm | None:
+        for name in (ACCURACY, AGREEMENT):
+            if (value := known(row, name)) is None:
+                continue
+            probe = self._probes.setdefault(name, _Probe())
+            probe.see(step, value, self.drop)
+            if probe.low >= self.low_probes:
+                words = f"{name} fell from {probe.best:.3f} to {value:.3f}. {REMEDY}"
+                return Alarm("collapse", step, name, words, probe.good)
+        return None
+
+    def _agreed(self, step: int, row: Row) -> Alarm | None:
         share, entropy = known(row, self.share), known(row, self.entropy)
         if share is None or entropy is None:
             return None
+        duplicates = known(row, DUPLICATES) or 0.0
         if len(self._start) < self.baseline_steps:
-            self._start.append(entropy)
+            self._start.append((entropy, duplicates))
             return None
-        start = sum(self._start) / len(self._start)
+        entropies, rates = zip(*self._start, strict=True)
+        start = sum(entropies) / len(entropies)
         if self._raised:
-            self._raised = share >= self.max_share - self.rearm
-        self._unanimous = self._unanimous + 1 if share >= self.max_share and entropy <= self.entropy_frac * start else 0
-        if self._raised or self._unanimous < self.patience:
+            low = any(probe.low for probe in self._probes.values())
+            self._raised = low or share >= self.max_share - self.rearm
+        same_answers = share >= self.max_share and entropy <= self.entropy_frac * start
+        same_texts = duplicates >= self.max_duplicates > sum(rates) / len(rates)
+        if not (same_answers or same_texts):
+            self._unanimous, self._disagreed = 0, step
             return None
-        self._raised = True
-        return Alarm(
-            "collapse",
-            step,
-            self.share,
-            f"the commonest answer has {share:.2f} of its group, and the entropy of answers fell from {start:.2f} to "
-            f"{entropy:.2f} nats. With a label-free reward that is how a collapse begins: look at samples.jsonl and at "
-            "heldout/accuracy; stop, go back to an earlier checkpoint, raise learner.loss.kl_coef.",
+        self._unanimous += 1
+        if self._unanimous < self.patience or self._proven():
+            return None
+        words = (
+            f"the commonest answer has {share:.2f} of its group, and the entropy of answers went from {start:.2f} to "
+            f"{entropy:.2f} nats; {duplicates:.2f} of the texts are repeated. {REMEDY}"
         )
+        return Alarm("collapse", step, self.share if same_answers else DUPLICATES, words, self._disagreed)
+
+    def _proven(self) -> bool:
+        """Whether there are probes, and all are near their best."""
+        return bool(self._probes) and not any(probe.low for probe in self._probes.values())

@@ -1,7 +1,7 @@
 """Every shaper by name: `[rewards.shape]` below a `[[rewards]]`. Yours is `package.module:Class`."""
 
 from rewards.shaping.base import Shaper
-from rewards.shaping.brevity import Concise, LengthSwitch
+from rewards.shaping.brevity import Concise, LengthSwitch, StepLengthSwitch
 from rewards.shaping.par import Par
 from rewards.shaping.rivals import Centred, LogSigmoidCentred
 
@@ -11,6 +11,7 @@ SHAPERS: dict[str, type[Shaper]] = {
     "length_switch": LengthSwitch,
     "log_sigmoid_centred": LogSigmoidCentred,
     "par": Par,
+    "step_length_switch": StepLengthSwitch,
 }
 
 __all__ = ["SHAPERS", "Shaper"]

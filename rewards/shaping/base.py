@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,20 @@ from cluster.types import Group
 
 
 class Shaper(Plugin):
-    """Base of shapers: scores [G] of one signal → what the mixer weighs and adds up, [G].
+    """Base of shapers: scores [G] of one signal → what the mixer weighs and adds up, [G], or `of_step` for all groups.
 
     Unknown (NaN) stays unknown; what can be shaped only by knowing more than the group tells becomes unknown.
     """
 
     def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:
+        """Of one group, by its own scores alone."""
         raise NotImplementedError
+
+    def of_step(
+        self, values_G: Sequence[Float[np.ndarray, " G"]], groups: Sequence[Group]
+    ) -> list[Float[np.ndarray, " G"]]:
+        """Of all groups that a step could train on, before any is dropped; groups may differ in size."""
+        return [self.shape(values, group) for values, group in zip(values_G, groups, strict=True)]
 
 
 def reference_scores(group: Group, path: str) -> Float[np.ndarray, " M"]:

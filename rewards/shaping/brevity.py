@@ -51,6 +51,38 @@ class LengthSwitch(Shaper):
         return _known(values, brief_rewards(right, lengths_of(group), self.alpha) if solved else right.astype(float))
 
 
+class StepLengthSwitch(Shaper):
+    """GRPO-λ (arXiv:2505.18086): of the groups of a step those with the most right answers are pressed for brevity.
+
+    A right rollout of theirs is worth 1 − α · σ((length − mean) / std), mean and deviation being of the lengths of the
+    group's right ones; right ones of all other groups are worth 1, wrong ones 0. How many a step presses is fixed, so
+    brevity never takes over while the policy still errs elsewhere.
+    """
+
+    top_frac: float = Field(default=0.2, gt=0, le=1)
+    """λ: the share of the step's groups, rounded up, that is pressed."""
+    alpha: float = Field(default=0.6, ge=0, le=1)
+    """What brevity is worth. The paper's value is not known to us; 0.6 is from another implementation."""
+    correct: float = 1.0
+    """Scores from here on are right."""
+
+    def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:
+        """Of a group that is the whole step."""
+        return self.of_step([values], [group])[0]
+
+    def of_step(
+        self, values_G: Sequence[Float[np.ndarray, " G"]], groups: Sequence[Group]
+    ) -> list[Float[np.ndarray, " G"]]:
+        known_G = [np.isfinite(v) for v in values_G]
+        right_G = [(v >= self.correct)[k] for v, k in zip(values_G, known_G, strict=True)]
+        lengths_G = [lengths_of(g)[k] for g, k in zip(groups, known_G, strict=True)]
+        rewards_G = switched_rewards(right_G, lengths_G, top_frac=self.top_frac, alpha=self.alpha)
+        shaped_G = [np.full(v.shape, np.nan) for v in values_G]
+        for shaped, known, rewards in zip(shaped_G, known_G, rewards_G, strict=True):
+            shaped[known] = rewards
+        return shaped_G
+
+
 def lengths_of(group: Group) -> Float[np.ndarray, " G"]:
     """Tokens that the policy chose."""
     return np.array([r.num_tokens for r in group.rollouts], np.float64)
@@ -88,7 +120,7 @@ def switched_rewards(
     The ⌈top_frac · groups⌉ with the most right answers, at least one and the earlier of equals, are efficiency-first
     (`brief_rewards`); the others, and those without a right answer, get 0 and 1.
     """
-    accuracy = np.array([right.mean() for right in right_G])
+    accuracy = np.array([right.mean() if len(right) else -1.0 for right in right_G])
     count = max(1, math.ceil(top_frac * len(right_G) - 1e-9))  # 0.07 · 100 is a little more than 7
     chosen = set(np.argsort(-accuracy, kind="stable")[:count].tolist())
     return [

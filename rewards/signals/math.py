@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import PositiveFloat
 
-from cluster.types import FAILED, SCORED, Group, Rollout, Scores
+from cluster.types import FAILED, SCORED, Group, Rollout, Scores, Task
 from rewards.answers import boxed, spoken, tagged
 from rewards.base import Services, Signal
 from rewards.signals._states import scores
@@ -31,10 +31,13 @@ class Math(Signal):
     """Digits after the point in which numbers must agree."""
     timeout_s: PositiveFloat = 5.0
 
+    def declines(self, task: Task) -> str:
+        return "the task has no reference answer" if task.answer is None else ""
+
     async def score(self, group: Group, services: Services) -> Scores:
         expected = group.task.answer
         if expected is None:
-            return Scores.abstained(len(group), "the task has no reference answer")
+            return Scores.abstained(len(group), self.declines(group.task))
         answers = [_stated(r) for r in group.rollouts]
         # Equal answers are checked once.
         verdicts = {a: self._check(expected, a, services) for a in set(answers)}

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat
 
-from cluster.types import Group, Scores
+from cluster.types import Group, Scores, Task
 from rewards.answers import answer_of, last_number
 from rewards.base import Services, Signal
 
@@ -30,10 +30,14 @@ class Numeric(Signal):
     absolute: NonNegativeFloat = 1e-6
     relative: NonNegativeFloat = 0.0
 
+    def declines(self, task: Task) -> str:
+        known = task.answer is not None and number(task.answer) is not None
+        return "" if known else f"the reference answer {task.answer!r} is no number"
+
     async def score(self, group: Group, services: Services) -> Scores:
         expected = None if group.task.answer is None else number(group.task.answer)
         if expected is None:
-            return Scores.abstained(len(group), f"the reference answer {group.task.answer!r} is no number")
+            return Scores.abstained(len(group), self.declines(group.task))
         return Scores.of([self._near(answer_of(r, self.extract), expected) for r in group.rollouts])
 
     def _near(self, answer: str | None, expected: float) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveFloat
 
-from cluster.types import FAILED, SCORED, Group, Scores
+from cluster.types import FAILED, SCORED, Group, Scores, Task
 from rewards.answers import answer_of
 from rewards.base import Services, Signal
 from rewards.signals._states import scores
@@ -28,10 +28,13 @@ class ReasoningGymScore(Signal):
     """Where the answer stands."""
     timeout_s: PositiveFloat = 10.0
 
+    def declines(self, task: Task) -> str:
+        return "" if "reasoning_gym" in task.meta else "the task is not of the source 'reasoning_gym'"
+
     async def score(self, group: Group, services: Services) -> Scores:
         recipe = group.task.meta.get("reasoning_gym")
         if recipe is None:
-            return Scores.abstained(len(group), "the task is not of the source 'reasoning_gym'")
+            return Scores.abstained(len(group), self.declines(group.task))
         answers = [answer_of(r, self.extract) for r in group.rollouts]
         verdicts = {a: self._check(recipe, group.task.prompt, a, services) for a in set(answers)}
         known = dict(zip(verdicts, await asyncio.gather(*verdicts.values()), strict=True))

@@ -14,7 +14,8 @@ from actors.environments import ENVIRONMENTS, End, Observation
 from actors.models import prepare
 from actors.tasks import TASKS
 from actors.tasks.calculator import sums_of_three
-from actors.tiny import EOS, PAD, demonstration, dialogues, worked_out
+from actors.tiny.calculator import demonstration, worked_out
+from actors.tiny.character import EOS, PAD, dialogues
 from cluster.config import ModelSection
 from cluster.plugins import build
 from cluster.types import Task

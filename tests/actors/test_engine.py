@@ -14,9 +14,10 @@ from actors import episode
 from actors.chat import Chat
 from actors.engine import VllmEngine
 from actors.environments import End, Environment, Observation
+from actors.speaker import Speaker
 from cluster.config import parse
 from cluster.errors import ConfigError
-from cluster.types import Publication, Task
+from cluster.types import Message, Publication, Task
 from tests.models import random_llama
 
 pytestmark = pytest.mark.engine
@@ -115,6 +116,22 @@ class Recording:
         return sample
 
 
+async def answers_carry_the_likeliest_tokens(engine, model, chat):
+    """Asked as a judge: greedy, with log-probs at temperature 1, and the same again for the same seed."""
+    asked = (Message("user", "what is 2 plus 2?"),)
+    speaker, how = Speaker(engine, chat, 4), {"max_tokens": 8, "top_logprobs": 20, "seed": 5}
+    answer = await speaker.answer(asked, temperature=0.0, **how)
+    prompt = chat.prompt(asked)
+    with torch.no_grad():
+        reference = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+    likeliest = reference.topk(20)
+    assert [t for t, _ in answer.tokens[0].top] == [chat.text([i]) for i in likeliest.indices.tolist()]
+    assert [p for _, p in answer.tokens[0].top] == pytest.approx(likeliest.values.tolist(), abs=1e-3)
+    assert answer.version == engine.version
+    one, other = await asyncio.gather(*(speaker.answer(asked, temperature=1.0, **how) for _ in range(2)))
+    assert one.text == other.text
+
+
 @pytest.mark.parametrize("chat", [False, True])
 async def test_three_turns_are_token_exact_and_observations_are_masked(tmp_path, chat):
     directory = random_llama(tmp_path, tied=False, chat=chat, scale=2.0)
@@ -143,6 +160,7 @@ async def test_three_turns_are_token_exact_and_observations_are_masked(tmp_path,
             assert rollout.reward == len(rollout.turns[-1].text)
             if chat:
                 assert tokenizer.decode(tokens).count("[EOS]\n<user>") == 2
+    await answers_carry_the_likeliest_tokens(engine, model, Chat(tokenizer))
     await engine.close()
     assert long >= 3, "no episode reached its third turn"
 

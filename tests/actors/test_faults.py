@@ -237,7 +237,13 @@ async def test_a_held_out_task_that_fails_is_left_out_and_counted(worker):
 def test_failures_of_rollouts_and_rewards_share_a_budget_and_the_last_is_named(buffer):
     settings = parse({"run": {"max_data_failures": 3}})
     follower = Follower(buffer, settings, SimpleNamespace(), SimpleNamespace(), lambda _: None)
-    sampled = {"tokens": 0, "seconds": 1.0, "data_failures": 2, "last_failure": "group policy/1/0 dropped: x."}
+    sampled = {
+        "tokens": 0,
+        "seconds": 1.0,
+        "data_failures": 2,
+        "leases_lost": 0,
+        "last_failure": "group policy/1/0 dropped: x.",
+    }
     follower._on_rollout(sampled)
     follower._on_reward({"data_failures": 1, "last_failure": "y."})
     with pytest.raises(BudgetSpent, match=r"4 groups failed.*max_data_failures = 3.*The last: group 7: judge is drunk"):

@@ -92,7 +92,7 @@ def test_a_folder_keeps_its_path_while_its_weights_change(tmp_path):
     folder = AdapterFolder(LoraSection(rank=4, alpha=8, target_modules=("q_proj",)), base)
     told = json.loads((folder.path / "adapter_config.json").read_text())
     assert (told["r"], told["lora_alpha"], told["target_modules"]) == (4, 8, ["q_proj"])
-    assert folder.targets == ["q_proj"]
+    assert folder.arguments["lora_target_modules"] == ["q_proj"]
     first = load_file(folder.path / "adapter_model.safetensors")
     assert len(first) == 2 * 2, "A and B of one matrix in each of two layers"
     assert not any(tensor.any() for tensor in first.values())

@@ -112,6 +112,13 @@ async def test_a_wall_says_so_and_each_time_counts():
         assert rollout.truncated
 
 
+async def test_without_a_penalty_only_the_goal_is_rewarded():
+    rollout = await play(environment(penalty=0.0), task("MiniHack-Room-5x5-v0"), lambda _: "k", max_turns=4)
+    assert rollout.reward == 0.0
+    won = await play(environment(penalty=0.0, message_chars=0), task(), walk)
+    assert [e.reward for e in won.events if e.reward] == [won.reward] == [1.0]
+
+
 async def test_an_episode_cut_short_keeps_what_it_noticed_and_earned():
     env = environment()
     for cut_in_turn, noticed in ((0, 0), (2, 2), (-1, 3)):  # within a turn, or out of turns

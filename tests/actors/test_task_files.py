@@ -112,7 +112,7 @@ def test_held_out_lines_are_not_trained_on(tmp_path):
 
 FAULTS = [
     ("{", "tasks.jsonl:3: not JSON"),
-    ("[1]", "tasks.jsonl:3: a list, not an object"),
+    ("[1]", r"tasks.jsonl:3: \[1\] is not an object"),
     ('{"promt": "?"}', r"tasks.jsonl:3: no column 'prompt'. Did you mean 'promt'.*tasks.options.prompt_key"),
     ('{"prompt": ""}', "tasks.jsonl:3: 'prompt' is ''"),
     ('{"prompt": null}', "tasks.jsonl:3: 'prompt' is None"),

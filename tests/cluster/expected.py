@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from cluster.buffer import Limits
 from cluster.types import Claim, Manifest
+from tests.cluster.eras import Eras, Evidence
 
 
 class Broken(AssertionError):
@@ -41,10 +42,7 @@ class Known:
     overdue: bool = False
     judging: Literal["", "due", "taken"] = ""
     scorer: str = ""
-    scores: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """Signal → version and value."""
-    heard: set[tuple[str, str]] = field(default_factory=set)
-    """Every (signal, version) that has answered."""
+    evidence: Evidence = field(default_factory=Evidence)
 
     @property
     def place(self) -> tuple[int, int]:
@@ -72,8 +70,8 @@ class Saved:
 class Expected:
     """One policy: its claims, its queue of tasks, its cuts and the history behind the learner's weights."""
 
-    def __init__(self, name: str, limits: Limits) -> None:
-        self.name, self.limits = name, limits
+    def __init__(self, name: str, limits: Limits, eras: Eras) -> None:
+        self.name, self.limits, self.eras = name, limits, eras
         self.groups: dict[str, Known] = {}
         self.queue: list[int] = []
         self.frontier = self.version = self.epoch = self.next_cut = self.trimmed = 0
@@ -153,22 +151,30 @@ class Expected:
                 self.drop(known, "worker_died", requeue=True)
 
     def score(self, known: Known, signal: str, version: str, value: float) -> None:
-        stored = known.live or known.claim.id in self.stored_cuts
-        if stored and (signal, version) not in known.heard:
-            known.heard.add((signal, version))
-            known.scores[signal] = (version, value)
-        self.heard_from_judge(known)
+        """What is cut, or gone, is never touched."""
+        if known.live:
+            known.evidence.hear(self.eras, signal, version, value)
+            self.heard_from_judge(known)
 
     def heard_from_judge(self, known: Known) -> None:
         """A score, new or repeated: the group is complete, or its scorer is alive."""
-        if not (known.live or known.claim.id in self.stored_cuts):
+        if not known.live:
             return
-        if all(name in known.scores for name in self.limits.admit):
+        admit = self.limits.admit
+        known.evidence.change_over(self.eras, admit)
+        if not known.evidence.unanswered(self.eras, admit):
             known.judging = ""
-            if known.at == "pending":
-                known.at, known.passed = "ready", False
         elif known.judging:
             known.judging = "taken"
+        if known.at == "pending" and all(name in known.evidence.carried for name in admit):
+            known.at, known.passed = "ready", False
+
+    def relabel(self, changed: set[str]) -> None:
+        """The eras have: what is stored and not cut is asked again."""
+        for known in self.live:
+            if known.was_put:
+                known.evidence.forget(self.eras, changed)
+                known.judging = "due"
 
     # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
 

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cluster.buffer import Buffer, Limits
 from cluster.store import Store
+from tests.cluster.eras import Eras
 from tests.cluster.expected import Expected, Known, Saved, check
 from tests.cluster.lap_moves import SIGNALS, Learner, Moves, pick
 from tests.cluster.observed import Wire, compare
@@ -27,7 +28,7 @@ JUDGES, WORKERS = ("judge-0", "judge-1"), ("worker-0", "worker-1")
 FREQUENCY = {
     "claim": 4, "put": 3, "all_work": 8, "renew": 1, "give_up": 2, "forsake": 2,
     "lease_passes": 2, "score_deadline_passes": 2, "judge_takes_too_long": 1,
-    "take": 3, "score": 3,
+    "take": 3, "score": 3, "relabel": 4,
     "learner_goes_on": 16, "filter": 1, "checkpoint": 8,
     "crash": 1, "resume": 2, "roll_back": 4, "zombie_calls": 2, "restart_redis": 1,
     "old_call_arrives_again": 4,
@@ -63,9 +64,10 @@ class LapMachine(Moves, RuleBasedStateMachine):
         self.redis.script_flush()  # a server that knows the scripts would not be asked whether it has just started
         self.wire = Wire(self.buffer)
         self.wire.lossy, self.straggles = lossy, straggles
+        self.eras = Eras()
         self.buffer.configure(limits)
         for name in ("attacker", "defender")[:policies]:
-            learner = Learner(Expected(name, limits))
+            learner = Learner(Expected(name, limits, self.eras))
             self.learners.append(learner)
             self._resume(learner, learner.newest())
             self._publish(learner)
@@ -173,8 +175,8 @@ class LapMachine(Moves, RuleBasedStateMachine):
         for id in taken:
             due[id].judging, due[id].scorer = "taken", judge
         for id in taken if answers else ():
-            for signal in SIGNALS:
-                self._score(due[id], signal, "1", 1.0)
+            self._score_all(due[id])
+            check(not due[id].judging, "who has answered everything is not asked again", due[id], self.eras)
 
     def score(self, learner: Learner, index: int, any_group: bool) -> None:
         """One signal of a group that waits; or of one that is trained, dropped, trimmed long since."""
@@ -182,6 +184,15 @@ class LapMachine(Moves, RuleBasedStateMachine):
         if known := pick((k for k in learner.expected.at(*states) if k.was_put), index // 3):
             signal = [*SIGNALS, "hindsight"][index % 3]
             self._score(known, signal, str(index % 2), float(len(self.wire.sent)))
+
+    def relabel(self, learner: Learner, index: int, both: bool) -> None:
+        """A judge has another version, perhaps one that it has had before."""
+        signals = learner.expected.limits.admit
+        versions = dict.fromkeys(signals if both else signals[index % 2 :][:1], str(index // 2 % 2))
+        self.buffer.relabel(versions)
+        changed = self.eras.relabel(versions)
+        for one in self.learners if changed else ():
+            one.expected.relabel(changed)
 
     # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
 

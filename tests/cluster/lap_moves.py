@@ -9,6 +9,7 @@ from typing import TypeVar
 from cluster.buffer import Buffer
 from cluster.errors import KanaboError, LeaseLost, StaleEpoch
 from cluster.types import Manifest, Publication, Scores
+from tests.cluster.eras import Eras
 from tests.cluster.expected import Expected, Known, Saved, check
 from tests.cluster.lap import group_of, record_of
 from tests.cluster.observed import Wire
@@ -57,6 +58,7 @@ class Moves:
     buffer: Buffer
     wire: Wire
     learners: list[Learner]
+    eras: Eras
     first_saved, then_saved = "files", "manifest"
     filters_with_record = True
 
@@ -106,6 +108,11 @@ class Moves:
         learner = next(one for one in self.learners if one.name == known.claim.policy)
         learner.expected.score(known, signal, version, value)
 
+    def _score_all(self, known: Known) -> None:
+        """Under the versions of today."""
+        for signal in SIGNALS:
+            self._score(known, signal, self.eras.current.get(signal, "1"), 1.0)
+
     def _work(self, learner: Learner, *, but_for_one: bool = False, judged: bool = True) -> None:
         """Everybody who lives does everything he can, perhaps but for a straggler who has the oldest group."""
         expected = learner.expected
@@ -117,8 +124,7 @@ class Moves:
             if known not in straggling:
                 self._put(learner, known)
         for known in expected.at("pending") if judged else ():
-            for signal in SIGNALS:
-                self._score(known, signal, "1", 1.0)
+            self._score_all(known)
 
     # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -138,7 +144,11 @@ class Moves:
         for stored in found:
             known = expected.groups[stored.group.id]
             scores = {name: (score.version, float(score.values[0])) for name, score in stored.scores.items()}
-            check(scores == known.scores, "the first score of a version stays", stored.group.id, scores, known.scores)
+            evidence, eras = known.evidence, expected.eras
+            check(scores == evidence.carried, "the first score of a version stays", known, scores)
+            check(evidence.whole(eras), "a group carries one era, never a mixture", scores, eras)
+            outdated = any(evidence.outdated(eras, name) for name in eras.current)
+            check(stored.outdated == outdated, "outdated is what carries an older version", known, eras)
             check(stored.overdue == known.overdue, "overdue is who was late", known)
         ids = [stored.group.id for stored in found]
         check(ids == [known.claim.id for known in told], "ready groups in version order", ids, told)

@@ -113,6 +113,10 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     "a roll-back leaves trained groups in the ledger": {
         "resume": ("elseif cut and cut >= step then", "elseif false then")
     },
+    # Judges that change their versions: evidence of one era, asked for anew.
+    "scores of two versions are mixed": {"score": ("versions_of(era)[name] == version then", "true then")},
+    "half of a new version is carried": {"score": ("and not any(still_missing) then", "then")},
+    "a change of version asks nobody": {"relabel": ("        call('ZADD', run .. 'unscored', now, id)\n", "")},
     # Rule 12: the ledger.
     "the ledger is trimmed": {
         "prelude": (
@@ -131,7 +135,9 @@ RARE = {
     "a manifest forgets what is outstanding",
     "a resume keeps what its checkpoint has trained",
     "deadlines pass while Redis is away",
+    "half of a new version is carried",
     "late groups stay",
+    "scores of two versions are mixed",
 }
 """Found only by longer searches."""
 

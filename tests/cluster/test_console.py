@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from fastapi.testclient import TestClient
 from tokenizers import Tokenizer, decoders, models
 
 from cluster import config, kept
-from cluster.buffer import Limits
+from cluster.buffer import Limits, Wishes
 from cluster.console import server
 from cluster.console.detail import Pieces
 from cluster.console.groups import GroupIndex, Query
@@ -30,10 +32,18 @@ def lap(buffer):
 
 
 @pytest.fixture
-def page(tmp_path, lap):
+def wishes(redis_url):
+    wishes = Wishes(redis_url, f"console-{uuid4().hex[:8]}")
+    yield wishes
+    wishes.close()
+
+
+@pytest.fixture
+def page(tmp_path, lap, wishes):
     """A run under way, with a line for its driver's."""
     (tmp_path / "model").mkdir()
-    alive = Alive(lap.buffer, lambda: {"waiting": "Nothing", "actors": [], "failures": 0}, tmp_path / "model")
+    standing = {"waiting": "Nothing", "actors": [], "failures": 0}
+    alive = Alive(lap.buffer, lambda: standing, tmp_path / "model", wishes)
     return TestClient(server.app(Source(write_run(tmp_path / "run"), alive)))
 
 
@@ -258,3 +268,37 @@ def test_the_recipe_shows_what_was_chosen_and_no_password(tmp_path):
 def test_a_directory_without_a_run_is_named(tmp_path):
     with pytest.raises(ConfigError, match="holds no run"):
         Source(tmp_path)
+
+
+# ── what it changes, and what monitors say ──────────────────────────────────────────────────────────────────
+
+
+def test_more_workers_are_wished_for_by_who_may(page, wishes):
+    wishes.staff({"rollout": 2, "reward": 1})
+    ours = {"X-Kanabo": "console"}
+    assert page.post("/api/scale", json={"role": "rollout", "count": 3}).status_code == 403, "a foreign page's form"
+    assert wishes.wished() == {}
+    assert page.post("/api/scale", json={"role": "rollout", "count": 3}, headers=ours).json() == {"rollout": 3}
+    assert page.get("/api/workers").json()["staff"] == {
+        "rollout": {"up": 2, "wished": 3},
+        "reward": {"up": 1, "wished": 1},
+    }
+    for wrong in ({"role": "rollout", "count": 0}, {"role": "queen", "count": 1}):
+        assert page.post("/api/scale", json=wrong, headers=ours).status_code == 400
+    assert wishes.wished() == {"rollout": 3}
+
+
+def test_nobody_joins_a_run_that_has_ended(tmp_path):
+    site = client(write_run(tmp_path))
+    answer = site.post("/api/scale", json={"role": "rollout", "count": 3}, headers={"X-Kanabo": "console"})
+    assert (answer.status_code, "not under way" in answer.json()["error"]) == (400, True)
+    assert site.get("/api/workers").json()["staff"] == {}
+
+
+def test_alarms_are_shown_with_what_gave_them_away(tmp_path):
+    run = write_run(tmp_path)
+    site = client(run)
+    assert site.get("/api/alarms").json() == {"alarms": [], "monitors": []}
+    said = {"monitor": "collapse", "step": 7, "signal": "heldout/accuracy", "message": "it fell.", "good": 4}
+    (run / "alarms.jsonl").write_text(json.dumps(said) + "\n" + '{"torn')
+    assert site.get("/api/alarms").json()["alarms"] == [said]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import shutil
 import socket
 import subprocess
@@ -124,7 +125,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine: apt-get install chromium")
 def test_the_page_in_a_browser(tmp_path):
     rows = [{"step": s, "reward/mean": s / 10, "reward/exact_mean": s / 10, "learner/step_s": 2.0} for s in range(1, 9)]
+    rows.append(
+        {"step": 8, "judge/tutor_queue_depth": 3.0, "judge/tutor_hit_frac": 0.91, "judge/tutor_canary_frac": 0.4}
+    )
     run = write_run(tmp_path / "run", *rows)
+    said = {"monitor": "collapse", "step": 7, "signal": "heldout/accuracy", "message": "it fell.", "good": 4}
+    (run / "alarms.jsonl").write_text(json.dumps(said) + "\n")
     keep(run, 1, [group(1, HOSTILE), group(2, "what is 40 + 2?")], (1.0, np.nan))
     console = Console(Source(run), ConsoleSection(port=free_port()))
 
@@ -144,6 +150,11 @@ def test_the_page_in_a_browser(tmp_path):
         for verb in ("claim", "sample", "put", "score", "cut", "step", "publish", "release"):
             assert f"<h3>{verb}" in lap
         assert "step 8 of 100" in lap
+        judges = dom("?view=judges")
+        assert "tutor" in judges
+        assert "91 %" in judges
+        assert '<td class="number failed">40 %' in judges, "what is amiss stands out"
+        assert "it fell." in dom("?view=alarms")
         curves = dom("?view=curves")
         assert curves.count("<canvas") == 2, "reward and the learner's time"
         assert "exact" in curves

@@ -81,6 +81,20 @@ def test_a_change_on_the_way_to_a_change_starts_over(buffer: Buffer):
     assert carried(lap, id) == {"a": "3", "b": "3"}
 
 
+def test_a_version_that_comes_back_answers_anew(buffer: Buffer):
+    lap = Lap(buffer, LIMITS)
+    buffer.relabel({"a": "1", "b": "1"})
+    id = stored_group(lap)
+    for version, value in (("1", 1), ("2", 2), ("1", 3)):
+        buffer.relabel({"a": version, "b": version})
+        assert not {("a", version), ("b", version)} & buffer.answered([id])[0] or value == 1
+        buffer.score(id, {"a": scores(value, version), "b": scores(value, version), "late": scores(0, "0")})
+        found = next(s for s in lap.ready() if s.group.id == id)
+        assert not found.outdated
+        assert {name: s.values[0] for name, s in found.scores.items() if name != "late"} == {"a": value, "b": value}
+    assert buffer.unscored("worker", 9, 0) == [], "nobody is asked again and again"
+
+
 def test_a_cut_group_is_never_touched(buffer: Buffer):
     lap = Lap(buffer, LIMITS)
     buffer.relabel({"a": "1", "b": "1"})

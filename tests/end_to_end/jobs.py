@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[2]
+CLEAN_UP_S = 10.0
 TINY = [
     "engine.max_model_len=320",
     "engine.kv_cache_gib=0.25",
@@ -88,15 +90,49 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
+def shared_memory(processes: list[psutil.Process], directory: Path) -> set[Path]:
+    """What a job's processes have under a name in /dev/shm: files that they map, and the run's own folders."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(OSError):  # it has ended
+            lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+            found |= {Path(line[line.index("/dev/shm/") :]) for line in lines if "/dev/shm/" in line}
+    run_id = (directory / "id").read_text()
+    return {path for path in found if path.exists()} | set(Path("/dev/shm").glob(f"kanabo-*{run_id[-6:]}-*"))
+
+
+def left_of(paths: set[Path], seconds: float = 5.0) -> list[Path]:
+    """Those that are still there when the time is up."""
+    deadline = time.monotonic() + seconds
+    while left := [path for path in paths if path.exists()]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    return left
+
+
 def end(process: subprocess.Popen) -> None:
-    """Kill what is left of the job."""
+    """Kill what is left of the job; those who clean up after the dead may do so first."""
     for _ in range(3):
         for left in tree(process):
-            try:
-                left.kill()
-            except psutil.NoSuchProcess:
-                continue
+            if not _cleans_up(left):
+                _kill(left)
     process.wait(30)
+    for left in psutil.wait_procs(tree(process), timeout=CLEAN_UP_S)[1]:
+        _kill(left)
+
+
+def _kill(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+
+
+def _cleans_up(process: psutil.Process) -> bool:
+    try:
+        command = process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
+    return command[:1] == ["/bin/sh"] or any("multiprocessing.resource_tracker" in part for part in command)
 
 
 def tail(log: Path, characters: int = 3000) -> str:

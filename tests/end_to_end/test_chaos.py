@@ -214,6 +214,7 @@ def test_random_deaths_lose_nothing(cluster, tmp_path):
             chaos.strike()
         # Left alone it goes on: a step beyond all those so far.
         jobs.wait_for_step(tmp_path / "chaos", chaos.steps() + 2, chaos.job, log, timeout_s=240)
+        memory = jobs.shared_memory(chaos.processes(), tmp_path / "chaos")
         chaos.job.send_signal(signal.SIGTERM)
         assert chaos.job.wait(90) == 0, jobs.tail(log)
         left = jobs.left_after(list(watcher.seen.values()), seconds=20)
@@ -225,6 +226,8 @@ def test_random_deaths_lose_nothing(cluster, tmp_path):
         json.dumps({"seed": seed, "struck": dict(chaos.done), "steps": summary["steps"], **summary["groups_dropped"]})
     )
     assert not left, "processes outlive the job"
+    assert memory, "weights are published, and fetched, in shared memory"
+    assert not jobs.left_of(memory), "shared memory outlives the job, of whoever died in it"
     assert watcher.most_servers == 1, "two servers in one directory"
     assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
     assert summary["max_staleness_observed"] <= 1

@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
 
+from cluster import checkpoint
 from cluster.failpoints import FAILPOINTS
+from cluster.nodes import CLOSE_S
 from cluster.replay import replay
 from tests.end_to_end import jobs
 
@@ -74,6 +77,14 @@ def test_spent_budgets_end_the_run_with_a_report(tmp_path):
     assert (tmp_path / "spent" / "error.txt").exists()
 
 
+def test_whom_ray_ends_for_lack_of_memory_costs_the_budget_like_any_death(tmp_path):
+    log = tmp_path / "log"
+    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=large", "run.max_infrastructure_failures=1"]
+    assert jobs.run(overrides, log=log, timeout_s=240, RAY_memory_usage_threshold="0.01") == 1
+    assert "2 failures of infrastructure, run.max_infrastructure_failures = 1. The last: " in said(log)
+    assert "running low on memory" in said(log)
+
+
 def test_a_stall_names_what_everybody_waits_for(tmp_path):
     log = tmp_path / "log"
     overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=stalled", "run.stall_s=12", "evaluation.max_tasks=1"]
@@ -86,6 +97,38 @@ def test_a_stall_names_what_everybody_waits_for(tmp_path):
     assert "rollout-0 samples 1 episodes, the oldest for" in said(log)
     assert "learner-0 waits for the groups of step 1 for" in said(log)
     assert "reward-0 waits for groups to score" in said(log)
+    assert "the buffer is at version 0: 16 groups are sampled, 0 wait for scores, 0 are ready; the oldest" in said(log)
+    assert "waits for its rollout by rollout-0" in said(log)
+
+
+def test_a_stop_that_something_hangs_on_ends_within_its_grace(tmp_path):
+    """The learner is stopped, then the job is asked to leave: exit 1 with a name, and the next start goes on."""
+    log, run = tmp_path / "log", tmp_path / "graceful"
+    overrides = [
+        *FAKE, f"run.dir={tmp_path}", "run.name=graceful", "run.silent_s=3600", "checkpoint.every_steps=2"
+    ]  # fmt: skip
+    process = jobs.start([*overrides, "learner.steps=100000", "run.grace_s=12"], log=log)
+    try:
+        jobs.wait_for_step(run, 3, process, log, timeout_s=200)
+        started = jobs.tree(process)
+        os.kill(process_named(process, "ray::LearnerActor").pid, signal.SIGSTOP)
+        asked = time.monotonic()
+        process.terminate()
+        assert process.wait(60) == 1, jobs.tail(log)
+        took_s = time.monotonic() - asked
+        left = jobs.left_after(started, seconds=20)
+    finally:
+        jobs.end(process)
+    assert took_s < 12 + CLOSE_S + 10
+    assert not left, "processes outlive the job"
+    assert "did not save its step within run.grace_s = 12 s: learner-0 has not answered for 1" in said(log)
+    newest = checkpoint.committed(run / "checkpoints")[-1]
+    assert f"The next start continues from {newest}" in said(log)
+    reached = checkpoint.read(newest).step
+    assert jobs.run([*overrides, f"learner.steps={reached + 3}"], log=log, timeout_s=200) == 0, jobs.tail(log)
+    summary = jobs.summary(run)
+    assert summary["steps"] == reached + 3
+    assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
 
 
 def test_an_actor_that_is_stopped_is_replaced(tmp_path):
@@ -102,6 +145,28 @@ def test_an_actor_that_is_stopped_is_replaced(tmp_path):
     summary = jobs.summary(tmp_path / "silent")
     assert summary["steps"] == 60
     assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
+
+
+@pytest.mark.parametrize("zero_stage", [pytest.param(0, marks=pytest.mark.verify), 3])
+def test_a_collective_that_a_rank_leaves_hanging_ends_by_its_time_out(tmp_path, zero_stage):
+    """The rank is stopped before it trains its third step; nobody else would notice, `run.silent_s` is an hour."""
+    log, run, dead = tmp_path / "log", tmp_path / "hanging", tmp_path / "dead"
+    dead.mkdir()
+    overrides = [
+        *FAKE, f"run.dir={tmp_path}", "run.name=hanging", "learner.steps=6", "learner.ranks=2",
+        f"learner.zero_stage={zero_stage}", "learner.collective_timeout_s=5", "checkpoint.every_steps=2",
+        "run.silent_s=3600", "run.max_infrastructure_failures=1",
+    ]  # fmt: skip
+    where = {"KANABO_FAILPOINT": "learner.after_cut@3", "KANABO_FAILPOINT_DIR": str(dead)}
+    code = jobs.run(overrides, log=log, timeout_s=150, KANABO_FAILPOINT_SIGNAL="SIGSTOP", **where)
+    assert code == 0, jobs.tail(log)
+    assert "the learner died (1 of 1): rank" in said(log)
+    assert "in a collective for a rank that has died or hangs (learner.collective_timeout_s = 5)" in said(log)
+    summary = jobs.summary(run)
+    assert summary["steps"] == 6
+    assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
+    assert [r["step"] for r in jobs.rows(run) if "learner/step_s" in r] == list(range(1, 7))
+    assert checkpoint.read(run / "checkpoints" / "global_step_6").epoch == 2, "from the checkpoint of step 2, anew"
 
 
 def test_gradients_that_are_not_finite_are_skipped_kept_and_end_the_run(tmp_path):
@@ -134,6 +199,16 @@ def test_gradients_that_are_not_finite_are_skipped_kept_and_end_the_run(tmp_path
     )
     assert none.returncode == 2
     assert b"There are: 2, 3, 4, 6, 7, 8." in none.stdout
+
+
+def test_an_advantage_that_breaks_its_contract_ends_the_run_and_is_named(tmp_path):
+    log = tmp_path / "log"
+    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=broken", "learner.advantage.use=tests.fakes:Forgetful"]
+    assert jobs.run(overrides, log=log, timeout_s=240) == 1
+    assert "failed learner.advantage.use = 'tests.fakes:Forgetful', group policy/1/" in said(log)
+    assert "rollout 7: the advantage is nan, though its reward 0 is known" in said(log)
+    assert "failures of infrastructure" not in said(log), "it would break again"
+    assert jobs.summary(tmp_path / "broken")["steps"] == 0
 
 
 def test_an_engine_that_keeps_old_weights_stops_the_run(tmp_path):

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster import kept
 from cluster.report import SUMMARY_KEYS
 from tests.end_to_end import jobs
+from tests.metrics_page import unexplained
 
 FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.drop_zero_variance=false"]
 
@@ -46,6 +47,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     sample = json.loads((directory / "samples.jsonl").read_text().splitlines()[0])
     assert {"step", "task", "text", "scores", "reward", "advantage"} <= set(sample)
     assert "console: http://127.0.0.1:" in log.read_text()
+    assert not unexplained(name for row in jobs.rows(directory) for name in row), "docs/metrics.md lacks them"
     assert len(kept_groups(directory)) == summary["groups_trained"]
     checkpoint = directory / "checkpoints" / "global_step_6"
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
@@ -61,13 +63,24 @@ def kill_the_driver(tmp_path, overrides: list[str], *, at_step: int) -> dict:
     try:
         jobs.wait_for_step(tmp_path / "killed", at_step, process, log, timeout_s=400)
         started = jobs.tree(process)
+        memory = jobs.shared_memory(started, tmp_path / "killed")
         os.kill(process.pid, signal.SIGKILL)
         process.wait(10)
         left = jobs.left_after(started, seconds=20)
+        left_in_memory = jobs.left_of(memory)
     finally:
         jobs.end(process)
     assert not left, "processes outlive a killed driver"
-    assert jobs.run(overrides, log=log, timeout_s=600) == 0, jobs.tail(log)
+    assert len(memory) >= 2, "weights are published, and fetched, in shared memory"
+    assert not left_in_memory, "shared memory outlives a killed driver"
+    process = jobs.start(overrides, log=log)
+    try:
+        jobs.wait_for_step(tmp_path / "killed", at_step + 1, process, log, timeout_s=400)
+        memory = jobs.shared_memory(jobs.tree(process), tmp_path / "killed")
+    finally:
+        code = jobs.finish(process, log, timeout_s=600)
+    assert code == 0, jobs.tail(log)
+    assert not jobs.left_of(memory), "shared memory outlives a job that ended well"
     summary = jobs.summary(tmp_path / "killed")
     assert summary["groups_lost"] == 0
     assert summary["groups_trained_twice"] == 0

@@ -1,9 +1,12 @@
 """Choices of the recipe that change what a lap is made of, in a real job: the user's Redis, a function as reward, a
-reference model, recomputed activations, a named checkpoint.
+reference model, recomputed activations, a named checkpoint; a critic.
 """
 
 from __future__ import annotations
 
+from safetensors import safe_open
+
+from cluster.replay import replay
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE, said
 
@@ -43,3 +46,25 @@ def test_a_run_on_the_users_redis_goes_back_to_a_named_checkpoint(tmp_path, redi
 
     assert jobs.run([*overrides, "resume=off"], log=log, timeout_s=60) == 2
     assert 'already holds a run and resume = "off"' in said(log)
+
+
+def test_ppo_with_a_critic_learns_values_and_runs_again_bit_for_bit(tmp_path):
+    """Rewards are far below 0: a head that starts there has that to learn before anything else."""
+    log, run = tmp_path / "log", tmp_path / "ppo"
+    overrides = [
+        *FAKE, f"run.dir={tmp_path}", "run.name=ppo", "learner.steps=8", "checkpoint.record_every_steps=6",
+        "learner.value={lr = 5e-4, coef = 0.5, reward_kl_coef = 0.01}", "learner.schedule={lr = 1e-4}",
+        "rewards.0.use=length_penalty", "rewards.0.options={max_tokens = 4, cache_tokens = 4}",
+    ]  # fmt: skip
+    assert jobs.run(overrides, log=log, timeout_s=240) == 0, jobs.tail(log)
+    rows = [r for r in jobs.rows(run) if "learner/step_s" in r]
+    assert [r["step"] for r in rows] == list(range(1, 9))
+    losses = [r["loss/value"] for r in rows]
+    assert max(losses[-2:]) < 0.7 * losses[0], losses
+    assert rows[0]["value/mean"] == 0.0 > rows[-1]["value/mean"]
+    assert all("value/explained_variance" in r for r in rows)
+    before, after = replay(run, 6)
+    assert before == {k: v for k, v in after.items() if k != "suspects"}
+    assert {"loss/value", "value/explained_variance"} <= set(before["metrics"])
+    with safe_open(run / "checkpoints" / "global_step_8" / "model.safetensors", "pt") as exported:
+        assert not any("value" in name for name in set(exported.keys()))

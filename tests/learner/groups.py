@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from cluster.types import Claim, CutRecord, Group, Rollout, Task
+from cluster.types import Claim, CutRecord, Group, Mixed, Rollout, Scores, Task
 from learner.advantages import Advantage, GroupAdvantage
+from learner.cut import Mix
 
 VOCABULARY = 11
 
@@ -40,6 +42,21 @@ def random_groups(lengths: Sequence[Sequence[tuple[int, int]]], seed: int = 0, *
     return [group(i, [rollout(p, r, rng, **fields) for p, r in g]) for i, g in enumerate(lengths)]
 
 
+def ppo_groups(seed: int, vocabulary: int = 40) -> list[Group]:
+    """Rollouts of one, two and three turns, some of them truncated, tempered."""
+    rng, groups = np.random.default_rng(seed), []
+    for seq in range(2):
+        rollouts = []
+        for i, turns in enumerate([(3, 5), (2, 4, 3, 6), (1, 2, 2, 1, 3, 9), (4, 1)]):
+            said = rollout(0, sum(turns), rng, vocabulary=vocabulary, temperature=0.8)
+            mask = np.repeat(np.arange(len(turns)) % 2 == 1, turns)
+            logprobs = np.where(mask, said.logprobs, np.float32(0))
+            finish = "length" if (i + seq) % 2 else "stop"
+            rollouts.append(replace(said, loss_mask=mask, logprobs=logprobs, finish=finish))
+        groups.append(group(seq, rollouts))
+    return groups
+
+
 def record_of(
     groups: Sequence[Group], rewards: Sequence[np.ndarray], advantage: Advantage | None = None, *, step: int = 0
 ) -> CutRecord:
@@ -53,6 +70,11 @@ def record_of(
             tuple(np.array([a], np.float32) for a in advantages) for advantages in estimator.of_step(rewards)
         ),
     )
+
+
+def each(mix: Callable[[Group, dict[str, Scores]], Mixed]) -> Mix:
+    """The mixer of a step that looks at one group at a time."""
+    return lambda groups, scores: [mix(g, s) for g, s in zip(groups, scores, strict=True)]
 
 
 def random_rewards(groups: Sequence[Group], seed: int = 1) -> list[np.ndarray]:

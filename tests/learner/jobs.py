@@ -16,15 +16,17 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.config import LearnerSection, LossSection, ScheduleSection
-from cluster.types import CutRecord, Group, Mixed
+from cluster.config import LearnerSection, LossSection, ScheduleSection, TermSection, ValueSection
+from cluster.types import CutRecord, Group, Mixed, Pair
+from learner.advantages import Undivided
 from learner.engine import DeepSpeedEngine, Engine, join
 from learner.losses import Clipped
 from learner.pack import pack
 from learner.reference import Reference
+from learner.terms import build_terms
 from learner.train import optimize, train
-from tests.learner.groups import random_groups, random_rewards, record_of
-from tests.learner.plain import plain_loop, rewards_of
+from tests.learner.groups import each, ppo_groups, random_groups, random_rewards, record_of
+from tests.learner.plain import plain_loop, plain_ppo, rewards_of
 
 VOCABULARY = 40
 LENGTHS = [[(3, 9), (3, 2), (4, 30)], [(2, 5), (9, 1)], [(1, 12), (6, 6), (6, 3), (2, 2)]]
@@ -38,15 +40,33 @@ def section_of(optimizer: str, **fields: Any) -> LearnerSection:
     )
 
 
+LAYOUTS = {"rows": (24, 48), "single": (1, 1), "wide": (512, 4096)}
+"""Tokens of a row and of a micro-batch."""
+
+
+def head_weights(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
+    """The value head's, gathered."""
+    if engine._critic is None:
+        return {}
+    named = list(engine._critic.value_head.named_parameters())
+    with engine._gathered([p for _, p in named]):
+        return {f"value_head.{name}": p.detach().float().clone() for name, p in named}
+
+
 def full_weights(engine: Engine) -> dict[str, torch.Tensor]:
     return {name: tensor.float().clone() for name, tensor in engine.weights()}
 
 
-def steps_on_random_groups(engine: Engine, section: LearnerSection, seeds: range, **options) -> dict[str, float]:
+def steps_on_random_groups(
+    engine: Engine, section: LearnerSection, seeds: range, *, backwards: bool = False, **options
+) -> dict[str, float]:
     metrics = {}
     for seed in seeds:
         groups = random_groups(LENGTHS, seed=seed, vocabulary=VOCABULARY)
-        record = record_of(groups, random_rewards(groups, seed), step=seed)
+        rewards = random_rewards(groups, seed)
+        if backwards:
+            groups, rewards = groups[::-1], rewards[::-1]
+        record = record_of(groups, rewards, step=seed)
         batch = pack(groups, record, section, engine.rank, engine.world)
         metrics = optimize(batch, section, engine, Clipped(), **options)
     return metrics
@@ -55,13 +75,38 @@ def steps_on_random_groups(engine: Engine, section: LearnerSection, seeds: range
 # ── jobs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def trajectory(model_dir: Path, work: Path, optimizer: str, stage: int, dtype: str = "float32") -> Any:
-    """Three steps: the weights after them and the last step's metrics."""
+def trajectory(
+    model_dir: Path, work: Path, optimizer: str, stage: int, dtype: str = "float32", layout: str = "rows"
+) -> Any:
+    """Three steps: the weights after them and the last step's metrics. `backwards` packs the groups last first."""
+    row_tokens, micro_tokens = LAYOUTS[layout.removeprefix("backwards-")]
     # A gradient of almost nothing has a random sign; with the default eps Adam makes a whole step of it.
-    section = section_of(optimizer, zero_stage=stage, dtype=dtype, eps=1e-4)
+    section = section_of(
+        optimizer, zero_stage=stage, dtype=dtype, eps=1e-4, row_tokens=row_tokens, micro_tokens=micro_tokens
+    )
     engine = DeepSpeedEngine(model_dir, section)
-    metrics = steps_on_random_groups(engine, section, range(3))
+    metrics = steps_on_random_groups(engine, section, range(3), backwards=layout.startswith("backwards-"))
     return full_weights(engine), metrics
+
+
+def ppo(model_dir: Path, work: Path, stage: int, layout: str = "rows") -> Any:
+    """Three steps with a critic, and the same three of a plain loop: weights, value head included, and metrics."""
+    value = ValueSection(
+        coef=0.5, gamma=0.9, lam=0.8, clip=0.3, lr=0.25, reward_kl_coef=0.05, bootstrap_truncated=stage % 2 == 1
+    )
+    row_tokens, micro_tokens = LAYOUTS[layout]
+    sizes = {"row_tokens": row_tokens, "micro_tokens": micro_tokens}
+    section = section_of("sgd", zero_stage=stage, value=value, clip_grad_norm=0.5, **sizes)
+    steps = [ppo_groups(seed) for seed in range(3)]
+    engine, frozen = DeepSpeedEngine(model_dir, section), Reference(model_dir, section)
+    rows = []
+    for step, groups in enumerate(steps):
+        record = record_of(groups, random_rewards(groups, step), Undivided(), step=step)
+        batch = pack(groups, record, section, engine.rank, engine.world)
+        rows.append(optimize(batch, section, engine, Clipped(), frozen))
+    published = full_weights(engine)
+    expected = plain_ppo(model_dir, section, [(groups, random_rewards(groups, i)) for i, groups in enumerate(steps)])
+    return published, head_weights(engine), rows, expected, engine.metadata()
 
 
 @dataclass
@@ -109,7 +154,7 @@ def on_policy(model_dir: Path, work: Path, optimizer: str) -> Any:
     def mix(group: Group, scores: Any) -> Mixed:
         return Mixed(rewards_of(group))
 
-    reached = train(section, shelf, engine, shelf, mix, policy="policy", epoch=1)
+    reached = train(section, shelf, engine, shelf, each(mix), policy="policy", epoch=1)
     initial = {n: p.detach() for n, p in AutoModelForCausalLM.from_pretrained(model_dir).named_parameters()}
     rows = [fields["metrics"] for kind, fields in shelf.told if kind == "step"]
     engine.barrier()
@@ -135,17 +180,26 @@ def recomputed(model_dir: Path, work: Path) -> Any:
             nonlocal runs
             runs += 1
 
-        engine._engine.module.model.layers[0].mlp.register_forward_hook(count)
+        # Not a hook after it: the second run ends with the last tensor that is needed.
+        engine._policy.model.layers[0].mlp.register_forward_pre_hook(count)
         metrics = steps_on_random_groups(engine, section, range(2))
         found.append((full_weights(engine), metrics, runs))
     return found
 
 
-def resume(model_dir: Path, work: Path, stage: int, dtype: str = "float32") -> Any:
+def critic_in_bf16(model_dir: Path, work: Path) -> Any:
+    """The value head after three steps, and the last step's metrics."""
+    section = section_of("adamw", zero_stage=1, dtype="bfloat16", value=ValueSection(lr=1e-2))
+    engine = DeepSpeedEngine(model_dir, section)
+    metrics = steps_on_random_groups(engine, section, range(3))
+    return head_weights(engine), metrics
+
+
+def resume(model_dir: Path, work: Path, stage: int, critic: str = "", dtype: str = "float32") -> Any:
     """Two steps, save, two steps; and from the save the last two again."""
-    section = section_of("adamw", zero_stage=stage, dtype=dtype)
+    section = section_of("adamw", zero_stage=stage, dtype=dtype, value=ValueSection(lr=3e-3) if critic else None)
     section = section.model_copy(update={"schedule": ScheduleSection(lr=1e-3, warmup_steps=6)})
-    directory = work / f"saved-{stage}-{dtype}"
+    directory = work / f"saved-{stage}{critic}-{dtype}"
     first = DeepSpeedEngine(model_dir, section)
     steps_on_random_groups(first, section, range(2))
     first.save(directory)
@@ -154,13 +208,15 @@ def resume(model_dir: Path, work: Path, stage: int, dtype: str = "float32") -> A
     second.load(directory)
     resumed_at = second.step
     again = steps_on_random_groups(second, section, range(2, 4))
-    third = DeepSpeedEngine(model_dir, section.model_copy(update={"optimizer": "sgd"}))
+    other = {"value": None} if critic else {"optimizer": "sgd"}
+    third = DeepSpeedEngine(model_dir, section.model_copy(update=other))
     try:
         third.load(directory)
         refusal = ""
     except ValueError as error:
         refusal = str(error)
-    return full_weights(first), full_weights(second), metrics, again, resumed_at, refusal
+    of_both = (full_weights(e) | head_weights(e) for e in (first, second))
+    return *of_both, metrics, again, resumed_at, refusal
 
 
 def export(model_dir: Path, work: Path, stage: int) -> Any:
@@ -212,15 +268,46 @@ def entropy_bonus(model_dir: Path, work: Path) -> Any:
     return [steps_on_random_groups(engine, section, range(0, 1))["loss/entropy_nats"] for _ in range(5)]
 
 
+PAIRS = ((Pair(0, 2), Pair(2, 1, label=0.8)), (Pair(1, 0),), (Pair(3, 0),))
+
+
+def preferences(model_dir: Path, work: Path, stage: int) -> Any:
+    """Two steps of a policy loss, a loss on pairs and one on a token behind the end; weights and metrics."""
+    laser = {"token": 5, "mix_after_steps": 0, "min_std": 1e-4, "reference_logprob": 0}
+    terms = (TermSection(use="dpo"), TermSection(use="laser", options=laser))
+    section = section_of("sgd", zero_stage=stage, terms=terms)
+    engine, built = DeepSpeedEngine(model_dir, section), build_terms(section)
+    frozen, rows = Reference(model_dir, section), []
+    for seed in range(2):
+        groups = random_groups(LENGTHS, seed=seed, vocabulary=VOCABULARY)
+        record = replace(record_of(groups, random_rewards(groups, seed), step=seed), pairs=PAIRS)
+        batch = pack(groups, record, section, engine.rank, engine.world, append=built.appended_token)
+        rows.append(optimize(batch, section, engine, Clipped(), frozen, built))
+    return full_weights(engine), rows
+
+
 JOBS: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (trajectory, on_policy, recomputed, resume, export, not_finite, reference, entropy_bonus)
+    f.__name__: f
+    for f in (
+        trajectory,
+        ppo,
+        critic_in_bf16,
+        on_policy,
+        recomputed,
+        resume,
+        export,
+        not_finite,
+        preferences,
+        reference,
+        entropy_bonus,
+    )
 }
 
 
 def main() -> None:
     out, rank, world, port, model_dir, *jobs = sys.argv[1:]
     torch.set_num_threads(1)
-    join(int(rank), int(world), ("127.0.0.1", int(port)), local_rank=int(rank), local_size=int(world), timeout_s=60)
+    join(int(rank), int(world), ("127.0.0.1", int(port)), timeout_s=60)
     results = {}
     for job in jobs:
         name, *arguments = job.split(":")

@@ -65,3 +65,59 @@ def plain_loop(
         optimizer.zero_grad()
         sampled.append(groups)
     return sampled, {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def plain_ppo(
+    model_dir: Path, section: LearnerSection, steps: list[tuple[list[Group], list[np.ndarray]]]
+) -> dict[str, torch.Tensor]:
+    """PPO written down plainly, a rollout at a time: value head, GAE, whitening, both clips; the weights at the end."""
+    assert section.value is not None
+    value, lr = section.value, section.schedule.lr
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    frozen = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    weight = torch.zeros(model.config.hidden_size, requires_grad=True)
+    bias = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD(
+        [{"params": list(model.parameters()), "lr": lr}, {"params": [weight, bias], "lr": value.lr or lr}]
+    )
+
+    def look(policy, rollout: Rollout):
+        tokens = torch.from_numpy(rollout.tokens.astype(np.int64))
+        out = policy(input_ids=tokens[None], output_hidden_states=True)
+        chosen = torch.from_numpy(np.flatnonzero(rollout.loss_mask[1:]) + 1)
+        log_softmax = (out.logits[0] / rollout.temperature).log_softmax(-1)
+        values = out.hidden_states[-1][0] @ weight + bias
+        return log_softmax[chosen - 1, tokens[chosen]], values[chosen - 1], values[-1], chosen
+
+    for groups, rewards in steps:
+        pairs = [(r, x) for g, xs in zip(groups, rewards, strict=True) for r, x in zip(g.rollouts, xs, strict=True)]
+        old, advantages, returns = [], [], []
+        with torch.no_grad():
+            for rollout, reward in pairs:
+                logprobs, values, last, _ = look(model, rollout)
+                earned = -value.reward_kl_coef * (logprobs - look(frozen, rollout)[0])
+                earned[-1] += reward
+                after = last if value.bootstrap_truncated and rollout.truncated else torch.zeros(())
+                credit = [torch.zeros(())]
+                for t in reversed(range(len(earned))):
+                    error = earned[t] + value.gamma * after - values[t]
+                    credit.append(error + value.gamma * value.lam * credit[-1])
+                    after = values[t]
+                old.append(values)
+                advantages.append(torch.stack(credit[:0:-1]))
+                returns.append(advantages[-1] + values)
+        flat = torch.cat(advantages)
+        loss = torch.zeros(())
+        for (rollout, _), before, credit, goal in zip(pairs, old, advantages, returns, strict=True):
+            logprobs, values, _, chosen = look(model, rollout)
+            ratio = (logprobs - torch.from_numpy(rollout.logprobs)[chosen]).exp()
+            white = (credit - flat.mean()) / flat.std()
+            loss = loss - torch.minimum(ratio * white, ratio.clamp(0.8, 1.2) * white).sum()
+            near = before + (values - before).clamp(-0.3, 0.3)
+            loss = loss + value.coef * torch.maximum((values - goal) ** 2, (near - goal) ** 2).sum() / 2
+        (loss / len(flat)).backward()
+        torch.nn.utils.clip_grad_norm_([*model.parameters(), weight, bias], section.clip_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    head = {"value_head.weight": weight.detach()[None], "value_head.bias": bias.detach()}
+    return {name: p.detach().clone() for name, p in model.named_parameters()} | head

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from cluster.errors import PluginError
 from cluster.plugins import build
-from learner.advantages import ADVANTAGES, GroupAdvantage, LeaveOneOut, ReinforcePlusPlus
+from learner.advantages import ADVANTAGES, Advantage, GroupAdvantage, LeaveOneOut, ReinforcePlusPlus, Undivided, checked
+from tests.learner.groups import random_groups
 
 NAN = float("nan")
 
@@ -79,3 +81,54 @@ def test_a_step_without_groups_has_no_advantages():
 def test_a_group_of_one_has_a_signal_against_the_step():
     found = ReinforcePlusPlus().of_step([np.array([1.0]), np.array([0.0])])
     np.testing.assert_allclose(np.concatenate(found), [0.7071068, -0.7071068], atol=1e-5)
+
+
+def test_undivided_is_the_reward_itself():
+    np.testing.assert_array_equal(Undivided().advantages(np.array([2.0, NAN, -1.0])), [2.0, NAN, -1.0])
+
+
+class Answers(Advantage):
+    """Says of every step what it is told to, or raises it."""
+
+    what: object
+
+    def of_step(self, rewards_G):
+        if isinstance(self.what, Exception):
+            raise self.what
+        return self.what
+
+
+def check(what: object) -> list[list[np.ndarray]]:
+    """Of two groups: rollouts of 5 and 4 tokens, the first of unknown reward, and one of 3."""
+    groups = random_groups([[(2, 3), (3, 1)], [(1, 2)]])
+    return checked(Answers(what=what), "mine:Answers", groups, [np.array([NAN, 0.5]), np.array([1.0])])
+
+
+def test_one_advantage_a_rollout_or_a_token_passes():
+    found = check([[NAN, 2.0], [[0.0, 1.0, 2.0]]])
+    assert [[c.tolist() for c in g] for g in found][1] == [[0.0, 1.0, 2.0]]
+    assert found[0][1].tolist() == [2.0]
+    assert np.isnan(found[0][0]).all()
+    assert found[0][0].dtype == np.float32
+    # on the prompt, where nothing is trained, anything may stand
+    assert np.isnan(check([[NAN, 2.0], [[NAN, 1.0, 2.0]]])[1][0][0])
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        (ZeroDivisionError("by zero"), ["ZeroDivisionError: by zero.", "1/0: [nan 0.5]", "policy/1/1: [1.]"]),
+        ([[0.0, 1.0]], ["1 groups", "has 2"]),
+        ([[0.0, 1.0, 2.0], [1.0]], ["group policy/1/0", "shape (3,)", "(2,)"]),
+        ([[0.0, 1.0], 1.0], ["group policy/1/1", "shape ()", "(1,)"]),
+        ([[0.0, [1.0, 2.0]], [1.0]], ["group policy/1/0, rollout 1", "2 advantages", "4 tokens"]),
+        ([[0.0, "much"], [1.0]], ["group policy/1/0, rollout 1", "'much' is no number"]),
+        ([[0.0, NAN], [1.0]], ["group policy/1/0, rollout 1", "is nan", "reward 0.5 is known"]),
+        ([[0.0, 1.0], [[0.0, 1e39, 0.0]]], ["group policy/1/1, rollout 0", "is inf", "reward 1 is known"]),
+    ],
+)  # fmt: skip
+def test_a_broken_advantage_is_named_with_its_group_and_value(what, words):
+    with pytest.raises(PluginError) as caught:
+        check(what)
+    for word in ["learner.advantage.use = 'mine:Answers'", *words]:
+        assert word in str(caught.value)

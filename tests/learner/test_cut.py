@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from cluster.buffer import Buffer, Limits
-from cluster.config import LearnerSection
-from cluster.types import Group, Mixed, Scores
+from cluster.config import LearnerSection, LossSection, TermSection
+from cluster.types import Group, Mixed, Pair, Scores
 from learner import cut as cutting
 from learner.advantages import Advantage, GroupAdvantage, ReinforcePlusPlus
 from learner.cut import Cut, cut, follow
 from tests.cluster.lap import Lap, group_of
+from tests.learner.groups import each
 
 POLICY = "policy"
 
@@ -39,7 +40,7 @@ def cut_of(
     lap: Lap, mix: Recipe, section: LearnerSection | None = None, advantage: Advantage | None = None, **options
 ) -> Cut:
     section = section or LearnerSection(groups_per_step=lap.limits.groups_per_step)
-    found = cut(lap.buffer, POLICY, lap.epoch, lap.step, mix, advantage or GroupAdvantage(), section, **options)
+    found = cut(lap.buffer, POLICY, lap.epoch, lap.step, each(mix), advantage or GroupAdvantage(), section, **options)
     assert found is not None
     return found
 
@@ -111,7 +112,7 @@ def test_after_max_refills_the_step_trains_on_what_is_there(buffer):
     lap.fill()
     mix = Recipe({task: [1.0, 1.0] for task in (0, 1, 3)})
     found = cut_of(lap, mix, LearnerSection(groups_per_step=3, max_refills=1))
-    assert sorted(mix.asked) == [0, 1, 2, 3, 4]  # the replaced are not replaced again, and nobody is asked twice
+    assert mix.asked == [0, 1, 2, 2, 3, 4]  # what is left is mixed together with what replaces the others
     assert tasks(found) == [2, 4]
 
 
@@ -209,7 +210,7 @@ def test_a_learner_told_to_stop_while_waiting_records_nothing(buffer):
     lap = lap_of(buffer)
     asked = iter([False, True])
     section = LearnerSection(groups_per_step=3)
-    stopped = cut(buffer, POLICY, lap.epoch, 0, Recipe(), GroupAdvantage(), section, stop=lambda: next(asked))
+    stopped = cut(buffer, POLICY, lap.epoch, 0, each(Recipe()), GroupAdvantage(), section, stop=lambda: next(asked))
     assert stopped is None
     assert buffer.recorded(POLICY, 0) is None
     assert follow(buffer, POLICY, 0, stop=lambda: True) is None
@@ -219,3 +220,103 @@ def test_the_last_tasks_are_cut_without_waiting_for_more(buffer):
     lap = lap_of(buffer, num_tasks=2)
     lap.fill()
     assert tasks(cut_of(lap, Recipe())) == [0, 1]
+
+
+class Pairing:
+    """A selector: the best and the worst of each group, but none of the tasks in `without`."""
+
+    def __init__(self, *without: int) -> None:
+        self.without, self.asked = without, 0
+
+    def __call__(self, groups, scores, mixed) -> list[Mixed]:
+        self.asked += 1
+        pairs = [
+            ()
+            if int(g.task.id) in self.without
+            else (Pair(int(np.nanargmax(m.rewards)), int(np.nanargmin(m.rewards)), label=0.75),)
+            for g, m in zip(groups, mixed, strict=True)
+        ]
+        return [replace(m, pairs=p) for m, p in zip(mixed, pairs, strict=True)]
+
+
+PAIRS_ALONE = LossSection(coef=0.0)
+TERM = (TermSection(use="dpo"),)
+
+
+def test_the_record_says_which_pairs_and_a_repeated_step_has_the_same(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+    weights = (np.array([0.25, np.nan]),) * 2
+
+    def select(groups, scores, mixed):
+        return [replace(m, token_weights=weights) for m in Pairing()(groups, scores, mixed)]
+
+    found = cut_of(lap, Recipe({1: [0.0, 4.0]}), select=select)
+    assert found.record.pairs == ((Pair(0, 1, label=0.75),), (Pair(1, 0, label=0.75),), (Pair(0, 1, label=0.75),))
+    assert found.record.metrics["pairs/num_pairs"] == 3
+    assert found.record.metrics["pairs/label_mean"] == 0.75
+    other_mind = Pairing(0, 1, 2)
+    again = cut_of(lap, Recipe(), select=other_mind)
+    assert other_mind.asked == 0
+    assert again.record.pairs == found.record.pairs
+    np.testing.assert_array_equal(again.record.token_weights[2][1], np.array([0.25, np.nan], np.float32))
+
+
+def test_groups_without_a_pair_are_replaced_where_pairs_alone_are_trained_on(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+    section = LearnerSection(groups_per_step=3, loss=PAIRS_ALONE, terms=TERM)
+    found = cut_of(lap, Recipe({2: [1.0, 1.0]}), section, select=Pairing(0, 1))
+    assert tasks(found) == [2, 3, 4], "equal rewards matter to nobody here"
+    assert buffer.summary(POLICY)["groups_dropped"] == {"no_pairs": 2}
+
+
+def test_beside_a_policy_loss_a_group_without_pairs_stays(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+    found = cut_of(lap, Recipe({1: [1.0, 1.0], 2: [1.0, 1.0]}), select=Pairing(0, 1))
+    assert tasks(found) == [0, 2, 3], "it goes only if nothing can be learnt from it at all"
+    assert found.record.pairs[0] == ()
+    assert len(found.record.pairs[1]) == 1, "equal rewards, but a pair"
+
+
+def test_a_selector_sees_no_truncated_rollout_that_the_recipe_leaves_out(buffer):
+    lap = lap_of(buffer, groups_per_step=1)
+    put_with_truncated(lap, {0: [False, True, False]})
+    section = LearnerSection(groups_per_step=1, drop_truncated=True)
+    found = cut_of(lap, Recipe({0: [2.0, 9.0, 0.0]}), section, select=Pairing())
+    assert found.record.pairs == ((Pair(0, 2, label=0.75),),)
+    assert found.record.metrics["reward/mean"] == pytest.approx(11 / 3)
+
+
+def test_what_a_selector_leaves_out_has_no_advantage(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+
+    def best(groups, scores, mixed):
+        return [replace(m, rewards=np.where(m.rewards == m.rewards.max(), m.rewards, np.nan)) for m in mixed]
+
+    section = LearnerSection(groups_per_step=3, loss=PAIRS_ALONE, terms=(TermSection(use="nll"),))
+    found = cut_of(lap, Recipe(), section, select=best)
+    np.testing.assert_array_equal(found.record.rewards[0], [1.0, np.nan])
+    assert found.record.pairs == ()
+
+
+def test_a_mixer_sees_all_groups_of_the_round_together(buffer):
+    lap = lap_of(buffer)
+    lap.fill()
+    rounds: list[list[int]] = []
+
+    def mix(groups, scores) -> list[Mixed]:
+        """The round's first group is worth more."""
+        rounds.append([int(g.task.id) for g in groups])
+        worth = [
+            np.array([1.0, 1.0]) if g.task.id == "1" else np.array([2.0 - (i > 0), 0]) for i, g in enumerate(groups)
+        ]
+        return [Mixed(w) for w in worth]
+
+    section = LearnerSection(groups_per_step=3)
+    found = cut(lap.buffer, POLICY, lap.epoch, 0, mix, GroupAdvantage(), section)
+    assert found is not None
+    assert rounds == [[0, 1, 2], [0, 2, 3]], "with what replaces a dropped group"
+    assert [r[0] for r in found.record.rewards] == [2, 1, 1]

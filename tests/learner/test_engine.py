@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -9,20 +10,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.models import random_llama
 
 ROOT = Path(__file__).parents[2]
+SPLITS = [(0, "single"), (0, "backwards-wide"), (3, "backwards-single"), (3, "wide")]
+PPO = ["ppo:0", "ppo:1", "ppo:2", "ppo:3", "ppo:0:single", "ppo:3:wide"]
 ONE_RANK = [
     "on_policy:sgd", "on_policy:adamw", "trajectory:sgd:0", "trajectory:adamw:0", "trajectory:sgd:1",
     "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:1:bfloat16", "resume:0", "export:0",
-    "not_finite:0", "reference", "entropy_bonus", "recomputed", "resume:1:bfloat16", "resume:2", "resume:3",
+    "not_finite:0", "preferences:0", "reference", "entropy_bonus",
+    *(f"trajectory:sgd:{stage}:float32:{layout}" for stage, layout in SPLITS), *PPO, "resume:0:critic",
+    "critic_in_bf16", "recomputed", "resume:1::bfloat16", "resume:2", "resume:3",
 ]  # fmt: skip
 TWO_RANKS = [
-    "trajectory:sgd:0", "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:3", "resume:3", "export:3",
-    "not_finite:0", "not_finite:3",
+    "trajectory:sgd:0", "trajectory:sgd:1", "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:3", "resume:3",
+    "export:3", "preferences:0", "preferences:3", "not_finite:0", "not_finite:3",
+    *(f"trajectory:sgd:{stage}:float32:{layout}" for stage, layout in SPLITS), *PPO, "resume:3:critic",
 ]  # fmt: skip
 
 
@@ -124,6 +131,7 @@ def test_zero_stages_take_the_same_steps(one, job):
     ("job", "plain"),
     [
         ("trajectory:sgd:0", "trajectory:sgd:0"),
+        ("trajectory:sgd:1", "trajectory:sgd:0"),
         ("trajectory:sgd:2", "trajectory:sgd:0"),
         ("trajectory:sgd:3", "trajectory:sgd:0"),
         ("trajectory:adamw:3", "trajectory:adamw:0"),
@@ -135,6 +143,45 @@ def test_two_ranks_take_the_step_of_one(one, two, job, plain):
     assert_same(weights, expected)
     for name in ("loss/policy", "loss/entropy_nats", "learner/grad_norm", "learner/tokens", "loss/ratio_mean"):
         assert metrics[name] == pytest.approx(expected_metrics[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize(("stage", "layout"), SPLITS)
+@pytest.mark.parametrize("ranks", ["one", "two"])
+def test_micro_batches_rows_and_the_order_of_packing_leave_the_step_alone(one, request, ranks, stage, layout):
+    weights, metrics = request.getfixturevalue(ranks)[f"trajectory:sgd:{stage}:float32:{layout}"]
+    expected, expected_metrics = one["trajectory:sgd:0"]
+    assert_same(weights, expected)
+    assert metrics["loss/policy"] == pytest.approx(expected_metrics["loss/policy"], rel=1e-4)
+
+
+@pytest.mark.parametrize("job", PPO)
+@pytest.mark.parametrize("ranks", ["one", "two"])
+def test_with_a_critic_the_steps_are_those_of_a_plain_ppo_loop(request, ranks, job):
+    published, head, rows, expected, metadata = request.getfixturevalue(ranks)[job]
+    assert head["value_head.weight"].abs().max() > 1e-3, "the head learnt nothing, so nothing was compared"
+    found = {**published, **head}
+    assert_same({name: found[name] for name in expected}, expected)
+    assert [name for name, _, _ in metadata] == list(published), "the value head is published to nobody"
+    assert not any("value" in name or name.startswith("policy.") for name in published)
+    assert all(np.isfinite(row["value/explained_variance"]) for row in rows)
+    assert rows[0]["value/mean"] == 0.0 != rows[1]["value/mean"]
+
+
+@pytest.mark.parametrize(("ranks", "job"), [("one", "resume:0:critic"), ("two", "resume:3:critic")])
+def test_a_critic_is_resumed_to_the_last_bit_and_not_left_out(request, ranks, job):
+    first, second, metrics, again, _, refusal = request.getfixturevalue(ranks)[job]
+    assert first["value_head.weight"].any()
+    assert_same(second, first, atol=0)
+    assert again == metrics
+    assert "learner.value" in refusal
+    assert "value_head" in refusal
+
+
+def test_a_critic_learns_in_bf16(one):
+    head, metrics = one["critic_in_bf16"]
+    assert head["value_head.weight"].abs().max() > 1e-2
+    assert np.isfinite(metrics["loss/value"])
+    assert metrics["learner/num_skipped"] == 0
 
 
 def test_bf16_follows_fp32_closely(one):
@@ -155,7 +202,7 @@ def test_gradient_checkpointing_changes_no_step(one):
 
 @pytest.mark.parametrize(
     ("ranks", "job"),
-    [("one", "resume:0"), ("one", "resume:1:bfloat16"), ("one", "resume:2"), ("one", "resume:3"), ("two", "resume:3")],
+    [("one", "resume:0"), ("one", "resume:1::bfloat16"), ("one", "resume:2"), ("one", "resume:3"), ("two", "resume:3")],
 )
 def test_a_resumed_engine_goes_on_as_if_nothing_had_happened(request, ranks, job):
     first, second, metrics, again, resumed_at, refusal = request.getfixturevalue(ranks)[job]
@@ -182,6 +229,18 @@ def test_a_gradient_that_is_not_finite_is_skipped_with_a_count(request, ranks, j
     assert bad["learner/num_skipped"] == good["learner/num_skipped"] == 1
     assert distance(later, after) > 1e-5
     assert all(w.isfinite().all() for w in later.values())
+
+
+@pytest.mark.parametrize("job", ["preferences:0", "preferences:3"])
+def test_two_ranks_follow_pairs_that_lie_on_both(one, two, job):
+    weights, rows = two[job]
+    expected, expected_rows = one["preferences:0"]
+    assert_same(weights, expected)
+    assert distance(expected, one["on_policy:sgd"]["initial"]) > 1e-3, "nothing was learnt, so nothing was compared"
+    assert rows[0]["loss/dpo"] == pytest.approx(math.log(2), abs=1e-6), "at first the policy is the reference"
+    for row, other in zip(rows, expected_rows, strict=True):
+        for name in ("loss/dpo", "loss/laser", "pairs/chosen_log_ratio_nats", "learner/grad_norm"):
+            assert row[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
 
 
 def test_the_kl_to_the_reference_starts_at_nothing_and_grows(one):

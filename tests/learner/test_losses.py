@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cluster.config import CorrectionSection, LossSection, parse
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, PluginError
 from cluster.types import Micro
 from learner.losses import LOSSES, Cispo, Clipped, Decoupled, Gspo, PolicyLoss, TruncatedImportance, objective
 from learner.surrogates import decoupled_policy_loss
@@ -235,3 +235,40 @@ def test_groups_of_one_need_a_baseline_that_is_not_their_own():
     assert parse({"rollout": {"group_size": 1}, "learner": learner}).rollout.group_size == 1
     with pytest.raises(ConfigError, match="drop_zero_variance"):
         parse({"rollout": {"group_size": 1}, "learner": learner | {"drop_zero_variance": True}})
+
+
+class Answers(PolicyLoss):
+    """Says what it is told to, or raises it."""
+
+    what: object
+
+    def loss(self, logprobs, tokens):
+        if isinstance(self.what, Exception):
+            raise self.what
+        return self.what
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        (RuntimeError("sizes differ"), ["raised RuntimeError: sizes differ.", "[1, 3]"]),
+        (torch.zeros(()), ["returned tensor(0.)", "Return (sum over tokens"]),
+        ((torch.zeros(1, 3), {}), ["the loss is of shape [1, 3]", "sum over tokens"]),
+        ((1.5, {}), ["the loss is 1.5"]),
+        ((torch.zeros(()), {"loss/far_frac": torch.zeros(2)}), ["loss/far_frac is of shape [2]"]),
+    ],
+)
+def test_a_broken_loss_is_named(what, words):
+    logprobs, tokens = one_row([0.0, 0.0], [1.0, 2.0])
+    with pytest.raises(PluginError) as caught:
+        objective(Answers(what=what), LossSection(use="mine:Answers"), logprobs, torch.zeros(1, 3), tokens)
+    for word in ["learner.loss.use = 'mine:Answers'", *words]:
+        assert word in str(caught.value)
+
+
+def test_a_reference_without_a_coefficient_is_measured_and_not_in_the_loss():
+    """Also where k3 overflows: no weight times infinity is not nothing."""
+    logprobs, tokens = one_row([0.0, 0.0], [1.0, 2.0], reference=[200.0, -1.0])
+    loss, metrics = objective(Clipped(), LossSection(), logprobs, torch.zeros(1, 3), tokens)
+    assert metrics["loss/kl_nats"].isinf()
+    assert loss.item() == near(-3.0)

@@ -125,15 +125,24 @@ def test_rollouts_of_unknown_reward_are_left_out():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_truncated_rollouts_are_trained_like_any_other(name):
+@pytest.mark.parametrize("how", ["truncate", "mask"])
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_truncated_rollouts_are_trained_corrected_and_held_back_like_any_other(name, how, level, estimator):
+    correction = CorrectionSection(how=how, level=level, high=1.5)
+    section = LossSection(mismatch=correction, staleness=correction, kl_coef=0.1, kl_estimator=estimator)
+
     def gradient(finish):
-        groups = random_groups([[(3, 4), (2, 6)]], finish=finish)
-        batch = pack(groups, record_of(groups, [np.array([1.0, 0.0])]), LearnerSection())
-        assert batch.num_tokens == 10
+        groups = random_groups([[(3, 4), (2, 6)], [(1, 5)]], finish=finish)
+        groups[1] = replace(groups[1], claim=replace(groups[1].claim, version=-1))
+        batch = pack(groups, record_of(groups, [np.array([1.0, 0.0]), np.array([0.5])]), LearnerSection())
+        assert batch.num_tokens == 15
+        assert batch.truncated.tolist() == [finish == "length"] * 3
         table = torch.zeros(VOCABULARY, VOCABULARY, requires_grad=True)
         for micro in batch.micros:
             logprobs, entropy = bigram_logprobs(table)(micro)
-            objective(LOSSES[name](), LossSection(), logprobs, entropy, tokens_of(micro, "token"))[0].backward()
+            tokens = tokens_of(micro, "token", reference_logprobs=torch.full(micro.tokens.shape, -2.0))
+            objective(LOSSES[name](), section, logprobs, entropy, tokens)[0].backward()
         return table.grad
 
     assert torch.equal(gradient("length"), gradient("stop"))

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from cluster.buffer import Buffer, Limits
-from cluster.config import CorrectionSection, LearnerSection, LossSection, ScheduleSection
+from cluster.config import CorrectionSection, LearnerSection, LossSection, ScheduleSection, Use
+from cluster.errors import PluginError
 from cluster.types import Group, Mixed, Rollout, Scores
 from learner import cut as cutting
 from learner.cut import Cut
@@ -20,7 +21,7 @@ from learner.losses import Clipped
 from learner.pack import pack
 from learner.train import Hooks, optimize, train
 from tests.cluster.lap import Lap
-from tests.learner.groups import VOCABULARY, bigram_logprobs, group, random_groups, random_rewards, record_of
+from tests.learner.groups import VOCABULARY, bigram_logprobs, each, group, random_groups, random_rewards, record_of
 
 GOOD = 3
 """The token that is rewarded."""
@@ -114,7 +115,9 @@ def workers(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Workers:
 
 def run(workers: Workers, section: LearnerSection, engine: TableEngine, **hooks: Any) -> int:
     lap = workers.lap
-    return train(section, lap.buffer, engine, workers, mix, policy=lap.policy, epoch=lap.epoch, hooks=Hooks(**hooks))
+    return train(
+        section, lap.buffer, engine, workers, each(mix), policy=lap.policy, epoch=lap.epoch, hooks=Hooks(**hooks)
+    )
 
 
 def rows(buffer: Buffer) -> list[dict[str, Any]]:
@@ -141,6 +144,16 @@ def test_a_row_of_metrics_says_what_the_step_did_and_waited_for(buffer, workers)
     assert metrics["learner/tokens"] == 3 * metrics["learner/rollouts"]
     assert 0 <= metrics["learner/wait_s"] <= metrics["learner/step_s"]
     assert all(np.isfinite(v) for v in metrics.values())
+
+
+def test_a_broken_advantage_trains_nothing_and_is_not_recorded(buffer, workers):
+    section = section_of(2, advantage=Use(use="tests.fakes:Forgetful"))
+    with pytest.raises(
+        PluginError, match=r"'tests.fakes:Forgetful', group policy/\d+/\d+, rollout 7: the advantage is nan"
+    ):
+        run(workers, section, TableEngine())
+    assert buffer.recorded("policy", 0) is None
+    assert rows(buffer) == []
 
 
 def test_a_stop_finishes_the_step_under_way_and_cuts_no_more(buffer, workers):
@@ -181,7 +194,7 @@ def test_an_empty_cut_moves_the_version_and_not_the_weights(buffer, workers):
     lap = workers.lap
     section = section_of(2)
     hooks = Hooks(at_step=workers.sample)
-    reached = train(section, buffer, engine, workers, no_reward, policy="policy", epoch=lap.epoch, hooks=hooks)
+    reached = train(section, buffer, engine, workers, each(no_reward), policy="policy", epoch=lap.epoch, hooks=hooks)
     assert reached == 2
     assert not engine.table.any()
     assert buffer.status("policy")["version"] == 2

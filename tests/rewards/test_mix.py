@@ -1,5 +1,7 @@
 """Mixing is a weighted sum, and unknown is what the recipe says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -81,3 +83,51 @@ def test_mixing_changes_no_evidence():
     before = PARTLY.values.copy()
     mix(section("y", missing=0.0), y=PARTLY)
     np.testing.assert_array_equal(PARTLY.values, before)
+
+
+def placed(*values: float) -> tuple[np.ndarray, ...]:
+    """Token values of the four rollouts: each value at the last token."""
+    rows = [np.zeros(len(r.tokens)) for r in GROUP.rollouts]
+    for row, value in zip(rows, values, strict=True):
+        row[-1] = value
+    return tuple(rows)
+
+
+def at_tokens(*values: float) -> Scores:
+    return replace(Scores.of(values), tokens=placed(*values))
+
+
+def test_token_values_are_weighed_and_added_up_beside_what_is_the_rollout_s():
+    found = mix(
+        section("x", weight=2.0), section("y", weight=0.5), section("z", weight=-1.0),
+        x=at_tokens(1, 0, 3, 0), y=KNOWN, z=at_tokens(0, 4, 1, 0),
+    )  # fmt: skip
+    assert found.tokens is not None
+    assert [t[-1] for t in found.tokens] == [2.0, -4.0, 5.0, 0.0]
+    assert found.rewards.tolist() == [2.5, -4.0, 5.5, 0.0]
+
+
+def test_without_token_values_there_are_none():
+    assert mix(section("x"), x=KNOWN).tokens is None
+    assert mix(section("x"), section("y", weight=0.0), x=KNOWN, y=at_tokens(1, 2, 3, 4)).tokens is None
+
+
+def test_an_unknown_token_is_an_unknown_score_unless_it_has_a_value():
+    partly = at_tokens(1, NAN, 3, NAN)
+    np.testing.assert_array_equal(mix(section("x"), x=partly).rewards, [1.0, NAN, 3.0, NAN])
+    filled = mix(section("x", missing=0.25, weight=2.0), x=partly)
+    assert filled.rewards.tolist() == [2.0, 0.5, 6.0, 0.5]
+    assert filled.tokens is not None
+    assert filled.tokens[1][-1] == 0.5
+    assert mix(section("x", on_missing="drop_group"), x=partly).drop == "missing:x"
+
+
+def test_a_shaped_signal_counts_for_the_rollout_as_a_whole():
+    found = mix(section("x", shape={"use": "concise"}), x=at_tokens(1, 0, 3, 0))
+    assert found.tokens is None
+    assert found.rewards.tolist() == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_a_signal_that_failed_beside_one_with_token_values_leaves_its_rollouts_out():
+    found = mix(section("x"), section("y"), x=at_tokens(1, 2, 3, 4), y=PARTLY)
+    np.testing.assert_array_equal(found.rewards, [2.0, NAN, 6.0, NAN])

@@ -37,9 +37,9 @@ class Game:
     `messages` are the distinct pages that the last step showed, in order: pages that end in --More-- are turned.
     """
 
-    def __init__(self, name: str, *, all_actions: bool = False) -> None:
+    def __init__(self, name: str, *, all_actions: bool = False, penalty: float = -0.01) -> None:
         """Raises ConfigError for a name that neither GOALS nor Gymnasium's registry has."""
-        self._env, own_actions, self._reached = _make(name)
+        self._env, own_actions, self._reached = _make(name, penalty)
         self._places = {key: self._env._observation_keys.index(key) for key in (*OBSERVED, "internal")}
         self._env.nethack = self._pages = _Pages(self._env.nethack, self._places["message"])
         self._env.actions = EVERY_CODE  # an index is NetHack's own code
@@ -173,10 +173,10 @@ def check(name: str) -> None:
         )
 
 
-def _make(name: str) -> tuple[Any, Any, Callable[[Game], bool] | None]:
+def _make(name: str, penalty: float) -> tuple[Any, Any, Callable[[Game], bool] | None]:
     """The environment, its own actions, and what reaches its goal if that is ours to say."""
     check(name)
-    options = {"observation_keys": OBSERVED, "fix_moon_phase": True}
+    options = {"observation_keys": OBSERVED, "fix_moon_phase": True, "penalty_step": penalty}
     if name in GOALS:
         return NetHackScore(**options), TASK_ACTIONS, GOALS[name]
     # Gymnasium's wrappers check and count; the game does both itself.

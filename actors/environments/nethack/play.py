@@ -46,6 +46,9 @@ class NetHack(Environment):
     """Longer messages are cut in what the policy sees, not in captions; with 0 it sees none."""
     actions: Literal["own", "all"] = "own"
     """The game's own actions (movement, kicking, eating, searching for NetHack's four), or all of NLE's useful ones."""
+    penalty: float = Field(-0.01, le=0)
+    """Reward of an action that takes no time in the game, as NLE and MiniHack have it; with 0 a game that is won by
+    reaching its goal gives 1 for that and nothing else."""
     max_games: PositiveInt = 128
     """Games open at once in one worker, about 4 MB each; further episodes wait for one."""
 
@@ -54,7 +57,7 @@ class NetHack(Environment):
     def model_post_init(self, context: Any) -> None:
         if find_spec("nle") is None or find_spec("minihack") is None:
             raise ValueError("NLE and MiniHack are not installed: pip install 'kanabo[nethack]'")
-        self._games = Games(self.max_games, all_actions=self.actions == "all")
+        self._games = Games(self.max_games, all_actions=self.actions == "all", penalty=self.penalty)
 
     async def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
         async with self._games.lend(task.meta["game"]) as game:
@@ -133,9 +136,10 @@ class Captions:
 class Games:
     """Open games, lent to one episode at a time: opening one of MiniHack's takes a compiler and a fifth of a second."""
 
-    def __init__(self, limit: int, *, all_actions: bool) -> None:
+    def __init__(self, limit: int, **options: Any) -> None:
+        """`options` are those of a `Game`."""
         self._places = asyncio.Semaphore(limit)
-        self._all_actions = all_actions
+        self._options = options
         self._idle: dict[str, list[Game]] = defaultdict(list)
 
     @asynccontextmanager
@@ -155,4 +159,4 @@ class Games:
     def _open(self, name: str) -> Game:
         from actors.environments.nethack.game import Game
 
-        return Game(name, all_actions=self._all_actions)
+        return Game(name, **self._options)

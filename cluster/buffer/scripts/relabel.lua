@@ -18,7 +18,13 @@ for _, name in ipairs(call('SMEMBERS', run .. 'policies')) do
   for _, set in ipairs({'open', 'ready'}) do
     for _, id in ipairs(call('ZRANGE', run .. 'policy:' .. name .. ':' .. set, 0, -1)) do
       if call('HEXISTS', group_key(id), 'data') == 1 then
-        for _, signal in ipairs(changed) do call('HDEL', group_key(id), 'new:' .. signal) end
+        for _, signal in ipairs(changed) do
+          call('HDEL', group_key(id), 'new:' .. signal)
+          if call('HGET', group_key(id), 'carried:' .. signal) ~= versions[signal] then
+            -- A version that was current before, and has answered then, answers anew.
+            call('HDEL', group_key(id), 'v:' .. signal .. '\0' .. versions[signal])
+          end
+        end
         call('ZADD', run .. 'unscored', now, id)
       end
     end

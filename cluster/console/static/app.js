@@ -1,8 +1,10 @@
 // The frame: which view is open, and when it looks again.
 import { address, changed, h, num } from "./page.js";
 import { lastStep, refresh, run } from "./run.js";
+import * as alarms from "./alarms.js";
 import * as curves from "./curves.js";
 import * as groups from "./groups.js";
+import * as judges from "./judges.js";
 import * as lap from "./lap.js";
 import * as recipe from "./recipe.js";
 import * as workers from "./workers.js";
@@ -12,6 +14,8 @@ const VIEWS = {
   lap: ["Lap", lap],
   curves: ["Curves", curves],
   groups: ["Groups", groups],
+  judges: ["Judges", judges],
+  alarms: ["Alarms", alarms],
   workers: ["Workers", workers],
   recipe: ["Recipe", recipe],
 };

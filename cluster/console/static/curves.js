@@ -14,6 +14,8 @@ const CHARTS = [
   ["Known rewards, useless groups", "share", [["reward/known_frac", "known rewards"], ["reward/zero_variance_frac", "groups of equal rewards"]]],
   ["Sampling speed", "tokens/s", [["rollout/tokens_per_s", "sampled"]]],
   ["Learner's time", "s a step", [["learner/step_s", "whole step"], ["learner/wait_s", "waiting"], ["learner/optimize_s", "optimizing"], ["learner/publish_s", "publishing"]]],
+  ["Distilled models: shares", "share", [/^distilled\/(.+_(?:agreement|coverage|known|good))_frac$/]],
+  ["Distilled models: labels and versions", "", [/^distilled\/(.+_(?:num_labels|num_waiting|version))$/], { log: true }],
   ["Gradient norm", "", [["learner/grad_norm", "norm"]]],
   ["Groups dropped", "groups a step", [/^buffer\/num_dropped_(.+)$/]],
 ];

@@ -35,8 +35,14 @@ export function link(changes, properties, ...children) {
   return h("a", { href: changed(changes), "data-within": "1", ...properties }, ...children);
 }
 
-export async function get(path) {
-  const answer = await fetch(path, { cache: "no-store" });
+export const get = (path) => ask(path, { cache: "no-store" });
+
+/** Change something. The header is what a foreign page cannot send. */
+export const post = (path, body) =>
+  ask(path, { method: "POST", headers: { "Content-Type": "application/json", "X-Kanabo": "console" }, body: JSON.stringify(body) });
+
+async function ask(path, options) {
+  const answer = await fetch(path, options);
   if (answer.ok) return answer.json();
   const text = await answer.text();
   let said = text;

@@ -1,5 +1,5 @@
 // Who works: every actor, what it does, whether it answers.
-import { empty, get, h, link, num, seconds, show } from "./page.js";
+import { empty, get, h, link, num, post, seconds, show } from "./page.js";
 import { rate, recent, run } from "./run.js";
 
 const ROLES = {
@@ -17,14 +17,16 @@ export async function draw(root) {
   const place = root.querySelector("#workers");
   const { standing, live } = run.status;
   if (!live) return show(place, empty("Workers are there while a run is under way. This one is not."));
-  const leased = (await get("api/workers")).leased;
-  const parts = Object.entries(ROLES).map(([role, texts]) => section(role, texts, standing.actors, leased));
+  const { leased, staff } = await get("api/workers");
+  const others = Object.keys(staff).filter((role) => !(role in ROLES)).sort();
+  const roles = { ...ROLES, ...Object.fromEntries(others.map((role) => [role, [role, "serves the others"]])) };
+  const parts = Object.entries(roles).map(([role, texts]) => section(role, texts, standing.actors, leased, staff[role]));
   const lost = `${num(standing.failures)} of ${num(standing.allowed_failures)} allowed failures of infrastructure have happened: a worker, an engine or Redis died and was replaced.`;
   show(place, parts, h("p", { className: "muted" }, lost));
 }
 
-function section(role, [title, what], actors, leased) {
-  const mine = actors.filter((a) => a.name.startsWith(role));
+function section(role, [title, what], actors, leased, staffed) {
+  const mine = actors.filter((a) => a.name.slice(0, a.name.lastIndexOf("-")) === role);
   const head = h("h2", {}, `${title} `, h("small", {}, `${num(mine.length)}, ${what}`));
   if (!mine.length) return h("section", {}, head, empty(role === "learner" ? "The learner starts when all engines are up." : "None is up yet."));
   const columns = ["Name", "State", ...(role === "rollout" ? ["Groups in hand"] : []), "What it does", "Last answer"];
@@ -39,12 +41,23 @@ function section(role, [title, what], actors, leased) {
       h("td", { className: "number" }, a.answered_s === null ? "–" : `${seconds(Math.round(a.answered_s))} ago`),
     );
   const table = h("table", {}, h("thead", {}, h("tr", {}, columns.map((c) => h("th", {}, c)))), h("tbody", {}, mine.map(row)));
-  return h("section", {}, head, together(role), h("div", { className: "scroll" }, table));
+  return h("section", {}, head, together(role), staffed ? scale(role, staffed) : null, h("div", { className: "scroll" }, table));
 }
 
 function health({ answered_s }) {
   if (answered_s === null) return h("span", { className: "state pending" }, "starting");
   return answered_s > SILENT_S ? h("span", { className: "state failed" }, "silent") : h("span", { className: "state ready" }, "answers");
+}
+
+/** Fewer or more of a role, from now on. The wish is kept with the run. */
+function scale(role, { up, wished }) {
+  const wish = async (count) => {
+    await post("api/scale", { role, count });
+    dispatchEvent(new Event("navigated"));
+  };
+  const button = (text, count, title) => h("button", { type: "button", title, disabled: count < 1, onclick: () => wish(count) }, text);
+  const state = wished === up ? `${num(up)} up` : `${num(up)} up, ${num(wished)} wished for`;
+  return h("p", { className: "scale" }, button("−", wished - 1, `let one of ${role} finish and leave`), ` ${state} `, button("+", wished + 1, `let one more of ${role} join`));
 }
 
 function together(role) {
@@ -53,5 +66,6 @@ function together(role) {
     reward: [`${num(run.status.buffer.groups.pending)} groups wait for scores.`],
     learner: [`${num(recent("learner/step_s"), "s")} a step, of which ${num(recent("learner/wait_s"), "s")} waiting for groups.`],
   };
+  if (!lines[role]) return null;
   return h("p", { className: "muted" }, lines[role], role === "reward" ? [" ", link({ view: "groups", state: "pending" }, {}, "See them")] : null);
 }

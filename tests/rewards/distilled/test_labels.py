@@ -308,3 +308,13 @@ def test_a_pair_is_a_key_and_back():
     assert pair_of(pair("you win", "")) == ("you win", "")
     with pytest.raises(ValueError, match="U\\+001F"):
         pair("a\x1fb", "c")
+
+
+def test_the_oldest_can_be_taken_first(table):
+    labels = table(order="oldest")
+    labels.submit(keys(*range(1, 8)))
+    assert list(labels.take(3, 0)) == keys(1, 2, 3)
+    labels.submit(keys(8, 4))  # 4 becomes the newest
+    assert list(labels.take(3, 0)) == keys(5, 6, 7)
+    labels.put_back(keys(2), counted=False)
+    assert list(labels.take(9, 0)) == keys(2, 8, 4)

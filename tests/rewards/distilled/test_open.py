@@ -19,6 +19,7 @@ from tests.rewards.distilled.test_signal import of, played
 RECIPE = {
     "rewards": [{"use": "oni", "name": "curious", "when": "late"}, {"use": "exact"}],
     "distilled": {"oni": {"use": "retrieval", "publish_every_s": 0.01}},
+    "judges": {"judge": {"kind": "keyword"}},
 }
 
 

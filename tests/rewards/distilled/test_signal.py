@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.config import DistilledSection, RewardSection, RunConfig
+from cluster.config import DistilledSection, JudgeSection, RewardSection, RunConfig
 from cluster.errors import InfrastructureError
 from cluster.types import ABSTAINED, Event, Turn, decode, encode
 from cluster.types import Scores as Evidence
@@ -17,12 +17,14 @@ from rewards.distilled.follower import Follower
 from rewards.distilled.labeller import Labeller
 from rewards.distilled.models import Ranking, Retrieval
 from rewards.distilled.publishing import Announcement, MemoryBoard, write
-from rewards.distilled.signal import Oni, event_rewards, per_token
+from rewards.distilled.signal import Oni, event_rewards
 from rewards.labels import Label, MemoryLabels, pair_of
+from rewards.tokens import per_token
 from rewards.worker import RewardWorker
 from tests.rewards.distilled.judges import KeywordJudge
 from tests.rewards.groups import group, rollout
 
+KEYWORD = JudgeSection(kind="keyword")
 ONI = {"alpha_ext": 0.0, "alpha_int": 1.0, "beta": 3.0, "scale": 1.0}
 
 
@@ -206,7 +208,8 @@ async def test_from_caption_to_judge_to_new_version_to_the_same_group_scored_aga
     judge.hold.clear()
     buffer = OneGroup(of(played(Event("you find gold", 0, 2)), played(Event("you hit a wall", 0))))
     rewards = (RewardSection(use="oni", when="late", options={"alpha_int": 0.4}),)
-    worker = RewardWorker("reward-0", buffer=buffer, config=RunConfig(rewards=rewards), services=setting.services)
+    config = RunConfig(rewards=rewards, distilled={"oni": DistilledSection()}, judges={"judge": KEYWORD})
+    worker = RewardWorker("reward-0", buffer=buffer, config=config, services=setting.services)
     section = DistilledSection(use="retrieval", publish_every_s=0.01)
     distiller = Distiller(
         "oni",

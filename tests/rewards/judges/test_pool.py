@@ -93,9 +93,14 @@ async def test_a_judge_that_is_down_is_a_counted_failure():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
-    pool = JudgePool("down", [HttpClient(url, model="m")])
-    verdict = await pool.ask(pointwise())
-    assert (verdict.state, verdict.note.split(":")[0]) == (FAILED, "JudgeUnreachable")
+    pool = JudgePool("down", [HttpClient(url, model="m")], deadline_s=0.3, breaker=lambda: Breaker(pause_s=0.01))
+    verdicts = await asyncio.gather(*(pool.ask(pointwise(f"good {i}")) for i in range(6)))
+    await pool.close()
+    assert {v.state for v in verdicts} == {FAILED}
+    assert all(math.isnan(v.values[0]) for v in verdicts)
+    assert all(v.note.startswith("JudgeUnavailable: judge 'down': no verdict within 0.3 s") for v in verdicts)
+    assert "ConnectError" in verdicts[0].note, "it says why"
+    assert url.rpartition("/")[0] in pool.trouble()
 
 
 async def test_a_slow_judge_is_a_time_out_and_its_answer_is_kept_all_the_same():
@@ -289,12 +294,12 @@ async def test_wrappers_compose():
 
 async def test_another_replica_answers_when_one_fails_and_is_left_alone_when_it_goes_on():
     bad, good = KeywordJudge(error_rate=1.0, name="bad"), KeywordJudge(name="good")
-    pool = JudgePool("k", [bad, good], breaker=lambda: Breaker(pause_s=60))
+    pool = JudgePool("k", [bad, good], breaker=lambda: Breaker(pause_s=600))
     verdicts = [await pool.ask(pointwise(f"good {i}")) for i in range(40)]
     assert all(v.scored for v in verdicts)
     assert bad.num_calls == 5
     assert pool.snapshot()["judge/k_open_circuits"] == 1
-    pool.remove(good)
+    pool.replicas.remove(good)
     verdict = await pool.ask(pointwise("other"))
     assert verdict.note.startswith("JudgeUnavailable")
     assert "bad" in verdict.note
@@ -341,7 +346,7 @@ async def test_every_raw_answer_is_kept_and_can_be_read_by_another_rule(redis_ur
     await archive.close()
     again = RedisArchive(redis_url, run)
     (record,) = await again.get(request.key(pool.identity))
-    assert (record.judge, record.template, record.prompt_hash) == ("k@", "pointwise", request.template.hash)
+    assert (record.judge, record.template, record.prompt_hash) == ("k:@", "pointwise", request.template.hash)
     assert "Say good." in record.messages[1].content
     assert verdict_from(request, record.completions).values == verdict.values
     assert verdict_from(replace(request, logprobs=False), record.completions).values == (2.0,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -132,6 +133,35 @@ def test_a_server_ends_with_the_process_that_started_it(tmp_path):
     while _runs(child) and time.monotonic() < until:
         time.sleep(0.05)
     assert not _runs(child)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+async def test_what_a_killed_server_had_started_ends_with_it(tmp_path):
+    (tmp_path / "model").mkdir()
+    started = tmp_path / "child"
+    script = (
+        "import pathlib, subprocess, time; child = subprocess.Popen(['sleep', '600']); "
+        f"pathlib.Path({str(started)!r}).write_text(str(child.pid)); time.sleep(600)"
+    )
+    server = VllmServer(tmp_path / "model", tmp_path / "logs")
+    server.command = lambda: [sys.executable, "-c", script]  # pyright: ignore
+    starting = asyncio.create_task(server.start(60))
+    await _until(lambda: started.exists() and started.read_text())
+    child = int(started.read_text())
+    assert _runs(child)
+    os.kill(server.pid, signal.SIGKILL)
+    with pytest.raises(InfrastructureError, match="ended with -9"):
+        await starting
+    await server.ended()
+    await _until(lambda: not _runs(child))
+
+
+async def _until(condition) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.05)
 
 
 def _runs(pid: int) -> bool:

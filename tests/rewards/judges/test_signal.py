@@ -12,7 +12,7 @@ from aiohttp import web
 
 from cluster.config import RewardSection, dump, parse
 from cluster.errors import ConfigError
-from cluster.types import ABSTAINED, FAILED, SCORED
+from cluster.types import ABSTAINED, FAILED, SCORED, Message
 from rewards.base import Services
 from rewards.judges.archive import MemoryArchive
 from rewards.judges.breaker import Breaker
@@ -107,6 +107,13 @@ async def test_with_the_judge_down_nobody_gets_a_number():
         assert np.isnan(scores.values).all()
         assert (scores.state == FAILED).all()
         assert "JudgeServerError" in scores.provenance[0].note or "JudgeUnavailable" in scores.provenance[0].note
+
+
+def test_a_keyword_judge_is_as_slow_as_it_is_told():
+    calls = [Call((Message("user", str(i)),), max_tokens=8) for i in range(4000)]
+    seconds = [KeywordJudge(latency_s=0.5, latency_p99_s=5.0).latency(call) for call in calls]
+    assert np.quantile(seconds, [0.5, 0.99]) == pytest.approx([0.5, 5.0], rel=0.2)
+    assert KeywordJudge(latency_s=0.5).latency(calls[0]) == 0.5
 
 
 async def test_all_equal_is_a_tie_without_a_call():
@@ -216,7 +223,6 @@ def test_a_reward_needs_its_judge():
 @pytest.mark.parametrize(
     ("judge", "problem"),
     [
-        ({"kind": "policy"}, "placed by the run"),
         ({"kind": "keyword", "options": {"colour": 1}}, "colour"),
         ({"urls": ["http://x/v1"], "key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY"),
         ({"kind": "keyword", "canaries": "/nowhere.jsonl"}, "cannot be read"),

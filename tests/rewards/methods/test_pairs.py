@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.config import RewardSection
+from cluster.types import Pair
 from learner.advantages import GroupAdvantage
 from rewards.base import Services
 from rewards.judges.client import HttpClient
@@ -113,10 +114,9 @@ def test_dno_takes_large_margins_only():
 
 
 def test_dno_pairs_carry_margin_and_origin():
-    made = group("good", "bad", "so so")
-    (first, second) = pairs_of(made, [(0, 1), (0, 2)], np.array([5.0, 3, 4]))
-    assert (first.chosen.text, first.rejected.text, first.margin, first.origin) == ("good", "bad", 2.0, made.id)
-    assert (second.rejected.text, second.margin) == ("so so", 1.0)
+    (first, second) = pairs_of([(0, 1), (0, 2)], np.array([5.0, 3, 4]), "large_margin")
+    assert first == Pair(0, 1, margin=2.0, origin="large_margin")
+    assert (second.rejected, second.margin, second.label) == (2, 1.0, 1.0)
 
 
 def test_dno_mixes_old_pairs_in_ever_smaller_shares():

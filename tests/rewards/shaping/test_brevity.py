@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.config import load
+from cluster.config import RewardSection, Use, load
 from cluster.types import Scores
 from rewards.mix import Mixer
-from rewards.shaping.brevity import Concise, LengthSwitch, switched_rewards
+from rewards.shaping.brevity import Concise, LengthSwitch, StepLengthSwitch, switched_rewards
 from tests.rewards.groups import group, rollout
 
 NAN = float("nan")
@@ -85,3 +85,29 @@ def test_in_the_mixer_of_the_recipe_a_solved_group_keeps_a_gradient(recipe, expe
     mix = Mixer(settings.rewards, settings.reward_names, 2)
     scores = {name: Scores.of([1.0, 1.0, 1.0]) for name in settings.reward_names}
     assert mix(sized(100, 200, 300), scores).rewards == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_step_presses_its_most_solved_groups_alone():
+    """GRPO-λ over five groups with accuracies ¼, 1, ½, ¾ and 0, and λ = 0.2."""
+    right = [[1, 0, 0, 0], [1, 1, 1], [1, 0, 1, 0], [1, 1, 1, 0], [0, 0]]
+    groups = [sized(*range(100, 100 * len(r) + 1, 100)) for r in right]
+    values = [np.array(r, float) for r in right]
+    found = StepLengthSwitch(alpha=0.6).of_step(values, groups)
+    assert found[1] == pytest.approx([0.863738, 0.7, 0.536262], abs=1e-6)
+    for i in (0, 2, 3, 4):
+        assert found[i].tolist() == right[i]
+    unknown = [np.array([1.0, NAN, 1.0, NAN]), values[0]]
+    shaped = StepLengthSwitch().of_step(unknown, [groups[0], groups[2]])
+    assert np.isnan(shaped[0]).tolist() == [False, True, False, True]
+    assert shaped[0][0] > shaped[0][2], "of the known ones all are right, so this group is pressed"
+
+
+def test_the_mixer_shows_a_shaper_the_whole_step():
+    section = RewardSection(use="exact", shape=Use(use="step_length_switch", options={"top_frac": 0.5}))
+    mix = Mixer([section], ["exact"], 1)
+    groups = [sized(10, 20), sized(10, 20)]
+    scores = [{"exact": Scores.of([1, 0])}, {"exact": Scores.of([1, 1])}]
+    first, second = mix.of_step(groups, scores)
+    assert first.rewards.tolist() == [1, 0]
+    assert second.rewards[0] > second.rewards[1] > 0
+    assert mix(groups[0], scores[0]).rewards[0] < 1, "alone it is the step's best"

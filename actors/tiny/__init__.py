@@ -1,0 +1,12 @@
+"""Models of one or two million parameters, made in about a minute on a laptop: `tiny:addition`, `tiny:calculator`, …"""
+
+from actors.tiny.addition import AdditionModel
+from actors.tiny.calculator import CalculatorModel
+from actors.tiny.character import TinyModel
+from actors.tiny.player import PlayerModel
+
+MODELS: dict[str, type[TinyModel]] = {
+    "addition": AdditionModel,
+    "calculator": CalculatorModel,
+    "player": PlayerModel,
+}

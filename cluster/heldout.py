@@ -1,0 +1,67 @@
+"""Held-out accuracy beside the running lap: an engine answers, a reward worker grades, the driver sees a number."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.buffer import Buffer
+from cluster.config import EvaluationSection
+from cluster.follow import Follower
+from cluster.nodes import INFRASTRUCTURE, cause_of
+from cluster.staff import Staff
+from cluster.topology import POLICY
+from rewards.anchors import Answers, agreement, anchors_of
+
+log = logging.getLogger(__name__)
+
+TRIES = 3
+
+
+class Evaluation:
+    def __init__(
+        self, staff: Staff, buffer: Buffer, follower: Follower, section: EvaluationSection, directory: Path
+    ) -> None:
+        self._staff, self._buffer, self._follower, self._section = staff, buffer, follower, section
+        self._anchors = directory / "anchors.json"
+
+    async def run(self, step: int, *, catch_up: bool = True) -> None:
+        """Tell the follower how the weights of `step` do; with `catch_up`, exactly the newest ones."""
+        start = time.monotonic()
+        for _ in range(TRIES):
+            try:
+                accuracy, answers = await self._ask(catch_up=catch_up)
+            except INFRASTRUCTURE as error:  # a worker's death is counted where it is replaced
+                log.warning("the evaluation at step %d goes to another worker: %s", step, cause_of(error))
+            else:
+                agreement = self._agreement(step, answers)
+                self._follower.heldout(step, accuracy, agreement, time.monotonic() - start)
+                return
+        log.warning("the evaluation at step %d was lost with %d workers", step, TRIES)
+
+    async def _ask(self, *, catch_up: bool) -> tuple[float, Answers]:
+        await until(lambda: bool(self._staff.of("rollout") and self._staff.of("reward")))
+        worker, grader = self._staff.of("rollout")[0], self._staff.of("reward")[0]
+        if catch_up:
+            publication = await asyncio.to_thread(self._buffer.published, POLICY, timeout_s=5.0)
+            assert publication is not None
+            await worker.catch_up.remote(publication)
+        groups = worker.heldout.remote(self._section.max_tasks, self._section.temperature)
+        return await grader.grade.remote(groups)
+
+    def _agreement(self, step: int, answers: Answers) -> float:
+        """With what the initial policy was sure of; NaN in a run that began without."""
+        if step == 0:
+            self._anchors.write_text(json.dumps(anchors_of(answers)))
+        return agreement(json.loads(self._anchors.read_text()), answers) if self._anchors.exists() else math.nan
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Whoever waits here is under the deadline of `run.stall_s`."""
+    while not true():  # noqa: ASYNC110 - what changes it is many things
+        await asyncio.sleep(0.2)

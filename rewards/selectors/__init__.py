@@ -1,0 +1,42 @@
+"""Every selector by name: `[[selectors]]`. Yours is `package.module:Class`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cluster.config import SelectorSection
+from cluster.plugins import build
+from cluster.types import Group, Mixed, Scores
+from rewards.selectors.base import Selector
+from rewards.selectors.consistency import Consistency
+from rewards.selectors.pairs import Best, BestWorst, LargeMargin, Likeliest, TokenWeights
+from rewards.selectors.temporal import Temporal
+
+SELECTORS: dict[str, type[Selector]] = {
+    "best": Best,
+    "best_worst": BestWorst,
+    "consistency": Consistency,
+    "large_margin": LargeMargin,
+    "likeliest": Likeliest,
+    "temporal": Temporal,
+    "token_weights": TokenWeights,
+}
+
+__all__ = ["SELECTORS", "Selection", "Selector"]
+
+
+class Selection:
+    """The selectors of a recipe, one after the other. Raises ConfigError for one that is unknown."""
+
+    def __init__(self, sections: Sequence[SelectorSection]) -> None:
+        self._selectors = [
+            build(SELECTORS, section.use, section.options, f"selectors[{i}]") for i, section in enumerate(sections)
+        ]
+
+    def __call__(
+        self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]], mixed: Sequence[Mixed]
+    ) -> list[Mixed]:
+        found = list(mixed)
+        for selector in self._selectors:
+            found = selector.of_step(groups, scores, found)
+        return found

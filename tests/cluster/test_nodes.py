@@ -1,0 +1,32 @@
+"""What counts as the death of a process that can be replaced, and what as a fault that would come again."""
+
+from __future__ import annotations
+
+import pytest
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+
+from cluster.errors import ConfigError, DataError, InfrastructureError
+from cluster.nodes import is_infrastructure
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ActorDiedError(),
+        OutOfMemoryError("1 worker(s) were killed due to the node running low on memory."),
+        InfrastructureError("gone"),
+        ExceptionGroup("several", [InfrastructureError("gone"), OutOfMemoryError("full")]),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_who_dies_with_its_machine_is_replaced(error):
+    assert is_infrastructure(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConfigError("wrong"), DataError("bad row"), ExceptionGroup("both", [InfrastructureError("gone"), ValueError()])],
+    ids=lambda e: type(e).__name__,
+)
+def test_a_fault_of_the_recipe_or_of_ours_is_not_repeated(error):
+    assert not is_infrastructure(error)

@@ -1,0 +1,122 @@
+"""The pages of docs/: their examples run, their links resolve, and every metric of the sources is explained."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import pytest
+
+from cluster import check
+from cluster.config import parse
+from rewards.judges.metrics import JudgeMetrics
+from tests.metrics_page import METRICS, ROWS, unexplained
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "deploy" / "README.md"])
+WITH_EXAMPLES = ("rewards", "environments")
+MODULE = "docs_example"
+"""What the pages call the user's own module."""
+AREAS = "reward|rollout|buffer|policy|learner|loss|weights|heldout|judge|distilled|monitor|value"
+NAMED = re.compile(rf"(?:{AREAS})/[A-Za-z0-9_\0]+")
+"""A metric in the sources; \\0 stands for what an f-string fills in."""
+NOT_EMITTED = {
+    "loss/ratio_square": "goes into loss/effective_samples_frac",
+    "value/clipped_frac": "of the value head, which the loop has not yet",
+    "judge/one_to_many_accuracy": "of functions that no run calls yet",
+    "judge/one_to_many_mrr": "of functions that no run calls yet",
+    "distilled/\0": "the name of a thread",
+}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / "docs" / f"{page}.md").read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+
+
+@pytest.mark.parametrize("page", WITH_EXAMPLES)
+def test_the_examples_of_a_page_run_and_its_recipes_can_start(page, monkeypatch):
+    module = types.ModuleType(MODULE)
+    monkeypatch.setitem(sys.modules, MODULE, module)
+    for number, block in enumerate(blocks(page, "python"), 1):
+        exec(compile(block, f"docs/{page}.md, python block {number}", "exec"), vars(module))
+    for block in blocks(page, "toml"):
+        settings = parse(tomllib.loads(block), where=block)
+        check.plugins(settings)
+        check.judged(settings, check.tasks(settings))
+
+
+@pytest.mark.parametrize("page", WITH_EXAMPLES)
+def test_a_page_with_examples_asserts_what_it_says(page):
+    """Without asserts in it a page would pass whatever it says."""
+    assert len(blocks(page, "toml")) >= 4
+    assert sum(block.count("assert ") for block in blocks(page, "python")) >= 4
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_between_pages_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        there = page.parent / file if file else page
+        assert there.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", there.read_text("utf-8"), re.M)
+            assert anchor in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}, target
+
+
+def test_files_that_the_pages_name_exist():
+    for page in PAGES:
+        for name in re.findall(r"`((?:deploy|tests|docs|cluster)/[\w/.-]+\.\w+)`", page.read_text("utf-8")):
+            assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def in_the_sources() -> set[str]:
+    """Every text of the sources that is a metric's name, with \\0 for what is filled in."""
+    found = set()
+    for package in ("actors", "cluster", "learner", "rewards"):
+        for file in (ROOT / package).rglob("*.py"):
+            nodes = list(ast.walk(ast.parse(file.read_text("utf-8"))))
+            joined = [n for n in nodes if isinstance(n, ast.JoinedStr)]
+            parts = {id(p) for n in joined for p in n.values}
+            found |= {"".join(str(p.value) if isinstance(p, ast.Constant) else "\0" for p in n.values) for n in joined}
+            found |= {n.value for n in nodes if isinstance(n, ast.Constant) and id(n) not in parts}
+    return {text for text in found if isinstance(text, str) and NAMED.fullmatch(text) and text not in NOT_EMITTED}
+
+
+def test_every_metric_of_the_sources_is_explained_and_every_explained_one_is_there():
+    sources = in_the_sources()
+    assert len(sources) > 50, "the search finds nothing"
+    assert not unexplained(name for name in sources if "\0" not in name)
+    patterns = {name: re.compile("\\w+".join(map(re.escape, name.split("\0")))) for name in sources}
+    idle = [n for n, p in patterns.items() if "\0" in n and not any(p.fullmatch(m) for m in METRICS)]
+    assert not idle, "in the sources, and not explained"
+    gone = [m for m in METRICS if not any(p.fullmatch(m) for p in patterns.values())]
+    assert not gone, "explained, and not in the sources"
+
+
+def test_what_is_put_together_from_parts_is_explained_part_by_part():
+    judge = set(JudgeMetrics("NAME").snapshot())
+    assert judge == {m for m in METRICS if m.startswith("judge/")}
+    laps = re.findall(r"clock\.lap\(\"(\w+)\"\)", (ROOT / "learner" / "train.py").read_text())
+    assert {f"learner/{lap}_s" for lap in laps} == {m for m in METRICS if re.fullmatch(r"learner/\w+_s", m)} - {
+        "learner/step_s",
+        "learner/wait_s",
+    }
+
+
+def test_a_metric_is_explained_once_with_a_unit_and_a_meaning():
+    assert len(set(METRICS)) == len(METRICS)
+    for name, unit, meaning, _ in ROWS:
+        assert unit.strip(), name
+        assert meaning.strip(), name
+
+
+def test_a_metric_that_nobody_explained_is_noticed():
+    assert unexplained(["reward/mean", "reward/exact_mean", "step", "reward/meen"]) == ["reward/meen"]
