@@ -26,7 +26,6 @@ NAMED = re.compile(rf"(?:{AREAS})/[A-Za-z0-9_\0]+")
 """A metric in the sources; \\0 stands for what an f-string fills in."""
 NOT_EMITTED = {
     "loss/ratio_square": "goes into loss/effective_samples_frac",
-    "value/clipped_frac": "of the value head, which the loop has not yet",
     "judge/one_to_many_accuracy": "of functions that no run calls yet",
     "judge/one_to_many_mrr": "of functions that no run calls yet",
     "distilled/\0": "the name of a thread",
@@ -104,6 +103,11 @@ def test_every_metric_of_the_sources_is_explained_and_every_explained_one_is_the
 def test_what_is_put_together_from_parts_is_explained_part_by_part():
     judge = set(JudgeMetrics("NAME").snapshot())
     assert judge == {m for m in METRICS if m.startswith("judge/")}
+    distilled = ROOT / "rewards" / "distilled"
+    own = re.findall(r"\{area\}_(\w+)", (distilled / "distiller.py").read_text())
+    asked = re.findall(r"\"(num_\w+)\":", (distilled / "labeller.py").read_text())
+    parts = {*own, *asked, "known_frac", "num_seen"}
+    assert {f"distilled/NAME_{part}" for part in parts} == {m for m in METRICS if m.startswith("distilled/")}
     laps = re.findall(r"clock\.lap\(\"(\w+)\"\)", (ROOT / "learner" / "train.py").read_text())
     assert {f"learner/{lap}_s" for lap in laps} == {m for m in METRICS if re.fullmatch(r"learner/\w+_s", m)} - {
         "learner/step_s",

@@ -130,6 +130,8 @@ class RolloutActor:
         Raises FileNotFoundError if newer versions have pushed it out, or its learner has died.
         """
         path = Path(publication.info["path"])
+        # Whoever tidies up /dev/shm may take it; what is missing then would pass for a version that is gone.
+        self._fetched.mkdir(parents=True, exist_ok=True)
         for old in self._fetched.iterdir():
             old.unlink()
         mine = self._fetched / path.name

@@ -143,7 +143,7 @@ class JudgePool:
 
     async def complete(self, call: Call) -> Completion:
         """The bare answer to a chat of the caller's own, from whichever replica may be asked. Raises JudgeError."""
-        return (await self._complete(call))[0]
+        return (await self._complete(call, time.monotonic() + self._ttl_s))[0]
 
     async def close(self) -> None:
         for task in list(self._background):
