@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from actors.adapter import AdapterFolder
 from cluster.config import EngineSection, RunConfig
 from cluster.errors import ConfigError, InfrastructureError
 from cluster.failpoints import failpoint
@@ -114,6 +115,9 @@ class VllmEngine:
             arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(config.engine.kv_cache_gib * 2**30)}
         else:
             arguments |= {"gpu_memory_utilization": config.engine.gpu_memory_frac}
+        lora = config.learner.lora
+        self._adapter = AdapterFolder(lora, model_dir) if lora else None
+        arguments |= self._adapter.arguments if self._adapter else {}
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(arguments | config.engine.options)))
         self._stop_tokens = list(stop_tokens)
         self._mode: Literal["keep", "wait", "abort"] = config.weights.pause_mode
@@ -123,6 +127,8 @@ class VllmEngine:
 
     async def start(self) -> None:
         """Name the weights that were loaded; without it spans would say `default`."""
+        if self._adapter:
+            await self._llm.add_lora(self._adapter.request(load_inplace=True))
         await self._llm.update_weight_version(self.version)
 
     async def sample(
@@ -176,27 +182,43 @@ class VllmEngine:
 
         Raises InfrastructureError if that fails or takes too long; this engine must then be replaced.
         """
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
         start = time.monotonic()
         try:
             async with asyncio.timeout(UPDATE_S):
-                if not self._ready_to_receive:
-                    await self.init_weight_transfer_engine({})
-                await self._llm.pause_generation(mode=self._mode, clear_cache=True)
-                await self._llm.start_weight_update()
-                failpoint("actor.mid_update")
-                await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
-                await self._llm.finish_weight_update(publication.version)
-                await self._llm.resume_generation()
+                if self._adapter:
+                    await self._swap(self._adapter, publication, path)
+                else:
+                    await self._reload(publication, path)
         except Exception as error:
             # Not resumed: an engine with half its weights must not speak.
             raise InfrastructureError(f"version {publication.version} did not get into the engine: {error}") from error
         self.version = publication.version
         return time.monotonic() - start
 
+    async def _reload(self, publication: Publication, path: str) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        if not self._ready_to_receive:
+            await self.init_weight_transfer_engine({})
+        await self._llm.pause_generation(mode=self._mode, clear_cache=True)
+        await self._llm.start_weight_update()
+        failpoint("actor.mid_update")
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
+        await self._llm.finish_weight_update(publication.version)
+        await self._llm.resume_generation()
+
+    async def _swap(self, adapter: AdapterFolder, publication: Publication, path: str) -> None:
+        await self._llm.pause_generation(mode=self._mode, clear_cache=True)
+        failpoint("actor.mid_update")
+        adapter.hold(path)
+        await self._llm.add_lora(adapter.request(load_inplace=True))
+        await self._llm.update_weight_version(publication.version)
+        await self._llm.resume_generation()
+
     async def close(self) -> None:
         self._llm.shutdown()
+        if self._adapter:
+            self._adapter.close()
 
     # What vLLM's stock trainer client (RayVLLMWeightSyncClient) calls on the actor, for the nccl transport.
 
@@ -234,9 +256,12 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+        adapter = self._adapter.request() if self._adapter else None
         params = SamplingParams(detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **sampling)
         try:
-            async for output in self._llm.generate(tokens_input(list(prompt)), params, request_id=uuid4().hex):
+            async for output in self._llm.generate(
+                tokens_input(list(prompt)), params, request_id=uuid4().hex, lora_request=adapter
+            ):
                 final = output
         except (EngineDeadError, EngineGenerateError) as error:
             raise InfrastructureError(

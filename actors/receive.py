@@ -1,5 +1,7 @@
 """Weights into a running engine: the pull transport's receiving end, inside vLLM's worker processes.
 
+Adapters vLLM receives by itself; what is here for them makes its CPU build apply one in reasonable time.
+
 vLLM imports this module there because an engine names it in `worker_extension_cls`. The learner publishes one
 safetensors file per version; a worker reads it and reloads layer by layer, without stopping generations in flight.
 """
@@ -13,6 +15,7 @@ import torch
 from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
@@ -67,6 +70,32 @@ def redispatch_lm_head(model: torch.nn.Module) -> None:
 
 if BACKEND not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(BACKEND, PullEngine)
+
+
+def add_lora_linear(
+    self: PunicaWrapperCPU,
+    y: torch.Tensor,
+    x: torch.Tensor,
+    lora_a_stacked: tuple[torch.Tensor, ...],
+    lora_b_stacked: tuple[torch.Tensor, ...],
+    scale: float,
+    output_slices: tuple[int, ...],
+    **unused: Any,
+) -> None:
+    """y [tokens, out] += x [tokens, in] · Aᵀ · Bᵀ, slice by slice: one adapter, which every request carries.
+
+    vLLM's own routine for CPUs looks up an adapter for each token and copies it: 47 times slower at 4096 tokens of
+    width 576, seven times what the layer itself takes.
+    """
+    inputs, outputs, start = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1]), 0
+    for a, b, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
+        assert len(a) == 1, "the engine has room for one adapter"
+        outputs[:, start : start + size] += inputs @ a[0, 0].T @ b[0, 0].T * scale
+        start += size
+
+
+if current_platform.is_cpu():
+    PunicaWrapperCPU.add_lora_linear = add_lora_linear
 
 
 class Extension:

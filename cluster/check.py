@@ -21,7 +21,8 @@ RENDERED = 100
 """Prompts that are tried on the chat template: a template refuses kinds of prompts, not single ones."""
 IDENTITY = re.compile(
     r"seed|model\.(path|options\..+)|tasks\..+|rollout\.(group_size|max_turns|environment\..+)"
-    r"|rewards\[\d+\]\.(name|use|when|options\..+)|learner\.(groups_per_step|advantage\.use|loss\.use|terms\[\d+\]\.use)|selectors\[\d+\]\..+"
+    r"|rewards\[\d+\]\.(name|use|when|options\..+)|learner\.(groups_per_step|advantage\.use|loss\.use|terms\[\d+\]\.use"
+    r"|lora\.(rank|alpha|target_modules.*))|selectors\[\d+\]\..+"
 )
 """Keys that `identity` compares."""
 

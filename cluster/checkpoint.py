@@ -1,7 +1,8 @@
 """Checkpoints: files first, then the manifest's rename, then the buffer's trim (rules 6 and 7 of exactly-once).
 
 checkpoints/global_step_N/              Hugging Face safetensors and tokenizer: AutoModelForCausalLM loads it
-                          deepspeed/    optimizer and partitions
+                                        (with LoRA the adapter alone, in peft's format)
+                          learner/      fp32 weights and optimizer states of what is trained
                           manifest.json the commit: without it the directory does not count
 """
 
@@ -38,7 +39,7 @@ def save(directory: Path, engine: Savable, buffer: Buffer, policy: str, epoch: i
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
     engine.barrier()
-    engine.save(target / "deepspeed")
+    engine.save(target / "learner")
     engine.export(target)
     engine.barrier()
     if engine.rank == 0:

@@ -1,4 +1,6 @@
-"""A checkpoint as a plain Hugging Face directory: `python -m cluster.export RUN [--step N] --to DIR`.
+"""A checkpoint as a plain Hugging Face directory: `python -m cluster.export RUN [--step N] [--adapter] --to DIR`.
+
+Adapters (`[learner.lora]`) are merged into the model that the run began with, or given alone in peft's format.
 
 Exit codes: 0 written · 1 it vanished or the disk failed meanwhile · 2 no such run or step, or DIR is taken.
 """
@@ -11,11 +13,12 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import checkpoint, cli
+from cluster import checkpoint, cli, config
 from cluster.errors import ConfigError, KanaboError
 
-OURS = ("manifest.json", "manifest.json.tmp", "deepspeed")
+OURS = ("manifest.json", "manifest.json.tmp", "learner")
 """What a checkpoint holds besides the model: of use to resume, to nothing else."""
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 CHUNK_BYTES = 16 * 2**20
 
 
@@ -23,6 +26,7 @@ def main(
     run: cli.RunName,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="New directory for the model.")],
     step: Annotated[int | None, typer.Option("--step", metavar="N", help="Which one.", show_default="newest")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="With [learner.lora]: the adapter alone.")] = False,
     directory: cli.RunsDir = None,
     as_json: cli.AsJson = False,
 ) -> None:
@@ -32,7 +36,7 @@ def main(
     """
     with cli.exit_codes():
         source = choose(cli.find_run(run, directory), step)
-        result = export(source, to.absolute())
+        result = export(source, to.absolute(), adapter=adapter)
     if as_json:
         cli.print_json(result)
     else:
@@ -54,19 +58,31 @@ def choose(run: Path, step: int | None) -> Path:
     return found[max(found) if step is None else step]
 
 
-def export(source: Path, target: Path) -> dict[str, Any]:
-    """Copy the model's files; the target appears when it is whole. Raises ConfigError if it exists."""
+def export(source: Path, target: Path, *, adapter: bool = False) -> dict[str, Any]:
+    """The model's files, whole or with `adapter` the adapter's; the target appears when it is complete.
+
+    Raises ConfigError if it exists, or if there is no adapter.
+    """
     if target.exists():
         raise ConfigError(f"--to '{target}' exists. Name a new directory, or remove that one.")
+    adapted = (source / ADAPTER[0]).exists()
+    if adapter and not adapted:
+        raise ConfigError(f"{source.name} holds whole weights: the run has no [learner.lora]. Leave --adapter out.")
+    merging = adapted and not adapter
     draft = target.with_name(f".{target.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir(parents=True)
-        files = [path for path in sorted(source.rglob("*")) if path.is_file() and _of_the_model(path, source)]
+        there = [path for path in sorted(source.rglob("*")) if path.is_file() and _of_the_model(path, source)]
+        files = [path for path in there if not (merging and path.name in ADAPTER)]
         total = sum(path.stat().st_size for path in files)
         with cli.progress(f"copying {source.name}", total) as advance:
             for path in files:
                 _copy(path, draft / path.relative_to(source), advance)
+        if merging:
+            _merge(source, draft)
+        written = [path for path in draft.rglob("*") if path.is_file()]
+        result = {"files": len(written), "bytes": sum(path.stat().st_size for path in written)}
         # A run removes a manifest before anything else: while it is there, all files were.
         (source / "manifest.json").stat()
         draft.rename(target)
@@ -80,7 +96,21 @@ def export(source: Path, target: Path) -> dict[str, Any]:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     step = int(source.name.removeprefix("global_step_"))
-    return {"run": source.parent.parent.name, "step": step, "path": target, "files": len(files), "bytes": total}
+    return {"run": source.parent.parent.name, "step": step, "path": target, **result}
+
+
+def _merge(source: Path, target: Path) -> None:
+    """W + alpha / rank · B·A in fp32, in the precision of the model that the run began with."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from actors.models import prepare
+
+    settings = config.load(source.parent.parent / "config.toml")
+    base: Any = AutoModelForCausalLM.from_pretrained(prepare(settings.model, settings.seed))
+    precision = base.dtype
+    merged: Any = PeftModel.from_pretrained(base.float(), str(source))
+    merged.merge_and_unload().to(precision).save_pretrained(target)
 
 
 def _of_the_model(path: Path, source: Path) -> bool:

@@ -7,7 +7,6 @@ Calls marked *collective* must be made by every rank, in the same order; each ha
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -23,10 +22,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cluster.config import LearnerSection
-from cluster.errors import ConfigError
 from cluster.types import Micro
+from learner import lora
 from learner.collectives import limit_waits
 from learner.critic import ValueHead
+from learner.masters import Masters
 from learner.model import attach_row_selection, by_layer, logprobs_of, tied_head
 from learner.optimizer import Guarded, lr_at, make_optimizer, parameter_groups
 
@@ -109,7 +109,8 @@ def token_statistics(
 class DeepSpeedEngine:
     """`Engine` on DeepSpeed ZeRO 0-3, CPU or GPU. `join` comes first."""
 
-    def __init__(self, model_dir: str | Path, section: LearnerSection) -> None:
+    def __init__(self, model_dir: str | Path, section: LearnerSection, seed: int = 0) -> None:
+        """`seed` initialises adapters, if the recipe has them."""
         import deepspeed
         from transformers import AutoModelForCausalLM
 
@@ -125,7 +126,8 @@ class DeepSpeedEngine:
         if section.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self._select = attach_row_selection(model)
-        self._tied_head = tied_head(model)
+        self._lora = lora.attach(model, section.lora, self._model_dir, seed) if section.lora else None
+        self._tied_head = None if section.lora else tied_head(model)
         self._statistics = partial(token_statistics, entropy_grad=section.loss.entropy_coef != 0)
         # Without ZeRO the fp32 optimizer is ours to guard; DeepSpeed would clip without a look at infinities.
         self._guard = self._stage == 0
@@ -138,6 +140,8 @@ class DeepSpeedEngine:
         )[0]
         limit_waits(section.collective_timeout_s)
         self._optimizer = optimizer
+        self._masters = Masters(deepspeed, self._engine, optimizer, self._stage, section.optimizer)
+        self._seeded = -1
         self.device: torch.device = torch.device(self._engine.device)
 
     @property
@@ -162,7 +166,30 @@ class DeepSpeedEngine:
         return config
 
     def logprobs(self, micro: Micro) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            self._seed_dropout()
+            return self._logprobs(micro)
+        # Back to training at once: a backward pass may be under way that computes layers again.
+        self._engine.module.eval()
+        try:
+            return self._logprobs(micro)
+        finally:
+            self._engine.module.train()
+
+    def _logprobs(self, micro: Micro) -> tuple[Tensor, Tensor]:
         return logprobs_of(self._engine, self._select, micro, self.device, self._statistics)
+
+    def _seed_dropout(self) -> None:
+        """Once a step: one that is taken again, after a crash or in a replay, has the same masks."""
+        if self._seeded != self.step:
+            torch.manual_seed(self.step * self.world + self.rank)
+            self._seeded = self.step
+
+    @torch.no_grad()
+    def initial_logprobs(self, micro: Micro) -> Tensor:
+        """As `logprobs`, without the adapters: what the model said before the first step. Collective."""
+        with lora.adapters_off(self._engine.module):
+            return self.logprobs(micro)[0]
 
     def logprobs_and_values(self, micro: Micro) -> tuple[Tensor, Tensor, Tensor]:
         assert self._critic is not None, "no learner.value"
@@ -192,27 +219,34 @@ class DeepSpeedEngine:
         self.step += 1
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Full parameters by Hugging Face name, layer by layer, a tied output head under its own name too. Collective.
+        """What engines lack, layer by layer. Collective.
 
+        Full parameters by Hugging Face name, a tied output head under its own name too; or adapters by peft's name.
         Every rank must exhaust it. A tensor is valid until the next is asked for, unless ZeRO is below 3.
         """
         head = None
-        for group in by_layer(self._policy.named_parameters()):
+        for group in by_layer(self._published()):
             with self._gathered([p for _, p in group]):
                 for name, parameter in group:
                     if self._tied_head and name == self._tied_head[1]:
                         head = parameter.detach().clone() if self._stage == 3 else parameter.detach()
-                    yield name, parameter.detach()
+                    yield self._public(name), parameter.detach()
         if self._tied_head and head is not None:
             yield self._tied_head[0], head
+
+    def _published(self) -> list[tuple[str, torch.nn.Parameter]]:
+        named = self._policy.named_parameters()
+        return [(n, p) for n, p in named if not self._lora or lora.is_adapter(n)]
+
+    def _public(self, name: str) -> str:
+        return lora.peft_name(name) if self._lora else name
 
     def _gathered(self, parameters: list[torch.nn.Parameter]) -> Any:
         return self._deepspeed.zero.GatheredParameters(parameters) if self._stage == 3 else nullcontext()
 
     def metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Name, dtype and full shape of what `weights` yields, without gathering anything."""
-        named = self._policy.named_parameters()
-        found = {name: (p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for name, p in named}
+        found = {self._public(name): (p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for name, p in self._published()}
         if self._tied_head:
             found[self._tied_head[0]] = found[self._tied_head[1]]
         return [(name, dtype, shape) for name, (dtype, shape) in found.items()]
@@ -237,50 +271,25 @@ class DeepSpeedEngine:
         self._dist.barrier()
 
     def save(self, directory: Path) -> None:
-        """Optimizer, master weights and step, each rank its part."""
-        # Nothing that is pickled inside is ours: a rename in our code must not spoil old checkpoints.
-        self._engine.save_checkpoint(
-            str(directory), tag="state", client_state={"step": self.step, "num_skipped": self.num_skipped}
-        )
-        if self.rank == 0:
-            (directory / "shape.json").write_text(json.dumps(self._shape()))
+        """Optimizer, fp32 weights of what is trained, and step: to continue with any ranks and ZeRO stage."""
+        self._masters.save(directory, {"step": self.step, "num_skipped": self.num_skipped})
 
     def load(self, directory: Path) -> None:
-        """Continue from what `save` wrote.
-
-        Raises ConfigError if there is nothing, or it was written by another number of ranks or ZeRO stage.
-        """
-        try:
-            saved = json.loads((directory / "shape.json").read_text())
-        except FileNotFoundError as error:
-            raise ConfigError(f"'{directory}' holds no learner state. Resume from another checkpoint.") from error
-        if saved != self._shape():
-            raise ConfigError(
-                f"'{directory}' was written with {saved}, this run has {self._shape()}. Give learner.ranks, "
-                "learner.zero_stage, learner.dtype, learner.optimizer and learner.value the old values, or start a new "
-                "run from the checkpoint's Hugging Face files (model.path)."
-            )
-        _, state = self._engine.load_checkpoint(str(directory), tag="state")
+        """Continue from what `save` wrote. Raises ConfigError if it does not belong to this run."""
+        state = self._masters.load(directory)
         self.step, self.num_skipped = state["step"], state["num_skipped"]
 
-    def _shape(self) -> dict[str, Any]:
-        section = self._section
-        return {
-            "ranks": self.world,
-            "zero_stage": self._stage,
-            "dtype": section.dtype,
-            "optimizer": section.optimizer,
-            **({"value_head": True} if section.value else {}),
-        }
-
     def export(self, directory: Path) -> None:
-        """Hugging Face safetensors, configuration and tokenizer, written by rank 0."""
+        """Hugging Face safetensors or an adapter in peft's format, configuration and tokenizer, written by rank 0."""
         state = {}
         for name, tensor in self.weights():
             if self.rank == 0 and not (self._tied_head and name == self._tied_head[0]):
                 state[name] = tensor.to("cpu", copy=self._stage == 3)
         if self.rank == 0:
-            self._policy.save_pretrained(directory, state_dict=state)
+            if self._lora:
+                lora.write(directory, state, self._lora)
+            else:
+                self._policy.save_pretrained(directory, state_dict=state)
             for pattern in TOKENIZER_FILES:
                 for file in self._model_dir.glob(pattern):
                     shutil.copy(file, directory)

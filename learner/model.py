@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ def tied_head(model: Any) -> tuple[str, str] | None:
     return (own, first) if first is not None and first != own else None
 
 
-def by_layer(named: Iterator[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:
+def by_layer(named: Iterable[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:
     """Consecutive parameters of the same layer: what is gathered at once."""
     group: list[tuple[str, nn.Parameter]] = []
     current = None

@@ -57,7 +57,7 @@ def parameter_groups(
     policy: torch.nn.Module, critic: ValueHead | None, section: LearnerSection
 ) -> tuple[list[dict[str, Any]], list[float]]:
     """The optimizer's groups and each one's rate as a multiple of the schedule's: the policy, and a value head."""
-    groups, rates = [{"params": list(policy.parameters())}], [1.0]
+    groups, rates = [{"params": [p for p in policy.parameters() if p.requires_grad]}], [1.0]
     if critic is not None and section.value is not None:
         groups.append({"params": list(critic.value_head.parameters())})
         rates.append((section.value.lr or section.schedule.lr) / section.schedule.lr)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cluster.config import LearnerSection
 from cluster.types import Micro
-from learner.engine import DTYPES, token_statistics
+from learner.engine import DTYPES, DeepSpeedEngine, token_statistics
 from learner.model import attach_row_selection, logprobs_of
 from learner.terms import build_terms
 
@@ -34,16 +34,31 @@ class Reference:
         return logprobs_of(self._model, self._select, micro, self._device, self._statistics)[0]
 
 
+class Unadapted:
+    """The learner's own model without its adapters: no second one in memory."""
+
+    def __init__(self, engine: DeepSpeedEngine) -> None:
+        self._engine = engine
+
+    def logprobs(self, micro: Micro) -> Tensor:
+        """[B, L] nats, aligned and tempered as the engine's."""
+        return self._engine.initial_logprobs(micro)
+
+
 def wants_reference(section: LearnerSection) -> bool:
     """Whether anything would read the reference model. Raises ConfigError for terms that cannot be built."""
     return section.reads_reference or build_terms(section).need_reference
 
 
-def reference_for(section: LearnerSection, model_dir: str | Path, device: torch.device | str) -> Reference | None:
+def reference_for(
+    section: LearnerSection, model_dir: str | Path, engine: DeepSpeedEngine
+) -> Reference | Unadapted | None:
     """The reference model, or None where nothing would read it.
 
     `learner.reference` is `initial` (the run's own first weights) or a directory.
     """
     if not wants_reference(section):
         return None
-    return Reference(model_dir if section.reference == "initial" else section.reference, section, device)
+    if section.reference != "initial":
+        return Reference(section.reference, section, engine.device)
+    return Unadapted(engine) if section.lora else Reference(model_dir, section, engine.device)

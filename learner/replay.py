@@ -1,7 +1,7 @@
 """Steps that can be run again: what a step trained on, the state before it, and what came out.
 
     replay/step_N/   cut.msgpack   the cut record and its groups
-                     deepspeed/    weights and optimizer as the step found them
+                     learner/      weights and optimizer as the step found them
                      result.json   its metrics and a digest of the weights it left
 
 Every `checkpoint.record_every_steps`-th step is kept, and every one whose gradient was not finite.
@@ -101,7 +101,7 @@ class StepRecorder:
             folder.mkdir(parents=True)
             (folder / "cut.msgpack").write_bytes(encode(Kept(cut.record, tuple(cut.groups), self._epoch)))
         self._engine.barrier()
-        self._engine.save(folder / "deepspeed")
+        self._engine.save(folder / "learner")
         self._engine.barrier()
 
     def _conclude(self, step: int, metrics: dict[str, float]) -> None:
@@ -141,13 +141,13 @@ def rerun(
     kept, before = load(folder)
     torch.set_num_threads(before["threads"])  # sums over threads differ in their last bits
     join(rank, world, master, timeout_s=section.collective_timeout_s)
-    engine = DeepSpeedEngine(model_dir, section)
+    engine = DeepSpeedEngine(model_dir, section, config.seed)
     torch.set_num_threads(before["threads"])
-    engine.load(folder / "deepspeed")
+    engine.load(folder / "learner")
     engine.step = kept.record.step
     loss = build(LOSSES, section.loss.use, section.loss.options, "learner.loss")
     terms = build_terms(section)
-    reference = reference_for(section, model_dir, engine.device)
+    reference = reference_for(section, model_dir, engine)
     batch = pack(list(kept.groups), kept.record, section, rank, world, epoch=kept.epoch, append=terms.appended_token)
     metrics = optimize(batch, section, engine, loss, reference, terms)
     return {**outcome(engine, metrics), "suspects": suspects(kept)}

@@ -58,13 +58,13 @@ def learn(
     stage("joins the ranks")
     join(told.rank, section.ranks, told.master, timeout_s=section.collective_timeout_s)
     stage("loads the model")
-    engine = DeepSpeedEngine(told.model_dir, section)
+    engine = DeepSpeedEngine(told.model_dir, section, config.seed)
     if told.resume_from is not None:
-        engine.load(told.resume_from / "deepspeed")
+        engine.load(told.resume_from / "learner")
     token = build_terms(section).appended_token
     if token is not None and token >= engine.vocab_size:
         raise ConfigError(f"learner.terms append the token {token}; the model has {engine.vocab_size}. Name another.")
-    reference = reference_for(section, told.model_dir, engine.device)
+    reference = reference_for(section, told.model_dir, engine)
     publisher = _publisher(told, buffer, engine, rollout_actors)
     saver = _Saver(engine, save, config.checkpoint.every_steps)
     kept = config.tracking.kept_groups

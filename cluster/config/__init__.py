@@ -4,6 +4,7 @@ from cluster.config.base import Section, Use
 from cluster.config.learner import (
     CorrectionSection,
     LearnerSection,
+    LoraSection,
     LossSection,
     ScheduleSection,
     TermSection,
@@ -31,6 +32,7 @@ __all__ = [
     "EvaluationSection",
     "JudgeSection",
     "LearnerSection",
+    "LoraSection",
     "LossSection",
     "ModelSection",
     "RewardSection",

@@ -71,6 +71,11 @@ FOREIGN_KEYS = {
     "actor_learning_rate": "learner.schedule.lr",
     "lr": "learner.schedule.lr",
     "max_grad_norm": "learner.clip_grad_norm",
+    "lora_rank": "learner.lora.rank",
+    "lora_r": "learner.lora.rank",
+    "lora_alpha": "learner.lora.alpha",
+    "lora_dropout": "learner.lora.dropout",
+    "lora_target_modules": "learner.lora.target_modules",
     # rewards
     "reward_funcs": "rewards[0].use",
     "custom_reward_function": "rewards[0].use",

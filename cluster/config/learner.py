@@ -71,6 +71,21 @@ class LossSection(Use):
         return self
 
 
+class LoraSection(Section):
+    """`[learner.lora]`: frozen weights, and beside them matrices B·A of low rank that are trained (LoRA,
+    arXiv:2106.09685). Only these are published and checkpointed."""
+
+    rank: int = Field(default=16, ge=1, le=512)
+    """Inner dimension of B·A; vLLM carries up to 512."""
+    alpha: PositiveInt = 32
+    """B·A counts `alpha / rank` times."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the adapters' inputs while training. Engines sample without, so it adds to what the loss corrects for."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Last parts of the names of the layers that get one, as in peft, such as `q_proj`; `all-linear` is every linear
+    layer but the output head."""
+
+
 class TermSection(Use):
     """`[[learner.terms]]`: what is added to the policy loss."""
 
@@ -159,6 +174,8 @@ class LearnerSection(Section):
     """What is minimised beside it."""
     reference: str = "initial"
     """The model that the KL divergence is measured to: `initial`, or a directory."""
+    lora: LoraSection | None = None
+    """Train adapters instead of the weights themselves; `initial` is then the model without them, kept only once."""
     collective_timeout_s: PositiveFloat = 300.0
     """A rank that does not meet the others within this time ends the learner, which is restarted."""
     threads: NonNegativeInt = 0

@@ -219,6 +219,11 @@ class RunConfig(Section):
                 if name not in self.judges:
                     near = nearest(name, self.judges)
                     raise ValueError(f"rewards[{i}] asks the judge '{name}'. {near}Add a section [judges.{name}].")
+        if self.learner.lora and self.weights.transport == "nccl":
+            raise ValueError(
+                "weights.transport = 'nccl' broadcasts whole models, and [learner.lora] publishes adapters: a small "
+                'file each. Set weights.transport = "pull".'
+            )
         share = sum(j.engine_share for j in self.judges.values() if j.kind == "policy")
         if share >= 1:
             raise ValueError(f"judges of kind 'policy' have engine_share = {share:g} together; leave some to rollouts.")

@@ -46,8 +46,8 @@ def end(run: Path, *, error: bool = False) -> None:
 
 def write_checkpoint(run: Path, step: int) -> Path:
     target = run / "checkpoints" / f"global_step_{step}"
-    (target / "deepspeed").mkdir(parents=True)
-    (target / "deepspeed" / "states.pt").write_bytes(b"optimizer")
+    (target / "learner").mkdir(parents=True)
+    (target / "learner" / "state.json").write_bytes(b"optimizer")
     (target / "config.json").write_text(json.dumps({"step": step}))
     (target / "model.safetensors").write_bytes(os.urandom(1000))
     checkpoint.commit(target, Manifest("policy", step, 1, 0, (), (), ()))

@@ -170,6 +170,10 @@ OVERRIDES = {
     "another tool's option": (
         ["learner.loss.options={eps_clip=0.2}"], ["'eps_clip'", "learner.loss.options.clip_low"],
     ),
+    "adapters by broadcast": (
+        ["learner.lora.rank=4", "weights.transport=nccl"], ["weights.transport = 'nccl'", "[learner.lora]", "pull"],
+    ),
+    "an adapter of no rank": (["learner.lora.rank=0"], ["learner.lora.rank", "0"]),
     "an unknown source": (["tasks.use=json"], ["tasks.use = 'json'", "Did you mean 'jsonl'"]),
     "a source that fails": ([f"tasks.use={HERE}:Unfinished"], ["Unfinished", "ZeroDivisionError: of my own"]),
     "a source of other things": ([f"tasks.use={HERE}:Foreign"], ["'what is 1 + 1?'", "no Task"]),
@@ -324,6 +328,7 @@ def used(tmp_path: Path, *overrides: str) -> Path:
         (["learner.groups_per_step=8"], [], ["learner.groups_per_step is 8", "here 64"]),
         ([], ["rewards.0.use=numeric"], ["rewards[0].use is 'exact'", "here 'numeric'"]),
         (["model.options={layers=3}"], [], ["model.options.layers is 3", "here 'not set'"]),
+        (["learner.lora.rank=4"], [], ["learner.lora.alpha is 32", "here 'not set'"]),
         ([], ["selectors=[{use='best'}]"], ["selectors[0].use is 'not set'", "here 'best'"]),
         ([], ["learner.steps=7", "resume=off"], ["already holds a run", "resume=auto"]),
     ],
@@ -362,6 +367,7 @@ def test_a_place_that_is_not_writable(command, tmp_path):
 def test_a_run_goes_on_with_what_may_change(command, tmp_path):
     used(tmp_path)
     changed = ["learner.steps=500", "evaluation.every_steps=5", "checkpoint.keep_last=9", "learner.schedule.lr=1e-5"]
+    changed += ["learner.ranks=2", "learner.zero_stage=3"]
     code, said = command(
         *changed, "rewards.0.weight=0.5", "rewards.0.timeout_s=3", "engine.max_num_seqs=8", "--dry-run"
     )

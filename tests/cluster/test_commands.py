@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from cluster import cli, status
+from cluster import cli, config, status
 from cluster.store import Store
 from tests.cluster.commands import end, make_run, write_checkpoint
+from tests.models import random_llama
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,6 +180,41 @@ def test_a_checkpoint_that_is_removed_meanwhile_leaves_no_half_model(kanabo, tmp
     assert told.code == 1
     assert "vanished" in told.err
     assert not [path.name for path in tmp_path.iterdir() if path.name != "a"]
+
+
+def test_adapters_are_merged_into_their_base_or_given_alone(kanabo, tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    base = random_llama(tmp_path / "base", tied=True)
+    run = make_run(tmp_path, "a")
+    (run / "config.toml").write_text(config.dump(config.parse({"model": {"path": str(base)}})))
+    source = write_checkpoint(run, 3)
+    assert "has no [learner.lora]" in kanabo("export", run, "--to", tmp_path / "x", "--adapter").err
+    for whole in ("config.json", "model.safetensors"):
+        (source / whole).unlink()
+    torch.manual_seed(0)
+    before = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, lora_alpha=6))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    adapted.save_pretrained(source)
+
+    told = kanabo("export", run, "--to", tmp_path / "adapter", "--adapter", "--json")
+    assert told.code == 0
+    ab = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in (tmp_path / "adapter").iterdir()}
+    assert kanabo("export", run, "--to", tmp_path / "merged", "--json").code == 0
+    assert not list((tmp_path / "merged").glob("adapter*"))
+    stem = "model.layers.1.self_attn.v_proj"
+    delta = ab[f"base_model.model.{stem}.lora_B.weight"] @ ab[f"base_model.model.{stem}.lora_A.weight"]
+    assert delta.abs().max() > 0.01
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+    torch.testing.assert_close(merged[f"{stem}.weight"], before[f"{stem}.weight"] + 3 * delta, atol=1e-6, rtol=0)
+    assert torch.equal(merged["lm_head.weight"], before["lm_head.weight"])
 
 
 def test_an_unknown_run_names_those_there_are(kanabo, tmp_path):

@@ -168,6 +168,25 @@ def on_policy(model_dir: Path, work: Path, optimizer: str) -> Any:
     }
 
 
+def recomputed(model_dir: Path, work: Path) -> Any:
+    """Two steps of the same engine with and without gradient checkpointing: weights, metrics, layers run again."""
+    found = []
+    for checkpointing in (False, True):
+        section = section_of("sgd", gradient_checkpointing=checkpointing)
+        engine = DeepSpeedEngine(model_dir, section)
+        runs = 0
+
+        def count(*_: Any) -> None:
+            nonlocal runs
+            runs += 1
+
+        # Not a hook after it: the second run ends with the last tensor that is needed.
+        engine._policy.model.layers[0].mlp.register_forward_pre_hook(count)
+        metrics = steps_on_random_groups(engine, section, range(2))
+        found.append((full_weights(engine), metrics, runs))
+    return found
+
+
 def critic_in_bf16(model_dir: Path, work: Path) -> Any:
     """The value head after three steps, and the last step's metrics."""
     section = section_of("adamw", zero_stage=1, dtype="bfloat16", value=ValueSection(lr=1e-2))
@@ -176,11 +195,11 @@ def critic_in_bf16(model_dir: Path, work: Path) -> Any:
     return head_weights(engine), metrics
 
 
-def resume(model_dir: Path, work: Path, stage: int, critic: str = "") -> Any:
+def resume(model_dir: Path, work: Path, stage: int, critic: str = "", dtype: str = "float32") -> Any:
     """Two steps, save, two steps; and from the save the last two again."""
-    section = section_of("adamw", zero_stage=stage, value=ValueSection(lr=3e-3) if critic else None)
+    section = section_of("adamw", zero_stage=stage, dtype=dtype, value=ValueSection(lr=3e-3) if critic else None)
     section = section.model_copy(update={"schedule": ScheduleSection(lr=1e-3, warmup_steps=6)})
-    directory = work / f"saved-{stage}{critic}"
+    directory = work / f"saved-{stage}{critic}-{dtype}"
     first = DeepSpeedEngine(model_dir, section)
     steps_on_random_groups(first, section, range(2))
     first.save(directory)
@@ -274,6 +293,7 @@ JOBS: dict[str, Callable[..., Any]] = {
         ppo,
         critic_in_bf16,
         on_policy,
+        recomputed,
         resume,
         export,
         not_finite,

@@ -24,7 +24,7 @@ ONE_RANK = [
     "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:1:bfloat16", "resume:0", "export:0",
     "not_finite:0", "preferences:0", "reference", "entropy_bonus",
     *(f"trajectory:sgd:{stage}:float32:{layout}" for stage, layout in SPLITS), *PPO, "resume:0:critic",
-    "critic_in_bf16",
+    "critic_in_bf16", "recomputed", "resume:1::bfloat16", "resume:2", "resume:3",
 ]  # fmt: skip
 TWO_RANKS = [
     "trajectory:sgd:0", "trajectory:sgd:1", "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:3", "resume:3",
@@ -33,7 +33,9 @@ TWO_RANKS = [
 ]  # fmt: skip
 
 
-def run_jobs(directory: Path, world: int, jobs: list[str], timeout_s: float = 240) -> dict[str, Any]:
+def run_jobs(
+    directory: Path, world: int, jobs: list[str], *, module: str = "jobs", timeout_s: float = 240
+) -> dict[str, Any]:
     random_llama(directory / "model", tied=True, scale=2.0)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -50,7 +52,7 @@ def run_jobs(directory: Path, world: int, jobs: list[str], timeout_s: float = 24
         with log.open("w") as file:
             ranks.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "tests.learner.jobs", *map(str, arguments)],
+                    [sys.executable, "-m", f"tests.learner.{module}", *map(str, arguments)],
                     cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT,
                 )
             )  # fmt: skip
@@ -191,7 +193,17 @@ def test_bf16_follows_fp32_closely(one):
     assert moved > 1e-3
 
 
-@pytest.mark.parametrize(("ranks", "job"), [("one", "resume:0"), ("two", "resume:3")])
+def test_gradient_checkpointing_changes_no_step(one):
+    (weights, metrics, runs), (again, metrics_again, runs_again) = one["recomputed"]
+    assert runs_again == 2 * runs, "nothing was computed again, so nothing was compared"
+    assert_same(again, weights, atol=1e-6)
+    assert metrics_again == pytest.approx(metrics, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "job"),
+    [("one", "resume:0"), ("one", "resume:1::bfloat16"), ("one", "resume:2"), ("one", "resume:3"), ("two", "resume:3")],
+)
 def test_a_resumed_engine_goes_on_as_if_nothing_had_happened(request, ranks, job):
     first, second, metrics, again, resumed_at, refusal = request.getfixturevalue(ranks)[job]
     assert resumed_at == 2
