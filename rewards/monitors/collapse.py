@@ -104,11 +104,11 @@ class CollapseGuard(Monitor):
             return None
         entropies, rates = zip(*self._start, strict=True)
         start = sum(entropies) / len(entropies)
-        if self._raised:
-            low = any(probe.low for probe in self._probes.values())
-            self._raised = low or share >= self.max_share - self.rearm
         same_answers = share >= self.max_share and entropy <= self.entropy_frac * start
         same_texts = duplicates >= self.max_duplicates > sum(rates) / len(rates)
+        if self._raised:
+            low = any(probe.low for probe in self._probes.values())
+            self._raised = low or same_texts or share >= self.max_share - self.rearm
         if not (same_answers or same_texts):
             self._unanimous, self._disagreed = 0, step
             return None

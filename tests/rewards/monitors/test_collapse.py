@@ -147,3 +147,61 @@ async def test_without_an_answer_the_entropy_abstains():
 async def test_duplicates_are_texts_seen_before():
     assert (await metrics_of(group("a", "a", "b", "a"), "duplicate"))["reward/duplicate_mean"] == 0.5
     assert (await metrics_of(group("a", "b"), "duplicate"))["reward/duplicate_mean"] == 0
+
+
+# ── held-out probes ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def probed(name: str, values, guard: CollapseGuard | None = None):
+    """The first alarm of a guard that sees a probe every five steps, or None."""
+    guard = guard or CollapseGuard()
+    alarms = [guard.observe(5 * i, {name: value}) for i, value in enumerate(values)]
+    return next((alarm for alarm in alarms if alarm), None)
+
+
+FALL = [0.51, 0.51, 0.48, 0.46, 0.44, 0.43, 0.42, 0.40, 0.39, 0.38]
+"""Held-out accuracy of `deploy/recipes/methods/collapse.toml` with on_alarm = "warn", every five steps, rounded."""
+
+
+@pytest.mark.parametrize("name", ["heldout/accuracy", "heldout/anchor_agreement"])
+def test_a_probe_that_falls_is_told_before_a_quarter_is_gone(name):
+    alarm = probed(name, FALL)
+    assert alarm is not None
+    assert alarm.signal == name
+    assert FALL[alarm.step // 5] > 0.75 * max(FALL)
+    assert alarm.good == 10, "the last step at which the probe was within half of what it may lose"
+
+
+def test_one_low_probe_is_noise():
+    assert probed("heldout/accuracy", [0.5, 0.6, 0.4, 0.58, 0.4, 0.6]) is None
+    assert probed("heldout/accuracy", [0.5, 0.6, 0.4, 0.4]) is not None
+
+
+def test_a_rising_or_unknown_probe_raises_nothing():
+    assert probed("heldout/accuracy", [0.5, 0.6, 0.7, 0.75, 0.74, 0.76]) is None
+    assert probed("heldout/anchor_agreement", [None, float("nan"), None]) is None
+
+
+@pytest.mark.parametrize(("agreement", "alarms"), [(0.97, 0), (None, 1)])
+def test_unanimity_is_no_collapse_while_a_probe_is_near_its_best(agreement, alarms):
+    guard, share = CollapseGuard(), COLLAPSES["fast agreement"]
+    found = []
+    for step, (s, e) in enumerate(zip(share, entropy_at(share), strict=True)):
+        found.append(guard.observe(step, {SHARE: float(s), ENTROPY: float(e)}))
+        if step % 5 == 0:
+            found.append(guard.observe(step, {"heldout/anchor_agreement": agreement}))
+    assert len([alarm for alarm in found if alarm]) == alarms
+
+
+def test_equal_texts_are_unanimity_too():
+    guard = CollapseGuard()
+    rates = [0.5] * 6 + [0.995] * 4
+    rows = [{SHARE: 0.5, ENTROPY: 1.0, "reward/duplicate_mean": rate} for rate in rates]
+    [alarm] = [a for a in (guard.observe(i, row) for i, row in enumerate(rows)) if a]
+    assert (alarm.step, alarm.signal, alarm.good) == (8, "reward/duplicate_mean", 5)
+
+
+def test_who_repeats_texts_from_the_start_raises_nothing():
+    guard = CollapseGuard()
+    rows = [{SHARE: 0.5, ENTROPY: 1.0, "reward/duplicate_mean": 0.995}] * 12
+    assert not any(guard.observe(i, row) for i, row in enumerate(rows))
