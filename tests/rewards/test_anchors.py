@@ -1,4 +1,4 @@
-"""Anchors: the half of the held-out tasks that the initial policy was surest of, and who still answers them so."""
+"""Anchors: the part of the held-out tasks that the initial policy was surest of, and who still answers them so."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import pytest
 
 from rewards.anchors import agreement, anchors_of, answers
 from tests.rewards.groups import group
+
+
+@pytest.fixture(autouse=True)
+def half(monkeypatch):
+    monkeypatch.setattr("rewards.anchors.SHARE", 0.5)
 
 
 def answered(task: str, answer: str | None, logprob: float):
