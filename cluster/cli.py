@@ -26,6 +26,7 @@ COMMANDS = {
     "scale": "More or fewer workers of a running job.",
     "inspect": "Stored groups with their scores, to the screen, JSONL or Parquet.",
     "evaluate": "How good a model is at some tasks.",
+    "rescore": "Another judge on stored groups: agreement, flips, cost.",
     "export": "A checkpoint as a plain Hugging Face directory.",
     "doctor": "What is installed and reachable here, and the remedy for what is not.",
 }
