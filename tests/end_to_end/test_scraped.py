@@ -7,11 +7,12 @@ import re
 import time
 import urllib.request
 
+import pytest
+
 from cluster import grafana
 from cluster.scraped import exported
 from rewards.monitors import Alarm, Monitor
 from tests.end_to_end import jobs
-from tests.end_to_end.test_failures import FAKE
 
 RECIPE = """
 [[rewards]]
@@ -20,7 +21,7 @@ name = "words"
 when = "late"
 weight = 0.1
 missing = 0.0
-options = { judge = "words", template = "pairwise" }
+options = { judge = "words", template = "pairwise", votes = 2, temperature = 1.0 }
 
 [judges.words]
 kind = "keyword"
@@ -51,13 +52,13 @@ def missing(found: set[str]) -> list[str]:
     return [m for m, pattern in patterns.items() if not any(re.fullmatch(pattern, name) for name in found)]
 
 
+@pytest.mark.verify
 def test_every_panel_has_its_metric_in_a_running_job(tmp_path):
     log, recipe = tmp_path / "log", tmp_path / "scraped.toml"
     quickstart = (jobs.ROOT / "deploy" / "recipes" / "quickstart.toml").read_text()
     recipe.write_text(quickstart.replace("[learner]", RECIPE, 1))
     overrides = [
-        *FAKE, f"run.dir={tmp_path}", "run.name=scraped", "learner.steps=100000", "weights.probe_every=1",
-        "learner.drop_zero_variance=true",
+        *jobs.TINY, f"run.dir={tmp_path}", "run.name=scraped", "learner.steps=100000", "weights.probe_every=1",
     ]  # fmt: skip
     job, left, begun = jobs.start(overrides, recipe=str(recipe), log=log), ["all of them"], time.monotonic()
     try:
