@@ -23,7 +23,7 @@ export function open(root) {
 }
 
 export function draw(root) {
-  show(root.querySelector("#judges"), h("h2", {}, "Judges"), table(), h("h2", {}, "Rewards by judges"), ...rewards());
+  show(root.querySelector("#judges"), h("h2", {}, "Judges"), table(), h("h2", {}, "Rewards"), ...rewards());
 }
 
 function percent(value) {
