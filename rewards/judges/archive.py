@@ -7,10 +7,18 @@ from typing import Any, Protocol
 
 import redis.asyncio
 import redis.exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
 
 from cluster.errors import BufferUnavailable
 from cluster.types import Message, decode, encode
 from rewards.judges.types import Completion
+
+
+MAX_CONNECTIONS = 32
+"""As many questions as the judges' queues hold may look here at once: they wait for a connection, none fails for it."""
+PATIENCE_S = 60.0
+"""A redis-server that starts again answers within it; the deadline of the request ends the wait earlier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +70,18 @@ class MemoryArchive:
 class RedisArchive:
     """One list per request under the run's prefix; shared by all reward workers. Nothing in it expires."""
 
-    def __init__(self, url: str, run_id: str) -> None:
-        self._redis = redis.asyncio.Redis.from_url(url, protocol=2)
+    def __init__(self, url: str, run_id: str, patience_s: float = PATIENCE_S) -> None:
+        longest_backoff_s = 1.0
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            url,
+            protocol=2,
+            max_connections=MAX_CONNECTIONS,
+            timeout=patience_s,
+            socket_timeout=30.0,
+            socket_connect_timeout=5.0,
+            retry=Retry(ExponentialBackoff(cap=longest_backoff_s, base=0.05), round(patience_s / longest_backoff_s)),
+        )
+        self._redis = redis.asyncio.Redis.from_pool(pool)
         self._prefix = f"kanabo:{{{run_id}}}:judged:"
 
     async def append(self, record: Record) -> None:

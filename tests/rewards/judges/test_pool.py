@@ -359,6 +359,14 @@ async def test_every_raw_answer_is_kept_and_can_be_read_by_another_rule(redis_ur
     await again.close()
 
 
+async def test_many_questions_at_once_wait_for_the_archive_and_none_fails_for_it(redis_url):
+    archive = RedisArchive(redis_url, f"judged-{uuid4().hex[:8]}")
+    judge = Cached(JudgePool("k", [KeywordJudge()], archive=archive, max_in_flight=500, max_queue=500))
+    verdicts = await asyncio.gather(*(judge.ask(pointwise(f"good {i}")) for i in range(400)))
+    assert all(v.scored for v in verdicts), next(v.note for v in verdicts if not v.scored)
+    await archive.close()
+
+
 async def test_unreadable_answers_are_kept_too():
     archive = MemoryArchive()
     pool = JudgePool("k", [KeywordJudge(unreadable_rate=1.0)], archive=archive)
@@ -368,7 +376,7 @@ async def test_unreadable_answers_are_kept_too():
 
 
 async def test_an_archive_that_is_gone_is_named():
-    archive = RedisArchive("redis://127.0.0.1:1/0", "run")
+    archive = RedisArchive("redis://127.0.0.1:1/0", "run", patience_s=0.0)
     with pytest.raises(BufferUnavailable):
         await archive.get("k")
 
