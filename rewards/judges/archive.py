@@ -14,7 +14,6 @@ from cluster.errors import BufferUnavailable
 from cluster.types import Message, decode, encode
 from rewards.judges.types import Completion
 
-
 MAX_CONNECTIONS = 32
 """As many questions as the judges' queues hold may look here at once: they wait for a connection, none fails for it."""
 PATIENCE_S = 60.0
