@@ -21,6 +21,7 @@ from rewards.signals.majority import Majority
 from rewards.signals.math import Math
 from rewards.signals.numeric import Numeric
 from rewards.signals.reasoning_gym import ReasoningGymScore
+from rewards.signals.ssr_zero import SsrZero
 
 SIGNALS: dict[str, type[Signal]] = {
     "environment": EnvironmentReward,
@@ -35,6 +36,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "numeric": Numeric,
     "oni": Oni,
     "reasoning_gym": ReasoningGymScore,
+    "ssr_zero": SsrZero,
 }
 
 

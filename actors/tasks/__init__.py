@@ -5,13 +5,13 @@ from actors.tasks.base import TaskSource, checked, order
 from actors.tasks.calculator import SumsOfThree
 from actors.tasks.files import Files
 from actors.tasks.gym import ReasoningGym
-from actors.tasks.nethack import NetHackGames
+from actors.tasks.translation import Translation
 
 TASKS: dict[str, type[TaskSource]] = {
     "addition": Addition,
     "reasoning_gym": ReasoningGym,
     "calculator": SumsOfThree,
-    "nethack": NetHackGames,
+    "translation": Translation,
     "jsonl": Files,
     "parquet": Files,
     "dataset": Files,

@@ -4,9 +4,11 @@ from actors.tiny.addition import AdditionModel
 from actors.tiny.calculator import CalculatorModel
 from actors.tiny.character import TinyModel
 from actors.tiny.player import PlayerModel
+from actors.tiny.translator import TranslatorModel
 
 MODELS: dict[str, type[TinyModel]] = {
     "addition": AdditionModel,
     "calculator": CalculatorModel,
     "player": PlayerModel,
+    "translator": TranslatorModel,
 }

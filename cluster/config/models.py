@@ -269,5 +269,5 @@ class RunConfig(Section):
 
 def _asked(reward: RewardSection) -> Sequence[str]:
     """Judges that a reward asks."""
-    asked = reward.options.get("judge", "judge") if reward.use == "judge" else ()
+    asked = reward.options.get("judge", "judge") if reward.use in ("judge", "ssr_zero") else ()
     return (asked,) if isinstance(asked, str) else asked
