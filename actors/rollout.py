@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from actors.environments.base import Environment
 from actors.evaluate import play_all
 from actors.tasks import checked
 from cluster.buffer import Buffer
-from cluster.config import RunConfig
+from cluster.config import RunConfig, patched
 from cluster.errors import DataError, InfrastructureError, LeaseLost, one_line
 from cluster.failpoints import failpoint
 from cluster.types import Claim, Group, Publication, Rollout, Task
@@ -63,9 +64,7 @@ class RolloutWorker:
         self._chat, self._environment, self._task_at = chat, environment, task_at
         self._buffer, self._config, self._fetch = buffer, config, fetch
         section = config.rollout
-        self._limits = episode.Limits(
-            section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
-        )
+        self._steer({})
         self._places = asyncio.Semaphore(section.concurrent_groups)
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="buffer")
         self._stopping = asyncio.Event()
@@ -109,13 +108,20 @@ class RolloutWorker:
                     f"{self._config.rollout.lease_s:g} s. The engine hangs, or lease_s is too short for one episode."
                 )
 
-    async def _play(self, task: Task, limits: episode.Limits) -> Rollout:
+    def _steer(self, settings: Mapping[str, Any]) -> None:
+        """From now on: what controllers have made of the recipe."""
+        section = self._section = patched(self._config, settings).rollout
+        self._limits = episode.Limits(
+            section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
+        )
+
+    async def _play(self, task: Task, limits: episode.Limits) -> list[Rollout]:
         if not self._in_flight:
             self._progress = time.monotonic()
         key = object()
         self._in_flight[key] = time.monotonic()
         try:
-            return await episode.play(self.engine, self._chat, self._environment, task, "orig", limits)
+            return await episode.play_seats(self.engine, self._chat, self._environment, task, "orig", limits)
         finally:
             del self._in_flight[key]
             self._progress = time.monotonic()
@@ -170,18 +176,19 @@ class RolloutWorker:
     async def _group(self, claim: Claim, task: Task) -> Group:
         renewed = time.monotonic()
 
-        async def one() -> Any:
+        async def one() -> list[Rollout]:
             nonlocal renewed
-            rollout = await self._play(task, self._limits)
+            rollouts = await self._play(task, self._limits)
             # Progress renews the lease: a worker that hangs loses it, however alive its process is.
             if time.monotonic() - renewed > self._config.rollout.lease_s * RENEW_FRAC:
                 renewed = time.monotonic()
                 await self._call(self._buffer.renew, claim)
-            return replace(rollout, policy=self.policy)
+            return [replace(rollout, policy=self.policy) for rollout in rollouts]
 
-        playing = [asyncio.create_task(one()) for _ in range(self._config.rollout.group_size)]
+        num_episodes = self._section.group_size // len(self._environment.seats)
+        playing = [asyncio.create_task(one()) for _ in range(num_episodes)]
         try:
-            return Group(claim, task, tuple(await asyncio.gather(*playing)))
+            return Group(claim, task, tuple(chain.from_iterable(await asyncio.gather(*playing))))
         finally:
             for episode_ in playing:  # one failed: the others' tokens would be for nothing
                 episode_.cancel()
@@ -192,8 +199,12 @@ class RolloutWorker:
         A task that fails is counted and left out.
         """
         limits = replace(self._limits, temperature=temperature)
+
+        async def alone(task: Task) -> Rollout:
+            return (await self._play(task, limits))[0]
+
         return await play_all(
-            lambda task: self._play(task, limits),
+            alone,
             tasks,
             policy=self.policy,
             at_once=self._config.engine.max_num_seqs,
@@ -228,6 +239,7 @@ class RolloutWorker:
             return
         fetched = time.monotonic()
         paused = await self.engine.update(publication, path)
+        self._steer(publication.info.get("settings", {}))
         fields = {"worker": self.name, "fetch_s": fetched - start, "pause_s": paused, "version": publication.version}
         await self._emit("update", fields)
         await self._probe(publication, floor=False)

@@ -16,13 +16,19 @@ def plugins(settings: RunConfig) -> None:
     from actors.environments import ENVIRONMENTS
     from learner.advantages import ADVANTAGES
     from learner.losses import LOSSES
+    from learner.steering import memory_of
     from rewards.judges.client import key_from
     from rewards.monitors import build_monitors
     from rewards.shaping import SHAPERS
     from rewards.zoo import build_signal
 
     environment = settings.rollout.environment
-    build_kind(ENVIRONMENTS, environment, "rollout.environment", "play")
+    seats = len(build_kind(ENVIRONMENTS, environment, "rollout.environment", "play").seats)
+    if settings.rollout.group_size % seats:
+        raise ConfigError(
+            f"rollout.group_size = {settings.rollout.group_size} is no multiple of the {seats} seats of "
+            f"rollout.environment.use = '{environment.use}', each of which leaves a rollout. Use {8 * seats} or so."
+        )
     lookup(ENGINES, settings.engine.use, "engine")
     check_options(settings.engine)
     for i, reward in enumerate(settings.rewards):
@@ -32,6 +38,7 @@ def plugins(settings: RunConfig) -> None:
     build_monitors(settings)
     build_kind(ADVANTAGES, settings.learner.advantage, "learner.advantage", "of_step")
     build_kind(LOSSES, settings.learner.loss, "learner.loss", "loss")
+    memory_of(settings)
     for name, judge in settings.judges.items():
         key_from(judge.key_env, f"judges.{name}")
     _selection(settings)

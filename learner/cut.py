@@ -19,6 +19,7 @@ import numpy as np
 from cluster.config import LearnerSection
 from cluster.types import CutRecord, Group, Mixed, Scores
 from learner.advantages import Advantage
+from learner.memory import ADVANTAGE, NO_MEMORY, Memory
 from learner.turns import advantages_of, all_equal, returns_of
 
 ZERO_VARIANCE = "zero_variance"
@@ -89,6 +90,7 @@ def cut(
     section: LearnerSection,
     *,
     select: Select | None = None,
+    memory: Memory = NO_MEMORY,
     stop: Callable[[], bool] = lambda: False,
 ) -> Cut | None:
     """Decide and record what `step` trains on, or repeat what was decided before. None if told to stop while waiting.
@@ -119,11 +121,14 @@ def cut(
         step=step,
         groups=tuple(kept),
         rewards=rewards,
-        advantages=advantages_of(advantage, section.advantage.use, members, [seen.returns[i] for i in kept]),
+        advantages=advantages_of(
+            advantage, section.advantage.use, members, [seen.returns[i] for i in kept], memory.of(ADVANTAGE)
+        ),
         metrics=_metrics(seen, kept, step, section.turn_discount),
         pairs=tuple(s.pairs or () for s in selected) if any(s.pairs is not None for s in selected) else (),
         token_weights=tuple(map(_weights, selected)) if any(s.token_weights for s in selected) else (),
     )
+    decided = memory.completed(decided, members)
     # What the last round filtered leaves with the record: nobody waits for its replacement.
     record = buffer.record(epoch, decided, dropped)
     groups = members if record.groups == decided.groups else _load(buffer, record)

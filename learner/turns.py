@@ -13,6 +13,7 @@ tokens of a turn share its advantage. With u = 0 or a single turn this is what t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -62,16 +63,21 @@ def all_equal(returns: Float[np.ndarray, "G K"]) -> bool:
 
 
 def advantages_of(
-    advantage: Advantage, use: str, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]]
+    advantage: Advantage,
+    use: str,
+    groups: Sequence[Group],
+    returns_G: Sequence[Float[np.ndarray, "G K"]],
+    memory: Any = None,
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
     """Per group and rollout: [1] for all its tokens, or [T] with each turn's own, 0 outside of the policy's turns.
 
-    `use` is what the recipe calls the estimator. Raises PluginError for what it must not return.
+    `use` is what the recipe calls the estimator, `memory` what it remembers. Raises PluginError for what it must not
+    return.
     """
     found = [[[] for _ in group.rollouts] for group in groups]
     for k in range(max((returns.shape[1] for returns in returns_G), default=0)):
         having = [i for i, returns in enumerate(returns_G) if k < returns.shape[1]]
-        values = checked(advantage, use, [groups[i] for i in having], [returns_G[i][:, k] for i in having])
+        values = checked(advantage, use, [groups[i] for i in having], [returns_G[i][:, k] for i in having], memory)
         for i, of_group in zip(having, values, strict=True):
             for turns, value in zip(found[i], of_group, strict=True):
                 turns.append(value)

@@ -2,11 +2,13 @@
 
 from actors.environments.base import End, Environment, Observation
 from actors.environments.calculator import Calculator
+from actors.environments.games import Games
 from actors.environments.nethack import NetHack
 from actors.environments.single_turn import SingleTurn
 
 ENVIRONMENTS: dict[str, type[Environment]] = {
     "calculator": Calculator,
+    "games": Games,
     "nethack": NetHack,
     "single_turn": SingleTurn,
 }

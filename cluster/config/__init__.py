@@ -13,6 +13,7 @@ from cluster.config.learner import (
 from cluster.config.models import (
     BufferSection,
     ConsoleSection,
+    ControllerSection,
     EngineSection,
     EvaluationSection,
     ModelSection,
@@ -20,12 +21,13 @@ from cluster.config.models import (
     SelectorSection,
     TrackingSection,
 )
-from cluster.config.reading import dump, load, overridden, parse, tree_of, without_password
+from cluster.config.reading import dump, load, overridden, parse, patched, tree_of, without_password
 from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
 
 __all__ = [
     "BufferSection",
     "ConsoleSection",
+    "ControllerSection",
     "CorrectionSection",
     "DistilledSection",
     "EngineSection",
@@ -48,6 +50,7 @@ __all__ = [
     "load",
     "overridden",
     "parse",
+    "patched",
     "tree_of",
     "without_password",
 ]

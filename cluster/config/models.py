@@ -102,6 +102,11 @@ class MonitorSection(Use):
     before the trouble, which `kanabo export` and a resume then take."""
 
 
+class ControllerSection(Use):
+    """`[[controllers]]`: what changes settings of the running job between steps. What holds in a step is part of its
+    cut's record and of its metrics (`settings/…`); a checkpoint has what a controller remembers."""
+
+
 class BufferSection(Section):
     url: str | None = None
     """`redis://…` of your own, or `env:NAME` for a variable of the driver that holds it, so that the password is on no
@@ -194,6 +199,7 @@ class RunConfig(Section):
     judges: dict[str, JudgeSection] = {}
     distilled: dict[str, DistilledSection] = {}
     monitors: tuple[MonitorSection, ...] = ()
+    controllers: tuple[ControllerSection, ...] = ()
     learner: LearnerSection = LearnerSection()
     buffer: BufferSection = BufferSection()
     weights: WeightsSection = WeightsSection()
@@ -223,6 +229,11 @@ class RunConfig(Section):
             raise ValueError(
                 "weights.transport = 'nccl' broadcasts whole models, and [learner.lora] publishes adapters: a small "
                 'file each. Set weights.transport = "pull".'
+            )
+        if self.controllers and self.weights.transport == "nccl":
+            raise ValueError(
+                "weights.transport = 'nccl' has no place for what [[controllers]] change in rollouts. Set "
+                'weights.transport = "pull".'
             )
         share = sum(j.engine_share for j in self.judges.values() if j.kind == "policy")
         if share >= 1:

@@ -20,11 +20,12 @@ UNGATED = Provenance(note="not in the layout that is asked for")
 class SsrZero(JudgeSignal):
     """score / 100 of `[judges.NAME]`, which for SSR-Zero is the live policy itself: kind = "policy".
 
-    The judge sees the source and the translation, no reference, and may think (template `assessment`). A rollout that is
-    not in the `layout` gets 0 and is not asked about (`gate`), or goes without the bonus of one that is (`add`): whether
-    the paper gates or adds is not known to us. What the judge says and nobody can read is `failed`; the method's value
-    for it is `missing = 0.0`. SSR-X is a second reward of weight 0.5 beside this one of 0.5, from any other scorer.
-    Inflation is seen against a frozen judge: the same reward again with weight 0 and a judge of the initial model.
+    The judge sees the source and the translation, no reference, and may think (template `assessment`). A rollout that
+    is not in the `layout` gets 0 and is not asked about (`gate`), or goes without the bonus of one that is (`add`):
+    whether the paper gates or adds is not known to us. What the judge says and nobody can read is `failed`; the
+    method's value for it is `missing = 0.0`. SSR-X is a second reward of weight 0.5 beside this one of 0.5, from any
+    other scorer. Inflation is seen against a frozen judge: the same reward again with weight 0 and a judge of the
+    initial model.
     """
 
     services: ClassVar = ("judge", "verify")

@@ -53,3 +53,46 @@ def test_a_policy_learns_from_the_marks_that_it_gives_itself(tmp_path):
             assert provenance.model.startswith("policy@1.")
             versions.append(int(provenance.model.rpartition(".")[2].partition("-")[0]))
     assert versions[-1] >= versions[0] + 15, "the judge must be the policy of now"
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(700)
+def test_both_seats_learn_from_one_policy_and_baselines_outlive_a_killed_learner(tmp_path):
+    """SPIRAL: a policy that plays both seats learns not to fold, and each seat keeps a baseline of its own."""
+    dead = tmp_path / "dead"
+    dead.mkdir()
+    run = lap(
+        tmp_path, "spiral", ["checkpoint.every_steps=5", "evaluation.max_tasks=200"], steps=20,
+        KANABO_FAILPOINT="learner.after_cut@12", KANABO_FAILPOINT_DIR=str(dead),
+    )  # fmt: skip
+    assert [p.name for p in dead.iterdir()] == ["learner.after_cut"], "the learner was not killed"
+    trained, rows = groups_of(run), steps_of(run)
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    baselines: dict[str, float] = {}
+    for row in rows:
+        for seat in "01":
+            told = row.get(f"advantage/baseline_KuhnPoker-v0-short_{seat}", 0.0)
+            assert told == pytest.approx(baselines.get(seat, 0.0), abs=1e-6), f"step {row['step']}"
+        for group in (g for g in trained if g.step == row["step"]):
+            assert {r.role for r in group.group.rollouts} <= {"0", "1"}
+            for rollout, reward, advantage in zip(group.group.rollouts, group.rewards, group.advantages, strict=True):
+                before = baselines.get(rollout.role, 0.0)
+                assert advantage[0] == pytest.approx(reward - before, abs=1e-5)
+                baselines[rollout.role] = 0.95 * before + 0.05 * reward
+    assert baselines["0"] != pytest.approx(baselines["1"], abs=1e-3)
+    assert folds(trained, range(16, 21)) < 0.6 * folds(trained, range(1, 4))
+    accuracy = [row["heldout/accuracy"] for row in jobs.rows(run) if "heldout/accuracy" in row]
+    assert accuracy[-1] > accuracy[0]
+
+
+def folds(groups: list[KeptGroup], steps: range) -> float:
+    """Share of the answers to a bet that are folds."""
+    rollouts = [r for g in groups if g.step in steps for r in g.group.rollouts]
+    answers = [
+        said.text
+        for r in rollouts
+        for asked, said in zip(r.turns[::2], r.turns[1::2], strict=True)
+        if asked.text.endswith("b>")
+    ]
+    assert len(answers) > 20
+    return sum("[fold]" in a for a in answers) / len(answers)
