@@ -5,6 +5,8 @@ The caller divides by the step's count. The maths is in `surrogates`, `correctio
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from pydantic import Field, PositiveFloat
@@ -14,6 +16,7 @@ from cluster.config import LossSection
 from cluster.errors import KanaboError, PluginError, one_line
 from cluster.plugins import Plugin
 from learner.corrections import corrected
+from learner.covariance import left_out
 from learner.kl import kl_to_reference
 from learner.surrogates import (
     Metrics,
@@ -45,6 +48,27 @@ class Clipped(PolicyLoss):
             logprobs, tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight,
             clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip,
         )  # fmt: skip
+
+
+class ClippedCovariance(Clipped):
+    """The same without a few tokens whose covariance of advantage and log-prob lies within bounds (SPEAR).
+
+    Such tokens make the entropy collapse. The code's bounds are (1, 5) and 2e-4 on policy, (1, 40) and 2e-3 on replays.
+    """
+
+    low: float = 1.0
+    """Bounds of the covariance, in nats,"""
+    high: float = 5.0
+    frac: float = Field(default=2e-4, gt=0, le=1)
+    """and the share of a micro-batch's tokens that is left out, at least one."""
+
+    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+        out = left_out(
+            tokens.advantages, logprobs, tokens.behaviour_logprobs, tokens.loss_mask,
+            low=self.low, high=self.high, frac=self.frac, clip_low=self.clip_low, clip_high=self.clip_high,
+        )  # fmt: skip
+        loss, metrics = super().loss(logprobs, replace(tokens, weight=torch.where(out, 0.0, tokens.weight)))
+        return loss, metrics | {"loss/covariance_clip_frac": out.sum().float()}
 
 
 class Gspo(PolicyLoss):
@@ -130,6 +154,7 @@ def _shape(tensor: Tensor) -> list[int]:
 
 LOSSES: dict[str, type[PolicyLoss]] = {
     "clipped": Clipped,
+    "clipped_covariance": ClippedCovariance,
     "gspo": Gspo,
     "cispo": Cispo,
     "truncated_is": TruncatedImportance,

@@ -14,6 +14,7 @@ from rewards.functions import FunctionSignal, from_file
 from rewards.judges.signal import JudgeSignal
 from rewards.signals.agreement import AnswerEntropy, Duplicate
 from rewards.signals.environment import EnvironmentReward
+from rewards.signals.events import Events
 from rewards.signals.exact import Exact
 from rewards.signals.format import Format
 from rewards.signals.length_penalty import LengthPenalty
@@ -27,6 +28,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "environment": EnvironmentReward,
     "answer_entropy": AnswerEntropy,
     "duplicate": Duplicate,
+    "events": Events,
     "exact": Exact,
     "format": Format,
     "judge": JudgeSignal,

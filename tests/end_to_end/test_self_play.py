@@ -96,3 +96,47 @@ def folds(groups: list[KeptGroup], steps: range) -> float:
     ]
     assert len(answers) > 20
     return sum("[fold]" in a for a in answers) / len(answers)
+
+
+ONES = """
+def ones(prompt, completion, ground_truth):
+    return completion.count("1") / (1 + len(completion))
+"""
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(400)
+def test_good_rollouts_are_trained_on_again_also_after_the_learner_was_killed(tmp_path):
+    """SPEAR: what is replayed is what an independent reading of the trained groups says."""
+    (tmp_path / "reward.py").write_text(ONES)
+    dead = tmp_path / "dead"
+    dead.mkdir()
+    overrides = [
+        *FAKE, f"rewards.0.use={tmp_path}/reward.py:ones", "evaluation.reward=ones", "learner.groups_per_step=4",
+        "learner.drop_truncated=false", "learner.steps=8", "checkpoint.every_steps=2",
+        "learner.rehearsal.options={buffer_size=8, tolerate_steps=2, ramp_steps=4}",
+    ]  # fmt: skip
+    run = lap(
+        tmp_path, "spear", overrides, steps=8, KANABO_FAILPOINT="learner.after_cut@5", KANABO_FAILPOINT_DIR=str(dead)
+    )
+    assert [p.name for p in dead.iterdir()] == ["learner.after_cut"], "the learner was not killed"
+    trained, rows = groups_of(run), steps_of(run)
+    means: list[float] = []
+    buffer: list[tuple[int, float]] = []
+    weights = [row["settings/rewards.1.weight"] for row in rows]
+    assert weights == sorted(weights, reverse=True)
+    assert weights[0] == 1 > weights[-1], "the bonus for tools must fade"
+    for row in rows:
+        assert row.get("replay/num_kept", 0.0) == len(buffer), f"before step {row['step']}"
+        now = [g for g in trained if g.step == row["step"]]
+        means += [float(np.nanmean(g.rewards)) for g in now]
+        buffer = [(step, r) for step, r in buffer if row["step"] - step <= 2]
+        whole = [(g, i) for g in now for i, r in enumerate(g.group.rollouts) if r.finish == "stop"]
+        buffer += [(row["step"], float(g.rewards[i])) for g, i in whole if g.advantages[i].mean() > 0]
+        good = sum(r > np.median(means) for _, r in buffer)
+        expected = min(8, 2 ** int(np.log2(good))) if good > 12 else 0
+        assert row["replay/num_rollouts"] == expected, f"step {row['step']}"
+        assert row["learner/rollouts"] == sum(np.isfinite(g.rewards).sum() for g in now) + expected
+        buffer = [] if expected else buffer
+    assert sum(row["replay/num_rollouts"] for row in rows) > 0
+    assert any(row["loss/covariance_clip_frac"] > 0 for row in rows)
