@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -44,6 +44,15 @@ GONE_S = 0.2
 """Between a learner's death and its successor's epoch the dead one's publication still stands."""
 
 
+class Others(Protocol):
+    """Models that answer every task too and are never trained."""
+
+    shares: Mapping[str, int]
+    """By name: episodes that each adds to a group."""
+
+    async def play(self, name: str, task: Task) -> list[Rollout]: ...
+
+
 class RolloutWorker:
     """Keeps up to `rollout.concurrent_groups` groups in flight on one engine."""
 
@@ -59,10 +68,12 @@ class RolloutWorker:
         buffer: Buffer,
         config: RunConfig,
         fetch: Callable[[Publication], Awaitable[str]],
+        others: Others | None = None,
     ) -> None:
         self.name, self.policy, self.engine = name, policy, engine
         self._chat, self._environment, self._task_at = chat, environment, task_at
         self._buffer, self._config, self._fetch = buffer, config, fetch
+        self._others = others
         section = config.rollout
         self._steer({})
         self._places = asyncio.Semaphore(section.concurrent_groups)
@@ -187,6 +198,9 @@ class RolloutWorker:
 
         num_episodes = self._section.group_size // len(self._environment.seats)
         playing = [asyncio.create_task(one()) for _ in range(num_episodes)]
+        if self._others is not None:  # behind the policy's own, under their own names
+            for name, count in self._others.shares.items():
+                playing += [asyncio.create_task(self._others.play(name, task)) for _ in range(count)]
         try:
             return Group(claim, task, tuple(chain.from_iterable(await asyncio.gather(*playing))))
         finally:

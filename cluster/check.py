@@ -15,6 +15,7 @@ from cluster.buffer import Buffer, Limits
 from cluster.config import RunConfig, load, without_password
 from cluster.errors import ConfigError, DataError, one_line
 from cluster.plugged import build_kind, plugins
+from cluster.registry import is_alias
 from cluster.types import Task
 
 RENDERED = 100
@@ -114,9 +115,11 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
     from learner.reference import wants_reference
 
     path, reference = settings.model.path, settings.learner.reference
-    if wants_reference(settings.learner) and reference != "initial" and not (Path(reference) / "config.json").is_file():
+    known = is_alias(reference) or (Path(reference) / "config.json").is_file()
+    if wants_reference(settings.learner) and not known:
         raise ConfigError(
-            f"learner.reference = '{reference}' is neither 'initial' nor a directory with a model. Check the path."
+            f"learner.reference = '{reference}' is neither an alias such as 'initial' nor a directory with a model. "
+            "Check the path."
         )
     tokenizer = load_tokenizer(settings.model, settings.seed, online=online)
     templated = tokenizer is not None and bool(tokenizer.chat_template)

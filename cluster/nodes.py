@@ -50,6 +50,7 @@ def needed_cpus(config: RunConfig) -> float:
         + config.learner.ranks
         + 0.1 * config.reward_workers.workers
         + len(config.distilled)
+        + len(config.generators)
         + judges
     )
 
@@ -121,6 +122,7 @@ def check_placement(config: RunConfig) -> None:
     engine = {"CPU": 1.0, **{k: v * config.engine.tensor_parallel for k, v in gpu.items()}}
     bundles = [engine] * config.rollout.workers + [{"CPU": 1.0, **gpu}] * config.learner.ranks
     bundles += [{"CPU": 0.1}] * config.reward_workers.workers + [{"CPU": 1.0}] * len(config.distilled)
+    bundles += [engine] * len(config.generators)
     judges = _placed(config)
     for judge in judges.values():
         bundles += [{"CPU": judge.cpus, **dict.fromkeys(gpu, judge.gpus)}] * judge.replicas

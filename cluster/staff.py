@@ -29,6 +29,7 @@ PLACE: dict[str, Callable[[Site, str], Any]] = {
     "reward": topology.place_reward,
     "distiller": topology.place_distiller,
     "judge": topology.place_judge,
+    "generator": topology.place_generator,
 }
 """By kind of role; a role is a kind, or `kind:NAME` where a recipe names several of it."""
 LOOK_S = 1.0
@@ -39,7 +40,9 @@ def roles(config: RunConfig) -> dict[str, int]:
     """Role → workers that a recipe asks for."""
     judges = {f"judge:{name}": judge.replicas for name, judge in config.judges.items() if judge.kind == "vllm"}
     distillers = {f"distiller:{name}": 1 for name in config.distilled}
-    return {"rollout": config.rollout.workers, "reward": config.reward_workers.workers, **judges, **distillers}
+    generators = {f"generator:{name}": 1 for name in config.generators}
+    others = judges | distillers | generators
+    return {"rollout": config.rollout.workers, "reward": config.reward_workers.workers, **others}
 
 
 class Staff:
@@ -107,13 +110,15 @@ class Staff:
         return [worker for name, worker in self._up.items() if _is(name, role) and name not in self._leaving]
 
     def complete(self) -> bool:
-        """Are those up that the lap cannot begin without: all engines, and a replica of each judge groups wait for?
+        """Are those up that the lap cannot begin without: all engines and generators, and a replica of each judge that
+        groups wait for?
 
         Nothing waits for the judges of `late` rewards alone.
         """
-        judges = {f"judge:{name}" for name in self._site.config.admit_judges} & self._roles.keys()
+        asked = {f"judge:{name}" for name in self._site.config.admit_judges} & self._roles.keys()
+        asked |= {f"generator:{name}" for name in self._site.config.generators}
         engines = len(self.of("rollout")) >= self._site.config.rollout.workers
-        return engines and all(self.of(role) for role in judges)
+        return engines and all(self.of(role) for role in asked)
 
     def counts(self) -> dict[str, int]:
         """How many of each role are there or on their way."""

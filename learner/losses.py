@@ -6,6 +6,7 @@ The caller divides by the step's count. The maths is in `surrogates`, `correctio
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -26,10 +27,14 @@ from learner.surrogates import (
     gspo_loss,
 )
 from learner.tokens import Tokens, log_importance
+from learner.turnwise import penalised
 
 
 class PolicyLoss(Plugin):
     """Base of policy losses: one method, `(logprobs, tokens) → (sum, {name: sum over trained tokens})`."""
+
+    need_reference: ClassVar[bool] = False
+    """Whether it reads `tokens.reference_logprobs`."""
 
     def loss(self, logprobs: Float[Tensor, "B L"], tokens: Tokens) -> tuple[Float[Tensor, ""], Metrics]:
         raise NotImplementedError
@@ -82,6 +87,26 @@ class Gspo(PolicyLoss):
             logprobs, tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight, tokens.rollout,
             clip_low=self.clip_low, clip_high=self.clip_high,
         )  # fmt: skip
+
+
+class TurnwiseReinforce(PolicyLoss):
+    """−(A − β_k · mean KL of turn k) · log π, summed: REINFORCE with a KL penalty per turn in the reward (SCoRe).
+
+    KL is k1 to `learner.reference`, a mean over the turn's tokens, so that the paper's β make sense at any length. In
+    stage I the first attempt is held by β = (0.1, 0.01), in stage II both by (0.01, 0.01): the controller `stages` sets
+    `learner.loss.options.betas`. There is no ratio: use `max_staleness = 0`, or `learner.loss.staleness`.
+    """
+
+    need_reference: ClassVar[bool] = True
+    betas: tuple[float, ...] = Field(default=(0.1, 0.01), min_length=1)
+    """Of the first turn, the second, …; later turns take the last."""
+
+    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+        # Without one, as in a first step that has not moved yet, the policy is its own reference.
+        reference = logprobs.detach() if tokens.reference_logprobs is None else tokens.reference_logprobs
+        advantages, kl = penalised(tokens.advantages, logprobs, reference, tokens.loss_mask, tokens.rollout, self.betas)
+        loss = -(advantages * torch.where(tokens.loss_mask, logprobs, 0.0) * tokens.weight).sum()
+        return loss, {"loss/turn_kl_nats": kl.sum()}
 
 
 class Cispo(PolicyLoss):
@@ -158,6 +183,7 @@ LOSSES: dict[str, type[PolicyLoss]] = {
     "gspo": Gspo,
     "cispo": Cispo,
     "truncated_is": TruncatedImportance,
+    "turnwise_reinforce": TurnwiseReinforce,
     "decoupled": Decoupled,
 }
 

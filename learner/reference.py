@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from cluster.config import LearnerSection
+from cluster.plugins import build
 from cluster.types import Micro
 from learner.engine import DTYPES, DeepSpeedEngine, token_statistics
+from learner.losses import LOSSES
 from learner.model import attach_row_selection, logprobs_of
 from learner.terms import build_terms
 
@@ -47,7 +49,8 @@ class Unadapted:
 
 def wants_reference(section: LearnerSection) -> bool:
     """Whether anything would read the reference model. Raises ConfigError for terms that cannot be built."""
-    return section.reads_reference or build_terms(section).need_reference
+    loss = build(LOSSES, section.loss.use, section.loss.options, "learner.loss")
+    return section.reads_reference or loss.need_reference or build_terms(section).need_reference
 
 
 def reference_for(

@@ -24,7 +24,7 @@ class Mixer:
 
     A signal that says at which token its reward came counts there, so that each turn is credited with what follows it
     (`Mixed.tokens`); a rollout's reward from it is the sum over tokens, and an unknown token is an unknown score. All
-    others, shaped ones among them, count for the rollout as a whole.
+    others count for the rollout as a whole, also those that a shaper made of one score.
     """
 
     def __init__(self, rewards: Sequence[RewardSection], names: Sequence[str], min_valid: int) -> None:
@@ -42,7 +42,8 @@ class Mixer:
 
     def of_step(self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]]) -> list[Mixed]:
         """Of all groups that a step could train on: a shaper may look at all of them."""
-        shaped = {name: self._shaped(name, groups, scores) for name in self._shapers}
+        whole = [name for name, shaper in self._shapers.items() if not shaper.at_tokens]
+        shaped = {name: self._shaped(name, groups, scores) for name in whole}
         return [
             self._mix(group, found, {name: values[i] for name, values in shaped.items()})
             for i, (group, found) in enumerate(zip(groups, scores, strict=True))
@@ -70,9 +71,17 @@ class Mixer:
                 metrics[f"reward/{name}_shaped_mean"] = _mean(values)
             elif found is not None and found.tokens is not None:
                 parts = _known_tokens(name, group, found.tokens, section.missing)
+                if name in self._shapers:
+                    parts = self._shapers[name].shape_tokens(parts, group)
+                    metrics[f"reward/{name}_shaped_mean"] = _mean(np.array([part.sum() for part in parts]))
                 values = np.array([part.sum() for part in parts])
                 if section.weight:
                     tokens = [t + section.weight * p for t, p in zip(tokens or [0.0] * len(group), parts, strict=True)]
+            elif name in self._shapers and np.isfinite(values).any():
+                raise ConfigError(
+                    f"rewards: the shaper of '{name}' shapes what a reward says at tokens, and this one says nothing "
+                    "there. Use it with 'attempts', or take the shaper away."
+                )
             if section.weight == 0:
                 shadows[name] = values
                 continue

@@ -13,6 +13,7 @@ from rewards.distilled.signal import Oni
 from rewards.functions import FunctionSignal, from_file
 from rewards.judges.signal import JudgeSignal
 from rewards.signals.agreement import AnswerEntropy, Duplicate
+from rewards.signals.attempts import Attempts
 from rewards.signals.environment import EnvironmentReward
 from rewards.signals.events import Events
 from rewards.signals.exact import Exact
@@ -27,6 +28,7 @@ from rewards.signals.ssr_zero import SsrZero
 SIGNALS: dict[str, type[Signal]] = {
     "environment": EnvironmentReward,
     "answer_entropy": AnswerEntropy,
+    "attempts": Attempts,
     "duplicate": Duplicate,
     "events": Events,
     "exact": Exact,

@@ -1,5 +1,6 @@
 """Environments by name; your own is `package.module:Class`."""
 
+from actors.environments.attempts import Attempts
 from actors.environments.base import End, Environment, Observation
 from actors.environments.calculator import Calculator
 from actors.environments.games import Games
@@ -7,6 +8,7 @@ from actors.environments.nethack import NetHack
 from actors.environments.single_turn import SingleTurn
 
 ENVIRONMENTS: dict[str, type[Environment]] = {
+    "attempts": Attempts,
     "calculator": Calculator,
     "games": Games,
     "nethack": NetHack,

@@ -175,7 +175,8 @@ class LearnerSection(Section):
     terms: tuple[TermSection, ...] = ()
     """What is minimised beside it."""
     reference: str = "initial"
-    """The model that the KL divergence is measured to: `initial`, or a directory."""
+    """The model that the KL divergence is measured to, and that loss terms compare with: `initial`, `policy@N`, `RUN@N`
+    (a checkpoint in another run's directory), or a directory."""
     lora: LoraSection | None = None
     """Train adapters instead of the weights themselves; `initial` is then the model without them, kept only once."""
     collective_timeout_s: PositiveFloat = 300.0

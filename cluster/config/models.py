@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from cluster.config.base import Section, Use
 from cluster.config.learner import LearnerSection
-from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection, RewardWorkersSection
+from cluster.config.rewards import DistilledSection, GeneratorSection, JudgeSection, RewardSection, RewardWorkersSection
 from cluster.errors import ConfigError, nearest
 
 
@@ -198,6 +198,7 @@ class RunConfig(Section):
     reward_workers: RewardWorkersSection = RewardWorkersSection()
     judges: dict[str, JudgeSection] = {}
     distilled: dict[str, DistilledSection] = {}
+    generators: dict[str, GeneratorSection] = {}
     monitors: tuple[MonitorSection, ...] = ()
     controllers: tuple[ControllerSection, ...] = ()
     learner: LearnerSection = LearnerSection()
@@ -229,6 +230,11 @@ class RunConfig(Section):
             raise ValueError(
                 "weights.transport = 'nccl' broadcasts whole models, and [learner.lora] publishes adapters: a small "
                 'file each. Set weights.transport = "pull".'
+            )
+        if self.generators and self.learner.loss.coef:
+            raise ValueError(
+                f"learner.loss.coef = {self.learner.loss.coef:g} beside [generators]: what they write is not the "
+                "policy's, and a policy gradient must not follow it. Set learner.loss.coef = 0 and train on pairs."
             )
         if self.controllers and self.weights.transport == "nccl":
             raise ValueError(

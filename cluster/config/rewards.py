@@ -93,6 +93,18 @@ class JudgeSection(Section):
         return self
 
 
+class GeneratorSection(Section):
+    """`[generators.NAME]`: a model that is asked and never trained. Its rollouts stand in every group behind the
+    policy's own, under the name of its section; selectors such as `temporal` and `large_margin` read that. They were
+    sampled by other weights than are trained, so they are for losses on pairs: `learner.loss.coef` is 0."""
+
+    model: str
+    """An alias: `initial`, `previous`, `policy@N`, `RUN@N` or `RUN@latest` for a checkpoint in another run's directory;
+    or a directory. An alias that comes to stand for other weights is followed."""
+    rollouts: PositiveInt = 1
+    """Episodes that it adds to a group."""
+
+
 class DistilledSection(Use):
     """A reward model that learns from labels during the run; rewards use `[distilled.NAME]` by `model = "NAME"`."""
 

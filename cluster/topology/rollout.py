@@ -23,6 +23,7 @@ from cluster.nodes import (
     shared_memory_of_children,
     threads,
 )
+from cluster.topology.generator import Generators
 from cluster.topology.judge import roster
 from cluster.topology.site import POLICY, Site, first_to_end, learner_name, worker_name
 from cluster.types import Group, Message, Publication
@@ -85,6 +86,7 @@ class RolloutActor:
             buffer=site.buffer(),
             config=config,
             fetch=self._fetch,
+            others=Generators(site) if config.generators else None,
         )
 
     async def ready(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +18,13 @@ class Shaper(Plugin):
 
     Unknown (NaN) stays unknown; what can be shaped only by knowing more than the group tells becomes unknown.
     """
+
+    at_tokens: ClassVar[bool] = False
+    """Whether it shapes what a signal says at tokens, by `shape_tokens`, instead of a rollout's one score."""
+
+    def shape_tokens(self, tokens_G: Sequence[Float[np.ndarray, " T"]], group: Group) -> list[Float[np.ndarray, " T"]]:
+        """Per rollout of one group [T], NaN where unknown; the reward is their sum."""
+        raise NotImplementedError
 
     def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:
         """Of one group, by its own scores alone."""

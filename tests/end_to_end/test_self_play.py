@@ -7,10 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actors.models import prepare
 from cluster import kept
+from cluster.config import ModelSection, RunConfig, load
 from cluster.kept import KeptGroup
-from cluster.types import SCORED
+from cluster.types import SCORED, CutRecord, Rollout
+from learner.controllers.bstar import BStar
+from learner.cut import Cut
+from rewards.selectors.temporal import temporal_pair
+from rewards.shaping.progress import progress
 from tests.end_to_end import jobs
+from tests.fakes import FakeEngine
 
 FAKE = ["engine.use=tests.fakes:FakeEngine", "tracking.live_table=false", "evaluation.max_tasks=1"]
 
@@ -140,3 +147,114 @@ def test_good_rollouts_are_trained_on_again_also_after_the_learner_was_killed(tm
         buffer = [] if expected else buffer
     assert sum(row["replay/num_rollouts"] for row in rows) > 0
     assert any(row["loss/covariance_clip_frac"] > 0 for row in rows)
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(500)
+def test_the_past_and_a_future_are_asked_and_give_the_sides_of_pairs(tmp_path):
+    """Temporal Self-Rewarding: whose weights wrote a rollout is told by its log-probs."""
+    (tmp_path / "reward.py").write_text(ONES)
+    overrides = [
+        *FAKE, f"rewards.0={{use='{tmp_path}/reward.py:ones'}}", "evaluation.reward=ones", "learner.groups_per_step=4",
+        "learner.schedule.lr=3e-3", "checkpoint.every_steps=1", "checkpoint.keep_last=9",
+        "generators.initial.rollouts=3",
+    ]  # fmt: skip
+    ahead = lap(tmp_path, "temporal", overrides, steps=3, name="ahead")
+    asked = [f"generators.future={{model='{ahead}@3',rollouts=2}}", "generators.before={model='previous'}"]
+    run = lap(tmp_path, "temporal", [*overrides, *asked], steps=6, name="temporal")
+    initial = prepare(ModelSection(path="tiny:translator"), seed=0)
+    weights = {"initial": initial, "future": ahead / "checkpoints" / "global_step_3"}
+    steps_before: set[int] = set()
+    pairs: dict[int, int] = {}
+    for group in groups_of(run):
+        names = [r.policy for r in group.group.rollouts]
+        assert [names.count(n) for n in ("policy", "initial", "future", "before")] == [7, 3, 2, 1]
+        for rollout in group.group.rollouts:
+            if rollout.policy == "before":
+                (step,) = {int(span.version.partition(".")[2]) for span in rollout.spans}
+                steps_before.add(step)
+                place = run / "checkpoints" / f"global_step_{step}" if step else initial
+                assert written_by(place, rollout), f"step {group.step}"
+            elif rollout.policy != "policy":
+                others = [w for name, w in weights.items() if name != rollout.policy]
+                assert written_by(weights[rollout.policy], rollout)
+                assert not written_by(others[0], rollout)
+        values = group.scores["ones"].values
+        of = [np.where([n == name for n in names], values, np.nan) for name in ("initial", "future")]
+        now = np.where([n in ("policy", "before") for n in names], values, np.nan)
+        pairs[group.step] = pairs.get(group.step, 0) + (temporal_pair(now, *of) is not None)
+    assert len(steps_before) > 1, "the alias 'previous' must move with the checkpoints"
+    assert {row["step"]: row["pairs/num_pairs"] for row in steps_of(run)} == pairs
+    assert sum(pairs.values()) > 10
+
+
+def written_by(model: Path, rollout: Rollout) -> bool:
+    """Whether the fake engine's bigrams with these weights give the rollout's log-probs."""
+    engine = FakeEngine(model, RunConfig(), stop_tokens=(), version="0.0")
+    places = np.flatnonzero(rollout.loss_mask)
+    found = engine._logprobs[rollout.tokens[places - 1], rollout.tokens[places]]
+    return bool(np.allclose(found, rollout.logprobs[places], atol=1e-3))
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(400)
+def test_temperature_and_threshold_follow_the_balance_score_also_after_a_resume(tmp_path):
+    """B-STaR: what rollouts were sampled at is what the controller said, and what it says follows from the groups."""
+    dead = tmp_path / "dead"
+    dead.mkdir()
+    (tmp_path / "reward.py").write_text(
+        "def ones(prompt, completion, ground_truth):\n    return float(completion.count('1') > 0)\n"
+    )
+    overrides = [
+        *FAKE, f"rewards.0.use={tmp_path}/reward.py:ones", "learner.groups_per_step=6", "learner.max_staleness=0",
+        "controllers.0.options.correct=ones", "controllers.0.options.iteration_steps=6", "checkpoint.every_steps=1",
+    ]  # fmt: skip
+    run = lap(
+        tmp_path, "b_star", overrides, steps=12, KANABO_FAILPOINT="learner.after_cut@5", KANABO_FAILPOINT_DIR=str(dead)
+    )
+    assert [p.name for p in dead.iterdir()] == ["learner.after_cut"], "the learner was not killed"
+    rows, trained = steps_of(run), groups_of(run)
+    told = [row["settings/rollout.temperature"] for row in rows]
+    assert told[:4] == told[6:10] == [0.5, 0.7, 0.9, 1.1], "every iteration tries them all"
+    controller = load(jobs.ROOT / "deploy/recipes/methods/b_star.toml", overrides[-4:]).controllers[0]
+    plugin = BStar.model_validate(controller.options)
+    memory = plugin.begin()
+    for row in rows:
+        assert row["settings/rollout.temperature"] == plugin.patch(memory)["rollout.temperature"], row["step"]
+        threshold = plugin.patch(memory)["selectors.0.options.threshold"]
+        assert row["settings/selectors.0.options.threshold"] == threshold
+        now = [g for g in trained if g.step == row["step"]]
+        for group in now:
+            assert {r.temperature for r in group.group.rollouts} == {row["settings/rollout.temperature"]}
+            assert (group.scores["ones"].values[np.isfinite(group.rewards)] > threshold).all()
+        record = CutRecord("policy", row["step"] - 1, (), (), ())
+        memory = plugin.after(memory, Cut(record, [g.group for g in now], scores={g.group.id: g.scores for g in now}))
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(400)
+def test_each_attempt_is_credited_by_the_stage_that_holds(tmp_path):
+    """SCoRe: in stage I the first attempt earns nothing; from the third step on a correction is worth ten more."""
+    (tmp_path / "reward.py").write_text(
+        "def ones(prompt, completion, ground_truth):\n    return float(completion.count('1') > 0)\n"
+    )
+    verifier = f"{tmp_path}/reward.py:ones"
+    overrides = [*FAKE, "learner.groups_per_step=6", "controllers.0.options.at=3", "learner.max_staleness=0"]
+    overrides += [f"rewards.{i}.options.verifier={verifier}" for i in range(4)]
+    run = lap(tmp_path, "score", [*overrides, "rollout.max_tokens=6", "learner.schedule.lr=3e-3"], steps=6)
+    rows = {row["step"]: row for row in steps_of(run)}
+    assert [rows[s]["settings/rewards.0.shape.options.stage"] for s in rows] == [1, 1, 1, 2, 2, 2]
+    for group in groups_of(run):
+        stage = 1 if group.step <= 3 else 2
+        whole = np.isfinite(group.rewards)
+        rights = np.array([["1" in t.text for t in r.turns if t.role == "assistant"] for r in group.group.rollouts])
+        worth = np.array([progress(*map(float, pair), stage) for pair in rights])
+        for i in np.flatnonzero(whole):
+            assert group.rewards[i] == pytest.approx(sum(worth[i]))
+            others = whole & (np.arange(len(whole)) != i)
+            for k, turn in enumerate(t for t in group.group.rollouts[i].turns if t.role == "assistant"):
+                expected = worth[i, k] - worth[others, k].mean() if others.any() else 0.0
+                assert group.advantages[i][turn.start : turn.end] == pytest.approx(expected, abs=1e-5)
+                assert stage == 2 or k == 1 or expected == 0
+    assert rows[1]["loss/turn_kl_nats"] == pytest.approx(0, abs=1e-6), "at first the policy is the reference"
+    assert rows[6]["loss/turn_kl_nats"] != pytest.approx(0, abs=1e-6)

@@ -1,0 +1,145 @@
+"""A model that is asked and never trained: an old checkpoint, the first weights, another run's, as a Ray actor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from cluster.errors import DataError, InfrastructureError
+from cluster.nodes import end_children_with_me, on_gpu, openmp, remove_after_me, shared_memory_of_children, threads
+from cluster.registry import Registry
+from cluster.topology.site import Site, worker_name
+from cluster.types import Publication, Rollout, Task
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+"""How often it looks whether its alias stands for other weights now, and is looked for while it is not there."""
+
+
+def registry(site: Site) -> Registry:
+    return Registry(site.config, Path(site.run_dir), site.model_dir)
+
+
+class GeneratorActor:
+    """The engine of `[generators.NAME]`: plays the tasks that rollout workers hand it."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        from transformers import AutoTokenizer
+
+        from actors import episode
+        from actors.chat import Chat
+        from actors.engine import ENGINES
+        from actors.environments import ENVIRONMENTS
+        from cluster.plugins import build, lookup
+
+        end_children_with_me()
+        self._registry, self._name = registry(site), generator_of(name)
+        self._alias = site.config.generators[self._name].model
+        self._model = self._registry.directory(self._alias)
+        section = site.config.rollout
+        self._chat = Chat(AutoTokenizer.from_pretrained(site.model_dir))
+        self._engine: Any = lookup(ENGINES, site.config.engine.use, "engine")(
+            self._model.where, site.config, stop_tokens=self._chat.stop_tokens, version=f"0.{self._model.step}"
+        )
+        environment = section.environment
+        self._environment = build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment")
+        self._limits = episode.Limits(
+            section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
+        )
+        self._stopping = asyncio.Event()
+
+    async def ready(self) -> int:
+        await self._engine.start()
+        remove_after_me(*shared_memory_of_children())
+        return os.getpid()
+
+    async def run(self) -> None:
+        """Answer until `stop`; an alias that moves, such as `previous`, is followed."""
+        while not self._stopping.is_set():
+            await self._follow()
+            try:
+                await asyncio.wait_for(self._stopping.wait(), LOOK_S)
+            except TimeoutError:
+                continue
+
+    async def _follow(self) -> None:
+        model = await asyncio.to_thread(self._registry.directory, self._alias)
+        if model == self._model:
+            return
+        path = Path(model.where) / "model.safetensors"
+        if path.is_file():  # else the checkpoint is gone again, and there is a newer one
+            publication = Publication(self._name, 0, model.step, {})
+            await self._engine.update(publication, str(path))
+            self._model = model
+
+    async def play(self, task: Task) -> list[Rollout]:
+        """One episode. Raises DataError."""
+        from actors import episode
+
+        rollouts = await episode.play_seats(self._engine, self._chat, self._environment, task, "orig", self._limits)
+        return [replace(rollout, policy=self._name) for rollout in rollouts]
+
+    async def stop(self) -> None:
+        self._stopping.set()
+
+    async def waiting(self) -> str:
+        return f"answers as '{self._alias}' ({self._model.where}, step {self._model.step})"
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+
+class Generators:
+    """A run's generators, for a rollout worker that asks each for its share of every group."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.shares = {name: section.rollouts for name, section in site.config.generators.items()}
+
+    async def play(self, name: str, task: Task) -> list[Rollout]:
+        """One episode of that generator; one that has died is waited for, until the lease of the group passes.
+
+        Raises DataError, or InfrastructureError when nobody has answered for so long.
+        """
+        waited, lease_s = 0.0, self._site.config.rollout.lease_s
+        while waited < lease_s:
+            try:
+                actor = await asyncio.to_thread(ray.get_actor, worker_name(self._site.run_id, f"generator:{name}"))
+                return await actor.play.remote(task)
+            except RayTaskError as error:
+                if isinstance(error.cause, DataError):
+                    raise error.cause from error
+                raise
+            except (ValueError, RayActorError) as error:
+                log.warning("generator '%s' is not there: %s", name, str(error).partition("\n")[0])
+                waited += LOOK_S
+                await asyncio.sleep(LOOK_S)
+        raise InfrastructureError(f"generator '{name}' has not answered within rollout.lease_s = {lease_s:g} s.")
+
+
+def generator_of(name: str) -> str:
+    """`past` of the worker `generator:past-0`."""
+    return name.partition(":")[2].rpartition("-")[0]
+
+
+def place_generator(site: Site, name: str) -> Any:
+    config = site.config
+    return (
+        ray.remote(GeneratorActor)
+        .options(
+            name=worker_name(site.run_id, f"generator:{generator_of(name)}"),
+            num_cpus=1,
+            num_gpus=config.engine.tensor_parallel if on_gpu() else 0,
+            max_concurrency=1000,
+            runtime_env=openmp(threads(config, "engine")),
+        )
+        .remote(site, name)
+    )
