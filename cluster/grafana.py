@@ -28,6 +28,7 @@ DASHBOARDS: dict[str, dict[str, list[str]]] = {
     },
     "Judges": {
         "Queue": ["judge/*_queue_depth"],
+        "Longest wait in it, s": ["judge/*_queue_age_s"],
         "Latency, s": ["judge/*_latency_p50_s", "judge/*_latency_p95_s"],
         "Answered from what is known": ["judge/*_hit_frac"],
         "Unreadable or failed": ["judge/*_invalid_frac"],
