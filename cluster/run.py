@@ -73,8 +73,9 @@ def _room(settings: RunConfig) -> str:
     from cluster import nodes, placement
 
     try:
-        nodes.start_ray(settings)
-        placement.check(settings)
+        with cli.progress(f"asking Ray at {os.environ['RAY_ADDRESS']}"):
+            nodes.start_ray(settings)
+            placement.check(settings)
     finally:
         _shut_down()
     return f"The cluster at {os.environ['RAY_ADDRESS']} has room for all of it."
@@ -113,6 +114,7 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     from cluster import nodes, placement, topology
     from cluster.elastic import Elastic
     from cluster.scraped import Scraped
+    from cluster.submitted import tell_job
     from cluster.supervise import Supervisor
 
     settings, directory = site.config, Path(site.run_dir)
@@ -126,6 +128,7 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     with table.LiveTable(settings.run.name, settings.learner.steps, settings.tracking.live_table) as live:
         supervisor = Supervisor(site, store, recorder, live, elastic)
         console = _console(site, buffer, supervisor)
+        tell_job({"run": settings.run.name, "recipe": recipe, "console": console.address if console else "none"})
         table.console.print(f"metrics: {nodes.scraped_at()}", highlight=False, soft_wrap=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, supervisor.ask_to_stop)

@@ -161,6 +161,8 @@ class TrackingSection(Section):
     """Rollouts a step that are written to samples.jsonl with text, scores and advantage."""
     kept_groups: NonNegativeInt = 2000
     """The last so many trained groups stay in the run's directory, tokens and scores included, for the console."""
+    engine_stats: bool = True
+    """Export vLLM's own metrics with the run's, labelled `model_name` = `run.name`."""
     live_table: bool = True
     """Show progress in the terminal."""
 
