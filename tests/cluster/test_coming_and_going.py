@@ -16,6 +16,7 @@ import pytest
 
 from cluster.buffer import Buffer, Limits
 from cluster.errors import LeaseLost
+from cluster.types import Claim
 from tests.cluster.lap import RIGHT, Lap, group_of
 from tests.verify.keep import keep
 
@@ -60,14 +61,19 @@ class Engine(threading.Thread):
             if self.wished:
                 self.fleet.joined_s.append(time.monotonic() - self.wished)
                 self.wished = 0.0
-            slow_s = self.fleet.sample_s * self.chance.uniform(0.3, 1.7)
-            in_hand = self.going.wait(slow_s) and self.way != "leaves"
-            if in_hand and not self._goes_with_a_group():
-                return
             try:
+                self._sample(claim)
+                if self.going.is_set() and self.way != "leaves" and not self._goes_with_a_group():
+                    return
                 self.buffer.put(group_of(claim))
             except LeaseLost:
                 self.fleet.count("refused")
+
+    def _sample(self, claim: Claim) -> None:
+        """For a while; progress renews the lease."""
+        until = time.monotonic() + self.fleet.sample_s * self.chance.uniform(0.3, 1.7)
+        while (left_s := until - time.monotonic()) > 0 and not self.going.wait(min(left_s, LEASE_S / 3)):
+            self.buffer.renew(claim)
 
     def _join(self) -> str:
         """Its first weights. Claims with older ones, if there were any, are refused."""
