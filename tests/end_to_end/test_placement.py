@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -130,15 +132,29 @@ def test_a_dry_run_names_what_the_cluster_cannot_place_and_on_which_label(cluste
 
 
 @pytest.mark.parametrize("layout", ["separated", "colocated"])
-def test_a_run_in_each_layout(cluster, tmp_path, layout):
-    options = [f"run.dir={tmp_path}", f"run.name={layout}", "learner.steps=4", f"placement.layout={layout}"]
-    code, said = run(cluster, *FAKE, *options, "engine.gpu_memory_frac=0.4", "rollout.workers=1")
-    assert code == 0, said
-    assert jobs.summary(tmp_path / layout)["groups_lost"] == 0
-    run_id = (tmp_path / layout / "id").read_text()
-    seen = {a["Name"].removeprefix(f"kanabo:{run_id}:"): a["Address"]["NodeID"] for a in actors().values()}
-    engine, rank = seen["rollout-0"], seen["policy:learner:0"]
+def test_a_run_in_each_layout_places_successors_as_it_placed_the_first(cluster, tmp_path, layout):
+    log, directory = tmp_path / "log", tmp_path / layout
+    options = [
+        *FAKE, f"run.dir={tmp_path}", f"run.name={layout}", "learner.steps=40", f"placement.layout={layout}",
+        "engine.gpu_memory_frac=0.4", "engine.options.delay_s=0.2",
+    ]  # fmt: skip
+    process = jobs.start(options, log=log, RAY_ADDRESS=cluster.address)
+
+    def seen(what: str) -> dict[str, Any]:
+        prefix = f"kanabo:{(directory / 'id').read_text()}:"
+        return {a["Name"].removeprefix(prefix): a[what] for a in actors().values() if a["Name"].startswith(prefix)}
+
+    try:
+        jobs.wait_for_step(directory, 2, process, log, timeout_s=120)
+        os.kill(seen("Pid")["rollout-0"], signal.SIGKILL)
+        assert process.wait(150) == 0, jobs.tail(log)
+    finally:
+        jobs.end(process)
+    assert jobs.summary(directory)["groups_lost"] == 0
+    assert "rollout-0 died (1 of 8)" in log.read_text()
+    nodes = {name: address["NodeID"] for name, address in seen("Address").items()}
+    engines, rank = {nodes["rollout-0"], nodes["rollout-1"]}, nodes["policy:learner:0"]
     if layout == "separated":
-        assert (engine, rank) == (node_of("rollout"), node_of("learner"))
+        assert (engines, rank) == ({node_of("rollout")}, node_of("learner"))
     else:
-        assert engine == rank
+        assert engines == {rank}

@@ -5,6 +5,7 @@ import { recent, run } from "./run.js";
 /** [heading, metric, how it is shown, what is amiss]. */
 const COLUMNS = [
   ["Queue", "queue_depth", num],
+  ["Longest wait in it", "queue_age_s", seconds],
   ["Half within", "latency_p50_s", seconds],
   ["95 % within", "latency_p95_s", seconds],
   ["Already known", "hit_frac", percent],
