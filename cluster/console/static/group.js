@@ -95,16 +95,18 @@ function controls(g, wanted, asked) {
   );
 }
 
+const key = (kind, text) => h("span", { className: "key" }, h("i", { className: `swatch ${kind}` }), ` ${text}`);
+
 function legend(g, wanted) {
   if (wanted === "advantage") {
     if (g.step === null) return h("span", { className: "muted" }, "Advantages are known once the group is in a step.");
     const most = num(largest(g, "advantage") || 1);
-    return h("span", { className: "scale" }, h("i", { className: "swatch below" }), ` −${most} less likely `, h("i", { className: "swatch above" }), ` +${most} more likely`);
+    return h("span", { className: "scale" }, key("below", `−${most} less likely`), key("above", `+${most} more likely`));
   }
   if (wanted === "difference") {
     if (!g.rollouts.some((r) => r.tokens.difference)) return h("span", { className: "muted" }, "What the learner gives these tokens is known once they are trained on.");
     const most = num(Math.max(LEAST_NATS, largest(g, "difference")), "nats");
-    return h("span", { className: "scale" }, h("i", { className: "swatch below" }), ` −${most} less likely to the learner `, h("i", { className: "swatch above" }), ` +${most} more likely`);
+    return h("span", { className: "scale" }, key("below", `−${most} less likely to the learner`), key("above", `+${most} more likely`));
   }
   if (wanted === "logprob") return h("span", { className: "scale" }, "0 nats (certain) ", h("i", { className: "swatch surprise" }), ` −${SURPRISE_NATS} nats or less (surprising)`);
   if (wanted === "version") {
