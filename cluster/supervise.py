@@ -96,11 +96,7 @@ class Supervisor:
         self._resume_from = resume_from
         self._staff.begin()
         self._spawn(self._learn(resume_from), self._learner_ended)
-        background: list[Callable[[], Coroutine[Any, Any, None]]] = [
-            self._follower.run,
-            self._relay_stop,
-            self._staff.follow_wishes,
-        ]
+        background: list[Any] = [self._follower.run, self._relay_stop, self._staff.follow_wishes]
         if self._elastic.on:
             background.append(partial(self._staff.follow_load, self._elastic))
         if self._store is not None:
