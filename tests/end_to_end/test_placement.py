@@ -95,10 +95,12 @@ def test_an_engine_beside_a_learner_shares_its_node_and_its_gpu(cluster):
     end(rank, *engines, later)
 
 
-def test_the_autoscaler_is_asked_for_the_room_of_all(cluster):
-    def asked() -> list[dict]:
-        return json.loads(internal_kv._internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL))
+def asked() -> list[dict]:
+    """What the autoscaler is asked for."""
+    return json.loads(internal_kv._internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL))
 
+
+def test_the_autoscaler_is_asked_for_the_room_of_all(cluster):
     placement.request(config.parse({}), {"rollout": 3, "reward": 1})
     assert asked() == [{"CPU": 1, "GPU": 1}] * 4 + [{"CPU": 0.1}]
     placement.request(config.parse({}), None)
@@ -136,7 +138,7 @@ def test_a_run_in_each_layout_places_successors_as_it_placed_the_first(cluster, 
     log, directory = tmp_path / "log", tmp_path / layout
     options = [
         *FAKE, f"run.dir={tmp_path}", f"run.name={layout}", "learner.steps=40", f"placement.layout={layout}",
-        "engine.gpu_memory_frac=0.4", "engine.options.delay_s=0.2",
+        "engine.gpu_memory_frac=0.4", "engine.options.delay_s=0.2", "elastic.rollout.max_workers=1",
     ]  # fmt: skip
     process = jobs.start(options, log=log, RAY_ADDRESS=cluster.address)
 
@@ -146,10 +148,13 @@ def test_a_run_in_each_layout_places_successors_as_it_placed_the_first(cluster, 
 
     try:
         jobs.wait_for_step(directory, 2, process, log, timeout_s=120)
+        alone = {"CPU": 1, "GPU": 1}
+        assert asked() == ([alone, alone] if layout == "separated" else [{"CPU": 2, "GPU": 1}]) + [{"CPU": 0.1}]
         os.kill(seen("Pid")["rollout-0"], signal.SIGKILL)
         assert process.wait(150) == 0, jobs.tail(log)
     finally:
         jobs.end(process)
+    assert asked() == [], "the request is taken back"
     assert jobs.summary(directory)["groups_lost"] == 0
     assert "rollout-0 died (1 of 8)" in log.read_text()
     nodes = {name: address["NodeID"] for name, address in seen("Address").items()}
