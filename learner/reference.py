@@ -12,9 +12,10 @@ from torch import Tensor
 from cluster.config import LearnerSection
 from cluster.plugins import build
 from cluster.types import Micro
-from learner.engine import DTYPES, DeepSpeedEngine, token_statistics
+from learner.engine import DTYPES, DeepSpeedEngine
 from learner.losses import LOSSES
 from learner.model import attach_row_selection, logprobs_of
+from learner.statistics import token_statistics
 from learner.terms import build_terms
 
 

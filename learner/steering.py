@@ -23,7 +23,8 @@ from learner.rehearsal import REHEARSALS
 Arrange = Callable[[RunConfig], tuple[Mix, Select | None]]
 STEERABLE = (
     "rollout.temperature", "rollout.max_tokens", "rollout.max_turns", "rollout.group_size",
-    "rewards.", "selectors.", "learner.loss.", "learner.terms.",
+    "rewards.", "selectors.", "learner.terms.",
+    "learner.loss.options.", "learner.loss.kl_coef", "learner.loss.entropy_coef",
 )  # fmt: skip
 """Keys, or beginnings of keys, that a controller may change."""
 

@@ -13,7 +13,8 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.errors import DataError, InfrastructureError
-from cluster.nodes import end_children_with_me, on_gpu, openmp, remove_after_me, shared_memory_of_children, threads
+from cluster.nodes import end_children_with_me, openmp, remove_after_me, shared_memory_of_children, threads
+from cluster.placement import options
 from cluster.registry import Registry
 from cluster.topology.site import Site, worker_name
 from cluster.types import Publication, Rollout, Task
@@ -131,15 +132,13 @@ def generator_of(name: str) -> str:
 
 
 def place_generator(site: Site, name: str) -> Any:
-    config = site.config
     return (
         ray.remote(GeneratorActor)
         .options(
             name=worker_name(site.run_id, f"generator:{generator_of(name)}"),
-            num_cpus=1,
-            num_gpus=config.engine.tensor_parallel if on_gpu() else 0,
             max_concurrency=1000,
-            runtime_env=openmp(threads(config, "engine")),
+            runtime_env=openmp(threads(site.config, "engine")),
+            **options(site.config, site.run_id, name.rpartition("-")[0]),
         )
         .remote(site, name)
     )

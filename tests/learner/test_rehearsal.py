@@ -13,6 +13,7 @@ from cluster.types import CutRecord, Event, Group, decode, encode
 from learner.controllers.schedules import Cosine, cosine
 from learner.covariance import covariances, left_out
 from learner.cut import Cut
+from learner.hindsight import Hindsight
 from learner.losses import ClippedCovariance
 from learner.memory import REHEARSAL, Memory
 from learner.pack import pack
@@ -93,6 +94,12 @@ def test_a_batch_has_the_replays_behind_its_own_and_older():
     more = sum(r.num_tokens for replayed in record.replayed for r in replayed.group.rollouts)
     assert with_replays.num_rollouts == plain.num_rollouts + 2
     assert with_replays.num_tokens == plain.num_tokens + more
+    hindsight = Hindsight()
+    for micro in with_replays.micros:
+        hindsight.hear(micro, torch.full(micro.tokens.shape, -0.5))
+    seen = hindsight.take(groups, record, section)
+    assert all(np.isfinite(values).sum() == r.num_tokens for of, g in zip(seen, groups, strict=True)
+               for values, r in zip(of, g.rollouts, strict=True))  # fmt: skip
     advantages = np.concatenate([m.advantages[m.loss_mask] for m in with_replays.micros])
     assert np.isclose(advantages, 0.5).sum() == 2 * 3 + more  # R − P50 = 1 − 0.5 at full strength, as it happens
 
