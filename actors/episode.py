@@ -53,9 +53,8 @@ class Limits:
 
 
 async def play(engine: Engine, chat: Chat, environment: Environment, task: Task, view: str, limits: Limits) -> Rollout:
-    """Play an episode of one seat to its end. Raises as `play_seats` does."""
-    (rollout,) = await play_seats(engine, chat, environment, task, view, limits)
-    return rollout
+    """Play one episode to its end; of several seats' rollouts the one that moved first. Raises as `play_seats` does."""
+    return (await play_seats(engine, chat, environment, task, view, limits))[0]
 
 
 async def play_seats(
@@ -78,7 +77,8 @@ async def play_seats(
             ids = chat.observation(step.messages, after=transcript.tokens[-1]) if begun else chat.prompt(step.messages)
             transcript.observe(ids, step)
             finish, text = await _speak(engine, chat, transcript, limits, task)
-            if finish == "length":
+            full = len(transcript.tokens) >= engine.max_model_len
+            if finish == "length" and (environment.ends_when_cut or full):
                 break
             step = await side.answer(text)
         if isinstance(step, End):

@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 
 from cluster.buffer import Buffer
-from cluster.config import LearnerSection, RunConfig
+from cluster.config import RunConfig
 from cluster.errors import ConfigError
 from cluster.kept import Keeper
-from cluster.registry import Registry, is_alias
 from learner.cut import Cut
 from learner.engine import DeepSpeedEngine, Engine, join
 from learner.hindsight import Hindsight
 from learner.memory import Memory, WithMemory
 from learner.probe import Probe
 from learner.publish import NcclPublisher, PullPublisher
-from learner.reference import reference_for
+from learner.reference import reference_for, resolved
 from learner.replay import StepRecorder
 from learner.steering import Arrange, Steering, memory_of
 from learner.terms import build_terms
@@ -73,7 +72,7 @@ def learn(
     token = build_terms(section).appended_token
     if token is not None and token >= engine.vocab_size:
         raise ConfigError(f"learner.terms append the token {token}; the model has {engine.vocab_size}. Name another.")
-    reference = reference_for(_resolved(told), told.model_dir, engine)
+    reference = reference_for(resolved(config, told.run_dir, told.model_dir), told.model_dir, engine)
     publisher = _publisher(told, buffer, engine, rollout_actors, memory)
     saver = _Saver(engine, lambda engine, step: save(WithMemory(engine, memory), step), config.checkpoint.every_steps)
     kept = config.tracking.kept_groups
@@ -100,15 +99,6 @@ def learn(
     stage(f"saves step {engine.step}")
     saver.at_the_end()
     return engine.step
-
-
-def _resolved(told: Rank) -> LearnerSection:
-    """With the directory in place of an alias for the reference model. Raises ConfigError."""
-    section = told.config.learner
-    if section.reference == "initial" or not is_alias(section.reference):
-        return section
-    found = Registry(told.config, told.run_dir, told.model_dir).directory(section.reference)
-    return section.model_copy(update={"reference": found.where})
 
 
 class _Saver:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -14,8 +15,10 @@ class Attempts(Environment):
     """The task, an answer, `instruction`, and the answer that counts. The attempts are the turns of one rollout.
 
     So the second sees the first, both are claimed, stored and trained together, and tokens of each know whose they are.
-    The instruction must not tell whether the first was right.
+    The instruction must not tell whether the first was right. A first answer that runs out of tokens is answered too.
     """
+
+    ends_when_cut: ClassVar[bool] = False
 
     instruction: str = Field(
         default="There might be an error in the solution above. Correct it if there is one, and write the whole "

@@ -55,5 +55,8 @@ class Environment(Plugin):
     """Who plays in an episode of training. Each seat that speaks leaves a rollout of its own, so `rollout.group_size`
     is a multiple of their number."""
 
+    ends_when_cut: ClassVar[bool] = True
+    """Whether a turn that runs out of tokens ends the episode; else it is answered as it stands."""
+
     def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
         raise NotImplementedError

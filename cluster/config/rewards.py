@@ -48,8 +48,8 @@ class JudgeSection(Section):
     urls: tuple[str, ...] = ()
     """OpenAI-compatible base URLs, as a rule ending in /v1; each is a replica."""
     model: str = ""
-    """`url`: the name it is served under, by default the first that is listed; `vllm`: what `model.path` may name. With
-    another one stored groups are judged again."""
+    """`url`: the name it is served under, by default the first that is listed; `vllm`: what `model.path` may name, or
+    the policy's own past: `initial`, `policy@N`, `RUN@N`. With another one stored groups are judged again."""
     revision: str = ""
     """Of the model's weights: under another one stored groups are judged again."""
     key_env: str = ""

@@ -24,7 +24,8 @@ class BStar(Controller):
     (weight 1) and `process` (weight 0.2) mix to, so the selector `threshold` cuts the same number. The first
     `len(temperatures)` steps of every iteration sample at one of them each, the rest at the best so far; groups count
     for the temperature they were sampled at. The paper searches on a thousand queries apart, with 64 samples each and
-    finer grids; searching on the steps themselves is ours, and costs nothing beside them.
+    finer grids; searching on the steps themselves is ours, and costs nothing beside them. Groups that a step drops, for
+    want of anything above the threshold of then, are not seen.
     """
 
     reads_scores: ClassVar[bool] = True

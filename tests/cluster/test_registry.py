@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import parse
+from cluster.config import JudgeSection, parse
 from cluster.errors import ConfigError
 from cluster.registry import Model, Registry, is_alias
+from cluster.topology import Site, judge
+from learner.reference import resolved
 
 
 def saved(run: Path, *steps: int) -> None:
@@ -75,6 +77,18 @@ def test_another_run_without_that_checkpoint_says_which_it_has(registry, tmp_pat
         registry.resolve(f"{tmp_path}/ahead@4")
     with pytest.raises(ConfigError, match=r"has no checkpoint: checkpoint\.every_steps"):
         registry.resolve(f"{tmp_path}/nowhere@latest")
+
+
+def test_a_reference_and_a_judge_may_be_an_old_checkpoint(registry):
+    saved(registry.run_dir, 4)
+    learner = registry.config.learner.model_copy(update={"reference": "policy@4"})
+    config = registry.config.model_copy(update={"learner": learner})
+    where = str(registry.run_dir / "checkpoints" / "global_step_4")
+    assert resolved(config, registry.run_dir, registry.model_dir).reference == where
+    assert resolved(registry.config, registry.run_dir, registry.model_dir) is registry.config.learner
+    site = Site(config, registry.model_dir, "redis://", "id", str(registry.run_dir))
+    assert judge._model(site, JudgeSection(kind="vllm", model="policy@4")) == where
+    assert judge._model(site, JudgeSection(kind="vllm", model="initial")) == registry.model_dir
 
 
 def test_who_needs_weights_is_not_given_a_name(registry):

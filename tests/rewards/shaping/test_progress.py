@@ -146,3 +146,6 @@ async def test_the_second_attempt_sees_the_first():
     assert rollout.answer == "85"
     assert rollout.events[0].text == "changed"
     assert [t.text for t in rollout.turns if t.role == "assistant"] == ["84", "85"]
+    moves = iter(["84", "85"])
+    cut = await episode.play(Typist(lambda text: next(moves), cut_in_turn=0), Letters(), Asked(), task, "orig", limits)
+    assert (cut.finish, cut.answer) == ("stop", "85"), "a first answer that is cut short gets its second chance"
