@@ -20,8 +20,8 @@ class Attempts(Signal):
     """What another reward says of each of two turns as if it were the whole answer, at the last token of the turn.
 
     The score itself is the last attempt's. `value = "first"` gives the first's, `gained` 1 where only the last is right
-    and `lost` where only the first was: shadows to watch, with weight 0. A rollout that ended before its last attempt, or
-    one of whose attempts cannot be checked, is unknown.
+    and `lost` where only the first was: shadows to watch, with weight 0. A rollout that ended before its last attempt,
+    or one of whose attempts cannot be checked, is unknown.
     """
 
     services: ClassVar = ("verify", "judge")
