@@ -21,6 +21,8 @@ from cluster.types import Publication, Rollout, Task
 
 log = logging.getLogger(__name__)
 
+SUCCESSORS = 16
+"""So many lives of a generator may pass between two looks for it."""
 LOOK_S = 1.0
 """How often it looks whether its alias stands for other weights now, and is looked for while it is not there."""
 
@@ -63,22 +65,25 @@ class GeneratorActor:
         return os.getpid()
 
     async def run(self) -> None:
-        """Answer until `stop`; an alias that moves, such as `previous`, is followed."""
+        """Answer until `stop`; an alias that moves, `previous` or `…@latest`, is followed."""
         while not self._stopping.is_set():
-            await self._follow()
+            if moves(self._alias):
+                await self._follow()
             try:
                 await asyncio.wait_for(self._stopping.wait(), LOOK_S)
             except TimeoutError:
                 continue
 
     async def _follow(self) -> None:
-        model = await asyncio.to_thread(self._registry.directory, self._alias)
+        model = await asyncio.to_thread(self._registry.resolve, self._alias)
         if model == self._model:
             return
         path = Path(model.where) / "model.safetensors"
-        if path.is_file():  # else the checkpoint is gone again, and there is a newer one
-            publication = Publication(self._name, 0, model.step, {})
-            await self._engine.update(publication, str(path))
+        try:
+            await self._engine.update(Publication(self._name, 0, model.step, {}), str(path))
+        except FileNotFoundError:
+            log.info("'%s' is gone again; there is, or will be, a newer one", path)
+        else:
             self._model = model
 
     async def play(self, task: Task) -> list[Rollout]:
@@ -104,6 +109,8 @@ class Generators:
     def __init__(self, site: Site) -> None:
         self._site = site
         self.shares = {name: section.rollouts for name, section in site.config.generators.items()}
+        self._number = dict.fromkeys(self.shares, 0)
+        """Of the newest that was there: who is replaced has a successor with a higher one."""
 
     async def play(self, name: str, task: Task) -> list[Rollout]:
         """One episode of that generator; one that has died is waited for, until the lease of the group passes.
@@ -113,7 +120,7 @@ class Generators:
         waited, lease_s = 0.0, self._site.config.rollout.lease_s
         while waited < lease_s:
             try:
-                actor = await asyncio.to_thread(ray.get_actor, worker_name(self._site.run_id, f"generator:{name}"))
+                actor = await asyncio.to_thread(self._actor, name)
                 return await actor.play.remote(task)
             except RayTaskError as error:
                 if isinstance(error.cause, DataError):
@@ -125,6 +132,22 @@ class Generators:
                 await asyncio.sleep(LOOK_S)
         raise InfrastructureError(f"generator '{name}' has not answered within rollout.lease_s = {lease_s:g} s.")
 
+    def _actor(self, name: str) -> Any:
+        """Raises ValueError if it is being replaced."""
+        for number in range(self._number[name], self._number[name] + SUCCESSORS):
+            try:
+                actor = ray.get_actor(worker_name(self._site.run_id, f"generator:{name}-{number}"))
+            except ValueError:
+                continue
+            self._number[name] = number
+            return actor
+        raise ValueError(f"no generator '{name}' is up")
+
+
+def moves(alias: str) -> bool:
+    """Whether an alias comes to stand for other weights while a run goes on."""
+    return alias == "previous" or alias.endswith("@latest")
+
 
 def generator_of(name: str) -> str:
     """`past` of the worker `generator:past-0`."""
@@ -135,7 +158,7 @@ def place_generator(site: Site, name: str) -> Any:
     return (
         ray.remote(GeneratorActor)
         .options(
-            name=worker_name(site.run_id, f"generator:{generator_of(name)}"),
+            name=worker_name(site.run_id, name),
             max_concurrency=1000,
             runtime_env=openmp(threads(site.config, "engine")),
             **options(site.config, site.run_id, name.rpartition("-")[0]),
