@@ -15,7 +15,7 @@ from cluster.buffer import Buffer, Limits
 from cluster.config import RunConfig, load, without_password
 from cluster.errors import ConfigError, DataError, one_line
 from cluster.plugged import build_kind, plugins
-from cluster.registry import is_alias
+from cluster.registry import FIXED, Registry, is_alias
 from cluster.types import Task
 
 RENDERED = 100
@@ -63,7 +63,21 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     head = tasks(settings)
     warnings = model(settings, head, online=online)
     judged(settings, head)
+    aliases(settings, directory)
     return [*warnings, *storage(settings)]
+
+
+def aliases(settings: RunConfig, directory: Path) -> None:
+    """Checkpoints that the recipe names by an alias are there. Raises ConfigError."""
+    registry = Registry(settings, directory, "")  # what the run begins with may not be made yet
+    named = {f"generators.{name}.model": section.model for name, section in settings.generators.items()}
+    judges = {f"judges.{name}.model": j.model for name, j in settings.judges.items() if is_alias(j.model)}
+    for where, alias in (named | judges | {"learner.reference": settings.learner.reference}).items():
+        try:
+            if alias not in FIXED:
+                registry.directory(alias)
+        except ConfigError as error:
+            raise ConfigError(f"{where} = '{alias}': {error}") from error
 
 
 def place(directory: Path) -> None:
@@ -113,15 +127,8 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
     """There is such a model, and its tokenizer can write the prompts of these tasks. Raises ConfigError."""
     from actors.chat import Chat
     from actors.models import TINY, load_tokenizer
-    from learner.reference import wants_reference
 
-    path, reference = settings.model.path, settings.learner.reference
-    known = is_alias(reference) or (Path(reference) / "config.json").is_file()
-    if wants_reference(settings.learner) and not known:
-        raise ConfigError(
-            f"learner.reference = '{reference}' is neither an alias such as 'initial' nor a directory with a model. "
-            "Check the path."
-        )
+    path = settings.model.path
     tokenizer = load_tokenizer(settings.model, settings.seed, online=online)
     templated = tokenizer is not None and bool(tokenizer.chat_template)
     if templated:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ class GeneratorActor:
         from cluster.plugins import build, lookup
 
         end_children_with_me()
+        spool = Path(tempfile.mkdtemp(prefix="kanabo-"))  # short, because a socket's path may have 107 characters
+        remove_after_me(spool)
+        os.environ["VLLM_RPC_BASE_PATH"] = str(spool)  # a killed engine leaves its sockets behind
         self._registry, self._name = registry(site), generator_of(name)
         self._alias = site.config.generators[self._name].model
         self._model = self._registry.directory(self._alias)

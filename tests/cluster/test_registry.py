@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from cluster import check
 from cluster.config import JudgeSection, parse
 from cluster.errors import ConfigError
 from cluster.registry import Model, Registry, is_alias
 from cluster.topology import Site, judge
 from learner.reference import resolved
+
+LOSS = {"loss": {"coef": 0}, "terms": [{"use": "nll"}]}
 
 
 def saved(run: Path, *steps: int) -> None:
@@ -89,6 +92,27 @@ def test_a_reference_and_a_judge_may_be_an_old_checkpoint(registry):
     site = Site(config, registry.model_dir, "redis://", "id", str(registry.run_dir))
     assert judge._model(site, JudgeSection(kind="vllm", model="policy@4")) == where
     assert judge._model(site, JudgeSection(kind="vllm", model="initial")) == registry.model_dir
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        (
+            {"generators": {"past": {"model": "policy@3"}}, "learner": LOSS},
+            r"generators\.past\.model = \'policy@3\': there is no model",
+        ),
+        ({"generators": {"now": {"model": "policy@latest"}}, "learner": LOSS}, "it is the live policy"),
+        (
+            {"judges": {"old": {"kind": "vllm", "model": "policy@9"}}},
+            r"judges\.old\.model = .*There are: policy@latest",
+        ),
+        ({"learner": {"reference": "/nowhere"}}, r"learner\.reference = '/nowhere': there is no model"),
+    ],
+)
+def test_a_run_is_told_before_it_starts_which_checkpoint_is_missing(section, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        check.aliases(parse(section), tmp_path)
+    check.aliases(parse({"generators": {"past": {"model": "initial"}}, "learner": LOSS}), tmp_path)
 
 
 def test_who_needs_weights_is_not_given_a_name(registry):
