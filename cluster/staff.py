@@ -119,10 +119,10 @@ class Staff:
     def complete(self) -> bool:
         """Are those up that the lap cannot begin without: all engines, and a replica of each judge groups wait for?
 
-        Nothing waits for the judges of `late` rewards alone.
+        Nothing waits for the judges of `late` rewards alone, nor for engines that leave because fewer are wished for.
         """
         judges = {f"judge:{name}" for name in self._site.config.admit_judges} & self._roles.keys()
-        engines = len(self.of("rollout")) >= self._site.config.rollout.workers
+        engines = len(self.of("rollout")) >= min(self._site.config.rollout.workers, self.counts()["rollout"])
         return engines and all(self.of(role) for role in judges)
 
     def counts(self) -> dict[str, int]:
