@@ -121,11 +121,11 @@ class Staff:
         """Are those up that the lap cannot begin without: all engines and generators, and a replica of each judge that
         groups wait for?
 
-        Nothing waits for the judges of `late` rewards alone.
+        Nothing waits for the judges of `late` rewards alone, nor for engines that leave because fewer are wished for.
         """
         asked = {f"judge:{name}" for name in self._site.config.admit_judges} & self._roles.keys()
         asked |= {f"generator:{name}" for name in self._site.config.generators}
-        engines = len(self.of("rollout")) >= self._site.config.rollout.workers
+        engines = len(self.of("rollout")) >= min(self._site.config.rollout.workers, self.counts()["rollout"])
         return engines and all(self.of(role) for role in asked)
 
     def counts(self) -> dict[str, int]:
