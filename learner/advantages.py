@@ -101,10 +101,11 @@ class RoleBaseline(Advantage):
     """Role-conditioned advantage estimation: A = R − b of its game and seat, and then b ← decay · b + (1 − decay) · R.
 
     b is used before it moves, starts at 0 and is one per (task's source, rollout's role): the seat that opens wins more
-    often than the other, and that is no merit of its moves. Groups play no part, so a group may be a single game; set
-    `learner.drop_zero_variance = false`, a draw moves baselines too. The order is that of groups and rollouts in the
-    step. The released code keeps baselines per worker; here there is one set, on rank 0, in the checkpoint. Advantages
-    are [1] a rollout, or [T] where `gamma` < 1: turn k of K gets A · γ^(K − 1 − k).
+    often than the other, and that is no merit of its moves. Groups play no part: let a group be a single game, as many
+    games of one deal would pull b to its cards; and set `learner.drop_zero_variance = false`, a draw moves baselines
+    too. The order is that of groups and rollouts in the step. The released code keeps baselines per worker; here there
+    is one set, on rank 0, in the checkpoint. Advantages are [1] a rollout, or [T] where `gamma` < 1: turn k of K gets
+    A · γ^(K − 1 − k).
     """
 
     decay: float = Field(default=0.95, ge=0, lt=1)
