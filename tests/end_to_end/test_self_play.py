@@ -164,11 +164,12 @@ def test_the_past_and_a_future_are_asked_and_give_the_sides_of_pairs(tmp_path):
     ]  # fmt: skip
     ahead = lap(tmp_path, "temporal", overrides, steps=3, name="ahead")
     asked = [f"generators.future={{model='{ahead}@3',rollouts=2}}", "generators.before={model='previous'}"]
-    run = lap(tmp_path, "temporal", [*overrides, *asked], steps=6, name="temporal")
+    slowly = "engine.options={delay_s=0.4}"  # so that checkpoints come and go while it samples
+    run = lap(tmp_path, "temporal", [*overrides, *asked, slowly], steps=8, name="temporal")
     initial = prepare(ModelSection(path="tiny:translator"), seed=0)
     weights = {"initial": initial, "future": ahead / "checkpoints" / "global_step_3"}
     steps_before: set[int] = set()
-    pairs = dict.fromkeys(range(1, 7), 0)
+    pairs = dict.fromkeys(range(1, 9), 0)
     apart: list[bool] = []
     for group in groups_of(run):
         names = [r.policy for r in group.group.rollouts]
