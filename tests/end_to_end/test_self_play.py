@@ -263,4 +263,4 @@ def test_each_attempt_is_credited_by_the_stage_that_holds(tmp_path):
                 assert group.advantages[i][turn.start : turn.end] == pytest.approx(expected, abs=1e-5)
                 assert stage == 2 or k == 1 or expected == 0
     assert rows[1]["loss/turn_kl_nats"] == pytest.approx(0, abs=1e-4), "at first the policy is the reference"
-    assert rows[6]["loss/turn_kl_nats"] > 1e-3
+    assert abs(rows[6]["loss/turn_kl_nats"]) > 1e-3, "of what the fake engine writes k1 may be below 0"
