@@ -22,7 +22,7 @@ RENDERED = 100
 IDENTITY = re.compile(
     r"seed|model\.(path|options\..+)|tasks\..+|rollout\.(group_size|max_turns|environment\..+)"
     r"|rewards\[\d+\]\.(name|use|when|options\..+)|learner\.(groups_per_step|advantage\.use|loss\.use|terms\[\d+\]\.use"
-    r"|lora\.(rank|alpha|target_modules.*))|selectors\[\d+\]\..+"
+    r"|lora\.(rank|alpha|target_modules.*))|selectors\[\d+\]\..+|scorers\.[^.]+\.model"
 )
 """Keys that `identity` compares."""
 

@@ -51,6 +51,7 @@ def needed_cpus(config: RunConfig) -> float:
         + 0.1 * config.reward_workers.workers
         + len(config.distilled)
         + judges
+        + sum(scorer.replicas * scorer.cpus for scorer in config.scorers.values())
     )
 
 
@@ -124,6 +125,8 @@ def check_placement(config: RunConfig) -> None:
     judges = _placed(config)
     for judge in judges.values():
         bundles += [{"CPU": judge.cpus, **dict.fromkeys(gpu, judge.gpus)}] * judge.replicas
+    for scorer in config.scorers.values():
+        bundles += [{"CPU": scorer.cpus, **dict.fromkeys(gpu, scorer.gpus)}] * scorer.replicas
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if missing := unplaceable(bundles, nodes):
         have = [", ".join(f"{node.get(k, 0):g} {k}" for k in engine) for node in nodes]

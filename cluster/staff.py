@@ -29,6 +29,7 @@ PLACE: dict[str, Callable[[Site, str], Any]] = {
     "reward": topology.place_reward,
     "distiller": topology.place_distiller,
     "judge": topology.place_judge,
+    "scorer": topology.place_scorer,
 }
 """By kind of role; a role is a kind, or `kind:NAME` where a recipe names several of it."""
 LOOK_S = 1.0
@@ -39,7 +40,9 @@ def roles(config: RunConfig) -> dict[str, int]:
     """Role → workers that a recipe asks for."""
     judges = {f"judge:{name}": judge.replicas for name, judge in config.judges.items() if judge.kind == "vllm"}
     distillers = {f"distiller:{name}": 1 for name in config.distilled}
-    return {"rollout": config.rollout.workers, "reward": config.reward_workers.workers, **judges, **distillers}
+    scorers = {f"scorer:{name}": scorer.replicas for name, scorer in config.scorers.items()}
+    named = judges | distillers | scorers
+    return {"rollout": config.rollout.workers, "reward": config.reward_workers.workers, **named}
 
 
 class Staff:
@@ -107,11 +110,13 @@ class Staff:
         return [worker for name, worker in self._up.items() if _is(name, role) and name not in self._leaving]
 
     def complete(self) -> bool:
-        """Are those up that the lap cannot begin without: all engines, and a replica of each judge groups wait for?
+        """Are those up that the lap cannot begin without: all engines, and a replica of each judge groups wait for and
+        of each scorer?
 
         Nothing waits for the judges of `late` rewards alone.
         """
         judges = {f"judge:{name}" for name in self._site.config.admit_judges} & self._roles.keys()
+        judges |= {role for role in self._roles if role.startswith("scorer:")}
         engines = len(self.of("rollout")) >= self._site.config.rollout.workers
         return engines and all(self.of(role) for role in judges)
 

@@ -21,6 +21,8 @@ from rewards.signals.majority import Majority
 from rewards.signals.math import Math
 from rewards.signals.numeric import Numeric
 from rewards.signals.reasoning_gym import ReasoningGymScore
+from rewards.signals.self_aligned import SelfAligned
+from rewards.signals.self_certainty import SelfCertainty
 
 SIGNALS: dict[str, type[Signal]] = {
     "environment": EnvironmentReward,
@@ -35,6 +37,8 @@ SIGNALS: dict[str, type[Signal]] = {
     "numeric": Numeric,
     "oni": Oni,
     "reasoning_gym": ReasoningGymScore,
+    "self_aligned": SelfAligned,
+    "self_certainty": SelfCertainty,
 }
 
 

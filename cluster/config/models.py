@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from cluster.config.base import Section, Use
 from cluster.config.learner import LearnerSection
-from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection, RewardWorkersSection
+from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection, RewardWorkersSection, ScorerSection
 from cluster.errors import ConfigError, nearest
 
 
@@ -192,6 +192,7 @@ class RunConfig(Section):
     selectors: tuple[SelectorSection, ...] = ()
     reward_workers: RewardWorkersSection = RewardWorkersSection()
     judges: dict[str, JudgeSection] = {}
+    scorers: dict[str, ScorerSection] = {}
     distilled: dict[str, DistilledSection] = {}
     monitors: tuple[MonitorSection, ...] = ()
     learner: LearnerSection = LearnerSection()
@@ -223,6 +224,12 @@ class RunConfig(Section):
             raise ValueError(
                 "weights.transport = 'nccl' broadcasts whole models, and [learner.lora] publishes adapters: a small "
                 'file each. Set weights.transport = "pull".'
+            )
+        live = next((name for name, scorer in self.scorers.items() if scorer.model == "policy"), None)
+        if live is not None and (self.learner.lora or self.weights.transport != "pull"):
+            raise ValueError(
+                f"scorers.{live} reads with the live policy's weights, which it can fetch only where whole models are "
+                'published as files: use weights.transport = "pull" without [learner.lora], or model = "initial".'
             )
         share = sum(j.engine_share for j in self.judges.values() if j.kind == "policy")
         if share >= 1:

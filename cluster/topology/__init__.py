@@ -8,6 +8,7 @@ from cluster.topology.judge import JudgeActor, place_judge
 from cluster.topology.learner import LearnerActor, place_learner
 from cluster.topology.reward import RewardActor, place_reward
 from cluster.topology.rollout import RolloutActor, place_rollout
+from cluster.topology.scorer import ScorerActor, place_scorer
 from cluster.topology.site import POLICY, Site, learner_name
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "LearnerActor",
     "RewardActor",
     "RolloutActor",
+    "ScorerActor",
     "Site",
     "learner_name",
     "place_distiller",
@@ -24,4 +26,5 @@ __all__ = [
     "place_learner",
     "place_reward",
     "place_rollout",
+    "place_scorer",
 ]

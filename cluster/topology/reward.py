@@ -10,6 +10,7 @@ import numpy as np
 import ray
 
 from cluster.topology.judge import Judges
+from cluster.topology.scorer import Scorers
 from cluster.topology.site import Site, first_to_end
 from cluster.types import Group
 from rewards.anchors import Answers, answers
@@ -25,12 +26,17 @@ class RewardActor:
 
         self._judges = Judges(site)
         self._following: list[asyncio.Task[None]] = []
-        services = Services(judges=self._judges.pools, distilled=followers(site.config, site.url, site.run_id))
+        self._scorers = Scorers(site)
+        services = Services(
+            judges=self._judges.pools,
+            distilled=followers(site.config, site.url, site.run_id),
+            scorers=self._scorers.pools,
+        )
         self._graded = site.config.evaluation.reward
         self._worker = RewardWorker(name, buffer=site.buffer(), config=site.config, services=services)
 
     async def ready(self) -> int:
-        self._following = self._judges.follow()
+        self._following = [*self._judges.follow(), *self._scorers.follow()]
         return os.getpid()
 
     async def run(self) -> None:
