@@ -109,13 +109,13 @@ class RolloutWorker:
                     f"{self._config.rollout.lease_s:g} s. The engine hangs, or lease_s is too short for one episode."
                 )
 
-    async def _play(self, task: Task, limits: episode.Limits) -> Rollout:
+    async def _play(self, task: Task, limits: episode.Limits, view: str = "orig") -> Rollout:
         if not self._in_flight:
             self._progress = time.monotonic()
         key = object()
         self._in_flight[key] = time.monotonic()
         try:
-            return await episode.play(self.engine, self._chat, self._environment, task, "orig", limits)
+            return await episode.play(self.engine, self._chat, self._environment, task, view, limits)
         finally:
             del self._in_flight[key]
             self._progress = time.monotonic()
@@ -168,18 +168,21 @@ class RolloutWorker:
         log.warning("%s", what)
 
     async def _group(self, claim: Claim, task: Task) -> Group:
-        renewed = time.monotonic()
+        renewed, views = time.monotonic(), self._config.rollout.views
+        if missing := [view for view in views if view not in task.views]:
+            raise DataError(f"task {task.id} has no view '{missing[0]}' (rollout.views): {', '.join(task.views)}.")
 
-        async def one() -> Any:
+        async def one(view: str) -> Any:
             nonlocal renewed
-            rollout = await self._play(task, self._limits)
+            rollout = await self._play(task, self._limits, view)
             # Progress renews the lease: a worker that hangs loses it, however alive its process is.
             if time.monotonic() - renewed > self._config.rollout.lease_s * RENEW_FRAC:
                 renewed = time.monotonic()
                 await self._call(self._buffer.renew, claim)
             return replace(rollout, policy=self.policy)
 
-        playing = [asyncio.create_task(one()) for _ in range(self._config.rollout.group_size)]
+        size = self._config.rollout.group_size
+        playing = [asyncio.create_task(one(view)) for view in views for _ in range(size)]
         try:
             return Group(claim, task, tuple(await asyncio.gather(*playing)))
         finally:

@@ -14,7 +14,7 @@ BYTES_PER_ROLLOUT = 400
 def plan(settings: RunConfig, directory: Path) -> str:
     """What the numbers of a recipe mean."""
     learner, rollout = settings.learner, settings.rollout
-    groups, size = learner.groups_per_step, rollout.group_size
+    groups, size = learner.groups_per_step, rollout.group_size * len(rollout.views)
     outstanding = (learner.max_staleness + 1) * groups
     tokens = min(settings.engine.max_model_len, rollout.max_tokens * rollout.max_turns + 256)
     megabytes = outstanding * size * (tokens * BYTES_PER_TOKEN + BYTES_PER_ROLLOUT) / 1e6

@@ -26,7 +26,12 @@ def plugins(settings: RunConfig) -> None:
     lookup(ENGINES, settings.engine.use, "engine")
     check_options(settings.engine)
     for i, reward in enumerate(settings.rewards):
-        build_signal(reward, f"rewards[{i}]")
+        signal = build_signal(reward, f"rewards[{i}]")
+        if len(settings.rollout.views) < signal.min_views:
+            raise ConfigError(
+                f"rewards[{i}] = '{reward.use}' compares {signal.min_views} views of a task, and rollout.views = "
+                f"{list(settings.rollout.views)}. Name another, such as a rewording."
+            )
         if reward.shape is not None:
             build_kind(SHAPERS, reward.shape, f"rewards[{i}].shape", "shape")
     build_monitors(settings)

@@ -19,7 +19,7 @@ import numpy as np
 from cluster.config import LearnerSection
 from cluster.types import CutRecord, Group, Mixed, Scores
 from learner.advantages import Advantage
-from learner.turns import advantages_of, all_equal, returns_of
+from learner.turns import advantages_of, returns_of, tells_nothing
 
 ZERO_VARIANCE = "zero_variance"
 TOO_FEW_SCORES = "too_few_scores"
@@ -166,7 +166,7 @@ def _filter(
         seen.stored[id], seen.mixed[id], seen.selected[id] = item, before, after
         returns = returns_of(item.group, after, after.rewards, section.turn_discount)
         seen.returns[id] = returns
-        reason = _useless(before, after, returns, section)
+        reason = _useless(item.group, before, after, returns, section)
         if reason is not None:
             dropped[id] = reason
     seen.dropped |= dropped
@@ -178,7 +178,7 @@ def _untruncated(group: Group, mixed: Mixed) -> Mixed:
     return replace(mixed, rewards=np.where(cut_short, np.nan, mixed.rewards))
 
 
-def _useless(mixed: Mixed, selected: Mixed, returns: np.ndarray, section: LearnerSection) -> str | None:
+def _useless(group: Group, mixed: Mixed, selected: Mixed, returns: np.ndarray, section: LearnerSection) -> str | None:
     """Why nothing can be learnt from a group, if so."""
     if selected.drop is not None:
         return selected.drop
@@ -186,7 +186,7 @@ def _useless(mixed: Mixed, selected: Mixed, returns: np.ndarray, section: Learne
         return TRUNCATED if np.isfinite(mixed.rewards).any() else TOO_FEW_SCORES
     if section.loss.coef == 0 and selected.pairs is not None:
         return None if selected.pairs else NO_PAIRS
-    if section.loss.coef and section.drop_zero_variance and all_equal(returns) and not selected.pairs:
+    if section.loss.coef and section.drop_zero_variance and not selected.pairs and tells_nothing(group, returns):
         return ZERO_VARIANCE
     return None
 
@@ -209,11 +209,7 @@ def _metrics(seen: _Seen, kept: list[str], step: int, discount: float) -> dict[s
     groups = [s.group for s in seen.stored.values()]
     rollouts = [r for g in groups for r in g.rollouts]
     rewards = np.concatenate([np.empty(0), *(m.rewards for m in seen.mixed.values())])
-    rewarded = [
-        returns_of(seen.stored[i].group, m, m.rewards, discount)
-        for i, m in seen.mixed.items()
-        if np.isfinite(m.rewards).any()
-    ]
+    rewarded = [(seen.stored[i].group, m) for i, m in seen.mixed.items() if np.isfinite(m.rewards).any()]
     known = rewards[np.isfinite(rewards)]
     staleness = [step - seen.stored[i].group.version for i in kept]
     reasons = list(seen.dropped.values())
@@ -221,7 +217,9 @@ def _metrics(seen: _Seen, kept: list[str], step: int, discount: float) -> dict[s
         "reward/mean": _mean(known),
         "reward/std": float(known.std()) if len(known) else float("nan"),
         "reward/known_frac": len(known) / len(rewards) if len(rewards) else float("nan"),
-        "reward/zero_variance_frac": _mean([all_equal(r) for r in rewarded]),
+        "reward/zero_variance_frac": _mean(
+            [tells_nothing(g, returns_of(g, m, m.rewards, discount)) for g, m in rewarded]
+        ),
         "policy/staleness_steps": _mean(staleness),
         "policy/staleness_max_steps": float(max(staleness, default=0)),
         "rollout/length_tokens": _mean([r.num_tokens for r in rollouts]),

@@ -112,8 +112,8 @@ class Signal(Plugin):
 
     scope: ClassVar[Literal["rollout", "group", "task", "batch"]] = "rollout"
     """What a score depends on: one rollout alone, its whole group, all groups of a task, or a batch."""
-    views: ClassVar[tuple[str, ...]] = ("orig",)
-    """Views of the task that the group must hold rollouts of."""
+    min_views: ClassVar[int] = 1
+    """Views of the task that the group must hold rollouts of (`rollout.views`)."""
     services: ClassVar[tuple[str, ...]] = ()
     """Methods of `Services` that it calls."""
     announced: ClassVar[bool] = False

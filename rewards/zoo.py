@@ -13,6 +13,7 @@ from rewards.distilled.signal import Oni
 from rewards.functions import FunctionSignal, from_file
 from rewards.judges.signal import JudgeSignal
 from rewards.signals.agreement import AnswerEntropy, Duplicate
+from rewards.signals.co_reward import CoReward, ViewAgreement
 from rewards.signals.environment import EnvironmentReward
 from rewards.signals.exact import Exact
 from rewards.signals.format import Format
@@ -27,6 +28,7 @@ from rewards.signals.self_certainty import SelfCertainty
 SIGNALS: dict[str, type[Signal]] = {
     "environment": EnvironmentReward,
     "answer_entropy": AnswerEntropy,
+    "co_reward": CoReward,
     "duplicate": Duplicate,
     "exact": Exact,
     "format": Format,
@@ -39,6 +41,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "reasoning_gym": ReasoningGymScore,
     "self_aligned": SelfAligned,
     "self_certainty": SelfCertainty,
+    "view_agreement": ViewAgreement,
 }
 
 

@@ -52,6 +52,9 @@ class RolloutSection(Section):
     """Engines, each in a process of its own."""
     group_size: PositiveInt = 16
     """Rollouts per task (G)."""
+    views: tuple[str, ...] = Field(default=("orig",), min_length=1)
+    """Which of a task's prompts are sampled, such as a rewording's: a group then has `group_size` rollouts of each.
+    Advantages are taken among rollouts of one view."""
     temperature: PositiveFloat = 1.0
     """Of sampling while training."""
     max_tokens: PositiveInt = 256
@@ -255,6 +258,13 @@ class RunConfig(Section):
             raise ValueError(
                 "rollout.group_size = 1 and learner.drop_zero_variance = true: a single reward has no variance, "
                 "and every group would be dropped. Set learner.drop_zero_variance = false."
+            )
+        if len(set(self.rollout.views)) < len(self.rollout.views):
+            raise ValueError(f"rollout.views = {list(self.rollout.views)} names a view twice.")
+        if len(self.rollout.views) > 1 and self.selectors:
+            raise ValueError(
+                f"[[selectors]] choose among rollouts of one prompt, and rollout.views = {list(self.rollout.views)} "
+                "makes groups of several. Use one view, or no selector."
             )
         if self.learner.loss.coef == 0 and not self.learner.terms:
             raise ValueError("learner.loss.coef = 0 and there are no [[learner.terms]]: nothing is minimised.")

@@ -11,6 +11,9 @@ import torch
 
 from cluster import kept
 from cluster.kept import KeptGroup
+from rewards.answers import final_answer
+from rewards.selectors.votes import borda_winner
+from rewards.signals.co_reward import majority
 from tests.end_to_end import jobs
 
 FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "evaluation.max_tasks=1", "rollout.group_size=6"]
@@ -58,10 +61,16 @@ def models_of(run: Path, signal: str) -> set[str]:
 
 @pytest.mark.verify
 def test_a_borda_vote_by_self_certainty_trains_on_one_rollout_of_a_group_and_makes_it_surer(tmp_path):
-    run, rows = lap(tmp_path, "self_certainty", "learner.schedule.lr=1e-3", "learner.schedule.warmup_steps=0", steps=8)
-    assert all(r["learner/rollouts"] == r["learner/groups"] == 8 for r in rows)
+    real = ("engine.use=vllm", "learner.groups_per_step=32", "learner.schedule.lr=3e-4")
+    run, rows = lap(tmp_path, "self_certainty", *real, "learner.schedule.warmup_steps=0", steps=8)
+    assert all(r["learner/rollouts"] == r["learner/groups"] == 32 for r in rows)
     assert all(r["reward/self_certainty_known_frac"] == 1 for r in rows)
-    assert rows[-1]["reward/self_certainty_mean"] > rows[0]["reward/self_certainty_mean"] + 0.1
+    certainty = [r["reward/self_certainty_mean"] for r in rows]
+    assert sum(certainty[-2:]) > sum(certainty[:2])
+    for found in groups(run):
+        answers = [final_answer(r.text) for r in found.group.rollouts]
+        winner = borda_winner(found.scores["self_certainty"].values, answers, 0.5)
+        assert np.flatnonzero(np.isfinite(found.rewards)).tolist() == [winner]
     group = first_of(run, "self_certainty")
     for rollout, value in zip(group.group.rollouts, group.scores["self_certainty"].values, strict=True):
         logs = initial_logprobs(rollout.tokens)
@@ -91,3 +100,24 @@ def test_what_the_question_removes_of_a_rollouts_perplexity_is_a_fifth_of_its_re
         with_query, without = np.exp(-np.array(means))
         assert value == pytest.approx(max((without - with_query) / without, -1), abs=1e-4)
     assert len(models_of(run, "self_aligned")) >= 2
+
+
+@pytest.mark.verify
+def test_the_vote_on_one_wording_rewards_the_answers_to_the_other(tmp_path):
+    run, rows = lap(tmp_path, "co_reward", "engine.use=vllm", "rollout.group_size=4", steps=3)
+    assert all(r["reward/co_reward_mean"] > 0 for r in rows)
+    assert all("reward/view_agreement_mean" in r for r in rows)
+    crossed = 0
+    for found in groups(run):
+        views = [r.view for r in found.group.rollouts]
+        assert views == ["orig"] * 4 + ["swapped"] * 4, "one claim has both"
+        prompts = {r.turns[0].text for r in found.group.rollouts}
+        assert len(prompts) == 2 or next(iter(prompts))[:2] * 2 == next(iter(prompts)).replace("+", "")[:4]
+        halves = found.group.rollouts[:4], found.group.rollouts[4:]
+        votes = [majority([r.text or None for r in half]) for half in halves]
+        expected = [r.text == vote for half, vote in zip(halves, reversed(votes), strict=True) for r in half]
+        assert found.scores["co_reward"].values.tolist() == expected
+        crossed += votes[0] != votes[1]
+        credit = np.array([a[0] for a in found.advantages])
+        np.testing.assert_allclose([credit[:4].sum(), credit[4:].sum()], 0, atol=1e-5)
+    assert crossed, "no two votes differed: the labels might as well have been a view's own"
