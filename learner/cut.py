@@ -119,7 +119,7 @@ def cut(
         step=step,
         groups=tuple(kept),
         rewards=rewards,
-        advantages=advantages_of(advantage, section.advantage.use, members, [seen.returns[i] for i in kept]),
+        advantages=advantages_of(advantage, section.advantage.use, members, [seen.returns[i] for i in kept], selected),
         metrics=_metrics(seen, kept, step, section.turn_discount),
         pairs=tuple(s.pairs or () for s in selected) if any(s.pairs is not None for s in selected) else (),
         token_weights=tuple(map(_weights, selected)) if any(s.token_weights for s in selected) else (),

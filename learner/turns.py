@@ -75,17 +75,24 @@ def tells_nothing(group: Group, returns: Float[np.ndarray, "G K"]) -> bool:
 
 
 def advantages_of(
-    advantage: Advantage, use: str, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]]
+    advantage: Advantage,
+    use: str,
+    groups: Sequence[Group],
+    returns_G: Sequence[Float[np.ndarray, "G K"]],
+    mixed_G: Sequence[Mixed] = (),
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
     """Per group and rollout: [1] for all its tokens, or [T] with each turn's own, 0 outside of the policy's turns.
 
-    Rollouts are compared with those of the same view of the task. `use` is what the recipe calls the estimator. Raises
-    PluginError for what it must not return.
+    Rollouts are compared with those of the same view of the task. `use` is what the recipe calls the estimator; one
+    that is `token_level` looks at `mixed_G` instead of the returns. Raises PluginError for what it must not return.
     """
     parts = [(g, places) for g, group in enumerate(groups) for places in comparable(group)]
-    values = _of_parts(
-        advantage, use, [_part(groups[g], places) for g, places in parts], [returns_G[g][places] for g, places in parts]
-    )
+    alone = [_part(groups[g], places) for g, places in parts]
+    if advantage.token_level:
+        mixed = [_part_of_mixed(mixed_G[g], places) for g, places in parts]
+        values = checked(advantage, use, alone, [m.rewards for m in mixed], mixed)
+    else:
+        values = _of_parts(advantage, use, alone, [returns_G[g][places] for g, places in parts])
     found: list[dict[int, Any]] = [{} for _ in groups]
     for (g, places), of_part in zip(parts, values, strict=True):
         found[g] |= dict(zip(places.tolist(), of_part, strict=True))
@@ -94,6 +101,13 @@ def advantages_of(
 
 def _part(group: Group, places: Int[np.ndarray, " _"]) -> Group:
     return replace(group, rollouts=tuple(group.rollouts[i] for i in places))
+
+
+def _part_of_mixed(mixed: Mixed, places: Int[np.ndarray, " _"]) -> Mixed:
+    def of(values: tuple[np.ndarray, ...] | None) -> tuple[np.ndarray, ...] | None:
+        return None if values is None else tuple(values[i] for i in places)
+
+    return Mixed(mixed.rewards[places], tokens=of(mixed.tokens), token_weights=of(mixed.token_weights))
 
 
 def _of_parts(

@@ -13,7 +13,7 @@ the signal declines to judge. What it raises is counted and becomes `failed` too
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -43,10 +43,12 @@ class Services:
         judges: Mapping[str, JudgePool] | None = None,
         distilled: Mapping[str, Follower] | None = None,
         scorers: Mapping[str, Scorer] | None = None,
+        text: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
         self._judges = judges or {}
         self._distilled = distilled or {}
         self._scorers = scorers or {}
+        self._text = text
         self._verifier = Verifier()
         # A pool of its own: a function that never returns must not take the threads that speak to the buffer.
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="reward")
@@ -99,6 +101,15 @@ class Services:
             known = f"{nearest(name, self._scorers)}Known: {', '.join(sorted(self._scorers)) or 'none'}."
             raise ConfigError(f"there is no scorer '{name}'. {known} Add a section [scorers.{name}].")
         return self._scorers[name]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What the policy's tokenizer makes of tokens, special ones left out. Raises ConfigError where it is not there.
+
+        Blocks: for a thread where there is much of it.
+        """
+        if self._text is None:
+            raise ConfigError("a reward needs the policy's tokenizer, which only a run has. Score it within the run.")
+        return self._text(tokens)
 
     def close(self) -> None:
         for follower in self._distilled.values():

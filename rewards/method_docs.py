@@ -36,8 +36,8 @@ What is not wired in, and what it would take:
   `token_weights`. The loss term and the selector are there.
 - **Temporal Self-Rewarding**: groups with rollouts of the initial and of a future model, under these policy names.
 - **CREAM**: the paper's second scorer, log-probs under the checkpoint before; any reward can stand in for it.
-- **Clip and Delta**: a process reward model, tokens of a reasoning step's end, and a cut that adds `Scores.tokens` to
-  the advantage of each token.
+- **TP-GRPO**: its rounds of fifty steps on rollouts of one version, judged at leisure; `learner.max_staleness` and
+  `reward_workers.deadline_s` bound both here.
 - **Running statistics** (a rival of PAR): a state that is part of the cut record, so that a resumed step shapes alike.
 - **STARC**, **policy cliff**, **RewardMATH**: a place that holds two versions of the scores of the same groups, such as
   re-labelling, and a set of right and wrong solutions.
@@ -114,9 +114,11 @@ METHODS = (
     Method("GRPO-λ", "2505.18086", "shaper",
            (f"{SHAPING}.brevity:StepLengthSwitch", f"{SHAPING}.brevity:switched_rewards"), "step_length_switch",
            "shaping/test_brevity.py"),
-    Method("Clip and Delta", "2410.15115", "functions",
-           (f"{SHAPING}.steps:clipped_steps", f"{SHAPING}.steps:step_deltas", f"{SHAPING}.steps:token_rewards"), "",
-           "shaping/test_steps.py"),
+    Method("Clip and Delta", "2410.15115", "shaper, advantage",
+           (f"{SHAPING}.steps:ClipDelta", f"{SHAPING}.steps:clipped_steps", f"{SHAPING}.steps:step_deltas",
+            "learner.advantages:TokenReturns"), "clip_delta", "shaping/test_steps.py"),
+    Method("TP-GRPO", "2507.23317", "signal, advantage",
+           ("rewards.signals.steps:Thoughts", "learner.advantages:ThoughtCredit"), "tp_grpo", "learner/test_credit.py"),
     Method("Co-Reward", "2508.00410", "signal",
            ("rewards.signals.co_reward:CoReward", "rewards.signals.co_reward:cross_labels",
             "rewards.signals.co_reward:ViewAgreement"), "co_reward", "methods/test_co_reward.py"),

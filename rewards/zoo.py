@@ -24,6 +24,7 @@ from rewards.signals.numeric import Numeric
 from rewards.signals.reasoning_gym import ReasoningGymScore
 from rewards.signals.self_aligned import SelfAligned
 from rewards.signals.self_certainty import SelfCertainty
+from rewards.signals.steps import StepScores, Thoughts
 
 SIGNALS: dict[str, type[Signal]] = {
     "environment": EnvironmentReward,
@@ -41,6 +42,8 @@ SIGNALS: dict[str, type[Signal]] = {
     "reasoning_gym": ReasoningGymScore,
     "self_aligned": SelfAligned,
     "self_certainty": SelfCertainty,
+    "step_scores": StepScores,
+    "thoughts": Thoughts,
     "view_agreement": ViewAgreement,
 }
 

@@ -284,7 +284,11 @@ class RunConfig(Section):
         return sorted({name for reward in self.rewards if reward.when == "admit" for name in _asked(reward)})
 
 
+ASKING = ("judge", "step_scores", "thoughts")
+"""Rewards whose option `judge` names who they ask."""
+
+
 def _asked(reward: RewardSection) -> Sequence[str]:
     """Judges that a reward asks."""
-    asked = reward.options.get("judge", "judge") if reward.use == "judge" else ()
+    asked = reward.options.get("judge", "judge") if reward.use in ASKING else ()
     return (asked,) if isinstance(asked, str) else asked

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ class RewardActor:
             judges=self._judges.pools,
             distilled=followers(site.config, site.url, site.run_id),
             scorers=self._scorers.pools,
+            text=_text(site.model_dir),
         )
         self._graded = site.config.evaluation.reward
         self._worker = RewardWorker(name, buffer=site.buffer(), config=site.config, services=services)
@@ -61,6 +64,20 @@ class RewardActor:
         known = np.concatenate(scores) if scores else np.array([])
         known = known[np.isfinite(known)]
         return float(known.mean()) if len(known) else float("nan"), answers(groups)
+
+
+def _text(model_dir: str) -> Callable[[Sequence[int]], str]:
+    """The policy's tokenizer, loaded when it is first asked."""
+
+    @cache
+    def chat() -> Any:
+        from transformers import AutoTokenizer
+
+        from actors.chat import Chat
+
+        return Chat(AutoTokenizer.from_pretrained(model_dir))
+
+    return lambda tokens: chat().text(tokens)
 
 
 def place_reward(site: Site, name: str) -> Any:

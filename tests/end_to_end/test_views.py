@@ -60,17 +60,17 @@ def models_of(run: Path, signal: str) -> set[str]:
 
 
 @pytest.mark.verify
-def test_a_borda_vote_by_self_certainty_trains_on_one_rollout_of_a_group_and_makes_it_surer(tmp_path):
-    real = ("engine.use=vllm", "learner.groups_per_step=32", "learner.schedule.lr=3e-4")
-    run, rows = lap(tmp_path, "self_certainty", *real, "learner.schedule.warmup_steps=0", steps=8)
-    assert all(r["learner/rollouts"] == r["learner/groups"] == 32 for r in rows)
+def test_a_borda_vote_by_self_certainty_trains_on_the_winning_rollout_of_each_group(tmp_path):
+    run, rows = lap(tmp_path, "self_certainty")
+    assert all(r["learner/rollouts"] == r["learner/groups"] == 8 for r in rows)
     assert all(r["reward/self_certainty_known_frac"] == 1 for r in rows)
-    certainty = [r["reward/self_certainty_mean"] for r in rows]
-    assert sum(certainty[-2:]) > sum(certainty[:2])
+    above = []
     for found in groups(run):
         answers = [final_answer(r.text) for r in found.group.rollouts]
         winner = borda_winner(found.scores["self_certainty"].values, answers, 0.5)
         assert np.flatnonzero(np.isfinite(found.rewards)).tolist() == [winner]
+        above.append(found.rewards[winner] - found.scores["self_certainty"].values.mean())
+    assert np.mean(above) > 0, "the winners are surer than their groups"
     group = first_of(run, "self_certainty")
     for rollout, value in zip(group.group.rollouts, group.scores["self_certainty"].values, strict=True):
         logs = initial_logprobs(rollout.tokens)
@@ -121,3 +121,60 @@ def test_the_vote_on_one_wording_rewards_the_answers_to_the_other(tmp_path):
         credit = np.array([a[0] for a in found.advantages])
         np.testing.assert_allclose([credit[:4].sum(), credit[4:].sum()], 0, atol=1e-5)
     assert crossed, "no two votes differed: the labels might as well have been a view's own"
+
+
+SUMS = ["model.path=tiny:addition", "model.dtype=float32", "tasks.use=addition", "tasks.options={}"]
+"""The recipe's model and tasks made small."""
+EACH = 'separator="(?s:.)"'
+"""Every character is a step."""
+
+
+@pytest.mark.verify
+def test_every_token_is_credited_with_its_steps_bounded_worth_and_the_success_to_come(tmp_path):
+    judged = f"rewards.1.options={{{EACH},template_options={{highest=1}}}}"
+    words = 'judges.judge.options={keywords=["1","2","3"]}'
+    run, rows = lap(
+        tmp_path, "clip_delta", *SUMS, "rollout.max_tokens=12", "rewards.0.use=exact", judged, words, steps=3
+    )
+    assert all(r["reward/step_scores_known_frac"] == 1 for r in rows)
+    assert any(r["learner/groups"] for r in rows)
+    for found in groups(run):
+        success, said = found.scores["exact"].values, found.scores["step_scores"].tokens
+        assert said is not None
+        to_go, totals = [], []
+        for tokens, right in zip(said, success, strict=True):
+            ends = np.flatnonzero(np.isfinite(tokens))
+            u = np.minimum(tokens[ends] - 0.5, 0.0)
+            u[-1] = 0.0  # nothing but the success is to come from the last step on
+            step_of = np.searchsorted(ends, np.arange(len(tokens)))  # the step that a token, its last included, is of
+            to_go.append(right + 0.1 * np.append(u, 0.0)[step_of])
+            totals.append(right + 0.1 * u[0])
+        for credit, rollout, worth in zip(found.advantages, found.group.rollouts, to_go, strict=True):
+            expected = (worth - np.mean(totals)) / (np.std(totals, ddof=1) + 1e-6)
+            np.testing.assert_allclose(credit[rollout.loss_mask], expected[rollout.loss_mask], atol=1e-4)
+
+
+@pytest.mark.verify
+def test_what_a_right_solution_takes_back_and_a_wrong_one_did_otherwise_is_credited_apart(tmp_path):
+    (tmp_path / "reward.py").write_text(
+        "def one(prompt, completion, ground_truth):\n    return float('1' in completion)\n"
+    )
+    use = f"{tmp_path}/reward.py:one"
+    labels = f'rewards.1.options={{verifier="{use}",{EACH}}}'
+    words = 'judges.judge.options={keywords=["1","2","3","4"]}'
+    run, rows = lap(tmp_path, "tp_grpo", *SUMS, "rollout.max_tokens=12", f"rewards.0.use={use}", labels, words, steps=3)
+    assert all(r["reward/thoughts_known_frac"] == 1 for r in rows)
+    marked = {True: 0, False: 0}
+    for found in groups(run):
+        outcome, labelled = found.scores["one"].values, found.scores["thoughts"].tokens
+        assert labelled is not None
+        plain = (outcome - outcome.mean()) / ((outcome.std(ddof=1) or 1.0) + 1e-6)
+        for rollout, credit, flags, right, r_hat in zip(
+            found.group.rollouts, found.advantages, labelled, outcome == 1, plain, strict=True
+        ):
+            mine = rollout.loss_mask & (flags == 1)
+            np.testing.assert_allclose(credit[rollout.loss_mask & (flags == 0)], r_hat, atol=1e-4)
+            np.testing.assert_allclose(credit[mine], r_hat - outcome.mean() if right else 0.0, atol=1e-4)
+            marked[bool(right)] += int(mine.sum())
+    assert marked[True] > 0
+    assert marked[False] > 0
