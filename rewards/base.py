@@ -99,7 +99,9 @@ class Services:
         """The model of that name that reads rollouts: log-probs and whole distributions. Raises ConfigError."""
         if name not in self._scorers:
             known = f"{nearest(name, self._scorers)}Known: {', '.join(sorted(self._scorers)) or 'none'}."
-            raise ConfigError(f"there is no scorer '{name}'. {known} Add a section [scorers.{name}].")
+            raise ConfigError(
+                f"there is no scorer '{name}'. {known} Add a section [scorers.{name}]; outside a run there is none."
+            )
         return self._scorers[name]
 
     def text(self, tokens: Sequence[int]) -> str:
