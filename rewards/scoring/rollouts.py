@@ -34,14 +34,14 @@ def without_query(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def scores_of(values: Float[np.ndarray, " G"], scorer: str, readings: Sequence[Reading]) -> Scores:
-    """Scores of a group from values of which NaN abstains. Their provenance names the model and its version."""
+    """Scores of a group from values of which NaN abstains.
+
+    Their provenance names the model and the version that read. Their own version does not: a live policy's would have
+    every group read anew at each step, and the first reading is the one nearest to the weights that sampled.
+    """
     state = np.where(np.isfinite(values), SCORED, ABSTAINED).astype(np.uint8)
     version = readings[0].version if readings else ""
     model = version if version in ("", "initial") else f"policy@{version}"
     tokens = sum(len(reading.entropy) for reading in readings)
-    return Scores(
-        np.asarray(values, np.float64),
-        state,
-        (Provenance(judge=f"scorer:{scorer}", model=model, cost_tokens=tokens),),
-        version or "0",
-    )
+    provenance = Provenance(judge=f"scorer:{scorer}", model=model, cost_tokens=tokens)
+    return Scores(np.asarray(values, np.float64), state, (provenance,))

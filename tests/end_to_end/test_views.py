@@ -52,7 +52,7 @@ def initial_logprobs(tokens: np.ndarray) -> torch.Tensor:
 
 def first_of(run: Path, signal: str) -> KeptGroup:
     """A group that was read under the weights that training begins with."""
-    return next(g for g in groups(run) if g.scores[signal].version == "1.0")
+    return next(g for g in groups(run) if g.scores[signal].provenance[0].model == "policy@1.0")
 
 
 def models_of(run: Path, signal: str) -> set[str]:

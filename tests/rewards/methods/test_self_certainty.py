@@ -9,7 +9,7 @@ import pytest
 
 from cluster.errors import ConfigError
 from cluster.types import ABSTAINED, SCORED, Mixed, Scores
-from rewards.base import Services
+from rewards.base import UNVERSIONED, Services
 from rewards.selectors import SELECTORS
 from rewards.selectors.votes import Borda, borda_votes, borda_winner
 from rewards.signals.self_certainty import SelfCertainty, certainty
@@ -30,7 +30,7 @@ async def test_a_rollout_is_worth_the_mean_over_the_tokens_it_chose(shift, expec
     services, replica = await services_with(lambda p: reading_of([UNIFORM, SURE, SURE], p.tokens % 4))
     scores = await SelfCertainty(shift=shift).score(group("ab"), services)
     assert scores.values == pytest.approx([expected], abs=1e-6)
-    assert scores.version == "1.3"
+    assert scores.version == UNVERSIONED, "a live policy's next step does not have stored groups read again"
     assert (scores.provenance[0].model, scores.provenance[0].judge) == ("policy@1.3", "scorer:scorer")
     (asked,) = replica.asked[0]
     assert (asked.prompt.tolist(), asked.tokens.tolist()) == ([0, 1], [2, 3])
