@@ -118,7 +118,9 @@ def statistics(
         logprobs = logits[start : start + rows].float().log_softmax(-1)
         chosen = tokens[start : start + rows]
         kept["logprobs"].append(logprobs[: len(chosen)].gather(1, chosen[:, None]).squeeze(1))
-        kept["entropy"].append(-(logprobs.exp() * logprobs).sum(-1, dtype=torch.float64))
+        # A token that cannot come (−inf) adds 0 to an entropy, not 0 · inf.
+        bounded = logprobs.clamp(min=torch.finfo(torch.float32).min)
+        kept["entropy"].append(-(logprobs.exp() * bounded).sum(-1, dtype=torch.float64))
         kept["sum_logprobs"].append(logprobs.sum(-1, dtype=torch.float64))
         kept["choices"].append(logprobs[:, choices])
     return {name: torch.cat(parts).double() for name, parts in kept.items()}

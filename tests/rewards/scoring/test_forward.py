@@ -72,6 +72,13 @@ def test_a_large_vocabulary_keeps_its_sum_to_the_fifth_decimal_per_word():
     assert float((found[SUM] - exact).abs()) / 150_000 < 1e-5
 
 
+def test_a_token_that_cannot_come_takes_nothing_from_the_entropy():
+    nothing = torch.zeros(0, dtype=torch.int64)
+    found = statistics(torch.tensor([[0.0, 0.0, -torch.inf]]), nothing, nothing)
+    assert float(found[ENTROPY]) == pytest.approx(np.log(2))
+    assert float(found[SUM]) == -np.inf
+
+
 def test_passages_of_every_length_are_read_as_if_each_were_alone(directory, forward):
     pairs = [([5], [7, 8]), (list(range(3, 23)), [9]), ([4, 4, 4], list(range(5, 25))), ([6, 7], [])]
     passages = [Passage(ids(*prompt), ids(*tokens), (7, 11)) for prompt, tokens in pairs]
