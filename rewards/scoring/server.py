@@ -9,7 +9,6 @@ Everything but the reading itself happens in the event loop of whoever owns the 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from rewards.scoring.types import Passage, Reading, ScorerUnavailable
 class _Asked:
     passages: Sequence[Passage]
     rows: list[tuple[list[int], int]]
-    until: float
     answer: asyncio.Future[list[Reading]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
@@ -55,7 +53,7 @@ class ScoringServer:
                 f"{self.num_waiting} passages wait already and {len(passages)} more are beyond max_queue = "
                 f"{self._max_queue}. Add replicas, or raise it."
             )
-        asked = _Asked(passages, self._forward.rows(passages), time.monotonic() + timeout_s)
+        asked = _Asked(passages, self._forward.rows(passages))
         self._queue.append(asked)
         self._more.set()
         try:
@@ -92,7 +90,7 @@ class ScoringServer:
         num_tokens = 0
         while self._queue and (not batch or num_tokens + self._queue[0].num_tokens <= self._batch_tokens):
             asked = self._queue.popleft()
-            if not asked.answer.done() and asked.until > time.monotonic():
+            if not asked.answer.done():
                 batch.append(asked)
                 num_tokens += asked.num_tokens
         if not self._queue:
