@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,8 @@ class RewardActor:
 
 
 def _text(model_dir: str) -> Callable[[Sequence[int]], str]:
-    """The policy's tokenizer, loaded when it is first asked."""
+    """The policy's tokenizer, loaded when it is first asked, from whichever thread."""
+    loading = Lock()
 
     @cache
     def chat() -> Any:
@@ -77,7 +79,12 @@ def _text(model_dir: str) -> Callable[[Sequence[int]], str]:
 
         return Chat(AutoTokenizer.from_pretrained(model_dir))
 
-    return lambda tokens: chat().text(tokens)
+    def text(tokens: Sequence[int]) -> str:
+        with loading:  # transformers' own imports fail where two threads begin them
+            loaded = chat()
+        return loaded.text(tokens)
+
+    return text
 
 
 def place_reward(site: Site, name: str) -> Any:

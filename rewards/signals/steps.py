@@ -46,6 +46,7 @@ class _StepJudge(Signal):
         for template in self._templates():
             await judge.accept(template, logprobs=False)
         self._asked = judge.identity
+        await services.thread(lambda: services.text([]))  # loaded before a group waits for it
 
     def version(self) -> str:
         return "+".join((*(t.hash for t in self._templates()), self._asked))

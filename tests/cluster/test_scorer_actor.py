@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from uuid import uuid4
 
 import numpy as np
@@ -95,3 +96,25 @@ async def test_it_reads_as_the_newest_weights_published_and_says_which(site, tmp
         await asyncio.gather(*running)
     assert signed.there() == {}
     buffer.close()
+
+
+async def test_a_tokenizer_that_many_threads_ask_at_once_is_loaded_once(site, monkeypatch):
+    import transformers
+
+    from cluster.topology import reward
+
+    loaded = []
+
+    class Slow:
+        @staticmethod
+        def from_pretrained(directory):
+            loaded.append(directory)
+            time.sleep(0.1)
+            return from_pretrained(directory)
+
+    from_pretrained = transformers.AutoTokenizer.from_pretrained
+    monkeypatch.setattr(transformers, "AutoTokenizer", Slow)
+    text = reward._text(site.model_dir)
+    found = await asyncio.gather(*(asyncio.to_thread(text, [3, 4]) for _ in range(4)))
+    assert found == ["01"] * 4
+    assert loaded == [site.model_dir]
