@@ -27,7 +27,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from cluster.config import JudgeSection, RunConfig
+from cluster.config import POLICY, JudgeSection, RunConfig
 from cluster.errors import ConfigError, InfrastructureError, one_line
 
 INFRASTRUCTURE = (
@@ -46,12 +46,16 @@ JOIN_S = 10.0
 def needed_cpus(config: RunConfig) -> float:
     judges = sum(judge.replicas * judge.cpus for judge in _placed(config).values())
     return (
-        config.rollout.workers
-        + config.learner.ranks
+        sum(own.rollout.workers + own.learner.ranks for own in _policies(config))
         + 0.1 * config.reward_workers.workers
         + len(config.distilled)
         + judges
     )
+
+
+def _policies(config: RunConfig) -> list[RunConfig]:
+    """The recipe as each policy has it."""
+    return [config.of_policy(name) for name in config.policy_names]
 
 
 def _placed(config: RunConfig) -> dict[str, JudgeSection]:
@@ -118,19 +122,22 @@ def check_placement(config: RunConfig) -> None:
             "Set weights.transport=pull, or submit the job to a cluster with GPUs."
         )
     gpu = {"GPU": 1.0} if on_gpu() else {}
-    engine = {"CPU": 1.0, **{k: v * config.engine.tensor_parallel for k, v in gpu.items()}}
-    bundles = [engine] * config.rollout.workers + [{"CPU": 1.0, **gpu}] * config.learner.ranks
+    bundles: list[dict[str, float]] = []
+    for own in _policies(config):
+        engine = {"CPU": 1.0, **{k: v * own.engine.tensor_parallel for k, v in gpu.items()}}
+        bundles += [engine] * own.rollout.workers + [{"CPU": 1.0, **gpu}] * own.learner.ranks
     bundles += [{"CPU": 0.1}] * config.reward_workers.workers + [{"CPU": 1.0}] * len(config.distilled)
     judges = _placed(config)
     for judge in judges.values():
         bundles += [{"CPU": judge.cpus, **dict.fromkeys(gpu, judge.gpus)}] * judge.replicas
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if missing := unplaceable(bundles, nodes):
-        have = [", ".join(f"{node.get(k, 0):g} {k}" for k in engine) for node in nodes]
+        have = [", ".join(f"{node.get(k, 0):g} {k}" for k in ("CPU", *gpu)) for node in nodes]
+        policies = "".join(f", those of policies.{name}" for name in config.policies)
         replicas = "".join(f", judges.{name}.replicas = {judge.replicas}" for name, judge in judges.items())
         raise ConfigError(
             f"the cluster cannot hold rollout.workers = {config.rollout.workers}{replicas} and learner.ranks = "
-            f"{config.learner.ranks}: there is no room for {missing}. Its nodes have {'; '.join(have)}. "
+            f"{config.learner.ranks}{policies}: there is no room for {missing}. Its nodes have {'; '.join(have)}. "
             f"Lower rollout.workers, learner.ranks{', replicas, cpus or gpus of judges' if judges else ''} or "
             "engine.tensor_parallel, or add nodes."
         )
@@ -166,14 +173,16 @@ def on_gpu() -> bool:
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
-def threads(config: RunConfig, part: str) -> int:
+def threads(config: RunConfig, part: str, policy: str = POLICY) -> int:
     """CPU threads for one `engine` or one `learner` rank: by default the cores are shared out evenly.
 
     More threads than cores make both slower: on two cores a step of the quickstart takes 0.8 s with one each, 2.4 s
     with two for the learner.
     """
-    chosen = config.engine.threads if part == "engine" else config.learner.threads
-    return chosen or max(1, (os.cpu_count() or 1) // (config.rollout.workers + config.learner.ranks))
+    own = config.of_policy(policy)
+    chosen = own.engine.threads if part == "engine" else own.learner.threads
+    num_parts = sum(each.rollout.workers + each.learner.ranks for each in _policies(config))
+    return chosen or max(1, (os.cpu_count() or 1) // num_parts)
 
 
 def openmp(count: int) -> dict[str, Any]:
