@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -42,6 +42,9 @@ REPORT_S = 1.0
 GONE_S = 0.2
 """Between a learner's death and its successor's epoch the dead one's publication still stands."""
 
+Play = Callable[[Task, int, str], Awaitable[tuple[Rollout, ...]]]
+"""(task, how many episodes, version that the weights are no older than) → another policy's rollouts."""
+
 
 class RolloutWorker:
     """Keeps up to `rollout.concurrent_groups` groups in flight on one engine."""
@@ -58,10 +61,14 @@ class RolloutWorker:
         buffer: Buffer,
         config: RunConfig,
         fetch: Callable[[Publication], Awaitable[str]],
+        claims: bool = True,
+        others: Mapping[str, Play] | None = None,
     ) -> None:
+        """Without `claims` it plays for the groups of others alone, as `others` do for its own."""
         self.name, self.policy, self.engine = name, policy, engine
         self._chat, self._environment, self._task_at = chat, environment, task_at
         self._buffer, self._config, self._fetch = buffer, config, fetch
+        self._claims, self._others = claims, others or {}
         section = config.rollout
         self._limits = episode.Limits(
             section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
@@ -79,7 +86,8 @@ class RolloutWorker:
     async def run(self) -> None:
         """Work until `stop`. Raises what ends the worker: InfrastructureError, or a bug of ours."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._claim())
+            if self._claims:
+                tasks.create_task(self._claim())
             tasks.create_task(self._follow())
             tasks.create_task(self._report())
             tasks.create_task(self._mind_progress())
@@ -179,11 +187,36 @@ class RolloutWorker:
                 await self._call(self._buffer.renew, claim)
             return replace(rollout, policy=self.policy)
 
-        playing = [asyncio.create_task(one()) for _ in range(self._config.rollout.group_size)]
+        count, at_least = self._config.rollout.group_size, f"{claim.epoch}.{claim.version}"
+        playing = [asyncio.create_task(one()) for _ in range(count)]
+        elsewhere = [asyncio.ensure_future(play(task, count, at_least)) for play in self._others.values()]
         try:
-            return Group(claim, task, tuple(await asyncio.gather(*playing)))
+            rollouts = await asyncio.gather(*playing)
+            parts = await asyncio.gather(*elsewhere)
+            return Group(claim, task, (*rollouts, *(rollout for part in parts for rollout in part)))
         finally:
-            for episode_ in playing:  # one failed: the others' tokens would be for nothing
+            for episode_ in (*playing, *elsewhere):  # one failed: the others' tokens would be for nothing
+                episode_.cancel()
+
+    async def play(self, task: Task, count: int, at_least: str) -> tuple[Rollout, ...]:
+        """This policy's part of a group that a worker of another one has claimed, with weights no older than the
+        version `at_least`: those of the claim's.
+
+        Raises DataError as an episode does.
+        """
+        wanted = _steps(at_least)
+        while _steps(self.engine.version) < wanted:
+            publication = await self._call(
+                self._buffer.published, self.policy, other_than=self.engine.version, timeout_s=CLAIM_S
+            )
+            if publication is not None:
+                await self.receive(publication)
+        playing = [asyncio.create_task(self._play(task, self._limits)) for _ in range(count)]
+        failpoint("rollout.mid_play")
+        try:
+            return tuple(replace(r, policy=self.policy) for r in await asyncio.gather(*playing))
+        finally:
+            for episode_ in playing:
                 episode_.cancel()
 
     async def heldout(self, tasks: Sequence[Task], temperature: float) -> list[Group]:
@@ -228,8 +261,8 @@ class RolloutWorker:
             return
         fetched = time.monotonic()
         paused = await self.engine.update(publication, path)
-        fields = {"worker": self.name, "fetch_s": fetched - start, "pause_s": paused, "version": publication.version}
-        await self._emit("update", fields)
+        fields = {"fetch_s": fetched - start, "pause_s": paused, "version": publication.version}
+        await self._emit("update", {"worker": self.name, "policy": self.policy, **fields})
         await self._probe(publication, floor=False)
 
     async def _probe(self, publication: Publication, *, floor: bool) -> None:
@@ -241,7 +274,7 @@ class RolloutWorker:
         ours = await self.engine.next_logprobs([tokens[:c] for c in cuts], [tokens[c] for c in cuts])
         apart = np.abs(ours - np.array(probe["logprobs"]))
         fields = {"mean": float(apart.mean()), "max": float(apart.max()), "version": publication.version}
-        await self._emit("floor" if floor else "parity", fields)
+        await self._emit("floor" if floor else "parity", {"policy": self.policy, **fields})
 
     async def _report(self) -> None:
         last = time.monotonic()
@@ -250,8 +283,8 @@ class RolloutWorker:
                 await asyncio.wait_for(self._stopping.wait(), REPORT_S)
             now = time.monotonic()
             counts, self._counts = self._counts, dict.fromkeys(self._counts, 0)
-            fields = {"worker": self.name, "seconds": now - last, "last_failure": self._last_failure, **counts}
-            await self._emit("rollout", fields)
+            fields = {"worker": self.name, "claims": self._claims, "seconds": now - last, **counts}
+            await self._emit("rollout", {"last_failure": self._last_failure, **fields})
             last = now
 
     async def _emit(self, kind: str, fields: dict[str, Any]) -> None:
@@ -260,3 +293,8 @@ class RolloutWorker:
     async def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+
+
+def _steps(version: str) -> tuple[int, ...]:
+    """`epoch.step` in the order of time."""
+    return tuple(map(int, version.split(".")))

@@ -27,9 +27,7 @@ def plan(settings: RunConfig, directory: Path) -> str:
             f"staleness ≤ {learner.max_staleness}, at most {outstanding} groups outstanding "
             f"(≤ {max(1, round(megabytes))} MB in Redis).",
             *(
-                f"{f'{name}: ' if settings.policies else ''}{_count(own.rollout.workers, 'engine')} ({own.engine.use}), "
-                f"{_count(own.learner.ranks, 'learner rank')} (ZeRO-{own.learner.zero_stage}, {own.learner.dtype}), "
-                f"model '{own.model.path}'."
+                (f"{name}: " if settings.policies else "") + _places(own)
                 for name, own in zip(settings.policy_names, policies, strict=True)
             ),
             f"{learner.steps} steps on '{settings.tasks.use}', "
@@ -38,6 +36,15 @@ def plan(settings: RunConfig, directory: Path) -> str:
             f"{_often(settings.checkpoint.every_steps, 'checkpoint')}.",
             f"Everything goes to {directory}.",
         ]
+    )
+
+
+def _places(policy: RunConfig) -> str:
+    """What one policy needs."""
+    learner = policy.learner
+    return (
+        f"{_count(policy.rollout.workers, 'engine')} ({policy.engine.use}), {_count(learner.ranks, 'learner rank')} "
+        f"(ZeRO-{learner.zero_stage}, {learner.dtype}), model '{policy.model.path}'."
     )
 
 

@@ -17,9 +17,9 @@ import ray
 
 from cluster import topology
 from cluster.buffer import Buffer, Wishes
-from cluster.config import RunConfig
+from cluster.config import POLICY, RunConfig
 from cluster.nodes import end, result
-from cluster.topology import POLICY, Site
+from cluster.topology import Site
 from cluster.watch import Watchdog
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,12 @@ def roles(config: RunConfig) -> dict[str, int]:
     """Role → workers that a recipe asks for."""
     judges = {f"judge:{name}": judge.replicas for name, judge in config.judges.items() if judge.kind == "vllm"}
     distillers = {f"distiller:{name}": 1 for name in config.distilled}
-    return {"rollout": config.rollout.workers, "reward": config.reward_workers.workers, **judges, **distillers}
+    return {**engines(config), "reward": config.reward_workers.workers, **judges, **distillers}
+
+
+def engines(config: RunConfig) -> dict[str, int]:
+    """Role → engines of each policy."""
+    return {topology.rollout_role(name): config.of_policy(name).rollout.workers for name in config.policy_names}
 
 
 class Staff:
@@ -112,8 +117,8 @@ class Staff:
         Nothing waits for the judges of `late` rewards alone.
         """
         judges = {f"judge:{name}" for name in self._site.config.admit_judges} & self._roles.keys()
-        engines = len(self.of("rollout")) >= self._site.config.rollout.workers
-        return engines and all(self.of(role) for role in judges)
+        placed = all(len(self.of(role)) >= count for role, count in engines(self._site.config).items())
+        return placed and all(self.of(role) for role in judges)
 
     def counts(self) -> dict[str, int]:
         """How many of each role are there or on their way."""

@@ -1,9 +1,9 @@
 """Learners that train on the same groups: how they keep together at a checkpoint and at the end.
 
-    every policy   cut record ─► step ─► publish ─► release(by=itself)     the version is the slowest one's
-    a member       …  save its part ─► saved ─┐
-    who cuts       …  save its part ──────────┴─► all_saved ─► manifest    no manifest without everybody's weights
-    who cuts       leave(step) ─► members at that step have nothing more to wait for
+every policy   cut record ─► step ─► publish ─► release(by=itself)     the version is the slowest one's
+a member       …  save its part ─► saved ─┐
+who cuts       …  save its part ──────────┴─► all_saved ─► manifest    no manifest without everybody's weights
+who cuts       leave(step) ─► members at that step have nothing more to wait for
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def test_a_policy_has_what_its_section_says_and_the_rest_from_above():
     assert (big.learner.loss.kl_coef, big.learner.loss.options) == (0.1, {"clip_low": 0.1})
     assert (big.learner.steps, big.learner.ranks, big.rollout.workers) == (7, 1, 1)
     assert (big.engine.max_num_seqs, big.engine.max_model_len) == (8, config.engine.max_model_len)
-    assert (big.model.path, big.model.options) == ("smollm2", {}), "another model has no use for the first one's options"
+    assert (big.model.path, big.model.options) == ("smollm2", {}), "options are of the model they stand with"
     alone = parse(BASE)
     assert config.of_policy("like") == config.of_policy("policy") == alone
     assert alone.policy_names == ("policy",)
