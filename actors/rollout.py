@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,10 @@ from actors import episode
 from actors.chat import Chat
 from actors.engine import Engine
 from actors.environments.base import Environment
+from actors.environments.meeting import Meeting
 from actors.evaluate import play_all
 from actors.tasks import checked
+from actors.troupe import Play, Troupe
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
 from cluster.errors import DataError, InfrastructureError, LeaseLost, one_line
@@ -41,9 +44,6 @@ RENEW_FRAC = 0.25
 REPORT_S = 1.0
 GONE_S = 0.2
 """Between a learner's death and its successor's epoch the dead one's publication still stands."""
-
-Play = Callable[[Task, int, str], Awaitable[tuple[Rollout, ...]]]
-"""(task, how many episodes, version that the weights are no older than) → another policy's rollouts."""
 
 
 class RolloutWorker:
@@ -68,7 +68,7 @@ class RolloutWorker:
         self.name, self.policy, self.engine = name, policy, engine
         self._chat, self._environment, self._task_at = chat, environment, task_at
         self._buffer, self._config, self._fetch = buffer, config, fetch
-        self._claims, self._others = claims, others or {}
+        self._claims, self._troupe = claims, Troupe(policy, self.play, others or {}, config.seed)
         section = config.rollout
         self._limits = episode.Limits(
             section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
@@ -178,22 +178,26 @@ class RolloutWorker:
     async def _group(self, claim: Claim, task: Task) -> Group:
         renewed = time.monotonic()
 
-        async def one() -> Any:
+        async def progress() -> None:
             nonlocal renewed
-            rollout = await self._play(task, self._limits)
             # Progress renews the lease: a worker that hangs loses it, however alive its process is.
             if time.monotonic() - renewed > self._config.rollout.lease_s * RENEW_FRAC:
                 renewed = time.monotonic()
                 await self._call(self._buffer.renew, claim)
+
+        async def one() -> Rollout:
+            rollout = await self._play(task, self._limits)
+            await progress()
             return replace(rollout, policy=self.policy)
 
-        count, at_least = self._config.rollout.group_size, f"{claim.epoch}.{claim.version}"
+        if isinstance(self._environment, Meeting):
+            return Group(claim, task, await self._troupe.meet(self._environment, claim, task, progress))
+        count = self._config.rollout.group_size
         playing = [asyncio.create_task(one()) for _ in range(count)]
-        elsewhere = [asyncio.ensure_future(play(task, count, at_least)) for play in self._others.values()]
+        elsewhere = self._troupe.elsewhere(claim, task, count)
         try:
-            rollouts = await asyncio.gather(*playing)
-            parts = await asyncio.gather(*elsewhere)
-            return Group(claim, task, (*rollouts, *(rollout for part in parts for rollout in part)))
+            own = await asyncio.gather(*playing)
+            return Group(claim, task, tuple(chain(own, *await asyncio.gather(*elsewhere))))
         finally:
             for episode_ in (*playing, *elsewhere):  # one failed: the others' tokens would be for nothing
                 episode_.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cluster.config import RunConfig
 
@@ -17,6 +18,9 @@ def plan(settings: RunConfig, directory: Path) -> str:
     policies = [settings.of_policy(name) for name in settings.policy_names]
     groups, size = learner.groups_per_step, rollout.group_size * len(policies)
     each = f"{rollout.group_size} rollouts" + (f" of each of {len(policies)} policies" if settings.policies else "")
+    if meeting := _meeting(settings):
+        size = meeting.size(len(policies))
+        each = f"{size} rollouts, all policies together,"
     outstanding = (learner.max_staleness + 1) * groups
     tokens = min(settings.engine.max_model_len, rollout.max_tokens * rollout.max_turns + 256)
     megabytes = outstanding * size * (tokens * BYTES_PER_TOKEN + BYTES_PER_ROLLOUT) / 1e6
@@ -37,6 +41,17 @@ def plan(settings: RunConfig, directory: Path) -> str:
             f"Everything goes to {directory}.",
         ]
     )
+
+
+def _meeting(settings: RunConfig) -> Any:
+    """The environment that makes whole groups, if the recipe has one."""
+    from actors.environments import ENVIRONMENTS
+    from actors.environments.meeting import Meeting
+    from cluster.plugins import build
+
+    section = settings.rollout.environment
+    environment = build(ENVIRONMENTS, section.use, section.options, "rollout.environment")
+    return environment if isinstance(environment, Meeting) else None
 
 
 def _places(policy: RunConfig) -> str:

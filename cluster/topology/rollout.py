@@ -40,6 +40,8 @@ def _engine(site: Site, policy: str, config: RunConfig, stop_tokens: Sequence[in
     from cluster.plugins import lookup
 
     engine = lookup(ENGINES, config.engine.use, "engine")
+    # Engines of one seed and one model would say the same.
+    config = config.model_copy(update={"seed": config.seed + site.config.policy_names.index(policy)})
     return engine(site.model_of(policy), config, stop_tokens=stop_tokens, version=INITIAL)
 
 

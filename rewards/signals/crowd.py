@@ -1,8 +1,8 @@
 """A vote of several policies, each weighed by its own consistency (RLCCF, arXiv:2508.12338).
 
 Formulas as third parties state them; the paper's own text was not at hand. Label-free: it rewards agreement, which is
-not truth. One over-confident policy can decide every vote (`crowd_share`), and policies that come to agree on all are one
-voter (`crowd_agreement`): record both beside it.
+not truth. One over-confident policy can decide every vote (`crowd_share`), and policies that come to agree on all are
+one voter (`crowd_agreement`): record both beside it.
 """
 
 from __future__ import annotations
