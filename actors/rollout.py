@@ -27,7 +27,7 @@ from actors.environments.base import Environment
 from actors.environments.meeting import Meeting
 from actors.evaluate import play_all
 from actors.tasks import checked
-from actors.troupe import Play, Troupe
+from actors.troupe import Play, Troupe, is_older
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
 from cluster.errors import DataError, InfrastructureError, LeaseLost, one_line
@@ -208,8 +208,7 @@ class RolloutWorker:
 
         Raises DataError as an episode does.
         """
-        wanted = _steps(at_least)
-        while _steps(self.engine.version) < wanted:
+        while is_older(self.engine.version, at_least):
             publication = await self._call(
                 self._buffer.published, self.policy, other_than=self.engine.version, timeout_s=CLAIM_S
             )
@@ -297,8 +296,3 @@ class RolloutWorker:
     async def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
-
-
-def _steps(version: str) -> tuple[int, ...]:
-    """`epoch.step` in the order of time."""
-    return tuple(map(int, version.split(".")))

@@ -51,5 +51,11 @@ def _checked(rollouts: object, policies: tuple[str, ...]) -> tuple[Rollout, ...]
     return found
 
 
+def is_older(version: str, than: str) -> bool:
+    """Of two versions `epoch.step`."""
+    one, other = (tuple(map(int, v.split("."))) for v in (version, than))
+    return one < other
+
+
 def _version(claim: Claim) -> str:
     return f"{claim.epoch}.{claim.version}"

@@ -19,15 +19,15 @@ from learner.turns import advantages_of, all_equal
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Of one policy among several in the same groups."""
+    """Of one policy in every cut."""
 
     policy: str
-    policies: tuple[str, ...]
-    """All of them; the first one's learner cuts."""
+    policies: tuple[str, ...] = ()
+    """Where there are several in the same groups: all of them, of which the first one's learner cuts."""
 
     @property
     def cuts(self) -> bool:
-        return self.policy == self.policies[0]
+        return not self.policies or self.policy == self.policies[0]
 
 
 def places(group: Group, policy: str) -> Int[np.ndarray, " N"]:

@@ -46,8 +46,8 @@ class Rank:
     """Where several train on the same groups: all of them, the one that cuts first."""
 
     @property
-    def share(self) -> Share | None:
-        return Share(self.policy, self.policies) if self.policies else None
+    def share(self) -> Share:
+        return Share(self.policy, self.policies)
 
     @property
     def lap(self) -> str:
@@ -81,7 +81,7 @@ def learn(
     publisher = _publisher(told, buffer, engine, rollout_actors)
     saver = _Saver(engine, save, config.checkpoint.every_steps)
     kept = config.tracking.kept_groups
-    leads = told.policy == told.lap
+    leads = told.share.cuts
     members = Members(buffer, told.lap, told.epoch)
     keeper = Keeper(told.run_dir / "groups", kept, done=engine.step) if told.rank == 0 and leads and kept else None
     every = config.checkpoint.record_every_steps
@@ -100,7 +100,7 @@ def learn(
         section, buffer, engine, publisher, mix,
         policy=told.lap, epoch=told.epoch, select=select, share=told.share, reference=reference, hooks=hooks,
     )  # fmt: skip
-    if told.rank == 0 and leads and told.share:
+    if told.rank == 0 and leads and told.policies:
         members.leave(engine.step)
     if keeper:
         keeper.finish()
@@ -132,7 +132,7 @@ def _tell(told: Rank, buffer: Buffer, keeper: Keeper | None, done: int, cut: Cut
         # A cut that is repeated after a crash knows rewards alone; its evidence is still stored.
         scores = cut.scores or {s.group.id: s.scores for s in buffer.stored(cut.record.groups)}
         keeper.add(done, cut.groups, cut.record, scores)
-    if told.rank == 0 and told.policy == told.lap:
+    if told.rank == 0 and told.share.cuts:
         for row in samples(done, cut, told.config.tracking.samples_per_step):
             buffer.emit("sample", row)
 

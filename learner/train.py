@@ -77,8 +77,7 @@ def train(
     The buffer has been resumed, so `epoch` is current and its version is `engine.step`. `policy` claims and cuts; where
     several train on its groups, `share` says whose rollouts are trained on here, and whether this learner cuts.
     """
-    who, cuts = (share.policy, share.cuts) if share else (policy, True)
-    policies = share.policies if share else ()
+    share = share or Share(policy)
     advantage: Advantage = build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
     if section.value is not None:
         advantage = Undivided()  # the critic credits tokens once the step's weights are known
@@ -89,10 +88,10 @@ def train(
     for step in range(engine.step, section.steps):
         clock = Clock()
         hooks.stage(f"waits for the groups of step {step + 1}")
-        if engine.rank == 0 and cuts:
+        if engine.rank == 0 and share.cuts:
             now = cut(
                 buffer, policy, epoch, step, mix, advantage, section,
-                select=select, policies=policies, stop=hooks.stop,
+                select=select, policies=share.policies, stop=hooks.stop,
             )  # fmt: skip
         else:
             now = follow(buffer, policy, step, stop=hooks.stop)
@@ -101,10 +100,7 @@ def train(
             break
         now = now or follow(buffer, policy, step, stop=lambda: False)
         assert now is not None
-        whole = now
-        if share:
-            groups, record = owned(now.groups, now.record, share.policy)
-            now = replace(now, groups=groups, record=record)
+        whole, now = now, _own_part(now, share)
         failpoint("learner.after_cut")
         clock.lap("cut")
         hooks.stage(f"trains step {step + 1}")
@@ -123,17 +119,24 @@ def train(
         # Release after publishing, not after the step: a task claimed in between would be sampled with old weights
         # and count as one version fresher than it is.
         if engine.rank == 0:
-            buffer.release(policy, epoch, step + 1, by=who)
+            buffer.release(policy, epoch, step + 1, by=share.policy)
             failpoint("learner.after_release")
         clock.lap("publish")
         if engine.rank == 0:
-            decided = now.record.metrics if cuts else {}
+            decided = now.record.metrics if share.cuts else {}
             row = {**decided, **batch.metrics, **metrics, **clock.seconds(), "learner/wait_s": now.wait_s}
-            buffer.emit("step", {"policy": who, "epoch": epoch, "step": step + 1, "metrics": row})
+            buffer.emit("step", {"policy": share.policy, "epoch": epoch, "step": step + 1, "metrics": row})
         hooks.at_step(step + 1, whole)
         hooks.stage(f"saves step {step + 1}")
         hooks.checkpoint(step + 1)
     return engine.step
+
+
+def _own_part(now: Cut, share: Share) -> Cut:
+    if not share.policies:
+        return now
+    groups, record = owned(now.groups, now.record, share.policy)
+    return replace(now, groups=groups, record=record)
 
 
 def optimize(

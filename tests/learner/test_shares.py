@@ -78,6 +78,7 @@ def test_each_learner_takes_its_own_part_of_the_record():
 
 def test_one_learner_cuts():
     assert [Share(name, ("policy", "b")).cuts for name in ("policy", "b")] == [True, False]
+    assert Share("policy").cuts
 
 
 def test_a_rollout_of_nobody_is_no_silent_loss():
