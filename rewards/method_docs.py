@@ -77,7 +77,7 @@ METHODS = (
            "methods/test_crowd.py"),
     Method("CoMAS", "2510.08529", "meeting, signal, several policies",
            ("actors.environments.comas:CoMas", "rewards.signals.comas:CoMasReward",
-            "rewards.signals.comas:interaction_rewards"), "comas", "methods/test_comas.py"),
+            "rewards.signals.comas:interaction_rewards", f"{MONITORS}.band:Band"), "comas", "methods/test_comas.py"),
     Method("SPO", "2401.04056", "signal", (f"{MEASURE}:win_rates",), "spo",
            "methods/test_pairs.py"),
     Method("SPO: exact step, queue", "2401.04056", "functions",
