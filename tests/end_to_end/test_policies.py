@@ -149,7 +149,7 @@ def test_comas_trains_two_policies_on_what_they_say_to_each_other(tmp_path):
             expected = interaction_rewards(read_score(rollouts[first + 2].text, ""))
             assert (solution, evaluation, scorer) == pytest.approx(expected, nan_ok=True)
             read += scorer == 0
-            across += scorer == 0 and rollouts[first].policy != rollouts[first + 2].policy
+            across += scorer == 0 and len({r.policy for r in rollouts[first : first + 3]}) > 1
         for rollout, reward, advantage in zip(rollouts, found.rewards, found.advantages, strict=True):
             if np.isfinite(reward):
                 advantages[found.step, rollout.policy].append(float(advantage[0]))
