@@ -13,10 +13,11 @@ from typing import Any
 from cluster import metrics
 from cluster.alarm import Alarmed
 from cluster.buffer import Buffer
-from cluster.config import POLICY, RunConfig
+from cluster.config import RunConfig
 from cluster.errors import BudgetSpent, KanaboError
 from cluster.metrics import Recorder
 from cluster.table import LiveTable
+from cluster.topology import POLICY
 from rewards.monitors import build_monitors
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,8 @@ from typing import Any
 import ray
 
 from cluster import topology
-from cluster.config import POLICY
 from cluster.nodes import end, result
-from cluster.topology import Site
+from cluster.topology import POLICY, Site
 from cluster.watch import Watchdog
 
 

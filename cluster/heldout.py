@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.buffer import Buffer
-from cluster.config import POLICY, RunConfig
+from cluster.config import RunConfig
 from cluster.follow import Follower
 from cluster.nodes import INFRASTRUCTURE, cause_of
 from cluster.staff import Staff
-from cluster.topology import rollout_role
+from cluster.topology import POLICY, rollout_role
 from rewards.anchors import Answers, agreement, anchors_of
 
 log = logging.getLogger(__name__)

@@ -94,19 +94,19 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
             (directory / "policies" / name).mkdir(parents=True, exist_ok=True)
             (directory / "policies" / name / "config.toml").write_text(config.dump(settings.of_policy(name)))
         run_id = check.run_id(settings, directory)
-        site = topology.Site(settings, models.pop(config.POLICY), url, run_id, str(directory), models)
+        site = topology.Site(settings, models.pop(topology.POLICY), url, run_id, str(directory), models)
         return asyncio.run(_drive(site, store, recipe, resume_from, begun))
 
 
 async def _drive(site, store, recipe: str, resume_from: Path | None, begun: float) -> int:
-    from cluster import nodes
+    from cluster import nodes, topology
     from cluster.scraped import Scraped
     from cluster.supervise import Supervisor
 
     settings, directory = site.config, Path(site.run_dir)
     buffer = Buffer(site.url, site.run_id)  # not as patient as the lap's: it has not begun, or has ended
     buffer.configure(check.limits(settings))
-    buffer.forsake(config.POLICY)  # every worker of an earlier life is gone
+    buffer.forsake(topology.POLICY)  # every worker of an earlier life is gone
     recorder = metrics.Recorder(
         directory, settings.tracking, settings.run.name, config.tree_of(settings), [Scraped(settings.run.name)]
     )
@@ -128,7 +128,7 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
             console.close()
     recorder.close()
     try:
-        ledger = buffer.summary(config.POLICY)
+        ledger = buffer.summary(topology.POLICY)
     except BufferUnavailable as error:
         failure, ledger = failure or error, {}  # what became of the claims is unknown
     summary = report.summarize(recipe, directory, time.monotonic() - begun, ledger)

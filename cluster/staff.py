@@ -17,9 +17,9 @@ import ray
 
 from cluster import topology
 from cluster.buffer import Buffer, Wishes
-from cluster.config import POLICY, RunConfig
+from cluster.config import RunConfig
 from cluster.nodes import end, result
-from cluster.topology import Site
+from cluster.topology import POLICY, Site
 from cluster.watch import Watchdog
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 from cluster import checkpoint, metrics
 from cluster.buffer import Buffer
 from cluster.buffer.history import in_words
-from cluster.config import POLICY
 from cluster.errors import BudgetSpent, BufferUnavailable, Stalled
 from cluster.follow import Follower
 from cluster.gang import Gang
@@ -31,7 +30,7 @@ from cluster.nodes import cause_of, is_infrastructure
 from cluster.staff import Staff
 from cluster.store import DiskFull, Store
 from cluster.table import LiveTable
-from cluster.topology import Site, rollout_role
+from cluster.topology import POLICY, Site, rollout_role
 from cluster.types import Publication
 from cluster.watch import Watchdog
 

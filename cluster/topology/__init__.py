@@ -8,9 +8,10 @@ from cluster.topology.judge import JudgeActor, place_judge
 from cluster.topology.learner import LearnerActor, place_learner
 from cluster.topology.reward import RewardActor, place_reward
 from cluster.topology.rollout import RolloutActor, place_rollout
-from cluster.topology.site import Site, learner_name, policy_of, rollout_role
+from cluster.topology.site import POLICY, Site, learner_name, policy_of, rollout_role
 
 __all__ = [
+    "POLICY",
     "DistillerActor",
     "JudgeActor",
     "LearnerActor",

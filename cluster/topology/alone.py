@@ -8,8 +8,9 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cluster.config import POLICY, RunConfig
+from cluster.config import RunConfig
 from cluster.errors import ConfigError
+from cluster.topology.site import POLICY
 from cluster.types import Group, Task
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ import numpy as np
 import ray
 
 from cluster import checkpoint
-from cluster.config import POLICY, RunConfig
+from cluster.config import RunConfig
 from cluster.nodes import on_gpu, openmp, remove_after_me, settle, threads
-from cluster.topology.site import Site, learner_name
+from cluster.topology.site import POLICY, Site, learner_name
 
 
 class LearnerActor:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from cluster.config import POLICY, RunConfig
+from cluster.config import RunConfig
 from cluster.nodes import (
     INFRASTRUCTURE,
     end_children_with_me,
@@ -26,7 +26,7 @@ from cluster.nodes import (
 )
 from cluster.topology.judge import roster
 from cluster.topology.players import Players, players_roster
-from cluster.topology.site import Site, first_to_end, learner_name, policy_of, worker_name
+from cluster.topology.site import POLICY, Site, first_to_end, learner_name, policy_of, worker_name
 from cluster.types import Group, Message, Publication, Rollout, Task
 from rewards.judges.roster import keep_signing
 
