@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from cluster import checkpoint
 from cluster.buffer import Buffer, Limits, Members
 from cluster.errors import KanaboError, StaleEpoch
 from cluster.types import Manifest, Publication
@@ -113,3 +116,56 @@ def test_members_learn_where_the_steps_end(buffer: Buffer):
     assert members.left_at() is None
     members.leave(7)
     assert members.left_at() == 7
+
+
+class Weights:
+    """An engine with nothing but a name to save."""
+
+    rank = 0
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir()
+        (directory / "state").write_text(self.name)
+
+    def export(self, directory: Path) -> None:
+        (directory / "config.json").write_text(self.name)
+
+    def barrier(self) -> None: ...
+
+
+def test_a_checkpoint_commits_everybodys_weights_or_nobodys(buffer: Buffer, tmp_path: Path):
+    lap = Lap(buffer, TWO)
+    cut(lap, 0)
+    release(lap, "policy", 1)
+    release(lap, "other", 1)
+    half = tmp_path / "saving" / "other"
+    half.mkdir(parents=True)
+    (half / "leftover").write_text("of a learner that died")
+    thread, _ = in_background(
+        lambda: checkpoint.save(tmp_path, Weights("policy"), buffer, "policy", lap.epoch, 1, 2, ("other",))
+    )
+    assert not checkpoint.committed(tmp_path)
+    checkpoint.save_part(tmp_path, Weights("other"), buffer, "policy", lap.epoch, 1, "other")
+    thread.join(5)
+    (target,) = checkpoint.committed(tmp_path)
+    part = checkpoint.part(target, "other", "policy")
+    assert sorted(path.name for path in part.rglob("*")) == ["config.json", "learner", "state"]
+    assert [(p / "learner" / "state").read_text() for p in (target, part)] == ["policy", "other"]
+    assert checkpoint.part(target, "policy", "policy") == target
+    assert buffer.summary("policy")["groups_trained_twice"] == 0
+
+
+def test_a_dead_learner_commits_no_checkpoint_with_its_successors_part(buffer: Buffer, tmp_path: Path):
+    lap = Lap(buffer, TWO)
+    cut(lap, 0)
+    release(lap, "policy", 1)
+    release(lap, "other", 1)
+    buffer.resume("policy", None)
+    with pytest.raises(StaleEpoch):
+        checkpoint.save(tmp_path, Weights("policy"), buffer, "policy", lap.epoch, 1, 2, ("other",))
+    with pytest.raises(StaleEpoch):
+        checkpoint.save_part(tmp_path, Weights("other"), buffer, "policy", lap.epoch, 1, "other")
+    assert not checkpoint.committed(tmp_path)
