@@ -69,7 +69,9 @@ def test_two_policies_of_which_a_learner_and_an_engine_are_killed_and_the_run_is
     killed = {"KANABO_FAILPOINT": "learner.after_part@2 rollout.mid_play@20", "KANABO_FAILPOINT_DIR": str(dead)}
     assert jobs.run([*options, "learner.steps=4"], log=log, timeout_s=270, **killed) == 0, jobs.tail(log)
     assert {p.name for p in dead.iterdir()} == {"learner.after_part", "rollout.mid_play"}
-    process = jobs.start([*options, "learner.steps=1000"], log=log)
+    # Synchronously from here on, and with two ranks that follow the cuts of one.
+    changed = ["learner.steps=1000", "learner.max_staleness=0", "policies.b.learner.ranks=2"]
+    process = jobs.start([*options, *changed], log=log)
     try:
         jobs.wait_for_step(directory, 6, process, log, timeout_s=200)
         process.terminate()
