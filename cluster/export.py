@@ -85,7 +85,8 @@ def export(source: Path, target: Path, *, adapter: bool = False, policy: str = c
             for path in files:
                 _copy(path, draft / path.relative_to(part), advance)
         if merging:
-            _merge(part, draft, config.load(source.parent.parent / "config.toml").of_policy(policy))
+            with cli.progress("merging the adapter"):
+                _merge(part, draft, config.load(source.parent.parent / "config.toml").of_policy(policy))
         written = [path for path in draft.rglob("*") if path.is_file()]
         result = {"files": len(written), "bytes": sum(path.stat().st_size for path in written)}
         # A run removes a manifest before anything else: while it is there, all files were.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
+from cluster.room import labelled
 
 BYTES_PER_TOKEN = 9
 """A stored token: id, mask, log-prob."""
@@ -34,6 +35,7 @@ def plan(settings: RunConfig, directory: Path) -> str:
                 (f"{name}: " if settings.policies else "") + _places(own)
                 for name, own in zip(settings.policy_names, policies, strict=True)
             ),
+            *_placement(settings),
             f"{learner.steps} steps on '{settings.tasks.use}', "
             f"{_count(settings.reward_workers.workers, 'reward worker')}, rewards: {rewards}.",
             f"{_often(settings.evaluation.every_steps, 'Evaluation')}; "
@@ -61,6 +63,15 @@ def _places(policy: RunConfig) -> str:
         f"{_count(policy.rollout.workers, 'engine')} ({policy.engine.use}), {_count(learner.ranks, 'learner rank')} "
         f"(ZeRO-{learner.zero_stage}, {learner.dtype}), model '{policy.model.path}'."
     )
+
+
+def _placement(settings: RunConfig) -> list[str]:
+    """Where the workers go, if not just anywhere."""
+    layout, on = settings.placement.layout, labelled(settings)
+    if layout == "any" and not on:
+        return []
+    on = f": {on}, which a cluster's nodes must carry" if on else ""
+    return [f"Placement '{layout}'{on}."]
 
 
 def _count(number: int, what: str) -> str:

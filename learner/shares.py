@@ -53,6 +53,18 @@ def owned(groups: Sequence[Group], record: CutRecord, policy: str) -> tuple[list
     )
 
 
+def spread(
+    groups: Sequence[Group], policy: str, parts: Sequence[Sequence[Float[np.ndarray, " T"]]]
+) -> list[tuple[Float[np.ndarray, " T"], ...]]:
+    """Values of the tokens of a policy's own part, as `owned` orders it, in the whole groups; NaN for the others'."""
+    result = [[np.full(len(r.tokens), np.nan, np.float32) for r in group.rollouts] for group in groups]
+    having = [(found, at) for found, group in zip(result, groups, strict=True) if len(at := places(group, policy))]
+    for (found, at), values in zip(having, parts, strict=True):
+        for place, value in zip(at, values, strict=True):
+            found[place] = value
+    return [tuple(found) for found in result]
+
+
 def advantages_among(
     policies: Sequence[str],
     advantage: Advantage,

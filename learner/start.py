@@ -15,11 +15,12 @@ from cluster.errors import ConfigError
 from cluster.kept import Keeper
 from learner.cut import Cut, Mix, Select
 from learner.engine import DeepSpeedEngine, Engine, join
+from learner.hindsight import Hindsight
 from learner.probe import Probe
 from learner.publish import NcclPublisher, PullPublisher
 from learner.reference import reference_for
 from learner.replay import StepRecorder
-from learner.shares import Share
+from learner.shares import Share, owned, spread
 from learner.terms import build_terms
 from learner.train import Hooks, train
 
@@ -84,6 +85,7 @@ def learn(
     leads = told.share.cuts
     members = Members(buffer, told.lap, told.epoch)
     keeper = Keeper(told.run_dir / "groups", kept, done=engine.step) if told.rank == 0 and leads and kept else None
+    hindsight = Hindsight() if keeper else None
     every = config.checkpoint.record_every_steps
     own = told.run_dir if leads else told.run_dir / "policies" / told.policy
     recorder = StepRecorder(own / "replay", engine, told.epoch, every, loss=section.loss.use)
@@ -93,7 +95,8 @@ def learn(
         stage=stage,
         before_step=recorder.before,
         after_step=recorder.after,
-        at_step=lambda done, cut: _tell(told, buffer, keeper, done, cut),
+        logprobs=hindsight.hear if hindsight else Hooks.logprobs,
+        at_step=lambda done, cut: _tell(told, buffer, keeper, hindsight, done, cut),
         checkpoint=saver.when_due,
     )
     train(
@@ -126,12 +129,16 @@ class _Saver:
             self._save(self._engine, self._saved)
 
 
-def _tell(told: Rank, buffer: Buffer, keeper: Keeper | None, done: int, cut: Cut) -> None:
+def _tell(told: Rank, buffer: Buffer, keeper: Keeper | None, hindsight: Hindsight | None, done: int, cut: Cut) -> None:
     """What a step trained on, for the console and for `samples.jsonl`; rank 0 does."""
-    if keeper:
+    if keeper and hindsight:
         # A cut that is repeated after a crash knows rewards alone; its evidence is still stored.
         scores = cut.scores or {s.group.id: s.scores for s in buffer.stored(cut.record.groups)}
-        keeper.add(done, cut.groups, cut.record, scores)
+        own = owned(cut.groups, cut.record, told.policy) if told.policies else (cut.groups, cut.record)
+        logprobs = hindsight.take(*own, told.config.learner)
+        if told.policies:
+            logprobs = spread(cut.groups, told.policy, logprobs)
+        keeper.add(done, cut.groups, cut.record, scores, logprobs)
     if told.rank == 0 and told.share.cuts:
         for row in samples(done, cut, told.config.tracking.samples_per_step):
             buffer.emit("sample", row)

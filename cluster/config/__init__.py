@@ -1,6 +1,7 @@
 """The recipe: one frozen tree (`models`, `learner`), read from TOML and `section.key=value` overrides (`reading`)."""
 
 from cluster.config.base import Section, Use
+from cluster.config.cluster import PlacementSection
 from cluster.config.engines import EngineSection, ModelSection
 from cluster.config.learner import (
     CorrectionSection,
@@ -36,6 +37,7 @@ __all__ = [
     "LoraSection",
     "LossSection",
     "ModelSection",
+    "PlacementSection",
     "PolicySection",
     "RewardSection",
     "RunConfig",

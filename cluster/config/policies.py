@@ -64,6 +64,11 @@ def check_policies(config: RunConfig) -> None:
                 "the one that the recipe's own sections describe. Give it another name."
             )
         of_policy(config, name)
+    if config.policies and config.placement.layout == "colocated":
+        raise ValueError(
+            "placement.layout = 'colocated' shares the places of one learner with its engines; beside [policies.…] use "
+            "'any' or 'separated'."
+        )
     if config.policies and config.selectors:
         raise ValueError(
             "[[selectors]] beside [policies.…]: a selector would compare rollouts of different policies. Remove one."

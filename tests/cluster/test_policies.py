@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from cluster import check, nodes
+from cluster import check, room
 from cluster.config import ConsoleSection, RunConfig, dump, parse
 from cluster.errors import ConfigError
 from cluster.plan import plan
@@ -77,6 +77,8 @@ def test_a_policy_that_goes_together_with_nothing_above_is_refused():
     above = {"learner": {"loss": {"aggregate": "constant", "constant_tokens": 4}}}
     with pytest.raises(ConfigError, match=r"policies\.big: learner\.loss\.aggregate = 'token'"):
         parse({**above, "policies": {"big": {"learner": {"loss": {"aggregate": "token"}}}}})
+    with pytest.raises(ConfigError, match="'any' or 'separated'"):
+        parse({"placement": {"layout": "colocated"}, "policies": {"big": {}}})
     with pytest.raises(ConfigError, match="selectors"):
         parse({"selectors": [{"use": "best_worst"}], "policies": {"big": {}}})
 
@@ -87,7 +89,11 @@ def test_the_plan_and_the_places_count_every_policy(tmp_path):
     assert "32 tasks × 16 rollouts of each of 3 policies = 1536 samples a step" in said
     assert "big: 1 engine (vllm), 1 learner rank (ZeRO-0, float32), model 'smollm2'." in said
     assert "like: 3 engines (vllm), 2 learner ranks" in said
-    assert nodes.needed_cpus(config) == pytest.approx((2 + 2) + (1 + 1) + (3 + 2) + 0.1)
+    assert room.needed_cpus(config) == pytest.approx((2 + 2) + (1 + 1) + (3 + 2) + 0.1)
+    assert room.roles(config) == {"rollout": 2, "reward": 1, "rollout:big": 1, "rollout:like": 3}
+    places = room.places(several(big={"engine": {"tensor_parallel": 2}}), gpu=True)
+    assert [p.resources["GPU"] for p in places if p.role == "rollout:big"] == [2, 2]
+    assert sum(p.role.startswith("learner") for p in places) == 4
     assert check.limits(config).members == ("big", "like")
 
 

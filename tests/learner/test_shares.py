@@ -9,7 +9,7 @@ import pytest
 
 from cluster.types import Claim, CutRecord, Group, Rollout, Task
 from learner.advantages import GroupAdvantage, ReinforcePlusPlus
-from learner.shares import Share, advantages_among, no_gradient, owned
+from learner.shares import Share, advantages_among, no_gradient, owned, spread
 
 TOKENS = np.arange(4, dtype=np.int32)
 
@@ -74,6 +74,14 @@ def test_each_learner_takes_its_own_part_of_the_record():
     texts = sorted(r.text for part in parts for g in part for r in g.rollouts)
     assert texts == sorted(r.text for g in (MIXED, LONE) for r in g.rollouts), "every rollout is somebody's, once"
     assert owned([MIXED, LONE], record, "nobody")[0] == []
+
+
+def test_what_a_part_is_told_finds_its_place_in_the_whole():
+    groups = [LONE, MIXED]
+    parts = [tuple(np.full(4, i, np.float32) for i in range(3))]
+    lone, mixed = spread(groups, "b", parts)
+    assert [v[0] for v in mixed] == pytest.approx([0, np.nan, 1, np.nan, 2], nan_ok=True)
+    assert all(np.isnan(v).all() and len(v) == 4 for v in lone)
 
 
 def test_one_learner_cuts():
