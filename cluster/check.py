@@ -20,8 +20,9 @@ from cluster.types import Task
 RENDERED = 100
 """Prompts that are tried on the chat template: a template refuses kinds of prompts, not single ones."""
 IDENTITY = re.compile(
-    r"seed|model\.(path|options\..+)|tasks\..+|rollout\.(group_size|views.*|max_turns|environment\..+)"
-    r"|rewards\[\d+\]\.(name|use|when|options\..+)|learner\.(groups_per_step|advantage\.use|loss\.use|terms\[\d+\]\.use"
+    r"seed|policies|(policies\.[^.]+\.)?model\.(path|options\..+)|tasks\..+|rollout\.(group_size|views.*|max_turns|environment\..+)"
+    r"|rewards\[\d+\]\.(name|use|when|options\..+)"
+    r"|(policies\.[^.]+\.)?learner\.(groups_per_step|advantage\.use|loss\.use|terms\[\d+\]\.use"
     r"|lora\.(rank|alpha|target_modules.*))|selectors\[\d+\]\..+|scorers\.[^.]+\.model"
 )
 """Keys that `identity` compares."""
@@ -33,7 +34,7 @@ def run_directory(settings: RunConfig) -> Path:
     Raises ConfigError for a relative `run.dir` inside a submitted job, whose working directory is thrown away.
     """
     base = Path(settings.run.dir)
-    if not base.is_absolute() and _in_submitted_job():
+    if not base.is_absolute() and submission_id():
         if "KANABO_RUNS" not in os.environ:
             raise ConfigError(
                 f"run.dir = '{base}' is relative, and a submitted job's working directory is thrown away. "
@@ -43,9 +44,10 @@ def run_directory(settings: RunConfig) -> Path:
     return (base / settings.run.name).absolute()
 
 
-def _in_submitted_job() -> bool:
+def submission_id() -> str | None:
+    """Of the Ray job that this driver was submitted as, if it was."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    return "job_submission_id" in job.get("metadata", {})
+    return job.get("metadata", {}).get("job_submission_id")
 
 
 def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[str]:
@@ -60,7 +62,7 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     plugins(settings)
     head = tasks(settings)
     views(settings, head)
-    warnings = model(settings, head, online=online)
+    warnings = [said for own in settings.policy_names for said in model(settings.of_policy(own), head, online=online)]
     judged(settings, head)
     return [*warnings, *storage(settings)]
 
@@ -215,7 +217,8 @@ def identity(settings: RunConfig) -> dict[str, Any]:
     time-outs may change.
     """
     tree = settings.model_dump(mode="json", exclude_none=True)
-    return dict(pair for pair in _leaves(tree, "") if IDENTITY.fullmatch(pair[0]))
+    several = {"policies": ", ".join(settings.policies)} if settings.policies else {}
+    return several | dict(pair for pair in _leaves(tree, "") if IDENTITY.fullmatch(pair[0]))
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -260,6 +263,7 @@ def limits(settings: RunConfig) -> Limits:
         when_late=settings.learner.when_late,
         admit=tuple(settings.admit_rewards),
         late=tuple(n for n in settings.reward_names if n not in settings.admit_rewards),
+        members=tuple(settings.policies),
         lease_s=settings.rollout.lease_s,
         score_deadline_s=workers.max_wait_s if waits else workers.deadline_s,
         num_tasks=None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ import numpy as np
 import typer
 
 from cluster import cli, config
-from cluster.buffer.look import Seen, look
+from cluster.buffer.look import Seen, count, look
 from cluster.config import RunConfig
 from cluster.errors import ConfigError, nearest
 from cluster.groupfile import writer
@@ -64,8 +64,8 @@ def main(
         settings = config.parse(config.overridden(tree, overrides or []), where=str(found / "config.toml"))
         settings, name = _with(settings, signal)
         against = against or name
-        with connected(found) as connection:
-            stored = _comparable(list(look(connection)), against, limit)
+        with connected(found) as connection, cli.progress("reading groups", count(connection)) as advance:
+            stored = _comparable(_told(look(connection), advance), against, limit)
         if not stored:
             raise ConfigError(
                 f"run '{found.name}' has no stored group with scores of '{against}'. Groups of steps before the last "
@@ -105,7 +105,13 @@ def _with(settings: RunConfig, signal: str) -> tuple[RunConfig, str]:
     return settings, list(settings.reward_names)[-1]
 
 
-def _comparable(seen: Sequence[Seen], against: str, limit: int | None) -> list[Seen]:
+def _told(seen: Iterable[Seen], advance: Any) -> Iterator[Seen]:
+    for one in seen:
+        advance(1)
+        yield one
+
+
+def _comparable(seen: Iterable[Seen], against: str, limit: int | None) -> list[Seen]:
     return [s for s in seen if s.group is not None and against in s.scores][:limit]
 
 
@@ -131,7 +137,8 @@ async def rescore(settings: RunConfig, name: str, against: str, stored: Sequence
         return Rescored(seen.group, seen.scores[against].values, scores)
 
     try:
-        await signal.prepare(services)
+        with cli.progress("waiting for judges"):
+            await signal.prepare(services)
         with cli.progress(f"{len(stored)} groups", len(stored)) as advance:
             return await asyncio.gather(*(one(seen, advance) for seen in stored))
     finally:

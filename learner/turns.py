@@ -87,9 +87,9 @@ def advantages_of(
     that is `token_level` looks at `mixed_G` instead of the returns. Raises PluginError for what it must not return.
     """
     parts = [(g, places) for g, group in enumerate(groups) for places in comparable(group)]
-    alone = [_part(groups[g], places) for g, places in parts]
+    alone = [part_of(groups[g], places) for g, places in parts]
     if advantage.token_level:
-        mixed = [_part_of_mixed(mixed_G[g], places) for g, places in parts]
+        mixed = [part_of_mixed(mixed_G[g], places) for g, places in parts]
         values = checked(advantage, use, alone, [m.rewards for m in mixed], mixed)
     else:
         values = _of_parts(advantage, use, alone, [returns_G[g][places] for g, places in parts])
@@ -99,11 +99,11 @@ def advantages_of(
     return tuple(tuple(credit[i] for i in range(len(credit))) for credit in found)
 
 
-def _part(group: Group, places: Int[np.ndarray, " _"]) -> Group:
+def part_of(group: Group, places: Int[np.ndarray, " _"]) -> Group:
     return replace(group, rollouts=tuple(group.rollouts[i] for i in places))
 
 
-def _part_of_mixed(mixed: Mixed, places: Int[np.ndarray, " _"]) -> Mixed:
+def part_of_mixed(mixed: Mixed, places: Int[np.ndarray, " _"]) -> Mixed:
     def of(values: tuple[np.ndarray, ...] | None) -> tuple[np.ndarray, ...] | None:
         return None if values is None else tuple(values[i] for i in places)
 

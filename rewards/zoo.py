@@ -14,6 +14,8 @@ from rewards.functions import FunctionSignal, from_file
 from rewards.judges.signal import JudgeSignal
 from rewards.signals.agreement import AnswerEntropy, Duplicate
 from rewards.signals.co_reward import CoReward, ViewAgreement
+from rewards.signals.comas import CoMasReward
+from rewards.signals.crowd import Crowd, CrowdAgreement, CrowdShare
 from rewards.signals.environment import EnvironmentReward
 from rewards.signals.exact import Exact
 from rewards.signals.format import Format
@@ -30,6 +32,10 @@ SIGNALS: dict[str, type[Signal]] = {
     "environment": EnvironmentReward,
     "answer_entropy": AnswerEntropy,
     "co_reward": CoReward,
+    "comas": CoMasReward,
+    "crowd": Crowd,
+    "crowd_agreement": CrowdAgreement,
+    "crowd_share": CrowdShare,
     "duplicate": Duplicate,
     "exact": Exact,
     "format": Format,

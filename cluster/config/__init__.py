@@ -1,6 +1,8 @@
 """The recipe: one frozen tree (`models`, `learner`), read from TOML and `section.key=value` overrides (`reading`)."""
 
 from cluster.config.base import Section, Use
+from cluster.config.cluster import PlacementSection
+from cluster.config.engines import EngineSection, ModelSection
 from cluster.config.learner import (
     CorrectionSection,
     LearnerSection,
@@ -13,17 +15,17 @@ from cluster.config.learner import (
 from cluster.config.models import (
     BufferSection,
     ConsoleSection,
-    EngineSection,
     EvaluationSection,
-    ModelSection,
     RunConfig,
     SelectorSection,
     TrackingSection,
 )
+from cluster.config.policies import POLICY, PolicySection
 from cluster.config.reading import dump, load, overridden, parse, tree_of, without_password
 from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
 
 __all__ = [
+    "POLICY",
     "BufferSection",
     "ConsoleSection",
     "CorrectionSection",
@@ -35,6 +37,8 @@ __all__ = [
     "LoraSection",
     "LossSection",
     "ModelSection",
+    "PlacementSection",
+    "PolicySection",
     "RewardSection",
     "RunConfig",
     "ScheduleSection",

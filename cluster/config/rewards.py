@@ -99,7 +99,7 @@ class ScorerSection(Section):
 
     model: Literal["policy", "initial"] = "policy"
     """`policy`: the live one, at the newest version published, which its scores name; `initial`: the run's first
-    weights."""
+    weights. Of several policies, the one that the recipe's own sections describe, whoever wrote what it reads."""
     replicas: PositiveInt = 1
     """Processes; `python -m cluster.scale RUN scorer:NAME=3` changes it in a running job."""
     dtype: Literal["float32", "bfloat16"] = "float32"

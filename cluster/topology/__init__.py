@@ -9,7 +9,7 @@ from cluster.topology.learner import LearnerActor, place_learner
 from cluster.topology.reward import RewardActor, place_reward
 from cluster.topology.rollout import RolloutActor, place_rollout
 from cluster.topology.scorer import ScorerActor, place_scorer
-from cluster.topology.site import POLICY, Site, learner_name
+from cluster.topology.site import POLICY, Site, learner_name, policy_of, rollout_role
 
 __all__ = [
     "POLICY",
@@ -27,4 +27,6 @@ __all__ = [
     "place_reward",
     "place_rollout",
     "place_scorer",
+    "policy_of",
+    "rollout_role",
 ]

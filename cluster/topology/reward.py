@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from cluster.placement import options
 from cluster.topology.judge import Judges
 from cluster.topology.scorer import Scorers
 from cluster.topology.site import Site, first_to_end
@@ -88,4 +89,5 @@ def _text(model_dir: str) -> Callable[[Sequence[int]], str]:
 
 
 def place_reward(site: Site, name: str) -> Any:
-    return ray.remote(RewardActor).options(num_cpus=0.1, max_concurrency=1000).remote(site, name)
+    where = options(site.config, site.run_id, "reward")
+    return ray.remote(RewardActor).options(max_concurrency=1000, **where).remote(site, name)

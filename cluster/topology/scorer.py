@@ -17,7 +17,8 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from cluster.errors import DataError, one_line
-from cluster.nodes import INFRASTRUCTURE, on_gpu, openmp, settle
+from cluster.nodes import INFRASTRUCTURE, openmp, settle
+from cluster.placement import options
 from cluster.topology.site import POLICY, Site, first_to_end, learner_name, worker_name
 from cluster.types import Publication
 from rewards.judges.roster import FOLLOW_S, Roster, keep_signing
@@ -136,7 +137,7 @@ def _tensors(publication: Publication, site: Site) -> Iterator[tuple[str, Any]]:
                 yield name, file.get_tensor(name)
         return
     try:
-        learner: Any = ray.get_actor(learner_name(site.run_id, 0))
+        learner: Any = ray.get_actor(learner_name(site.run_id, POLICY, 0))
         data = ray.get(learner.blob.remote(path))
     except (ValueError, *INFRASTRUCTURE) as error:
         raise FileNotFoundError(f"'{path}' has died with the learner that published it") from error
@@ -202,10 +203,9 @@ def place_scorer(site: Site, name: str) -> Any:
         ray.remote(ScorerActor)
         .options(
             name=worker_name(site.run_id, name),
-            num_cpus=section.cpus,
-            num_gpus=section.gpus if on_gpu() else 0,
             max_concurrency=1000,
             runtime_env=openmp(max(1, int(section.cpus))),
+            **options(site.config, site.run_id, f"scorer:{scorer_of(name)}"),
         )
         .remote(site, name)
     )
