@@ -27,7 +27,7 @@ from ray.exceptions import (
 )
 
 from cluster.config import RunConfig
-from cluster.errors import ConfigError, InfrastructureError, one_line
+from cluster.errors import ConfigError, InfrastructureError, StartFailed, one_line
 from cluster.room import needed_cpus
 
 INFRASTRUCTURE = (
@@ -152,6 +152,10 @@ def shared_memory_of_children() -> set[Path]:
 
 def cause_of(error: BaseException | None) -> BaseException | None:
     """What was raised in the actor."""
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return StartFailed(
+            f"an actor could not be made: {str(error).strip().splitlines()[-1]}"
+        )  # text is all Ray keeps
     return error.cause if isinstance(error, RayTaskError) else error
 
 

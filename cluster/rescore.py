@@ -22,6 +22,7 @@ from cluster.config import RunConfig
 from cluster.errors import ConfigError, nearest
 from cluster.groupfile import writer
 from cluster.reach import connected
+from cluster.table import show_facts
 from cluster.types import Group, Scores
 
 AT_ONCE = 16
@@ -79,7 +80,7 @@ def main(
     if as_json:
         cli.print_json(result)
     else:
-        _show(result)
+        show_facts(f"kanabo · {found.name}: '{name}' again", result)
     if result["num_known"] == 0:
         raise typer.Exit(1)
 
@@ -116,6 +117,7 @@ def _comparable(seen: Iterable[Seen], against: str, limit: int | None) -> list[S
 
 async def rescore(settings: RunConfig, name: str, against: str, stored: Sequence[Seen]) -> list[Rescored]:
     """What the reward called `name` says of these groups now. Raises ConfigError; a failed call is `failed`."""
+    from rewards.asking import ask
     from rewards.base import Services
     from rewards.judges.archive import MemoryArchive
     from rewards.judges.open import open_judges
@@ -130,12 +132,7 @@ async def rescore(settings: RunConfig, name: str, against: str, stored: Sequence
     async def one(seen: Seen, advance: Any) -> Rescored:
         assert seen.group is not None
         async with places:
-            try:
-                scores = await asyncio.wait_for(signal.score(seen.group, services), section.timeout_s)
-            except ConfigError:
-                raise
-            except Exception as error:  # a signal of the user's own, or a judge that is away
-                scores = Scores.failed(len(seen.group), f"{type(error).__name__}: {error}")
+            scores, _ = await ask(signal, seen.group, services, section.timeout_s)
         advance(1)
         return Rescored(seen.group, seen.scores[against].values, scores)
 
@@ -186,21 +183,6 @@ def row_of(row: Rescored) -> dict[str, Any]:
 def _mean(values: Any) -> float | None:
     known = [v for v in values if math.isfinite(v)]
     return float(np.mean(known)) if known else None
-
-
-def _show(result: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from cluster.table import console, number
-
-    table = Table(
-        title=f"kanabo · {result['run']}: '{result['signal']}' again", show_header=False, title_justify="left"
-    )
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    for key, value in result.items():
-        table.add_row(key, number(value, ".4g") if isinstance(value, float) or value is None else str(value))
-    console.print(table)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     summary = report.summarize(recipe, directory, time.monotonic() - begun, ledger)
     report.write_summary(directory, summary)
     report.draw_curves(directory)
-    table.show_summary(summary, str(directory))
+    table.show_facts(f"kanabo · {directory}", summary)
     if failure is not None:
         kind = "" if isinstance(failure, KanaboError) else f"{type(failure).__name__}: "
         table.console.print(f"[bold red]failed[/] {kind}{_plain(str(failure))}", highlight=False, soft_wrap=True)
