@@ -20,8 +20,9 @@ from cluster.types import Task
 RENDERED = 100
 """Prompts that are tried on the chat template: a template refuses kinds of prompts, not single ones."""
 IDENTITY = re.compile(
-    r"seed|model\.(path|options\..+)|tasks\..+|rollout\.(group_size|max_turns|environment\..+)"
-    r"|rewards\[\d+\]\.(name|use|when|options\..+)|learner\.(groups_per_step|advantage\.use|loss\.use|terms\[\d+\]\.use"
+    r"seed|policies|(policies\.[^.]+\.)?model\.(path|options\..+)|tasks\..+|rollout\.(group_size|max_turns|environment\..+)"
+    r"|rewards\[\d+\]\.(name|use|when|options\..+)"
+    r"|(policies\.[^.]+\.)?learner\.(groups_per_step|advantage\.use|loss\.use|terms\[\d+\]\.use"
     r"|lora\.(rank|alpha|target_modules.*))|selectors\[\d+\]\..+"
 )
 """Keys that `identity` compares."""
@@ -60,7 +61,7 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     resume_point(settings, directory)
     plugins(settings)
     head = tasks(settings)
-    warnings = model(settings, head, online=online)
+    warnings = [said for own in settings.policy_names for said in model(settings.of_policy(own), head, online=online)]
     judged(settings, head)
     return [*warnings, *storage(settings)]
 
@@ -203,7 +204,8 @@ def identity(settings: RunConfig) -> dict[str, Any]:
     time-outs may change.
     """
     tree = settings.model_dump(mode="json", exclude_none=True)
-    return dict(pair for pair in _leaves(tree, "") if IDENTITY.fullmatch(pair[0]))
+    several = {"policies": ", ".join(settings.policies)} if settings.policies else {}
+    return several | dict(pair for pair in _leaves(tree, "") if IDENTITY.fullmatch(pair[0]))
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -248,6 +250,7 @@ def limits(settings: RunConfig) -> Limits:
         when_late=settings.learner.when_late,
         admit=tuple(settings.admit_rewards),
         late=tuple(n for n in settings.reward_names if n not in settings.admit_rewards),
+        members=tuple(settings.policies),
         lease_s=settings.rollout.lease_s,
         score_deadline_s=workers.max_wait_s if waits else workers.deadline_s,
         num_tasks=None,

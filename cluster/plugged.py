@@ -23,15 +23,16 @@ def plugins(settings: RunConfig) -> None:
 
     environment = settings.rollout.environment
     build_kind(ENVIRONMENTS, environment, "rollout.environment", "play")
-    lookup(ENGINES, settings.engine.use, "engine")
-    check_options(settings.engine)
+    for own in map(settings.of_policy, settings.policy_names):
+        lookup(ENGINES, own.engine.use, "engine")
+        check_options(own.engine)
+        build_kind(LOSSES, own.learner.loss, "learner.loss", "loss")
     for i, reward in enumerate(settings.rewards):
         build_signal(reward, f"rewards[{i}]")
         if reward.shape is not None:
             build_kind(SHAPERS, reward.shape, f"rewards[{i}].shape", "shape")
     build_monitors(settings)
     build_kind(ADVANTAGES, settings.learner.advantage, "learner.advantage", "of_step")
-    build_kind(LOSSES, settings.learner.loss, "learner.loss", "loss")
     for name, judge in settings.judges.items():
         key_from(judge.key_env, f"judges.{name}")
     _selection(settings)

@@ -38,8 +38,9 @@ class Place:
 def place_of(config: RunConfig, role: str, gpu: bool) -> Place:
     """What one worker of a role asks for where it is placed alone; a role is a kind, or `kind:NAME`."""
     kind, _, name = role.partition(":")
+    own = config.of_policy(name) if name in config.policies else config
     wanted = {
-        "rollout": {"CPU": 1.0, "GPU": float(config.engine.tensor_parallel)},
+        "rollout": {"CPU": 1.0, "GPU": float(own.engine.tensor_parallel)},
         "learner": {"CPU": 1.0, "GPU": 1.0},
         "reward": {"CPU": 0.1},
         "distiller": {"CPU": 1.0},
@@ -64,14 +65,18 @@ def places(config: RunConfig, gpu: bool, counts: Mapping[str, int] | None = None
     if config.placement.layout == "colocated":
         alone["rollout"] = max(0, alone["rollout"] - config.rollout.workers)
     bundles = bundles or [place_of(config, "learner", gpu)] * config.learner.ranks
+    for name in config.policies:
+        bundles += [place_of(config, f"learner:{name}", gpu)] * config.of_policy(name).learner.ranks
     return bundles + [place for role, count in alone.items() for place in [place_of(config, role, gpu)] * count]
 
 
 def roles(config: RunConfig) -> dict[str, int]:
-    """Role → workers that a recipe asks for, the learner's ranks aside."""
+    """Role → workers that a recipe asks for, the learners' ranks aside."""
+    engines = {f"rollout:{name}": config.of_policy(name).rollout.workers for name in config.policies}
     judges = {f"judge:{name}": judge.replicas for name, judge in placed_judges(config).items()}
     distillers = {f"distiller:{name}": 1 for name in config.distilled}
-    return {"rollout": config.rollout.workers, "reward": config.reward_workers.workers, **judges, **distillers}
+    own = {"rollout": config.rollout.workers, "reward": config.reward_workers.workers}
+    return own | engines | judges | distillers
 
 
 def placed_judges(config: RunConfig) -> dict[str, JudgeSection]:

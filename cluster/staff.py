@@ -122,8 +122,10 @@ class Staff:
         Nothing waits for the judges of `late` rewards alone, nor for engines that leave because fewer are wished for.
         """
         judges = {f"judge:{name}" for name in self._site.config.admit_judges} & self._roles.keys()
-        engines = len(self.of("rollout")) >= min(self._site.config.rollout.workers, self.counts()["rollout"])
-        return engines and all(self.of(role) for role in judges)
+        counts = self.counts()
+        engines = {role: count for role, count in self._roles.items() if role.partition(":")[0] == "rollout"}
+        placed = all(len(self.of(role)) >= min(count, counts[role]) for role, count in engines.items())
+        return placed and all(self.of(role) for role in judges)
 
     def counts(self) -> dict[str, int]:
         """How many of each role are there or on their way."""

@@ -13,6 +13,8 @@ from rewards.distilled.signal import Oni
 from rewards.functions import FunctionSignal, from_file
 from rewards.judges.signal import JudgeSignal
 from rewards.signals.agreement import AnswerEntropy, Duplicate
+from rewards.signals.comas import CoMasReward
+from rewards.signals.crowd import Crowd, CrowdAgreement, CrowdShare
 from rewards.signals.environment import EnvironmentReward
 from rewards.signals.exact import Exact
 from rewards.signals.format import Format
@@ -25,6 +27,10 @@ from rewards.signals.reasoning_gym import ReasoningGymScore
 SIGNALS: dict[str, type[Signal]] = {
     "environment": EnvironmentReward,
     "answer_entropy": AnswerEntropy,
+    "comas": CoMasReward,
+    "crowd": Crowd,
+    "crowd_agreement": CrowdAgreement,
+    "crowd_share": CrowdShare,
     "duplicate": Duplicate,
     "exact": Exact,
     "format": Format,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cluster.config.base import Section, Use
 from cluster.config.cluster import ElasticSection, PlacementSection, check_colocated, check_elastic
+from cluster.config.engines import EngineSection, ModelSection
 from cluster.config.learner import LearnerSection
+from cluster.config.policies import POLICY, PolicySection, check_policies, of_policy
 from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection, RewardWorkersSection
 from cluster.errors import ConfigError, nearest
 
@@ -30,15 +32,6 @@ class RunSection(Section):
     """Restarts of dead workers, engines and Redis before the run gives up."""
     max_data_failures: NonNegativeInt = 64
     """Groups that a task's row, an environment or a reward failed on before the run gives up."""
-
-
-class ModelSection(Section):
-    path: str = "tiny:addition"
-    """Directory or Hugging Face id; `tiny:NAME` and `smollm2` are made on the spot and cached."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the engines' weights; the learner has its own."""
-    options: dict[str, Any] = {}
-    """For `tiny:NAME`: the fields of its recipe in actors/tiny/."""
 
 
 class TasksSection(Use):
@@ -67,27 +60,6 @@ class RolloutSection(Section):
     """What answers the policy; by default nothing does."""
     environment_timeout_s: PositiveFloat = 60.0
     """For each answer of the environment; later than that its group is dropped and counted as a data failure."""
-
-
-class EngineSection(Section):
-    use: str = "vllm"
-    """Or `package.module:Class` with the calls of `actors.engine.Engine`."""
-    max_model_len: PositiveInt = 2048
-    """Tokens of prompt and answers together; a longer prompt is a data failure."""
-    max_num_seqs: PositiveInt = 256
-    """Rollouts that one engine samples at once."""
-    max_num_batched_tokens: PositiveInt = 8192
-    """Tokens of one forward pass of the engine."""
-    kv_cache_gib: PositiveFloat = 1.0
-    """Key-value cache of a CPU engine."""
-    tensor_parallel: PositiveInt = 1
-    """GPUs of one engine."""
-    gpu_memory_frac: float = Field(default=0.9, gt=0, le=1)
-    """Share of a GPU's memory that its engine takes."""
-    threads: NonNegativeInt = 0
-    """CPU threads of one engine; 0 shares the cores out evenly among engines and ranks."""
-    options: dict[str, Any] = {}
-    """Further fields of vLLM's AsyncEngineArgs."""
 
 
 class SelectorSection(Use):
@@ -198,6 +170,7 @@ class RunConfig(Section):
     distilled: dict[str, DistilledSection] = {}
     monitors: tuple[MonitorSection, ...] = ()
     learner: LearnerSection = LearnerSection()
+    policies: dict[str, PolicySection] = {}
     placement: PlacementSection = PlacementSection()
     elastic: ElasticSection = ElasticSection()
     buffer: BufferSection = BufferSection()
@@ -258,7 +231,17 @@ class RunConfig(Section):
         check_elastic(self)
         if self.learner.loss.coef == 0 and not self.learner.terms:
             raise ValueError("learner.loss.coef = 0 and there are no [[learner.terms]]: nothing is minimised.")
+        check_policies(self)
         return self
+
+    @property
+    def policy_names(self) -> tuple[str, ...]:
+        """All policies; the first is the one that every recipe has, and its workers claim."""
+        return (POLICY, *self.policies)
+
+    def of_policy(self, name: str) -> RunConfig:
+        """The recipe as this policy has it, in which it is the only one: its model, engine, learner and workers."""
+        return of_policy(self, name)
 
     @property
     def reward_names(self) -> list[str]:

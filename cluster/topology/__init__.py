@@ -8,7 +8,7 @@ from cluster.topology.judge import JudgeActor, place_judge
 from cluster.topology.learner import LearnerActor, place_learner
 from cluster.topology.reward import RewardActor, place_reward
 from cluster.topology.rollout import RolloutActor, place_rollout
-from cluster.topology.site import POLICY, Site, learner_name
+from cluster.topology.site import POLICY, Site, learner_name, policy_of, rollout_role
 
 __all__ = [
     "POLICY",
@@ -24,4 +24,6 @@ __all__ = [
     "place_learner",
     "place_reward",
     "place_rollout",
+    "policy_of",
+    "rollout_role",
 ]
