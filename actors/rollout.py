@@ -24,8 +24,10 @@ from actors import episode
 from actors.chat import Chat
 from actors.engine import Engine
 from actors.environments.base import Environment
+from actors.environments.meeting import Meeting
 from actors.evaluate import play_all
 from actors.tasks import checked
+from actors.troupe import Play, Troupe, is_older
 from cluster.buffer import Buffer
 from cluster.config import RunConfig, patched
 from cluster.errors import DataError, InfrastructureError, LeaseLost, one_line
@@ -44,7 +46,7 @@ GONE_S = 0.2
 """Between a learner's death and its successor's epoch the dead one's publication still stands."""
 
 
-class Others(Protocol):
+class Generators(Protocol):
     """Models that answer every task too and are never trained."""
 
     shares: Mapping[str, int]
@@ -68,12 +70,16 @@ class RolloutWorker:
         buffer: Buffer,
         config: RunConfig,
         fetch: Callable[[Publication], Awaitable[str]],
-        others: Others | None = None,
+        claims: bool = True,
+        others: Mapping[str, Play] | None = None,
+        generators: Generators | None = None,
     ) -> None:
+        """Without `claims` it plays for the groups of others alone, as `others` do for its own."""
         self.name, self.policy, self.engine = name, policy, engine
         self._chat, self._environment, self._task_at = chat, environment, task_at
         self._buffer, self._config, self._fetch = buffer, config, fetch
-        self._others = others
+        self._claims, self._troupe = claims, Troupe(policy, self.play, others or {}, config.seed)
+        self._generators = generators
         section = config.rollout
         self._steer({})
         self._places = asyncio.Semaphore(section.concurrent_groups)
@@ -89,7 +95,8 @@ class RolloutWorker:
     async def run(self) -> None:
         """Work until `stop`. Raises what ends the worker: InfrastructureError, or a bug of ours."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._claim())
+            if self._claims:
+                tasks.create_task(self._claim())
             tasks.create_task(self._follow())
             tasks.create_task(self._report())
             tasks.create_task(self._mind_progress())
@@ -126,13 +133,13 @@ class RolloutWorker:
             section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
         )
 
-    async def _play(self, task: Task, limits: episode.Limits) -> list[Rollout]:
+    async def _play(self, task: Task, limits: episode.Limits, view: str = "orig") -> list[Rollout]:
         if not self._in_flight:
             self._progress = time.monotonic()
         key = object()
         self._in_flight[key] = time.monotonic()
         try:
-            return await episode.play_seats(self.engine, self._chat, self._environment, task, "orig", limits)
+            return await episode.play_seats(self.engine, self._chat, self._environment, task, view, limits)
         finally:
             del self._in_flight[key]
             self._progress = time.monotonic()
@@ -185,26 +192,56 @@ class RolloutWorker:
         log.warning("%s", what)
 
     async def _group(self, claim: Claim, task: Task) -> Group:
-        renewed = time.monotonic()
+        renewed, views = time.monotonic(), self._config.rollout.views
+        if missing := [view for view in views if view not in task.views]:
+            raise DataError(f"task {task.id} has no view '{missing[0]}' (rollout.views): {', '.join(task.views)}.")
 
-        async def one() -> list[Rollout]:
+        async def progress() -> None:
             nonlocal renewed
-            rollouts = await self._play(task, self._limits)
             # Progress renews the lease: a worker that hangs loses it, however alive its process is.
             if time.monotonic() - renewed > self._config.rollout.lease_s * RENEW_FRAC:
                 renewed = time.monotonic()
                 await self._call(self._buffer.renew, claim)
+
+        async def one(view: str) -> list[Rollout]:
+            rollouts = await self._play(task, self._limits, view)
+            await progress()
             return [replace(rollout, policy=self.policy) for rollout in rollouts]
 
-        num_episodes = self._section.group_size // len(self._environment.seats)
-        playing = [asyncio.create_task(one()) for _ in range(num_episodes)]
-        if self._others is not None:  # behind the policy's own, under their own names
-            for name, count in self._others.shares.items():
-                playing += [asyncio.create_task(self._others.play(name, task)) for _ in range(count)]
+        if isinstance(self._environment, Meeting):
+            return Group(claim, task, await self._troupe.meet(self._environment, claim, task, progress))
+        count = self._section.group_size // len(self._environment.seats)
+        playing = [asyncio.create_task(one(view)) for view in views for _ in range(count)]
+        if self._generators is not None:  # behind the policy's own, under their own names
+            for name, share in self._generators.shares.items():
+                playing += [asyncio.create_task(self._generators.play(name, task)) for _ in range(share)]
+        elsewhere = self._troupe.elsewhere(claim, task, count)
         try:
-            return Group(claim, task, tuple(chain.from_iterable(await asyncio.gather(*playing))))
+            own = chain.from_iterable(await asyncio.gather(*playing))
+            return Group(claim, task, tuple(chain(own, *await asyncio.gather(*elsewhere))))
         finally:
-            for episode_ in playing:  # one failed: the others' tokens would be for nothing
+            for episode_ in (*playing, *elsewhere):  # one failed: the others' tokens would be for nothing
+                episode_.cancel()
+
+    async def play(self, task: Task, count: int, at_least: str) -> tuple[Rollout, ...]:
+        """This policy's part of a group that a worker of another one has claimed, with weights no older than the
+        version `at_least`: those of the claim's.
+
+        Raises DataError as an episode does.
+        """
+        while is_older(self.engine.version, at_least):
+            publication = await self._call(
+                self._buffer.published, self.policy, other_than=self.engine.version, timeout_s=CLAIM_S
+            )
+            if publication is not None:
+                await self.receive(publication)
+        playing = [asyncio.create_task(self._play(task, self._limits)) for _ in range(count)]
+        failpoint("rollout.mid_play")
+        try:
+            found = chain.from_iterable(await asyncio.gather(*playing))
+            return tuple(replace(rollout, policy=self.policy) for rollout in found)
+        finally:
+            for episode_ in playing:
                 episode_.cancel()
 
     async def heldout(self, tasks: Sequence[Task], temperature: float) -> list[Group]:
@@ -254,8 +291,8 @@ class RolloutWorker:
         fetched = time.monotonic()
         paused = await self.engine.update(publication, path)
         self._steer(publication.info.get("settings", {}))
-        fields = {"worker": self.name, "fetch_s": fetched - start, "pause_s": paused, "version": publication.version}
-        await self._emit("update", fields)
+        fields = {"fetch_s": fetched - start, "pause_s": paused, "version": publication.version}
+        await self._emit("update", {"worker": self.name, "policy": self.policy, **fields})
         await self._probe(publication, floor=False)
 
     async def _probe(self, publication: Publication, *, floor: bool) -> None:
@@ -267,7 +304,7 @@ class RolloutWorker:
         ours = await self.engine.next_logprobs([tokens[:c] for c in cuts], [tokens[c] for c in cuts])
         apart = np.abs(ours - np.array(probe["logprobs"]))
         fields = {"mean": float(apart.mean()), "max": float(apart.max()), "version": publication.version}
-        await self._emit("floor" if floor else "parity", fields)
+        await self._emit("floor" if floor else "parity", {"policy": self.policy, **fields})
 
     async def _report(self) -> None:
         last = time.monotonic()
@@ -276,8 +313,8 @@ class RolloutWorker:
                 await asyncio.wait_for(self._stopping.wait(), REPORT_S)
             now = time.monotonic()
             counts, self._counts = self._counts, dict.fromkeys(self._counts, 0)
-            fields = {"worker": self.name, "seconds": now - last, "last_failure": self._last_failure, **counts}
-            await self._emit("rollout", fields)
+            fields = {"worker": self.name, "claims": self._claims, "seconds": now - last, **counts}
+            await self._emit("rollout", {"last_failure": self._last_failure, **fields})
             last = now
 
     async def _emit(self, kind: str, fields: dict[str, Any]) -> None:

@@ -29,16 +29,26 @@ def plugins(settings: RunConfig) -> None:
             f"rollout.group_size = {settings.rollout.group_size} is no multiple of the {seats} seats of "
             f"rollout.environment.use = '{environment.use}', each of which leaves a rollout. Use {8 * seats} or so."
         )
-    lookup(ENGINES, settings.engine.use, "engine")
-    check_options(settings.engine)
+    for own in map(settings.of_policy, settings.policy_names):
+        lookup(ENGINES, own.engine.use, "engine")
+        check_options(own.engine)
+        build_kind(LOSSES, own.learner.loss, "learner.loss", "loss")
     for i, reward in enumerate(settings.rewards):
-        build_signal(reward, f"rewards[{i}]")
+        signal = build_signal(reward, f"rewards[{i}]")
+        if len(settings.rollout.views) < signal.min_views:
+            raise ConfigError(
+                f"rewards[{i}] = '{reward.use}' compares {signal.min_views} views of a task, and rollout.views = "
+                f"{list(settings.rollout.views)}. Name another, such as a rewording."
+            )
         if reward.shape is not None:
             build_kind(SHAPERS, reward.shape, f"rewards[{i}].shape", "shape")
     build_monitors(settings)
     build_kind(ADVANTAGES, settings.learner.advantage, "learner.advantage", "of_step")
-    build_kind(LOSSES, settings.learner.loss, "learner.loss", "loss")
-    memory_of(settings)
+    if memory_of(settings).remembering and settings.policies:
+        raise ConfigError(
+            "[[controllers]], learner.rehearsal and the advantage 'role_baseline' remember what one policy did, and "
+            "this recipe has several. Leave them out, or [policies]."
+        )
     for name, judge in settings.judges.items():
         key_from(judge.key_env, f"judges.{name}")
     _selection(settings)

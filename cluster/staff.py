@@ -32,6 +32,7 @@ PLACE: dict[str, Callable[..., Any]] = {
     "distiller": topology.place_distiller,
     "judge": topology.place_judge,
     "generator": topology.place_generator,
+    "scorer": topology.place_scorer,
 }
 """By kind of role; a role is a kind, or `kind:NAME` where a recipe names several of it."""
 LOOK_S = 1.0
@@ -118,15 +119,17 @@ class Staff:
         return {role: len(self.of(role)) for role in self._roles}
 
     def complete(self) -> bool:
-        """Are those up that the lap cannot begin without: all engines and generators, and a replica of each judge that
-        groups wait for?
+        """Are those up that the lap cannot begin without: all engines and generators, a replica of each judge that
+        groups wait for, and one of each scorer?
 
         Nothing waits for the judges of `late` rewards alone, nor for engines that leave because fewer are wished for.
         """
         asked = {f"judge:{name}" for name in self._site.config.admit_judges} & self._roles.keys()
-        asked |= {f"generator:{name}" for name in self._site.config.generators}
-        engines = len(self.of("rollout")) >= min(self._site.config.rollout.workers, self.counts()["rollout"])
-        return engines and all(self.of(role) for role in asked)
+        asked |= {role for role in self._roles if role.startswith(("scorer:", "generator:"))}
+        counts = self.counts()
+        engines = {role: count for role, count in self._roles.items() if role.partition(":")[0] == "rollout"}
+        placed = all(len(self.of(role)) >= min(count, counts[role]) for role, count in engines.items())
+        return placed and all(self.of(role) for role in asked)
 
     def counts(self) -> dict[str, int]:
         """How many of each role are there or on their way."""

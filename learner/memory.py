@@ -51,6 +51,11 @@ class Memory:
         self._remembering = {name: p for name, p in plugins.items() if isinstance(p, Remembering)}
         self._memories = {name: p.begin() for name, p in self._remembering.items()}
 
+    @property
+    def remembering(self) -> list[str]:
+        """Names of those that have a memory."""
+        return list(self._remembering)
+
     def of(self, name: str) -> Any:
         return self._memories.get(name)
 

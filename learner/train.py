@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -21,13 +21,14 @@ from learner.engine import Engine
 from learner.losses import LOSSES, PolicyLoss, objective
 from learner.memory import NO_MEMORY, Memory
 from learner.pack import pack
+from learner.shares import Share, owned
 from learner.steering import steered
 from learner.terms import NO_TERMS, Terms, build_terms
 from learner.tokens import tokens_of
 
 
 class LoopBuffer(CutBuffer, Protocol):
-    def release(self, policy: str, epoch: int, version: int) -> object: ...
+    def release(self, policy: str, epoch: int, version: int, *, by: str | None = None) -> object: ...
     def emit(self, kind: str, fields: dict[str, Any]) -> object: ...
     def stored(self, ids: Sequence[str]) -> Sequence[Stored]: ...
 
@@ -73,14 +74,17 @@ def train(
     epoch: int,
     select: Select | None = None,
     memory: Memory = NO_MEMORY,
+    share: Share | None = None,
     reference: ReferenceModel | None = None,
     hooks: Hooks = Hooks(),
 ) -> int:
     """Train from `engine.step` to the end or until `hooks.stop`; returns the step reached.
 
-    The buffer has been resumed, so `epoch` is current and its version is `engine.step`.
+    The buffer has been resumed, so `epoch` is current and its version is `engine.step`. `policy` claims and cuts; where
+    several train on its groups, `share` says whose rollouts are trained on here, and whether this learner cuts.
     """
     recipe, settings = section, {}
+    share = share or Share(policy)
     advantage: Advantage = build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
     if section.value is not None:
         advantage = Undivided()  # the critic credits tokens once the step's weights are known
@@ -91,10 +95,11 @@ def train(
     for step in range(engine.step, recipe.steps):
         clock = Clock()
         hooks.stage(f"waits for the groups of step {step + 1}")
-        if engine.rank == 0:
+        if engine.rank == 0 and share.cuts:
             now = cut(
-                buffer, policy, epoch, step, mix, advantage, section, select=select, memory=memory, stop=hooks.stop
-            )
+                buffer, policy, epoch, step, mix, advantage, section,
+                select=select, policies=share.policies, memory=memory, stop=hooks.stop,
+            )  # fmt: skip
         else:
             now = follow(buffer, policy, step, stop=hooks.stop)
         # Rank 0 alone knows whether there is a cut; a rank told to stop a moment earlier fetches it all the same.
@@ -102,6 +107,7 @@ def train(
             break
         now = now or follow(buffer, policy, step, stop=lambda: False)
         assert now is not None
+        whole, now = now, _own_part(now, share)
         failpoint("learner.after_cut")
         clock.lap("cut")
         hooks.stage(f"trains step {step + 1}")
@@ -129,16 +135,24 @@ def train(
         # Release after publishing, not after the step: a task claimed in between would be sampled with old weights
         # and count as one version fresher than it is.
         if engine.rank == 0:
-            buffer.release(policy, epoch, step + 1)
+            buffer.release(policy, epoch, step + 1, by=share.policy)
             failpoint("learner.after_release")
         clock.lap("publish")
         if engine.rank == 0:
-            row = {**now.record.metrics, **batch.metrics, **metrics, **clock.seconds(), "learner/wait_s": now.wait_s}
-            buffer.emit("step", {"policy": policy, "epoch": epoch, "step": step + 1, "metrics": row})
-        hooks.at_step(step + 1, now)
+            decided = now.record.metrics if share.cuts else {}
+            row = {**decided, **batch.metrics, **metrics, **clock.seconds(), "learner/wait_s": now.wait_s}
+            buffer.emit("step", {"policy": share.policy, "epoch": epoch, "step": step + 1, "metrics": row})
+        hooks.at_step(step + 1, whole)
         hooks.stage(f"saves step {step + 1}")
         hooks.checkpoint(step + 1)
     return engine.step
+
+
+def _own_part(now: Cut, share: Share) -> Cut:
+    if not share.policies:
+        return now
+    groups, record = owned(now.groups, now.record, share.policy)
+    return replace(now, groups=groups, record=record)
 
 
 def optimize(

@@ -24,7 +24,7 @@ class Mixer:
 
     A signal that says at which token its reward came counts there, so that each turn is credited with what follows it
     (`Mixed.tokens`); a rollout's reward from it is the sum over tokens, and an unknown token is an unknown score. All
-    others count for the rollout as a whole, also those that a shaper made of one score.
+    others, shaped ones among them, count for the rollout as a whole, unless their shaper is of tokens itself.
     """
 
     def __init__(self, rewards: Sequence[RewardSection], names: Sequence[str], min_valid: int) -> None:
@@ -35,6 +35,7 @@ class Mixer:
             for i, (name, section) in enumerate(self._rewards.items())
             if section.shape is not None
         }
+        self._token_shapers = {name: s for name, s in self._shapers.items() if s.token_level}
 
     def __call__(self, group: Group, scores: Mapping[str, Scores]) -> Mixed:
         """Of a group that is the whole step."""
@@ -42,8 +43,9 @@ class Mixer:
 
     def of_step(self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]]) -> list[Mixed]:
         """Of all groups that a step could train on: a shaper may look at all of them."""
-        whole = [name for name, shaper in self._shapers.items() if not shaper.at_tokens]
-        shaped = {name: self._shaped(name, groups, scores) for name in whole}
+        shaped = {
+            name: self._shaped(name, groups, scores) for name in self._shapers.keys() - self._token_shapers.keys()
+        }
         return [
             self._mix(group, found, {name: values[i] for name, values in shaped.items()})
             for i, (group, found) in enumerate(zip(groups, scores, strict=True))
@@ -64,24 +66,21 @@ class Mixer:
         for name, section in self._rewards.items():
             found = scores.get(name)
             values, num_failed = _evidence(name, group, found)
+            if name in self._token_shapers and np.isfinite(values).any() and found is not None and found.tokens is None:
+                raise ConfigError(
+                    f"the shaper of reward '{name}' ({type(self._token_shapers[name]).__name__}) is of token values, "
+                    "and that reward has none. Use one that scores steps, such as 'step_scores'."
+                )
             metrics |= _metrics(name, values, num_failed)
             metrics["reward/failed_scores"] += num_failed
             if name in shaped:
                 values = shaped[name]
                 metrics[f"reward/{name}_shaped_mean"] = _mean(values)
             elif found is not None and found.tokens is not None:
-                parts = _known_tokens(name, group, found.tokens, section.missing)
-                if name in self._shapers:
-                    parts = self._shapers[name].shape_tokens(parts, group)
-                    metrics[f"reward/{name}_shaped_mean"] = _mean(np.array([part.sum() for part in parts]))
+                parts = _known_tokens(name, group, self._said(name, group, found.tokens), section.missing)
                 values = np.array([part.sum() for part in parts])
                 if section.weight:
                     tokens = [t + section.weight * p for t, p in zip(tokens or [0.0] * len(group), parts, strict=True)]
-            elif name in self._shapers and np.isfinite(values).any():
-                raise ConfigError(
-                    f"rewards: the shaper of '{name}' shapes what a reward says at tokens, and this one says nothing "
-                    "there. Use it with 'attempts', or take the shaper away."
-                )
             if section.weight == 0:
                 shadows[name] = values
                 continue
@@ -97,6 +96,10 @@ class Mixer:
             metrics[f"reward/{name}_agreement"] = agreement(values, total)
             metrics[f"reward/{name}_sign_flip_frac"] = sign_flip_frac(values, total)
         return Mixed(total, drop, metrics, tokens=None if tokens is None else tuple(tokens))
+
+    def _said(self, name: str, group: Group, tokens: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        shaper = self._token_shapers.get(name)
+        return tokens if shaper is None else shaper.shape_group(tokens, group)
 
 
 def _evidence(name: str, group: Group, scores: Scores | None) -> tuple[np.ndarray, int]:

@@ -14,6 +14,9 @@ from rewards.functions import FunctionSignal, from_file
 from rewards.judges.signal import JudgeSignal
 from rewards.signals.agreement import AnswerEntropy, Duplicate
 from rewards.signals.attempts import Attempts
+from rewards.signals.co_reward import CoReward, ViewAgreement
+from rewards.signals.comas import CoMasReward
+from rewards.signals.crowd import Crowd, CrowdAgreement, CrowdShare
 from rewards.signals.environment import EnvironmentReward
 from rewards.signals.events import Events
 from rewards.signals.exact import Exact
@@ -23,12 +26,20 @@ from rewards.signals.majority import Majority
 from rewards.signals.math import Math
 from rewards.signals.numeric import Numeric
 from rewards.signals.reasoning_gym import ReasoningGymScore
+from rewards.signals.self_aligned import SelfAligned
+from rewards.signals.self_certainty import SelfCertainty
 from rewards.signals.ssr_zero import SsrZero
+from rewards.signals.steps import StepScores, Thoughts
 
 SIGNALS: dict[str, type[Signal]] = {
     "environment": EnvironmentReward,
     "answer_entropy": AnswerEntropy,
     "attempts": Attempts,
+    "co_reward": CoReward,
+    "comas": CoMasReward,
+    "crowd": Crowd,
+    "crowd_agreement": CrowdAgreement,
+    "crowd_share": CrowdShare,
     "duplicate": Duplicate,
     "events": Events,
     "exact": Exact,
@@ -41,6 +52,11 @@ SIGNALS: dict[str, type[Signal]] = {
     "oni": Oni,
     "reasoning_gym": ReasoningGymScore,
     "ssr_zero": SsrZero,
+    "self_aligned": SelfAligned,
+    "self_certainty": SelfCertainty,
+    "step_scores": StepScores,
+    "thoughts": Thoughts,
+    "view_agreement": ViewAgreement,
 }
 
 

@@ -3,6 +3,7 @@
 from actors.environments.attempts import Attempts
 from actors.environments.base import End, Environment, Observation
 from actors.environments.calculator import Calculator
+from actors.environments.comas import CoMas
 from actors.environments.games import Games
 from actors.environments.nethack import NetHack
 from actors.environments.single_turn import SingleTurn
@@ -10,6 +11,7 @@ from actors.environments.single_turn import SingleTurn
 ENVIRONMENTS: dict[str, type[Environment]] = {
     "attempts": Attempts,
     "calculator": Calculator,
+    "comas": CoMas,
     "games": Games,
     "nethack": NetHack,
     "single_turn": SingleTurn,

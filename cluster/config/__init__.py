@@ -2,6 +2,7 @@
 
 from cluster.config.base import Section, Use
 from cluster.config.cluster import PlacementSection
+from cluster.config.engines import EngineSection, ModelSection
 from cluster.config.learner import (
     CorrectionSection,
     LearnerSection,
@@ -15,17 +16,17 @@ from cluster.config.models import (
     BufferSection,
     ConsoleSection,
     ControllerSection,
-    EngineSection,
     EvaluationSection,
-    ModelSection,
     RunConfig,
     SelectorSection,
     TrackingSection,
 )
+from cluster.config.policies import POLICY, PolicySection
 from cluster.config.reading import dump, load, overridden, parse, patched, tree_of, without_password
 from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
 
 __all__ = [
+    "POLICY",
     "BufferSection",
     "ConsoleSection",
     "ControllerSection",
@@ -39,6 +40,7 @@ __all__ = [
     "LossSection",
     "ModelSection",
     "PlacementSection",
+    "PolicySection",
     "RewardSection",
     "RunConfig",
     "ScheduleSection",

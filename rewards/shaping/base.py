@@ -19,11 +19,17 @@ class Shaper(Plugin):
     Unknown (NaN) stays unknown; what can be shaped only by knowing more than the group tells becomes unknown.
     """
 
-    at_tokens: ClassVar[bool] = False
-    """Whether it shapes what a signal says at tokens, by `shape_tokens`, instead of a rollout's one score."""
+    token_level: ClassVar[bool] = False
+    """Whether it shapes a signal's token values (`shape_group`) instead of one value per rollout."""
 
-    def shape_tokens(self, tokens_G: Sequence[Float[np.ndarray, " T"]], group: Group) -> list[Float[np.ndarray, " T"]]:
-        """Per rollout of one group [T], NaN where unknown; the reward is their sum."""
+    def shape_group(
+        self, tokens_G: Sequence[Float[np.ndarray, " T"]], group: Group
+    ) -> Sequence[Float[np.ndarray, " T"]]:
+        """The same of a group's rollouts, for who looks at more of them than what was said."""
+        return [self.shape_tokens(tokens) for tokens in tokens_G]
+
+    def shape_tokens(self, tokens: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+        """Of one rollout: what the signal said at tokens, NaN elsewhere → the reward that comes at each token."""
         raise NotImplementedError
 
     def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:

@@ -23,11 +23,11 @@ class Progress(Shaper):
     there is no authors' code.
     """
 
-    at_tokens: ClassVar[bool] = True
+    token_level: ClassVar = True
     alpha: float = 10.0
     stage: Literal[1, 2] = 1
 
-    def shape_tokens(self, tokens_G: Sequence[Float[np.ndarray, " T"]], group: Group) -> list[Float[np.ndarray, " T"]]:
+    def shape_group(self, tokens_G: Sequence[Float[np.ndarray, " T"]], group: Group) -> list[Float[np.ndarray, " T"]]:
         return [self._shaped(values, rollout) for values, rollout in zip(tokens_G, group.rollouts, strict=True)]
 
     def _shaped(self, values: Float[np.ndarray, " T"], rollout: Rollout) -> Float[np.ndarray, " T"]:

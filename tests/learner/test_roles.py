@@ -53,7 +53,7 @@ def test_what_a_cut_decides_is_what_its_memory_takes_in():
     rewards = [rng.normal(size=3) for _ in groups]
     memory = Memory({ADVANTAGE: plugin})
     before = memory.of(ADVANTAGE)
-    found = advantages_of(plugin, "role_baseline", groups, [r[:, None] for r in rewards], before)
+    found = advantages_of(plugin, "role_baseline", groups, [r[:, None] for r in rewards], memory=before)
     memory.after(cut_of(groups, *rewards))
     keys = [["KuhnPoker_0", "KuhnPoker_1", "KuhnPoker_1"] for _ in groups]
     expected, after = role_advantages(keys, rewards, {}, 0.95)

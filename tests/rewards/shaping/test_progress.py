@@ -130,7 +130,7 @@ async def test_a_missing_attempt_is_unknown_and_never_wrong():
     without = replace(tries(("8", "85")), task=Task.of("x", "47+38="))
     assert (await scored(without)).state.tolist() == [ABSTAINED]
     section = RewardSection.model_validate({"use": "exact", "shape": {"use": "progress"}})
-    with pytest.raises(ConfigError, match="says nothing there"):
+    with pytest.raises(ConfigError, match="that reward has none"):
         Mixer([section], ["exact"], 1)(tries(("8", "85")), {"exact": await scored(tries(("8", "85")), value="first")})
 
 
