@@ -53,8 +53,11 @@ class GeneratorActor:
         self._model = self._registry.directory(self._alias)
         section = site.config.rollout
         self._chat = Chat(AutoTokenizer.from_pretrained(site.model_dir))
-        self._engine: Any = lookup(ENGINES, site.config.engine.use, "engine")(
-            self._model.where, site.config, stop_tokens=self._chat.stop_tokens, version=f"0.{self._model.step}"
+        # Engines of one seed and one model would say the same.
+        number = len(site.config.policy_names) + list(site.config.generators).index(self._name)
+        config = site.config.model_copy(update={"seed": site.config.seed + number})
+        self._engine: Any = lookup(ENGINES, config.engine.use, "engine")(
+            self._model.where, config, stop_tokens=self._chat.stop_tokens, version=f"0.{self._model.step}"
         )
         environment = section.environment
         self._environment = build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment")

@@ -188,6 +188,8 @@ def test_the_past_and_a_future_are_asked_and_give_the_sides_of_pairs(tmp_path):
         of = [np.where([n == name for n in names], values, np.nan) for name in ("initial", "future")]
         now = np.where([n in ("policy", "before") for n in names], values, np.nan)
         pairs[group.step] += temporal_pair(now, *of) is not None
+    first = groups_of(run)[0].group.rollouts  # of the initial weights all, but for one's future
+    assert {r.text for r in first if r.policy == "policy"} != {r.text for r in first if r.policy == "initial"}
     assert np.mean(apart) > 0.9, "past and future must differ for the test to tell them apart"
     assert len(steps_before) > 1, "the alias 'previous' must move with the checkpoints"
     assert {row["step"]: row["pairs/num_pairs"] for row in steps_of(run)} == pairs
