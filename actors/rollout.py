@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from actors.environments.base import Environment
 from actors.environments.meeting import Meeting
 from actors.evaluate import play_all
 from actors.tasks import checked
-from actors.troupe import Play, Troupe, is_older
+from actors.troupe import Generators, Play, Troupe, is_older
 from cluster.buffer import Buffer
 from cluster.config import RunConfig, patched
 from cluster.errors import DataError, InfrastructureError, LeaseLost, one_line
@@ -44,15 +44,6 @@ RENEW_FRAC = 0.25
 REPORT_S = 1.0
 GONE_S = 0.2
 """Between a learner's death and its successor's epoch the dead one's publication still stands."""
-
-
-class Generators(Protocol):
-    """Models that answer every task too and are never trained."""
-
-    shares: Mapping[str, int]
-    """By name: episodes that each adds to a group."""
-
-    async def play(self, name: str, task: Task) -> list[Rollout]: ...
 
 
 class RolloutWorker:
@@ -78,8 +69,7 @@ class RolloutWorker:
         self.name, self.policy, self.engine = name, policy, engine
         self._chat, self._environment, self._task_at = chat, environment, task_at
         self._buffer, self._config, self._fetch = buffer, config, fetch
-        self._claims, self._troupe = claims, Troupe(policy, self.play, others or {}, config.seed)
-        self._generators = generators
+        self._claims, self._troupe = claims, Troupe(policy, self.play, others or {}, config.seed, generators)
         section = config.rollout
         self._steer({})
         self._places = asyncio.Semaphore(section.concurrent_groups)
@@ -212,9 +202,7 @@ class RolloutWorker:
             return Group(claim, task, await self._troupe.meet(self._environment, claim, task, progress))
         count = self._section.group_size // len(self._environment.seats)
         playing = [asyncio.create_task(one(view)) for view in views for _ in range(count)]
-        if self._generators is not None:  # behind the policy's own, under their own names
-            for name, share in self._generators.shares.items():
-                playing += [asyncio.create_task(self._generators.play(name, task)) for _ in range(share)]
+        playing += self._troupe.generated(task)
         elsewhere = self._troupe.elsewhere(claim, task, count)
         try:
             own = chain.from_iterable(await asyncio.gather(*playing))

@@ -15,7 +15,6 @@ from cluster.config.learner import (
 from cluster.config.models import (
     BufferSection,
     ConsoleSection,
-    ControllerSection,
     EvaluationSection,
     RunConfig,
     SelectorSection,
@@ -24,6 +23,7 @@ from cluster.config.models import (
 from cluster.config.policies import POLICY, PolicySection
 from cluster.config.reading import dump, load, overridden, parse, patched, tree_of, without_password
 from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
+from cluster.config.steering import ControllerSection
 
 __all__ = [
     "POLICY",

@@ -21,6 +21,7 @@ from cluster.config.rewards import (
     RewardWorkersSection,
     ScorerSection,
 )
+from cluster.config.steering import ControllerSection, check_steering
 from cluster.errors import ConfigError, nearest
 
 
@@ -83,11 +84,6 @@ class MonitorSection(Use):
     on_alarm: Literal["warn", "stop", "rollback"] = "warn"
     """Say so and go on; or end the run as failed, with a report; or that, and go back to the last checkpoint from
     before the trouble, which `kanabo export` and a resume then take."""
-
-
-class ControllerSection(Use):
-    """`[[controllers]]`: what changes settings of the running job between steps. What holds in a step is part of its
-    cut's record and of its metrics (`settings/…`); a checkpoint has what a controller remembers."""
 
 
 class BufferSection(Section):
@@ -220,17 +216,7 @@ class RunConfig(Section):
                 "weights.transport = 'nccl' broadcasts whole models, and [learner.lora] publishes adapters: a small "
                 'file each. Set weights.transport = "pull".'
             )
-        if self.generators and (self.learner.loss.coef or self.policies):
-            raise ValueError(
-                f"learner.loss.coef = {self.learner.loss.coef:g} beside [generators]: what they write is not the "
-                "policy's, and a policy gradient must not follow it. Set learner.loss.coef = 0 and train on pairs, in "
-                "a run of one policy."
-            )
-        if self.controllers and self.weights.transport == "nccl":
-            raise ValueError(
-                "weights.transport = 'nccl' has no place for what [[controllers]] change in rollouts. Set "
-                'weights.transport = "pull".'
-            )
+        check_steering(self)
         live = next((name for name, scorer in self.scorers.items() if scorer.model == "policy"), None)
         if live is not None and (self.learner.lora or self.weights.transport != "pull"):
             raise ValueError(
