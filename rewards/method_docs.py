@@ -62,6 +62,7 @@ class Method(NamedTuple):
 
 SELECTORS, PREFERENCES, REGULARISERS = "rewards.selectors", "learner.terms.preferences", "learner.terms.regularisers"
 SHAPING, MONITORS, MEASURE = "rewards.shaping", "rewards.monitors", "rewards.judges.measure"
+DISTILLED = "rewards.distilled"
 METHODS = (
     Method("PAR", "2502.18770", "shaper", (f"{SHAPING}.par:Par", f"{SHAPING}.par:preference_reward"), "par",
            "shaping/test_shaping.py"),
@@ -123,6 +124,13 @@ METHODS = (
     Method("Collapse guard on a real collapse", "", "monitor",
            (f"{MONITORS}.collapse:CollapseGuard", "rewards.anchors:agreement"), "collapse",
            "monitors/test_collapse.py"),
+    Method("Bradley-Terry reward model, Secrets II", "2401.06080", "signal, distilled model",
+           (f"{DISTILLED}.learned:LearnedReward", f"{DISTILLED}.bradley_terry:BradleyTerry",
+            f"{DISTILLED}.preferences:preference_loss", f"{DISTILLED}.preferences:corrected_labels",
+            f"{DISTILLED}.preferences:spread"), "reward_model", "distilled/test_bradley_terry.py"),
+    Method("Cooper", "2508.05613", "signal, distilled model",
+           (f"{DISTILLED}.cooper:Cooper", f"{DISTILLED}.cooper:Spoiler"), "cooper",
+           "distilled/test_reward_models.py"),
     Method("Over-optimisation", "2406.02900", "monitor", (f"{MONITORS}.overoptimisation:OverOptimisation",),
            "over_optimisation", "monitors/test_statistics.py"),
     Method("STARC", "2309.15257", "functions",

@@ -9,6 +9,8 @@ from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.plugins import build, lookup
 from rewards.base import Signal
+from rewards.distilled.cooper import Cooper
+from rewards.distilled.learned import LearnedReward
 from rewards.distilled.signal import Oni
 from rewards.functions import FunctionSignal, from_file
 from rewards.judges.signal import JudgeSignal
@@ -25,6 +27,7 @@ from rewards.signals.reasoning_gym import ReasoningGymScore
 SIGNALS: dict[str, type[Signal]] = {
     "environment": EnvironmentReward,
     "answer_entropy": AnswerEntropy,
+    "cooper": Cooper,
     "duplicate": Duplicate,
     "exact": Exact,
     "format": Format,
@@ -35,6 +38,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "numeric": Numeric,
     "oni": Oni,
     "reasoning_gym": ReasoningGymScore,
+    "reward_model": LearnedReward,
 }
 
 

@@ -25,7 +25,8 @@ class RewardActor:
 
         self._judges = Judges(site)
         self._following: list[asyncio.Task[None]] = []
-        services = Services(judges=self._judges.pools, distilled=followers(site.config, site.url, site.run_id))
+        distilled = followers(site.config, site.url, site.run_id, site.model_dir)
+        services = Services(judges=self._judges.pools, distilled=distilled)
         self._graded = site.config.evaluation.reward
         self._worker = RewardWorker(name, buffer=site.buffer(), config=site.config, services=services)
 

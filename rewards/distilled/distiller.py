@@ -29,9 +29,10 @@ from cluster.errors import ConfigError
 from cluster.failpoints import failpoint
 from cluster.plugins import build
 from cluster.types import decode
-from rewards.distilled.models import MODELS, Model
+from rewards.distilled.learnt import Model
+from rewards.distilled.models import MODELS
 from rewards.distilled.publishing import Announcement, Board, State, read, write
-from rewards.labels import Labels, News
+from rewards.labels import Labels, News, pair
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +161,8 @@ class Distiller:
 
     def _learn(self, news: list[News]) -> None:
         self._take_in(news)
+        if self._model.wants_groups:
+            self._model.see(self._labels.shown())
         self.loss = self._model.fit(*self._arrays(held_out=False))
         self._cursor, self._untried = news[-1].cursor, True
         failpoint("distiller.after_fit")
@@ -210,7 +213,8 @@ class Distiller:
     def _take_in(self, news: list[News]) -> None:
         for item in news:
             if item.label.known:
-                self._values[item.key] = item.label.value
+                key = pair(item.key, item.label.against) if item.label.against else item.key
+                self._values[key] = item.label.value
 
     def _arrays(self, *, held_out: bool) -> tuple[list[str], np.ndarray]:
         """Keys and values to learn from or to compare on; a model that is the table itself learns from all."""

@@ -71,10 +71,38 @@ class Transformer(nn.Module):
         return self._kept[caption]
 
 
+class LanguageModel(nn.Module):
+    """The last hidden state of a language model at a text's last token; all of it is trained, stored and published.
+
+    `path` is a Hugging Face directory, where training begins. Texts are cut at their beginning.
+    """
+
+    def __init__(self, path: str, *, max_tokens: int = 512) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        super().__init__()
+        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._max_tokens = max_tokens
+        self.model = AutoModel.from_pretrained(path, dtype=torch.float32)
+        self.width: int = self.model.config.hidden_size
+
+    def forward(self, captions: Sequence[str]) -> Float[Tensor, "N D"]:
+        rows = [self._tokenizer(caption).input_ids[-self._max_tokens :] or [0] for caption in captions]
+        lengths = torch.tensor([len(row) for row in rows])
+        width = int(lengths.max())
+        tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        # Padding stands behind a text, and a causal model does not look ahead.
+        hidden = self.model(input_ids=tokens, use_cache=False).last_hidden_state
+        return hidden[torch.arange(len(rows)), lengths - 1]
+
+
+Encoder = CharCNN | Transformer | LanguageModel
+
+
 class Net(nn.Module):
     """An encoder and ONI's head: two hidden layers of 512, dropout 0.1."""
 
-    def __init__(self, encoder: CharCNN | Transformer, num_outputs: int) -> None:
+    def __init__(self, encoder: Encoder, num_outputs: int) -> None:
         super().__init__()
         self.encoder = encoder
         layers = [nn.Linear(encoder.width, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Dropout(0.1)]
@@ -82,3 +110,10 @@ class Net(nn.Module):
 
     def forward(self, captions: Sequence[str]) -> Float[Tensor, "N out"]:
         return self.head(self.encoder(captions))
+
+    def features(self, encoded: Float[Tensor, "N D"]) -> Float[Tensor, "N 512"]:
+        """What the last layer sees of encoded captions, after dropout."""
+        return self.head[:-1](encoded)
+
+    def outputs(self, features: Float[Tensor, "N 512"]) -> Float[Tensor, "N out"]:
+        return self.head[-1](features)
