@@ -17,8 +17,10 @@ class CharCNN(nn.Module):
 
     width = 128
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_end: bool = False) -> None:
+        """`keep_end`: of what is longer the beginning is cut, as in a response behind its question."""
         super().__init__()
+        self._keep_end = keep_end
         sizes = ((32, 7, True), (64, 7, True), (64, 3, False), (64, 3, False), (64, 3, False), (64, 3, True))
         layers: list[nn.Module] = []
         for channels, kernel, pooled in sizes:
@@ -28,7 +30,8 @@ class CharCNN(nn.Module):
         self.out = nn.Sequential(nn.Flatten(), nn.Linear(320, self.width), nn.ReLU())
 
     def forward(self, captions: Sequence[str]) -> Float[Tensor, "N D"]:
-        cut = [c.encode()[:MAX_BYTES] for c in captions]
+        kept = slice(-MAX_BYTES, None) if self._keep_end else slice(MAX_BYTES)
+        cut = [c.encode()[kept] for c in captions]
         rows = torch.tensor([[*c, *[0] * (MAX_BYTES - len(c))] for c in cut], dtype=torch.long)
         return self.out(self.convolutions(self.bytes(rows.reshape(-1, MAX_BYTES)).transpose(1, 2)))
 
@@ -42,11 +45,11 @@ class Transformer(nn.Module):
 
     MAX_KEPT = 50_000
 
-    def __init__(self, path: str, *, max_tokens: int = 512) -> None:
+    def __init__(self, path: str, *, max_tokens: int = 512, keep_end: bool = False) -> None:
         from transformers import AutoModel, AutoTokenizer
 
         super().__init__()
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._tokenizer = AutoTokenizer.from_pretrained(path, truncation_side="left" if keep_end else "right")
         # In a tuple, or its weights would be among the parameters.
         self._frozen = (AutoModel.from_pretrained(path, dtype=torch.float32).eval(),)
         self._max_tokens = max_tokens

@@ -10,8 +10,12 @@ import pytest
 from cluster.config import RewardSection
 from cluster.types import ABSTAINED, FAILED, SCORED, Scores, decode, encode
 from rewards.base import Services
+from rewards.distilled.bradley_terry import BradleyTerry
+from rewards.distilled.follower import Follower
+from rewards.distilled.publishing import Announcement, MemoryBoard, write
 from rewards.judges.keyword import KeywordJudge
 from rewards.judges.pool import JudgePool
+from rewards.labels import MemoryLabels
 from rewards.zoo import SIGNALS, build_signal
 from tests.rewards.groups import group, rollout
 
@@ -22,8 +26,14 @@ TEXTS = ("85", "86", "", "<answer>85", "The answer is 85.", "\\boxed{", "\x00\ud
 
 
 @pytest.fixture(scope="module")
-def services():
-    made = Services(judges={"judge": JudgePool("judge", [KeywordJudge()])})
+def services(tmp_path_factory):
+    path, board = tmp_path_factory.mktemp("model") / "1.model", MemoryBoard()
+    write(path, BradleyTerry().state(training=False))
+    learnt = {}
+    for name in ("reward_model", "cooper"):
+        board.announce(Announcement(name, "bradley_terry.1", str(path), 1, 0.9))
+        learnt[name] = Follower(name, "bradley_terry", BradleyTerry, labels=MemoryLabels(), board=board)
+    made = Services(judges={"judge": JudgePool("judge", [KeywordJudge()])}, distilled=learnt)
     yield made
     made.close()
 

@@ -192,3 +192,13 @@ def test_a_language_model_learns_with_its_head_or_stays_as_it_was(tmp_path):
     model = BradleyTerry(**FAST, encoder=str(path))
     alone = [model.predict([text])[0] for text in texts]
     assert model.predict(texts) == pytest.approx(alone, abs=1e-5), "padding changes nothing"
+
+
+def test_of_a_long_text_the_end_is_read_where_the_response_stands(tmp_path):
+    path = str(random_llama(tmp_path, tied=False))
+    long = "what is asked " * 80
+    for options in ({}, {"encoder": path}, {"encoder": path, "frozen": True}):
+        model = BradleyTerry(**FAST, **options)
+        one, same, other = model.predict([long + "yes", "x" + long + "yes", long + "no!"])
+        assert one == pytest.approx(same, abs=1e-6)
+        assert one != pytest.approx(other, abs=1e-6)
