@@ -38,7 +38,7 @@ class BradleyTerry(Learnt):
     and smoothing, μ the ensemble's strength where `margin` says so. The ensemble are `members` models of the same kind,
     each with its own seed, hence its own start and order. With `meta_lr` the gradient is taken at θ + η ∇J, J the
     spread of scores within groups of the current policy that nobody has labelled (MetaRM), and applied at θ.
-    Of texts beyond 256 bytes (`char_cnn`) or 512 tokens the end is read.
+    Of texts beyond 231 bytes (`char_cnn`) or 512 tokens the end is read.
     The values of `smoothing`, `contrast` and its temperature are not in what we read of the paper.
     """
 

@@ -12,6 +12,10 @@ MAX_BYTES = 256
 """ONI's length of a NetHack message; what is longer is cut, what is shorter filled up with zeros."""
 
 
+SEEN_BYTES = 231
+"""Of these what reaches an output: pooling leaves out what does not fill a window."""
+
+
 class CharCNN(nn.Module):
     """Convolutions over the bytes of a caption in UTF-8 (ONI, arXiv:2410.23022; sizes from its released code)."""
 
@@ -30,7 +34,7 @@ class CharCNN(nn.Module):
         self.out = nn.Sequential(nn.Flatten(), nn.Linear(320, self.width), nn.ReLU())
 
     def forward(self, captions: Sequence[str]) -> Float[Tensor, "N D"]:
-        kept = slice(-MAX_BYTES, None) if self._keep_end else slice(MAX_BYTES)
+        kept = slice(-SEEN_BYTES, None) if self._keep_end else slice(MAX_BYTES)
         cut = [c.encode()[kept] for c in captions]
         rows = torch.tensor([[*c, *[0] * (MAX_BYTES - len(c))] for c in cut], dtype=torch.long)
         return self.out(self.convolutions(self.bytes(rows.reshape(-1, MAX_BYTES)).transpose(1, 2)))
