@@ -199,6 +199,8 @@ def test_of_a_long_text_the_end_is_read_where_the_response_stands(tmp_path):
     long = "what is asked " * 80
     for options in ({}, {"encoder": path}, {"encoder": path, "frozen": True}):
         model = BradleyTerry(**FAST, **options)
-        one, same, other = model.predict([long + "yes", "x" + long + "yes", long + "no!"])
+        one, same, other = model.predict(
+            [f"{long}the answer is 85", f"x{long}the answer is 85", f"{long}I do not know it"]
+        )
         assert one == pytest.approx(same, abs=1e-6)
         assert one != pytest.approx(other, abs=1e-6)
