@@ -38,6 +38,10 @@ class DistilledSignal(Signal):
     def version(self) -> str:
         return self._follower.version if self._follower else UNVERSIONED
 
+    def labels_per_group(self, group_size: int) -> int | None:
+        """How many it asks for at most; None where that depends on what happens."""
+        return None
+
     def labels_by(self, section: DistilledSection, complete: Complete | None, *, compares: bool) -> Versioned:
         """Who makes the labels of the keys that this signal submits; without `complete` it only knows its version."""
         return caption_judge(section, complete, compares=compares)

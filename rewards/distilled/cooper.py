@@ -54,6 +54,9 @@ class Cooper(DistilledSignal):
         logits, version = await scores_of(follower, texts)
         return Scores.of(sigmoid(logits), Provenance(model=self.model), version=version)
 
+    def labels_per_group(self, group_size: int) -> int | None:
+        return 1
+
     def labels_by(self, section: DistilledSection, complete: Complete | None, *, compares: bool) -> Versioned:
         return Spoiler(complete, self._rule(), judge=section.judge)
 

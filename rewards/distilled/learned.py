@@ -43,6 +43,9 @@ class LearnedReward(DistilledSignal):
         values, version = await scores_of(follower, texts)
         return Scores.of(values, Provenance(model=self.model), version=version)
 
+    def labels_per_group(self, group_size: int) -> int | None:
+        return min(self.pairs, group_size * (group_size - 1) // 2)
+
     def labels_by(self, section: DistilledSection, complete: Complete | None, *, compares: bool) -> Versioned:
         return ResponseJudge(complete, judge=section.judge)
 

@@ -111,6 +111,29 @@ def judge_of(name: str, config: RunConfig, complete: Complete | None) -> Version
     return next(iter(found.values()), None) or caption_judge(section, complete, compares=compares)
 
 
+def can_begin(config: RunConfig) -> None:
+    """Groups that wait for a first version must be enough to publish one: while they wait no others are sampled.
+
+    Raises ConfigError unless they bring twice the held-out labels that are needed; which are held out is chance.
+    """
+    num_groups = (config.learner.max_staleness + 1) * config.learner.groups_per_step
+    for name, section in config.distilled.items():
+        for reward, signal in using(name, config).items():
+            waits = config.rewards[config.reward_names.index(reward)].on_missing == "wait"
+            each = signal.labels_per_group(config.rollout.group_size)
+            if not waits or each is None:
+                continue
+            labels = num_groups * each
+            held_out = labels * section.held_out_frac
+            if held_out < 2 * section.min_held_out:
+                raise ConfigError(
+                    f"distilled.{name} might never be published: reward '{reward}' lets the first {num_groups} groups "
+                    f"wait for it, which bring at most {labels} labels, {held_out:g} of them held out, and min_held_out "
+                    f"= {section.min_held_out}. Raise held_out_frac, lower min_held_out to half of that, or set "
+                    "missing = 0.0 instead of on_missing = 'wait'."
+                )
+
+
 def using(name: str, config: RunConfig) -> dict[str, DistilledSignal]:
     """The rewards that use the model, by name."""
     built = [build_signal(section, f"rewards[{i}]") for i, section in enumerate(config.rewards)]

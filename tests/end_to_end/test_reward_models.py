@@ -22,9 +22,9 @@ def lap(tmp_path: Path, name: str, overrides: list[str]) -> tuple[list[dict], li
     """Steps, what the distiller said, and the groups that were trained on."""
     log, run = tmp_path / "log", tmp_path / name
     options = [
-        *jobs.TINY, f"run.dir={tmp_path}", f"run.name={name}", f"learner.steps={STEPS}",
+        *jobs.TINY, f"run.dir={tmp_path}", f"run.name={name}", f"learner.steps={STEPS}", "learner.groups_per_step=16",
         "learner.drop_zero_variance=false", "engine.use=tests.fakes:FakeEngine", "engine.options={delay_s=0.3}",
-        "evaluation.max_tasks=1", f"distilled.{name}.publish_every_s=0.5", f"distilled.{name}.min_held_out=5",
+        "evaluation.max_tasks=1", f"distilled.{name}.publish_every_s=0.5", f"distilled.{name}.min_held_out=3",
         *overrides,
     ]  # fmt: skip
     assert jobs.run(options, recipe=f"methods/{name}.toml", log=log, timeout_s=280) == 0, jobs.tail(log)

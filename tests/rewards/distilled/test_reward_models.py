@@ -19,7 +19,7 @@ from rewards.distilled.distiller import Distiller
 from rewards.distilled.follower import Follower
 from rewards.distilled.labeller import Labeller
 from rewards.distilled.learned import LearnedReward
-from rewards.distilled.open import judge_of, placed
+from rewards.distilled.open import can_begin, judge_of, placed
 from rewards.distilled.preferences import preference_loss, verification_loss
 from rewards.distilled.publishing import Announcement, MemoryBoard, write
 from rewards.distilled.responses import ResponseJudge, read, written
@@ -207,6 +207,19 @@ def test_the_rewards_say_how_a_model_s_labels_are_made():
     both = {**RECIPE, "rewards": [*RECIPE["rewards"], *cooper["rewards"]]}
     with pytest.raises(ConfigError, match="reward_model, cooper, which want labels of different kinds"):
         judge_of("rm", parse(both), None)
+
+
+def test_groups_that_wait_for_a_first_version_must_bring_the_labels_for_one():
+    waiting = {**RECIPE["rewards"][0], "on_missing": "wait"}
+    recipe = {**RECIPE, "rewards": [waiting], "learner": {"groups_per_step": 8}, "rollout": {"group_size": 4}}
+    with pytest.raises(ConfigError, match=r"first 16 groups.* 64 labels, 6\.4 of them.*min_held_out = 50"):
+        can_begin(parse(recipe))
+    able = {"rm": {**RECIPE["distilled"]["rm"], "min_held_out": 3}}
+    can_begin(parse({**recipe, "distilled": able}))
+    can_begin(parse({**recipe, "rewards": [{**waiting, "on_missing": "drop_rollout"}]}))
+    cooper = {"use": "cooper", "on_missing": "wait", "options": {"model": "rm"}}
+    with pytest.raises(ConfigError, match="at most 16 labels"):
+        can_begin(parse({**recipe, "rewards": [cooper], "distilled": able}))
 
 
 def test_a_reward_model_can_begin_with_the_policy_s_initial_model():
