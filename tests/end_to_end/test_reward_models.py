@@ -27,7 +27,7 @@ def lap(tmp_path: Path, name: str, overrides: list[str]) -> tuple[list[dict], li
         "evaluation.max_tasks=1", f"distilled.{name}.publish_every_s=0.5", f"distilled.{name}.min_held_out=3",
         *overrides,
     ]  # fmt: skip
-    assert jobs.run(options, recipe=f"methods/{name}.toml", log=log, timeout_s=280) == 0, jobs.tail(log)
+    assert jobs.run(options, recipe=f"methods/{name}.toml", log=log, timeout_s=500) == 0, jobs.tail(log)
     summary = jobs.summary(run)
     assert summary["groups_lost"] == summary["groups_trained_twice"] == summary["scores_failed"] == 0
     rows = jobs.rows(run)
