@@ -39,8 +39,8 @@ What is not wired in, and what it would take:
 - **Clip and Delta**: a process reward model, tokens of a reasoning step's end, and a cut that adds `Scores.tokens` to
   the advantage of each token.
 - **Running statistics** (a rival of PAR): a state that is part of the cut record, so that a resumed step shapes alike.
-- **STARC**, **policy cliff**, **RewardMATH**: a place that holds two versions of the scores of the same groups, such as
-  re-labelling, and a set of right and wrong solutions.
+- **RewardMATH**'s own set of problems, each with one right and nine wrong solutions: the monitor `one_to_many` takes
+  the run's rollouts instead, as many as a group has.
 """
 
 
@@ -133,15 +133,15 @@ METHODS = (
            "distilled/test_reward_models.py"),
     Method("Over-optimisation", "2406.02900", "monitor", (f"{MONITORS}.overoptimisation:OverOptimisation",),
            "over_optimisation", "monitors/test_statistics.py"),
-    Method("STARC", "2309.15257", "functions",
-           (f"{MONITORS}.starc:canonical", f"{MONITORS}.starc:distance", f"{MONITORS}.starc:group_distance"), "",
-           "monitors/test_statistics.py"),
-    Method("Policy cliff", "2507.20150", "functions",
-           (f"{MONITORS}.cliff:flip_rate", f"{MONITORS}.cliff:softmax_distance", f"{MONITORS}.cliff:fragile_frac"), "",
-           "monitors/test_statistics.py"),
-    Method("RewardMATH", "2410.01729", "functions",
-           (f"{MONITORS}.rewardmath:rank_of_right", f"{MONITORS}.rewardmath:summary"), "",
-           "monitors/test_statistics.py"),
+    Method("STARC", "2309.15257", "monitor",
+           (f"{MONITORS}.starc:Starc", f"{MONITORS}.starc:canonical", f"{MONITORS}.starc:group_distance"), "monitors",
+           "monitors/test_measuring.py"),
+    Method("Policy cliff", "2507.20150", "monitor",
+           (f"{MONITORS}.cliff:PolicyCliff", f"{MONITORS}.cliff:softmax_distance", f"{MONITORS}.cliff:fragile_frac"),
+           "monitors", "monitors/test_measuring.py"),
+    Method("RewardMATH", "2410.01729", "monitor",
+           (f"{MONITORS}.rewardmath:OneToMany", f"{MONITORS}.rewardmath:rank_of_right"), "monitors",
+           "monitors/test_measuring.py"),
 )  # fmt: skip
 
 

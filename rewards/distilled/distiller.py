@@ -33,6 +33,8 @@ from rewards.distilled.learnt import Model
 from rewards.distilled.models import MODELS
 from rewards.distilled.publishing import Announcement, Board, State, read, write
 from rewards.labels import Labels, News, pair
+from rewards.monitors.cliff import flip_rate
+from rewards.monitors.starc import group_distance
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +101,8 @@ class Distiller:
         self._stopping = False
         self._stage = "has just started"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"distil-{name}", initializer=_one_core)
-        self.loss = self.agreement = math.nan
-        """Of the last fit, and of the last model that was compared."""
+        self.loss = self.agreement = self.starc = self.flips = math.nan
+        """Of the last fit, of the last model that was compared, and of the last two versions with each other."""
         self.num_refused = 0
         self._resume()
 
@@ -123,13 +125,11 @@ class Distiller:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def stop(self) -> None:
-        """Finish what is under way, then let `run` return."""
-        self._stopping = True
+        self._stopping = True  # what is under way is finished, then `run` returns
 
     @property
     def version(self) -> str:
-        """The last published."""
-        return f"{self._section.use}.{self._number}"
+        return f"{self._section.use}.{self._number}"  # the last published
 
     def snapshot(self) -> dict[str, float]:
         """Metrics by name; what is not known yet is NaN."""
@@ -145,6 +145,8 @@ class Distiller:
             f"{area}_num_refused": float(self.num_refused),
             f"{area}_agreement_frac": self.agreement,
             f"{area}_loss": self.loss,
+            f"{area}_starc_distance": self.starc,
+            f"{area}_flip_frac": self.flips,
         }
 
     def waiting(self) -> str:
@@ -174,6 +176,8 @@ class Distiller:
             self.num_refused += 1
             self._save()
             return
+        if self._published and self._model.learns:
+            self._compare_versions()
         version = f"{self._section.use}.{self._number + 1}"
         state, path = self._model.state(training=False), self._directory / f"{version}.model"
         write(path, state)
@@ -203,6 +207,11 @@ class Distiller:
             text = "distilled model '%s' is not published: agreement %.3f on %d held-out labels, published %.3f"
             log.info(text, self.name, self.agreement, len(keys), current)
         return good
+
+    def _compare_versions(self) -> None:
+        groups = self._labels.shown()
+        before, now = ([model.predict(texts) for texts in groups] for model in (self._rival, self._model))
+        self.starc, self.flips = group_distance(before, now), flip_rate(before, now)
 
     def _announce(self) -> None:
         assert self._published is not None

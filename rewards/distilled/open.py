@@ -129,8 +129,8 @@ def can_begin(config: RunConfig) -> None:
                 raise ConfigError(
                     f"distilled.{name} might never be published: reward '{reward}' lets the first {num_groups} groups "
                     f"wait for it, which bring at most {labels} labels, {held_out:g} of them held out, and "
-                    f"min_held_out = {section.min_held_out}. Raise held_out_frac, lower min_held_out to half of that, or set "
-                    "missing = 0.0 instead of on_missing = 'wait'."
+                    f"min_held_out = {section.min_held_out}. Raise held_out_frac, lower min_held_out to half of "
+                    "that, or set missing = 0.0 instead of on_missing = 'wait'."
                 )
 
 

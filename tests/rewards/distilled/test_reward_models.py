@@ -27,6 +27,8 @@ from rewards.distilled.store import RedisLabels
 from rewards.judges.keyword import KeywordJudge
 from rewards.judges.types import Call
 from rewards.labels import MAX_SHOWN, Against, Label, MemoryLabels, pair, pair_of
+from rewards.monitors.cliff import flip_rate
+from rewards.monitors.starc import group_distance
 from rewards.shaping.par import sigmoid
 from rewards.signals.exact import Exact
 from tests.rewards.groups import group
@@ -238,3 +240,28 @@ def test_a_table_keeps_the_newest_groups_that_it_is_shown(kind, redis_url):
     assert len(shown) == MAX_SHOWN
     assert shown[0] == (f"{MAX_SHOWN + 2}", "x")
     assert shown[-1] == ("3", "x")
+
+
+async def test_a_new_version_is_compared_with_the_one_before_on_groups_that_were_seen(tmp_path, monkeypatch):
+    section = DistilledSection(
+        use="bradley_terry", options={**FAST, "early_steps": 4, "lr": 0.01}, min_held_out=1, min_agreement=0.0,
+        held_out_frac=0.3,
+    )  # fmt: skip
+    labels = MemoryLabels()
+    distiller = Distiller("rm", section, labels=labels, board=MemoryBoard(), directory=tmp_path, relabel=lambda _: None)
+    monkeypatch.setattr("rewards.distilled.distiller.passes", lambda *_: True)
+    groups = [tuple(f"{i} {word}" for word in ("one", "two", "three")) for i in range(4)]
+    scores = []
+    for part in range(2):
+        labels.add({pair(f"good {part} {i}", f"bad {part} {i}"): Label(1.0) for i in range(12)})
+        distiller._learn(labels.news(distiller._cursor, 99, 0))
+        scores.append([distiller._model.predict(texts) for texts in groups])
+        for texts in groups:
+            labels.show(texts)
+        distiller._try_to_publish()
+        if not part:
+            assert math.isnan(distiller.snapshot()["distilled/rm_starc_distance"]), "there is nothing to compare with"
+    told = distiller.snapshot()
+    assert told["distilled/rm_starc_distance"] == pytest.approx(group_distance(*(s[::-1] for s in scores)))
+    assert told["distilled/rm_flip_frac"] == flip_rate(*scores)
+    assert 0 < told["distilled/rm_starc_distance"] < 1
