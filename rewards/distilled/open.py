@@ -114,8 +114,10 @@ def judge_of(name: str, config: RunConfig, complete: Complete | None) -> Version
 def can_begin(config: RunConfig) -> None:
     """Groups that wait for a first version must be enough to publish one: while they wait no others are sampled.
 
-    Raises ConfigError unless they bring twice the held-out labels that are needed; which are held out is chance.
+    Raises ConfigError unless they bring twice the held-out labels that are needed, since which are held out is chance;
+    and if held-out tasks, which are graded before the first group, would wait as well.
     """
+    graded = config.evaluation.reward or config.reward_names[0]
     num_groups = (config.learner.max_staleness + 1) * config.learner.groups_per_step
     for name, section in config.distilled.items():
         for reward, signal in using(name, config).items():
@@ -123,6 +125,11 @@ def can_begin(config: RunConfig) -> None:
             each = signal.labels_per_group(config.rollout.group_size)
             if not waits or each is None:
                 continue
+            if reward == graded:
+                raise ConfigError(
+                    f"reward '{reward}' waits for the first version of distilled.{name}, and cannot grade held-out "
+                    "tasks before there is one. Set evaluation.reward to another reward, which may have weight = 0."
+                )
             labels = num_groups * each
             held_out = labels * section.held_out_frac
             if held_out < 2 * section.min_held_out:

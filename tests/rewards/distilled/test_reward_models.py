@@ -213,15 +213,19 @@ def test_the_rewards_say_how_a_model_s_labels_are_made():
 
 def test_groups_that_wait_for_a_first_version_must_bring_the_labels_for_one():
     waiting = {**RECIPE["rewards"][0], "on_missing": "wait"}
-    recipe = {**RECIPE, "rewards": [waiting], "learner": {"groups_per_step": 8}, "rollout": {"group_size": 4}}
+    recipe = {**RECIPE, "learner": {"groups_per_step": 8}, "rollout": {"group_size": 4}}
+    with pytest.raises(ConfigError, match=r"cannot grade held-out tasks before.*evaluation\.reward"):
+        can_begin(parse({**recipe, "rewards": [waiting]}))
+    graded = {"use": "exact", "weight": 0.0}
+    recipe["rewards"] = [graded, waiting]
     with pytest.raises(ConfigError, match=r"first 16 groups.* 64 labels, 6\.4 of them.*min_held_out = 50"):
         can_begin(parse(recipe))
     able = {"rm": {**RECIPE["distilled"]["rm"], "min_held_out": 3}}
     can_begin(parse({**recipe, "distilled": able}))
-    can_begin(parse({**recipe, "rewards": [{**waiting, "on_missing": "drop_rollout"}]}))
+    can_begin(parse({**recipe, "rewards": [graded, {**waiting, "on_missing": "drop_rollout"}]}))
     cooper = {"use": "cooper", "on_missing": "wait", "options": {"model": "rm"}}
     with pytest.raises(ConfigError, match="at most 16 labels"):
-        can_begin(parse({**recipe, "rewards": [cooper], "distilled": able}))
+        can_begin(parse({**recipe, "rewards": [graded, cooper], "distilled": able}))
 
 
 def test_a_reward_model_can_begin_with_the_policy_s_initial_model():
