@@ -94,6 +94,8 @@ class VllmEngine:
         from vllm.config import WeightTransferConfig
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        from actors.stats import stat_loggers
+
         self._nccl = config.weights.transport == "nccl"
         backend = "nccl" if self._nccl else _pull_backend()
         arguments: dict[str, Any] = {
@@ -109,6 +111,7 @@ class VllmEngine:
             "weight_transfer_config": WeightTransferConfig(backend=backend),
             "worker_extension_cls": "actors.receive.Extension",
             "disable_log_stats": True,
+            "served_model_name": config.run.name,  # a label of its metrics
             "seed": config.seed,
         }
         if _on_cpu():
@@ -117,8 +120,8 @@ class VllmEngine:
             arguments |= {"gpu_memory_utilization": config.engine.gpu_memory_frac}
         lora = config.learner.lora
         self._adapter = AdapterFolder(lora, model_dir) if lora else None
-        arguments |= self._adapter.arguments if self._adapter else {}
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(arguments | config.engine.options)))
+        arguments |= (self._adapter.arguments if self._adapter else {}) | config.engine.options
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=stat_loggers(config.tracking))
         self._stop_tokens = list(stop_tokens)
         self._mode: Literal["keep", "wait", "abort"] = config.weights.pause_mode
         self._ready_to_receive = False

@@ -33,7 +33,7 @@ def run_directory(settings: RunConfig) -> Path:
     Raises ConfigError for a relative `run.dir` inside a submitted job, whose working directory is thrown away.
     """
     base = Path(settings.run.dir)
-    if not base.is_absolute() and _in_submitted_job():
+    if not base.is_absolute() and submission_id():
         if "KANABO_RUNS" not in os.environ:
             raise ConfigError(
                 f"run.dir = '{base}' is relative, and a submitted job's working directory is thrown away. "
@@ -43,9 +43,10 @@ def run_directory(settings: RunConfig) -> Path:
     return (base / settings.run.name).absolute()
 
 
-def _in_submitted_job() -> bool:
+def submission_id() -> str | None:
+    """Of the Ray job that this driver was submitted as, if it was."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    return "job_submission_id" in job.get("metadata", {})
+    return job.get("metadata", {}).get("job_submission_id")
 
 
 def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[str]:

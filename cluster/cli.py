@@ -28,9 +28,13 @@ COMMANDS = {
     "evaluate": "How good a model is at some tasks.",
     "rescore": "Another judge on stored groups: agreement, flips, cost.",
     "export": "A checkpoint as a plain Hugging Face directory.",
+    "replay": "A recorded step once more, compared bit by bit.",
+    "console": "The web page of a run that has ended.",
     "doctor": "What is installed and reachable here, and the remedy for what is not.",
 }
 """Names of the modules with a `main`. Only the one that is called is imported."""
+PACKAGES = ("console",)
+"""Those whose `main` is in `__main__`."""
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or the path of its directory.")]
 RunsDir = Annotated[
@@ -51,7 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: '{name}' is no command. {nearest(name, COMMANDS)}See kanabo --help.", file=sys.stderr)
         raise SystemExit(2)
     sys.path.insert(0, os.getcwd())  # as `python -m` does: a recipe may name a reward of the folder it is called in
-    start(import_module(f"cluster.{name}").main, f"kanabo {name}", arguments[1:])
+    module = f"cluster.{name}.__main__" if name in PACKAGES else f"cluster.{name}"
+    start(import_module(module).main, f"kanabo {name}", arguments[1:])
 
 
 def start(command: Callable[..., None], program: str | None = None, arguments: list[str] | None = None) -> None:

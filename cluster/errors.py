@@ -42,6 +42,10 @@ class PluginError(KanaboError):
     """A plug-in of the learner's broke its contract; it is deterministic, so nothing is tried again."""
 
 
+class StartFailed(KanaboError):
+    """An actor could not be made, which is deterministic too."""
+
+
 class Diverged(KanaboError):
     """Several gradients in a row were not finite."""
 

@@ -19,6 +19,7 @@ from cluster import cli, config
 from cluster.config import RunConfig
 from cluster.errors import ConfigError
 from cluster.groupfile import rollout_row, writer
+from cluster.table import show_facts
 from cluster.types import Group
 
 DATA = (".jsonl", ".parquet")
@@ -63,7 +64,7 @@ def main(
     if as_json:
         cli.print_json(result)
     else:
-        _show(result)
+        show_facts(f"kanabo · {result['model']} on {result['tasks']}", result)
     if result["num_graded"] == 0:
         raise typer.Exit(1)
 
@@ -136,19 +137,6 @@ def figures(groups: Sequence[Group], rewards: Sequence[float]) -> dict[str, Any]
 def _row(group: Group, reward: float) -> dict[str, Any]:
     row = {"task": group.task.id, "prompt": group.task.prompt, "reference": group.task.answer, "reward": reward}
     return row | rollout_row(group.rollouts[0])
-
-
-def _show(result: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from cluster.table import console, number
-
-    table = Table(title=f"kanabo · {result['model']} on {result['tasks']}", show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    for key, value in result.items():
-        table.add_row(key, number(value, ".4g") if isinstance(value, float) or value is None else str(value))
-    console.print(table)
 
 
 if __name__ == "__main__":

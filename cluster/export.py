@@ -80,7 +80,8 @@ def export(source: Path, target: Path, *, adapter: bool = False) -> dict[str, An
             for path in files:
                 _copy(path, draft / path.relative_to(source), advance)
         if merging:
-            _merge(source, draft)
+            with cli.progress("merging the adapter"):
+                _merge(source, draft)
         written = [path for path in draft.rglob("*") if path.is_file()]
         result = {"files": len(written), "bytes": sum(path.stat().st_size for path in written)}
         # A run removes a manifest before anything else: while it is there, all files were.

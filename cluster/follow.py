@@ -146,7 +146,8 @@ class Follower:
 
     def _on_rollout(self, fields: dict[str, Any]) -> None:
         self._tokens += fields["tokens"]
-        self._seconds += fields["seconds"] / self._config.rollout.workers
+        there = self._counts().get("workers/num_rollout") or self._config.rollout.workers
+        self._seconds += fields["seconds"] / there
         self._leases_lost += fields["leases_lost"]
         self._spend(fields)
 

@@ -28,6 +28,7 @@ DASHBOARDS: dict[str, dict[str, list[str]]] = {
     },
     "Judges": {
         "Queue": ["judge/*_queue_depth"],
+        "Longest wait in it, s": ["judge/*_queue_age_s"],
         "Latency, s": ["judge/*_latency_p50_s", "judge/*_latency_p95_s"],
         "Answered from what is known": ["judge/*_hit_frac"],
         "Unreadable or failed": ["judge/*_invalid_frac"],
@@ -61,6 +62,16 @@ DASHBOARDS: dict[str, dict[str, list[str]]] = {
         "Loss": ["loss/policy"],
         "Ratios clipped": ["loss/clipped_frac"],
     },
+    "Engines": {
+        "Sequences in flight, and waiting": ["vllm:num_requests_running", "vllm:num_requests_waiting"],
+        "Tokens a second": ["vllm:generation_tokens_total", "vllm:prompt_tokens_total"],
+        "Key-value cache in use": ["vllm:kv_cache_usage_perc"],
+        "Requests turned out of the cache, a second": ["vllm:num_preemptions_total"],
+        "Seconds of a request, and of its waiting (mean)": [
+            "vllm:e2e_request_latency_seconds",
+            "vllm:request_queue_time_seconds",
+        ],
+    },
     "Failures": {
         "Infrastructure": ["failures/num_infrastructure"],
         "Data": ["failures/num_data"],
@@ -70,13 +81,29 @@ DASHBOARDS: dict[str, dict[str, list[str]]] = {
         "Groups dropped, by reason": ["buffer/num_dropped_*"],
     },
 }
-"""Dashboard → panel → metrics."""
+"""Dashboard → panel → metrics: the run's, or vLLM's (`vllm:…`; `_total` is shown as a rate, `_seconds` as a mean)."""
+
+
+def found_as(metric: str) -> str:
+    """The name that Prometheus knows it by."""
+    return f"ray_{metric.replace(':', '_') if metric.startswith('vllm:') else exported(metric)}"
+
+
+def _of_vllm(name: str) -> str:
+    labels = '{model_name=~"$run"}'
+    if name.endswith("_total"):
+        return f"rate({name}{labels}[1m])"
+    if name.endswith("_seconds"):
+        return f"rate({name}_sum{labels}[1m]) / rate({name}_count{labels}[1m])"
+    return f"{name}{labels}"
 
 
 def expression(metric: str) -> str:
     """What Prometheus is asked; a `*` stands for any part of a name."""
+    if metric.startswith("vllm:"):
+        return _of_vllm(found_as(metric))
     if "*" not in metric:
-        return f'ray_{exported(metric)}{{run=~"$run"}}'
+        return f'{found_as(metric)}{{run=~"$run"}}'
     before, after = metric.split("*")
     after = after.replace("/", "_")
     return f'{{__name__=~"ray_{exported(before)}.+{after}", run=~"$run"}}'
@@ -126,9 +153,9 @@ def _escaped(expression: str) -> str:
 
 
 def _unit(metric: str) -> str:
-    if metric.endswith("_frac"):
+    if metric.endswith(("_frac", "_perc")):
         return "percentunit"
-    return "s" if metric.endswith("_s") and not metric.endswith("_per_s") else "short"
+    return "s" if metric.endswith(("_s", "_seconds")) and not metric.endswith("_per_s") else "short"
 
 
 def write(place: Path) -> list[Path]:

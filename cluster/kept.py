@@ -59,6 +59,9 @@ class KeptGroup:
     advantages: tuple[np.ndarray, ...]
     """Per rollout: [1] (one for all its tokens) or [T] float32."""
     scores: dict[str, Scores]
+    logprobs: tuple[np.ndarray, ...] = ()
+    """Per rollout [T] float32: what the learner gave its tokens before the step, nats; NaN where it did not, or where
+    another rank did. Empty if nobody said."""
 
 
 def glance(group: Group, scores: Mapping[str, Scores]) -> Glance:
@@ -91,13 +94,20 @@ class Keeper:
             del self._counts[path]
 
     def add(
-        self, step: int, groups: Sequence[Group], record: CutRecord, scores: Mapping[str, Mapping[str, Scores]]
+        self,
+        step: int,
+        groups: Sequence[Group],
+        record: CutRecord,
+        scores: Mapping[str, Mapping[str, Scores]],
+        logprobs: Sequence[tuple[np.ndarray, ...]] = (),
     ) -> None:
-        """Keep the groups of a step. Waits for the write before, and raises what that raised."""
+        """Keep the groups of a step, with the learner's `logprobs` by group and rollout if it said any. Waits for the
+        write before, and raises what that raised.
+        """
         self.finish()
         if not groups:
             return
-        self._under_way = self._writer.submit(self._write, step, groups, record, scores)
+        self._under_way = self._writer.submit(self._write, step, groups, record, scores, logprobs)
 
     def finish(self) -> None:
         """Wait for the write under way; raises OSError if it failed."""
@@ -105,13 +115,19 @@ class Keeper:
             self._under_way.result()
 
     def _write(
-        self, step: int, groups: Sequence[Group], record: CutRecord, scores: Mapping[str, Mapping[str, Scores]]
+        self,
+        step: int,
+        groups: Sequence[Group],
+        record: CutRecord,
+        scores: Mapping[str, Mapping[str, Scores]],
+        logprobs: Sequence[tuple[np.ndarray, ...]],
     ) -> None:
         entries, bodies, offset = [], [], 0
-        credit = list(zip(groups, record.rewards, record.advantages, strict=True))[-self._limit :]
-        for group, rewards, advantages in credit:
+        said = logprobs or [()] * len(groups)
+        credit = list(zip(groups, record.rewards, record.advantages, said, strict=True))[-self._limit :]
+        for group, rewards, advantages, learners in credit:
             evidence = dict(scores.get(group.id, {}))
-            body = encode(KeptGroup(group, step, rewards, advantages, evidence))
+            body = encode(KeptGroup(group, step, rewards, advantages, evidence, learners))
             found = glance(group, evidence)
             mixed = tuple(map(float, rewards))
             entries.append(replace(found, step=step, rewards=mixed, offset=offset, size=len(body)))

@@ -1,4 +1,4 @@
-"""Ray on this machine or a cluster: joined or started, what it can hold, and how its cores are shared out."""
+"""Ray on this machine or a cluster: joined or started, how its cores are shared out, and how its processes end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
@@ -27,8 +26,9 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from cluster.config import JudgeSection, RunConfig
-from cluster.errors import ConfigError, InfrastructureError, one_line
+from cluster.config import RunConfig
+from cluster.errors import ConfigError, InfrastructureError, StartFailed, one_line
+from cluster.room import needed_cpus
 
 INFRASTRUCTURE = (
     InfrastructureError, RayActorError, ActorUnschedulableError, NodeDiedError, ObjectLostError, OutOfMemoryError,
@@ -41,22 +41,6 @@ CLOSE_S = 20.0
 """For actors to close before they are killed."""
 JOIN_S = 10.0
 """A cluster's head answers within this time, or it is not there."""
-
-
-def needed_cpus(config: RunConfig) -> float:
-    judges = sum(judge.replicas * judge.cpus for judge in _placed(config).values())
-    return (
-        config.rollout.workers
-        + config.learner.ranks
-        + 0.1 * config.reward_workers.workers
-        + len(config.distilled)
-        + judges
-    )
-
-
-def _placed(config: RunConfig) -> dict[str, JudgeSection]:
-    """Judges that take room of their own."""
-    return {name: judge for name, judge in config.judges.items() if judge.kind == "vllm"}
 
 
 def start_ray(config: RunConfig) -> None:
@@ -110,60 +94,10 @@ def reachable_address() -> str:
     return ray.util.get_node_ip_address() if "RAY_ADDRESS" in os.environ else "127.0.0.1"
 
 
-def check_placement(config: RunConfig) -> None:
-    """Raises ConfigError if the cluster, as it is now, cannot hold what the recipe asks for."""
-    if config.weights.transport == "nccl" and not on_gpu():
-        raise ConfigError(
-            "weights.transport = 'nccl' needs GPUs, and the cluster has none. "
-            "Set weights.transport=pull, or submit the job to a cluster with GPUs."
-        )
-    gpu = {"GPU": 1.0} if on_gpu() else {}
-    engine = {"CPU": 1.0, **{k: v * config.engine.tensor_parallel for k, v in gpu.items()}}
-    bundles = [engine] * config.rollout.workers + [{"CPU": 1.0, **gpu}] * config.learner.ranks
-    bundles += [{"CPU": 0.1}] * config.reward_workers.workers + [{"CPU": 1.0}] * len(config.distilled)
-    judges = _placed(config)
-    for judge in judges.values():
-        bundles += [{"CPU": judge.cpus, **dict.fromkeys(gpu, judge.gpus)}] * judge.replicas
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if missing := unplaceable(bundles, nodes):
-        have = [", ".join(f"{node.get(k, 0):g} {k}" for k in engine) for node in nodes]
-        replicas = "".join(f", judges.{name}.replicas = {judge.replicas}" for name, judge in judges.items())
-        raise ConfigError(
-            f"the cluster cannot hold rollout.workers = {config.rollout.workers}{replicas} and learner.ranks = "
-            f"{config.learner.ranks}: there is no room for {missing}. Its nodes have {'; '.join(have)}. "
-            f"Lower rollout.workers, learner.ranks{', replicas, cpus or gpus of judges' if judges else ''} or "
-            "engine.tensor_parallel, or add nodes."
-        )
-
-
-def unplaceable(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[str, float]]) -> str:
-    """What of `bundles` finds no node, each being for one process: "2 of 4 × {GPU: 2}; the largest …", or nothing.
-
-    First fit, the largest first: exact where all bundles of a kind are equal, as they are here, up to packing.
-    """
-    left = [dict(node) for node in nodes]
-    homeless: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
-    for bundle in sorted(bundles, key=lambda b: [b.get("GPU", 0), b.get("CPU", 0)], reverse=True):
-        kind = ", ".join(f"{amount:g} {name}" for name, amount in bundle.items() if amount)
-        asked[kind] += 1
-        home = next((n for n in left if all(n.get(k, 0) >= v - 1e-9 for k, v in bundle.items())), None)
-        if home is None:
-            homeless[kind] += 1
-            continue
-        for name, amount in bundle.items():
-            home[name] = home.get(name, 0) - amount
-    return "; ".join(f"{count} of {asked[kind]} places with {kind}" for kind, count in homeless.items())
-
-
 def scraped_at() -> str:
     """Where Prometheus finds this node's metrics, the run's among them."""
     here = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
     return f"http://{here['NodeManagerAddress']}:{here['MetricsExportPort']}/metrics"
-
-
-def on_gpu() -> bool:
-    return ray.cluster_resources().get("GPU", 0) > 0
 
 
 def threads(config: RunConfig, part: str) -> int:
@@ -218,6 +152,10 @@ def shared_memory_of_children() -> set[Path]:
 
 def cause_of(error: BaseException | None) -> BaseException | None:
     """What was raised in the actor."""
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return StartFailed(
+            f"an actor could not be made: {str(error).strip().splitlines()[-1]}"
+        )  # text is all Ray keeps
     return error.cause if isinstance(error, RayTaskError) else error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.config import RunConfig
+from cluster.room import labelled
 
 BYTES_PER_TOKEN = 9
 """A stored token: id, mask, log-prob."""
@@ -27,12 +28,22 @@ def plan(settings: RunConfig, directory: Path) -> str:
             f"{_count(rollout.workers, 'engine')} ({settings.engine.use}), "
             f"{_count(settings.reward_workers.workers, 'reward worker')}, {_count(learner.ranks, 'learner rank')} "
             f"(ZeRO-{learner.zero_stage}, {learner.dtype}).",
+            *_placement(settings),
             f"{learner.steps} steps on '{settings.tasks.use}', model '{settings.model.path}', rewards: {rewards}.",
             f"{_often(settings.evaluation.every_steps, 'Evaluation')}; "
             f"{_often(settings.checkpoint.every_steps, 'checkpoint')}.",
             f"Everything goes to {directory}.",
         ]
     )
+
+
+def _placement(settings: RunConfig) -> list[str]:
+    """Where the workers go, if not just anywhere."""
+    layout, on = settings.placement.layout, labelled(settings)
+    if layout == "any" and not on:
+        return []
+    on = f": {on}, which a cluster's nodes must carry" if on else ""
+    return [f"Placement '{layout}'{on}."]
 
 
 def _count(number: int, what: str) -> str:

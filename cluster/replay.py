@@ -1,11 +1,10 @@
 """Run one recorded step again: `python -m cluster.replay RUN --step N`.
 
-Exit codes: 0 the same to the last bit · 1 it came out differently · 2 there is no such step.
+Exit codes: 0 the same to the last bit · 1 it came out differently · 2 no such run or step.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import socket
@@ -14,25 +13,25 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import config, nodes, table
-from cluster.errors import ConfigError
+from cluster import cli, config, nodes, table
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="A run's directory, e.g. runs/quickstart.")],
-    step: Annotated[int, typer.Option(help="The step, counted from 1 as in metrics.jsonl.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")] = False,
+    run: cli.RunName,
+    step: Annotated[int, typer.Option("--step", metavar="N", help="Counted from 1, as in metrics.jsonl.")],
+    directory: cli.RunsDir = None,
+    as_json: cli.AsJson = False,
 ) -> None:
-    """Train on one recorded step again and compare losses, gradient norm and weights bit by bit."""
-    try:
-        before, after = replay(run, step)
-    except ConfigError as error:
-        table.console.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
+    """Train on one recorded step again and compare losses, gradient norm and weights bit by bit.
+
+    Exit codes: 0 the same to the last bit · 1 it came out differently · 2 no such run or step.
+    """
+    with cli.exit_codes(), cli.progress(f"step {step}"):
+        before, after = replay(cli.find_run(run, directory), step)
     different = [k for k, v in before["metrics"].items() if after["metrics"].get(k) != v]
     different += ["weights"] if before["weights_sha256"] != after["weights_sha256"] else []
     if as_json:
-        print(json.dumps({"step": step, "different": different, "before": before, "after": after}))
+        cli.print_json({"step": step, "different": different, "before": before, "after": after})
     else:
         _show(step, before, after, different)
     raise typer.Exit(1 if different else 0)
@@ -76,4 +75,4 @@ def _show(step: int, before: dict[str, Any], after: dict[str, Any], different: l
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    cli.start(main)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,11 +17,12 @@ import numpy as np
 import typer
 
 from cluster import cli, config
-from cluster.buffer.look import Seen, look
+from cluster.buffer.look import Seen, count, look
 from cluster.config import RunConfig
 from cluster.errors import ConfigError, nearest
 from cluster.groupfile import writer
 from cluster.reach import connected
+from cluster.table import show_facts
 from cluster.types import Group, Scores
 
 AT_ONCE = 16
@@ -64,8 +65,8 @@ def main(
         settings = config.parse(config.overridden(tree, overrides or []), where=str(found / "config.toml"))
         settings, name = _with(settings, signal)
         against = against or name
-        with connected(found) as connection:
-            stored = _comparable(list(look(connection)), against, limit)
+        with connected(found) as connection, cli.progress("reading groups", count(connection)) as advance:
+            stored = _comparable(_told(look(connection), advance), against, limit)
         if not stored:
             raise ConfigError(
                 f"run '{found.name}' has no stored group with scores of '{against}'. Groups of steps before the last "
@@ -80,7 +81,7 @@ def main(
     if as_json:
         cli.print_json(result)
     else:
-        _show(result)
+        show_facts(f"kanabo · {found.name}: '{name}' again", result)
     if result["num_known"] == 0:
         raise typer.Exit(1)
 
@@ -105,12 +106,19 @@ def _with(settings: RunConfig, signal: str) -> tuple[RunConfig, str]:
     return settings, list(settings.reward_names)[-1]
 
 
-def _comparable(seen: Sequence[Seen], against: str, limit: int | None) -> list[Seen]:
+def _told(seen: Iterable[Seen], advance: Any) -> Iterator[Seen]:
+    for one in seen:
+        advance(1)
+        yield one
+
+
+def _comparable(seen: Iterable[Seen], against: str, limit: int | None) -> list[Seen]:
     return [s for s in seen if s.group is not None and against in s.scores][:limit]
 
 
 async def rescore(settings: RunConfig, name: str, against: str, stored: Sequence[Seen]) -> list[Rescored]:
     """What the reward called `name` says of these groups now. Raises ConfigError; a failed call is `failed`."""
+    from rewards.asking import ask
     from rewards.base import Services
     from rewards.judges.archive import MemoryArchive
     from rewards.judges.open import open_judges
@@ -125,17 +133,13 @@ async def rescore(settings: RunConfig, name: str, against: str, stored: Sequence
     async def one(seen: Seen, advance: Any) -> Rescored:
         assert seen.group is not None
         async with places:
-            try:
-                scores = await asyncio.wait_for(signal.score(seen.group, services), section.timeout_s)
-            except ConfigError:
-                raise
-            except Exception as error:  # a signal of the user's own, or a judge that is away
-                scores = Scores.failed(len(seen.group), f"{type(error).__name__}: {error}")
+            scores, _ = await ask(signal, seen.group, services, section.timeout_s)
         advance(1)
         return Rescored(seen.group, seen.scores[against].values, scores)
 
     try:
-        await signal.prepare(services)
+        with cli.progress("waiting for judges"):
+            await signal.prepare(services)
         with cli.progress(f"{len(stored)} groups", len(stored)) as advance:
             return await asyncio.gather(*(one(seen, advance) for seen in stored))
     finally:
@@ -188,21 +192,6 @@ def _mean(values: Any) -> float | None:
 
 def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _show(result: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from cluster.table import console, number
-
-    table = Table(
-        title=f"kanabo · {result['run']}: '{result['signal']}' again", show_header=False, title_justify="left"
-    )
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    for key, value in result.items():
-        table.add_row(key, number(value, ".4g") if isinstance(value, float) or value is None else str(value))
-    console.print(table)
 
 
 if __name__ == "__main__":

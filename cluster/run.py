@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -50,6 +51,8 @@ def main(
             table.console.print(f"[yellow]warning[/] {_plain(warning)}", highlight=False, soft_wrap=True)
         if dry_run:
             table.console.print(plan(settings, directory), highlight=False, soft_wrap=True)
+            if "RAY_ADDRESS" in os.environ:
+                table.console.print(_room(settings), highlight=False, soft_wrap=True)
             if as_json:
                 cli.print_json(config.tree_of(settings))
             raise typer.Exit(0)
@@ -65,10 +68,23 @@ def main(
     raise typer.Exit(code)
 
 
+def _room(settings: RunConfig) -> str:
+    """Whether the cluster that $RAY_ADDRESS names could hold it, in words. Raises ConfigError if not."""
+    from cluster import nodes, placement
+
+    try:
+        with cli.progress(f"asking Ray at {os.environ['RAY_ADDRESS']}"):
+            nodes.start_ray(settings)
+            placement.check(settings)
+    finally:
+        _shut_down()
+    return f"The cluster at {os.environ['RAY_ADDRESS']} has room for all of it."
+
+
 def run(settings: RunConfig, recipe: str, directory: Path) -> int:
     """Run a checked recipe in `directory`; returns the exit code. Raises ConfigError before anything is trained."""
     from actors.models import prepare
-    from cluster import nodes, topology
+    from cluster import nodes, placement, topology
     from cluster.store import Store
 
     nodes.settle()
@@ -77,7 +93,7 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
     with ExitStack() as at_exit:
         at_exit.callback(_shut_down)
         nodes.start_ray(settings)
-        nodes.check_placement(settings)
+        placement.check(settings)
         at_exit.enter_context(own(directory))  # before anything is written there
         check.used_directory(settings, directory)
         if resume_from is not None:
@@ -95,21 +111,24 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
 
 
 async def _drive(site, store, recipe: str, resume_from: Path | None, begun: float) -> int:
-    from cluster import nodes, topology
+    from cluster import nodes, placement, topology
+    from cluster.elastic import Elastic
     from cluster.scraped import Scraped
+    from cluster.submitted import tell_job
     from cluster.supervise import Supervisor
 
     settings, directory = site.config, Path(site.run_dir)
     buffer = Buffer(site.url, site.run_id)  # not as patient as the lap's: it has not begun, or has ended
     buffer.configure(check.limits(settings))
     buffer.forsake(topology.POLICY)  # every worker of an earlier life is gone
-    recorder = metrics.Recorder(
-        directory, settings.tracking, settings.run.name, config.tree_of(settings), [Scraped(settings.run.name)]
-    )
+    placement.reserve(settings, site.run_id)
+    sinks = [Scraped(settings.run.name), elastic := Elastic(settings)]
+    recorder = metrics.Recorder(directory, settings.tracking, settings.run.name, config.tree_of(settings), sinks)
     recorder.forget_after(checkpoint.read(resume_from).step if resume_from else -1)
     with table.LiveTable(settings.run.name, settings.learner.steps, settings.tracking.live_table) as live:
-        supervisor = Supervisor(site, store, recorder, live)
+        supervisor = Supervisor(site, store, recorder, live, elastic)
         console = _console(site, buffer, supervisor)
+        tell_job({"run": settings.run.name, "recipe": recipe, "console": console.address if console else "none"})
         table.console.print(f"metrics: {nodes.scraped_at()}", highlight=False, soft_wrap=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, supervisor.ask_to_stop)
@@ -130,7 +149,7 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     summary = report.summarize(recipe, directory, time.monotonic() - begun, ledger)
     report.write_summary(directory, summary)
     report.draw_curves(directory)
-    table.show_summary(summary, str(directory))
+    table.show_facts(f"kanabo · {directory}", summary)
     if failure is not None:
         kind = "" if isinstance(failure, KanaboError) else f"{type(failure).__name__}: "
         table.console.print(f"[bold red]failed[/] {kind}{_plain(str(failure))}", highlight=False, soft_wrap=True)

@@ -17,14 +17,16 @@ import ray
 
 from cluster import topology
 from cluster.buffer import Buffer, Wishes
-from cluster.config import RunConfig
+from cluster.elastic import Elastic
 from cluster.nodes import end, result
+from cluster.placement import request
+from cluster.room import roles
 from cluster.topology import POLICY, Site
 from cluster.watch import Watchdog
 
 log = logging.getLogger(__name__)
 
-PLACE: dict[str, Callable[[Site, str], Any]] = {
+PLACE: dict[str, Callable[..., Any]] = {
     "rollout": topology.place_rollout,
     "reward": topology.place_reward,
     "distiller": topology.place_distiller,
@@ -33,13 +35,6 @@ PLACE: dict[str, Callable[[Site, str], Any]] = {
 """By kind of role; a role is a kind, or `kind:NAME` where a recipe names several of it."""
 LOOK_S = 1.0
 """How often the wished numbers are read."""
-
-
-def roles(config: RunConfig) -> dict[str, int]:
-    """Role → workers that a recipe asks for."""
-    judges = {f"judge:{name}": judge.replicas for name, judge in config.judges.items() if judge.kind == "vllm"}
-    distillers = {f"distiller:{name}": 1 for name in config.distilled}
-    return {"rollout": config.rollout.workers, "reward": config.reward_workers.workers, **judges, **distillers}
 
 
 class Staff:
@@ -56,6 +51,8 @@ class Staff:
         """Those that are up or being placed, and are not to leave."""
         self._born: Counter[str] = Counter()
         self._roles = roles(site.config)
+        self._beside: set[str] = set()
+        """Engines in the places that the layout reserves beside the learner."""
         self.may_work = asyncio.Event()
         self.closing = False
 
@@ -75,7 +72,7 @@ class Staff:
         """A worker's whole life; returns when it has left, raises what it died of."""
         if predecessor is not None:
             await asyncio.to_thread(self._buffer.forsake, POLICY, predecessor)
-        worker = PLACE[role.partition(":")[0]](self._site, name)
+        worker = self._place(role, name)
         self._watchdog.expect(name)
         try:
             await worker.ready.remote()
@@ -86,11 +83,20 @@ class Staff:
             await worker.run.remote()
         finally:
             self._watchdog.forget(name)
+            self._beside.discard(name)
             if not self.closing:
                 self._up.pop(name, None)
                 if name in self._leaving:
                     await result(worker.close.remote())
                 ray.kill(worker)
+
+    def _place(self, role: str, name: str) -> Any:
+        place, config = PLACE[role.partition(":")[0]], self._site.config
+        reserved = config.rollout.workers if config.placement.layout == "colocated" else 0
+        if role == "rollout" and len(self._beside) < reserved:
+            self._beside.add(name)
+            return place(self._site, name, beside=True)
+        return place(self._site, name)
 
     def ended(self, role: str, name: str) -> bool:
         """Whether it was to leave. Its successor is placed if not."""
@@ -106,6 +112,10 @@ class Staff:
         """Workers that are up and stay."""
         return [worker for name, worker in self._up.items() if _is(name, role) and name not in self._leaving]
 
+    def up(self) -> dict[str, int]:
+        """How many of each role are up and stay."""
+        return {role: len(self.of(role)) for role in self._roles}
+
     def complete(self) -> bool:
         """Are those up that the lap cannot begin without: all engines, and a replica of each judge groups wait for?
 
@@ -119,10 +129,27 @@ class Staff:
         """How many of each role are there or on their way."""
         return {role: sum(_is(name, role) for name in self._expected) for role in self._roles}
 
+    async def follow_load(self, elastic: Elastic) -> None:
+        """Wish for more or fewer as the load says, and ask Ray's autoscaler for the room of all that are wished for."""
+        asked: dict[str, int] = {}
+        try:
+            while True:
+                for role, count in elastic.wanted(self.counts(), self.up()).items():
+                    log.warning("%s: %d are wanted for this load", role, count)
+                    await asyncio.to_thread(self._wishes.wish, role, count)
+                wished = await asyncio.to_thread(self._wishes.wished)
+                wanted = {role: wished.get(role, count) for role, count in self.counts().items()}
+                if wanted != asked:
+                    await asyncio.to_thread(request, self._site.config, wanted)
+                    asked = wanted
+                await asyncio.sleep(LOOK_S)
+        finally:
+            request(self._site.config, None)
+
     async def follow_wishes(self) -> None:
         """Hire and let go until the numbers are those that were last wished for."""
         while True:
-            await asyncio.to_thread(self._wishes.staff, {role: len(self.of(role)) for role in self._roles})
+            await asyncio.to_thread(self._wishes.staff, self.up())
             wished = await asyncio.to_thread(self._wishes.wished)
             for role, count in self.counts().items():
                 more = wished.get(role, count) - count

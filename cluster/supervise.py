@@ -16,12 +16,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster import checkpoint, metrics
 from cluster.buffer import Buffer
 from cluster.buffer.history import in_words
+from cluster.elastic import Elastic
 from cluster.errors import BudgetSpent, BufferUnavailable, Stalled
 from cluster.follow import Follower
 from cluster.gang import Gang
@@ -43,12 +45,15 @@ T = TypeVar("T")
 class Supervisor:
     """One run, from placing its actors to its last evaluation."""
 
-    def __init__(self, site: Site, store: Store | None, recorder: metrics.Recorder, table: LiveTable) -> None:
+    def __init__(
+        self, site: Site, store: Store | None, recorder: metrics.Recorder, table: LiveTable, elastic: Elastic
+    ) -> None:
         self._site, self._config, self._store, self._table = site, site.config, store, table
         self._buffer, self._recorder = site.buffer(), recorder
         self._follower = Follower(self._buffer, site.config, recorder, table, self._evaluate_soon, self._counts)
         self._watchdog = Watchdog(site.config.run.silent_s, store)
         self._failures = 0
+        self._elastic = elastic
         self._staff = Staff(site, self._buffer, self._watchdog, self._launch)
         self._evaluation = Evaluation(
             self._staff, self._buffer, self._follower, site.config.evaluation, Path(site.run_dir)
@@ -91,7 +96,9 @@ class Supervisor:
         self._resume_from = resume_from
         self._staff.begin()
         self._spawn(self._learn(resume_from), self._learner_ended)
-        background = [self._follower.run, self._relay_stop, self._staff.follow_wishes]
+        background: list[Any] = [self._follower.run, self._relay_stop, self._staff.follow_wishes]
+        if self._elastic.on:
+            background.append(partial(self._staff.follow_load, self._elastic))
         if self._store is not None:
             background += [self._keep_store, self._watchdog.watch_store]
         for forever in background:

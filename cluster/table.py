@@ -16,6 +16,17 @@ def number(value: Any, form: str = ".3g") -> str:
     return "–" if value is None or value != value else format(value, form)
 
 
+def show_facts(title: str, facts: Mapping[str, Any]) -> None:
+    """A line each."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for key, value in facts.items():
+        shown = number(value, ".4g") if isinstance(value, float) or value is None else str(value)
+        table.add_row(key, shown if value != {} else "none")
+    console.print(table)
+
+
 class LiveTable:
     """The last steps, and a line on what the learner waits for. On a pipe it prints a row now and then instead."""
 
@@ -85,14 +96,3 @@ class LiveTable:
         for row in self._rows:
             table.add_row(*row)
         return table
-
-
-def show_summary(summary: Mapping[str, Any], directory: str) -> None:
-    """The end of a run, in a dozen lines."""
-    table = Table(title=f"kanabo · {directory}", show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    for key, value in summary.items():
-        shown = number(value, ".4g") if isinstance(value, float) or value is None else str(value)
-        table.add_row(key, shown if value != {} else "none")
-    console.print(table)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from cluster.config import LearnerSection
@@ -29,6 +28,7 @@ from learner.critic import ValueHead
 from learner.masters import Masters
 from learner.model import attach_row_selection, by_layer, logprobs_of, tied_head
 from learner.optimizer import Guarded, lr_at, make_optimizer, parameter_groups
+from learner.statistics import token_statistics
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_templ*")
@@ -94,16 +94,6 @@ def join(rank: int, world: int, master: tuple[str, int], *, timeout_s: float) ->
         verbose=False,
         timeout=timedelta(seconds=timeout_s),
     )
-
-
-def token_statistics(
-    logits: Float[Tensor, "N V"], tokens: Int[Tensor, " N"], *, entropy_grad: bool
-) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Log-prob of `tokens` and entropy, nats: in fp32 and chunk by chunk, whatever the logits are."""
-    from deepspeed.sequence.vocab_parallel_ops import vocab_parallel_entropy, vocab_parallel_logprobs
-
-    entropy = vocab_parallel_entropy(logits if entropy_grad else logits.detach())
-    return vocab_parallel_logprobs(logits, tokens), entropy
 
 
 class DeepSpeedEngine:

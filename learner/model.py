@@ -84,7 +84,7 @@ def logprobs_of(
         tokens, positions = tokens.reshape(1, -1), positions.reshape(1, -1)
     select.index = target - 1
     try:
-        logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits[0]
+        logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits.squeeze(0)
     finally:
         select.index = None
     temperature = torch.as_tensor(micro.temperature, device=device).flatten()[target]

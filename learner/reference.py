@@ -11,8 +11,9 @@ from torch import Tensor
 
 from cluster.config import LearnerSection
 from cluster.types import Micro
-from learner.engine import DTYPES, DeepSpeedEngine, token_statistics
+from learner.engine import DTYPES, DeepSpeedEngine
 from learner.model import attach_row_selection, logprobs_of
+from learner.statistics import token_statistics
 from learner.terms import build_terms
 
 

@@ -15,6 +15,7 @@ from cluster.errors import ConfigError
 from cluster.kept import Keeper
 from learner.cut import Cut, Mix, Select
 from learner.engine import DeepSpeedEngine, Engine, join
+from learner.hindsight import Hindsight
 from learner.probe import Probe
 from learner.publish import NcclPublisher, PullPublisher
 from learner.reference import reference_for
@@ -69,6 +70,7 @@ def learn(
     saver = _Saver(engine, save, config.checkpoint.every_steps)
     kept = config.tracking.kept_groups
     keeper = Keeper(told.run_dir / "groups", kept, done=engine.step) if told.rank == 0 and kept else None
+    hindsight = Hindsight() if keeper else None
     every = config.checkpoint.record_every_steps
     recorder = StepRecorder(told.run_dir / "replay", engine, told.epoch, every, loss=section.loss.use)
     hooks = Hooks(
@@ -76,7 +78,8 @@ def learn(
         stage=stage,
         before_step=recorder.before,
         after_step=recorder.after,
-        at_step=lambda done, cut: _tell(told, buffer, keeper, done, cut),
+        logprobs=hindsight.hear if hindsight else Hooks.logprobs,
+        at_step=lambda done, cut: _tell(told, buffer, keeper, hindsight, done, cut),
         checkpoint=saver.when_due,
     )
     train(
@@ -107,12 +110,13 @@ class _Saver:
             self._save(self._engine, self._saved)
 
 
-def _tell(told: Rank, buffer: Buffer, keeper: Keeper | None, done: int, cut: Cut) -> None:
+def _tell(told: Rank, buffer: Buffer, keeper: Keeper | None, hindsight: Hindsight | None, done: int, cut: Cut) -> None:
     """What a step trained on, for the console and for `samples.jsonl`; rank 0 does."""
-    if keeper:
+    if keeper and hindsight:
         # A cut that is repeated after a crash knows rewards alone; its evidence is still stored.
         scores = cut.scores or {s.group.id: s.scores for s in buffer.stored(cut.record.groups)}
-        keeper.add(done, cut.groups, cut.record, scores)
+        logprobs = hindsight.take(cut.groups, cut.record, told.config.learner)
+        keeper.add(done, cut.groups, cut.record, scores, logprobs)
     if told.rank == 0:
         for row in samples(done, cut, told.config.tracking.samples_per_step):
             buffer.emit("sample", row)

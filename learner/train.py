@@ -51,6 +51,8 @@ class Hooks:
     """Before the optimizer step number `step` (from 0)."""
     after_step: Callable[[int, Cut, dict[str, float]], None] = lambda step, cut, metrics: None
     """After it, with its metrics, before its weights are published."""
+    logprobs: Callable[[Micro, torch.Tensor], None] = lambda micro, logprobs: None
+    """Each micro-batch, with the log-probs [B, L] that the step's loss is made of."""
     at_step: Callable[[int, Cut], None] = lambda done, cut: None
     """After `done` steps, with what the last one trained on."""
     checkpoint: Callable[[int], None] = lambda done: None
@@ -101,7 +103,7 @@ def train(
         )
         clock.lap("pack")
         hooks.before_step(step, now)
-        metrics = optimize(batch, section, engine, policy_loss, reference, terms)
+        metrics = optimize(batch, section, engine, policy_loss, reference, terms, heard=hooks.logprobs)
         hooks.after_step(step, now, metrics)
         failpoint("learner.after_step")
         clock.lap("optimize")
@@ -130,6 +132,8 @@ def optimize(
     policy_loss: PolicyLoss,
     reference: ReferenceModel | None = None,
     terms: Terms = NO_TERMS,
+    *,
+    heard: Callable[[Micro, torch.Tensor], None] = lambda micro, logprobs: None,
 ) -> dict[str, float]:
     """One optimizer step on the batch; without trained tokens the step passes with a count."""
     counts = {"learner/tokens": float(batch.num_tokens), "learner/rollouts": float(batch.num_rollouts)}
@@ -143,6 +147,7 @@ def optimize(
     credits = terms.credits(batch, engine, references)
     for i, micro in enumerate(credited.micros if credited else batch.micros):
         logprobs, entropy, values = _forward(engine, micro, credited)
+        heard(micro, logprobs)
         tokens = credits.applied(micro, tokens_of(micro, section.loss.aggregate, logprobs.device, references[i]))
         loss, stats = objective(policy_loss, section.loss, logprobs, entropy, tokens)
         if credited is not None and values is not None:

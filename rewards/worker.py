@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from cluster.config import RewardSection, RunConfig
 from cluster.failpoints import failpoint
 from cluster.types import FAILED, Group, Provenance, Scores
+from rewards.asking import ask
 from rewards.base import UNVERSIONED, Services
 from rewards.zoo import build_signal
 
@@ -180,17 +181,12 @@ class RewardWorker:
             pause_s, attempt = min(2 * pause_s, LONGEST_PAUSE_S), attempt + 1
 
     async def _ask(self, name: str, group: Group, attempt: int) -> tuple[Scores, bool]:
-        """The answer, and whether the call failed: time-out, exception and wrong shape are `failed`, by name."""
+        """The answer, and whether the call failed."""
         signal, section, begun = self._signals[name], self._sections[name], time.monotonic()
         version = signal.version()
         self._asked[name] += 1
         try:
-            scores = await asyncio.wait_for(signal.score(group, self._services), section.timeout_s)
-            note = _misshapen(scores, len(group))
-        except TimeoutError as error:
-            note = str(error) or f"no answer within {section.timeout_s:g} s"
-        except Exception as error:  # foreign code: the failure is counted, named, and never a number
-            note = f"{type(error).__name__}: {error}"
+            scores, note = await ask(signal, group, self._services, section.timeout_s)
         finally:
             self._asked[name] -= 1
         latency_s = time.monotonic() - begun
@@ -202,19 +198,6 @@ class RewardWorker:
             log.warning("%s (%d failures so far)", note, self.failures[name])
         failed = Scores.failed(len(group), note)
         return _signed(failed, section, version, attempt, latency_s), True
-
-
-def _misshapen(scores: Any, num_rollouts: int) -> str:
-    """What is wrong with a signal's answer, nothing if it is one score per rollout."""
-    if not isinstance(scores, Scores):
-        return f"it returned {type(scores).__name__}, not Scores"
-    if scores.values.shape != (num_rollouts,):
-        return f"it returned values of shape {scores.values.shape} for {num_rollouts} rollouts"
-    if len(scores.provenance) not in (0, 1, num_rollouts):
-        return f"it returned {len(scores.provenance)} provenances for {num_rollouts} rollouts"
-    if scores.tokens is not None and len(scores.tokens) != num_rollouts:
-        return f"it returned token values of {len(scores.tokens)} rollouts, the group has {num_rollouts}"
-    return ""
 
 
 def _signed(scores: Scores, section: RewardSection, version: str, attempt: int, latency_s: float) -> Scores:

@@ -102,6 +102,19 @@ def one_real_engine(model_dir: str | Path, config: RunConfig, *, stop_tokens: Se
     return VllmEngine(model_dir, config, stop_tokens=stop_tokens, version=version)
 
 
+class MoodyEngine(FakeEngine):
+    """Slow for as long as the file `engine.options.while_there` is there."""
+
+    def __init__(self, model_dir: str | Path, config: RunConfig, *, stop_tokens: Sequence[int], version: str) -> None:
+        super().__init__(model_dir, config, stop_tokens=stop_tokens, version=version)
+        self._while_there = Path(config.engine.options["while_there"])
+
+    async def sample(self, prompt: Sequence[int], **how) -> Sample:
+        if self._while_there.exists():
+            await asyncio.sleep(1.0)
+        return await super().sample(prompt, **how)
+
+
 class DeafEngine(VllmEngine):
     """Says that it has new weights, and goes on with the old ones."""
 

@@ -1,6 +1,7 @@
 """The recipe: one frozen tree (`models`, `learner`), read from TOML and `section.key=value` overrides (`reading`)."""
 
 from cluster.config.base import Section, Use
+from cluster.config.cluster import PlacementSection
 from cluster.config.learner import (
     CorrectionSection,
     LearnerSection,
@@ -35,6 +36,7 @@ __all__ = [
     "LoraSection",
     "LossSection",
     "ModelSection",
+    "PlacementSection",
     "RewardSection",
     "RunConfig",
     "ScheduleSection",

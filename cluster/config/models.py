@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cluster.config.base import Section, Use
+from cluster.config.cluster import ElasticSection, PlacementSection, check_colocated, check_elastic
 from cluster.config.learner import LearnerSection
 from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection, RewardWorkersSection
 from cluster.errors import ConfigError, nearest
@@ -160,6 +161,8 @@ class TrackingSection(Section):
     """Rollouts a step that are written to samples.jsonl with text, scores and advantage."""
     kept_groups: NonNegativeInt = 2000
     """The last so many trained groups stay in the run's directory, tokens and scores included, for the console."""
+    engine_stats: bool = True
+    """Export vLLM's own metrics with the run's, labelled `model_name` = `run.name`."""
     live_table: bool = True
     """Show progress in the terminal."""
 
@@ -195,6 +198,8 @@ class RunConfig(Section):
     distilled: dict[str, DistilledSection] = {}
     monitors: tuple[MonitorSection, ...] = ()
     learner: LearnerSection = LearnerSection()
+    placement: PlacementSection = PlacementSection()
+    elastic: ElasticSection = ElasticSection()
     buffer: BufferSection = BufferSection()
     weights: WeightsSection = WeightsSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -249,6 +254,8 @@ class RunConfig(Section):
                 "rollout.group_size = 1 and learner.drop_zero_variance = true: a single reward has no variance, "
                 "and every group would be dropped. Set learner.drop_zero_variance = false."
             )
+        check_colocated(self)
+        check_elastic(self)
         if self.learner.loss.coef == 0 and not self.learner.terms:
             raise ValueError("learner.loss.coef = 0 and there are no [[learner.terms]]: nothing is minimised.")
         return self

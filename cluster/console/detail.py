@@ -80,7 +80,7 @@ def describe(found: Found, pieces: Pieces) -> dict[str, Any]:
         "task": task,
         "scores": _scores(it.scores, len(group)),
         "rollouts": [
-            _rollout(r, float(it.rewards[i]), it.advantages[i] if it.advantages else None, pieces)
+            _rollout(r, float(it.rewards[i]), *(a[i] if a else None for a in (it.advantages, it.logprobs)), pieces)
             for i, r in enumerate(group.rollouts)
         ],
     }
@@ -100,7 +100,9 @@ def _scores(scores: dict[str, Scores], num_rollouts: int) -> list[dict[str, Any]
     return lines
 
 
-def _rollout(rollout: Rollout, reward: float, advantage: np.ndarray | None, pieces: Pieces) -> dict[str, Any]:
+def _rollout(
+    rollout: Rollout, reward: float, advantage: np.ndarray | None, learners: np.ndarray | None, pieces: Pieces
+) -> dict[str, Any]:
     versions = list(dict.fromkeys(span.version for span in rollout.spans))
     which = np.full(len(rollout.tokens), -1)
     for span in rollout.spans:
@@ -125,6 +127,8 @@ def _rollout(rollout: Rollout, reward: float, advantage: np.ndarray | None, piec
             "text": pieces.of(rollout.tokens),
             "chosen": mask.astype(int).tolist(),
             "logprob": np.where(mask, rollout.logprobs, np.nan).round(4).tolist(),
+            # What the learner gave it less what the engine did: numerics, and the steps in between.
+            "difference": None if learners is None else (learners - rollout.logprobs).round(6).tolist(),
             "version": which.tolist(),
             "advantage": None if credit is None else np.where(mask, credit, np.nan).round(4).tolist(),
         },

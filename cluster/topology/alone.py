@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.config import RunConfig
-from cluster.errors import ConfigError
 from cluster.topology.site import POLICY
 from cluster.types import Group, Task
+from rewards.asking import ask
 
 log = logging.getLogger(__name__)
 
@@ -95,13 +95,9 @@ class Alone:
         return await asyncio.gather(*map(one, groups))
 
     async def _score(self, group: Group) -> float:
-        try:
-            scores = await asyncio.wait_for(self._signal.score(group, self._services), self._timeout_s)
-        except ConfigError:
-            raise
-        except Exception as error:  # a signal of the user's own: counted, and unknown
-            self._failed(f"reward '{self.reward}' failed on task {group.task.id}: {error!r:.200}")
-            return float("nan")
+        scores, failure = await ask(self._signal, group, self._services, self._timeout_s)
+        if failure:
+            self._failed(f"reward '{self.reward}' failed on task {group.task.id}: {failure:.200}")
         return float(scores.values[0])
 
     async def close(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from cluster.placement import options
 from cluster.topology.judge import Judges
 from cluster.topology.site import Site, first_to_end
 
@@ -79,4 +80,5 @@ def model_of_worker(name: str) -> str:
 
 
 def place_distiller(site: Site, name: str) -> Any:
-    return ray.remote(DistillerActor).options(num_cpus=1, max_concurrency=1000).remote(site, name)
+    where = options(site.config, site.run_id, name.rpartition("-")[0])
+    return ray.remote(DistillerActor).options(max_concurrency=1000, **where).remote(site, name)

@@ -17,7 +17,8 @@ from ray.exceptions import RayActorError, RayError
 
 from cluster.config import JudgeSection, ModelSection
 from cluster.errors import DataError, InfrastructureError, one_line
-from cluster.nodes import on_gpu, openmp, settle
+from cluster.nodes import openmp, settle
+from cluster.placement import options
 from cluster.topology.site import Site, first_to_end, worker_name
 from rewards.judges.archive import RedisArchive
 from rewards.judges.errors import JudgeAbsent, JudgeRejected, JudgeServerError
@@ -226,15 +227,14 @@ def judge_of(name: str) -> str:
 
 
 def place_judge(site: Site, name: str) -> Any:
-    section = site.config.judges[judge_of(name)]
+    judge = judge_of(name)
     return (
         ray.remote(JudgeActor)
         .options(
             name=worker_name(site.run_id, name),
-            num_cpus=section.cpus,
-            num_gpus=section.gpus if on_gpu() else 0,
             max_concurrency=100,
-            runtime_env=openmp(max(1, int(section.cpus))),
+            runtime_env=openmp(max(1, int(site.config.judges[judge].cpus))),
+            **options(site.config, site.run_id, f"judge:{judge}"),
         )
         .remote(site, name)
     )

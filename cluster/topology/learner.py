@@ -14,7 +14,8 @@ import ray
 
 from cluster import checkpoint
 from cluster.config import RunConfig
-from cluster.nodes import on_gpu, openmp, remove_after_me, settle, threads
+from cluster.nodes import openmp, remove_after_me, settle, threads
+from cluster.placement import options
 from cluster.topology.site import POLICY, Site, learner_name
 
 
@@ -114,10 +115,9 @@ def place_learner(site: Site, rank: int) -> Any:
         ray.remote(LearnerActor)
         .options(
             name=learner_name(site.run_id, rank),
-            num_cpus=1,
-            num_gpus=1 if on_gpu() else 0,
             max_concurrency=4,  # `run` holds one thread for good; stop, ready and blob need others
             runtime_env=openmp(threads(site.config, "learner")),
+            **options(site.config, site.run_id, "learner", rank=rank),
         )
         .remote(site, rank)
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from cluster.placement import options
 from cluster.topology.judge import Judges
 from cluster.topology.site import Site, first_to_end
 from cluster.types import Group
@@ -59,4 +60,5 @@ class RewardActor:
 
 
 def place_reward(site: Site, name: str) -> Any:
-    return ray.remote(RewardActor).options(num_cpus=0.1, max_concurrency=1000).remote(site, name)
+    where = options(site.config, site.run_id, "reward")
+    return ray.remote(RewardActor).options(max_concurrency=1000, **where).remote(site, name)

@@ -17,12 +17,12 @@ import ray
 from cluster.nodes import (
     INFRASTRUCTURE,
     end_children_with_me,
-    on_gpu,
     openmp,
     remove_after_me,
     shared_memory_of_children,
     threads,
 )
+from cluster.placement import options
 from cluster.topology.judge import roster
 from cluster.topology.site import POLICY, Site, first_to_end, learner_name, worker_name
 from cluster.types import Group, Message, Publication
@@ -166,16 +166,15 @@ class RolloutActor:
         await self._engine.shutdown_weight_transfer_engine()
 
 
-def place_rollout(site: Site, name: str) -> Any:
-    config = site.config
+def place_rollout(site: Site, name: str, *, beside: bool = False) -> Any:
+    """`beside`: in one of the places that the layout reserves beside the learner."""
     return (
         ray.remote(RolloutActor)
         .options(
             name=worker_name(site.run_id, name),
-            num_cpus=1,
-            num_gpus=config.engine.tensor_parallel if on_gpu() else 0,
             max_concurrency=1000,
-            runtime_env=openmp(threads(config, "engine")),
+            runtime_env=openmp(threads(site.config, "engine")),
+            **options(site.config, site.run_id, "rollout", beside=beside),
         )
         .remote(site, name)
     )

@@ -26,6 +26,8 @@ class _Entry(Generic[T]):
     key: str
     job: Callable[[], Awaitable[T]]
     future: asyncio.Future[T]
+    since: float
+    """When it was asked, by the loop's clock."""
     waiters: int = 0
     begun: bool = False
 
@@ -44,6 +46,11 @@ class Broker(Generic[T]):
     @property
     def queue_depth(self) -> int:
         return len(self._queue)
+
+    @property
+    def queue_age_s(self) -> float:
+        """How long the oldest has waited; 0 with nobody waiting."""
+        return asyncio.get_running_loop().time() - self._queue[0].since if self._queue else 0.0
 
     @property
     def in_flight(self) -> int:
@@ -91,7 +98,8 @@ class Broker(Generic[T]):
             oldest = self._queue.popleft()
             self._forget(oldest)
             oldest.future.set_exception(problem)
-        entry = _Entry(key, job, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        entry = _Entry(key, job, loop.create_future(), loop.time())
         entry.future.add_done_callback(_seen)
         self._entries[key] = entry
         self._queue.append(entry)

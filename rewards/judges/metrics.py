@@ -60,12 +60,13 @@ class JudgeMetrics:
         self._canaries += 1
         self._canaries_right += right
 
-    def snapshot(self, *, queue_depth: int = 0, open_circuits: int = 0) -> dict[str, float]:
+    def snapshot(self, *, queue_depth: int = 0, queue_age_s: float = 0.0, open_circuits: int = 0) -> dict[str, float]:
         """By metric name; NaN for what has not been measured yet."""
         asked = self.verdicts + self.hits
         p50, p95 = np.percentile(self.latencies_s, [50, 95]) if self.latencies_s else (float("nan"),) * 2
         values = {
             "queue_depth": float(queue_depth),
+            "queue_age_s": queue_age_s,
             "open_circuits": float(open_circuits),
             "latency_p50_s": float(p50),
             "latency_p95_s": float(p95),

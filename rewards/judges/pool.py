@@ -139,7 +139,9 @@ class JudgePool:
         """Metrics by name."""
         self.metrics.joined = self._broker.num_joined
         circuits = sum(r.breaker.is_open for r in self.replicas)
-        return self.metrics.snapshot(queue_depth=self._broker.queue_depth, open_circuits=circuits)
+        return self.metrics.snapshot(
+            queue_depth=self._broker.queue_depth, queue_age_s=self._broker.queue_age_s, open_circuits=circuits
+        )
 
     async def complete(self, call: Call) -> Completion:
         """The bare answer to a chat of the caller's own, from whichever replica may be asked. Raises JudgeError."""

@@ -51,7 +51,7 @@ def measure() -> list[Figure]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    join(0, 1, ("127.0.0.1", port), local_rank=0, local_size=1, timeout_s=60)
+    join(0, 1, ("127.0.0.1", port), timeout_s=60)
     try:
         return [_measure(load) for load in LOADS]
     finally:

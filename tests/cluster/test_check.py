@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from cluster import check, config, nodes, run
 from cluster.errors import ConfigError
-from cluster.nodes import unplaceable
 from cluster.own import own
 from tests.models import random_llama
 
@@ -402,16 +401,6 @@ def test_a_dry_run_says_what_it_could_not_check(command, monkeypatch):
     assert "warning not checked: model.path = 'someone/some-model'" in said
 
 
-def test_processes_find_nodes_or_what_is_missing_is_named():
-    engine, rank = {"CPU": 1, "GPU": 2}, {"CPU": 1, "GPU": 1}
-    there = [{"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0, "GPU": 3.0}]
-    assert unplaceable([rank, engine, rank, engine], there) == ""
-    assert unplaceable([engine] * 3, there) == "1 of 3 places with 1 CPU, 2 GPU", "6 GPUs, but no node has two left"
-    assert unplaceable([{"CPU": 0.1}] * 11, [{"CPU": 1.0}]) == "1 of 11 places with 0.1 CPU"
-    assert unplaceable([{"CPU": 0.1}] * 10, [{"CPU": 1.0}]) == "", "rounding takes no place"
-    assert unplaceable([rank], []) == "1 of 1 places with 1 CPU, 1 GPU"
-
-
 def test_a_cluster_that_is_too_small_is_said_within_30_seconds(command, tmp_path, monkeypatch):
     import ray
 
@@ -420,7 +409,9 @@ def test_a_cluster_that_is_too_small_is_said_within_30_seconds(command, tmp_path
     start = time.monotonic()
     answer = command("rollout.workers=3")
     assert time.monotonic() - start < 30
-    refused(answer, tmp_path, "rollout.workers = 3", "2 of 4 places with 1 CPU", "nodes have 2 CPU", "add nodes")
+    refused(
+        answer, tmp_path, "rollout.workers = 3", "rollout: 2 of 3 places with 1 CPU", "nodes have 2 CPU", "add nodes"
+    )
     assert not ray.is_initialized()
     answer = command("weights.transport=nccl")
     refused(answer, tmp_path, "weights.transport = 'nccl'", "no", "GPU", "weights.transport=pull")

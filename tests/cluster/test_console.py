@@ -123,7 +123,10 @@ def test_an_unknown_score_has_a_state_and_no_value(tmp_path):
     tokens = shown["rollouts"][0]["tokens"]
     assert tokens["chosen"] == [0, 0, 0, 1, 1, 1, 1, 1]
     assert tokens["logprob"][2:4] == [tokens["advantage"][2], 0.0] == [None, 0.0]
+    assert tokens["difference"][2:4] == [None, 0.25], "what the learner gave it less what the engine did"
     assert shown["rollouts"][0]["versions"] == ["1.0"]
+    keep(tmp_path, 4, [group(2)], (1.0, 0.0), learners=())
+    assert client(tmp_path).get("/api/groups/policy/1/2").json()["rollouts"][0]["tokens"]["difference"] is None
 
 
 def test_one_provenance_stands_for_all_rollouts(tmp_path):

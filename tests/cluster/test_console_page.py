@@ -166,6 +166,9 @@ def test_the_page_in_a_browser(tmp_path):
         assert "<img" not in opened
         assert all(text in opened for text in ("judge-7b", "rubric-3", "1.5 s", "failed", "no answer", "Well done."))
         assert "log-prob" in opened
+        apart = dom("?view=groups&group=policy/1/1&colour=difference")
+        assert "+0.25 nats more likely" in apart
+        assert apart.count("var(--above) 70%") == 10, "each token the policy chose is as far off as the furthest"
         assert "groups_per_step" in dom("?view=recipe")
         assert "Workers are there while a run is under way" in dom("?view=workers")
     finally:

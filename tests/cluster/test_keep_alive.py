@@ -25,7 +25,7 @@ async def test_a_full_disk_costs_one_of_the_budget_however_long_it_lasts(
     settings = config.load(str(RECIPE), ["run.max_infrastructure_failures=1"])
     with disk(shim, FULL_DISK=flag), Store(tmp_path / "redis") as store:
         site = Site(settings, "", store.url, "run", str(tmp_path))
-        supervisor = supervise.Supervisor(site, store, None, None)  # type: ignore[arg-type]
+        supervisor = supervise.Supervisor(site, store, None, None, None)  # type: ignore[arg-type]
         keeper = asyncio.create_task(supervisor._keep_store())
         flag.touch()
         kill(store)

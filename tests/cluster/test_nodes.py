@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
 from cluster.errors import ConfigError, DataError, InfrastructureError
-from cluster.nodes import is_infrastructure
+from cluster.nodes import cause_of, is_infrastructure
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,12 @@ def test_who_dies_with_its_machine_is_replaced(error):
 )
 def test_a_fault_of_the_recipe_or_of_ours_is_not_repeated(error):
     assert not is_infrastructure(error)
+
+
+def test_an_actor_that_cannot_be_made_is_named_and_not_tried_again():
+    raised = ModuleNotFoundError("No module named 'nowhere'")
+    error = ActorDiedError(RayTaskError("Broken.__init__", f"Traceback:\n{type(raised).__name__}: {raised}", raised))
+    cause = cause_of(error)
+    assert cause is not None
+    assert not is_infrastructure(cause)
+    assert str(cause) == "an actor could not be made: ModuleNotFoundError: No module named 'nowhere'"

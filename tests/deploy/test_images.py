@@ -87,5 +87,5 @@ def test_options_of_the_readmes_submit_command_are_rays():
     help_text = subprocess.run(
         [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--help"], capture_output=True, text=True
     ).stdout
-    assert len(options) == 4
+    assert len(options) == 3
     assert all(re.search(rf"{option}(?![\w-])", help_text) for option in options)

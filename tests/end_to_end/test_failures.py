@@ -198,7 +198,7 @@ def test_gradients_that_are_not_finite_are_skipped_kept_and_end_the_run(tmp_path
         [sys.executable, "-m", "cluster.replay", str(run), "--step", "5"], capture_output=True, cwd=jobs.ROOT
     )
     assert none.returncode == 2
-    assert b"There are: 2, 3, 4, 6, 7, 8." in none.stdout
+    assert b"There are: 2, 3, 4, 6, 7, 8." in none.stderr
 
 
 def test_an_advantage_that_breaks_its_contract_ends_the_run_and_is_named(tmp_path):

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 
+import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -49,6 +50,10 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert "console: http://127.0.0.1:" in log.read_text()
     assert not unexplained(name for row in jobs.rows(directory) for name in row), "docs/metrics.md lacks them"
     assert len(kept_groups(directory)) == summary["groups_trained"]
+    path = kept.files(directory / "groups")[-1]
+    opened = kept.read(path, kept.index(path)[0])
+    for rollout, learners in zip(opened.group.rollouts, opened.logprobs, strict=True):
+        np.testing.assert_array_equal(np.isfinite(learners), rollout.loss_mask, "the learner's own log-probs are kept")
     checkpoint = directory / "checkpoints" / "global_step_6"
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     ids = AutoTokenizer.from_pretrained(checkpoint)("12+34=", return_tensors="pt", add_special_tokens=False)

@@ -59,6 +59,43 @@ def one_two_one(tmp_path: Path, overrides: list[str], *, wait_s: float) -> float
     return joined_s
 
 
+def wait_for_workers(run: Path, count: int, process: subprocess.Popen, log: Path, timeout_s: float) -> None:
+    """Until so many rollout workers were there at the last step."""
+    begun = time.monotonic()
+    while [r["workers/num_rollout"] for r in jobs.rows(run) if "workers/num_rollout" in r][-1:] != [count]:
+        assert process.poll() is None, jobs.tail(log)
+        assert time.monotonic() < begun + timeout_s, f"not {count} workers:\n{jobs.tail(log)}"
+        time.sleep(0.5)
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(600)
+def test_a_starved_learner_gets_workers_and_gives_them_back(tmp_path):
+    log, run, slow = tmp_path / "log", tmp_path / "starved", tmp_path / "slow"
+    slow.touch()
+    process = jobs.start(
+        [
+            *FAKE, "engine.use=tests.fakes:MoodyEngine", f"engine.options.while_there={slow}", f"run.dir={tmp_path}",
+            "run.name=starved", "learner.steps=100000", "rollout.concurrent_groups=4", "elastic.rollout.max_workers=3",
+            "elastic.rollout.times=2", "elastic.rollout.shrink_below_frac=0.35", "elastic.rollout.grow_above_frac=0.45",
+        ],
+        log=log,
+    )  # fmt: skip
+    try:
+        jobs.wait_for_step(run, 1, process, log, timeout_s=200)
+        wait_for_workers(run, 3, process, log, timeout_s=120)
+        slow.unlink()
+        wait_for_workers(run, 1, process, log, timeout_s=120)
+        process.terminate()
+        assert process.wait(60) == 0, jobs.tail(log)
+    finally:
+        jobs.end(process)
+    summary = jobs.summary(run)
+    assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
+    assert max(r.get("workers/num_rollout", 0) for r in jobs.rows(run)) == 3, "never more than the most"
+    assert "died" not in log.read_text()
+
+
 def test_a_worker_joins_and_leaves(tmp_path):
     one_two_one(tmp_path, FAKE, wait_s=120)
 

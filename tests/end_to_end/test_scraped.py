@@ -10,7 +10,6 @@ import urllib.request
 import pytest
 
 from cluster import grafana
-from cluster.scraped import exported
 from rewards.monitors import Alarm, Monitor
 from tests.end_to_end import jobs
 
@@ -42,13 +41,14 @@ class Nervous(Monitor):
 def names(address: str) -> set[str]:
     with urllib.request.urlopen(address, timeout=10) as answer:
         text = answer.read().decode()
-    return {re.split(r"[{ ]", line)[0] for line in text.splitlines() if line.startswith("ray_kanabo")}
+    return {re.split(r"[{ ]", line)[0] for line in text.splitlines() if line.startswith(("ray_kanabo", "ray_vllm"))}
 
 
 def missing(found: set[str]) -> list[str]:
     """Metrics of panels that are not there."""
     wanted = [metric for panels in grafana.DASHBOARDS.values() for metrics in panels.values() for metric in metrics]
-    patterns = {m: re.escape("ray_" + exported(m.replace("*", "STAR"))).replace("STAR", ".+") for m in wanted}
+    patterns = {m: re.escape(grafana.found_as(m.replace("*", "STAR"))).replace("STAR", ".+") for m in wanted}
+    patterns |= {m: f"{pattern}_sum" for m, pattern in patterns.items() if m.endswith("_seconds")}
     return [m for m, pattern in patterns.items() if not any(re.fullmatch(pattern, name) for name in found)]
 
 

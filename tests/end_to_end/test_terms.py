@@ -8,7 +8,7 @@ import pytest
 
 from tests.end_to_end import jobs
 
-LAP = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.schedule.lr=3e-3", "evaluation.max_tasks=1"]
+LAP = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.schedule.lr=1e-3", "evaluation.max_tasks=1"]
 REWARD = """
 def ones(prompt, completion, ground_truth):
     return completion.count("1") / (1 + len(completion))

@@ -118,7 +118,7 @@ function one({ title, unit, series, options }, smooth, place) {
       width: holder.clientWidth,
       height: 190,
       cursor: { sync: { key: "steps" }, points: { size: 6 } },
-      scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
+      scales: { x: { time: false }, y: log ? { distr: 3 } : { range } },
       axes: [
         { ...axis, size: 30, values: (_, at) => at.map((v) => (Number.isInteger(v) ? num(v) : "")) },
         { ...axis, size: 56, values: (_, at) => at.map((v) => (v === null ? "" : num(v))) },
@@ -132,6 +132,13 @@ function one({ title, unit, series, options }, smooth, place) {
     holder,
   );
   return { plot, series, holder };
+}
+
+/** What never changed is in the middle, not at the foot of 0 … 100. */
+function range(_, low, high) {
+  if (low === null) return [null, null];
+  if (low !== high) return uPlot.rangeNum(low, high, 0.1, true);
+  return low === 0 ? [0, 1] : [low - Math.abs(low) / 2, low + Math.abs(low) / 2];
 }
 
 function line(label, stroke, values) {

@@ -4,10 +4,12 @@ import { address, count, empty, get, go, h, link, num, seconds, select } from ".
 const COLOURINGS = {
   advantage: "advantage",
   logprob: "log-prob when sampled",
+  difference: "log-prob difference, learner − engine",
   version: "version of the weights",
   none: "nothing",
 };
 const SURPRISE_NATS = 4; // as dark as it gets
+const LEAST_NATS = 0.01; // a difference below is the precision's: never drawn dark
 const FIRST_TOKENS = 1500; // of a rollout; the others are shown on request
 const VERSION_COLOURS = 7;
 let shown = "";
@@ -93,11 +95,18 @@ function controls(g, wanted, asked) {
   );
 }
 
+const key = (kind, text) => h("span", { className: "key" }, h("i", { className: `swatch ${kind}` }), ` ${text}`);
+
 function legend(g, wanted) {
   if (wanted === "advantage") {
     if (g.step === null) return h("span", { className: "muted" }, "Advantages are known once the group is in a step.");
-    const most = num(largest(g));
-    return h("span", { className: "scale" }, h("i", { className: "swatch below" }), ` −${most} less likely `, h("i", { className: "swatch above" }), ` +${most} more likely`);
+    const most = num(largest(g, "advantage") || 1);
+    return h("span", { className: "scale" }, key("below", `−${most} less likely`), key("above", `+${most} more likely`));
+  }
+  if (wanted === "difference") {
+    if (!g.rollouts.some((r) => r.tokens.difference)) return h("span", { className: "muted" }, "What the learner gives these tokens is known once they are trained on.");
+    const most = num(Math.max(LEAST_NATS, largest(g, "difference")), "nats");
+    return h("span", { className: "scale" }, key("below", `−${most} less likely to the learner`), key("above", `+${most} more likely`));
   }
   if (wanted === "logprob") return h("span", { className: "scale" }, "0 nats (certain) ", h("i", { className: "swatch surprise" }), ` −${SURPRISE_NATS} nats or less (surprising)`);
   if (wanted === "version") {
@@ -108,19 +117,23 @@ function legend(g, wanted) {
 
 const versions = (g) => [...new Set(g.rollouts.flatMap((r) => r.versions))].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
 
-function largest(g) {
+function largest(g, quantity) {
   let most = 0;
-  for (const r of g.rollouts) for (const a of r.tokens.advantage ?? []) if (a !== null && Math.abs(a) > most) most = Math.abs(a);
-  return most || 1;
+  for (const r of g.rollouts) for (const a of r.tokens[quantity] ?? []) if (a !== null && Math.abs(a) > most) most = Math.abs(a);
+  return most;
 }
 
 /** token index → its background, or null. */
 function painter(g, rollout, wanted) {
-  const { advantage, logprob, version } = rollout.tokens;
+  const { advantage, difference, logprob, version } = rollout.tokens;
   const mix = (name, share) => `color-mix(in srgb, var(${name}) ${Math.round(100 * share)}%, transparent)`;
   if (wanted === "advantage") {
-    const most = largest(g);
+    const most = largest(g, "advantage");
     return (i) => (advantage?.[i] ? mix(advantage[i] > 0 ? "--above" : "--below", 0.1 + (0.6 * Math.abs(advantage[i])) / most) : null);
+  }
+  if (wanted === "difference") {
+    const most = Math.max(LEAST_NATS, largest(g, "difference"));
+    return (i) => (difference?.[i] ? mix(difference[i] > 0 ? "--above" : "--below", (0.7 * Math.abs(difference[i])) / most) : null);
   }
   if (wanted === "logprob") return (i) => (logprob[i] === null ? null : mix("--surprise", Math.min(1, -logprob[i] / SURPRISE_NATS) * 0.75));
   if (wanted === "version") {
@@ -167,7 +180,7 @@ function score(s, r) {
 }
 
 function tokens(g, r, wanted, withPrompt) {
-  const { text, chosen, logprob, advantage, version } = r.tokens;
+  const { text, chosen, logprob, difference, advantage, version } = r.tokens;
   const paint = painter(g, r, wanted);
   const indices = text.map((_, i) => i).filter((i) => withPrompt || chosen[i]);
   const place = h("pre", { className: "tokens" });
@@ -186,7 +199,8 @@ function tokens(g, r, wanted, withPrompt) {
     const i = target.dataset.i;
     if (i === undefined || target.title) return;
     const weights = version[i] < 0 ? "not sampled" : `weights ${r.versions[version[i]]}`;
-    target.title = chosen[i] ? `log-prob ${num(logprob[i], "nats")} · advantage ${num(advantage?.[i])} · ${weights}` : "given, not sampled";
+    const apart = difference && difference[i] !== null ? ` (learner ${num(difference[i], "nats")} apart)` : "";
+    target.title = chosen[i] ? `log-prob ${num(logprob[i], "nats")}${apart} · advantage ${num(advantage?.[i])} · ${weights}` : "given, not sampled";
   });
   return place;
 }

@@ -5,6 +5,7 @@ import { recent, run } from "./run.js";
 /** [heading, metric, how it is shown, what is amiss]. */
 const COLUMNS = [
   ["Queue", "queue_depth", num],
+  ["Longest wait", "queue_age_s", seconds],
   ["Half within", "latency_p50_s", seconds],
   ["95 % within", "latency_p95_s", seconds],
   ["Already known", "hit_frac", percent],
@@ -49,7 +50,7 @@ function table() {
   return h(
     "div",
     {},
-    h("div", { className: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, "Judge"), COLUMNS.map(([title]) => h("th", { className: "number" }, title)))), h("tbody", {}, judges.map(row)))),
+    h("div", { className: "scroll" }, h("table", { className: "many" }, h("thead", {}, h("tr", {}, h("th", {}, "Judge"), COLUMNS.map(([title]) => h("th", { className: "number" }, title)))), h("tbody", {}, judges.map(row)))),
     h("p", { className: "muted" }, "Of one reward worker each, every five seconds; a dash is what has not been measured yet. A name leads to its curves."),
   );
 }
@@ -62,7 +63,7 @@ function rewards() {
   const line = ([name, weight, when, mean, known, failed, agreement, flips]) =>
     h("tr", {}, h("th", {}, name), h("td", { className: "number" }, num(weight)), h("td", {}, when ?? "admit"), ...[num(mean), percent(known), percent(failed), num(agreement), percent(flips)].map((text) => h("td", { className: "number" }, text)));
   return [
-    h("div", { className: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads.map((t) => h("th", {}, t)))), h("tbody", {}, rows.map(line)))),
+    h("div", { className: "scroll" }, h("table", { className: "many" }, h("thead", {}, h("tr", {}, heads.map((t, i) => h("th", { className: i === 0 || i === 2 ? "" : "number" }, t)))), h("tbody", {}, rows.map(line)))),
     h("p", { className: "muted" }, "Means of the last 10 steps. A reward of weight 0 is recorded and compared only."),
   ];
 }

@@ -70,7 +70,7 @@ function tiles() {
     ["Accuracy", num(recent("heldout/accuracy", 1)), "held-out tasks, last evaluation"],
     ["Sampling", num(recent("rollout/tokens_per_s"), "tokens/s"), "all rollout workers"],
     ["Training", num(ratio("learner/tokens", "learner/step_s"), "tokens/s"), "all learner ranks"],
-    ["Staleness", num(recent("policy/staleness_steps"), "steps"), `mean; never above ${bound}`],
+    ["Staleness", count(recent("policy/staleness_steps"), "step"), `mean; never above ${bound}`],
     ["Parity", num(parity, "nats"), parity === null ? "engine against learner: not probed yet" : "engine against learner, last probe"],
   ].map(([title, value, note]) => h("div", { className: "tile" }, h("h3", {}, title), h("b", {}, value), h("small", {}, note)));
 }
@@ -129,8 +129,8 @@ function where() {
 
 /** A stacked bar with its legend; zero parts stay in the legend. */
 function bar(parts, unit) {
-  const whole = parts.reduce((a, p) => a + p.count, 0);
-  const piece = (p, i) => h("span", { className: `part s${i}`, style: `flex-grow:${p.count}`, title: `${p.text}: ${num(p.count, unit)}` });
+  const whole = parts.reduce((a, p) => a + p.count, 0); // shares: a sum of flex-grow below 1 would not fill the bar
+  const piece = (p, i) => h("span", { className: `part s${i}`, style: `flex-grow:${(100 * p.count) / whole}`, title: `${p.text}: ${num(p.count, unit)}` });
   const entry = (p, i) => {
     const inside = [h("i", { className: `dot s${i}` }), `${p.text} `, h("b", {}, num(p.count, unit))];
     return h("li", {}, p.href ? link({ view: "groups", state: p.href }, {}, ...inside) : h("span", {}, ...inside));

@@ -44,9 +44,12 @@ async def test_waiting_requests_go_out_in_order(order, expected):
     calls = [asyncio.create_task(queue.submit(str(i), asked.job(str(i)))) for i in range(5)]
     await settle()
     assert (queue.in_flight, queue.queue_depth) == (1, 4)
+    await asyncio.sleep(0.02)
+    assert 0.02 <= queue.queue_age_s < 5
     asked.gate.set()
     assert await asyncio.gather(*calls) == list("01234")
     assert asked.begun == expected
+    assert queue.queue_age_s == 0
 
 
 async def test_newest_first_in_batches_of_four():
