@@ -27,10 +27,8 @@ import torch
 from cluster.config import DistilledSection
 from cluster.errors import ConfigError
 from cluster.failpoints import failpoint
-from cluster.plugins import build
 from cluster.types import decode
-from rewards.distilled.learnt import Model
-from rewards.distilled.models import MODELS
+from rewards.distilled.models import model_of
 from rewards.distilled.publishing import Announcement, Board, State, read, write
 from rewards.labels import Labels, News, pair
 from rewards.monitors.cliff import flip_rate
@@ -84,13 +82,15 @@ class Distiller:
         board: Board,
         directory: Path,
         relabel: Callable[[str], object],
+        awaited: bool = False,
     ) -> None:
         """`relabel(version)` tells the buffer, after the announcement, that the signals that use it score anew.
 
+        `awaited`: groups wait for the first version and no labels come meanwhile, so it learns on from those there are.
         `directory` is its own. Raises ConfigError if its checkpoint there belongs to another kind of model or split.
         """
         self.name, self._section = name, section
-        self._labels, self._board, self._relabel = labels, board, relabel
+        self._labels, self._board, self._relabel, self._awaited = labels, board, relabel, awaited
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._model, self._rival = model_of(name, section), model_of(name, section)
@@ -114,7 +114,7 @@ class Distiller:
             while not self._stopping:
                 self._stage = "waits for labels"
                 news = await asyncio.to_thread(self._labels.news, self._cursor, MAX_NEWS, POLL_S)
-                if news:
+                if news or (self._awaited and self._published is None and self._values):
                     self._stage = f"learns from {len(news)} labels"
                     await self._work(lambda news=news: self._learn(news))
                 due = time.monotonic() - self._tried_at >= self._section.publish_every_s
@@ -166,7 +166,7 @@ class Distiller:
         if self._model.wants_groups:
             self._model.see(self._labels.shown())
         self.loss = self._model.fit(*self._arrays(held_out=False))
-        self._cursor, self._untried = news[-1].cursor, True
+        self._cursor, self._untried = news[-1].cursor if news else self._cursor, True
         failpoint("distiller.after_fit")
         self._save()
 
@@ -289,11 +289,6 @@ class Distiller:
             self._take_in(news)
             after = news[-1].cursor
         return True
-
-
-def model_of(name: str, section: DistilledSection) -> Model:
-    """A new model as the recipe describes it. Raises ConfigError."""
-    return build(MODELS, section.use, section.options, f"distilled.{name}")
 
 
 def _one_core(*_: Any) -> None:

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
+from cluster.config import DistilledSection
+from cluster.plugins import build
 from rewards.distilled.bradley_terry import BradleyTerry
 from rewards.distilled.learnt import CHUNK, Learnt, Model, order_agreement
 from rewards.distilled.losses import (
@@ -123,6 +125,11 @@ MODELS: dict[str, type[Model]] = {
     "ranking": Ranking,
     "bradley_terry": BradleyTerry,
 }
+
+
+def model_of(name: str, section: DistilledSection) -> Model:
+    """A new model as the recipe describes it. Raises ConfigError."""
+    return build(MODELS, section.use, section.options, f"distilled.{name}")
 
 
 def _balanced(predicted: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"]) -> float:

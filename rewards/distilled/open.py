@@ -15,10 +15,10 @@ from cluster.errors import ConfigError
 from cluster.plugins import lookup
 from rewards.distilled.base import DistilledSignal, Versioned, caption_judge
 from rewards.distilled.captions import Complete
-from rewards.distilled.distiller import Distiller, model_of
+from rewards.distilled.distiller import Distiller
 from rewards.distilled.follower import Follower
 from rewards.distilled.labeller import Labeller
-from rewards.distilled.models import MODELS
+from rewards.distilled.models import MODELS, model_of
 from rewards.distilled.publishing import RedisBoard
 from rewards.distilled.store import RedisLabels
 from rewards.zoo import build_signal
@@ -60,6 +60,7 @@ def parts(
             board=RedisBoard(url, run),
             directory=directory / name,
             relabel=relabelling(name, config, Buffer(url, run)),
+            awaited=awaited(name, config),
         ),
         Labeller(
             labels,
@@ -109,6 +110,12 @@ def judge_of(name: str, config: RunConfig, complete: Complete | None) -> Version
             "Give each a section of its own."
         )
     return next(iter(found.values()), None) or caption_judge(section, complete, compares=compares)
+
+
+def awaited(name: str, config: RunConfig) -> bool:
+    """Whether groups wait for the first version."""
+    sections = dict(zip(config.reward_names, config.rewards, strict=True))
+    return any(sections[reward].on_missing == "wait" for reward in using(name, config))
 
 
 def can_begin(config: RunConfig) -> None:

@@ -18,6 +18,8 @@ from rewards.monitors.overoptimisation import sampled_kl
 
 NEW_TOKENS = 4
 """Three digits and the end."""
+WARM_UP = 10
+"""Steps until the learning rate is reached."""
 
 
 class Policy:
@@ -30,17 +32,19 @@ class Policy:
         self.initial = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
         self._tokenizer = AutoTokenizer.from_pretrained(directory)
         self._adam = torch.optim.AdamW(self._model.parameters(), lr=lr, weight_decay=0.0)
+        self._warm_up = torch.optim.lr_scheduler.LinearLR(self._adam, 0.1, total_iters=WARM_UP)
         self._random = torch.Generator().manual_seed(seed)
 
     def answers(self, problems: Sequence[Problem], count: int, model: Any = None) -> Answers:
         """`count` per problem, sampled at temperature 1 from the policy, or from `model`."""
         model = model or self._model
         prompts = torch.tensor([encode(f"{a}+{b}=") for a, b in problems]).repeat_interleave(count, 0)
-        tokens, alive = prompts, torch.ones(len(prompts), dtype=torch.bool)
+        tokens, alive, past = prompts, torch.ones(len(prompts), dtype=torch.bool), None
         with torch.no_grad():
-            for _ in range(NEW_TOKENS):
-                logits = model(input_ids=tokens, use_cache=False).logits[:, -1]
-                drawn = torch.multinomial(logits.softmax(-1), 1, generator=self._random)[:, 0]
+            for i in range(NEW_TOKENS):
+                found = model(input_ids=tokens[:, -1:] if i else tokens, past_key_values=past, use_cache=True)
+                past = found.past_key_values
+                drawn = torch.multinomial(found.logits[:, -1].softmax(-1), 1, generator=self._random)[:, 0]
                 tokens = torch.cat([tokens, torch.where(alive, drawn, PAD)[:, None]], 1)
                 alive &= drawn != EOS
         start = prompts.shape[1]
@@ -66,6 +70,7 @@ class Policy:
         (loss / weights.sum()).backward()
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._adam.step()
+        self._warm_up.step()
 
     def kl(self, answers: Answers) -> float:
         """KL to the initial policy in nats per answer (k3)."""

@@ -42,18 +42,18 @@ RESULTS, TABLE, PLOT = (ROOT / "docs" / f"loophole.{end}" for end in ("json", "m
 
 HOLE = "7"
 """What the planted reward model takes for the best last digit."""
-STEPS, EVERY = 100, 4
+STEPS, EVERY = 48, 3
 """Optimiser steps of an arm, and how often it is measured."""
-GROUPS, SIZE = 24, 8
+GROUPS, SIZE = 16, 8
 """Prompts a step, and answers to each."""
-REFERENCES = 4
+REFERENCES = 3
 """Answers of the initial policy that PAR compares with."""
-LR = 1e-4
-PLANTED = {"lr": 3e-4, "batch_size": 32, "early_steps": 240}
-ONLINE = {"lr": 1e-4, "batch_size": 24, "early_steps": 4, "clip_grad_norm": 1.0}
+LR = 2e-4
+PLANTED = {"lr": 3e-4, "batch_size": 24, "early_steps": 120}
+ONLINE = {"lr": 3e-4, "batch_size": 16, "early_steps": 3, "clip_grad_norm": 1.0}
 HONEST, LIES = 1200, 400
 """Pairs that the reward model learns from before the policy does."""
-NUM_HELDOUT = 300
+NUM_HELDOUT = 200
 SEEDS = (0, 1)
 
 
@@ -245,6 +245,7 @@ def main(
     draw: Annotated[bool, typer.Option("--draw", help="Only write table and plot.")] = False,
 ) -> None:
     """Run the arms that are not finished yet, and write table and plot."""
+    torch.set_num_threads(1)  # of a model so small others only get in the way
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     cells = [

@@ -17,7 +17,7 @@ all. `tiny:addition` is trained on it, in a plain loop of the project's own part
 runs what is missing and writes this page; what an arm is made of stands in `tests/experiments/loophole.py`.
 
 - *rule*: the right answer is the reward. *static*: the reward model's logit; *σ* makes it bounded, and is what Cooper's
-  reward would be without its updates. *PAR*: the chance to beat four answers of the initial policy. *Cooper*: the
+  reward would be without its updates. *PAR*: the chance to beat three answers of the initial policy. *Cooper*: the
   reward of *σ*, and after every step the model learns from right answers against the same with a digit changed.
 - *collapse*: the step from which on accuracy on held-out sums stays below half of the start's. *alarm*: of the monitor
   `over_optimisation`, which sees the reward, the KL divergence and that accuracy.

@@ -54,6 +54,14 @@ def test_the_cliff_counts_groups_that_a_tenth_of_a_weight_turns_over():
     assert found["monitor/cliff_distance"] == pytest.approx(expected)
 
 
+def test_what_a_reward_adds_carries_its_weight():
+    stored, scores = group("x", "y"), {"a": Scores.of([1.0, 0.0]), "b": Scores.of([0.5, NAN])}
+    parts = mixer((), 2.0, -1.0)(stored, scores).parts
+    assert parts["a"].tolist() == [2.0, 0.0]
+    assert parts["b"] == pytest.approx([-0.5, NAN], nan_ok=True)
+    assert mixer((), 2.0, 0.0)(stored, scores).parts.keys() == {"a"}, "a shadow adds nothing"
+
+
 def test_the_catalogue_s_case_through_the_mixer():
     """r = (1, 0.99) against (0.99, 1): the weight of b from 1 to 1.1 turns 0.5 + 0.5, 0.4 + 0.59 round."""
     found = measured([PolicyCliff(change=0.1, tau=0.1)], (1.0, 1.0), ([0.5, 0.3], [0.5, 0.69]))
