@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import PrivateAttr
 
 from cluster.config import DistilledSection, RewardSection
 from cluster.types import Claim, Group, Message, Provenance, Rollout, Scores, Task
@@ -39,6 +40,7 @@ class Cooper(DistilledSignal):
     rule: str = "exact"
     """The reward that verifies: one by name, or `package.module:Class`."""
     rule_options: dict[str, Any] = {}
+    _built: Signal | None = PrivateAttr(None)
 
     def declines(self, task: Task) -> str:
         return "the task has no reference answer" if task.answer is None else ""
@@ -63,7 +65,9 @@ class Cooper(DistilledSignal):
     def _rule(self) -> Signal:
         from rewards.zoo import build_signal  # late: the zoo names this class
 
-        return build_signal(RewardSection(use=self.rule, options=self.rule_options), "rule")
+        if self._built is None:
+            self._built = build_signal(RewardSection(use=self.rule, options=self.rule_options), "rule")
+        return self._built
 
 
 def first_right(verified: np.ndarray) -> int | None:
