@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: quickstart test check verify chaos bench minihack install
+.PHONY: quickstart test check verify chaos bench minihack loophole install
 
 quickstart: install
 	python -m cluster.run deploy/recipes/quickstart.toml
@@ -17,6 +17,9 @@ verify: install
 
 minihack: install
 	python -m tests.experiments.minihack
+
+loophole: install
+	python -m tests.experiments.loophole
 
 chaos: install
 	python -m pytest -m chaos -s
