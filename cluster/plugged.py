@@ -17,6 +17,7 @@ def plugins(settings: RunConfig) -> None:
     from learner.advantages import ADVANTAGES
     from learner.losses import LOSSES
     from learner.steering import memory_of
+    from rewards.distilled.open import can_begin
     from rewards.judges.client import key_from
     from rewards.monitors import build_monitors
     from rewards.shaping import SHAPERS
@@ -49,6 +50,7 @@ def plugins(settings: RunConfig) -> None:
             "[[controllers]], learner.rehearsal and the advantage 'role_baseline' remember what one policy did, and "
             "this recipe has several. Leave them out, or [policies]."
         )
+    can_begin(settings)
     for name, judge in settings.judges.items():
         key_from(judge.key_env, f"judges.{name}")
     _selection(settings)
