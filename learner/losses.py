@@ -59,6 +59,7 @@ class ClippedCovariance(Clipped):
     """The same without a few tokens whose covariance of advantage and log-prob lies within bounds (SPEAR).
 
     Such tokens make the entropy collapse. The code's bounds are (1, 5) and 2e-4 on policy, (1, 40) and 2e-3 on replays.
+    Means and draw are of a micro-batch, as there: the one loss that depends a little on how a step is split.
     """
 
     low: float = 1.0

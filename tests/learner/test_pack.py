@@ -62,7 +62,7 @@ def test_every_rollout_is_packed_once_and_whole(lengths, row_tokens, micro_token
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.sampled_from(sorted(LOSSES)),
+    st.sampled_from(sorted(LOSSES.keys() - {"clipped_covariance"})),
     LENGTHS,
     st.integers(4, 40),
     st.integers(8, 80),
