@@ -1,4 +1,4 @@
-"""CoMAS from claim to cut in one process, on a real buffer: who spoke, what for how much, and whose learner trains it."""
+"""CoMAS from claim to cut in one process, on a real buffer: who spoke, what it was worth, who is trained on it."""
 
 from __future__ import annotations
 
