@@ -1,5 +1,6 @@
 """Every reward honours the contract, and each says the right thing about known texts."""
 
+import asyncio
 import pickle
 import time
 from dataclasses import replace
@@ -12,8 +13,11 @@ from cluster.types import ABSTAINED, FAILED, SCORED, Scores, decode, encode
 from rewards.base import Services
 from rewards.judges.keyword import KeywordJudge
 from rewards.judges.pool import JudgePool
+from rewards.scoring.pool import Scorer
+from rewards.scoring.types import Passage, Reading
 from rewards.zoo import SIGNALS, build_signal
 from tests.rewards.groups import group, rollout
+from tests.rewards.scoring.stand_in import Given, reading_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one set of child processes for all
 
@@ -21,9 +25,20 @@ OPTIONS = {"length_penalty": {"max_tokens": 8, "cache_tokens": 4}}
 TEXTS = ("85", "86", "", "<answer>85", "The answer is 85.", "\\boxed{", "\x00\ud800"[:1], "9" * 5000)
 
 
+def guessed(passage: Passage) -> Reading:
+    """By a model that knows nothing of 4 tokens."""
+    return reading_of([[0.25] * 4] * (len(passage.tokens) + 1), [0] * len(passage.tokens))
+
+
 @pytest.fixture(scope="module")
 def services():
-    made = Services(judges={"judge": JudgePool("judge", [KeywordJudge()])})
+    scorer = Scorer("scorer", deadline_s=5)
+    asyncio.run(scorer.follow({"scorer:scorer-0": Given(guessed)}))
+    made = Services(
+        judges={"judge": JudgePool("judge", [KeywordJudge()])},
+        scorers={"scorer": scorer},
+        text=lambda tokens: "x" * len(tokens),
+    )
     yield made
     made.close()
 
