@@ -4,19 +4,22 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: quickstart test check verify chaos bench minihack install
+.PHONY: quickstart test check verify chaos bench minihack loophole install
 
 quickstart: install
 	python -m cluster.run deploy/recipes/quickstart.toml
 
 test: check
-	python -m pytest -m "not verify and not chaos and not gpu"
+	python -m pytest -m "not verify and not chaos and not gpu" --durations 25 --durations-min 5
 
 verify: install
 	python -m pytest -m verify
 
 minihack: install
 	python -m tests.experiments.minihack
+
+loophole: install
+	python -m tests.experiments.loophole
 
 chaos: install
 	python -m pytest -m chaos -s

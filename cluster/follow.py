@@ -137,6 +137,8 @@ class Follower:
         self._recorder.record(step, row)
         for monitor, section in zip(self._monitors, self._config.monitors, strict=True):
             alarm = monitor.observe(step, row)
+            if found := monitor.report():
+                self._recorder.record(step, dict(found))
             if alarm is None:
                 continue
             log.warning("%s at step %d: %s", alarm.monitor, alarm.step, alarm.message)

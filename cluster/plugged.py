@@ -16,6 +16,7 @@ def plugins(settings: RunConfig) -> None:
     from actors.environments import ENVIRONMENTS
     from learner.advantages import ADVANTAGES
     from learner.losses import LOSSES
+    from rewards.distilled.open import can_begin
     from rewards.judges.client import key_from
     from rewards.monitors import build_monitors
     from rewards.shaping import SHAPERS
@@ -38,6 +39,7 @@ def plugins(settings: RunConfig) -> None:
             build_kind(SHAPERS, reward.shape, f"rewards[{i}].shape", "shape")
     build_monitors(settings)
     build_kind(ADVANTAGES, settings.learner.advantage, "learner.advantage", "of_step")
+    can_begin(settings)
     for name, judge in settings.judges.items():
         key_from(judge.key_env, f"judges.{name}")
     _selection(settings)

@@ -53,8 +53,9 @@ def main(
     """Score a run's stored groups again with another judge, template or signal, and compare.
 
     agreement: Somers' D within groups, 1 is the same order · sign_flip_frac: share of rollouts whose advantage would
-    change its sign · cost and latency are of the new scores. Give a changed judge by overrides, such as
-    judges.judge.model=other or rewards.0.options.template=rubric.
+    change its sign · flip_frac: groups whose best rollout is another · starc_distance: 0 where the two could not lead
+    to different policies, 1 where they are opposite · cost and latency are of the new scores. Give a changed judge by
+    overrides, such as judges.judge.model=other or rewards.0.options.template=rubric.
 
     Exit codes: 0 compared · 1 Redis does not answer, or nothing could be scored · 2 no such run or reward.
     """
@@ -148,6 +149,8 @@ async def rescore(settings: RunConfig, name: str, against: str, stored: Sequence
 
 def compare(rows: Sequence[Rescored]) -> dict[str, Any]:
     """Agreement, flips, coverage and cost; what is unknown on either side is in no mean."""
+    from rewards.monitors.cliff import flip_rate
+    from rewards.monitors.starc import group_distance
     from rewards.shadow import agreement, sign_flip_frac
 
     before, now = np.concatenate([r.before for r in rows]), np.concatenate([r.now.values for r in rows])
@@ -162,6 +165,8 @@ def compare(rows: Sequence[Rescored]) -> dict[str, Any]:
         "mean_before": _mean(before),
         "mean_now": _mean(now),
         "agreement": _mean([agreement(r.now.values, r.before) for r in rows]),
+        "starc_distance": _known(group_distance([r.before for r in rows], [r.now.values for r in rows])),
+        "flip_frac": _known(flip_rate([r.before for r in rows], [r.now.values for r in rows])),
         "sign_flip_frac": _mean([sign_flip_frac(r.now.values, r.before) for r in rows]),
         "cost_tokens": sum(p.cost_tokens for p in behind),
         "latency_p50_s": float(np.median(latencies)) if latencies else None,
@@ -183,6 +188,10 @@ def row_of(row: Rescored) -> dict[str, Any]:
 def _mean(values: Any) -> float | None:
     known = [v for v in values if math.isfinite(v)]
     return float(np.mean(known)) if known else None
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -18,6 +19,8 @@ from typing import Literal, Protocol
 Order = Literal["newest", "oldest"]
 """Which of the waiting keys are taken first."""
 BETWEEN = "\x1f"
+MAX_SHOWN = 64
+"""Groups of texts that a table keeps for models that learn from what has no label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,19 @@ class Label:
     attempt: int = 1
     version: str = "0"
     """Of judge and prompt. One of an older version is used until it is replaced."""
+    against: str = ""
+    """What a labeller has written to be compared with the key: the label is of the two, the key first."""
 
     @property
     def known(self) -> bool:
         return math.isfinite(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """A labeller's answer where the key is the better one, and it wrote the worse itself."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +113,14 @@ class Labels(Protocol):
 
     def counts(self) -> LabelCounts: ...
 
+    def show(self, texts: Sequence[str]) -> None:
+        """Texts that belong together, such as a group's, whether anybody labels them or not; the newest are kept."""
+        ...
+
+    def shown(self) -> list[tuple[str, ...]]:
+        """What was shown last, the newest first, at most `MAX_SHOWN`."""
+        ...
+
 
 def pair(first: str, second: str) -> str:
     """The key of a comparison. Raises ValueError if a caption holds the separator."""
@@ -135,6 +155,7 @@ class MemoryLabels:
         """Key → when its time is up, and the number of its submission."""
         self._attempts: dict[str, int] = {}
         self._news: list[News] = []
+        self._shown: deque[tuple[str, ...]] = deque(maxlen=MAX_SHOWN)
         self._seq = self._looked_up = self._found = self._pushed_out = self._expired = 0
         self._changed = threading.Condition()
 
@@ -206,6 +227,14 @@ class MemoryLabels:
         with self._changed:
             now = len(self._table), len(self._backlog), len(self._in_flight)
             return LabelCounts(*now, self._looked_up, self._found, self._pushed_out, self._expired)
+
+    def show(self, texts: Sequence[str]) -> None:
+        with self._changed:
+            self._shown.appendleft(tuple(texts))
+
+    def shown(self) -> list[tuple[str, ...]]:
+        with self._changed:
+            return list(self._shown)
 
     def _expire(self) -> None:
         for key in [k for k, (due, _) in self._in_flight.items() if due <= self._clock()]:

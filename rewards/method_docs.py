@@ -39,8 +39,8 @@ What is not wired in, and what it would take:
 - **TP-GRPO**: its rounds of fifty steps on rollouts of one version, judged at leisure; `learner.max_staleness` and
   `reward_workers.deadline_s` bound both here.
 - **Running statistics** (a rival of PAR): a state that is part of the cut record, so that a resumed step shapes alike.
-- **STARC**, **policy cliff**, **RewardMATH**: a place that holds two versions of the scores of the same groups, such as
-  re-labelling, and a set of right and wrong solutions.
+- **RewardMATH**'s own set of problems, each with one right and nine wrong solutions: the monitor `one_to_many` takes
+  the run's rollouts instead, as many as a group has.
 """
 
 
@@ -62,6 +62,7 @@ class Method(NamedTuple):
 
 SELECTORS, PREFERENCES, REGULARISERS = "rewards.selectors", "learner.terms.preferences", "learner.terms.regularisers"
 SHAPING, MONITORS, MEASURE = "rewards.shaping", "rewards.monitors", "rewards.judges.measure"
+DISTILLED = "rewards.distilled"
 METHODS = (
     Method("PAR", "2502.18770", "shaper", (f"{SHAPING}.par:Par", f"{SHAPING}.par:preference_reward"), "par",
            "shaping/test_shaping.py"),
@@ -141,17 +142,24 @@ METHODS = (
     Method("Collapse guard on a real collapse", "", "monitor",
            (f"{MONITORS}.collapse:CollapseGuard", "rewards.anchors:agreement"), "collapse",
            "monitors/test_collapse.py"),
+    Method("Bradley-Terry reward model, Secrets II", "2401.06080", "signal, distilled model",
+           (f"{DISTILLED}.learned:LearnedReward", f"{DISTILLED}.bradley_terry:BradleyTerry",
+            f"{DISTILLED}.preferences:preference_loss", f"{DISTILLED}.preferences:corrected_labels",
+            f"{DISTILLED}.preferences:spread"), "reward_model", "distilled/test_bradley_terry.py"),
+    Method("Cooper", "2508.05613", "signal, distilled model",
+           (f"{DISTILLED}.cooper:Cooper", f"{DISTILLED}.cooper:Spoiler"), "cooper",
+           "distilled/test_reward_models.py"),
     Method("Over-optimisation", "2406.02900", "monitor", (f"{MONITORS}.overoptimisation:OverOptimisation",),
            "over_optimisation", "monitors/test_statistics.py"),
-    Method("STARC", "2309.15257", "functions",
-           (f"{MONITORS}.starc:canonical", f"{MONITORS}.starc:distance", f"{MONITORS}.starc:group_distance"), "",
-           "monitors/test_statistics.py"),
-    Method("Policy cliff", "2507.20150", "functions",
-           (f"{MONITORS}.cliff:flip_rate", f"{MONITORS}.cliff:softmax_distance", f"{MONITORS}.cliff:fragile_frac"), "",
-           "monitors/test_statistics.py"),
-    Method("RewardMATH", "2410.01729", "functions",
-           (f"{MONITORS}.rewardmath:rank_of_right", f"{MONITORS}.rewardmath:summary"), "",
-           "monitors/test_statistics.py"),
+    Method("STARC", "2309.15257", "monitor",
+           (f"{MONITORS}.starc:Starc", f"{MONITORS}.starc:canonical", f"{MONITORS}.starc:group_distance"), "monitors",
+           "monitors/test_measuring.py"),
+    Method("Policy cliff", "2507.20150", "monitor",
+           (f"{MONITORS}.cliff:PolicyCliff", f"{MONITORS}.cliff:softmax_distance", f"{MONITORS}.cliff:fragile_frac"),
+           "monitors", "monitors/test_measuring.py"),
+    Method("RewardMATH", "2410.01729", "monitor",
+           (f"{MONITORS}.rewardmath:OneToMany", f"{MONITORS}.rewardmath:rank_of_right"), "monitors",
+           "monitors/test_measuring.py"),
 )  # fmt: skip
 
 

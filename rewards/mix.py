@@ -11,6 +11,7 @@ from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.plugins import build
 from cluster.types import FAILED, Group, Mixed, Scores
+from rewards.monitors import Judged, Monitor
 from rewards.shadow import agreement, sign_flip_frac
 from rewards.shaping import SHAPERS, Shaper
 
@@ -27,7 +28,14 @@ class Mixer:
     others, shaped ones among them, count for the rollout as a whole, unless their shaper is of tokens itself.
     """
 
-    def __init__(self, rewards: Sequence[RewardSection], names: Sequence[str], min_valid: int) -> None:
+    def __init__(
+        self,
+        rewards: Sequence[RewardSection],
+        names: Sequence[str],
+        min_valid: int,
+        monitors: Sequence[Monitor] = (),
+    ) -> None:
+        self._monitors = monitors
         self._rewards = dict(zip(names, rewards, strict=True))
         self._min_valid = min_valid
         self._shapers = {
@@ -46,10 +54,16 @@ class Mixer:
         shaped = {
             name: self._shaped(name, groups, scores) for name in self._shapers.keys() - self._token_shapers.keys()
         }
-        return [
+        mixed = [
             self._mix(group, found, {name: values[i] for name, values in shaped.items()})
             for i, (group, found) in enumerate(zip(groups, scores, strict=True))
         ]
+        judged = [Judged(*one) for one in zip(groups, scores, mixed, strict=True)]
+        for monitor in self._monitors:
+            found = monitor.measure(judged)
+            for one in mixed:  # of the step as a whole: the same in each, and so their mean
+                one.metrics.update(found)
+        return mixed
 
     def _shaped(
         self, name: str, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]]
@@ -62,7 +76,7 @@ class Mixer:
     def _mix(self, group: Group, scores: Mapping[str, Scores], shaped: Mapping[str, np.ndarray]) -> Mixed:
         total, tokens = np.zeros(len(group)), None
         drop, shadows = None, {}
-        metrics = {"reward/failed_scores": 0.0}
+        metrics, added = {"reward/failed_scores": 0.0}, {}
         for name, section in self._rewards.items():
             found = scores.get(name)
             values, num_failed = _evidence(name, group, found)
@@ -89,13 +103,14 @@ class Mixer:
                 values = np.where(unknown, section.missing, values)
             elif unknown.any() and section.on_missing != "drop_rollout":
                 drop = drop or f"{'waited' if section.on_missing == 'wait' else 'missing'}:{name}"
-            total += section.weight * values
+            added[name] = section.weight * values
+            total += added[name]
         if drop is None and np.isfinite(total).sum() < min(self._min_valid, len(group)):
             drop = "too_few_scores"
         for name, values in shadows.items():
             metrics[f"reward/{name}_agreement"] = agreement(values, total)
             metrics[f"reward/{name}_sign_flip_frac"] = sign_flip_frac(values, total)
-        return Mixed(total, drop, metrics, tokens=None if tokens is None else tuple(tokens))
+        return Mixed(total, drop, metrics, tokens=None if tokens is None else tuple(tokens), parts=added)
 
     def _said(self, name: str, tokens: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         shaper = self._token_shapers.get(name)

@@ -9,6 +9,8 @@ from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.plugins import build, lookup
 from rewards.base import Signal
+from rewards.distilled.cooper import Cooper
+from rewards.distilled.learned import LearnedReward
 from rewards.distilled.signal import Oni
 from rewards.functions import FunctionSignal, from_file
 from rewards.judges.signal import JudgeSignal
@@ -36,6 +38,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "crowd": Crowd,
     "crowd_agreement": CrowdAgreement,
     "crowd_share": CrowdShare,
+    "cooper": Cooper,
     "duplicate": Duplicate,
     "exact": Exact,
     "format": Format,
@@ -51,6 +54,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "step_scores": StepScores,
     "thoughts": Thoughts,
     "view_agreement": ViewAgreement,
+    "reward_model": LearnedReward,
 }
 
 

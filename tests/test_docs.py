@@ -28,8 +28,6 @@ NAMED = re.compile(rf"(?:{AREAS})/[A-Za-z0-9_\0]+")
 """A metric in the sources; \\0 stands for what an f-string fills in."""
 NOT_EMITTED = {
     "loss/ratio_square": "goes into loss/effective_samples_frac",
-    "judge/one_to_many_accuracy": "of functions that no run calls yet",
-    "judge/one_to_many_mrr": "of functions that no run calls yet",
     "distilled/\0": "the name of a thread",
 }
 

@@ -121,7 +121,7 @@ class DistilledSection(Use):
     """A reward model that learns from labels during the run; rewards use `[distilled.NAME]` by `model = "NAME"`."""
 
     use: str = "classification"
-    """`retrieval`, `classification`, `ranking`, or `package.module:Class`."""
+    """`retrieval`, `classification`, `ranking`, `bradley_terry`, or `package.module:Class`."""
     judge: str = "judge"
     """Who labels: the name of its section."""
     goal: str = "default"

@@ -36,6 +36,7 @@ class DistillerActor:
             site.run_id,
             Path(site.run_dir) / "distilled",
             Asking(self._judge, config.judges[judge].max_in_flight),
+            site.model_dir,
         )
 
     def ready(self) -> int:

@@ -104,8 +104,10 @@ class LearnerActor:
 
 def _mixer(config: RunConfig) -> Any:
     from rewards.mix import Mixer
+    from rewards.monitors import build_monitors
 
-    return Mixer(config.rewards, config.reward_names, config.reward_workers.min_valid).of_step
+    names, min_valid = config.reward_names, config.reward_workers.min_valid
+    return Mixer(config.rewards, names, min_valid, build_monitors(config)).of_step
 
 
 def _selection(config: RunConfig) -> Any:

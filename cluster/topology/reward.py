@@ -33,7 +33,7 @@ class RewardActor:
         self._scorers = Scorers(site)
         services = Services(
             judges=self._judges.pools,
-            distilled=followers(site.config, site.url, site.run_id),
+            distilled=followers(site.config, site.url, site.run_id, site.model_dir),
             scorers=self._scorers.pools,
             text=_text(site.model_dir),
         )

@@ -10,13 +10,27 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from cluster.types import Message
 from rewards.labels import pair_of
 
-Complete = Callable[[tuple[Message, ...]], Awaitable[str | None]]
-"""A judge's answer to a chat, at a low temperature (ONI: 0.1). None, or what it raises: it is away."""
+MAX_TOKENS = 512
+"""Knowledge, analysis and label."""
+TEMPERATURE = 0.1
+"""Of ONI's code (arXiv:2410.23022)."""
+
+
+class Complete(Protocol):
+    """Who answers chats."""
+
+    async def __call__(
+        self, messages: tuple[Message, ...], /, *, max_tokens: int = MAX_TOKENS, temperature: float = TEMPERATURE
+    ) -> str | None:
+        """None, or what it raises: it is away."""
+        ...
+
 
 GOALS = {
     "default": "to make progress: to survive, grow stronger, collect what is useful and go deeper",
@@ -60,6 +74,14 @@ florp if it is the first, drell if it is the second, quimb if neither is better.
 First message: {first}
 Second message: {second}"""
 
+SPOIL = (
+    "You rewrite solutions for training a checker. You are given a question and a solution that is right. Write a "
+    "solution that looks as good, in the same style and of about the same length, but makes one plausible mistake and "
+    "comes to a wrong answer. Answer with that solution alone; do not say that it is wrong, or where."
+)
+"""Cooper's negatives (arXiv:2508.05613): what their prompt asks for; the sentences are ours."""
+SOLUTION = "\n\nRight solution:\n"
+
 _TAG = re.compile(r"<label>(.*?)</label>", re.IGNORECASE | re.DOTALL)
 
 
@@ -69,6 +91,20 @@ def read_label(reply: str, words: dict[str, float]) -> float | None:
     if len(found) != 1:
         return None
     return words.get(found[0].strip().strip(".!'\"").lower())
+
+
+async def replies_of(complete: Complete, chats: Sequence[tuple[Message, ...]], **how: Any) -> list[str | None] | None:
+    """An answer per chat. None for all of it, or the first error: whoever answers is away.
+
+    Where others were answered, one that was not is that question's fault: it is None, and counts as an attempt.
+    """
+    replies = await asyncio.gather(*(complete(chat, **how) for chat in chats), return_exceptions=True)
+    if not any(isinstance(reply, str) for reply in replies):
+        errors = [reply for reply in replies if isinstance(reply, BaseException)]
+        if errors:
+            raise errors[0]
+        return None
+    return [reply if isinstance(reply, str) else None for reply in replies]
 
 
 class CaptionJudge:
@@ -83,16 +119,12 @@ class CaptionJudge:
         self.version = hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:12]
         """Changes with the prompt, the goal and the judge: labels are then asked for anew."""
 
-    async def __call__(self, keys: Sequence[str]) -> list[float | None] | None:
+    async def __call__(self, keys: Sequence[str], /) -> list[float | None] | None:
         assert self._complete is not None, "a judge without `complete` cannot be asked"
-        replies = await asyncio.gather(*(self._complete(self.messages(key)) for key in keys), return_exceptions=True)
-        if not any(isinstance(reply, str) for reply in replies):
-            errors = [reply for reply in replies if isinstance(reply, BaseException)]
-            if errors:
-                raise errors[0]
+        replies = await replies_of(self._complete, [self.messages(key) for key in keys])
+        if replies is None:
             return None
-        # Where others were answered, one that was not is that question's fault: it counts as an attempt.
-        return [read_label(reply, self._words) if isinstance(reply, str) else None for reply in replies]
+        return [None if reply is None else read_label(reply, self._words) for reply in replies]
 
     def messages(self, key: str) -> tuple[Message, ...]:
         if self._compares:

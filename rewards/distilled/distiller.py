@@ -27,11 +27,12 @@ import torch
 from cluster.config import DistilledSection
 from cluster.errors import ConfigError
 from cluster.failpoints import failpoint
-from cluster.plugins import build
 from cluster.types import decode
-from rewards.distilled.models import MODELS, Model
+from rewards.distilled.models import model_of
 from rewards.distilled.publishing import Announcement, Board, State, read, write
-from rewards.labels import Labels, News
+from rewards.labels import Labels, News, pair
+from rewards.monitors.cliff import flip_rate
+from rewards.monitors.starc import group_distance
 
 log = logging.getLogger(__name__)
 
@@ -81,13 +82,15 @@ class Distiller:
         board: Board,
         directory: Path,
         relabel: Callable[[str], object],
+        awaited: bool = False,
     ) -> None:
         """`relabel(version)` tells the buffer, after the announcement, that the signals that use it score anew.
 
+        `awaited`: groups wait for the first version and no labels come meanwhile, so it learns on from those there are.
         `directory` is its own. Raises ConfigError if its checkpoint there belongs to another kind of model or split.
         """
         self.name, self._section = name, section
-        self._labels, self._board, self._relabel = labels, board, relabel
+        self._labels, self._board, self._relabel, self._awaited = labels, board, relabel, awaited
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._model, self._rival = model_of(name, section), model_of(name, section)
@@ -98,8 +101,8 @@ class Distiller:
         self._stopping = False
         self._stage = "has just started"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"distil-{name}", initializer=_one_core)
-        self.loss = self.agreement = math.nan
-        """Of the last fit, and of the last model that was compared."""
+        self.loss = self.agreement = self.starc = self.flips = math.nan
+        """Of the last fit, of the last model that was compared, and of the last two versions with each other."""
         self.num_refused = 0
         self._resume()
 
@@ -111,7 +114,7 @@ class Distiller:
             while not self._stopping:
                 self._stage = "waits for labels"
                 news = await asyncio.to_thread(self._labels.news, self._cursor, MAX_NEWS, POLL_S)
-                if news:
+                if news or (self._awaited and self._published is None and self._values):
                     self._stage = f"learns from {len(news)} labels"
                     await self._work(lambda news=news: self._learn(news))
                 due = time.monotonic() - self._tried_at >= self._section.publish_every_s
@@ -122,13 +125,11 @@ class Distiller:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def stop(self) -> None:
-        """Finish what is under way, then let `run` return."""
-        self._stopping = True
+        self._stopping = True  # what is under way is finished, then `run` returns
 
     @property
     def version(self) -> str:
-        """The last published."""
-        return f"{self._section.use}.{self._number}"
+        return f"{self._section.use}.{self._number}"  # the last published
 
     def snapshot(self) -> dict[str, float]:
         """Metrics by name; what is not known yet is NaN."""
@@ -144,6 +145,8 @@ class Distiller:
             f"{area}_num_refused": float(self.num_refused),
             f"{area}_agreement_frac": self.agreement,
             f"{area}_loss": self.loss,
+            f"{area}_starc_distance": self.starc,
+            f"{area}_flip_frac": self.flips,
         }
 
     def waiting(self) -> str:
@@ -160,8 +163,10 @@ class Distiller:
 
     def _learn(self, news: list[News]) -> None:
         self._take_in(news)
+        if self._model.wants_groups:
+            self._model.see(self._labels.shown())
         self.loss = self._model.fit(*self._arrays(held_out=False))
-        self._cursor, self._untried = news[-1].cursor, True
+        self._cursor, self._untried = news[-1].cursor if news else self._cursor, True
         failpoint("distiller.after_fit")
         self._save()
 
@@ -171,6 +176,8 @@ class Distiller:
             self.num_refused += 1
             self._save()
             return
+        if self._published and self._model.learns:
+            self._compare_versions()
         version = f"{self._section.use}.{self._number + 1}"
         state, path = self._model.state(training=False), self._directory / f"{version}.model"
         write(path, state)
@@ -201,6 +208,11 @@ class Distiller:
             log.info(text, self.name, self.agreement, len(keys), current)
         return good
 
+    def _compare_versions(self) -> None:
+        groups = self._labels.shown()
+        before, now = ([model.predict(texts) for texts in groups] for model in (self._rival, self._model))
+        self.starc, self.flips = group_distance(before, now), flip_rate(before, now)
+
     def _announce(self) -> None:
         assert self._published is not None
         self._board.announce(self._published)
@@ -210,7 +222,8 @@ class Distiller:
     def _take_in(self, news: list[News]) -> None:
         for item in news:
             if item.label.known:
-                self._values[item.key] = item.label.value
+                key = pair(item.key, item.label.against) if item.label.against else item.key
+                self._values[key] = item.label.value
 
     def _arrays(self, *, held_out: bool) -> tuple[list[str], np.ndarray]:
         """Keys and values to learn from or to compare on; a model that is the table itself learns from all."""
@@ -276,11 +289,6 @@ class Distiller:
             self._take_in(news)
             after = news[-1].cursor
         return True
-
-
-def model_of(name: str, section: DistilledSection) -> Model:
-    """A new model as the recipe describes it. Raises ConfigError."""
-    return build(MODELS, section.use, section.options, f"distilled.{name}")
 
 
 def _one_core(*_: Any) -> None:

@@ -12,13 +12,19 @@ MAX_BYTES = 256
 """ONI's length of a NetHack message; what is longer is cut, what is shorter filled up with zeros."""
 
 
+SEEN_BYTES = 231
+"""Of these what reaches an output: pooling leaves out what does not fill a window."""
+
+
 class CharCNN(nn.Module):
     """Convolutions over the bytes of a caption in UTF-8 (ONI, arXiv:2410.23022; sizes from its released code)."""
 
     width = 128
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_end: bool = False) -> None:
+        """`keep_end`: of what is longer the beginning is cut, as in a response behind its question."""
         super().__init__()
+        self._keep_end = keep_end
         sizes = ((32, 7, True), (64, 7, True), (64, 3, False), (64, 3, False), (64, 3, False), (64, 3, True))
         layers: list[nn.Module] = []
         for channels, kernel, pooled in sizes:
@@ -28,7 +34,8 @@ class CharCNN(nn.Module):
         self.out = nn.Sequential(nn.Flatten(), nn.Linear(320, self.width), nn.ReLU())
 
     def forward(self, captions: Sequence[str]) -> Float[Tensor, "N D"]:
-        cut = [c.encode()[:MAX_BYTES] for c in captions]
+        kept = slice(-SEEN_BYTES, None) if self._keep_end else slice(MAX_BYTES)
+        cut = [c.encode()[kept] for c in captions]
         rows = torch.tensor([[*c, *[0] * (MAX_BYTES - len(c))] for c in cut], dtype=torch.long)
         return self.out(self.convolutions(self.bytes(rows.reshape(-1, MAX_BYTES)).transpose(1, 2)))
 
@@ -42,11 +49,11 @@ class Transformer(nn.Module):
 
     MAX_KEPT = 50_000
 
-    def __init__(self, path: str, *, max_tokens: int = 512) -> None:
+    def __init__(self, path: str, *, max_tokens: int = 512, keep_end: bool = False) -> None:
         from transformers import AutoModel, AutoTokenizer
 
         super().__init__()
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._tokenizer = AutoTokenizer.from_pretrained(path, truncation_side="left" if keep_end else "right")
         # In a tuple, or its weights would be among the parameters.
         self._frozen = (AutoModel.from_pretrained(path, dtype=torch.float32).eval(),)
         self._max_tokens = max_tokens
@@ -71,10 +78,38 @@ class Transformer(nn.Module):
         return self._kept[caption]
 
 
+class LanguageModel(nn.Module):
+    """The last hidden state of a language model at a text's last token; all of it is trained, stored and published.
+
+    `path` is a Hugging Face directory, where training begins. Texts are cut at their beginning.
+    """
+
+    def __init__(self, path: str, *, max_tokens: int = 512) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        super().__init__()
+        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._max_tokens = max_tokens
+        self.model = AutoModel.from_pretrained(path, dtype=torch.float32)
+        self.width: int = self.model.config.hidden_size
+
+    def forward(self, captions: Sequence[str]) -> Float[Tensor, "N D"]:
+        rows = [self._tokenizer(caption).input_ids[-self._max_tokens :] or [0] for caption in captions]
+        lengths = torch.tensor([len(row) for row in rows])
+        width = int(lengths.max())
+        tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        # Padding stands behind a text, and a causal model does not look ahead.
+        hidden = self.model(input_ids=tokens, use_cache=False).last_hidden_state
+        return hidden[torch.arange(len(rows)), lengths - 1]
+
+
+Encoder = CharCNN | Transformer | LanguageModel
+
+
 class Net(nn.Module):
     """An encoder and ONI's head: two hidden layers of 512, dropout 0.1."""
 
-    def __init__(self, encoder: CharCNN | Transformer, num_outputs: int) -> None:
+    def __init__(self, encoder: Encoder, num_outputs: int) -> None:
         super().__init__()
         self.encoder = encoder
         layers = [nn.Linear(encoder.width, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Dropout(0.1)]
@@ -82,3 +117,10 @@ class Net(nn.Module):
 
     def forward(self, captions: Sequence[str]) -> Float[Tensor, "N out"]:
         return self.head(self.encoder(captions))
+
+    def features(self, encoded: Float[Tensor, "N D"]) -> Float[Tensor, "N 512"]:
+        """What the last layer sees of encoded captions, after dropout."""
+        return self.head[:-1](encoded)
+
+    def outputs(self, features: Float[Tensor, "N 512"]) -> Float[Tensor, "N out"]:
+        return self.head[-1](features)

@@ -16,7 +16,7 @@ from rewards.distilled.publishing import Announcement, Board, read
 from rewards.labels import Labels, pair
 
 if TYPE_CHECKING:
-    from rewards.distilled.models import Model
+    from rewards.distilled.learnt import Model
 
 EVERY = 10
 """Of the captions that pass, every so many can be compared with another (ONI's code)."""
@@ -57,6 +57,11 @@ class Follower:
     def version(self) -> str:
         return self._announced.version if self._announced else self._none
 
+    @property
+    def published(self) -> bool:
+        """Whether there is a version at all."""
+        return self._announced is not None
+
     async def refresh(self) -> None:
         """Load what was published since. Raises InfrastructureError if it cannot be read, BufferUnavailable."""
         await self._work(self._refresh)
@@ -68,6 +73,10 @@ class Follower:
     async def ask(self, captions: Sequence[str]) -> None:
         """Ask for labels of these captions as they occurred, or of pairs of some; does not wait for one."""
         await asyncio.to_thread(self._ask, captions)
+
+    async def submit(self, keys: Sequence[str], *, group: Sequence[str] = ()) -> None:
+        """Ask for labels of exactly these keys; `group` are texts that a model may learn from without any."""
+        await asyncio.to_thread(self._submit, keys, group)
 
     def snapshot(self) -> dict[str, float]:
         """Metrics by name."""
@@ -108,6 +117,12 @@ class Follower:
         # Looked up as they occurred, for the coverage; the table itself knows what it needs no second label for.
         self._labels.look_up(captions)
         self._labels.submit(list(dict.fromkeys(captions)))
+
+    def _submit(self, keys: Sequence[str], group: Sequence[str]) -> None:
+        if group:
+            self._labels.show(group)
+        self._labels.look_up(keys)
+        self._labels.submit(keys)
 
     def _pairs(self, captions: Sequence[str]) -> list[str]:
         found = []

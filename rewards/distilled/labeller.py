@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
-from rewards.labels import Label, Labels
+from rewards.labels import Against, Label, Labels
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +17,16 @@ POLL_S = 1.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """After a judge that was away."""
 
-Judge = Callable[[Sequence[str]], Awaitable[Sequence[float | None] | None]]
-"""A label per key, None where its answer could not be read. None for all of it: the judge is away, ask again later."""
+Answer = float | Against | None
+"""A label, or what is worse than the key; None: it could not be read."""
+
+
+class Judge(Protocol):
+    """Who labels."""
+
+    async def __call__(self, keys: Sequence[str], /) -> Sequence[Answer] | None:
+        """An answer per key. None for all of it: the judge is away, ask again later. What it raises means the same."""
+        ...
 
 
 class Labeller:
@@ -104,14 +113,20 @@ class Labeller:
             await self._outage(keys, note)
             return
         self._pause_s = 0.0
-        read = {key: v for key, v in zip(keys, values, strict=True) if v is not None and math.isfinite(v)}
-        unread = [key for key in keys if key not in read]
+        labels = {key: self._label(answer, taken[key]) for key, answer in zip(keys, values, strict=True)}
+        done = {key: label for key, label in labels.items() if label.known}
+        unread = [key for key in keys if key not in done]
         self.num_unreadable += len(unread)
-        done = {key: Label(float(v), self._name, taken[key], self._version) for key, v in read.items()}
         given_up = [key for key in unread if taken[key] >= self._max_attempts]
-        done |= {key: Label(math.nan, self._name, taken[key], self._version) for key in given_up}
+        done |= {key: labels[key] for key in given_up}
         await asyncio.to_thread(self._labels.add, done)
         await asyncio.to_thread(self._labels.put_back, [k for k in unread if k not in done], counted=True)
+
+    def _label(self, answer: Answer, attempt: int) -> Label:
+        if isinstance(answer, Against):
+            return Label(1.0, self._name, attempt, self._version, answer.text)
+        value = math.nan if answer is None or not math.isfinite(answer) else float(answer)
+        return Label(value, self._name, attempt, self._version)
 
     async def _outage(self, keys: Sequence[str], note: str) -> None:
         self.num_outages += 1

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field, PositiveFloat, PrivateAttr
+from pydantic import Field, PositiveFloat
 
 from cluster.types import ABSTAINED, SCORED, Group, Provenance, Scores
-from rewards.base import UNVERSIONED, Services, Signal
-from rewards.distilled.follower import Follower
+from rewards.base import Services
+from rewards.distilled.base import DistilledSignal
 from rewards.tokens import per_token
 
 MAX_REWARD = 10.0
@@ -34,7 +32,7 @@ def event_rewards(
     return alpha_ext * np.clip(scale * r_env, -MAX_REWARD, MAX_REWARD) + alpha_int * r_hat * counts ** (-beta)
 
 
-class Oni(Signal):
+class Oni(DistilledSignal):
     """Sum of `event_rewards` over a rollout; per token, what the policy's turn has caused is at the turn's end.
 
     It asks for labels of the captions that it sees and waits for none: r̂ is that of the version published last. An
@@ -52,19 +50,6 @@ class Oni(Signal):
     """Of the environment's reward, before it is clipped to ±10 per event."""
     missing_label: float = 0.0
     """r̂ of a caption that the model does not know (ONI: 0); with `nan` its rollout is unknown."""
-    services: ClassVar = ("distilled",)
-    announced: ClassVar = True
-    _follower: Follower | None = PrivateAttr(None)
-
-    async def prepare(self, services: Services) -> None:
-        self._follower = services.distilled(self.model)
-        await self._follower.refresh()
-
-    async def refresh(self, services: Services) -> None:
-        await services.distilled(self.model).refresh()
-
-    def version(self) -> str:
-        return self._follower.version if self._follower else UNVERSIONED
 
     async def score(self, group: Group, services: Services) -> Scores:
         events = [event for rollout in group.rollouts for event in rollout.events]

@@ -9,6 +9,7 @@ Keys, all under `kanabo:{RUN}:labels:NAME:`
     numbers    hash    key → number of its submission, of those in flight
     attempts   hash    key → how often it was taken
     counters   hash    seq, looked_up, found, pushed_out, expired
+    shown      list    groups of texts, the newest first
     news       stream  every label, in the order in which they came
     bell       stream  of one entry, when the backlog has grown
 """
@@ -21,7 +22,7 @@ from typing import Any
 
 from cluster.buffer.connection import Connection
 from cluster.types import decode, encode
-from rewards.labels import Label, LabelCounts, News, Order
+from rewards.labels import MAX_SHOWN, Label, LabelCounts, News, Order
 
 PRELUDE = """
 local run, call = KEYS[1], redis.call
@@ -200,6 +201,23 @@ class RedisLabels:
 
     def counts(self) -> LabelCounts:
         return LabelCounts(*self._call(COUNTS))
+
+    def show(self, texts: Sequence[str]) -> None:
+        redis, key = self._connection.redis, f"{self._prefix}shown"
+
+        def push() -> None:
+            # A repeated push, after a reply got lost, shows a group twice: it weighs more, no more than that.
+            with redis.pipeline(transaction=True) as pipe:
+                pipe.lpush(key, encode(tuple(texts)))
+                pipe.ltrim(key, 0, MAX_SHOWN - 1)
+                pipe.execute()
+
+        self._connection.patiently(push)
+
+    def shown(self) -> list[tuple[str, ...]]:
+        key = f"{self._prefix}shown"
+        found: Any = self._connection.patiently(lambda: self._connection.redis.lrange(key, 0, -1))
+        return [decode(data, tuple[str, ...]) for data in found]
 
     def _call(self, text: str, *args: Any) -> Any:
         return self._connection.patiently(lambda: self._scripts[text](keys=[self._prefix], args=list(args)))

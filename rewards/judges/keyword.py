@@ -13,13 +13,15 @@ import re
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from rewards.distilled.captions import PAIR_WORDS
+from rewards.distilled.captions import PAIR_WORDS, SOLUTION, SPOIL
 from rewards.judges.errors import JudgeServerError
 from rewards.judges.types import Call, Completion, Token
 
 RESPONSE = re.compile(r"<<<(?:RESPONSE|STEP)(?: \w+)?>>>\n(.*?)\n?<<<END (?:RESPONSE|STEP)(?: \w+)?>>>", re.DOTALL)
 SCALE = re.compile(r"(?:one of|is one of):? ([^.\n]+)\.")
 PAIR = "First message: "
+FIVE_MORE = str.maketrans("0123456789", "5678901234")
+"""How it spoils a solution: every digit is another."""
 CRITERION = re.compile(r"^(\d+)\. ", re.MULTILINE)
 NORMAL_P99 = NormalDist().inv_cdf(0.99)
 
@@ -60,7 +62,10 @@ class KeywordJudge:
             raise JudgeServerError(f"{self.name} fails on purpose, {self.error_rate:.0%} of the time.")
         system, user = call.messages[0].content, call.messages[1].content
         prompt_tokens = sum(len(m.content.split()) for m in call.messages)
-        text, tokens = self._label(user, chance) if "<label>" in user else self._answer(system, user, call)
+        if system == SPOIL:
+            text, tokens = user.rpartition(SOLUTION)[2].translate(FIVE_MORE), ()
+        else:
+            text, tokens = self._label(user, chance) if "<label>" in user else self._answer(system, user, call)
         if chance < self.error_rate + self.unreadable_rate:
             text, tokens = "I would rather not say.", ()
         return Completion(text, "stop", "keyword", tokens, prompt_tokens, len(text.split()), "1")

@@ -6,17 +6,23 @@ from cluster.config import RunConfig
 from cluster.errors import ConfigError
 from cluster.plugins import build
 from rewards.monitors.band import Band
-from rewards.monitors.base import Alarm, Monitor
+from rewards.monitors.base import Alarm, Judged, Monitor
+from rewards.monitors.cliff import PolicyCliff
 from rewards.monitors.collapse import CollapseGuard
 from rewards.monitors.overoptimisation import OverOptimisation
+from rewards.monitors.rewardmath import OneToMany
+from rewards.monitors.starc import Starc
 
 MONITORS: dict[str, type[Monitor]] = {
     "band": Band,
     "collapse": CollapseGuard,
+    "one_to_many": OneToMany,
     "over_optimisation": OverOptimisation,
+    "policy_cliff": PolicyCliff,
+    "starc": Starc,
 }
 
-__all__ = ["MONITORS", "Alarm", "Monitor"]
+__all__ = ["MONITORS", "Alarm", "Judged", "Monitor"]
 
 
 def build_monitors(settings: RunConfig) -> list[Monitor]:

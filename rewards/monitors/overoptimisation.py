@@ -80,6 +80,8 @@ class OverOptimisation(Monitor):
     _seen: list[tuple[float, float, float]] = PrivateAttr(default_factory=list)
     """(distance, reward, quality) per measurement."""
     _raised: bool = PrivateAttr(default=False)
+    _reported: int = PrivateAttr(default=0)
+    """Measurements that `report` has told of."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -90,13 +92,35 @@ class OverOptimisation(Monitor):
             if (value := known(row, name)) is not None:
                 self._last[name] = value
         quality = known(row, self.quality)
-        if self._raised or quality is None or len(self._last) < 2:
+        if quality is None or len(self._last) < 2:
             return None
         # An estimate of a small divergence may be negative.
         self._seen.append((math.sqrt(max(self._last[self.kl], 0.0)), self._last[self.reward], quality))
+        if self._raised:
+            return None
         message = self._falling() or self._beyond()
         self._raised = message is not None
         return Alarm("over_optimisation", step, self.quality, message) if message else None
+
+    def report(self) -> dict[str, float]:
+        """Where on the hump training is: the distance, and the fitted law's α, β and peak, once there are six."""
+        if len(self._seen) == self._reported:
+            return {}
+        self._reported = len(self._seen)
+        found, fitted = {"monitor/over_optimisation_distance": self._seen[-1][0]}, self._fit()
+        if fitted:
+            alpha, beta, peak = fitted
+            found |= {"monitor/over_optimisation_alpha": alpha, "monitor/over_optimisation_beta": beta}
+            found |= {"monitor/over_optimisation_peak_distance": peak.distance} if peak else {}
+        return found
+
+    def _fit(self) -> tuple[float, float, Peak | None] | None:
+        """α, β and the peak of the law, of what quality has gained; None with fewer than six distinct distances."""
+        points = np.array([(d, q - self._seen[0][2]) for d, _, q in self._seen if d > 0])
+        if len(points) < 6 or len(np.unique(points[:, 0])) < 6:
+            return None
+        alpha, beta = fitted_law(points[:, 0], points[:, 1])
+        return alpha, beta, peak_of(alpha, beta)
 
     def _falling(self) -> str | None:
         last = np.array(self._seen[-self.falls - 1 :])
@@ -109,13 +133,11 @@ class OverOptimisation(Monitor):
         )
 
     def _beyond(self) -> str | None:
-        points = np.array([(d, q - self._seen[0][2]) for d, _, q in self._seen if d > 0])
-        if len(points) < 6 or len(np.unique(points[:, 0])) < 6:
-            return None
-        peak = peak_of(*fitted_law(points[:, 0], points[:, 1]))
-        if peak is None or points[-1, 0] <= peak.distance:
+        fitted, distance = self._fit(), self._seen[-1][0]
+        peak = fitted and fitted[2]
+        if not peak or distance <= peak.distance:
             return None
         return (
-            f"the policy is √KL = {points[-1, 0]:.3g} from its reference, and {self.quality} is fitted to peak at "
+            f"the policy is √KL = {distance:.3g} from its reference, and {self.quality} is fitted to peak at "
             f"{peak.distance:.3g}: more training is expected to cost quality. Stop, or raise learner.loss.kl_coef."
         )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from rewards.monitors.base import Judged, Monitor
+
 
 def canonical(
     reward: Float[np.ndarray, "S A S"], transitions: Float[np.ndarray, "S A S"], gamma: float
@@ -37,6 +39,29 @@ def group_distance(one_G: Sequence[Float[np.ndarray, " G"]], other_G: Sequence[F
     if not pairs:
         return float("nan")
     return distance(np.concatenate([a - a.mean() for a, _ in pairs]), np.concatenate([b - b.mean() for _, b in pairs]))
+
+
+class Starc(Monitor):
+    """Distance of one reward from another, or from the mixture that is trained on, over the step's groups, in [0, 1].
+
+    0: they could not lead to different policies, 1: opposite. Give the other one, a verifier or another version of the
+    judge, as a reward with `weight = 0`. Versions of a model that learns during the run are compared by its distiller.
+    """
+
+    reward: str
+    """Name of a reward of the recipe."""
+    other: str = ""
+    """By default what is trained on."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(f"reward/{name}_mean" for name in (self.reward, self.other) if name)
+
+    def measure(self, judged: Sequence[Judged]) -> dict[str, float]:
+        asked = [one for one in judged if self.reward in one.scores and (not self.other or self.other in one.scores)]
+        ours = [one.scores[self.reward].values for one in asked]
+        theirs = [one.scores[self.other].values if self.other else one.mixed.rewards for one in asked]
+        return {f"reward/{self.reward}_starc_distance": group_distance(ours, theirs)}
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

@@ -30,6 +30,8 @@ def test_a_signal_that_orders_the_other_way_disagrees_and_flips_all(kanabo, stor
     result = told.document
     assert (result["num_groups"], result["num_rollouts"], result["num_known"]) == (7, 14, 14)
     assert result["agreement"] == -1.0
+    assert result["starc_distance"] == pytest.approx(1.0), "the reverse of what was"
+    assert result["flip_frac"] == 1.0
     assert result["sign_flip_frac"] == pytest.approx(6 / 7), "a lone known score has no advantage that could flip"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rows) == 7

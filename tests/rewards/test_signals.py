@@ -1,20 +1,23 @@
 """Every reward honours the contract, and each says the right thing about known texts."""
 
-import asyncio
 import pickle
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from cluster.config import RewardSection
 from cluster.types import ABSTAINED, FAILED, SCORED, Scores, decode, encode
 from rewards.base import Services
+from rewards.distilled.bradley_terry import BradleyTerry
+from rewards.distilled.follower import Follower
+from rewards.distilled.publishing import Announcement, MemoryBoard, write
 from rewards.judges.keyword import KeywordJudge
 from rewards.judges.pool import JudgePool
+from rewards.labels import MemoryLabels
 from rewards.scoring.pool import Scorer
-from rewards.scoring.types import Passage, Reading
 from rewards.zoo import SIGNALS, build_signal
 from tests.rewards.groups import group, rollout
 from tests.rewards.scoring.stand_in import Given, reading_of
@@ -25,19 +28,24 @@ OPTIONS = {"length_penalty": {"max_tokens": 8, "cache_tokens": 4}}
 TEXTS = ("85", "86", "", "<answer>85", "The answer is 85.", "\\boxed{", "\x00\ud800"[:1], "9" * 5000)
 
 
-def guessed(passage: Passage) -> Reading:
-    """By a model that knows nothing of 4 tokens."""
-    return reading_of([[0.25] * 4] * (len(passage.tokens) + 1), [0] * len(passage.tokens))
-
-
-@pytest.fixture(scope="module")
-def services():
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def services(tmp_path_factory):
+    path, board = tmp_path_factory.mktemp("model") / "1.model", MemoryBoard()
+    write(path, BradleyTerry().state(training=False))
+    learnt = {}
+    for name in ("reward_model", "cooper"):
+        board.announce(Announcement(name, "bradley_terry.1", str(path), 1, 0.9))
+        learnt[name] = Follower(name, "bradley_terry", BradleyTerry, labels=MemoryLabels(), board=board)
     scorer = Scorer("scorer", deadline_s=5)
-    asyncio.run(scorer.follow({"scorer:scorer-0": Given(guessed)}))
+    replica = Given(
+        lambda passage: reading_of([[0.5, 0.3, 0.2]] * (len(passage.tokens) + 1), [0] * len(passage.tokens))
+    )
+    await scorer.follow({"scorer:scorer-0": replica})
     made = Services(
         judges={"judge": JudgePool("judge", [KeywordJudge()])},
+        distilled=learnt,
         scorers={"scorer": scorer},
-        text=lambda tokens: "x" * len(tokens),
+        text=lambda tokens: "x" * len(tokens),  # as long as the text, which has a character a token
     )
     yield made
     made.close()
