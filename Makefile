@@ -10,7 +10,7 @@ quickstart: install
 	python -m cluster.run deploy/recipes/quickstart.toml
 
 test: check
-	python -m pytest -m "not verify and not chaos and not gpu"
+	python -m pytest -m "not verify and not chaos and not gpu" --durations 25 --durations-min 5
 
 verify: install
 	python -m pytest -m verify

@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,10 @@ from actors import episode
 from actors.chat import Chat
 from actors.engine import Engine
 from actors.environments.base import Environment
+from actors.environments.meeting import Meeting
 from actors.evaluate import play_all
 from actors.tasks import checked
+from actors.troupe import Play, Troupe, is_older
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
 from cluster.errors import DataError, InfrastructureError, LeaseLost, one_line
@@ -58,10 +61,14 @@ class RolloutWorker:
         buffer: Buffer,
         config: RunConfig,
         fetch: Callable[[Publication], Awaitable[str]],
+        claims: bool = True,
+        others: Mapping[str, Play] | None = None,
     ) -> None:
+        """Without `claims` it plays for the groups of others alone, as `others` do for its own."""
         self.name, self.policy, self.engine = name, policy, engine
         self._chat, self._environment, self._task_at = chat, environment, task_at
         self._buffer, self._config, self._fetch = buffer, config, fetch
+        self._claims, self._troupe = claims, Troupe(policy, self.play, others or {}, config.seed)
         section = config.rollout
         self._limits = episode.Limits(
             section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
@@ -79,7 +86,8 @@ class RolloutWorker:
     async def run(self) -> None:
         """Work until `stop`. Raises what ends the worker: InfrastructureError, or a bug of ours."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._claim())
+            if self._claims:
+                tasks.create_task(self._claim())
             tasks.create_task(self._follow())
             tasks.create_task(self._report())
             tasks.create_task(self._mind_progress())
@@ -109,13 +117,13 @@ class RolloutWorker:
                     f"{self._config.rollout.lease_s:g} s. The engine hangs, or lease_s is too short for one episode."
                 )
 
-    async def _play(self, task: Task, limits: episode.Limits) -> Rollout:
+    async def _play(self, task: Task, limits: episode.Limits, view: str = "orig") -> Rollout:
         if not self._in_flight:
             self._progress = time.monotonic()
         key = object()
         self._in_flight[key] = time.monotonic()
         try:
-            return await episode.play(self.engine, self._chat, self._environment, task, "orig", limits)
+            return await episode.play(self.engine, self._chat, self._environment, task, view, limits)
         finally:
             del self._in_flight[key]
             self._progress = time.monotonic()
@@ -168,22 +176,52 @@ class RolloutWorker:
         log.warning("%s", what)
 
     async def _group(self, claim: Claim, task: Task) -> Group:
-        renewed = time.monotonic()
+        renewed, views = time.monotonic(), self._config.rollout.views
+        if missing := [view for view in views if view not in task.views]:
+            raise DataError(f"task {task.id} has no view '{missing[0]}' (rollout.views): {', '.join(task.views)}.")
 
-        async def one() -> Any:
+        async def progress() -> None:
             nonlocal renewed
-            rollout = await self._play(task, self._limits)
             # Progress renews the lease: a worker that hangs loses it, however alive its process is.
             if time.monotonic() - renewed > self._config.rollout.lease_s * RENEW_FRAC:
                 renewed = time.monotonic()
                 await self._call(self._buffer.renew, claim)
+
+        async def one(view: str) -> Rollout:
+            rollout = await self._play(task, self._limits, view)
+            await progress()
             return replace(rollout, policy=self.policy)
 
-        playing = [asyncio.create_task(one()) for _ in range(self._config.rollout.group_size)]
+        if isinstance(self._environment, Meeting):
+            return Group(claim, task, await self._troupe.meet(self._environment, claim, task, progress))
+        count = self._config.rollout.group_size
+        playing = [asyncio.create_task(one(view)) for view in views for _ in range(count)]
+        elsewhere = self._troupe.elsewhere(claim, task, count)
         try:
-            return Group(claim, task, tuple(await asyncio.gather(*playing)))
+            own = await asyncio.gather(*playing)
+            return Group(claim, task, tuple(chain(own, *await asyncio.gather(*elsewhere))))
         finally:
-            for episode_ in playing:  # one failed: the others' tokens would be for nothing
+            for episode_ in (*playing, *elsewhere):  # one failed: the others' tokens would be for nothing
+                episode_.cancel()
+
+    async def play(self, task: Task, count: int, at_least: str) -> tuple[Rollout, ...]:
+        """This policy's part of a group that a worker of another one has claimed, with weights no older than the
+        version `at_least`: those of the claim's.
+
+        Raises DataError as an episode does.
+        """
+        while is_older(self.engine.version, at_least):
+            publication = await self._call(
+                self._buffer.published, self.policy, other_than=self.engine.version, timeout_s=CLAIM_S
+            )
+            if publication is not None:
+                await self.receive(publication)
+        playing = [asyncio.create_task(self._play(task, self._limits)) for _ in range(count)]
+        failpoint("rollout.mid_play")
+        try:
+            return tuple(replace(r, policy=self.policy) for r in await asyncio.gather(*playing))
+        finally:
+            for episode_ in playing:
                 episode_.cancel()
 
     async def heldout(self, tasks: Sequence[Task], temperature: float) -> list[Group]:
@@ -228,8 +266,8 @@ class RolloutWorker:
             return
         fetched = time.monotonic()
         paused = await self.engine.update(publication, path)
-        fields = {"worker": self.name, "fetch_s": fetched - start, "pause_s": paused, "version": publication.version}
-        await self._emit("update", fields)
+        fields = {"fetch_s": fetched - start, "pause_s": paused, "version": publication.version}
+        await self._emit("update", {"worker": self.name, "policy": self.policy, **fields})
         await self._probe(publication, floor=False)
 
     async def _probe(self, publication: Publication, *, floor: bool) -> None:
@@ -241,7 +279,7 @@ class RolloutWorker:
         ours = await self.engine.next_logprobs([tokens[:c] for c in cuts], [tokens[c] for c in cuts])
         apart = np.abs(ours - np.array(probe["logprobs"]))
         fields = {"mean": float(apart.mean()), "max": float(apart.max()), "version": publication.version}
-        await self._emit("floor" if floor else "parity", fields)
+        await self._emit("floor" if floor else "parity", {"policy": self.policy, **fields})
 
     async def _report(self) -> None:
         last = time.monotonic()
@@ -250,8 +288,8 @@ class RolloutWorker:
                 await asyncio.wait_for(self._stopping.wait(), REPORT_S)
             now = time.monotonic()
             counts, self._counts = self._counts, dict.fromkeys(self._counts, 0)
-            fields = {"worker": self.name, "seconds": now - last, "last_failure": self._last_failure, **counts}
-            await self._emit("rollout", fields)
+            fields = {"worker": self.name, "claims": self._claims, "seconds": now - last, **counts}
+            await self._emit("rollout", {"last_failure": self._last_failure, **fields})
             last = now
 
     async def _emit(self, kind: str, fields: dict[str, Any]) -> None:

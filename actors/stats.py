@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import ray
+from ray.util import metrics
+from vllm.v1.metrics import ray_wrappers
 from vllm.v1.metrics.ray_wrappers import RayHistogramWrapper, RayPrometheusStatLogger
 
 from cluster.config import TrackingSection
+
+# vLLM does without Ray's metrics where Ray Serve cannot be imported, of which it wants nothing but a replica's id.
+ray_wrappers.ray_metrics = metrics  # pyright: ignore[reportPrivateImportUsage]
 
 KEPT_HISTOGRAMS = ("vllm:request_queue_time_seconds", "vllm:e2e_request_latency_seconds")
 """vLLM has twenty, some of which hear of every token: a small model samples thousands a second."""

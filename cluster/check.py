@@ -13,16 +13,17 @@ from typing import Any
 from cluster import checkpoint, own
 from cluster.buffer import Buffer, Limits
 from cluster.config import RunConfig, load, without_password
-from cluster.errors import ConfigError, DataError, one_line
+from cluster.errors import ConfigError, DataError, nearest, one_line
 from cluster.plugged import build_kind, plugins
 from cluster.types import Task
 
 RENDERED = 100
 """Prompts that are tried on the chat template: a template refuses kinds of prompts, not single ones."""
 IDENTITY = re.compile(
-    r"seed|model\.(path|options\..+)|tasks\..+|rollout\.(group_size|max_turns|environment\..+)"
-    r"|rewards\[\d+\]\.(name|use|when|options\..+)|learner\.(groups_per_step|advantage\.use|loss\.use|terms\[\d+\]\.use"
-    r"|lora\.(rank|alpha|target_modules.*))|selectors\[\d+\]\..+"
+    r"seed|policies|(policies\.[^.]+\.)?model\.(path|options\..+)|tasks\..+|rollout\.(group_size|views.*|max_turns|environment\..+)"
+    r"|rewards\[\d+\]\.(name|use|when|options\..+)"
+    r"|(policies\.[^.]+\.)?learner\.(groups_per_step|advantage\.use|loss\.use|terms\[\d+\]\.use"
+    r"|lora\.(rank|alpha|target_modules.*))|selectors\[\d+\]\..+|scorers\.[^.]+\.model"
 )
 """Keys that `identity` compares."""
 
@@ -60,7 +61,8 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     resume_point(settings, directory)
     plugins(settings)
     head = tasks(settings)
-    warnings = model(settings, head, online=online)
+    views(settings, head)
+    warnings = [said for own in settings.policy_names for said in model(settings.of_policy(own), head, online=online)]
     judged(settings, head)
     return [*warnings, *storage(settings)]
 
@@ -94,6 +96,17 @@ def tasks(settings: RunConfig) -> list[Task]:
         raise ConfigError(f"tasks.use = '{use}' fails: {one_line(error)} Mend it, or its tasks.options.") from error
 
 
+def views(settings: RunConfig, head: Sequence[Task]) -> None:
+    """These tasks have the views that are sampled. Raises ConfigError."""
+    for task in head:
+        if missing := [view for view in settings.rollout.views if view not in task.views]:
+            raise ConfigError(
+                f"rollout.views = {list(settings.rollout.views)}, but task {task.id} of '{settings.tasks.use}' has no "
+                f"view '{missing[0]}'. {nearest(missing[0], task.views)}It has: {', '.join(task.views)}. "
+                "Set rollout.views, or let the source make that view (tasks.options.views for files)."
+            )
+
+
 def judged(settings: RunConfig, head: Sequence[Task]) -> None:
     """No reward declines every one of these tasks: nothing would ever be trained on. Raises ConfigError."""
     from rewards.zoo import build_signal
@@ -125,7 +138,8 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
         chat = Chat(tokenizer)
         try:
             for task in head[:RENDERED]:
-                chat.prompt(task.views["orig"])
+                for view in settings.rollout.views:
+                    chat.prompt(task.views[view])
         except DataError as error:
             raise ConfigError(f"model.path = '{path}': task {task.id}: {error}") from error
     elif tokenizer is not None or path.startswith(TINY):
@@ -203,7 +217,8 @@ def identity(settings: RunConfig) -> dict[str, Any]:
     time-outs may change.
     """
     tree = settings.model_dump(mode="json", exclude_none=True)
-    return dict(pair for pair in _leaves(tree, "") if IDENTITY.fullmatch(pair[0]))
+    several = {"policies": ", ".join(settings.policies)} if settings.policies else {}
+    return several | dict(pair for pair in _leaves(tree, "") if IDENTITY.fullmatch(pair[0]))
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -248,6 +263,7 @@ def limits(settings: RunConfig) -> Limits:
         when_late=settings.learner.when_late,
         admit=tuple(settings.admit_rewards),
         late=tuple(n for n in settings.reward_names if n not in settings.admit_rewards),
+        members=tuple(settings.policies),
         lease_s=settings.rollout.lease_s,
         score_deadline_s=workers.max_wait_s if waits else workers.deadline_s,
         num_tasks=None,

@@ -3,6 +3,7 @@
 checkpoints/global_step_N/              Hugging Face safetensors and tokenizer: AutoModelForCausalLM loads it
                                         (with LoRA the adapter alone, in peft's format)
                           learner/      fp32 weights and optimizer states of what is trained
+                          policies/NAME/ the same two of every other policy
                           manifest.json the commit: without it the directory does not count
 """
 
@@ -11,15 +12,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from cluster.buffer import Buffer
+from cluster.buffer import Buffer, Members
 from cluster.errors import ConfigError
 from cluster.failpoints import failpoint
 from cluster.types import Manifest
+
+STAGED = "saving"
+"""Where members put their parts; whoever commits moves them into the checkpoint."""
+LOOK_S = 5.0
 
 
 class Savable(Protocol):
@@ -32,17 +38,25 @@ class Savable(Protocol):
     def barrier(self) -> None: ...
 
 
-def save(directory: Path, engine: Savable, buffer: Buffer, policy: str, epoch: int, step: int, keep_last: int) -> None:
-    """Write `global_step_N` on all ranks; on return it is committed, or this process has died trying."""
+def save(
+    directory: Path,
+    engine: Savable,
+    buffer: Buffer,
+    policy: str,
+    epoch: int,
+    step: int,
+    keep_last: int,
+    members: Sequence[str] = (),
+) -> None:
+    """Write `global_step_N` on all ranks; on return it is committed, or this process has died trying.
+
+    It waits for the parts of `members`, whose learners save the same step.
+    """
     target = directory / f"global_step_{step}"
+    _write(target, engine)
     if engine.rank == 0:
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-    engine.barrier()
-    engine.save(target / "learner")
-    engine.export(target)
-    engine.barrier()
-    if engine.rank == 0:
+        for name in members:
+            _take(target, directory / STAGED / name, Members(buffer, policy, epoch), step)
         manifest = buffer.snapshot(policy, epoch, step)
         for path in target.rglob("*"):
             _fsync(path)
@@ -55,6 +69,41 @@ def save(directory: Path, engine: Savable, buffer: Buffer, policy: str, epoch: i
             # The manifest first: half a directory without one does not count.
             (old / "manifest.json").unlink()
             shutil.rmtree(old)
+
+
+def save_part(
+    directory: Path, engine: Savable, buffer: Buffer, policy: str, epoch: int, step: int, member: str
+) -> None:
+    """What a member, whose learner trains on the groups of `policy`, has for the checkpoint of `step`."""
+    staged = directory / STAGED / member
+    _write(staged, engine)
+    if engine.rank == 0:
+        for path in staged.rglob("*"):
+            _fsync(path)
+        Members(buffer, policy, epoch).saved(member, step)
+        failpoint("learner.after_part")
+
+
+def part(target: Path, policy: str, lap: str) -> Path:
+    """Where in a checkpoint a policy's files are."""
+    return target if policy == lap else target / "policies" / policy
+
+
+def _write(target: Path, engine: Savable) -> None:
+    if engine.rank == 0:
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+    engine.barrier()
+    engine.save(target / "learner")
+    engine.export(target)
+    engine.barrier()
+
+
+def _take(target: Path, staged: Path, members: Members, step: int) -> None:
+    while not members.all_saved(step, timeout_s=LOOK_S):
+        pass  # it has waited; a member that died ends this process too
+    (target / "policies").mkdir(exist_ok=True)
+    staged.rename(target / "policies" / staged.name)
 
 
 def commit(target: Path, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""A checkpoint as a plain Hugging Face directory: `python -m cluster.export RUN [--step N] [--adapter] --to DIR`.
+"""A checkpoint as a plain Hugging Face directory: `python -m cluster.export RUN [--step N] [--policy NAME] --to DIR`.
 
 Adapters (`[learner.lora]`) are merged into the model that the run began with, or given alone in peft's format.
 
@@ -16,7 +16,7 @@ import typer
 from cluster import checkpoint, cli, config
 from cluster.errors import ConfigError, KanaboError
 
-OURS = ("manifest.json", "manifest.json.tmp", "learner")
+OURS = ("manifest.json", "manifest.json.tmp", "learner", "policies")
 """What a checkpoint holds besides the model: of use to resume, to nothing else."""
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 CHUNK_BYTES = 16 * 2**20
@@ -26,6 +26,7 @@ def main(
     run: cli.RunName,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="New directory for the model.")],
     step: Annotated[int | None, typer.Option("--step", metavar="N", help="Which one.", show_default="newest")] = None,
+    policy: Annotated[str, typer.Option("--policy", metavar="NAME", help="Of several, which one.")] = config.POLICY,
     adapter: Annotated[bool, typer.Option("--adapter", help="With [learner.lora]: the adapter alone.")] = False,
     directory: cli.RunsDir = None,
     as_json: cli.AsJson = False,
@@ -36,7 +37,7 @@ def main(
     """
     with cli.exit_codes():
         source = choose(cli.find_run(run, directory), step)
-        result = export(source, to.absolute(), adapter=adapter)
+        result = export(source, to.absolute(), adapter=adapter, policy=policy)
     if as_json:
         cli.print_json(result)
     else:
@@ -58,14 +59,18 @@ def choose(run: Path, step: int | None) -> Path:
     return found[max(found) if step is None else step]
 
 
-def export(source: Path, target: Path, *, adapter: bool = False) -> dict[str, Any]:
+def export(source: Path, target: Path, *, adapter: bool = False, policy: str = config.POLICY) -> dict[str, Any]:
     """The model's files, whole or with `adapter` the adapter's; the target appears when it is complete.
 
-    Raises ConfigError if it exists, or if there is no adapter.
+    Raises ConfigError if it exists, or if there is no such policy or no adapter.
     """
     if target.exists():
         raise ConfigError(f"--to '{target}' exists. Name a new directory, or remove that one.")
-    adapted = (source / ADAPTER[0]).exists()
+    part = checkpoint.part(source, policy, config.POLICY)
+    if not part.is_dir():
+        others = sorted(path.name for path in source.glob("policies/*"))
+        raise ConfigError(f"{source.name} has no policy '{policy}'. There are: {', '.join((config.POLICY, *others))}.")
+    adapted = (part / ADAPTER[0]).exists()
     if adapter and not adapted:
         raise ConfigError(f"{source.name} holds whole weights: the run has no [learner.lora]. Leave --adapter out.")
     merging = adapted and not adapter
@@ -73,15 +78,15 @@ def export(source: Path, target: Path, *, adapter: bool = False) -> dict[str, An
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir(parents=True)
-        there = [path for path in sorted(source.rglob("*")) if path.is_file() and _of_the_model(path, source)]
+        there = [path for path in sorted(part.rglob("*")) if path.is_file() and _of_the_model(path, part)]
         files = [path for path in there if not (merging and path.name in ADAPTER)]
         total = sum(path.stat().st_size for path in files)
         with cli.progress(f"copying {source.name}", total) as advance:
             for path in files:
-                _copy(path, draft / path.relative_to(source), advance)
+                _copy(path, draft / path.relative_to(part), advance)
         if merging:
             with cli.progress("merging the adapter"):
-                _merge(source, draft)
+                _merge(part, draft, config.load(source.parent.parent / "config.toml").of_policy(policy))
         written = [path for path in draft.rglob("*") if path.is_file()]
         result = {"files": len(written), "bytes": sum(path.stat().st_size for path in written)}
         # A run removes a manifest before anything else: while it is there, all files were.
@@ -100,14 +105,13 @@ def export(source: Path, target: Path, *, adapter: bool = False) -> dict[str, An
     return {"run": source.parent.parent.name, "step": step, "path": target, **result}
 
 
-def _merge(source: Path, target: Path) -> None:
+def _merge(source: Path, target: Path, settings: config.RunConfig) -> None:
     """W + alpha / rank · B·A in fp32, in the precision of the model that the run began with."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     from actors.models import prepare
 
-    settings = config.load(source.parent.parent / "config.toml")
     base: Any = AutoModelForCausalLM.from_pretrained(prepare(settings.model, settings.seed))
     precision = base.dtype
     merged: Any = PeftModel.from_pretrained(base.float(), str(source))

@@ -14,7 +14,8 @@ from pathlib import Path
 
 FAILPOINTS = (
     "learner.after_cut", "learner.after_step", "learner.mid_publish", "learner.after_publish", "learner.after_release",
-    "learner.after_files", "learner.after_manifest", "learner.after_trim", "rollout.before_put", "rollout.after_put",
+    "learner.after_files", "learner.after_manifest", "learner.after_trim", "learner.after_part",
+    "rollout.mid_play", "rollout.before_put", "rollout.after_put",
     "rewards.before_score", "actor.mid_update",
     "distiller.after_fit", "distiller.after_model", "distiller.after_checkpoint",
 )  # fmt: skip

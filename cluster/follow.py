@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -47,8 +48,9 @@ class Follower:
         self._after = "0"
         self._progress = time.monotonic()
         self._tokens, self._seconds = 0.0, 0.0
-        self._floor: float | None = None
-        self._drifts = 0
+        self._floors: dict[str, float] = {}
+        self._drifts: Counter[str] = Counter()
+        """Both by policy."""
         self._data_failures = self._leases_lost = 0
         self._accuracy: float | None = None
         self._monitors = build_monitors(config)
@@ -93,15 +95,19 @@ class Follower:
     def first_weights(self, step: int) -> None:
         self._recorder.record(step, {"weights/published": 1})
 
-    def heldout(self, step: int, accuracy: float, agreement: float, seconds: float) -> None:
-        self._accuracy = accuracy
+    def heldout(self, step: int, accuracy: float, agreement: float, seconds: float, policy: str = POLICY) -> None:
         row = {"heldout/accuracy": accuracy, "heldout/anchor_agreement": agreement, "heldout/seconds_s": seconds}
-        self._record(step, row)
+        if policy == POLICY:
+            self._accuracy = accuracy
+        self._record(step, _of(policy, row))
 
     def _on_step(self, fields: dict[str, Any]) -> None:
         if fields["epoch"] != self.epoch:
             return
         self.progressed()
+        if fields["policy"] != POLICY:
+            self._record(fields["step"], _of(fields["policy"], fields["metrics"]))
+            return
         step = self._step = fields["step"]
         rate = self._tokens / self._seconds if self._seconds else float("nan")
         self._tokens, self._seconds = 0.0, 0.0
@@ -146,8 +152,9 @@ class Follower:
 
     def _on_rollout(self, fields: dict[str, Any]) -> None:
         self._tokens += fields["tokens"]
-        there = self._counts().get("workers/num_rollout") or self._config.rollout.workers
-        self._seconds += fields["seconds"] / there
+        if fields["claims"]:  # the tokens of other policies' engines are in the groups of those that claim
+            there = self._counts().get("workers/num_rollout") or self._config.rollout.workers
+            self._seconds += fields["seconds"] / there
         self._leases_lost += fields["leases_lost"]
         self._spend(fields)
 
@@ -169,22 +176,30 @@ class Follower:
         self._recorder.record(self._step, fields["metrics"])
 
     def _on_update(self, fields: dict[str, Any]) -> None:
-        self._recorder.record(self._step, {"weights/fetch_s": fields["fetch_s"], "weights/pause_s": fields["pause_s"]})
+        row = {"weights/fetch_s": fields["fetch_s"], "weights/pause_s": fields["pause_s"]}
+        self._recorder.record(self._step, _of(fields["policy"], row))
 
     def _on_floor(self, fields: dict[str, Any]) -> None:
-        self._floor = max(self._floor or 0.0, fields["mean"])
-        self._recorder.record(self._step, {"policy/parity_floor_nats": fields["mean"]})
+        policy = fields["policy"]
+        self._floors[policy] = max(self._floors.get(policy, 0.0), fields["mean"])
+        self._recorder.record(self._step, _of(policy, {"policy/parity_floor_nats": fields["mean"]}))
 
     def _on_parity(self, fields: dict[str, Any]) -> None:
-        mean, worst = fields["mean"], fields["max"]
-        self._recorder.record(self._step, {"policy/parity_mean_nats": mean, "policy/parity_max_nats": worst})
+        policy, mean, worst = fields["policy"], fields["mean"], fields["max"]
+        row = {"policy/parity_mean_nats": mean, "policy/parity_max_nats": worst}
+        self._recorder.record(self._step, _of(policy, row))
         # Without a floor the run was resumed: the initial weights, whose floor it was, are gone.
-        floor = self._floor = mean if self._floor is None else self._floor
+        floor = self._floors.setdefault(policy, mean)
         bound = 3 * floor + self._config.weights.max_drift_nats
-        self._drifts = self._drifts + 1 if mean > bound or mean != mean else 0
-        if self._drifts >= 2:
+        self._drifts[policy] = self._drifts[policy] + 1 if mean > bound or mean != mean else 0
+        if self._drifts[policy] >= 2:
             raise ParityLost(
                 f"engine and learner differ by {mean:.3g} nats (bound {bound:.3g}) at version {fields['version']}, "
                 "twice running: rollouts are sampled from other weights than are trained. "
-                "Check weights.transport and engine.options."
+                f"Check weights.transport and engine.options of '{policy}'."
             )
+
+
+def _of(policy: str, row: dict[str, float]) -> dict[str, float]:
+    """Metrics of a policy beside the one that claims are called `NAME/area/quantity`."""
+    return row if policy == POLICY else {f"{policy}/{name}": value for name, value in row.items()}

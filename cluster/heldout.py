@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.buffer import Buffer
-from cluster.config import EvaluationSection
+from cluster.config import RunConfig
 from cluster.follow import Follower
 from cluster.nodes import INFRASTRUCTURE, cause_of
 from cluster.staff import Staff
-from cluster.topology import POLICY
+from cluster.topology import POLICY, rollout_role
 from rewards.anchors import Answers, agreement, anchors_of
 
 log = logging.getLogger(__name__)
@@ -24,41 +24,45 @@ TRIES = 3
 
 
 class Evaluation:
-    def __init__(
-        self, staff: Staff, buffer: Buffer, follower: Follower, section: EvaluationSection, directory: Path
-    ) -> None:
-        self._staff, self._buffer, self._follower, self._section = staff, buffer, follower, section
-        self._anchors = directory / "anchors.json"
+    def __init__(self, staff: Staff, buffer: Buffer, follower: Follower, config: RunConfig, directory: Path) -> None:
+        self._staff, self._buffer, self._follower, self._section = staff, buffer, follower, config.evaluation
+        self._policies, self._directory = config.policy_names, directory
 
     async def run(self, step: int, *, catch_up: bool = True) -> None:
-        """Tell the follower how the weights of `step` do; with `catch_up`, exactly the newest ones."""
+        """Tell the follower how each policy's weights of `step` do; with `catch_up`, exactly the newest ones."""
+        for policy in self._policies:
+            await self._run(policy, step, catch_up)
+
+    async def _run(self, policy: str, step: int, catch_up: bool) -> None:
         start = time.monotonic()
         for _ in range(TRIES):
             try:
-                accuracy, answers = await self._ask(catch_up=catch_up)
+                accuracy, answers = await self._ask(policy, catch_up)
             except INFRASTRUCTURE as error:  # a worker's death is counted where it is replaced
                 log.warning("the evaluation at step %d goes to another worker: %s", step, cause_of(error))
             else:
-                agreement = self._agreement(step, answers)
-                self._follower.heldout(step, accuracy, agreement, time.monotonic() - start)
+                agreement = self._agreement(policy, step, answers)
+                self._follower.heldout(step, accuracy, agreement, time.monotonic() - start, policy)
                 return
         log.warning("the evaluation at step %d was lost with %d workers", step, TRIES)
 
-    async def _ask(self, *, catch_up: bool) -> tuple[float, Answers]:
-        await until(lambda: bool(self._staff.of("rollout") and self._staff.of("reward")))
-        worker, grader = self._staff.of("rollout")[0], self._staff.of("reward")[0]
+    async def _ask(self, policy: str, catch_up: bool) -> tuple[float, Answers]:
+        role = rollout_role(policy)
+        await until(lambda: bool(self._staff.of(role) and self._staff.of("reward")))
+        worker, grader = self._staff.of(role)[0], self._staff.of("reward")[0]
         if catch_up:
-            publication = await asyncio.to_thread(self._buffer.published, POLICY, timeout_s=5.0)
+            publication = await asyncio.to_thread(self._buffer.published, policy, timeout_s=5.0)
             assert publication is not None
             await worker.catch_up.remote(publication)
         groups = worker.heldout.remote(self._section.max_tasks, self._section.temperature)
         return await grader.grade.remote(groups)
 
-    def _agreement(self, step: int, answers: Answers) -> float:
+    def _agreement(self, policy: str, step: int, answers: Answers) -> float:
         """With what the initial policy was sure of; NaN in a run that began without."""
+        anchors = self._directory / ("anchors.json" if policy == POLICY else f"policies/{policy}/anchors.json")
         if step == 0:
-            self._anchors.write_text(json.dumps(anchors_of(answers)))
-        return agreement(json.loads(self._anchors.read_text()), answers) if self._anchors.exists() else math.nan
+            anchors.write_text(json.dumps(anchors_of(answers)))
+        return agreement(json.loads(anchors.read_text()), answers) if anchors.exists() else math.nan
 
 
 async def until(true: Callable[[], bool]) -> None:

@@ -26,7 +26,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from cluster.config import RunConfig
+from cluster.config import POLICY, RunConfig
 from cluster.errors import ConfigError, InfrastructureError, StartFailed, one_line
 from cluster.room import needed_cpus
 
@@ -100,14 +100,17 @@ def scraped_at() -> str:
     return f"http://{here['NodeManagerAddress']}:{here['MetricsExportPort']}/metrics"
 
 
-def threads(config: RunConfig, part: str) -> int:
+def threads(config: RunConfig, part: str, policy: str = POLICY) -> int:
     """CPU threads for one `engine` or one `learner` rank: by default the cores are shared out evenly.
 
     More threads than cores make both slower: on two cores a step of the quickstart takes 0.8 s with one each, 2.4 s
     with two for the learner.
     """
-    chosen = config.engine.threads if part == "engine" else config.learner.threads
-    return chosen or max(1, (os.cpu_count() or 1) // (config.rollout.workers + config.learner.ranks))
+    own = config.of_policy(policy)
+    chosen = own.engine.threads if part == "engine" else own.learner.threads
+    policies = map(config.of_policy, config.policy_names)
+    num_parts = sum(each.rollout.workers + each.learner.ranks for each in policies)
+    return chosen or max(1, (os.cpu_count() or 1) // num_parts)
 
 
 def openmp(count: int) -> dict[str, Any]:

@@ -24,15 +24,21 @@ def plugins(settings: RunConfig) -> None:
 
     environment = settings.rollout.environment
     build_kind(ENVIRONMENTS, environment, "rollout.environment", "play")
-    lookup(ENGINES, settings.engine.use, "engine")
-    check_options(settings.engine)
+    for own in map(settings.of_policy, settings.policy_names):
+        lookup(ENGINES, own.engine.use, "engine")
+        check_options(own.engine)
+        build_kind(LOSSES, own.learner.loss, "learner.loss", "loss")
     for i, reward in enumerate(settings.rewards):
-        build_signal(reward, f"rewards[{i}]")
+        signal = build_signal(reward, f"rewards[{i}]")
+        if len(settings.rollout.views) < signal.min_views:
+            raise ConfigError(
+                f"rewards[{i}] = '{reward.use}' compares {signal.min_views} views of a task, and rollout.views = "
+                f"{list(settings.rollout.views)}. Name another, such as a rewording."
+            )
         if reward.shape is not None:
             build_kind(SHAPERS, reward.shape, f"rewards[{i}].shape", "shape")
     build_monitors(settings)
     build_kind(ADVANTAGES, settings.learner.advantage, "learner.advantage", "of_step")
-    build_kind(LOSSES, settings.learner.loss, "learner.loss", "loss")
     can_begin(settings)
     for name, judge in settings.judges.items():
         key_from(judge.key_env, f"judges.{name}")

@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from cluster.config.foreign import FOREIGN_KEYS
 from cluster.config.models import RunConfig
+from cluster.config.policies import PolicySection
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 HEAD = """# Recipes
@@ -36,6 +37,8 @@ def page() -> str:
 def _sections(section: type[BaseModel], path: str) -> Iterator[str]:
     """A table of the section's own keys, then those of the sections below it."""
     below = {n: found for n, f in section.model_fields.items() if (found := _section_of(f.annotation))}
+    if section is PolicySection:
+        below = {}  # its sections are described where the recipe has them
     if rows := [_row(n, f) for n, f in section.model_fields.items() if n not in below]:
         yield f"## {f'`[{path}]`' if path else 'Top level'}\n"
         if path and (said := _doc(section)):
@@ -114,6 +117,8 @@ def _default(field: FieldInfo) -> str:
         return "needed"
     if default is None:
         return "not set"
+    if isinstance(default, BaseModel):
+        return "not set"
     written = {True: "true", False: "false"}[default] if isinstance(default, bool) else str(default)
     if isinstance(default, str):
         written = f'"{default}"'
@@ -143,6 +148,8 @@ def _kind(annotation: Any) -> str:
         return f"list of {_kind(arguments[0])}"
     if origin is dict or annotation is dict:
         return "table"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
     if annotation is Any:
         return "anything"
     words = {str: "text", bool: "true | false", int: "integer", float: "number"}

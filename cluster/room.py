@@ -17,7 +17,7 @@ from cluster.errors import ConfigError
 
 LABEL = "kanabo-role"
 """Of nodes; `deploy/kuberay` sets it."""
-NODES_OF = {"distiller": "reward"}
+NODES_OF = {"distiller": "reward", "scorer": "judge"}
 """Roles whose nodes are another's."""
 
 
@@ -38,8 +38,9 @@ class Place:
 def place_of(config: RunConfig, role: str, gpu: bool) -> Place:
     """What one worker of a role asks for where it is placed alone; a role is a kind, or `kind:NAME`."""
     kind, _, name = role.partition(":")
+    own = config.of_policy(name) if name in config.policies else config
     wanted = {
-        "rollout": {"CPU": 1.0, "GPU": float(config.engine.tensor_parallel)},
+        "rollout": {"CPU": 1.0, "GPU": float(own.engine.tensor_parallel)},
         "learner": {"CPU": 1.0, "GPU": 1.0},
         "reward": {"CPU": 0.1},
         "distiller": {"CPU": 1.0},
@@ -47,6 +48,9 @@ def place_of(config: RunConfig, role: str, gpu: bool) -> Place:
     if kind == "judge":
         judge = config.judges[name]
         wanted["judge"] = {"CPU": judge.cpus, "GPU": judge.gpus}
+    if kind == "scorer":
+        scorer = config.scorers[name]
+        wanted["scorer"] = {"CPU": scorer.cpus, "GPU": scorer.gpus}
     resources = {name: amount for name, amount in wanted[kind].items() if gpu or name != "GPU"}
     return Place(role, resources, _selector(config, role))
 
@@ -64,14 +68,19 @@ def places(config: RunConfig, gpu: bool, counts: Mapping[str, int] | None = None
     if config.placement.layout == "colocated":
         alone["rollout"] = max(0, alone["rollout"] - config.rollout.workers)
     bundles = bundles or [place_of(config, "learner", gpu)] * config.learner.ranks
+    for name in config.policies:
+        bundles += [place_of(config, f"learner:{name}", gpu)] * config.of_policy(name).learner.ranks
     return bundles + [place for role, count in alone.items() for place in [place_of(config, role, gpu)] * count]
 
 
 def roles(config: RunConfig) -> dict[str, int]:
-    """Role → workers that a recipe asks for, the learner's ranks aside."""
+    """Role → workers that a recipe asks for, the learners' ranks aside."""
+    engines = {f"rollout:{name}": config.of_policy(name).rollout.workers for name in config.policies}
     judges = {f"judge:{name}": judge.replicas for name, judge in placed_judges(config).items()}
     distillers = {f"distiller:{name}": 1 for name in config.distilled}
-    return {"rollout": config.rollout.workers, "reward": config.reward_workers.workers, **judges, **distillers}
+    scorers = {f"scorer:{name}": scorer.replicas for name, scorer in config.scorers.items()}
+    own = {"rollout": config.rollout.workers, "reward": config.reward_workers.workers}
+    return own | engines | judges | distillers | scorers
 
 
 def placed_judges(config: RunConfig) -> dict[str, JudgeSection]:

@@ -99,14 +99,18 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
         if resume_from is not None:
             checkpoint.abandon_after(directory / "checkpoints", checkpoint.read(resume_from).step)
         making = time.monotonic()
-        model_dir = prepare(settings.model, settings.seed)
+        models = {name: str(prepare(settings.of_policy(name).model, settings.seed)) for name in settings.policy_names}
         begun += time.monotonic() - making  # a model is made or downloaded once, so its time is not the run's
         store = None
         if settings.buffer.url is None:
             store = at_exit.enter_context(Store(directory / "redis", bind=nodes.reachable_address()))
         url = store.url if store else str(settings.buffer.resolved())
         (directory / "config.toml").write_text(config.dump(settings))
-        site = topology.Site(settings, str(model_dir), url, check.run_id(settings, directory), str(directory))
+        for name in settings.policies:  # for `cluster.replay`, which takes it for a run of its own
+            (directory / "policies" / name).mkdir(parents=True, exist_ok=True)
+            (directory / "policies" / name / "config.toml").write_text(config.dump(settings.of_policy(name)))
+        run_id = check.run_id(settings, directory)
+        site = topology.Site(settings, models.pop(topology.POLICY), url, run_id, str(directory), models)
         return asyncio.run(_drive(site, store, recipe, resume_from, begun))
 
 

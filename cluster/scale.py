@@ -17,7 +17,7 @@ from cluster.errors import ConfigError, KanaboError
 from cluster.reach import live_url, run_id
 
 ROLES = ("rollout", "reward")
-"""Of every run; one with judges of its own has `judge:NAME` too."""
+"""Of every run; one with judges or scorers of its own has `judge:NAME` or `scorer:NAME` too."""
 
 
 def main(

@@ -18,11 +18,15 @@ def exported(name: str) -> str:
 
 
 class Scraped:
-    """The last value of every metric, labelled with the run. What is not finite is not exported."""
+    """The last value of every metric, labelled with the run. What is not finite is not exported.
+
+    Each is set again with every row: an agent of Ray forgets what is not, and some are known once a run.
+    """
 
     def __init__(self, run: str) -> None:
         self._run = run
         self._gauges: dict[str, Gauge] = {}
+        self._last: dict[str, float] = {}
 
     def record(self, step: int, values: Mapping[str, float | None]) -> None:
         for name, value in {**values, "learner/steps": step}.items():
@@ -32,4 +36,6 @@ class Scraped:
                 gauge = Gauge(exported(name), description=name, tag_keys=("run",))
                 gauge.set_default_tags({"run": self._run})
                 self._gauges[name] = gauge
+            self._last[name] = value
+        for name, value in self._last.items():
             self._gauges[name].set(value)

@@ -31,6 +31,7 @@ PLACE: dict[str, Callable[..., Any]] = {
     "reward": topology.place_reward,
     "distiller": topology.place_distiller,
     "judge": topology.place_judge,
+    "scorer": topology.place_scorer,
 }
 """By kind of role; a role is a kind, or `kind:NAME` where a recipe names several of it."""
 LOOK_S = 1.0
@@ -117,13 +118,17 @@ class Staff:
         return {role: len(self.of(role)) for role in self._roles}
 
     def complete(self) -> bool:
-        """Are those up that the lap cannot begin without: all engines, and a replica of each judge groups wait for?
+        """Are those up that the lap cannot begin without: all engines, and a replica of each judge groups wait for and
+        of each scorer?
 
-        Nothing waits for the judges of `late` rewards alone.
+        Nothing waits for the judges of `late` rewards alone, nor for engines that leave because fewer are wished for.
         """
         judges = {f"judge:{name}" for name in self._site.config.admit_judges} & self._roles.keys()
-        engines = len(self.of("rollout")) >= self._site.config.rollout.workers
-        return engines and all(self.of(role) for role in judges)
+        judges |= {role for role in self._roles if role.startswith("scorer:")}
+        counts = self.counts()
+        engines = {role: count for role, count in self._roles.items() if role.partition(":")[0] == "rollout"}
+        placed = all(len(self.of(role)) >= min(count, counts[role]) for role, count in engines.items())
+        return placed and all(self.of(role) for role in judges)
 
     def counts(self) -> dict[str, int]:
         """How many of each role are there or on their way."""

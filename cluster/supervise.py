@@ -32,7 +32,8 @@ from cluster.nodes import cause_of, is_infrastructure
 from cluster.staff import Staff
 from cluster.store import DiskFull, Store
 from cluster.table import LiveTable
-from cluster.topology import POLICY, Site
+from cluster.topology import POLICY, Site, rollout_role
+from cluster.types import Publication
 from cluster.watch import Watchdog
 
 log = logging.getLogger(__name__)
@@ -55,9 +56,7 @@ class Supervisor:
         self._failures = 0
         self._elastic = elastic
         self._staff = Staff(site, self._buffer, self._watchdog, self._launch)
-        self._evaluation = Evaluation(
-            self._staff, self._buffer, self._follower, site.config.evaluation, Path(site.run_dir)
-        )
+        self._evaluation = Evaluation(self._staff, self._buffer, self._follower, site.config, Path(site.run_dir))
         self._gang: Gang | None = None
         self._resume_from: Path | None = None
         self._tasks: dict[asyncio.Task[Any], Callable[[asyncio.Task[Any]], None]] = {}
@@ -160,7 +159,7 @@ class Supervisor:
         epoch = await asyncio.to_thread(self._buffer.resume, POLICY, manifest)
         self._follower.new_epoch(epoch, step)
         self._gang = Gang(self._site, self._watchdog)
-        run = asyncio.create_task(self._gang.run(epoch, resume_from, self._staff.of("rollout")))
+        run = asyncio.create_task(self._gang.run(epoch, resume_from, lambda name: self._staff.of(rollout_role(name))))
         first = asyncio.create_task(self._first_weights())
         if self._asked_to_stop.is_set():
             await self._gang.stop()
@@ -175,17 +174,26 @@ class Supervisor:
 
     async def _first_weights(self) -> None:
         """Bring every engine to the gang's first publication; before the very first step, measure where it starts."""
-        publication = None
-        while publication is None or publication.epoch != self._follower.epoch:
-            publication = await asyncio.to_thread(self._buffer.published, POLICY, timeout_s=1.0)
-        self._follower.first_weights(publication.step)
+        publications = [await self._first_of(name) for name in self._config.policy_names]
+        step = publications[0].step
+        self._follower.first_weights(step)
         if not self._staff.may_work.is_set():
             # One that dies here is missed, and replaced, when it is to work.
-            caught_up = (engine.catch_up.remote(publication) for engine in self._staff.of("rollout"))
+            caught_up = (
+                engine.catch_up.remote(first)
+                for first in publications
+                for engine in self._staff.of(rollout_role(first.policy))
+            )
             await asyncio.gather(*caught_up, return_exceptions=True)
-            if publication.step == 0:
+            if step == 0:
                 await self._evaluation.run(0)
             self._staff.may_work.set()
+
+    async def _first_of(self, policy: str) -> Publication:
+        publication = None
+        while publication is None or publication.epoch != self._follower.epoch:
+            publication = await asyncio.to_thread(self._buffer.published, policy, timeout_s=1.0)
+        return publication
 
     def _learner_ended(self, task: asyncio.Task[int]) -> None:
         if task.exception() is None:

@@ -244,7 +244,8 @@ class Mixed:
     pairs: tuple[Pair, ...] | None = None
     """What a selector found to compare; None where none looked for pairs."""
     token_weights: tuple[np.ndarray, ...] | None = None
-    """Per rollout [T] float64, NaN where unknown: what loss terms weigh its tokens by, where a selector says so."""
+    """Per rollout [T] float64, NaN where unknown: what loss terms weigh its tokens by, or an advantage looks at. There
+    where a selector says so."""
     tokens: tuple[np.ndarray, ...] | None = None
     """Per rollout [T] float64: the part of its reward that came at a token; None where no signal says so. The rest of
     the reward is the rollout's as a whole."""

@@ -6,14 +6,14 @@ Rewards of truncated rollouts count like any other; under `learner.drop_truncate
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
 from cluster.errors import PluginError, one_line
 from cluster.plugins import Plugin
-from cluster.types import Group
+from cluster.types import Group, Mixed
 
 
 class Advantage(Plugin):
@@ -21,6 +21,13 @@ class Advantage(Plugin):
 
     A NaN reward is a rollout that is left out: it moves nobody's baseline and its advantage is NaN.
     """
+
+    token_level: ClassVar[bool] = False
+    """Whether it says each token's advantage itself, by `of_group`. Others see what a turn, or a rollout, returns."""
+
+    def of_group(self, group: Group, mixed: Mixed) -> list[Float[np.ndarray, " _"]]:
+        """Per rollout [T], or [1] for all its tokens, from the rewards and what is known of single tokens."""
+        raise NotImplementedError
 
     def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
         """Of one group, by its own rewards alone."""
@@ -84,6 +91,61 @@ class ReinforcePlusPlus(Advantage):
         return np.split(standard, np.cumsum([len(r) for r in rewards])[:-1])
 
 
+class TokenReturns(GroupAdvantage):
+    """What is still to come from each token on, minus the group's mean of the whole, in units of its deviation.
+
+        A_{i,t} = (r_i − Σ_{t'<t} u_{i,t'} − mean_j r_j) / std_j r_j,        r_i the whole reward, Σ_t u_{i,t} included
+
+    Undiscounted. u [T] is the part of the reward that came at a token (`Mixed.tokens`): a process reward at a step's
+    last token counts for that step and those before it, and for none after it. Without such parts it is `group`. For
+    step rewards such as `clip_delta`, whose paper (arXiv:2410.15115) has PPO's value function for a baseline: the
+    group's mean in its place is ours.
+    """
+
+    token_level: ClassVar = True
+
+    def of_group(self, group: Group, mixed: Mixed) -> list[Float[np.ndarray, " _"]]:
+        whole = self.advantages(mixed.rewards)
+        if mixed.tokens is None:
+            return [np.array([a]) for a in whole]
+        unit = spread(mixed.rewards, self.eps) if self.normalize_std else 1.0
+        return [a - (np.cumsum(u) - u) / unit for a, u in zip(whole, mixed.tokens, strict=True)]
+
+
+class ThoughtCredit(GroupAdvantage):
+    """The group's advantage of the outcome, less where a right solution erred and nothing where a wrong one did not.
+
+        right: r̂ − α · acc in a thought that it takes back, else r̂
+        wrong: 0 in a thought unlike its answer, else r̂
+
+    TP-GRPO (arXiv:2507.23317, by a write-up of it: the closed form of its two propositions). r̂ is the outcome reward
+    against its group's; acc the share of right rollouts in the group, so that a policy that cannot yet solve a task is
+    not corrected for how it explores; thoughts are runs of equally labelled steps, and being closed the form does not
+    depend on how many steps one has. Labels are `Mixed.token_weights` [T], 1 in such a thought, 0 elsewhere, of the
+    reward `thoughts` through the selector `token_weights`; unknown (NaN) counts as 0, the group's advantage alone.
+
+    Of a group that is all right only the taken-back thoughts have a gradient: it is dropped unless
+    `learner.drop_zero_variance = false`.
+    """
+
+    token_level: ClassVar = True
+    alpha: float = 1.0
+    """α; the paper's is not known to us."""
+    correct: float = 1.0
+    """Rewards from here on are right."""
+
+    def of_group(self, group: Group, mixed: Mixed) -> list[Float[np.ndarray, " _"]]:
+        outcome = self.advantages(mixed.rewards)
+        if mixed.token_weights is None:
+            return [np.array([a]) for a in outcome]
+        right, known = mixed.rewards >= self.correct, np.isfinite(mixed.rewards)
+        correction = self.alpha * right[known].mean() if known.any() else 0.0
+        flags = [np.nan_to_num(w) for w in mixed.token_weights]
+        return [
+            a - correction * flag if ok else a * (1 - flag) for a, ok, flag in zip(outcome, right, flags, strict=True)
+        ]
+
+
 class Undivided(Advantage):
     """The reward itself: what a cut records where a critic divides it among the tokens later (`learner.critic`)."""
 
@@ -92,16 +154,25 @@ class Undivided(Advantage):
 
 
 def checked(
-    advantage: Advantage, use: str, groups: Sequence[Group], rewards_G: Sequence[Float[np.ndarray, " G"]]
+    advantage: Advantage,
+    use: str,
+    groups: Sequence[Group],
+    rewards_G: Sequence[Float[np.ndarray, " G"]],
+    mixed_G: Sequence[Mixed] | None = None,
 ) -> list[list[Float[np.ndarray, " N"]]]:
     """What the plug-in named `use` says of a step: per group and rollout [1], or one for each of its T tokens.
+
+    It is asked by `of_group` where there is `mixed_G`, else by `of_step`.
 
     Raises PluginError, which ends the run, where it raises, has another shape, or is not a finite number for a rollout
     whose reward is known. An advantage is the recipe's own code and deterministic: it would fail again.
     """
     where = f"learner.advantage.use = '{use}'"
     try:
-        found = list(advantage.of_step(rewards_G))
+        if mixed_G is None:
+            found = list(advantage.of_step(rewards_G))
+        else:
+            found = [advantage.of_group(*each) for each in zip(groups, mixed_G, strict=True)]
     except Exception as error:  # whatever the recipe's own code raises
         shown = "; ".join(f"{g.id}: {np.array2string(r, precision=6)}" for g, r in zip(groups, rewards_G, strict=True))
         raise PluginError(f"{where} raised {one_line(error)} The rewards by group were {shown:.500}.") from error
@@ -152,14 +223,19 @@ def centre(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
 
 def standardize(values: Float[np.ndarray, " N"], eps: float) -> Float[np.ndarray, " N"]:
     """Centred values over the sample deviation of the known ones; fewer than two, or all 0, are left as they are."""
+    return values / spread(values, eps)
+
+
+def spread(values: Float[np.ndarray, " N"], eps: float) -> float:
+    """Sample deviation of the known ones plus `eps`; 1 of fewer than two, or where all are equal."""
     known = values[np.isfinite(values)]
-    if len(known) < 2 or not known.any():
-        return values
-    return values / (known.std(ddof=1) + eps)
+    return float(known.std(ddof=1) + eps) if len(known) > 1 and np.ptp(known) else 1.0
 
 
 ADVANTAGES: dict[str, type[Advantage]] = {
     "group": GroupAdvantage,
     "leave_one_out": LeaveOneOut,
     "reinforce_plus_plus": ReinforcePlusPlus,
+    "token_returns": TokenReturns,
+    "tp_grpo": ThoughtCredit,
 }

@@ -19,7 +19,8 @@ import numpy as np
 from cluster.config import LearnerSection
 from cluster.types import CutRecord, Group, Mixed, Scores
 from learner.advantages import Advantage
-from learner.turns import advantages_of, all_equal, returns_of
+from learner.shares import advantages_among, no_gradient
+from learner.turns import returns_of
 
 ZERO_VARIANCE = "zero_variance"
 TOO_FEW_SCORES = "too_few_scores"
@@ -89,9 +90,12 @@ def cut(
     section: LearnerSection,
     *,
     select: Select | None = None,
+    policies: Sequence[str] = (),
     stop: Callable[[], bool] = lambda: False,
 ) -> Cut | None:
     """Decide and record what `step` trains on, or repeat what was decided before. None if told to stop while waiting.
+
+    Of several `policies` with rollouts in the same groups each is compared with itself alone.
 
     A dropped group is final. After `max_refills` rounds the step trains on what is there; that may be nothing.
     """
@@ -105,7 +109,7 @@ def cut(
         stored = _wait(buffer, policy, epoch, step, section.groups_per_step, stop)
         if stored is None:
             return None
-        dropped = _filter(stored, seen, mix, select, section)
+        dropped = _filter(stored, seen, mix, select, section, policies)
         if not dropped or not refills_left:
             break
         buffer.drop(policy, epoch, dropped)
@@ -119,8 +123,10 @@ def cut(
         step=step,
         groups=tuple(kept),
         rewards=rewards,
-        advantages=advantages_of(advantage, section.advantage.use, members, [seen.returns[i] for i in kept]),
-        metrics=_metrics(seen, kept, step, section.turn_discount),
+        advantages=advantages_among(
+            policies, advantage, section.advantage.use, members, [seen.returns[i] for i in kept], selected
+        ),
+        metrics=_metrics(seen, kept, step, section.turn_discount, policies),
         pairs=tuple(s.pairs or () for s in selected) if any(s.pairs is not None for s in selected) else (),
         token_weights=tuple(map(_weights, selected)) if any(s.token_weights for s in selected) else (),
     )
@@ -152,7 +158,12 @@ def _wait(
 
 
 def _filter(
-    stored: Sequence[Stored], seen: _Seen, mix: Mix, select: Select | None, section: LearnerSection
+    stored: Sequence[Stored],
+    seen: _Seen,
+    mix: Mix,
+    select: Select | None,
+    section: LearnerSection,
+    policies: Sequence[str],
 ) -> dict[str, str]:
     """Mix and select this round's groups together; id → reason of what must go."""
     groups, scores = [s.group for s in stored], [s.scores for s in stored]
@@ -166,7 +177,7 @@ def _filter(
         seen.stored[id], seen.mixed[id], seen.selected[id] = item, before, after
         returns = returns_of(item.group, after, after.rewards, section.turn_discount)
         seen.returns[id] = returns
-        reason = _useless(before, after, returns, section)
+        reason = _useless(before, after, no_gradient(policies, item.group, returns), section)
         if reason is not None:
             dropped[id] = reason
     seen.dropped |= dropped
@@ -178,15 +189,15 @@ def _untruncated(group: Group, mixed: Mixed) -> Mixed:
     return replace(mixed, rewards=np.where(cut_short, np.nan, mixed.rewards))
 
 
-def _useless(mixed: Mixed, selected: Mixed, returns: np.ndarray, section: LearnerSection) -> str | None:
-    """Why nothing can be learnt from a group, if so."""
+def _useless(mixed: Mixed, selected: Mixed, flat: bool, section: LearnerSection) -> str | None:
+    """Why nothing can be learnt from a group, if so; `flat` where its returns are all equal."""
     if selected.drop is not None:
         return selected.drop
     if not np.isfinite(selected.rewards).any():
         return TRUNCATED if np.isfinite(mixed.rewards).any() else TOO_FEW_SCORES
     if section.loss.coef == 0 and selected.pairs is not None:
         return None if selected.pairs else NO_PAIRS
-    if section.loss.coef and section.drop_zero_variance and all_equal(returns) and not selected.pairs:
+    if section.loss.coef and section.drop_zero_variance and flat and not selected.pairs:
         return ZERO_VARIANCE
     return None
 
@@ -200,7 +211,7 @@ def _load(buffer: CutBuffer, record: CutRecord) -> list[Group]:
     return [found[i] for i in record.groups]
 
 
-def _metrics(seen: _Seen, kept: list[str], step: int, discount: float) -> dict[str, float]:
+def _metrics(seen: _Seen, kept: list[str], step: int, discount: float, policies: Sequence[str]) -> dict[str, float]:
     """What was sampled and what of it is trained on.
 
     Rewards and lengths are of every group looked at, dropped ones included: the mean over the trained ones alone
@@ -209,25 +220,26 @@ def _metrics(seen: _Seen, kept: list[str], step: int, discount: float) -> dict[s
     groups = [s.group for s in seen.stored.values()]
     rollouts = [r for g in groups for r in g.rollouts]
     rewards = np.concatenate([np.empty(0), *(m.rewards for m in seen.mixed.values())])
-    rewarded = [
-        returns_of(seen.stored[i].group, m, m.rewards, discount)
-        for i, m in seen.mixed.items()
+    flat = [
+        no_gradient(policies, group, returns_of(group, m, m.rewards, discount))
+        for group, m in zip(groups, seen.mixed.values(), strict=True)
         if np.isfinite(m.rewards).any()
     ]
-    known = rewards[np.isfinite(rewards)]
+    known, owners = rewards[np.isfinite(rewards)], np.array([r.policy for r in rollouts])
     staleness = [step - seen.stored[i].group.version for i in kept]
     reasons = list(seen.dropped.values())
     metrics = {
         "reward/mean": _mean(known),
         "reward/std": float(known.std()) if len(known) else float("nan"),
         "reward/known_frac": len(known) / len(rewards) if len(rewards) else float("nan"),
-        "reward/zero_variance_frac": _mean([all_equal(r) for r in rewarded]),
+        "reward/zero_variance_frac": _mean(flat),
         "policy/staleness_steps": _mean(staleness),
         "policy/staleness_max_steps": float(max(staleness, default=0)),
         "rollout/length_tokens": _mean([r.num_tokens for r in rollouts]),
         "rollout/truncated_frac": _mean([r.truncated for r in rollouts]),
         "reward/outdated_frac": _mean([seen.stored[i].outdated for i in kept]),
         "learner/groups": float(len(kept)),
+        **{f"reward/of_{name}_mean": _mean(rewards[np.isfinite(rewards) & (owners == name)]) for name in policies},
         **_pair_metrics([seen.selected[i] for i in kept]),
         **{f"buffer/num_dropped_{reason}": float(reasons.count(reason)) for reason in sorted(set(reasons))},
         **_mixed_metrics([m.metrics for m in seen.mixed.values()]),

@@ -129,6 +129,10 @@ class DeepSpeedEngine:
             model=self._critic or model, optimizer=optimizer, config=self._config()
         )[0]
         limit_waits(section.collective_timeout_s)
+        self._alone = self.world == 1 and self._stage == 0
+        if self._alone:
+            # To add up a single summand DeepSpeed would copy every gradient there and back.
+            self._engine.enable_backward_allreduce = False
         self._optimizer = optimizer
         self._masters = Masters(deepspeed, self._engine, optimizer, self._stage, section.optimizer)
         self._seeded = -1
@@ -195,6 +199,9 @@ class DeepSpeedEngine:
         lr = lr_at(self.step, self._section.schedule, self._section.steps)
         for group, rate in zip(self._engine.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = lr * rate
+            for parameter in group["params"] if self._alone else ():
+                if parameter.grad is None:  # an expert without tokens: ranks that add up have zeros, too
+                    parameter.grad = torch.zeros_like(parameter)
         self._engine.step()
         if isinstance(self._optimizer, Guarded):
             norm, skipped = self._optimizer.grad_norm, self._optimizer.skipped

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.buffer import Buffer
+from cluster.buffer import Buffer, Members
 from cluster.config import RunConfig
 from cluster.errors import ConfigError
 from cluster.kept import Keeper
@@ -20,6 +20,7 @@ from learner.probe import Probe
 from learner.publish import NcclPublisher, PullPublisher
 from learner.reference import reference_for
 from learner.replay import StepRecorder
+from learner.shares import Share, owned, spread
 from learner.terms import build_terms
 from learner.train import Hooks, train
 
@@ -36,11 +37,23 @@ class Rank:
     run_id: str
     run_dir: Path
     policy: str
+    """Whose learner it is."""
     rank: int
     epoch: int
     resume_from: Path | None
     master: tuple[str, int]
     """Address and port where the ranks meet."""
+    policies: tuple[str, ...] = ()
+    """Where several train on the same groups: all of them, the one that cuts first."""
+
+    @property
+    def share(self) -> Share:
+        return Share(self.policy, self.policies)
+
+    @property
+    def lap(self) -> str:
+        """The policy that claims and cuts."""
+        return self.policies[0] if self.policies else self.policy
 
 
 def learn(
@@ -69,12 +82,16 @@ def learn(
     publisher = _publisher(told, buffer, engine, rollout_actors)
     saver = _Saver(engine, save, config.checkpoint.every_steps)
     kept = config.tracking.kept_groups
-    keeper = Keeper(told.run_dir / "groups", kept, done=engine.step) if told.rank == 0 and kept else None
+    leads = told.share.cuts
+    members = Members(buffer, told.lap, told.epoch)
+    keeper = Keeper(told.run_dir / "groups", kept, done=engine.step) if told.rank == 0 and leads and kept else None
     hindsight = Hindsight() if keeper else None
     every = config.checkpoint.record_every_steps
-    recorder = StepRecorder(told.run_dir / "replay", engine, told.epoch, every, loss=section.loss.use)
+    own = told.run_dir if leads else told.run_dir / "policies" / told.policy
+    recorder = StepRecorder(own / "replay", engine, told.epoch, every, loss=section.loss.use)
     hooks = Hooks(
-        stop=stop,
+        # Nobody but the one that cuts is asked to stop: a member that left earlier would be waited for.
+        stop=stop if leads else lambda: members.left_at() == engine.step,
         stage=stage,
         before_step=recorder.before,
         after_step=recorder.after,
@@ -84,8 +101,10 @@ def learn(
     )
     train(
         section, buffer, engine, publisher, mix,
-        policy=told.policy, epoch=told.epoch, select=select, reference=reference, hooks=hooks,
+        policy=told.lap, epoch=told.epoch, select=select, share=told.share, reference=reference, hooks=hooks,
     )  # fmt: skip
+    if told.rank == 0 and leads and told.policies:
+        members.leave(engine.step)
     if keeper:
         keeper.finish()
     stage(f"saves step {engine.step}")
@@ -115,9 +134,12 @@ def _tell(told: Rank, buffer: Buffer, keeper: Keeper | None, hindsight: Hindsigh
     if keeper and hindsight:
         # A cut that is repeated after a crash knows rewards alone; its evidence is still stored.
         scores = cut.scores or {s.group.id: s.scores for s in buffer.stored(cut.record.groups)}
-        logprobs = hindsight.take(cut.groups, cut.record, told.config.learner)
+        own = owned(cut.groups, cut.record, told.policy) if told.policies else (cut.groups, cut.record)
+        logprobs = hindsight.take(*own, told.config.learner)
+        if told.policies:
+            logprobs = spread(cut.groups, told.policy, logprobs)
         keeper.add(done, cut.groups, cut.record, scores, logprobs)
-    if told.rank == 0:
+    if told.rank == 0 and told.share.cuts:
         for row in samples(done, cut, told.config.tracking.samples_per_step):
             buffer.emit("sample", row)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -20,12 +20,13 @@ from learner.cut import Cut, CutBuffer, Mix, Select, cut, follow
 from learner.engine import Engine
 from learner.losses import LOSSES, PolicyLoss, objective
 from learner.pack import pack
+from learner.shares import Share, owned
 from learner.terms import NO_TERMS, Terms, build_terms
 from learner.tokens import tokens_of
 
 
 class LoopBuffer(CutBuffer, Protocol):
-    def release(self, policy: str, epoch: int, version: int) -> object: ...
+    def release(self, policy: str, epoch: int, version: int, *, by: str | None = None) -> object: ...
     def emit(self, kind: str, fields: dict[str, Any]) -> object: ...
 
 
@@ -69,13 +70,16 @@ def train(
     policy: str,
     epoch: int,
     select: Select | None = None,
+    share: Share | None = None,
     reference: ReferenceModel | None = None,
     hooks: Hooks = Hooks(),
 ) -> int:
     """Train from `engine.step` to the end or until `hooks.stop`; returns the step reached.
 
-    The buffer has been resumed, so `epoch` is current and its version is `engine.step`.
+    The buffer has been resumed, so `epoch` is current and its version is `engine.step`. `policy` claims and cuts; where
+    several train on its groups, `share` says whose rollouts are trained on here, and whether this learner cuts.
     """
+    share = share or Share(policy)
     advantage: Advantage = build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
     if section.value is not None:
         advantage = Undivided()  # the critic credits tokens once the step's weights are known
@@ -86,8 +90,11 @@ def train(
     for step in range(engine.step, section.steps):
         clock = Clock()
         hooks.stage(f"waits for the groups of step {step + 1}")
-        if engine.rank == 0:
-            now = cut(buffer, policy, epoch, step, mix, advantage, section, select=select, stop=hooks.stop)
+        if engine.rank == 0 and share.cuts:
+            now = cut(
+                buffer, policy, epoch, step, mix, advantage, section,
+                select=select, policies=share.policies, stop=hooks.stop,
+            )  # fmt: skip
         else:
             now = follow(buffer, policy, step, stop=hooks.stop)
         # Rank 0 alone knows whether there is a cut; a rank told to stop a moment earlier fetches it all the same.
@@ -95,6 +102,7 @@ def train(
             break
         now = now or follow(buffer, policy, step, stop=lambda: False)
         assert now is not None
+        whole, now = now, _own_part(now, share)
         failpoint("learner.after_cut")
         clock.lap("cut")
         hooks.stage(f"trains step {step + 1}")
@@ -113,16 +121,24 @@ def train(
         # Release after publishing, not after the step: a task claimed in between would be sampled with old weights
         # and count as one version fresher than it is.
         if engine.rank == 0:
-            buffer.release(policy, epoch, step + 1)
+            buffer.release(policy, epoch, step + 1, by=share.policy)
             failpoint("learner.after_release")
         clock.lap("publish")
         if engine.rank == 0:
-            row = {**now.record.metrics, **batch.metrics, **metrics, **clock.seconds(), "learner/wait_s": now.wait_s}
-            buffer.emit("step", {"policy": policy, "epoch": epoch, "step": step + 1, "metrics": row})
-        hooks.at_step(step + 1, now)
+            decided = now.record.metrics if share.cuts else {}
+            row = {**decided, **batch.metrics, **metrics, **clock.seconds(), "learner/wait_s": now.wait_s}
+            buffer.emit("step", {"policy": share.policy, "epoch": epoch, "step": step + 1, "metrics": row})
+        hooks.at_step(step + 1, whole)
         hooks.stage(f"saves step {step + 1}")
         hooks.checkpoint(step + 1)
     return engine.step
+
+
+def _own_part(now: Cut, share: Share) -> Cut:
+    if not share.policies:
+        return now
+    groups, record = owned(now.groups, now.record, share.policy)
+    return replace(now, groups=groups, record=record)
 
 
 def optimize(

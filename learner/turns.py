@@ -13,6 +13,8 @@ tokens of a turn share its advantage. With u = 0 or a single turn this is what t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -61,13 +63,57 @@ def all_equal(returns: Float[np.ndarray, "G K"]) -> bool:
     return all(len(column) == 0 or np.ptp(column) == 0 for column in known)
 
 
+def comparable(group: Group) -> list[Int[np.ndarray, " _"]]:
+    """Places of the rollouts of each view, in the order in which views first appear: another prompt is no baseline."""
+    views = np.array([rollout.view for rollout in group.rollouts])
+    return [np.flatnonzero(views == view) for view in dict.fromkeys(views)]
+
+
+def tells_nothing(group: Group, returns: Float[np.ndarray, "G K"]) -> bool:
+    """Whether there is no gradient in any view of the task."""
+    return all(all_equal(returns[places]) for places in comparable(group))
+
+
 def advantages_of(
-    advantage: Advantage, use: str, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]]
+    advantage: Advantage,
+    use: str,
+    groups: Sequence[Group],
+    returns_G: Sequence[Float[np.ndarray, "G K"]],
+    mixed_G: Sequence[Mixed] = (),
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
     """Per group and rollout: [1] for all its tokens, or [T] with each turn's own, 0 outside of the policy's turns.
 
-    `use` is what the recipe calls the estimator. Raises PluginError for what it must not return.
+    Rollouts are compared with those of the same view of the task. `use` is what the recipe calls the estimator; one
+    that is `token_level` looks at `mixed_G` instead of the returns. Raises PluginError for what it must not return.
     """
+    parts = [(g, places) for g, group in enumerate(groups) for places in comparable(group)]
+    alone = [part_of(groups[g], places) for g, places in parts]
+    if advantage.token_level:
+        mixed = [part_of_mixed(mixed_G[g], places) for g, places in parts]
+        values = checked(advantage, use, alone, [m.rewards for m in mixed], mixed)
+    else:
+        values = _of_parts(advantage, use, alone, [returns_G[g][places] for g, places in parts])
+    found: list[dict[int, Any]] = [{} for _ in groups]
+    for (g, places), of_part in zip(parts, values, strict=True):
+        found[g] |= dict(zip(places.tolist(), of_part, strict=True))
+    return tuple(tuple(credit[i] for i in range(len(credit))) for credit in found)
+
+
+def part_of(group: Group, places: Int[np.ndarray, " _"]) -> Group:
+    return replace(group, rollouts=tuple(group.rollouts[i] for i in places))
+
+
+def part_of_mixed(mixed: Mixed, places: Int[np.ndarray, " _"]) -> Mixed:
+    def of(values: tuple[np.ndarray, ...] | None) -> tuple[np.ndarray, ...] | None:
+        return None if values is None else tuple(values[i] for i in places)
+
+    return Mixed(mixed.rewards[places], tokens=of(mixed.tokens), token_weights=of(mixed.token_weights))
+
+
+def _of_parts(
+    advantage: Advantage, use: str, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]]
+) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
+    """As `advantages_of`, of groups of one view."""
     found = [[[] for _ in group.rollouts] for group in groups]
     for k in range(max((returns.shape[1] for returns in returns_G), default=0)):
         having = [i for i, returns in enumerate(returns_G) if k < returns.shape[1]]

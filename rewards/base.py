@@ -13,7 +13,7 @@ the signal declines to judge. What it raises is counted and becomes `failed` too
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -25,6 +25,7 @@ from rewards.verify import Verifier
 if TYPE_CHECKING:
     from rewards.distilled.follower import Follower
     from rewards.judges.pool import JudgePool
+    from rewards.scoring.pool import Scorer
 
 T = TypeVar("T")
 
@@ -41,9 +42,13 @@ class Services:
         threads: int = 16,
         judges: Mapping[str, JudgePool] | None = None,
         distilled: Mapping[str, Follower] | None = None,
+        scorers: Mapping[str, Scorer] | None = None,
+        text: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
         self._judges = judges or {}
         self._distilled = distilled or {}
+        self._scorers = scorers or {}
+        self._text = text
         self._verifier = Verifier()
         # A pool of its own: a function that never returns must not take the threads that speak to the buffer.
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="reward")
@@ -69,13 +74,14 @@ class Services:
         return self._judges[name]
 
     def metrics(self) -> dict[str, float]:
-        """Of all judges and distilled models."""
-        known = (*self._judges.values(), *self._distilled.values())
+        """Of all judges, distilled models and scorers."""
+        known = (*self._judges.values(), *self._distilled.values(), *self._scorers.values())
         return {key: value for one in known for key, value in one.snapshot().items()}
 
     def trouble(self) -> str:
-        """Judges that do not answer, and why; nothing if all do."""
-        return "; ".join(filter(None, (judge.trouble() for judge in self._judges.values())))
+        """Judges and scorers that do not answer, and why; nothing if all do."""
+        asked = (*self._judges.values(), *self._scorers.values())
+        return "; ".join(filter(None, (one.trouble() for one in asked)))
 
     async def close_judges(self) -> None:
         """Before `close`, in the event loop that asked them."""
@@ -89,6 +95,24 @@ class Services:
             raise ConfigError(f"there is no distilled model '{name}'. {known} Add a section [distilled.{name}].")
         return self._distilled[name]
 
+    def scorer(self, name: str) -> Scorer:
+        """The model of that name that reads rollouts: log-probs and whole distributions. Raises ConfigError."""
+        if name not in self._scorers:
+            known = f"{nearest(name, self._scorers)}Known: {', '.join(sorted(self._scorers)) or 'none'}."
+            raise ConfigError(
+                f"there is no scorer '{name}'. {known} Add a section [scorers.{name}]; outside a run there is none."
+            )
+        return self._scorers[name]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What the policy's tokenizer makes of tokens, special ones left out. Raises ConfigError where it is not there.
+
+        Blocks: for a thread where there is much of it.
+        """
+        if self._text is None:
+            raise ConfigError("a reward needs the policy's tokenizer, which only a run has. Score it within the run.")
+        return self._text(tokens)
+
     def close(self) -> None:
         for follower in self._distilled.values():
             follower.close()
@@ -101,8 +125,8 @@ class Signal(Plugin):
 
     scope: ClassVar[Literal["rollout", "group", "task", "batch"]] = "rollout"
     """What a score depends on: one rollout alone, its whole group, all groups of a task, or a batch."""
-    views: ClassVar[tuple[str, ...]] = ("orig",)
-    """Views of the task that the group must hold rollouts of."""
+    min_views: ClassVar[int] = 1
+    """Views of the task that the group must hold rollouts of (`rollout.views`)."""
     services: ClassVar[tuple[str, ...]] = ()
     """Methods of `Services` that it calls."""
     announced: ClassVar[bool] = False

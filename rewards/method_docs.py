@@ -36,8 +36,8 @@ What is not wired in, and what it would take:
   `token_weights`. The loss term and the selector are there.
 - **Temporal Self-Rewarding**: groups with rollouts of the initial and of a future model, under these policy names.
 - **CREAM**: the paper's second scorer, log-probs under the checkpoint before; any reward can stand in for it.
-- **Clip and Delta**: a process reward model, tokens of a reasoning step's end, and a cut that adds `Scores.tokens` to
-  the advantage of each token.
+- **TP-GRPO**: its rounds of fifty steps on rollouts of one version, judged at leisure; `learner.max_staleness` and
+  `reward_workers.deadline_s` bound both here.
 - **Running statistics** (a rival of PAR): a state that is part of the cut record, so that a resumed step shapes alike.
 - **RewardMATH**'s own set of problems, each with one right and nine wrong solutions: the monitor `one_to_many` takes
   the run's rollouts instead, as many as a group has.
@@ -72,6 +72,13 @@ METHODS = (
            "shaping/test_shaping.py"),
     Method("MM-UPT, TTRL", "2505.22453", "signal", ("rewards.signals.majority:Majority",), "mm_upt",
            "methods/test_majority.py"),
+    Method("RLCCF", "2508.12338", "signal, several policies",
+           ("rewards.signals.crowd:Crowd", "rewards.signals.crowd:weighted_votes", "rewards.signals.crowd:consistency",
+            "rewards.signals.crowd:CrowdShare", "rewards.signals.crowd:CrowdAgreement"), "rlccf",
+           "methods/test_crowd.py"),
+    Method("CoMAS", "2510.08529", "meeting, signal, several policies",
+           ("actors.environments.comas:CoMas", "rewards.signals.comas:CoMasReward",
+            "rewards.signals.comas:interaction_rewards", f"{MONITORS}.band:Band"), "comas", "methods/test_comas.py"),
     Method("SPO", "2401.04056", "signal", (f"{MEASURE}:win_rates",), "spo",
            "methods/test_pairs.py"),
     Method("SPO: exact step, queue", "2401.04056", "functions",
@@ -115,9 +122,20 @@ METHODS = (
     Method("GRPO-λ", "2505.18086", "shaper",
            (f"{SHAPING}.brevity:StepLengthSwitch", f"{SHAPING}.brevity:switched_rewards"), "step_length_switch",
            "shaping/test_brevity.py"),
-    Method("Clip and Delta", "2410.15115", "functions",
-           (f"{SHAPING}.steps:clipped_steps", f"{SHAPING}.steps:step_deltas", f"{SHAPING}.steps:token_rewards"), "",
-           "shaping/test_steps.py"),
+    Method("Clip and Delta", "2410.15115", "shaper, advantage",
+           (f"{SHAPING}.steps:ClipDelta", f"{SHAPING}.steps:clipped_steps", f"{SHAPING}.steps:step_deltas",
+            "learner.advantages:TokenReturns"), "clip_delta", "shaping/test_steps.py"),
+    Method("TP-GRPO", "2507.23317", "signal, advantage",
+           ("rewards.signals.steps:Thoughts", "learner.advantages:ThoughtCredit"), "tp_grpo", "learner/test_credit.py"),
+    Method("Co-Reward", "2508.00410", "signal",
+           ("rewards.signals.co_reward:CoReward", "rewards.signals.co_reward:cross_labels",
+            "rewards.signals.co_reward:ViewAgreement"), "co_reward", "methods/test_co_reward.py"),
+    Method("Self-Certainty, Borda voting", "2502.18581", "signal, selector",
+           ("rewards.signals.self_certainty:SelfCertainty", f"{SELECTORS}.votes:Borda",
+            f"{SELECTORS}.votes:borda_votes"), "self_certainty", "methods/test_self_certainty.py"),
+    Method("Self-Aligned Reward", "2509.05489", "signal",
+           ("rewards.signals.self_aligned:SelfAligned", "rewards.signals.self_aligned:self_aligned"), "self_aligned",
+           "methods/test_self_aligned.py"),
     Method("Collapse guard", "", "monitor",
            (f"{MONITORS}.collapse:CollapseGuard", "rewards.signals.agreement:AnswerEntropy"), "mm_upt",
            "monitors/test_collapse.py"),

@@ -25,7 +25,7 @@ class Mixer:
 
     A signal that says at which token its reward came counts there, so that each turn is credited with what follows it
     (`Mixed.tokens`); a rollout's reward from it is the sum over tokens, and an unknown token is an unknown score. All
-    others, shaped ones among them, count for the rollout as a whole.
+    others, shaped ones among them, count for the rollout as a whole, unless their shaper is of tokens itself.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Mixer:
             for i, (name, section) in enumerate(self._rewards.items())
             if section.shape is not None
         }
+        self._token_shapers = {name: s for name, s in self._shapers.items() if s.token_level}
 
     def __call__(self, group: Group, scores: Mapping[str, Scores]) -> Mixed:
         """Of a group that is the whole step."""
@@ -50,7 +51,9 @@ class Mixer:
 
     def of_step(self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]]) -> list[Mixed]:
         """Of all groups that a step could train on: a shaper may look at all of them."""
-        shaped = {name: self._shaped(name, groups, scores) for name in self._shapers}
+        shaped = {
+            name: self._shaped(name, groups, scores) for name in self._shapers.keys() - self._token_shapers.keys()
+        }
         mixed = [
             self._mix(group, found, {name: values[i] for name, values in shaped.items()})
             for i, (group, found) in enumerate(zip(groups, scores, strict=True))
@@ -77,13 +80,18 @@ class Mixer:
         for name, section in self._rewards.items():
             found = scores.get(name)
             values, num_failed = _evidence(name, group, found)
+            if name in self._token_shapers and np.isfinite(values).any() and found is not None and found.tokens is None:
+                raise ConfigError(
+                    f"the shaper of reward '{name}' ({type(self._token_shapers[name]).__name__}) is of token values, "
+                    "and that reward has none. Use one that scores steps, such as 'step_scores'."
+                )
             metrics |= _metrics(name, values, num_failed)
             metrics["reward/failed_scores"] += num_failed
             if name in shaped:
                 values = shaped[name]
                 metrics[f"reward/{name}_shaped_mean"] = _mean(values)
             elif found is not None and found.tokens is not None:
-                parts = _known_tokens(name, group, found.tokens, section.missing)
+                parts = _known_tokens(name, group, self._said(name, found.tokens), section.missing)
                 values = np.array([part.sum() for part in parts])
                 if section.weight:
                     tokens = [t + section.weight * p for t, p in zip(tokens or [0.0] * len(group), parts, strict=True)]
@@ -103,6 +111,10 @@ class Mixer:
             metrics[f"reward/{name}_agreement"] = agreement(values, total)
             metrics[f"reward/{name}_sign_flip_frac"] = sign_flip_frac(values, total)
         return Mixed(total, drop, metrics, tokens=None if tokens is None else tuple(tokens), parts=added)
+
+    def _said(self, name: str, tokens: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        shaper = self._token_shapers.get(name)
+        return tokens if shaper is None else [shaper.shape_tokens(t) for t in tokens]
 
 
 def _evidence(name: str, group: Group, scores: Scores | None) -> tuple[np.ndarray, int]:

@@ -15,6 +15,9 @@ from rewards.distilled.signal import Oni
 from rewards.functions import FunctionSignal, from_file
 from rewards.judges.signal import JudgeSignal
 from rewards.signals.agreement import AnswerEntropy, Duplicate
+from rewards.signals.co_reward import CoReward, ViewAgreement
+from rewards.signals.comas import CoMasReward
+from rewards.signals.crowd import Crowd, CrowdAgreement, CrowdShare
 from rewards.signals.environment import EnvironmentReward
 from rewards.signals.exact import Exact
 from rewards.signals.format import Format
@@ -23,10 +26,18 @@ from rewards.signals.majority import Majority
 from rewards.signals.math import Math
 from rewards.signals.numeric import Numeric
 from rewards.signals.reasoning_gym import ReasoningGymScore
+from rewards.signals.self_aligned import SelfAligned
+from rewards.signals.self_certainty import SelfCertainty
+from rewards.signals.steps import StepScores, Thoughts
 
 SIGNALS: dict[str, type[Signal]] = {
     "environment": EnvironmentReward,
     "answer_entropy": AnswerEntropy,
+    "co_reward": CoReward,
+    "comas": CoMasReward,
+    "crowd": Crowd,
+    "crowd_agreement": CrowdAgreement,
+    "crowd_share": CrowdShare,
     "cooper": Cooper,
     "duplicate": Duplicate,
     "exact": Exact,
@@ -38,6 +49,11 @@ SIGNALS: dict[str, type[Signal]] = {
     "numeric": Numeric,
     "oni": Oni,
     "reasoning_gym": ReasoningGymScore,
+    "self_aligned": SelfAligned,
+    "self_certainty": SelfCertainty,
+    "step_scores": StepScores,
+    "thoughts": Thoughts,
+    "view_agreement": ViewAgreement,
     "reward_model": LearnedReward,
 }
 

@@ -21,7 +21,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "deploy" / "
 WITH_EXAMPLES = ("rewards", "environments")
 MODULE = "docs_example"
 """What the pages call the user's own module."""
-AREAS = "reward|rollout|buffer|policy|learner|loss|weights|heldout|workers|failures|judge|distilled|monitor|value"
+AREAS = (
+    "reward|rollout|buffer|policy|learner|loss|weights|heldout|workers|failures|judge|scorer|distilled|monitor|value"
+)
 NAMED = re.compile(rf"(?:{AREAS})/[A-Za-z0-9_\0]+")
 """A metric in the sources; \\0 stands for what an f-string fills in."""
 NOT_EMITTED = {

@@ -2,11 +2,13 @@
 
 from actors.environments.base import End, Environment, Observation
 from actors.environments.calculator import Calculator
+from actors.environments.comas import CoMas
 from actors.environments.nethack import NetHack
 from actors.environments.single_turn import SingleTurn
 
 ENVIRONMENTS: dict[str, type[Environment]] = {
     "calculator": Calculator,
+    "comas": CoMas,
     "nethack": NetHack,
     "single_turn": SingleTurn,
 }

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from actors.tasks.base import TaskSource
-from cluster.types import Task
+from cluster.types import Message, Task
 
 ADDITION_SPLIT_SEED = 0
 ADDITION_HELDOUT = 1000
@@ -47,13 +47,18 @@ class Addition(TaskSource):
     num_heldout: PositiveInt = Field(ADDITION_HELDOUT, le=ADDITION_HELDOUT)
     """Problems to evaluate on, of the 1,000 that are never trained on."""
 
+    swapped: bool = False
+    """A second view of every task, `swapped`: `38+47=` of `47+38=`, which has the same answer."""
+
     def train(self) -> Sequence[Task]:
         return [self._task(p) for p in addition_problems()[1]]
 
     def heldout(self) -> Sequence[Task]:
         return [self._task(p) for p in addition_problems()[2][: self.num_heldout]]
 
-    @staticmethod
-    def _task(problem: Problem) -> Task:
+    def _task(self, problem: Problem) -> Task:
         a, b = problem
-        return Task.of(f"addition/{a}+{b}", f"{a}+{b}=", str(a + b), source="addition")
+        task = Task.of(f"addition/{a}+{b}", f"{a}+{b}=", str(a + b), source="addition")
+        if self.swapped:
+            task.views["swapped"] = (Message("user", f"{b}+{a}="),)
+        return task

@@ -49,6 +49,8 @@ class Files(TaskSource):
     """Column of the reference answer. By default `answer` or `reward_model.ground_truth`, if there is one."""
     system: str = ""
     """A system message before every prompt."""
+    views: dict[str, str] = {}
+    """Further views of a task: name → column of the prompt, such as { paraphrase = "rewritten" }."""
 
     def train(self) -> Sequence[Task]:
         rows = self._train_rows
@@ -87,12 +89,15 @@ class Files(TaskSource):
             raise DataError(f"{path}:{number}: {error}") from error.__cause__
 
     def _from_row(self, id: str, stem: str, row: Row) -> Task:
-        messages = _messages(self.prompt_key, _value(row, self.prompt_key, "prompt_key"))
-        if self.system:
-            messages = (Message("system", self.system), *messages)
+        views = {"orig": self._prompt(row, self.prompt_key, "prompt_key")}
+        views |= {name: self._prompt(row, column, f"views.{name}") for name, column in self.views.items()}
         extra = row.get("extra_info")
         meta = {"extra_info": extra} if extra else {}
-        return Task(id, {"orig": messages}, self._answer(row), str(row.get("data_source") or stem), meta)
+        return Task(id, views, self._answer(row), str(row.get("data_source") or stem), meta)
+
+    def _prompt(self, row: Row, column: str, option: str) -> tuple[Message, ...]:
+        messages = _messages(column, _value(row, column, option))
+        return (Message("system", self.system), *messages) if self.system else messages
 
     def _answer(self, row: Row) -> str | None:
         if self.answer_key is not None:

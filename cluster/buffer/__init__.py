@@ -11,7 +11,7 @@ waits on their bells; `buffer.py` gives them names and types; `history.py` reads
 Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
 
     limits                   hash    what `configure` was told
-    policies                 set     names
+    policies                 set     names of those that claim; members have publications alone
     server                   string  run id of the Redis process: has it restarted?
     group:ID                 hash    state, task, version, seq, token, worker, data, overdue, era; s:SIGNAL the scores
                                      it carries, carried:SIGNAL their version, new:SIGNAL of an era not yet complete,
@@ -23,7 +23,8 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
     events, bell:unscored    stream
     wished, staffed          hash    role → how many workers a user wants, and how many are up
     policy:NAME:
-      state                  hash    epoch, version, next_cut, frontier, seq, trimmed, published_step
+      state                  hash    epoch, version, next_cut, frontier, seq, trimmed, published_step, left_at
+      released, saved        hash    policy → the version that it has released, the step that it has saved
       counters               hash    claimed, refused_…, overdue, …
       open, ready            zset    live groups (leased or pending; ready), ordered by version, then seq
       leases, deadlines      zset    id → when it passes, in Redis' own milliseconds
@@ -32,12 +33,13 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
       record:STEP            string  the cut record
       ledger                 hash    id → "task epoch version outcome", never trimmed
       published              string  the last publication of this epoch
-      bell:capacity, bell:ready, bell:version, bell:cut      streams of one entry
+      bell:capacity, bell:ready, bell:version, bell:cut, bell:saved      streams of one entry
 """
 
 from cluster.buffer.buffer import Buffer
 from cluster.buffer.history import LedgerLine
+from cluster.buffer.members import Members
 from cluster.buffer.stored import Limits, Stored
 from cluster.buffer.wishes import Wishes
 
-__all__ = ["Buffer", "LedgerLine", "Limits", "Stored", "Wishes"]
+__all__ = ["Buffer", "LedgerLine", "Limits", "Members", "Stored", "Wishes"]

@@ -50,6 +50,7 @@ class Buffer:
             "when_late": limits.when_late,
             "admit": "\n".join(limits.admit),
             "signals": "\n".join((*limits.admit, *limits.late)),
+            "members": "\n".join(limits.members),
             "lease_ms": _ms(limits.lease_s),
             "score_deadline_ms": _ms(limits.score_deadline_s),
             # Half the deadline, so that another reward worker has the other half when one dies.
@@ -194,9 +195,10 @@ class Buffer:
         wanted = self._versions()
         return [stored for fields in self._fetch(list(ids)) if (stored := stored_of(fields, wanted))]
 
-    def release(self, policy: str, epoch: int, version: int) -> None:
-        """Admit more: version := step + 1, after its weights were published. Raises StaleEpoch."""
-        self._call("release", policy, epoch, version)
+    def release(self, policy: str, epoch: int, version: int, *, by: str | None = None) -> None:
+        """Admit more: version := step + 1, after `by` (the policy or a member) published its weights. The version is
+        that which all of them have released. Raises StaleEpoch."""
+        self._call("release", policy, epoch, version, by or policy)
 
     # ── checkpoints and history ─────────────────────────────────────────────────────────────────────────────
 

@@ -24,6 +24,8 @@ class Limits:
     """The frontier ends here; None is endless."""
     late: tuple[str, ...] = ()
     """Signals that are asked too, until the group is cut; nobody waits for them."""
+    members: tuple[str, ...] = ()
+    """Policies whose learners train on the same groups, step by step with the one that claims and cuts."""
 
 
 @dataclass(frozen=True, slots=True)

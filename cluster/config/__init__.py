@@ -2,6 +2,7 @@
 
 from cluster.config.base import Section, Use
 from cluster.config.cluster import PlacementSection
+from cluster.config.engines import EngineSection, ModelSection
 from cluster.config.learner import (
     CorrectionSection,
     LearnerSection,
@@ -14,17 +15,17 @@ from cluster.config.learner import (
 from cluster.config.models import (
     BufferSection,
     ConsoleSection,
-    EngineSection,
     EvaluationSection,
-    ModelSection,
     RunConfig,
     SelectorSection,
     TrackingSection,
 )
+from cluster.config.policies import POLICY, PolicySection
 from cluster.config.reading import dump, load, overridden, parse, tree_of, without_password
 from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
 
 __all__ = [
+    "POLICY",
     "BufferSection",
     "ConsoleSection",
     "CorrectionSection",
@@ -37,6 +38,7 @@ __all__ = [
     "LossSection",
     "ModelSection",
     "PlacementSection",
+    "PolicySection",
     "RewardSection",
     "RunConfig",
     "ScheduleSection",

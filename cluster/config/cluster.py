@@ -11,7 +11,7 @@ from cluster.config.base import Section
 if TYPE_CHECKING:
     from cluster.config.models import RunConfig
 
-ROLES = ("rollout", "learner", "reward", "judge", "distiller")
+ROLES = ("rollout", "learner", "reward", "judge", "scorer", "distiller")
 
 
 class PlacementSection(Section):
@@ -19,18 +19,20 @@ class PlacementSection(Section):
 
     layout: Literal["any", "separated", "colocated"] = "any"
     """`any`: wherever there is room. `separated`: every role on nodes with its label `kanabo-role` (`learner`,
-    `rollout`, `judge`, `reward`, where distilled models are too), with room for all ranks of the learner reserved while
-    the run lasts. `colocated`: each rank of the learner shares a node, and on GPUs one GPU, with
+    `rollout`, `judge`, where scorers are too, `reward`, where distilled models are too), with room for all ranks of the
+    learner reserved while the run lasts. `colocated`: each rank of the learner shares a node, and on GPUs one GPU, with
     `rollout.workers / learner.ranks` engines; who joins later goes wherever there is room."""
     nodes: dict[str, dict[str, str]] = {}
-    """By role, or `judge:NAME`, further Ray labels its nodes must have, as Ray's label selectors say it:
+    """By role, or `judge:NAME`, `scorer:NAME`, further Ray labels its nodes must have, as Ray's label selectors say it:
     `nodes.rollout = { "ray.io/accelerator-type" = "in(H100, H200)" }`."""
 
     @model_validator(mode="after")
     def _roles(self) -> PlacementSection:
         for role in self.nodes:
             if role.partition(":")[0] not in ROLES:
-                raise ValueError(f"placement.nodes.{role} is no role. There are: {', '.join(ROLES)}, judge:NAME.")
+                raise ValueError(
+                    f"placement.nodes.{role} is no role. There are: {', '.join(ROLES)}, judge:NAME, scorer:NAME."
+                )
         return self
 
 

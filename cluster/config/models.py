@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from cluster.config.base import Section, Use
 from cluster.config.cluster import ElasticSection, PlacementSection, check_colocated, check_elastic
+from cluster.config.engines import EngineSection, ModelSection
 from cluster.config.learner import LearnerSection
-from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection, RewardWorkersSection
+from cluster.config.policies import POLICY, PolicySection, check_policies, of_policy
+from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection, RewardWorkersSection, ScorerSection
 from cluster.errors import ConfigError, nearest
 
 
@@ -32,15 +34,6 @@ class RunSection(Section):
     """Groups that a task's row, an environment or a reward failed on before the run gives up."""
 
 
-class ModelSection(Section):
-    path: str = "tiny:addition"
-    """Directory or Hugging Face id; `tiny:NAME` and `smollm2` are made on the spot and cached."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the engines' weights; the learner has its own."""
-    options: dict[str, Any] = {}
-    """For `tiny:NAME`: the fields of its recipe in actors/tiny/."""
-
-
 class TasksSection(Use):
     use: str = "addition"
     """The source: a name below, or `package.module:Class`."""
@@ -53,6 +46,9 @@ class RolloutSection(Section):
     """Engines, each in a process of its own."""
     group_size: PositiveInt = 16
     """Rollouts per task (G)."""
+    views: tuple[str, ...] = Field(default=("orig",), min_length=1)
+    """Which of a task's prompts are sampled, such as a rewording's: a group then has `group_size` rollouts of each.
+    Advantages are taken among rollouts of one view."""
     temperature: PositiveFloat = 1.0
     """Of sampling while training."""
     max_tokens: PositiveInt = 256
@@ -67,27 +63,6 @@ class RolloutSection(Section):
     """What answers the policy; by default nothing does."""
     environment_timeout_s: PositiveFloat = 60.0
     """For each answer of the environment; later than that its group is dropped and counted as a data failure."""
-
-
-class EngineSection(Section):
-    use: str = "vllm"
-    """Or `package.module:Class` with the calls of `actors.engine.Engine`."""
-    max_model_len: PositiveInt = 2048
-    """Tokens of prompt and answers together; a longer prompt is a data failure."""
-    max_num_seqs: PositiveInt = 256
-    """Rollouts that one engine samples at once."""
-    max_num_batched_tokens: PositiveInt = 8192
-    """Tokens of one forward pass of the engine."""
-    kv_cache_gib: PositiveFloat = 1.0
-    """Key-value cache of a CPU engine."""
-    tensor_parallel: PositiveInt = 1
-    """GPUs of one engine."""
-    gpu_memory_frac: float = Field(default=0.9, gt=0, le=1)
-    """Share of a GPU's memory that its engine takes."""
-    threads: NonNegativeInt = 0
-    """CPU threads of one engine; 0 shares the cores out evenly among engines and ranks."""
-    options: dict[str, Any] = {}
-    """Further fields of vLLM's AsyncEngineArgs."""
 
 
 class SelectorSection(Use):
@@ -195,9 +170,11 @@ class RunConfig(Section):
     selectors: tuple[SelectorSection, ...] = ()
     reward_workers: RewardWorkersSection = RewardWorkersSection()
     judges: dict[str, JudgeSection] = {}
+    scorers: dict[str, ScorerSection] = {}
     distilled: dict[str, DistilledSection] = {}
     monitors: tuple[MonitorSection, ...] = ()
     learner: LearnerSection = LearnerSection()
+    policies: dict[str, PolicySection] = {}
     placement: PlacementSection = PlacementSection()
     elastic: ElasticSection = ElasticSection()
     buffer: BufferSection = BufferSection()
@@ -229,6 +206,12 @@ class RunConfig(Section):
                 "weights.transport = 'nccl' broadcasts whole models, and [learner.lora] publishes adapters: a small "
                 'file each. Set weights.transport = "pull".'
             )
+        live = next((name for name, scorer in self.scorers.items() if scorer.model == "policy"), None)
+        if live is not None and (self.learner.lora or self.weights.transport != "pull"):
+            raise ValueError(
+                f"scorers.{live} reads with the live policy's weights, which it can fetch only where whole models are "
+                'published as files: use weights.transport = "pull" without [learner.lora], or model = "initial".'
+            )
         share = sum(j.engine_share for j in self.judges.values() if j.kind == "policy")
         if share >= 1:
             raise ValueError(f"judges of kind 'policy' have engine_share = {share:g} together; leave some to rollouts.")
@@ -254,11 +237,33 @@ class RunConfig(Section):
                 "rollout.group_size = 1 and learner.drop_zero_variance = true: a single reward has no variance, "
                 "and every group would be dropped. Set learner.drop_zero_variance = false."
             )
+        if len(set(self.rollout.views)) < len(self.rollout.views):
+            raise ValueError(f"rollout.views = {list(self.rollout.views)} names a view twice.")
+        if len(self.rollout.views) > 1 and self.policies:
+            raise ValueError(
+                f"rollout.views = {list(self.rollout.views)} beside [policies.…]: only one policy would answer all of "
+                "them. Use one view, or one policy."
+            )
+        if len(self.rollout.views) > 1 and self.selectors:
+            raise ValueError(
+                f"[[selectors]] choose among rollouts of one prompt, and rollout.views = {list(self.rollout.views)} "
+                "makes groups of several. Use one view, or no selector."
+            )
         check_colocated(self)
         check_elastic(self)
         if self.learner.loss.coef == 0 and not self.learner.terms:
             raise ValueError("learner.loss.coef = 0 and there are no [[learner.terms]]: nothing is minimised.")
+        check_policies(self)
         return self
+
+    @property
+    def policy_names(self) -> tuple[str, ...]:
+        """All policies; the first is the one that every recipe has, and its workers claim."""
+        return (POLICY, *self.policies)
+
+    def of_policy(self, name: str) -> RunConfig:
+        """The recipe as this policy has it, in which it is the only one: its model, engine, learner and workers."""
+        return of_policy(self, name)
 
     @property
     def reward_names(self) -> list[str]:
@@ -274,7 +279,11 @@ class RunConfig(Section):
         return sorted({name for reward in self.rewards if reward.when == "admit" for name in _asked(reward)})
 
 
+ASKING = ("judge", "step_scores", "thoughts")
+"""Rewards whose option `judge` names who they ask."""
+
+
 def _asked(reward: RewardSection) -> Sequence[str]:
     """Judges that a reward asks."""
-    asked = reward.options.get("judge", "judge") if reward.use == "judge" else ()
+    asked = reward.options.get("judge", "judge") if reward.use in ASKING else ()
     return (asked,) if isinstance(asked, str) else asked

@@ -93,6 +93,30 @@ class JudgeSection(Section):
         return self
 
 
+class ScorerSection(Section):
+    """`[scorers.NAME]`: a model that reads rollouts, told every token, for rewards that ask for log-probs or whole
+    distributions. A process of its own: neither engines nor learner wait for it."""
+
+    model: Literal["policy", "initial"] = "policy"
+    """`policy`: the live one, at the newest version published, which its scores name; `initial`: the run's first
+    weights. Of several policies, the one that the recipe's own sections describe, whoever wrote what it reads."""
+    replicas: PositiveInt = 1
+    """Processes; `python -m cluster.scale RUN scorer:NAME=3` changes it in a running job."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of its weights."""
+    cpus: PositiveFloat = 1.0
+    """CPUs that Ray reserves for one replica, and its threads where there is no GPU."""
+    gpus: PositiveFloat = 1.0
+    """GPUs of one replica where the cluster has any; a part of one shares it."""
+    batch_tokens: PositiveInt = 4096
+    """Tokens that are read together, padding included. The logits of those that are scored are in memory at once."""
+    max_queue: PositiveInt = 4096
+    """Passages that may wait at one replica; those beyond are refused and tried again until the deadline."""
+    deadline_s: PositiveFloat = 25.0
+    """Of a request, waiting included; shorter than the reward's `timeout_s`, so that the score says why it is
+    unknown."""
+
+
 class DistilledSection(Use):
     """A reward model that learns from labels during the run; rewards use `[distilled.NAME]` by `model = "NAME"`."""
 

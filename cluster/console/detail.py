@@ -70,6 +70,7 @@ def describe(found: Found, pieces: Pieces) -> dict[str, Any]:
     it, group = found.group, found.group.group
     task = msgspec.to_builtins(group.task)
     step = it.step if it.step > 0 else None
+    unknown = (None,) * len(group)
     return {
         "id": group.id,
         "state": found.state,
@@ -80,8 +81,10 @@ def describe(found: Found, pieces: Pieces) -> dict[str, Any]:
         "task": task,
         "scores": _scores(it.scores, len(group)),
         "rollouts": [
-            _rollout(r, float(it.rewards[i]), *(a[i] if a else None for a in (it.advantages, it.logprobs)), pieces)
-            for i, r in enumerate(group.rollouts)
+            _rollout(rollout, float(reward), advantage, learners, pieces)
+            for rollout, reward, advantage, learners in zip(
+                group.rollouts, it.rewards, it.advantages or unknown, it.logprobs or unknown, strict=True
+            )
         ],
     }
 

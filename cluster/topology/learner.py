@@ -22,9 +22,9 @@ from cluster.topology.site import POLICY, Site, learner_name
 class LearnerActor:
     """One rank of a policy's learner: a DeepSpeed engine and the training loop."""
 
-    def __init__(self, site: Site, rank: int) -> None:
+    def __init__(self, site: Site, policy: str, rank: int) -> None:
         settle()
-        self._site, self._rank = site, rank
+        self._site, self._policy, self._rank = site, policy, rank
         self._stopping = False
         self._published: Path | None = None
         self._stage, self._since = "has just started", time.monotonic()
@@ -63,27 +63,33 @@ class LearnerActor:
         from learner.publish import weights_folder
         from learner.start import Rank, learn
 
-        site, buffer = self._site, self._site.buffer()
+        site, policy, buffer = self._site, self._policy, self._site.buffer()
+        config = site.config.of_policy(policy)
         if self._rank == 0:
-            self._published = weights_folder(site.run_id, POLICY, epoch)
+            self._published = weights_folder(site.run_id, policy, epoch)
             remove_after_me(self._published)
         told = Rank(
-            config=site.config,
-            model_dir=site.model_dir,
+            config=config,
+            model_dir=site.model_of(policy),
             run_id=site.run_id,
             run_dir=Path(site.run_dir),
-            policy=POLICY,
+            policy=policy,
             rank=self._rank,
             epoch=epoch,
-            resume_from=Path(resume_from) if resume_from else None,
+            resume_from=checkpoint.part(Path(resume_from), policy, POLICY) if resume_from else None,
             master=master,
+            policies=site.config.policy_names if site.config.policies else (),
         )
 
         def save(engine: Any, step: int) -> None:
             target = Path(site.run_dir) / "checkpoints"
-            checkpoint.save(target, engine, buffer, POLICY, epoch, step, site.config.checkpoint.keep_last)
+            if policy == POLICY:
+                keep, members = config.checkpoint.keep_last, tuple(site.config.policies)
+                checkpoint.save(target, engine, buffer, POLICY, epoch, step, keep, members)
+            else:
+                checkpoint.save_part(target, engine, buffer, POLICY, epoch, step, policy)
 
-        with collective_failures(self._rank, site.config.learner.collective_timeout_s):
+        with collective_failures(self._rank, config.learner.collective_timeout_s):
             return learn(
                 told,
                 buffer,
@@ -110,14 +116,18 @@ def _selection(config: RunConfig) -> Any:
     return Selection(config.selectors) if config.selectors else None
 
 
-def place_learner(site: Site, rank: int) -> Any:
+def place_learner(site: Site, policy: str, rank: int) -> Any:
+    if policy == POLICY:
+        where = options(site.config, site.run_id, "learner", rank=rank)
+    else:  # no layout reserves places for these
+        where = options(site.config, site.run_id, f"learner:{policy}")
     return (
         ray.remote(LearnerActor)
         .options(
-            name=learner_name(site.run_id, rank),
+            name=learner_name(site.run_id, policy, rank),
             max_concurrency=4,  # `run` holds one thread for good; stop, ready and blob need others
-            runtime_env=openmp(threads(site.config, "learner")),
-            **options(site.config, site.run_id, "learner", rank=rank),
+            runtime_env=openmp(threads(site.config, "learner", policy)),
+            **where,
         )
-        .remote(site, rank)
+        .remote(site, policy, rank)
     )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import ray
 
 from cluster.placement import options
 from cluster.topology.judge import Judges
+from cluster.topology.scorer import Scorers
 from cluster.topology.site import Site, first_to_end
 from cluster.types import Group
 from rewards.anchors import Answers, answers
@@ -26,13 +30,18 @@ class RewardActor:
 
         self._judges = Judges(site)
         self._following: list[asyncio.Task[None]] = []
-        distilled = followers(site.config, site.url, site.run_id, site.model_dir)
-        services = Services(judges=self._judges.pools, distilled=distilled)
+        self._scorers = Scorers(site)
+        services = Services(
+            judges=self._judges.pools,
+            distilled=followers(site.config, site.url, site.run_id, site.model_dir),
+            scorers=self._scorers.pools,
+            text=_text(site.model_dir),
+        )
         self._graded = site.config.evaluation.reward
         self._worker = RewardWorker(name, buffer=site.buffer(), config=site.config, services=services)
 
     async def ready(self) -> int:
-        self._following = self._judges.follow()
+        self._following = [*self._judges.follow(), *self._scorers.follow()]
         return os.getpid()
 
     async def run(self) -> None:
@@ -57,6 +66,26 @@ class RewardActor:
         known = np.concatenate(scores) if scores else np.array([])
         known = known[np.isfinite(known)]
         return float(known.mean()) if len(known) else float("nan"), answers(groups)
+
+
+def _text(model_dir: str) -> Callable[[Sequence[int]], str]:
+    """The policy's tokenizer, loaded when it is first asked, from whichever thread."""
+    loading = Lock()
+
+    @cache
+    def chat() -> Any:
+        from transformers import AutoTokenizer
+
+        from actors.chat import Chat
+
+        return Chat(AutoTokenizer.from_pretrained(model_dir))
+
+    def text(tokens: Sequence[int]) -> str:
+        with loading:  # transformers' own imports fail where two threads begin them
+            loaded = chat()
+        return loaded.text(tokens)
+
+    return text
 
 
 def place_reward(site: Site, name: str) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
+from cluster.config import RunConfig
 from cluster.nodes import (
     INFRASTRUCTURE,
     end_children_with_me,
@@ -24,21 +25,24 @@ from cluster.nodes import (
 )
 from cluster.placement import options
 from cluster.topology.judge import roster
-from cluster.topology.site import POLICY, Site, first_to_end, learner_name, worker_name
-from cluster.types import Group, Message, Publication
+from cluster.topology.players import Players, players_roster
+from cluster.topology.site import POLICY, Site, first_to_end, learner_name, policy_of, rollout_role, worker_name
+from cluster.types import Group, Message, Publication, Rollout, Task
 from rewards.judges.roster import keep_signing
 
 if TYPE_CHECKING:
     from actors.speaker import Answer
 
 
-def _engine(site: Site, stop_tokens: Sequence[int]) -> Any:
+def _engine(site: Site, policy: str, config: RunConfig, stop_tokens: Sequence[int]) -> Any:
     from actors.engine import ENGINES
     from actors.rollout import INITIAL
     from cluster.plugins import lookup
 
-    engine = lookup(ENGINES, site.config.engine.use, "engine")
-    return engine(site.model_dir, site.config, stop_tokens=stop_tokens, version=INITIAL)
+    engine = lookup(ENGINES, config.engine.use, "engine")
+    # Engines of one seed and one model would say the same.
+    config = config.model_copy(update={"seed": config.seed + site.config.policy_names.index(policy)})
+    return engine(site.model_of(policy), config, stop_tokens=stop_tokens, version=INITIAL)
 
 
 class RolloutActor:
@@ -55,11 +59,12 @@ class RolloutActor:
         from cluster.plugins import build
 
         end_children_with_me()
-        config = site.config
+        self._policy = policy = policy_of(name)
+        config = site.config.of_policy(policy)
         source = build(TASKS, config.tasks.use, config.tasks.options, "tasks")
         tasks, self._heldout = source.train(), source.heldout()
         place = order(config.seed, len(tasks), config.tasks.shuffle)
-        chat = Chat(AutoTokenizer.from_pretrained(site.model_dir))
+        chat = Chat(AutoTokenizer.from_pretrained(site.model_of(policy)))
         environment = config.rollout.environment
         memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
         # Short, because a socket's path may have 107 characters.
@@ -69,15 +74,17 @@ class RolloutActor:
         self._fetched.mkdir()
         sockets.mkdir()
         os.environ["VLLM_RPC_BASE_PATH"] = str(sockets)  # a killed engine leaves them behind
-        self._engine = _engine(site, chat.stop_tokens)
+        self._engine = _engine(site, policy, config, chat.stop_tokens)
         self._site, self._name = site, name
-        shares = {n: j.engine_share for n, j in config.judges.items() if j.kind == "policy"}
+        # The policy that judges is the one whose workers claim.
+        judging = config.judges.items() if policy == POLICY else ()
+        shares = {n: j.engine_share for n, j in judging if j.kind == "policy"}
         self._judges = list(shares)
         self._speaker = Speaker(self._engine, chat, max(1, int(sum(shares.values()) * config.engine.max_num_seqs)))
         self._signing: list[asyncio.Task[None]] = []
         self.worker = RolloutWorker(
             name,
-            policy=POLICY,
+            policy=policy,
             engine=self._engine,
             chat=chat,
             environment=build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment"),
@@ -85,6 +92,8 @@ class RolloutActor:
             buffer=site.buffer(),
             config=config,
             fetch=self._fetch,
+            claims=policy == POLICY,
+            others={other: Players(site, other).play for other in site.config.policies} if policy == POLICY else {},
         )
 
     async def ready(self) -> int:
@@ -93,6 +102,9 @@ class RolloutActor:
         remove_after_me(*shared_memory_of_children())
         for judge in self._judges:
             signing = keep_signing(roster(self._site, judge), self._name, lambda: self._engine.version)
+            self._signing.append(asyncio.create_task(signing))
+        if self._policy != POLICY:
+            signing = keep_signing(players_roster(self._site, self._policy), self._name, lambda: self._engine.version)
             self._signing.append(asyncio.create_task(signing))
         return os.getpid()
 
@@ -109,6 +121,10 @@ class RolloutActor:
     async def answer(self, messages: Sequence[Message], **how: Any) -> Answer:
         """Judge with the weights of now; takes no more of the engine than `judges.NAME.engine_share`."""
         return await self._speaker.answer(messages, **how)
+
+    async def play(self, task: Task, count: int, at_least: str) -> tuple[Rollout, ...]:
+        """This policy's part of a group that another one's worker has claimed."""
+        return await self.worker.play(task, count, at_least)
 
     async def waiting(self) -> str:
         return self.worker.waiting()
@@ -140,7 +156,7 @@ class RolloutActor:
             os.link(path, mine)
             return str(mine)
         try:
-            learner: Any = ray.get_actor(learner_name(self._site.run_id, 0))
+            learner: Any = ray.get_actor(learner_name(self._site.run_id, self._policy, 0))
             data: np.ndarray = await learner.blob.remote(str(path))
         except (ValueError, *INFRASTRUCTURE) as error:
             raise FileNotFoundError(f"'{path}' has died with the learner that published it") from error
@@ -168,13 +184,14 @@ class RolloutActor:
 
 def place_rollout(site: Site, name: str, *, beside: bool = False) -> Any:
     """`beside`: in one of the places that the layout reserves beside the learner."""
+    policy = policy_of(name)
     return (
         ray.remote(RolloutActor)
         .options(
             name=worker_name(site.run_id, name),
             max_concurrency=1000,
-            runtime_env=openmp(threads(site.config, "engine")),
-            **options(site.config, site.run_id, "rollout", beside=beside),
+            runtime_env=openmp(threads(site.config, "engine", policy)),
+            **options(site.config, site.run_id, rollout_role(policy), beside=beside),
         )
         .remote(site, name)
     )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.buffer import Buffer
-from cluster.config import RunConfig
-
-POLICY = "policy"
-"""Name of the one policy a run has so far."""
+from cluster.config import POLICY, RunConfig
 
 
 @dataclass(frozen=True)
@@ -23,6 +21,11 @@ class Site:
     """Redis, password included."""
     run_id: str
     run_dir: str
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Model directories of the policies beside `policy`."""
+
+    def model_of(self, policy: str) -> str:
+        return self.others.get(policy, self.model_dir)
 
     def buffer(self) -> Buffer:
         return Buffer(self.url, self.run_id, self.config.run.stall_s)  # what waits longer ends the run anyway
@@ -40,5 +43,15 @@ async def first_to_end(*tasks: asyncio.Future[Any]) -> None:
         task.result()
 
 
-def learner_name(run_id: str, rank: int) -> str:
-    return f"kanabo:{run_id}:{POLICY}:learner:{rank}"
+def learner_name(run_id: str, policy: str, rank: int) -> str:
+    return f"kanabo:{run_id}:{policy}:learner:{rank}"
+
+
+def rollout_role(policy: str) -> str:
+    """Of the workers that host a policy's engines."""
+    return "rollout" if policy == POLICY else f"rollout:{policy}"
+
+
+def policy_of(worker: str) -> str:
+    """Whose engine a rollout worker hosts: `critic` of `rollout:critic-0`."""
+    return worker.rpartition("-")[0].partition(":")[2] or POLICY

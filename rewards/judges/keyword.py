@@ -17,7 +17,7 @@ from rewards.distilled.captions import PAIR_WORDS, SOLUTION, SPOIL
 from rewards.judges.errors import JudgeServerError
 from rewards.judges.types import Call, Completion, Token
 
-RESPONSE = re.compile(r"<<<RESPONSE(?: \w+)?>>>\n(.*?)\n?<<<END RESPONSE(?: \w+)?>>>", re.DOTALL)
+RESPONSE = re.compile(r"<<<(?:RESPONSE|STEP)(?: \w+)?>>>\n(.*?)\n?<<<END (?:RESPONSE|STEP)(?: \w+)?>>>", re.DOTALL)
 SCALE = re.compile(r"(?:one of|is one of):? ([^.\n]+)\.")
 PAIR = "First message: "
 FIVE_MORE = str.maketrans("0123456789", "5678901234")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from cluster.config import RunConfig
 from cluster.errors import ConfigError
 from cluster.plugins import build
+from rewards.monitors.band import Band
 from rewards.monitors.base import Alarm, Judged, Monitor
 from rewards.monitors.cliff import PolicyCliff
 from rewards.monitors.collapse import CollapseGuard
@@ -13,6 +14,7 @@ from rewards.monitors.rewardmath import OneToMany
 from rewards.monitors.starc import Starc
 
 MONITORS: dict[str, type[Monitor]] = {
+    "band": Band,
     "collapse": CollapseGuard,
     "one_to_many": OneToMany,
     "over_optimisation": OverOptimisation,
@@ -32,7 +34,8 @@ def build_monitors(settings: RunConfig) -> list[Monitor]:
 
 
 def _sees(where: str, reads: Sequence[str], settings: RunConfig) -> None:
-    of_rewards = [f"reward/{name}_mean" for name in settings.reward_names]
+    several = [f"of_{name}" for name in settings.policy_names] if settings.policies else []
+    of_rewards = [f"reward/{name}_mean" for name in (*settings.reward_names, *several)]
     for metric in reads:
         if metric.startswith("reward/") and metric.endswith("_mean") and metric not in of_rewards:
             name = metric.removeprefix("reward/").removesuffix("_mean")

@@ -11,10 +11,12 @@ from rewards.selectors.base import Selector
 from rewards.selectors.consistency import Consistency
 from rewards.selectors.pairs import Best, BestWorst, LargeMargin, Likeliest, TokenWeights
 from rewards.selectors.temporal import Temporal
+from rewards.selectors.votes import Borda
 
 SELECTORS: dict[str, type[Selector]] = {
     "best": Best,
     "best_worst": BestWorst,
+    "borda": Borda,
     "consistency": Consistency,
     "large_margin": LargeMargin,
     "likeliest": Likeliest,

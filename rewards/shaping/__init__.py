@@ -4,9 +4,11 @@ from rewards.shaping.base import Shaper
 from rewards.shaping.brevity import Concise, LengthSwitch, StepLengthSwitch
 from rewards.shaping.par import Par
 from rewards.shaping.rivals import Centred, LogSigmoidCentred
+from rewards.shaping.steps import ClipDelta
 
 SHAPERS: dict[str, type[Shaper]] = {
     "centred": Centred,
+    "clip_delta": ClipDelta,
     "concise": Concise,
     "length_switch": LengthSwitch,
     "log_sigmoid_centred": LogSigmoidCentred,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +18,13 @@ class Shaper(Plugin):
 
     Unknown (NaN) stays unknown; what can be shaped only by knowing more than the group tells becomes unknown.
     """
+
+    token_level: ClassVar[bool] = False
+    """Whether it shapes a signal's token values (`shape_tokens`) instead of one value per rollout."""
+
+    def shape_tokens(self, tokens: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+        """Of one rollout: what the signal said at tokens, NaN elsewhere → the reward that comes at each token."""
+        raise NotImplementedError
 
     def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:
         """Of one group, by its own scores alone."""

@@ -1,4 +1,4 @@
-"""Rewards of reasoning steps that cannot be farmed by repeating steps (Clip and Delta, arXiv:2410.15115). Pure.
+"""Rewards of reasoning steps that cannot be farmed by repeating steps (Clip and Delta, arXiv:2410.15115).
 
 q [K] is a process reward model's score of each prefix, 0 to 1. Their plain sum grows with the number of steps.
 """
@@ -6,9 +6,40 @@ q [K] is a process reward model's score of each prefix, 0 to 1. Their plain sum 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import Field
+
+from rewards.shaping.base import Shaper
+
+
+class ClipDelta(Shaper):
+    """q_k, what a signal says at the last token of each step → d = Delta(Clip(q)), each at the same token; 0 elsewhere.
+
+    Clip: c_k = min(q_k − η, 0). Delta: d_k = u_k − u_{k+1} for k < K − 1, d_{K−1} = u_{K−1}, d_K = 0. What is still to
+    come from a step k < K is then u_k, in [−η, 0], however many steps follow: no step is worth repeating. α is the
+    reward's `weight` (0.1 is ours), the success reward another `[[rewards]]`, and each token's return is what the
+    advantage `token_returns` makes of them. A rollout none of whose steps is known stays unknown. Source:
+    arXiv:2410.15115 by a write-up of it; its η is not known to us.
+    """
+
+    token_level: ClassVar = True
+    eta: float = Field(default=0.5, ge=0, le=1)
+    """η: from here on a step is good."""
+    clip: bool = True
+    delta: bool = True
+    """Both off is the raw sum, which the paper shows to be farmed."""
+
+    def shape_tokens(self, tokens: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+        ends = np.flatnonzero(np.isfinite(tokens))
+        if len(ends) == 0:
+            return tokens
+        steps = clipped_steps(tokens[ends], self.eta) if self.clip else tokens[ends]
+        rewards = np.zeros(len(tokens))
+        rewards[ends] = step_deltas(steps) if self.delta else steps
+        return rewards
 
 
 def clipped_steps(q: Float[np.ndarray, " K"], eta: float = 0.5) -> Float[np.ndarray, " K"]:

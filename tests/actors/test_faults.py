@@ -239,6 +239,7 @@ def test_failures_of_rollouts_and_rewards_share_a_budget_and_the_last_is_named(b
     follower = Follower(buffer, settings, SimpleNamespace(), SimpleNamespace(), lambda _: None)
     sampled = {
         "tokens": 0,
+        "claims": True,
         "seconds": 1.0,
         "data_failures": 2,
         "leases_lost": 0,

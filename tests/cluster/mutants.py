@@ -46,7 +46,7 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     "a repeated giving up is refused": {"give_up": ("if answer_of('give_up:' .. ARGV[3]) then return {'ok'} end", "")},
     "a repeated score wins": {"score": ("'\\0' .. version, 1) == 1", "'\\0' .. version, 1) >= 0")},
     "a repeated record is refused": {"record": ("if before then return {'ok', before} end", "")},
-    "a repeated release is refused": {"release": ("if version <= before then return {'ok'} end", "")},
+    "a repeated release is refused": {"release": ("if version <= released(who) then return {'ok'} end", "")},
     "a repeated announcement goes back": {
         "announce": ("if before and tonumber(before) > step then return {'ok'} end", "")
     },

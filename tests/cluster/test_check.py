@@ -405,7 +405,7 @@ def test_a_cluster_that_is_too_small_is_said_within_30_seconds(command, tmp_path
     import ray
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setattr(nodes, "start_ray", lambda _: ray.init(num_cpus=2, include_dashboard=False))
+    monkeypatch.setattr(nodes, "start_ray", lambda _: ray.init("local", num_cpus=2, include_dashboard=False))
     start = time.monotonic()
     answer = command("rollout.workers=3")
     assert time.monotonic() - start < 30

@@ -144,6 +144,23 @@ def test_a_checkpoint_becomes_a_plain_model_directory(kanabo, tmp_path):
     assert json.loads((tmp_path / "nine" / "config.json").read_text()) == {"step": 9}
 
 
+def test_each_of_several_policies_becomes_a_directory_of_its_own(kanabo, tmp_path):
+    run = make_run(tmp_path, "a")
+    write_checkpoint(run, 9)
+    part = run / "checkpoints" / "global_step_9" / "policies" / "critic"
+    (part / "learner").mkdir(parents=True)
+    (part / "config.json").write_text('{"policy": "critic"}')
+    (part / "learner" / "state").write_text("")
+    assert kanabo("export", run, "--to", tmp_path / "first").code == 0
+    assert not (tmp_path / "first" / "policies").exists()
+    assert kanabo("export", run, "--policy", "critic", "--to", tmp_path / "second").code == 0
+    assert [path.name for path in (tmp_path / "second").rglob("*")] == ["config.json"]
+    assert json.loads((tmp_path / "second" / "config.json").read_text()) == {"policy": "critic"}
+    told = kanabo("export", run, "--policy", "cirtic", "--to", tmp_path / "third")
+    assert told.code == 2
+    assert "has no policy 'cirtic'. There are: policy, critic." in told.err
+
+
 def test_a_step_that_does_not_exist_names_those_that_do(kanabo, tmp_path):
     run = make_run(tmp_path, "a")
     assert "no checkpoint yet" in kanabo("export", "a", "--dir", tmp_path, "--to", tmp_path / "m").err

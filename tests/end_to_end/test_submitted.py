@@ -20,7 +20,7 @@ def test_the_runs_name_recipe_and_console_are_in_the_jobs_metadata(tmp_path, mon
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("PYTHONPATH", str(jobs.ROOT))
     (port,) = free_ports(1)
-    head = ray.init(num_cpus=4, include_dashboard=True, dashboard_port=port, log_to_driver=False)
+    head = ray.init("local", num_cpus=4, include_dashboard=True, dashboard_port=port, log_to_driver=False)
     try:
         client = JobSubmissionClient(f"http://{head.dashboard_url}")
         options = [*FAKE, f"run.dir={tmp_path}", "run.name=submitted", "learner.steps=2"]

@@ -134,7 +134,7 @@ class Shelf:
     def drop(self, policy, epoch, ids_with_reason, *, requeue=False) -> None:
         raise AssertionError(f"dropped {ids_with_reason}")
 
-    def release(self, policy: str, epoch: int, version: int) -> None:
+    def release(self, policy: str, epoch: int, version: int, *, by: str | None = None) -> None:
         self.told.append(("release", version))
 
     def emit(self, kind: str, fields: dict[str, Any]) -> None:

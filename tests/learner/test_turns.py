@@ -14,7 +14,7 @@ from cluster.types import Mixed, Turn, decode, encode
 from learner.advantages import GroupAdvantage, LeaveOneOut, ReinforcePlusPlus
 from learner.cut import cut
 from learner.pack import pack
-from learner.turns import advantages_of, all_equal, returns_of, returns_to_go, turn_starts
+from learner.turns import advantages_of, all_equal, returns_of, returns_to_go, tells_nothing, turn_starts
 from tests.cluster.lap import Lap
 from tests.learner.groups import each, group, rollout
 
@@ -160,3 +160,18 @@ def test_a_cut_records_credit_per_turn_and_it_is_trained_on(buffer):
     batch = pack(now.groups, record, section, epoch=lap.epoch)
     trained = np.concatenate([m.advantages[m.loss_mask] for m in batch.micros])
     assert sorted(trained.tolist()) == [-0.5, -0.5, -0.25, -0.25, 0.25, 0.25, 0.5, 0.5]
+
+
+def of_views(*views: str) -> Group:
+    found = group(0, [episode(1) for _ in views])
+    return replace(found, rollouts=tuple(replace(r, view=v) for r, v in zip(found.rollouts, views, strict=True)))
+
+
+def test_rollouts_are_compared_with_those_of_the_same_view():
+    found = of_views("a", "b", "a", "b", "b")
+    returns = np.array([[1.0], [5.0], [0.0], [5.0], [NAN]])
+    [credit] = advantages_of(CENTRED, "it", [found], [returns])
+    assert [float(c[0]) for c in credit[:4]] == [0.5, 0, -0.5, 0]
+    assert np.isnan(credit[4]).all()
+    assert not tells_nothing(found, returns)
+    assert tells_nothing(found, np.array([[1.0], [5.0], [1.0], [5.0], [NAN]])), "two baselines, and nothing beside them"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from cluster.config import RewardSection
 from cluster.types import ABSTAINED, FAILED, SCORED, Scores, decode, encode
@@ -16,8 +17,10 @@ from rewards.distilled.publishing import Announcement, MemoryBoard, write
 from rewards.judges.keyword import KeywordJudge
 from rewards.judges.pool import JudgePool
 from rewards.labels import MemoryLabels
+from rewards.scoring.pool import Scorer
 from rewards.zoo import SIGNALS, build_signal
 from tests.rewards.groups import group, rollout
+from tests.rewards.scoring.stand_in import Given, reading_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one set of child processes for all
 
@@ -25,15 +28,25 @@ OPTIONS = {"length_penalty": {"max_tokens": 8, "cache_tokens": 4}}
 TEXTS = ("85", "86", "", "<answer>85", "The answer is 85.", "\\boxed{", "\x00\ud800"[:1], "9" * 5000)
 
 
-@pytest.fixture(scope="module")
-def services(tmp_path_factory):
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def services(tmp_path_factory):
     path, board = tmp_path_factory.mktemp("model") / "1.model", MemoryBoard()
     write(path, BradleyTerry().state(training=False))
     learnt = {}
     for name in ("reward_model", "cooper"):
         board.announce(Announcement(name, "bradley_terry.1", str(path), 1, 0.9))
         learnt[name] = Follower(name, "bradley_terry", BradleyTerry, labels=MemoryLabels(), board=board)
-    made = Services(judges={"judge": JudgePool("judge", [KeywordJudge()])}, distilled=learnt)
+    scorer = Scorer("scorer", deadline_s=5)
+    replica = Given(
+        lambda passage: reading_of([[0.5, 0.3, 0.2]] * (len(passage.tokens) + 1), [0] * len(passage.tokens))
+    )
+    await scorer.follow({"scorer:scorer-0": replica})
+    made = Services(
+        judges={"judge": JudgePool("judge", [KeywordJudge()])},
+        distilled=learnt,
+        scorers={"scorer": scorer},
+        text=lambda tokens: "x" * len(tokens),  # as long as the text, which has a character a token
+    )
     yield made
     made.close()
 

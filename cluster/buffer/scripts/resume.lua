@@ -72,7 +72,14 @@ end
 
 local epoch = math.max(state('epoch'), manifest.epoch) + 1
 call('HSET', own .. 'state', 'epoch', epoch, 'version', step)
-call('HDEL', own .. 'state', 'published_step') -- engines may hold a dead history's weights until the next one
+call('HDEL', own .. 'state', 'published_step', 'left_at') -- engines may hold a dead history's weights until the next one
+call('DEL', own .. 'released', own .. 'saved')
+for _, name in ipairs(names_in('members')) do -- their learners end and begin with ours
+  local theirs = run .. 'policy:' .. name .. ':'
+  call('HSET', theirs .. 'state', 'epoch', epoch)
+  call('HDEL', theirs .. 'state', 'published_step')
+  ring(theirs .. 'bell:version')
+end
 call('SADD', run .. 'policies', policy)
 for _, name in ipairs({'capacity', 'ready', 'version', 'cut'}) do ring(bell(name)) end
 remember(ARGV[2], epoch)

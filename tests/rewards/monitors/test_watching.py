@@ -87,7 +87,7 @@ def test_every_step_of_the_learner_is_watched(follow, tmp_path):
     follower._table = SimpleNamespace(step=lambda *_: None, waiting=lambda _: None)
     for step, share in enumerate(curve):
         seen = {"reward/majority_mean": share, "reward/answer_entropy_mean": 2 * (1 - share)}
-        follower._on_step({"epoch": follower.epoch, "step": step, "metrics": seen})
+        follower._on_step({"policy": "policy", "epoch": follower.epoch, "step": step, "metrics": seen})
     assert [r["step"] for r in metrics.read(tmp_path) if "monitor/collapse_alarms" in r] == [8]
 
 

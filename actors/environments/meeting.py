@@ -1,0 +1,47 @@
+"""A meeting: a group that several policies make together, every utterance a rollout with a prompt of its own.
+
+    async def hold(self, task, cast):
+        question = await cast.say("policy", "What is to be done?")      the policy's engine answers, wherever it is
+        answer = await cast.say("other", f"{question.text} Reply.")
+        return [question, replace(answer, parent=0)]
+
+A held-out task is put to each policy alone, like any single question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from actors.environments.base import End, Environment, Observation
+from cluster.types import Message, Rollout, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who takes part."""
+
+    policies: tuple[str, ...]
+    speak: Callable[[str, tuple[Message, ...]], Awaitable[Rollout]]
+    """(policy, prompt) → its answer, one turn long."""
+    random: Random
+    """Of this group: a task that is claimed again is dealt with in the same way."""
+
+    async def say(self, policy: str, prompt: str) -> Rollout:
+        return await self.speak(policy, (Message("user", prompt),))
+
+
+class Meeting(Environment):
+    """Subclasses hold options as fields and implement `hold` and `size`."""
+
+    async def hold(self, task: Task, cast: Cast) -> Sequence[Rollout]:
+        """The rollouts of one group. `view` may say what an utterance is for, `parent` which one it replies to."""
+        raise NotImplementedError
+
+    def size(self, num_policies: int) -> int:
+        """Rollouts of a group; `rollout.group_size` has no say."""
+        raise NotImplementedError
+
+    async def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
+        yield Observation(task.views[view])

@@ -1,0 +1,60 @@
+"""What a scorer is asked and what it says: a text read by a model that is told every token (teacher forcing).
+
+Passage ─► Scorer (replicas) ─► ScoringServer (a queue, batches) ─► Forward (the model) ─► Reading
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from cluster.errors import InfrastructureError
+from cluster.types import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """N tokens to be scored behind a prompt."""
+
+    prompt: np.ndarray | tuple[Message, ...]
+    """[P] token ids, or messages that the model's chat template makes a prompt of, ready for an answer. Where nothing
+    is left of it, as of an empty message without a template, the model's first token of a sequence stands there."""
+    tokens: np.ndarray
+    """[N] token ids."""
+    choices: tuple[int, ...] = ()
+    """K token ids whose log-prob is wanted at every place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Float64 arrays in nats, at temperature 1. Place i < N is the distribution that token i was chosen from; place N
+    is the one behind the last token.
+    """
+
+    logprobs: np.ndarray
+    """[N] of the tokens."""
+    entropy: np.ndarray
+    """[N + 1]."""
+    sum_logprobs: np.ndarray
+    """[N + 1] sum of the log-probs of the whole vocabulary."""
+    choices: np.ndarray
+    """[N + 1, K] log-probs."""
+    vocabulary: int
+    """V, as the model is configured."""
+    version: str
+    """`epoch.step` of the weights, or `initial`."""
+
+
+class ScorerUnavailable(InfrastructureError):
+    """Nobody reads, or nobody had time to."""
+
+
+class ScorerReplica(Protocol):
+    """One process that reads."""
+
+    async def read(self, passages: Sequence[Passage], timeout_s: float) -> list[Reading]:
+        """All under the same weights. Raises ScorerUnavailable, or DataError for what the model cannot read."""
+        ...

@@ -1,0 +1,46 @@
+"""What Ray's agents are told of a run's numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from cluster import scraped
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[tuple[str, float]]:
+    """What is set, in order, in place of Ray's gauges."""
+    heard = []
+
+    class Gauge:
+        def __init__(self, name, **_):
+            self.name = name
+
+        def set_default_tags(self, tags):
+            assert tags == {"run": "first"}
+
+        def set(self, value):
+            heard.append((self.name, value))
+
+    monkeypatch.setattr(scraped, "Gauge", Gauge)
+    return heard
+
+
+def test_what_is_known_once_a_run_is_said_with_every_row(said):
+    sink = scraped.Scraped("first")
+    sink.record(0, {"policy/parity_floor_nats": 1e-6})
+    said.clear()
+    sink.record(3, {"reward/mean": 0.5})
+    assert dict(said) == {
+        "kanabo_policy_parity_floor_nats": 1e-6, "kanabo_reward_mean": 0.5, "kanabo_learner_steps": 3,
+    }  # fmt: skip
+
+
+def test_what_is_not_known_is_not_said_and_takes_nothing_back(said):
+    sink = scraped.Scraped("first")
+    sink.record(1, {"reward/mean": 0.5, "heldout/accuracy": None, "loss/policy": math.nan})
+    sink.record(2, {"reward/mean": math.nan})
+    assert [value for name, value in said if name == "kanabo_reward_mean"] == [0.5, 0.5]
+    assert {name for name, _ in said} == {"kanabo_reward_mean", "kanabo_learner_steps"}

@@ -1,0 +1,99 @@
+"""Advantages of single tokens: Clip and Delta's returns (arXiv:2410.15115), TP-GRPO's thoughts (arXiv:2507.23317)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import groupby
+
+import numpy as np
+import pytest
+
+from cluster.types import Mixed
+from learner.advantages import GroupAdvantage, ThoughtCredit, TokenReturns
+from learner.turns import advantages_of
+from tests.learner.groups import group, rollout
+
+NAN = float("nan")
+OUTCOMES = np.array([1.0, 1, -1, -1])
+RNG = np.random.default_rng(0)
+
+
+def made(count: int, tokens: int):
+    """A prompt of 1 token, and this many of the policy's."""
+    return group(0, [rollout(1, tokens, RNG) for _ in range(count)])
+
+
+def credit_of(estimator, found, mixed: Mixed) -> list[np.ndarray]:
+    return list(advantages_of(estimator, "it", [found], [mixed.rewards[:, None]], [mixed])[0])
+
+
+def merged(labels: str) -> list[tuple[str, int]]:
+    return [(label, len(list(run))) for label, run in groupby(labels)]
+
+
+def accumulated(labels: str, r_c: float) -> list[float]:
+    """The process term of each thought in the other form: what it and those behind it are worth, but for the last."""
+    worth = [r_c if label == "C" else -r_c for label in labels[:-1]] + [0.0]
+    return np.cumsum(worth[::-1])[::-1].tolist()
+
+
+def test_thoughts_of_right_and_wrong_solutions():
+    flags = [[0, 1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    mixed = Mixed(OUTCOMES, token_weights=tuple(np.array([0.0, *f]) for f in flags))
+    credit = credit_of(ThoughtCredit(), made(4, 3), mixed)
+    assert credit[0][1:] == pytest.approx([0.866025, 0.366025, 0.866025], abs=1e-6)
+    assert credit[1][1:] == pytest.approx([0.866025] * 3, abs=1e-6)
+    assert credit[2][1:] == pytest.approx([-0.866025, 0, -0.866025], abs=1e-6)
+    assert credit[3][1:] == pytest.approx([-0.866025] * 3, abs=1e-6)
+
+
+def test_merged_thoughts_are_the_papers_sums_and_single_steps_are_not():
+    assert merged("CCIIC") == [("C", 2), ("I", 2), ("C", 1)]
+    assert accumulated("CIIIIIC", 0.5)[0] == -2.0, "dense step rewards flip the sign"
+    thoughts = "".join(label for label, _ in merged("CIIIIIC"))
+    assert accumulated(thoughts, 0.5) == [0, -0.5, 0]
+    flags = tuple(np.array([0.0] + [float(c == "I") for c in "CIIIIIC"]) for _ in OUTCOMES)
+    credit = credit_of(ThoughtCredit(), made(4, 7), Mixed(OUTCOMES, token_weights=flags))
+    assert credit[0][1:] - 0.866025 == pytest.approx([0] + [-0.5] * 5 + [0], abs=1e-6), "the closed form is the merged"
+
+
+def test_what_cannot_be_solved_yet_is_not_corrected_and_unknown_labels_change_nothing():
+    hopeless = Mixed(np.array([-1.0, -1, NAN, -1]), token_weights=tuple(np.array([0, 1.0]) for _ in range(4)))
+    credit = credit_of(ThoughtCredit(), made(4, 1), hopeless)
+    assert [float(c[1]) for c in credit[:2]] == [0, 0]
+    assert np.isnan(credit[2]).all()
+    unlabelled = Mixed(OUTCOMES, token_weights=tuple(np.full(2, NAN) for _ in OUTCOMES))
+    plain = GroupAdvantage().advantages(OUTCOMES)
+    assert [float(c[1]) for c in credit_of(ThoughtCredit(), made(4, 1), unlabelled)] == pytest.approx(plain.tolist())
+    nobody_asked = credit_of(ThoughtCredit(), made(4, 1), Mixed(OUTCOMES))
+    assert np.concatenate(nobody_asked) == pytest.approx(plain)
+
+
+def test_all_right_and_one_takes_back_a_step():
+    mixed = Mixed(np.ones(2), token_weights=(np.array([0, 1.0, 0]), np.zeros(3)))
+    credit = credit_of(ThoughtCredit(alpha=0.3), made(2, 2), mixed)
+    assert credit[0].tolist() == pytest.approx([0, -0.3, 0])
+    assert credit[1].tolist() == [0, 0, 0]
+
+
+def test_a_token_is_credited_with_what_is_still_to_come():
+    """Clip-Delta of q = [0.9, 0.8, 0.3, 0.95] with α = 1: from step k on, u_k and the success are to come."""
+    d = np.array([0, 0, 0.2, -0.2, 0])
+    mixed = Mixed(np.array([1.0, 0.0]), tokens=(d, np.zeros(5)))
+    right, wrong = credit_of(TokenReturns(normalize_std=False), made(2, 4), mixed)
+    assert right + 0.5 == pytest.approx([1, 1, 1, 0.8, 1])
+    assert wrong + 0.5 == pytest.approx([0] * 5)
+    spread = np.std([1, 0], ddof=1) + 1e-6
+    assert credit_of(TokenReturns(), made(2, 4), mixed)[0] == pytest.approx(right / spread)
+
+
+def test_without_token_rewards_it_is_the_groups_advantage_and_views_have_their_own():
+    rewards = np.array([1.0, 0.0, 3.0, NAN])
+    plain = [c.tolist() for c in credit_of(TokenReturns(), made(4, 2), Mixed(rewards))]
+    expected = GroupAdvantage().advantages(rewards).astype(np.float32)
+    np.testing.assert_array_equal(np.concatenate(plain), expected)
+    found = made(4, 2)
+    views = replace(found, rollouts=tuple(replace(r, view=v) for r, v in zip(found.rollouts, "abab", strict=True)))
+    tokens = tuple(np.array([0, 0.5, 0]) for _ in range(4))
+    credit = credit_of(TokenReturns(normalize_std=False), views, Mixed(np.array([2.0, 0, 1, 0]), tokens=tokens))
+    assert [c.tolist() for c in credit] == [[0.5, 0.5, 0], [0, 0, -0.5], [-0.5, -0.5, -1], [0, 0, -0.5]]
