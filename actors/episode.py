@@ -1,4 +1,7 @@
-"""One rollout: an environment and an engine take turns, and every token is written down as the engine saw it."""
+"""One episode: an environment and an engine take turns, and every token is written down as the engine saw it.
+
+A policy that plays several seats sees each seat's side alone: one transcript, and in the end one rollout, per seat.
+"""
 
 from __future__ import annotations
 
@@ -50,22 +53,32 @@ class Limits:
 
 
 async def play(engine: Engine, chat: Chat, environment: Environment, task: Task, view: str, limits: Limits) -> Rollout:
-    """Play one episode to its end.
+    """Play one episode to its end; of several seats' rollouts the one that moved first. Raises as `play_seats` does."""
+    return (await play_seats(engine, chat, environment, task, view, limits))[0]
+
+
+async def play_seats(
+    engine: Engine, chat: Chat, environment: Environment, task: Task, view: str, limits: Limits
+) -> list[Rollout]:
+    """Play one episode to its end: a rollout for each seat that has spoken, in the order of their first turns.
 
     Raises DataError if the environment fails or hangs or the prompt leaves no room; InfrastructureError if the engine
     dies.
     """
-    transcript, finish, end = Transcript(), "stop", End()
+    seats: dict[str, Transcript] = {}
+    finish, end = "stop", End()
     async with _Side(environment, task, view, limits.environment_timeout_s) as side:
         step = await side.begin()
-        for turn in range(limits.max_turns):
+        for _ in range(limits.max_turns):
             if not isinstance(step, Observation):
                 break
-            last = transcript.tokens[-1] if turn else -1
-            ids = chat.observation(step.messages, after=last) if turn else chat.prompt(step.messages)
+            begun = step.seat in seats
+            transcript = seats.setdefault(step.seat, Transcript())
+            ids = chat.observation(step.messages, after=transcript.tokens[-1]) if begun else chat.prompt(step.messages)
             transcript.observe(ids, step)
             finish, text = await _speak(engine, chat, transcript, limits, task)
-            if finish == "length":
+            full = len(transcript.tokens) >= engine.max_model_len
+            if finish == "length" and (environment.ends_when_cut or full):
                 break
             step = await side.answer(text)
         if isinstance(step, End):
@@ -74,7 +87,8 @@ async def play(engine: Engine, chat: Chat, environment: Environment, task: Task,
             # Cut short within a turn, whose observation is written down already, or out of turns before the next one.
             unseen = step.events if finish != "length" else ()
             end, finish = End(step.reward, events=unseen), "length"
-    return _rollout(transcript, finish, end, view, limits.temperature)
+    seats = seats or {"": Transcript()}
+    return [_rollout(seat, t, finish, end, view, limits.temperature) for seat, t in seats.items()]
 
 
 class _Side:
@@ -124,6 +138,7 @@ class _Side:
         else:
             whole = isinstance(said, End) and isinstance(said.reward, int | float) and not math.isinf(said.reward)
             whole = whole and isinstance(said.answer, str | None)
+            whole = whole and not any(math.isinf(r) for r in said.rewards.values())
         whole = whole and all(isinstance(e, Event) for e in said.events)
         if not whole:
             raise DataError(
@@ -160,7 +175,7 @@ async def _speak(engine: Engine, chat: Chat, transcript: Transcript, limits: Lim
     return finish, text
 
 
-def _rollout(transcript: Transcript, finish: Finish, end: End, view: str, temperature: float) -> Rollout:
+def _rollout(seat: str, transcript: Transcript, finish: Finish, end: End, view: str, temperature: float) -> Rollout:
     return Rollout(
         tokens=np.array(transcript.tokens, np.int32),
         loss_mask=np.array(transcript.mask, bool),
@@ -173,5 +188,6 @@ def _rollout(transcript: Transcript, finish: Finish, end: End, view: str, temper
         answer=end.answer,
         view=view,
         events=(*transcript.events, *end.events),
-        reward=end.reward,
+        reward=end.rewards.get(seat, end.reward),
+        role=seat,
     )

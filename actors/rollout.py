@@ -27,9 +27,9 @@ from actors.environments.base import Environment
 from actors.environments.meeting import Meeting
 from actors.evaluate import play_all
 from actors.tasks import checked
-from actors.troupe import Play, Troupe, is_older
+from actors.troupe import Generators, Play, Troupe, is_older
 from cluster.buffer import Buffer
-from cluster.config import RunConfig
+from cluster.config import RunConfig, patched
 from cluster.errors import DataError, InfrastructureError, LeaseLost, one_line
 from cluster.failpoints import failpoint
 from cluster.types import Claim, Group, Publication, Rollout, Task
@@ -63,16 +63,15 @@ class RolloutWorker:
         fetch: Callable[[Publication], Awaitable[str]],
         claims: bool = True,
         others: Mapping[str, Play] | None = None,
+        generators: Generators | None = None,
     ) -> None:
         """Without `claims` it plays for the groups of others alone, as `others` do for its own."""
         self.name, self.policy, self.engine = name, policy, engine
         self._chat, self._environment, self._task_at = chat, environment, task_at
         self._buffer, self._config, self._fetch = buffer, config, fetch
-        self._claims, self._troupe = claims, Troupe(policy, self.play, others or {}, config.seed)
+        self._claims, self._troupe = claims, Troupe(policy, self.play, others or {}, config.seed, generators)
         section = config.rollout
-        self._limits = episode.Limits(
-            section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
-        )
+        self._steer({})
         self._places = asyncio.Semaphore(section.concurrent_groups)
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="buffer")
         self._stopping = asyncio.Event()
@@ -117,13 +116,20 @@ class RolloutWorker:
                     f"{self._config.rollout.lease_s:g} s. The engine hangs, or lease_s is too short for one episode."
                 )
 
-    async def _play(self, task: Task, limits: episode.Limits, view: str = "orig") -> Rollout:
+    def _steer(self, settings: Mapping[str, Any]) -> None:
+        """From now on: what controllers have made of the recipe."""
+        section = self._section = patched(self._config, settings).rollout
+        self._limits = episode.Limits(
+            section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
+        )
+
+    async def _play(self, task: Task, limits: episode.Limits, view: str = "orig") -> list[Rollout]:
         if not self._in_flight:
             self._progress = time.monotonic()
         key = object()
         self._in_flight[key] = time.monotonic()
         try:
-            return await episode.play(self.engine, self._chat, self._environment, task, view, limits)
+            return await episode.play_seats(self.engine, self._chat, self._environment, task, view, limits)
         finally:
             del self._in_flight[key]
             self._progress = time.monotonic()
@@ -187,18 +193,19 @@ class RolloutWorker:
                 renewed = time.monotonic()
                 await self._call(self._buffer.renew, claim)
 
-        async def one(view: str) -> Rollout:
-            rollout = await self._play(task, self._limits, view)
+        async def one(view: str) -> list[Rollout]:
+            rollouts = await self._play(task, self._limits, view)
             await progress()
-            return replace(rollout, policy=self.policy)
+            return [replace(rollout, policy=self.policy) for rollout in rollouts]
 
         if isinstance(self._environment, Meeting):
             return Group(claim, task, await self._troupe.meet(self._environment, claim, task, progress))
-        count = self._config.rollout.group_size
+        count = self._section.group_size // len(self._environment.seats)
         playing = [asyncio.create_task(one(view)) for view in views for _ in range(count)]
+        playing += self._troupe.generated(task)
         elsewhere = self._troupe.elsewhere(claim, task, count)
         try:
-            own = await asyncio.gather(*playing)
+            own = chain.from_iterable(await asyncio.gather(*playing))
             return Group(claim, task, tuple(chain(own, *await asyncio.gather(*elsewhere))))
         finally:
             for episode_ in (*playing, *elsewhere):  # one failed: the others' tokens would be for nothing
@@ -217,7 +224,8 @@ class RolloutWorker:
         playing = [asyncio.create_task(self._play(task, self._limits, v)) for v in views for _ in range(count)]
         failpoint("rollout.mid_play")
         try:
-            return tuple(replace(r, policy=self.policy) for r in await asyncio.gather(*playing))
+            found = chain.from_iterable(await asyncio.gather(*playing))
+            return tuple(replace(rollout, policy=self.policy) for rollout in found)
         finally:
             for episode_ in playing:
                 episode_.cancel()
@@ -228,8 +236,12 @@ class RolloutWorker:
         A task that fails is counted and left out.
         """
         limits = replace(self._limits, temperature=temperature)
+
+        async def alone(task: Task) -> Rollout:
+            return (await self._play(task, limits))[0]
+
         return await play_all(
-            lambda task: self._play(task, limits),
+            alone,
             tasks,
             policy=self.policy,
             at_once=self._config.engine.max_num_seqs,
@@ -264,6 +276,7 @@ class RolloutWorker:
             return
         fetched = time.monotonic()
         paused = await self.engine.update(publication, path)
+        self._steer(publication.info.get("settings", {}))
         fields = {"fetch_s": fetched - start, "pause_s": paused, "version": publication.version}
         await self._emit("update", {"worker": self.name, "policy": self.policy, **fields})
         await self._probe(publication, floor=False)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from random import Random
+from typing import Any, Protocol
 
 from actors.environments.meeting import Cast, Meeting
 from cluster.errors import DataError, InfrastructureError, LeaseLost, one_line
@@ -15,15 +16,36 @@ Play = Callable[[Task, int, str], Awaitable[tuple[Rollout, ...]]]
 """(task, how many episodes of each view, version that the weights are no older than) → a policy's rollouts."""
 
 
+class Generators(Protocol):
+    """Models that answer every task too and are never trained."""
+
+    shares: Mapping[str, int]
+    """By name: episodes that each adds to a group."""
+
+    def play(self, name: str, task: Task) -> Coroutine[Any, Any, list[Rollout]]:
+        """One episode. Raises DataError."""
+        ...
+
+
 class Troupe:
-    def __init__(self, policy: str, play: Play, others: Mapping[str, Play], seed: int) -> None:
+    def __init__(
+        self, policy: str, play: Play, others: Mapping[str, Play], seed: int, generators: Generators | None = None
+    ) -> None:
         """`play` is `policy`'s own, on the engine of this process."""
         self._plays = {policy: play, **others}
-        self._others, self._seed = others, seed
+        self._others, self._seed, self._generators = others, seed, generators
 
     def elsewhere(self, claim: Claim, task: Task, count: int) -> list[asyncio.Future[tuple[Rollout, ...]]]:
         """`count` episodes of each other policy, under way."""
         return [asyncio.ensure_future(play(task, count, _version(claim))) for play in self._others.values()]
+
+    def generated(self, task: Task) -> list[asyncio.Task[list[Rollout]]]:
+        """What the generators add, under way: behind the policy's own, under their own names."""
+        if self._generators is None:
+            return []
+        shares = self._generators.shares.items()
+        names = [name for name, share in shares for _ in range(share)]
+        return [asyncio.create_task(self._generators.play(name, task)) for name in names]
 
     async def meet(
         self, meeting: Meeting, claim: Claim, task: Task, progress: Callable[[], Awaitable[None]]

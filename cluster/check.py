@@ -15,6 +15,7 @@ from cluster.buffer import Buffer, Limits
 from cluster.config import RunConfig, load, without_password
 from cluster.errors import ConfigError, DataError, nearest, one_line
 from cluster.plugged import build_kind, plugins
+from cluster.registry import FIXED, Registry, is_alias
 from cluster.types import Task
 
 RENDERED = 100
@@ -64,7 +65,21 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     views(settings, head)
     warnings = [said for own in settings.policy_names for said in model(settings.of_policy(own), head, online=online)]
     judged(settings, head)
+    aliases(settings, directory)
     return [*warnings, *storage(settings)]
+
+
+def aliases(settings: RunConfig, directory: Path) -> None:
+    """Checkpoints that the recipe names by an alias are there. Raises ConfigError."""
+    registry = Registry(settings, directory, "")  # what the run begins with may not be made yet
+    named = {f"generators.{name}.model": section.model for name, section in settings.generators.items()}
+    judges = {f"judges.{name}.model": j.model for name, j in settings.judges.items() if is_alias(j.model)}
+    for where, alias in (named | judges | {"learner.reference": settings.learner.reference}).items():
+        try:
+            if alias not in FIXED:
+                registry.directory(alias)
+        except ConfigError as error:
+            raise ConfigError(f"{where} = '{alias}': {error}") from error
 
 
 def place(directory: Path) -> None:
@@ -125,13 +140,8 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
     """There is such a model, and its tokenizer can write the prompts of these tasks. Raises ConfigError."""
     from actors.chat import Chat
     from actors.models import TINY, load_tokenizer
-    from learner.reference import wants_reference
 
-    path, reference = settings.model.path, settings.learner.reference
-    if wants_reference(settings.learner) and reference != "initial" and not (Path(reference) / "config.json").is_file():
-        raise ConfigError(
-            f"learner.reference = '{reference}' is neither 'initial' nor a directory with a model. Check the path."
-        )
+    path = settings.model.path
     tokenizer = load_tokenizer(settings.model, settings.seed, online=online)
     templated = tokenizer is not None and bool(tokenizer.chat_template)
     if templated:

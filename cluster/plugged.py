@@ -16,6 +16,7 @@ def plugins(settings: RunConfig) -> None:
     from actors.environments import ENVIRONMENTS
     from learner.advantages import ADVANTAGES
     from learner.losses import LOSSES
+    from learner.steering import memory_of
     from rewards.distilled.open import can_begin
     from rewards.judges.client import key_from
     from rewards.monitors import build_monitors
@@ -23,7 +24,12 @@ def plugins(settings: RunConfig) -> None:
     from rewards.zoo import build_signal
 
     environment = settings.rollout.environment
-    build_kind(ENVIRONMENTS, environment, "rollout.environment", "play")
+    seats = len(build_kind(ENVIRONMENTS, environment, "rollout.environment", "play").seats)
+    if settings.rollout.group_size % seats:
+        raise ConfigError(
+            f"rollout.group_size = {settings.rollout.group_size} is no multiple of the {seats} seats of "
+            f"rollout.environment.use = '{environment.use}', each of which leaves a rollout. Use {8 * seats} or so."
+        )
     for own in map(settings.of_policy, settings.policy_names):
         lookup(ENGINES, own.engine.use, "engine")
         check_options(own.engine)
@@ -39,6 +45,11 @@ def plugins(settings: RunConfig) -> None:
             build_kind(SHAPERS, reward.shape, f"rewards[{i}].shape", "shape")
     build_monitors(settings)
     build_kind(ADVANTAGES, settings.learner.advantage, "learner.advantage", "of_step")
+    if memory_of(settings).remembering and settings.policies:
+        raise ConfigError(
+            "[[controllers]], learner.rehearsal and the advantage 'role_baseline' remember what one policy did, and "
+            "this recipe has several. Leave them out, or [policies]."
+        )
     can_begin(settings)
     for name, judge in settings.judges.items():
         key_from(judge.key_env, f"judges.{name}")

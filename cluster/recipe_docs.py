@@ -61,7 +61,9 @@ def _plugins() -> Iterator[str]:
     from actors.environments import ENVIRONMENTS
     from actors.tasks import TASKS
     from learner.advantages import ADVANTAGES
+    from learner.controllers import CONTROLLERS
     from learner.losses import LOSSES
+    from learner.rehearsal import REHEARSALS
     from learner.terms import TERMS
     from rewards.monitors import MONITORS
     from rewards.selectors import SELECTORS
@@ -75,9 +77,11 @@ def _plugins() -> Iterator[str]:
         "rewards.shape": SHAPERS,
         "selectors": SELECTORS,
         "monitors": MONITORS,
+        "controllers": CONTROLLERS,
         "learner.advantage": ADVANTAGES,
         "learner.loss": LOSSES,
         "learner.terms": TERMS,
+        "learner.rehearsal": REHEARSALS,
     }
     for where, known in kinds.items():
         yield f"## What `{where}` can use\n"

@@ -17,7 +17,7 @@ from cluster.errors import ConfigError
 
 LABEL = "kanabo-role"
 """Of nodes; `deploy/kuberay` sets it."""
-NODES_OF = {"distiller": "reward", "scorer": "judge"}
+NODES_OF = {"distiller": "reward", "generator": "rollout", "scorer": "judge"}
 """Roles whose nodes are another's."""
 
 
@@ -44,6 +44,7 @@ def place_of(config: RunConfig, role: str, gpu: bool) -> Place:
         "learner": {"CPU": 1.0, "GPU": 1.0},
         "reward": {"CPU": 0.1},
         "distiller": {"CPU": 1.0},
+        "generator": {"CPU": 1.0, "GPU": float(config.engine.tensor_parallel)},
     }
     if kind == "judge":
         judge = config.judges[name]
@@ -79,8 +80,9 @@ def roles(config: RunConfig) -> dict[str, int]:
     judges = {f"judge:{name}": judge.replicas for name, judge in placed_judges(config).items()}
     distillers = {f"distiller:{name}": 1 for name in config.distilled}
     scorers = {f"scorer:{name}": scorer.replicas for name, scorer in config.scorers.items()}
+    generators = {f"generator:{name}": 1 for name in config.generators}
     own = {"rollout": config.rollout.workers, "reward": config.reward_workers.workers}
-    return own | engines | judges | distillers | scorers
+    return own | engines | judges | distillers | scorers | generators
 
 
 def placed_judges(config: RunConfig) -> dict[str, JudgeSection]:

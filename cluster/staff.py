@@ -31,6 +31,7 @@ PLACE: dict[str, Callable[..., Any]] = {
     "reward": topology.place_reward,
     "distiller": topology.place_distiller,
     "judge": topology.place_judge,
+    "generator": topology.place_generator,
     "scorer": topology.place_scorer,
 }
 """By kind of role; a role is a kind, or `kind:NAME` where a recipe names several of it."""
@@ -118,17 +119,17 @@ class Staff:
         return {role: len(self.of(role)) for role in self._roles}
 
     def complete(self) -> bool:
-        """Are those up that the lap cannot begin without: all engines, and a replica of each judge groups wait for and
-        of each scorer?
+        """Are those up that the lap cannot begin without: all engines and generators, a replica of each judge that
+        groups wait for, and one of each scorer?
 
         Nothing waits for the judges of `late` rewards alone, nor for engines that leave because fewer are wished for.
         """
-        judges = {f"judge:{name}" for name in self._site.config.admit_judges} & self._roles.keys()
-        judges |= {role for role in self._roles if role.startswith("scorer:")}
+        asked = {f"judge:{name}" for name in self._site.config.admit_judges} & self._roles.keys()
+        asked |= {role for role in self._roles if role.startswith(("scorer:", "generator:"))}
         counts = self.counts()
         engines = {role: count for role, count in self._roles.items() if role.partition(":")[0] == "rollout"}
         placed = all(len(self.of(role)) >= min(count, counts[role]) for role, count in engines.items())
-        return placed and all(self.of(role) for role in judges)
+        return placed and all(self.of(role) for role in asked)
 
     def counts(self) -> dict[str, int]:
         """How many of each role are there or on their way."""

@@ -103,6 +103,8 @@ class Rollout:
     events: tuple[Event, ...] = ()
     reward: float = float("nan")
     """The environment's own reward; NaN if it gives none."""
+    role: str = ""
+    """Its seat, where several play in one episode; each seat has a rollout of its own."""
 
     @property
     def truncated(self) -> bool:
@@ -254,6 +256,18 @@ class Mixed:
 
 
 @dataclass(frozen=True, slots=True)
+class Replayed:
+    """Rollouts of an earlier step that are trained on once more, beside the step's own groups."""
+
+    group: Group
+    """With these rollouts alone."""
+    rewards: np.ndarray
+    """[R] float64, as of the step that first trained on them."""
+    advantages: tuple[np.ndarray, ...]
+    """Per rollout [1] or [T] float32, as of now."""
+
+
+@dataclass(frozen=True, slots=True)
 class CutRecord:
     """What one step trains on, decided once and written before any rank sees a batch."""
 
@@ -270,6 +284,9 @@ class CutRecord:
     """Per group; nothing at all where no selector looked for pairs."""
     token_weights: tuple[tuple[np.ndarray, ...], ...] = ()
     """Per group and rollout [T] float32, NaN where unknown; a group without any has an empty tuple."""
+    replayed: tuple[Replayed, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What controllers had made of the recipe when this was cut: dotted key → value."""
 
 
 @dataclass(frozen=True, slots=True)

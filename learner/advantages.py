@@ -6,20 +6,27 @@ Rewards of truncated rollouts count like any other; under `learner.drop_truncate
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import Field
 
 from cluster.errors import PluginError, one_line
 from cluster.plugins import Plugin
 from cluster.types import Group, Mixed
+from learner.roles import Baselines, discounted, keys_of, role_advantages
+
+if TYPE_CHECKING:
+    from learner.cut import Cut
 
 
 class Advantage(Plugin):
     """Base of advantage estimators: rewards [G] of a group → advantages [G], or `of_step` for all groups at once.
 
-    A NaN reward is a rollout that is left out: it moves nobody's baseline and its advantage is NaN.
+    A NaN reward is a rollout that is left out: it moves nobody's baseline and its advantage is NaN. Who needs to know
+    what stood in earlier steps, or more of the groups than their rewards, overrides `of_groups` and has a memory
+    (`learner.memory`).
     """
 
     token_level: ClassVar[bool] = False
@@ -36,6 +43,12 @@ class Advantage(Plugin):
     def of_step(self, rewards_G: Sequence[Float[np.ndarray, " G"]]) -> list[Float[np.ndarray, " G"]]:
         """Of every group that a step trains on, in their order; groups may differ in size."""
         return [self.advantages(rewards) for rewards in rewards_G]
+
+    def of_groups(
+        self, groups: Sequence[Group], rewards_G: Sequence[Float[np.ndarray, " G"]], memory: Any
+    ) -> Sequence[Any]:
+        """The same for who looks at the groups, or remembers: per group [G], or per rollout one number a token."""
+        return self.of_step(rewards_G)
 
 
 class GroupAdvantage(Advantage):
@@ -89,6 +102,40 @@ class ReinforcePlusPlus(Advantage):
         rewards = [centre(r) for r in rewards_G] if self.group_baseline else list(rewards_G)
         standard = standardize(centre(np.concatenate(rewards)), self.eps)
         return np.split(standard, np.cumsum([len(r) for r in rewards])[:-1])
+
+
+class RoleBaseline(Advantage):
+    """Role-conditioned advantage estimation: A = R − b of its game and seat, and then b ← decay · b + (1 − decay) · R.
+
+    b is used before it moves, starts at 0 and is one per (task's source, rollout's role): the seat that opens wins more
+    often than the other, and that is no merit of its moves. Groups play no part: let a group be a single game, as many
+    games of one deal would pull b to its cards; and set `learner.drop_zero_variance = false`, a draw moves baselines
+    too. The order is that of groups and rollouts in the step. The released code keeps baselines per worker; here there
+    is one set, on rank 0, in the checkpoint. Advantages are [1] a rollout, or [T] where `gamma` < 1: turn k of K gets
+    A · γ^(K − 1 − k).
+    """
+
+    decay: float = Field(default=0.95, ge=0, lt=1)
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount per turn from the last one back."""
+
+    def begin(self) -> Baselines:
+        return {}
+
+    def of_groups(self, groups: Sequence[Group], rewards_G: Sequence[Float[np.ndarray, " G"]], memory: Any) -> Any:
+        advantages_G, _ = role_advantages(keys_of(groups), rewards_G, memory, self.decay)
+        if self.gamma == 1:
+            return advantages_G
+        return [
+            [discounted(r, a, self.gamma) for r, a in zip(g.rollouts, advantages, strict=True)]
+            for g, advantages in zip(groups, advantages_G, strict=True)
+        ]
+
+    def after(self, memory: Baselines, cut: Cut) -> Baselines:
+        return role_advantages(keys_of(cut.groups), cut.record.rewards, memory, self.decay)[1]
+
+    def told(self, memory: Baselines) -> dict[str, float]:
+        return {f"advantage/baseline_{key}": value for key, value in memory.items()}
 
 
 class TokenReturns(GroupAdvantage):
@@ -159,6 +206,7 @@ def checked(
     groups: Sequence[Group],
     rewards_G: Sequence[Float[np.ndarray, " G"]],
     mixed_G: Sequence[Mixed] | None = None,
+    memory: Any = None,
 ) -> list[list[Float[np.ndarray, " N"]]]:
     """What the plug-in named `use` says of a step: per group and rollout [1], or one for each of its T tokens.
 
@@ -170,7 +218,7 @@ def checked(
     where = f"learner.advantage.use = '{use}'"
     try:
         if mixed_G is None:
-            found = list(advantage.of_step(rewards_G))
+            found = list(advantage.of_groups(groups, rewards_G, memory))
         else:
             found = [advantage.of_group(*each) for each in zip(groups, mixed_G, strict=True)]
     except Exception as error:  # whatever the recipe's own code raises
@@ -236,6 +284,7 @@ ADVANTAGES: dict[str, type[Advantage]] = {
     "group": GroupAdvantage,
     "leave_one_out": LeaveOneOut,
     "reinforce_plus_plus": ReinforcePlusPlus,
+    "role_baseline": RoleBaseline,
     "token_returns": TokenReturns,
     "tp_grpo": ThoughtCredit,
 }

@@ -19,6 +19,7 @@ import numpy as np
 from cluster.config import LearnerSection
 from cluster.types import CutRecord, Group, Mixed, Scores
 from learner.advantages import Advantage
+from learner.memory import ADVANTAGE, NO_MEMORY, Memory
 from learner.shares import advantages_among, no_gradient
 from learner.turns import returns_of
 
@@ -91,6 +92,7 @@ def cut(
     *,
     select: Select | None = None,
     policies: Sequence[str] = (),
+    memory: Memory = NO_MEMORY,
     stop: Callable[[], bool] = lambda: False,
 ) -> Cut | None:
     """Decide and record what `step` trains on, or repeat what was decided before. None if told to stop while waiting.
@@ -124,12 +126,19 @@ def cut(
         groups=tuple(kept),
         rewards=rewards,
         advantages=advantages_among(
-            policies, advantage, section.advantage.use, members, [seen.returns[i] for i in kept], selected
+            policies,
+            advantage,
+            section.advantage.use,
+            members,
+            [seen.returns[i] for i in kept],
+            selected,
+            memory.of(ADVANTAGE),
         ),
         metrics=_metrics(seen, kept, step, section.turn_discount, policies),
         pairs=tuple(s.pairs or () for s in selected) if any(s.pairs is not None for s in selected) else (),
         token_weights=tuple(map(_weights, selected)) if any(s.token_weights for s in selected) else (),
     )
+    decided = memory.completed(decided, members)
     # What the last round filtered leaves with the record: nobody waits for its replacement.
     record = buffer.record(epoch, decided, dropped)
     groups = members if record.groups == decided.groups else _load(buffer, record)

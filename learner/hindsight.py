@@ -33,7 +33,7 @@ class Hindsight:
             row, column = np.nonzero(micro.loss_mask)
             values = logprobs.float().cpu().numpy()[row, column]
             numbers, positions = micro.rollout[row, column], micro.positions[row, column]
-            for number in np.unique(numbers):
+            for number in np.unique(numbers[numbers < len(places)]):  # replayed rollouts come behind
                 g, i = places[number]
                 mine = numbers == number
                 found[g][i][positions[mine]] = values[mine]

@@ -5,6 +5,9 @@ The caller divides by the step's count. The maths is in `surrogates`, `correctio
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from pydantic import Field, PositiveFloat
@@ -14,6 +17,7 @@ from cluster.config import LossSection
 from cluster.errors import KanaboError, PluginError, one_line
 from cluster.plugins import Plugin
 from learner.corrections import corrected
+from learner.covariance import left_out
 from learner.kl import kl_to_reference
 from learner.surrogates import (
     Metrics,
@@ -23,10 +27,14 @@ from learner.surrogates import (
     gspo_loss,
 )
 from learner.tokens import Tokens, log_importance
+from learner.turnwise import penalised
 
 
 class PolicyLoss(Plugin):
     """Base of policy losses: one method, `(logprobs, tokens) → (sum, {name: sum over trained tokens})`."""
+
+    need_reference: ClassVar[bool] = False
+    """Whether it reads `tokens.reference_logprobs`."""
 
     def loss(self, logprobs: Float[Tensor, "B L"], tokens: Tokens) -> tuple[Float[Tensor, ""], Metrics]:
         raise NotImplementedError
@@ -47,6 +55,27 @@ class Clipped(PolicyLoss):
         )  # fmt: skip
 
 
+class ClippedCovariance(Clipped):
+    """The same without a few tokens whose covariance of advantage and log-prob lies within bounds (SPEAR).
+
+    Such tokens make the entropy collapse. The code's bounds are (1, 5) and 2e-4 on policy, (1, 40) and 2e-3 on replays.
+    """
+
+    low: float = 1.0
+    """Bounds of the covariance, in nats,"""
+    high: float = 5.0
+    frac: float = Field(default=2e-4, gt=0, le=1)
+    """and the share of a micro-batch's tokens that is left out, at least one."""
+
+    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+        out = left_out(
+            tokens.advantages, logprobs, tokens.behaviour_logprobs, tokens.loss_mask,
+            low=self.low, high=self.high, frac=self.frac, clip_low=self.clip_low, clip_high=self.clip_high,
+        )  # fmt: skip
+        loss, metrics = super().loss(logprobs, replace(tokens, weight=torch.where(out, 0.0, tokens.weight)))
+        return loss, metrics | {"loss/covariance_clip_frac": out.sum().float()}
+
+
 class Gspo(PolicyLoss):
     """A clipped surrogate of one ratio per rollout (GSPO); the default bounds are those of the paper's experiments."""
 
@@ -58,6 +87,26 @@ class Gspo(PolicyLoss):
             logprobs, tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight, tokens.rollout,
             clip_low=self.clip_low, clip_high=self.clip_high,
         )  # fmt: skip
+
+
+class TurnwiseReinforce(PolicyLoss):
+    """−(A − β_k · mean KL of turn k) · log π, summed: REINFORCE with a KL penalty per turn in the reward (SCoRe).
+
+    KL is k1 to `learner.reference`, a mean over the turn's tokens, so that the paper's β make sense at any length. In
+    stage I the first attempt is held by β = (0.1, 0.01), in stage II both by (0.01, 0.01): the controller `stages` sets
+    `learner.loss.options.betas`. There is no ratio: use `max_staleness = 0`, or `learner.loss.staleness`.
+    """
+
+    need_reference: ClassVar[bool] = True
+    betas: tuple[float, ...] = Field(default=(0.1, 0.01), min_length=1)
+    """Of the first turn, the second, …; later turns take the last."""
+
+    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+        # Without one, as in a first step that has not moved yet, the policy is its own reference.
+        reference = logprobs.detach() if tokens.reference_logprobs is None else tokens.reference_logprobs
+        advantages, kl = penalised(tokens.advantages, logprobs, reference, tokens.loss_mask, tokens.rollout, self.betas)
+        loss = -(advantages * torch.where(tokens.loss_mask, logprobs, 0.0) * tokens.weight).sum()
+        return loss, {"loss/turn_kl_nats": kl.sum()}
 
 
 class Cispo(PolicyLoss):
@@ -130,9 +179,11 @@ def _shape(tensor: Tensor) -> list[int]:
 
 LOSSES: dict[str, type[PolicyLoss]] = {
     "clipped": Clipped,
+    "clipped_covariance": ClippedCovariance,
     "gspo": Gspo,
     "cispo": Cispo,
     "truncated_is": TruncatedImportance,
+    "turnwise_reinforce": TurnwiseReinforce,
     "decoupled": Decoupled,
 }
 

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 
 from cluster.config import LearnerSection
 from cluster.types import Batch, CutRecord, Group, Micro, Rollout
-from learner.trained import places_of, trained_of, weights_of
+from learner.trained import places_of, trained_of, weights_of, with_replayed
 
 SEQUENCES_PER_ROW = 8
 """Rows hold about so many sequences. Attention over a row is masked, not skipped: in a row of 512 tokens, 12-token
@@ -71,6 +71,7 @@ def pack(
     Deterministic: every rank computes the same layout from the record and keeps its share.
     """
     assert tuple(g.id for g in groups) == record.groups, "the groups are not the record's, or not in its order"
+    groups, record = with_replayed(groups, record)
     places = places_of(groups, record, section)
     sequences = _sequences(groups, record, places, epoch, append)
     capacity = _capacity(sequences.lengths, section.row_tokens, world)

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.config import LearnerSection
+from cluster.config import LearnerSection, RunConfig
+from cluster.plugins import build
+from cluster.registry import Registry, is_alias
 from cluster.types import Micro
 from learner.engine import DTYPES, DeepSpeedEngine
+from learner.losses import LOSSES
 from learner.model import attach_row_selection, logprobs_of
 from learner.statistics import token_statistics
 from learner.terms import build_terms
@@ -48,7 +51,17 @@ class Unadapted:
 
 def wants_reference(section: LearnerSection) -> bool:
     """Whether anything would read the reference model. Raises ConfigError for terms that cannot be built."""
-    return section.reads_reference or build_terms(section).need_reference
+    loss = build(LOSSES, section.loss.use, section.loss.options, "learner.loss")
+    return section.reads_reference or loss.need_reference or build_terms(section).need_reference
+
+
+def resolved(config: RunConfig, run_dir: Path, model_dir: str | Path) -> LearnerSection:
+    """The learner's section with a directory where it names its reference by an alias. Raises ConfigError."""
+    section = config.learner
+    if section.reference == "initial" or not is_alias(section.reference):
+        return section
+    found = Registry(config, run_dir, str(model_dir)).directory(section.reference)
+    return section.model_copy(update={"reference": found.where})
 
 
 def reference_for(

@@ -28,7 +28,8 @@ from learner.cut import Cut
 from learner.engine import DeepSpeedEngine, Engine, join
 from learner.losses import LOSSES
 from learner.pack import pack
-from learner.reference import reference_for
+from learner.reference import reference_for, resolved
+from learner.steering import steered
 from learner.terms import build_terms
 from learner.train import optimize
 
@@ -137,8 +138,8 @@ def rerun(
     folder: Path, config: RunConfig, model_dir: str, rank: int, world: int, master: tuple[str, int]
 ) -> dict[str, Any]:
     """Run a kept step again on one rank; returns its outcome, and the rollouts whose loss or gradient is not finite."""
-    section = config.learner
     kept, before = load(folder)
+    section = steered(resolved(config, folder.parents[1], model_dir), kept.record.settings)
     torch.set_num_threads(before["threads"])  # sums over threads differ in their last bits
     join(rank, world, master, timeout_s=section.collective_timeout_s)
     engine = DeepSpeedEngine(model_dir, section, config.seed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -72,10 +73,11 @@ def advantages_among(
     groups: Sequence[Group],
     returns_G: Sequence[Float[np.ndarray, "G K"]],
     mixed_G: Sequence[Mixed] = (),
+    memory: Any = None,
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
     """`learner.turns.advantages_of`, for each of `policies` as if there were no other; for none, of all at once."""
     if not policies:
-        return advantages_of(advantage, use, groups, returns_G, mixed_G)
+        return advantages_of(advantage, use, groups, returns_G, mixed_G, memory)
     result: list[dict[int, np.ndarray]] = [{} for _ in groups]
     for policy in policies:
         having = [(i, at) for i, group in enumerate(groups) if len(at := places(group, policy))]

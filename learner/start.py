@@ -13,14 +13,16 @@ from cluster.buffer import Buffer, Members
 from cluster.config import RunConfig
 from cluster.errors import ConfigError
 from cluster.kept import Keeper
-from learner.cut import Cut, Mix, Select
+from learner.cut import Cut
 from learner.engine import DeepSpeedEngine, Engine, join
 from learner.hindsight import Hindsight
+from learner.memory import Memory, WithMemory
 from learner.probe import Probe
 from learner.publish import NcclPublisher, PullPublisher
-from learner.reference import reference_for
+from learner.reference import reference_for, resolved
 from learner.replay import StepRecorder
 from learner.shares import Share, owned, spread
+from learner.steering import Arrange, Steering, memory_of
 from learner.terms import build_terms
 from learner.train import Hooks, train
 
@@ -59,28 +61,33 @@ class Rank:
 def learn(
     told: Rank,
     buffer: Buffer,
-    mix: Mix,
+    arrange: Arrange,
     *,
-    select: Select | None,
     rollout_actors: list[Any],
     stop: Callable[[], bool],
-    save: Callable[[Engine, int], None],
+    save: Callable[[Any, int], None],
     stage: Callable[[str], None],
 ) -> int:
-    """Train to the last step or until `stop`, saving as the recipe says; returns the step reached."""
+    """Train to the last step or until `stop`, saving as the recipe says; returns the step reached.
+
+    `arrange` makes mixer and selection of a recipe: of another one each time that controllers change it.
+    """
     config, section = told.config, told.config.learner
     stage("joins the ranks")
     join(told.rank, section.ranks, told.master, timeout_s=section.collective_timeout_s)
     stage("loads the model")
     engine = DeepSpeedEngine(told.model_dir, section, config.seed)
+    memory = memory_of(config)
     if told.resume_from is not None:
         engine.load(told.resume_from / "learner")
+        if told.rank == 0:
+            memory.load(told.resume_from / "learner")
     token = build_terms(section).appended_token
     if token is not None and token >= engine.vocab_size:
         raise ConfigError(f"learner.terms append the token {token}; the model has {engine.vocab_size}. Name another.")
-    reference = reference_for(section, told.model_dir, engine)
-    publisher = _publisher(told, buffer, engine, rollout_actors)
-    saver = _Saver(engine, save, config.checkpoint.every_steps)
+    reference = reference_for(resolved(config, told.run_dir, told.model_dir), told.model_dir, engine)
+    publisher = _publisher(told, buffer, engine, rollout_actors, memory)
+    saver = _Saver(engine, lambda engine, step: save(WithMemory(engine, memory), step), config.checkpoint.every_steps)
     kept = config.tracking.kept_groups
     leads = told.share.cuts
     members = Members(buffer, told.lap, told.epoch)
@@ -99,9 +106,11 @@ def learn(
         at_step=lambda done, cut: _tell(told, buffer, keeper, hindsight, done, cut),
         checkpoint=saver.when_due,
     )
+    steering = Steering(config, arrange, memory)
     train(
-        section, buffer, engine, publisher, mix,
-        policy=told.lap, epoch=told.epoch, select=select, share=told.share, reference=reference, hooks=hooks,
+        section, buffer, engine, publisher, steering.mix,
+        policy=told.lap, epoch=told.epoch, select=steering.select if config.selectors else None, memory=memory,
+        share=told.share, reference=reference, hooks=hooks,
     )  # fmt: skip
     if told.rank == 0 and leads and told.policies:
         members.leave(engine.step)
@@ -144,7 +153,9 @@ def _tell(told: Rank, buffer: Buffer, keeper: Keeper | None, hindsight: Hindsigh
             buffer.emit("sample", row)
 
 
-def _publisher(told: Rank, buffer: Buffer, engine: DeepSpeedEngine, actors: list[Any]) -> PullPublisher | NcclPublisher:
+def _publisher(
+    told: Rank, buffer: Buffer, engine: DeepSpeedEngine, actors: list[Any], memory: Memory
+) -> PullPublisher | NcclPublisher:
     config = told.config
     probe = Probe(engine.vocab_size, config.engine.max_model_len)
     published = 0
@@ -153,7 +164,8 @@ def _publisher(told: Rank, buffer: Buffer, engine: DeepSpeedEngine, actors: list
         nonlocal published
         published += 1
         # The first one always: it measures the precision's floor.
-        return {"probe": probe.measure(engine)} if (published - 1) % config.weights.probe_every == 0 else {}
+        probed = {"probe": probe.measure(engine)} if (published - 1) % config.weights.probe_every == 0 else {}
+        return probed | {"settings": memory.settings()}
 
     if config.weights.transport == "pull":
         return PullPublisher(buffer, told.policy, told.epoch, run_id=told.run_id, describe=describe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -16,11 +16,13 @@ from cluster.plugins import build
 from cluster.types import Batch, Micro
 from learner.advantages import ADVANTAGES, Advantage, Undivided
 from learner.critic import Credited, credit
-from learner.cut import Cut, CutBuffer, Mix, Select, cut, follow
+from learner.cut import Cut, CutBuffer, Mix, Select, Stored, cut, follow
 from learner.engine import Engine
 from learner.losses import LOSSES, PolicyLoss, objective
+from learner.memory import NO_MEMORY, Memory
 from learner.pack import pack
 from learner.shares import Share, owned
+from learner.steering import steered
 from learner.terms import NO_TERMS, Terms, build_terms
 from learner.tokens import tokens_of
 
@@ -28,6 +30,7 @@ from learner.tokens import tokens_of
 class LoopBuffer(CutBuffer, Protocol):
     def release(self, policy: str, epoch: int, version: int, *, by: str | None = None) -> object: ...
     def emit(self, kind: str, fields: dict[str, Any]) -> object: ...
+    def stored(self, ids: Sequence[str]) -> Sequence[Stored]: ...
 
 
 class Publisher(Protocol):
@@ -70,6 +73,7 @@ def train(
     policy: str,
     epoch: int,
     select: Select | None = None,
+    memory: Memory = NO_MEMORY,
     share: Share | None = None,
     reference: ReferenceModel | None = None,
     hooks: Hooks = Hooks(),
@@ -79,6 +83,7 @@ def train(
     The buffer has been resumed, so `epoch` is current and its version is `engine.step`. `policy` claims and cuts; where
     several train on its groups, `share` says whose rollouts are trained on here, and whether this learner cuts.
     """
+    recipe, settings = section, {}
     share = share or Share(policy)
     advantage: Advantage = build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
     if section.value is not None:
@@ -87,13 +92,13 @@ def train(
     terms = build_terms(section)
     hooks.stage(f"publishes version {engine.step}")
     publisher.publish(engine, engine.step)  # also after a resume: engines may hold a dead history's weights
-    for step in range(engine.step, section.steps):
+    for step in range(engine.step, recipe.steps):
         clock = Clock()
         hooks.stage(f"waits for the groups of step {step + 1}")
         if engine.rank == 0 and share.cuts:
             now = cut(
                 buffer, policy, epoch, step, mix, advantage, section,
-                select=select, policies=share.policies, stop=hooks.stop,
+                select=select, policies=share.policies, memory=memory, stop=hooks.stop,
             )  # fmt: skip
         else:
             now = follow(buffer, policy, step, stop=hooks.stop)
@@ -106,6 +111,11 @@ def train(
         failpoint("learner.after_cut")
         clock.lap("cut")
         hooks.stage(f"trains step {step + 1}")
+        if now.record.settings != settings:  # controllers have changed something since the step before
+            settings = now.record.settings
+            section = steered(recipe, settings)
+            policy_loss = build(LOSSES, section.loss.use, section.loss.options, "learner.loss")
+            terms = build_terms(section)
         batch = pack(
             now.groups, now.record, section, engine.rank, engine.world, epoch=epoch, append=terms.appended_token
         )
@@ -113,6 +123,10 @@ def train(
         hooks.before_step(step, now)
         metrics = optimize(batch, section, engine, policy_loss, reference, terms, heard=hooks.logprobs)
         hooks.after_step(step, now, metrics)
+        if engine.rank == 0:
+            if memory.reads_scores and not now.scores:  # a repeated cut: its evidence is still stored
+                now.scores.update({s.group.id: s.scores for s in buffer.stored(now.record.groups)})
+            memory.after(now)
         failpoint("learner.after_step")
         clock.lap("optimize")
         hooks.stage(f"publishes version {step + 1}")

@@ -11,6 +11,19 @@ from cluster.config import LearnerSection
 from cluster.types import CutRecord, Group, Trained
 
 
+def with_replayed(groups: Sequence[Group], record: CutRecord) -> tuple[list[Group], CutRecord]:
+    """Groups and record with the replayed rollouts behind the step's own; they are in no pair."""
+    more = record.replayed
+    return [*groups, *(r.group for r in more)], replace(
+        record,
+        groups=(*record.groups, *(r.group.id for r in more)),
+        rewards=(*record.rewards, *(r.rewards for r in more)),
+        advantages=(*record.advantages, *(r.advantages for r in more)),
+        pairs=(*record.pairs, *(() for _ in more)) if record.pairs else (),
+        token_weights=(*record.token_weights, *(() for _ in more)) if record.token_weights else (),
+    )
+
+
 def places_of(groups: Sequence[Group], record: CutRecord, section: LearnerSection) -> list[tuple[int, int]]:
     """(group, rollout) of what is trained on, in order.
 

@@ -80,11 +80,13 @@ def advantages_of(
     groups: Sequence[Group],
     returns_G: Sequence[Float[np.ndarray, "G K"]],
     mixed_G: Sequence[Mixed] = (),
+    memory: Any = None,
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
     """Per group and rollout: [1] for all its tokens, or [T] with each turn's own, 0 outside of the policy's turns.
 
-    Rollouts are compared with those of the same view of the task. `use` is what the recipe calls the estimator; one
-    that is `token_level` looks at `mixed_G` instead of the returns. Raises PluginError for what it must not return.
+    Rollouts are compared with those of the same view of the task. `use` is what the recipe calls the estimator,
+    `memory` what it remembers; one that is `token_level` looks at `mixed_G` instead of the returns. Raises PluginError
+    for what it must not return.
     """
     parts = [(g, places) for g, group in enumerate(groups) for places in comparable(group)]
     alone = [part_of(groups[g], places) for g, places in parts]
@@ -92,7 +94,7 @@ def advantages_of(
         mixed = [part_of_mixed(mixed_G[g], places) for g, places in parts]
         values = checked(advantage, use, alone, [m.rewards for m in mixed], mixed)
     else:
-        values = _of_parts(advantage, use, alone, [returns_G[g][places] for g, places in parts])
+        values = _of_parts(advantage, use, alone, [returns_G[g][places] for g, places in parts], memory)
     found: list[dict[int, Any]] = [{} for _ in groups]
     for (g, places), of_part in zip(parts, values, strict=True):
         found[g] |= dict(zip(places.tolist(), of_part, strict=True))
@@ -111,13 +113,14 @@ def part_of_mixed(mixed: Mixed, places: Int[np.ndarray, " _"]) -> Mixed:
 
 
 def _of_parts(
-    advantage: Advantage, use: str, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]]
+    advantage: Advantage, use: str, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]], memory: Any
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
     """As `advantages_of`, of groups of one view."""
     found = [[[] for _ in group.rollouts] for group in groups]
     for k in range(max((returns.shape[1] for returns in returns_G), default=0)):
         having = [i for i, returns in enumerate(returns_G) if k < returns.shape[1]]
-        values = checked(advantage, use, [groups[i] for i in having], [returns_G[i][:, k] for i in having])
+        columns = [returns_G[i][:, k] for i in having]
+        values = checked(advantage, use, [groups[i] for i in having], columns, memory=memory)
         for i, of_group in zip(having, values, strict=True):
             for turns, value in zip(found[i], of_group, strict=True):
                 turns.append(value)

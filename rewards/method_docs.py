@@ -34,7 +34,6 @@ What is not wired in, and what it would take:
 - **SPO's exact step**: a policy over a list of responses; `dno` with `label = "margin"` is its regression form.
 - **T-REG**: a reward that scores tokens under a "make it better" and a "make it worse" prompt, for the selector
   `token_weights`. The loss term and the selector are there.
-- **Temporal Self-Rewarding**: groups with rollouts of the initial and of a future model, under these policy names.
 - **CREAM**: the paper's second scorer, log-probs under the checkpoint before; any reward can stand in for it.
 - **TP-GRPO**: its rounds of fifty steps on rollouts of one version, judged at leisure; `learner.max_staleness` and
   `reward_workers.deadline_s` bound both here.
@@ -72,6 +71,22 @@ METHODS = (
            "shaping/test_shaping.py"),
     Method("MM-UPT, TTRL", "2505.22453", "signal", ("rewards.signals.majority:Majority",), "mm_upt",
            "methods/test_majority.py"),
+    Method("SSR-Zero", "2505.16637", "signal, template",
+           ("rewards.signals.ssr_zero:SsrZero", "rewards.judges.templates.assessment:Assessment"), "ssr_zero",
+           "methods/test_ssr_zero.py"),
+    Method("SPIRAL", "2506.24119", "environment, advantage",
+           ("actors.environments.games:Games", "learner.advantages:RoleBaseline", "learner.roles:role_advantages"),
+           "spiral", "learner/test_roles.py"),
+    Method("SPEAR", "2509.22601", "rehearsal, signal, controller, loss",
+           ("learner.rehearsal:Spear", "rewards.signals.events:Events", "learner.controllers.schedules:Cosine",
+            "learner.covariance:left_out"), "spear", "learner/test_rehearsal.py"),
+    Method("B-STaR", "2412.17256", "controller, selector",
+           ("learner.controllers.bstar:BStar", "learner.controllers.bstar:balance", f"{SELECTORS}.threshold:Threshold"),
+           "b_star", "learner/test_controllers.py"),
+    Method("SCoRe", "2409.12917", "environment, signal, shaper, loss, controller",
+           ("actors.environments.attempts:Attempts", "rewards.signals.attempts:Attempts",
+            f"{SHAPING}.progress:Progress", "learner.losses:TurnwiseReinforce", "learner.turnwise:penalised",
+            "learner.controllers.schedules:Stages"), "score", "shaping/test_progress.py"),
     Method("RLCCF", "2508.12338", "signal, several policies",
            ("rewards.signals.crowd:Crowd", "rewards.signals.crowd:weighted_votes", "rewards.signals.crowd:consistency",
             "rewards.signals.crowd:CrowdShare", "rewards.signals.crowd:CrowdAgreement"), "rlccf",
@@ -105,7 +120,7 @@ METHODS = (
            (f"{SELECTORS}.consistency:Consistency", f"{SELECTORS}.consistency:consistency"), "cream",
            "selectors/test_selectors.py"),
     Method("Temporal Self-Rewarding", "2508.06026", "selector",
-           (f"{SELECTORS}.temporal:Temporal", f"{SELECTORS}.temporal:temporal_pair"), "",
+           (f"{SELECTORS}.temporal:Temporal", f"{SELECTORS}.temporal:temporal_pair"), "temporal",
            "selectors/test_selectors.py"),
     Method("LaSeR", "2510.14943", "loss term",
            ("learner.terms.laser:LaSeR", "learner.terms.laser:verification_loss"), "laser", "learner/test_terms.py"),

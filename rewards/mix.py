@@ -91,7 +91,7 @@ class Mixer:
                 values = shaped[name]
                 metrics[f"reward/{name}_shaped_mean"] = _mean(values)
             elif found is not None and found.tokens is not None:
-                parts = _known_tokens(name, group, self._said(name, found.tokens), section.missing)
+                parts = _known_tokens(name, group, self._said(name, group, found.tokens), section.missing)
                 values = np.array([part.sum() for part in parts])
                 if section.weight:
                     tokens = [t + section.weight * p for t, p in zip(tokens or [0.0] * len(group), parts, strict=True)]
@@ -112,9 +112,9 @@ class Mixer:
             metrics[f"reward/{name}_sign_flip_frac"] = sign_flip_frac(values, total)
         return Mixed(total, drop, metrics, tokens=None if tokens is None else tuple(tokens), parts=added)
 
-    def _said(self, name: str, tokens: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    def _said(self, name: str, group: Group, tokens: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         shaper = self._token_shapers.get(name)
-        return tokens if shaper is None else [shaper.shape_tokens(t) for t in tokens]
+        return tokens if shaper is None else shaper.shape_group(tokens, group)
 
 
 def _evidence(name: str, group: Group, scores: Scores | None) -> tuple[np.ndarray, int]:

@@ -15,10 +15,12 @@ from rewards.distilled.signal import Oni
 from rewards.functions import FunctionSignal, from_file
 from rewards.judges.signal import JudgeSignal
 from rewards.signals.agreement import AnswerEntropy, Duplicate
+from rewards.signals.attempts import Attempts
 from rewards.signals.co_reward import CoReward, ViewAgreement
 from rewards.signals.comas import CoMasReward
 from rewards.signals.crowd import Crowd, CrowdAgreement, CrowdShare
 from rewards.signals.environment import EnvironmentReward
+from rewards.signals.events import Events
 from rewards.signals.exact import Exact
 from rewards.signals.format import Format
 from rewards.signals.length_penalty import LengthPenalty
@@ -28,11 +30,13 @@ from rewards.signals.numeric import Numeric
 from rewards.signals.reasoning_gym import ReasoningGymScore
 from rewards.signals.self_aligned import SelfAligned
 from rewards.signals.self_certainty import SelfCertainty
+from rewards.signals.ssr_zero import SsrZero
 from rewards.signals.steps import StepScores, Thoughts
 
 SIGNALS: dict[str, type[Signal]] = {
     "environment": EnvironmentReward,
     "answer_entropy": AnswerEntropy,
+    "attempts": Attempts,
     "co_reward": CoReward,
     "comas": CoMasReward,
     "crowd": Crowd,
@@ -40,6 +44,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "crowd_share": CrowdShare,
     "cooper": Cooper,
     "duplicate": Duplicate,
+    "events": Events,
     "exact": Exact,
     "format": Format,
     "judge": JudgeSignal,
@@ -49,6 +54,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "numeric": Numeric,
     "oni": Oni,
     "reasoning_gym": ReasoningGymScore,
+    "ssr_zero": SsrZero,
     "self_aligned": SelfAligned,
     "self_certainty": SelfCertainty,
     "step_scores": StepScores,

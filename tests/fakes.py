@@ -66,7 +66,7 @@ class FakeEngine:
         top: list[tuple[tuple[int, float], ...]] = []
         last = prompt[-1]
         while len(tokens) < max_tokens and last not in self._stop:
-            row = self._logprobs[last]
+            row = self._logprobs[last] if temperature in (0, 1) else tempered(self._logprobs[last], temperature)
             last = int(row.argmax() if temperature == 0 else self._rng.choice(len(row), p=np.exp(row)))
             if not spans or spans[-1].version != self.version:
                 spans.append(VersionSpan(self.version, len(tokens), len(tokens)))
@@ -90,6 +90,12 @@ class FakeEngine:
         return 0.0
 
     async def close(self) -> None: ...
+
+
+def tempered(logprobs: np.ndarray, temperature: float) -> np.ndarray:
+    """[V] nats of the same distribution at another temperature."""
+    scaled = logprobs / temperature - (logprobs / temperature).max()
+    return scaled - np.log(np.exp(scaled).sum())
 
 
 def one_real_engine(model_dir: str | Path, config: RunConfig, *, stop_tokens: Sequence[int], version: str):

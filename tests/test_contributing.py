@@ -12,8 +12,11 @@ import torch
 
 from actors import episode
 from actors.engine import Sample
-from cluster.types import Claim, Group, Pair, Rollout, Task, Turn, VersionSpan
+from cluster.config import RunConfig, patched
+from cluster.types import Claim, CutRecord, Group, Pair, Rollout, Task, Turn, VersionSpan
+from learner.cut import Cut
 from learner.losses import Tokens
+from learner.memory import Memory
 from rewards.base import Services
 from tests.learner.test_terms import sums_of
 
@@ -28,7 +31,7 @@ def example(name: str):
     return next(v for v in space.values() if isinstance(v, type) and v.__module__ == "example")
 
 
-@pytest.mark.parametrize("name", ["reward", "environment", "loss", "term"])
+@pytest.mark.parametrize("name", ["reward", "environment", "loss", "term", "controller"])
 def test_an_example_has_about_ten_lines(name):
     lines = [line for line in EXAMPLES[name].splitlines() if line and not line.startswith(("from ", "import "))]
     assert len(lines) <= 10
@@ -106,3 +109,15 @@ def test_the_term_wants_a_margin():
     assert loss.item() == pytest.approx(0.75)
     (gradient,) = torch.autograd.grad(loss, [sums.logprobs])
     assert gradient.tolist() == [-1.0, 1.0]
+
+
+def test_the_controller_cools_the_sampling_down_and_says_so():
+    controller = example("controller")(rate=0.8)
+    memory = Memory({"controllers.0": controller})
+    found = []
+    for step in range(5):
+        found.append(memory.settings()["rollout.temperature"])
+        memory.after(Cut(CutRecord("policy", step, (), (), ()), []))
+    assert found == pytest.approx([1.0, 0.8, 0.64, 0.512, 0.5])
+    assert patched(RunConfig(), memory.settings()).rollout.temperature == 0.5
+    assert controller.told(0.7) == {"settings/rollout.temperature": 0.7}

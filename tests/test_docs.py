@@ -23,6 +23,7 @@ MODULE = "docs_example"
 """What the pages call the user's own module."""
 AREAS = (
     "reward|rollout|buffer|policy|learner|loss|weights|heldout|workers|failures|judge|scorer|distilled|monitor|value"
+    "|advantage|replay|settings"
 )
 NAMED = re.compile(rf"(?:{AREAS})/[A-Za-z0-9_\0]+")
 """A metric in the sources; \\0 stands for what an f-string fills in."""

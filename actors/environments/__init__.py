@@ -1,14 +1,18 @@
 """Environments by name; your own is `package.module:Class`."""
 
+from actors.environments.attempts import Attempts
 from actors.environments.base import End, Environment, Observation
 from actors.environments.calculator import Calculator
 from actors.environments.comas import CoMas
+from actors.environments.games import Games
 from actors.environments.nethack import NetHack
 from actors.environments.single_turn import SingleTurn
 
 ENVIRONMENTS: dict[str, type[Environment]] = {
+    "attempts": Attempts,
     "calculator": Calculator,
     "comas": CoMas,
+    "games": Games,
     "nethack": NetHack,
     "single_turn": SingleTurn,
 }

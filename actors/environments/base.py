@@ -10,8 +10,9 @@ An episode is one run of this generator, so it is single-use and keeps its state
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from cluster.plugins import Plugin
 from cluster.types import Event, Message, Task
@@ -25,12 +26,14 @@ class Observation:
     events: tuple[Event, ...] = ()
     reward: float = float("nan")
     """The reward of an episode that is cut short here, out of turns or tokens; NaN if it has none then."""
+    seat: str = ""
+    """Who sees it and takes the next turn, where the policy plays several seats."""
 
     @staticmethod
     def of(
-        text: str, *, role: str = "user", events: tuple[Event, ...] = (), reward: float = float("nan")
+        text: str, *, role: str = "user", events: tuple[Event, ...] = (), reward: float = float("nan"), seat: str = ""
     ) -> Observation:
-        return Observation((Message(role, text),), events, reward)
+        return Observation((Message(role, text),), events, reward, seat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +44,19 @@ class End:
     """The environment's own reward, NaN if it gives none."""
     answer: str | None = None
     events: tuple[Event, ...] = ()
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """Of each seat, where there are several; `reward` is that of those not named."""
 
 
 class Environment(Plugin):
     """Subclasses hold options as fields and implement `play`."""
+
+    seats: ClassVar[tuple[str, ...]] = ("",)
+    """Who plays in an episode of training. Each seat that speaks leaves a rollout of its own, so `rollout.group_size`
+    is a multiple of their number."""
+
+    ends_when_cut: ClassVar[bool] = True
+    """Whether a turn that runs out of tokens ends the episode; else it is answered as it stands."""
 
     def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
         raise NotImplementedError

@@ -4,14 +4,18 @@ from actors.tasks.addition import Addition, Problem, addition_problems
 from actors.tasks.base import TaskSource, checked, order
 from actors.tasks.calculator import SumsOfThree
 from actors.tasks.files import Files
+from actors.tasks.games import GameTasks
 from actors.tasks.gym import ReasoningGym
 from actors.tasks.nethack import NetHackGames
+from actors.tasks.translation import Translation
 
 TASKS: dict[str, type[TaskSource]] = {
     "addition": Addition,
     "reasoning_gym": ReasoningGym,
     "calculator": SumsOfThree,
+    "games": GameTasks,
     "nethack": NetHackGames,
+    "translation": Translation,
     "jsonl": Files,
     "parquet": Files,
     "dataset": Files,

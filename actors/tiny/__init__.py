@@ -3,10 +3,14 @@
 from actors.tiny.addition import AdditionModel
 from actors.tiny.calculator import CalculatorModel
 from actors.tiny.character import TinyModel
+from actors.tiny.gambler import GamblerModel
 from actors.tiny.player import PlayerModel
+from actors.tiny.translator import TranslatorModel
 
 MODELS: dict[str, type[TinyModel]] = {
     "addition": AdditionModel,
     "calculator": CalculatorModel,
+    "gambler": GamblerModel,
     "player": PlayerModel,
+    "translator": TranslatorModel,
 }

@@ -21,13 +21,15 @@ from cluster.config.models import (
     TrackingSection,
 )
 from cluster.config.policies import POLICY, PolicySection
-from cluster.config.reading import dump, load, overridden, parse, tree_of, without_password
+from cluster.config.reading import dump, load, overridden, parse, patched, tree_of, without_password
 from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
+from cluster.config.steering import ControllerSection
 
 __all__ = [
     "POLICY",
     "BufferSection",
     "ConsoleSection",
+    "ControllerSection",
     "CorrectionSection",
     "DistilledSection",
     "EngineSection",
@@ -52,6 +54,7 @@ __all__ = [
     "load",
     "overridden",
     "parse",
+    "patched",
     "tree_of",
     "without_password",
 ]

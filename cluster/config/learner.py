@@ -165,15 +165,18 @@ class LearnerSection(Section):
     """What a reward is worth against the others of its group."""
     value: ValueSection | None = None
     """PPO's critic, if there is one."""
-    turn_discount: float = Field(default=1.0, gt=0, le=1)
-    """γ per turn of the policy, for rewards that come at a turn: what they are worth to the turns before. Rewards of
-    whole rollouts are not discounted."""
+    rehearsal: Use | None = None
+    """Which rollouts of earlier steps are trained on again, beside a step's own groups; by default none."""
+    turn_discount: float = Field(default=1.0, ge=0, le=1)
+    """γ per turn of the policy, for rewards that come at a turn: what they are worth to the turns before; 0 leaves each
+    turn its own. Rewards of whole rollouts are not discounted."""
     loss: LossSection = LossSection()
     """What is minimised."""
     terms: tuple[TermSection, ...] = ()
     """What is minimised beside it."""
     reference: str = "initial"
-    """The model that the KL divergence is measured to: `initial`, or a directory."""
+    """The model that the KL divergence is measured to, and that loss terms compare with: `initial`, `policy@N`, `RUN@N`
+    (a checkpoint in another run's directory), or a directory."""
     lora: LoraSection | None = None
     """Train adapters instead of the weights themselves; `initial` is then the model without them, kept only once."""
     collective_timeout_s: PositiveFloat = 300.0

@@ -13,7 +13,15 @@ from cluster.config.cluster import ElasticSection, PlacementSection, check_coloc
 from cluster.config.engines import EngineSection, ModelSection
 from cluster.config.learner import LearnerSection
 from cluster.config.policies import POLICY, PolicySection, check_policies, of_policy
-from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection, RewardWorkersSection, ScorerSection
+from cluster.config.rewards import (
+    DistilledSection,
+    GeneratorSection,
+    JudgeSection,
+    RewardSection,
+    RewardWorkersSection,
+    ScorerSection,
+)
+from cluster.config.steering import ControllerSection, check_steering
 from cluster.errors import ConfigError, nearest
 
 
@@ -172,7 +180,9 @@ class RunConfig(Section):
     judges: dict[str, JudgeSection] = {}
     scorers: dict[str, ScorerSection] = {}
     distilled: dict[str, DistilledSection] = {}
+    generators: dict[str, GeneratorSection] = {}
     monitors: tuple[MonitorSection, ...] = ()
+    controllers: tuple[ControllerSection, ...] = ()
     learner: LearnerSection = LearnerSection()
     policies: dict[str, PolicySection] = {}
     placement: PlacementSection = PlacementSection()
@@ -206,6 +216,7 @@ class RunConfig(Section):
                 "weights.transport = 'nccl' broadcasts whole models, and [learner.lora] publishes adapters: a small "
                 'file each. Set weights.transport = "pull".'
             )
+        check_steering(self)
         live = next((name for name, scorer in self.scorers.items() if scorer.model == "policy"), None)
         if live is not None and (self.learner.lora or self.weights.transport != "pull"):
             raise ValueError(
@@ -279,7 +290,7 @@ class RunConfig(Section):
         return sorted({name for reward in self.rewards if reward.when == "admit" for name in _asked(reward)})
 
 
-ASKING = ("judge", "step_scores", "thoughts")
+ASKING = ("judge", "ssr_zero", "step_scores", "thoughts")
 """Rewards whose option `judge` names who they ask."""
 
 

@@ -79,6 +79,16 @@ def without_password(url: str) -> str:
     return f"{scheme}://…@{rest.rpartition('@')[2]}" if "@" in rest else url
 
 
+def patched(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """The recipe with some values changed: dotted key → value. Raises ConfigError."""
+    if not settings:
+        return config
+    tree = config.model_dump(mode="json", exclude_none=True)
+    for key, value in settings.items():
+        _put(tree, key, value, f"{key} = {value}")
+    return parse(tree, where="a controller's patch")
+
+
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, raw = override.partition("=")
     if not equals or not key.strip():
@@ -87,7 +97,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         value = raw
-    *parents, leaf = key.strip().split(".")
+    _put(tree, key.strip(), value, override)
+
+
+def _put(tree: dict[str, Any], key: str, value: Any, override: str) -> None:
+    *parents, leaf = key.split(".")
     node: Any = tree
     for part in parents:
         if isinstance(node, list) and part.isdigit() and int(part) < len(node):

@@ -48,8 +48,8 @@ class JudgeSection(Section):
     urls: tuple[str, ...] = ()
     """OpenAI-compatible base URLs, as a rule ending in /v1; each is a replica."""
     model: str = ""
-    """`url`: the name it is served under, by default the first that is listed; `vllm`: what `model.path` may name. With
-    another one stored groups are judged again."""
+    """`url`: the name it is served under, by default the first that is listed; `vllm`: what `model.path` may name, or
+    the policy's own past: `initial`, `policy@N`, `RUN@N`. With another one stored groups are judged again."""
     revision: str = ""
     """Of the model's weights: under another one stored groups are judged again."""
     key_env: str = ""
@@ -91,6 +91,18 @@ class JudgeSection(Section):
         if self.kind == "vllm" and not self.model:
             raise ValueError("a judge of kind 'vllm' needs a model.")
         return self
+
+
+class GeneratorSection(Section):
+    """`[generators.NAME]`: a model that is asked and never trained. Its rollouts stand in every group behind the
+    policy's own, under the name of its section; selectors such as `temporal` and `large_margin` read that. They were
+    sampled by other weights than are trained, so they are for losses on pairs: `learner.loss.coef` is 0."""
+
+    model: str
+    """An alias: `initial`, `previous`, `policy@N`, `RUN@N` or `RUN@latest` for a checkpoint in another run's directory;
+    or a directory. An alias that comes to stand for other weights is followed."""
+    rollouts: PositiveInt = 1
+    """Episodes that it adds to a group."""
 
 
 class ScorerSection(Section):

@@ -4,6 +4,7 @@ actors/, rewards/ and learner/ never import one another; only this package knows
 """
 
 from cluster.topology.distiller import DistillerActor, place_distiller
+from cluster.topology.generator import GeneratorActor, place_generator
 from cluster.topology.judge import JudgeActor, place_judge
 from cluster.topology.learner import LearnerActor, place_learner
 from cluster.topology.reward import RewardActor, place_reward
@@ -14,6 +15,7 @@ from cluster.topology.site import POLICY, Site, learner_name, policy_of, rollout
 __all__ = [
     "POLICY",
     "DistillerActor",
+    "GeneratorActor",
     "JudgeActor",
     "LearnerActor",
     "RewardActor",
@@ -22,6 +24,7 @@ __all__ = [
     "Site",
     "learner_name",
     "place_distiller",
+    "place_generator",
     "place_judge",
     "place_learner",
     "place_reward",

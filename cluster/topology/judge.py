@@ -19,6 +19,7 @@ from cluster.config import JudgeSection, ModelSection
 from cluster.errors import DataError, InfrastructureError, one_line
 from cluster.nodes import openmp, settle
 from cluster.placement import options
+from cluster.registry import Registry, is_alias
 from cluster.topology.site import Site, first_to_end, worker_name
 from rewards.judges.archive import RedisArchive
 from rewards.judges.errors import JudgeAbsent, JudgeRejected, JudgeServerError
@@ -53,7 +54,7 @@ class JudgeActor:
         section = self._section
         split = {"tensor_parallel_size": len(ray.get_gpu_ids())} if len(ray.get_gpu_ids()) > 1 else {}
         self._server = VllmServer(
-            await asyncio.to_thread(_model, section, self._site.config.seed),
+            await asyncio.to_thread(_model, self._site, section),
             Path(self._site.run_dir) / "judges",
             served_name=section.model,
             host=ray.util.get_node_ip_address(),
@@ -195,7 +196,7 @@ def _split(site: Site, section: JudgeSection) -> Split | None:
     """The judge's tokenizer, so that labels are checked before it is up; None where the run does not place it."""
     from actors.models import load_tokenizer
 
-    if section.kind == "policy":
+    if section.kind == "policy" or is_alias(section.model):
         tokenizer = load_tokenizer(ModelSection(path=site.model_dir), site.config.seed, online=False)
     elif section.kind == "vllm" and not section.revision:
         tokenizer = load_tokenizer(ModelSection(path=section.model), site.config.seed, online=True)
@@ -210,11 +211,13 @@ def _split(site: Site, section: JudgeSection) -> Split | None:
     return split
 
 
-def _model(section: JudgeSection, seed: int) -> str:
-    """A revision is vLLM's to fetch; all else is made or downloaded as the policy's model is."""
+def _model(site: Site, section: JudgeSection) -> str:
+    """A revision is vLLM's to fetch, an alias is a checkpoint; all else is made or downloaded as the policy's model."""
     from actors.models import prepare
 
-    return section.model if section.revision else str(prepare(ModelSection(path=section.model), seed))
+    if is_alias(section.model):
+        return Registry(site.config, Path(site.run_dir), site.model_dir).directory(section.model).where
+    return section.model if section.revision else str(prepare(ModelSection(path=section.model), site.config.seed))
 
 
 def _revision(section: JudgeSection) -> dict[str, str]:

@@ -93,8 +93,7 @@ class LearnerActor:
             return learn(
                 told,
                 buffer,
-                _mixer(site.config),
-                select=_selection(site.config),
+                lambda config: (_mixer(config), _selection(config)),
                 rollout_actors=rollout_actors,
                 stop=lambda: self._stopping,
                 save=save,

@@ -24,6 +24,7 @@ from cluster.nodes import (
     threads,
 )
 from cluster.placement import options
+from cluster.topology.generator import Generators
 from cluster.topology.judge import roster
 from cluster.topology.players import Players, players_roster
 from cluster.topology.site import POLICY, Site, first_to_end, learner_name, policy_of, rollout_role, worker_name
@@ -94,6 +95,7 @@ class RolloutActor:
             fetch=self._fetch,
             claims=policy == POLICY,
             others={other: Players(site, other).play for other in site.config.policies} if policy == POLICY else {},
+            generators=Generators(site) if config.generators else None,
         )
 
     async def ready(self) -> int:

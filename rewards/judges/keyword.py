@@ -90,6 +90,8 @@ class KeywordJudge:
         if "'Scores: …'" in system:
             low, high = map(int, re.findall(r"from (\d+) \(worst\) to (\d+)", system)[0])
             return "Counted.\nScores: " + ", ".join(str(min(low + h, high)) for h in hits), ()
+        if "'Score: X'" in system:
+            return f"Counted.\nScore: {min(25 * hits[0], 100)}", ()
         if "one line per criterion" in system:
             numbers = CRITERION.findall(system)
             return "\n".join(f"{i}: {'yes' if hits[0] >= int(i) else 'no'}" for i in numbers), ()

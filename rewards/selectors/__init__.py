@@ -11,6 +11,7 @@ from rewards.selectors.base import Selector
 from rewards.selectors.consistency import Consistency
 from rewards.selectors.pairs import Best, BestWorst, LargeMargin, Likeliest, TokenWeights
 from rewards.selectors.temporal import Temporal
+from rewards.selectors.threshold import Threshold
 from rewards.selectors.votes import Borda
 
 SELECTORS: dict[str, type[Selector]] = {
@@ -21,6 +22,7 @@ SELECTORS: dict[str, type[Selector]] = {
     "large_margin": LargeMargin,
     "likeliest": Likeliest,
     "temporal": Temporal,
+    "threshold": Threshold,
     "token_weights": TokenWeights,
 }
 

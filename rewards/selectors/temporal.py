@@ -21,6 +21,7 @@ class Temporal(Selector):
     together, their difference and the gradient of DPO vanish; an anchored rejected side keeps it. Where a response
     comes from is its rollout's policy name; in a group without past or future the pair is the best and worst of now.
     The paper trains twice, the second time with the future's responses there: the same selector with them in the group.
+    `[generators.initial]` and `[generators.future]` write them, the latter from a checkpoint of a run that went ahead.
     """
 
     signal: str = ""

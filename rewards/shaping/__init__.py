@@ -3,6 +3,7 @@
 from rewards.shaping.base import Shaper
 from rewards.shaping.brevity import Concise, LengthSwitch, StepLengthSwitch
 from rewards.shaping.par import Par
+from rewards.shaping.progress import Progress
 from rewards.shaping.rivals import Centred, LogSigmoidCentred
 from rewards.shaping.steps import ClipDelta
 
@@ -13,6 +14,7 @@ SHAPERS: dict[str, type[Shaper]] = {
     "length_switch": LengthSwitch,
     "log_sigmoid_centred": LogSigmoidCentred,
     "par": Par,
+    "progress": Progress,
     "step_length_switch": StepLengthSwitch,
 }
 

@@ -20,7 +20,13 @@ class Shaper(Plugin):
     """
 
     token_level: ClassVar[bool] = False
-    """Whether it shapes a signal's token values (`shape_tokens`) instead of one value per rollout."""
+    """Whether it shapes a signal's token values (`shape_group`) instead of one value per rollout."""
+
+    def shape_group(
+        self, tokens_G: Sequence[Float[np.ndarray, " T"]], group: Group
+    ) -> Sequence[Float[np.ndarray, " T"]]:
+        """The same of a group's rollouts, for who looks at more of them than what was said."""
+        return [self.shape_tokens(tokens) for tokens in tokens_G]
 
     def shape_tokens(self, tokens: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
         """Of one rollout: what the signal said at tokens, NaN elsewhere → the reward that comes at each token."""

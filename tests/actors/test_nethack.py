@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actors import episode
-from actors.engine import Sample
 from actors.environments import ENVIRONMENTS, End, Observation
 from actors.tasks import TASKS
 from cluster.errors import ConfigError, DataError
 from cluster.plugins import build
 from cluster.types import Rollout, Task, decode, encode
+from tests.actors.typist import Letters, Typist
 
 if importlib.util.find_spec("nle") is None or importlib.util.find_spec("minihack") is None:
     pytest.skip("the extra 'nethack' is not installed", allow_module_level=True)
@@ -34,34 +34,6 @@ def environment(**options):
 
 def task(game=ROOM, seed=0):
     return Task.of(f"{game}/{seed}", "play", game=game, seed=seed)
-
-
-class Typist:
-    """An engine whose tokens are characters; `write` answers the last observation."""
-
-    exact, version, max_model_len = True, "1.0", 100_000
-
-    def __init__(self, write, *, cut_in_turn=-1):
-        self.write, self.turns, self.cut_in_turn = write, count(), cut_in_turn
-
-    async def sample(self, prompt, *, max_tokens, temperature):
-        text = "".join(map(chr, prompt)).rpartition("\x02")[2]
-        ids = [*map(ord, self.write(text)), 0]
-        finish = "length" if next(self.turns) == self.cut_in_turn else "stop"
-        return Sample(np.array(ids, np.int32), np.zeros(len(ids), np.float32), (), finish)
-
-
-class Letters:
-    stop_tokens = (0,)
-
-    def prompt(self, messages):
-        return [2, *map(ord, "\n".join(m.content for m in messages))]
-
-    def observation(self, messages, *, after):
-        return self.prompt(messages)
-
-    def text(self, tokens):
-        return "".join(chr(t) for t in tokens if t)
 
 
 async def play(env, task, write, *, max_turns=50, cut_in_turn=-1) -> Rollout:

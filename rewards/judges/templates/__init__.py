@@ -1,5 +1,6 @@
 """Every template by name; yours is `package.module:Class`."""
 
+from rewards.judges.templates.assessment import Assessment
 from rewards.judges.templates.base import Item, Mode, Template
 from rewards.judges.templates.checklist import Checklist
 from rewards.judges.templates.listwise import Listwise
@@ -21,6 +22,7 @@ TEMPLATES: dict[str, type[Template]] = {
         PairwiseReference,
         PairwiseStrength,
         Listwise,
+        Assessment,
         Steps,
         StepReflections,
         StepMatches,

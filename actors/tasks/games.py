@@ -1,0 +1,38 @@
+"""Games to be played: one of TextArena's for two and the seed it is dealt with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from actors.tasks.base import Lazy, TaskSource
+from cluster.types import Task
+
+FIRST_HELDOUT = 2**30
+"""Seeds from here on deal held-out games."""
+
+
+class GameTasks(TaskSource):
+    """Games to train on are played by the policy against itself; held-out ones from one seat against random moves."""
+
+    games: tuple[str, ...] = Field(default=("KuhnPoker-v0-short", "TicTacToe-v0", "SimpleNegotiation-v0"), min_length=1)
+    """Names of TextArena, in turn."""
+    options: dict[str, dict[str, Any]] = {}
+    """By game: arguments of it, such as `max_rounds`."""
+    num_games: PositiveInt = 10_000
+    num_heldout: NonNegativeInt = 200
+
+    def train(self) -> Sequence[Task]:
+        return Lazy(partial(self._task, 0), range(self.num_games))
+
+    def heldout(self) -> Sequence[Task]:
+        return Lazy(partial(self._task, FIRST_HELDOUT), range(self.num_heldout))
+
+    def _task(self, first: int, index: int) -> Task:
+        game = self.games[index % len(self.games)]
+        alone = {"seat": str(index // len(self.games) % 2)} if first else {}
+        more = {"options": self.options[game]} if game in self.options else {}
+        return Task.of(f"{game}/{first + index}", "", source=game, game=game, seed=first + index, **alone, **more)

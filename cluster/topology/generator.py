@@ -1,0 +1,174 @@
+"""A model that is asked and never trained: an old checkpoint, the first weights, another run's, as a Ray actor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from cluster.errors import DataError, InfrastructureError
+from cluster.nodes import end_children_with_me, openmp, remove_after_me, shared_memory_of_children, threads
+from cluster.placement import options
+from cluster.registry import Registry
+from cluster.topology.site import Site, worker_name
+from cluster.types import Publication, Rollout, Task
+
+log = logging.getLogger(__name__)
+
+SUCCESSORS = 16
+"""So many lives of a generator may pass between two looks for it."""
+LOOK_S = 1.0
+"""How often it looks whether its alias stands for other weights now, and is looked for while it is not there."""
+
+
+def registry(site: Site) -> Registry:
+    return Registry(site.config, Path(site.run_dir), site.model_dir)
+
+
+class GeneratorActor:
+    """The engine of `[generators.NAME]`: plays the tasks that rollout workers hand it."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        from transformers import AutoTokenizer
+
+        from actors import episode
+        from actors.chat import Chat
+        from actors.engine import ENGINES
+        from actors.environments import ENVIRONMENTS
+        from cluster.plugins import build, lookup
+
+        end_children_with_me()
+        spool = Path(tempfile.mkdtemp(prefix="kanabo-"))  # short, because a socket's path may have 107 characters
+        remove_after_me(spool)
+        os.environ["VLLM_RPC_BASE_PATH"] = str(spool)  # a killed engine leaves its sockets behind
+        self._registry, self._name = registry(site), generator_of(name)
+        self._alias = site.config.generators[self._name].model
+        self._model = self._registry.directory(self._alias)
+        section = site.config.rollout
+        self._chat = Chat(AutoTokenizer.from_pretrained(site.model_dir))
+        # Engines of one seed and one model would say the same.
+        number = len(site.config.policy_names) + list(site.config.generators).index(self._name)
+        config = site.config.model_copy(update={"seed": site.config.seed + number})
+        self._engine: Any = lookup(ENGINES, config.engine.use, "engine")(
+            self._model.where, config, stop_tokens=self._chat.stop_tokens, version=f"0.{self._model.step}"
+        )
+        environment = section.environment
+        self._environment = build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment")
+        self._limits = episode.Limits(
+            section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
+        )
+        self._stopping = asyncio.Event()
+
+    async def ready(self) -> int:
+        await self._engine.start()
+        remove_after_me(*shared_memory_of_children())
+        return os.getpid()
+
+    async def run(self) -> None:
+        """Answer until `stop`; an alias that moves, `previous` or `…@latest`, is followed."""
+        while not self._stopping.is_set():
+            if moves(self._alias):
+                await self._follow()
+            try:
+                await asyncio.wait_for(self._stopping.wait(), LOOK_S)
+            except TimeoutError:
+                continue
+
+    async def _follow(self) -> None:
+        model = await asyncio.to_thread(self._registry.resolve, self._alias)
+        if model == self._model:
+            return
+        path = Path(model.where) / "model.safetensors"
+        try:
+            await self._engine.update(Publication(self._name, 0, model.step, {}), str(path))
+        except FileNotFoundError:
+            log.info("'%s' is gone again; there is, or will be, a newer one", path)
+        else:
+            self._model = model
+
+    async def play(self, task: Task) -> list[Rollout]:
+        """One episode. Raises DataError."""
+        from actors import episode
+
+        rollouts = await episode.play_seats(self._engine, self._chat, self._environment, task, "orig", self._limits)
+        return [replace(rollout, policy=self._name) for rollout in rollouts]
+
+    async def stop(self) -> None:
+        self._stopping.set()
+
+    async def waiting(self) -> str:
+        return f"answers as '{self._alias}' ({self._model.where}, step {self._model.step})"
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+
+class Generators:
+    """A run's generators, for a rollout worker that asks each for its share of every group."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.shares = {name: section.rollouts for name, section in site.config.generators.items()}
+        self._number = dict.fromkeys(self.shares, 0)
+        """Of the newest that was there: who is replaced has a successor with a higher one."""
+
+    async def play(self, name: str, task: Task) -> list[Rollout]:
+        """One episode of that generator; one that has died is waited for, until the lease of the group passes.
+
+        Raises DataError, or InfrastructureError when nobody has answered for so long.
+        """
+        waited, lease_s = 0.0, self._site.config.rollout.lease_s
+        while waited < lease_s:
+            try:
+                actor = await asyncio.to_thread(self._actor, name)
+                return await actor.play.remote(task)
+            except RayTaskError as error:
+                if isinstance(error.cause, DataError):
+                    raise error.cause from error
+                raise
+            except (ValueError, RayActorError) as error:
+                log.warning("generator '%s' is not there: %s", name, str(error).partition("\n")[0])
+                waited += LOOK_S
+                await asyncio.sleep(LOOK_S)
+        raise InfrastructureError(f"generator '{name}' has not answered within rollout.lease_s = {lease_s:g} s.")
+
+    def _actor(self, name: str) -> Any:
+        """Raises ValueError if it is being replaced."""
+        for number in range(self._number[name], self._number[name] + SUCCESSORS):
+            try:
+                actor = ray.get_actor(worker_name(self._site.run_id, f"generator:{name}-{number}"))
+            except ValueError:
+                continue
+            self._number[name] = number
+            return actor
+        raise ValueError(f"no generator '{name}' is up")
+
+
+def moves(alias: str) -> bool:
+    """Whether an alias comes to stand for other weights while a run goes on."""
+    return alias == "previous" or alias.endswith("@latest")
+
+
+def generator_of(name: str) -> str:
+    """`past` of the worker `generator:past-0`."""
+    return name.partition(":")[2].rpartition("-")[0]
+
+
+def place_generator(site: Site, name: str) -> Any:
+    return (
+        ray.remote(GeneratorActor)
+        .options(
+            name=worker_name(site.run_id, name),
+            max_concurrency=1000,
+            runtime_env=openmp(threads(site.config, "engine")),
+            **options(site.config, site.run_id, name.rpartition("-")[0]),
+        )
+        .remote(site, name)
+    )

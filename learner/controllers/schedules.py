@@ -1,0 +1,57 @@
+"""Settings that depend on the number of steps alone."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, PositiveInt
+
+from learner.controllers.base import Controller
+
+if TYPE_CHECKING:
+    from learner.cut import Cut
+
+
+class Stepwise(Controller):
+    """Remembers how many steps were taken."""
+
+    def begin(self) -> int:
+        return 0
+
+    def after(self, memory: int, cut: Cut) -> int:
+        return cut.record.step + 1
+
+
+class Stages(Stepwise):
+    """For `at` steps `first` holds, from then on `then`: staged training, such as SCoRe's (arXiv:2409.12917)."""
+
+    at: PositiveInt
+    """Steps that the first stage takes."""
+    first: dict[str, Any] = {}
+    """Dotted key, in quotes → value."""
+    then: dict[str, Any] = Field(min_length=1)
+
+    def patch(self, memory: int) -> dict[str, Any]:
+        return dict(self.then if memory >= self.at else self.first)
+
+
+class Cosine(Stepwise):
+    """One number on half a cosine: end + (start − end) · (cos(π · min(step, S) / S) + 1) / 2.
+
+    So SPEAR (arXiv:2509.22601, released code) lets its bonus for using tools fade, from 1 to 0.
+    """
+
+    key: str
+    start: float = 1.0
+    end: float = 0.0
+    steps: PositiveInt = 200
+    """S."""
+
+    def patch(self, memory: int) -> dict[str, Any]:
+        return {self.key: self.end + (self.start - self.end) * cosine(memory, self.steps)}
+
+
+def cosine(step: int, steps: int) -> float:
+    """1 at step 0, 0 from `steps` on."""
+    return (math.cos(math.pi * min(step, steps) / steps) + 1) / 2

@@ -1,0 +1,109 @@
+"""Rollouts of earlier steps, trained on once more. Pure; what is kept is a memory (`learner.memory`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from cluster.plugins import Plugin
+from cluster.types import CutRecord, Group, Replayed, decode, encode
+from learner.controllers.schedules import cosine
+
+if TYPE_CHECKING:
+    from learner.cut import Cut
+
+
+class Rehearsal(Plugin):
+    """Base: `chosen` says what a decided cut trains on beside its groups, `after` what is kept for later."""
+
+    def begin(self) -> Any:
+        raise NotImplementedError
+
+    def chosen(self, memory: Any, groups: Sequence[Group], record: CutRecord) -> tuple[Replayed, ...]:
+        raise NotImplementedError
+
+    def after(self, memory: Any, cut: Cut) -> Any:
+        raise NotImplementedError
+
+    def told(self, memory: Any) -> dict[str, float]:
+        return {}
+
+
+class Spear(Rehearsal):
+    """Self-imitation of the policy's own good rollouts (SPEAR, arXiv:2509.22601, by its released code).
+
+    Each step first its groups' mean rewards join a statistic of at most `num_means`, whose median is P50; then its
+    rollouts of positive advantage that are whole, and use tools if `event` says so, join the buffer, and those older
+    than `tolerate_steps` leave. When more than `trigger` · `buffer_size` of them have a reward R > P50,
+    min(`buffer_size`, the largest power of two among their number), drawn evenly, are trained on once more, and the
+    buffer is emptied. Their advantage is R − P50, without a deviation, times
+    `scale` · (1 − cos(π · min(step, S) / S)) / 2: imitation grows as the policy gets better. The code gives replays an
+    optimizer step of their own; here they are part of the step's batch and count by their tokens. They are stale: set
+    `learner.loss.staleness`.
+    """
+
+    buffer_size: PositiveInt = 2048
+    trigger: PositiveFloat = 1.5
+    num_means: PositiveInt = 10_240
+    tolerate_steps: int = Field(default=5, ge=1, le=10)
+    scale: NonNegativeFloat = 1.0
+    """c; 0.001 in the code's default settings, 1 in its scripts."""
+    ramp_steps: PositiveInt = 200
+    """S; 100 to 300."""
+    event: str = ""
+    """Name of the environment's event that a rollout must have to be kept, such as `call`; any rollout by default."""
+
+    def begin(self) -> dict[str, list[Any]]:
+        return {"means": [], "kept": []}
+
+    def chosen(self, memory: dict[str, list[Any]], groups: Sequence[Group], record: CutRecord) -> tuple[Replayed, ...]:
+        memory = self._taken_in(memory, groups, record)
+        median = baseline(memory["means"])
+        good = [kept for kept in memory["kept"] if kept["reward"] > median]
+        count = num_replayed(len(good), self.buffer_size, self.trigger)
+        places = np.random.default_rng(record.step).choice(len(good), count, replace=False) if count else ()
+        strength = self.scale * (1 - cosine(record.step, self.ramp_steps))
+        return tuple(_replayed(good[i], strength * (good[i]["reward"] - median)) for i in sorted(places))
+
+    def after(self, memory: dict[str, list[Any]], cut: Cut) -> dict[str, list[Any]]:
+        memory = self._taken_in(memory, cut.groups, cut.record)
+        return memory | {"kept": []} if cut.record.replayed else memory
+
+    def told(self, memory: dict[str, list[Any]]) -> dict[str, float]:
+        told = {"replay/num_kept": float(len(memory["kept"]))}
+        return told | ({"replay/baseline": baseline(memory["means"])} if memory["means"] else {})
+
+    def _taken_in(
+        self, memory: dict[str, list[Any]], groups: Sequence[Group], record: CutRecord
+    ) -> dict[str, list[Any]]:
+        means = [float(r[np.isfinite(r)].mean()) for r in record.rewards if np.isfinite(r).any()]
+        kept = [k for k in memory["kept"] if record.step - k["step"] <= self.tolerate_steps]
+        for group, rewards, advantages in zip(groups, record.rewards, record.advantages, strict=True):
+            for rollout, reward, advantage in zip(group.rollouts, rewards, advantages, strict=True):
+                used = not self.event or any(e.text == self.event for e in rollout.events)
+                if np.isfinite(reward) and np.mean(advantage) > 0 and used and not rollout.truncated:
+                    alone = encode(replace(group, rollouts=(rollout,)))
+                    kept.append({"step": record.step, "reward": float(reward), "group": alone})
+        return {"means": (memory["means"] + means)[-self.num_means :], "kept": kept}
+
+
+def baseline(means: Sequence[float]) -> float:
+    """P50: the median of the groups' mean rewards."""
+    return float(np.median(means)) if len(means) else float("nan")
+
+
+def num_replayed(num_good: int, buffer_size: int, trigger: float = 1.5) -> int:
+    """0 until there are more than `trigger` · `buffer_size`, then a power of two or the buffer's size."""
+    return min(buffer_size, 2 ** (num_good.bit_length() - 1)) if num_good > trigger * buffer_size else 0
+
+
+def _replayed(kept: dict[str, Any], advantage: float) -> Replayed:
+    return Replayed(decode(kept["group"], Group), np.array([kept["reward"]]), (np.array([advantage], np.float32),))
+
+
+REHEARSALS: dict[str, type[Rehearsal]] = {"spear": Spear}
+"""By name: `learner.rehearsal`. Yours is `package.module:Class`."""

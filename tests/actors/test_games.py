@@ -1,0 +1,165 @@
+"""Both seats of a game: who sees what, what it is worth, and that a deal depends on its seed alone."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+
+from actors import episode
+from actors.environments import ENVIRONMENTS
+from actors.environments.games import Games, Table
+from actors.tasks.games import FIRST_HELDOUT, GameTasks
+from actors.tiny.gambler import FIRST_WATCHED, GamblerModel
+from cluster.config import load
+from cluster.errors import ConfigError
+from tests.actors.typist import Letters, Typist
+
+LIMITS = episode.Limits(max_tokens=40, max_turns=50, temperature=1.0)
+CARD = re.compile(r"^([JQK]):(c?b?)>$")
+
+
+async def played(task, write, **options):
+    shown: list[str] = []
+
+    def answer(text: str) -> str:
+        shown.append(text)
+        return write(text)
+
+    rollouts = await episode.play_seats(Typist(answer), Letters(), Games(**options), task, "orig", LIMITS)
+    return rollouts, shown
+
+
+def kuhn(index: int = 0, **options):
+    return GameTasks(games=("KuhnPoker-v0-short",), options={"KuhnPoker-v0-short": {"max_rounds": 1}}, **options)
+
+
+async def test_each_seat_has_a_rollout_of_its_own_side():
+    calls = {"c": "[bet]", "b": "[call]", "cb": "[call]", "": "[check]"}
+    found = {}
+    for task in kuhn().train()[:12]:
+        rollouts, _ = await played(task, lambda text: calls[CARD.match(text)[2]], style="compact")
+        assert [r.role for r in rollouts] == ["1", "0"], "seat 1 opens the first round"
+        assert sum(r.reward for r in rollouts) == 0
+        assert {abs(r.reward) for r in rollouts} == {1.0}
+        opener, other = rollouts
+        cards = {r.role: r.turns[0].text[0] for r in rollouts}
+        assert cards["0"] != cards["1"]
+        winner = max(rollouts, key=lambda r: "JQK".index(r.turns[0].text[0]))
+        assert winner.reward == 1, "a showdown goes to the higher card"
+        assert [t.text for t in opener.turns] == [f"{cards['1']}:>", "[check]", f"{cards['1']}:cb>", "[call]"]
+        assert [t.text for t in other.turns] == [f"{cards['0']}:c>", "[bet]"]
+        for rollout in rollouts:
+            spoken = "".join(t.text for t in rollout.turns if t.role == "assistant")
+            assert rollout.num_tokens >= len(spoken)
+        found[task.id] = tuple(cards.values())
+    assert len(set(found.values())) > 2
+
+
+async def test_an_invalid_move_ends_the_game_and_costs_its_player():
+    (opener,), _ = await played(kuhn().train()[0], lambda text: "[raise]", style="compact")
+    assert (opener.role, opener.reward) == ("1", -1.5)
+    assert opener.events[-1].text == "invalid move"
+    moves = iter(["[bet]", "hm"])
+    opener, other = (await played(kuhn().train()[0], lambda text: next(moves), style="compact"))[0]
+    assert (opener.reward, other.reward) == (0.5, -1.5)
+
+
+async def test_a_game_cut_short_is_a_draw():
+    limits = episode.Limits(max_tokens=40, max_turns=1, temperature=1.0)
+    task = kuhn().train()[0]
+    typist = Typist(lambda text: "[bet]")
+    (opener,) = await episode.play_seats(typist, Letters(), Games(style="compact"), task, "orig", limits)
+    assert (opener.reward, opener.finish) == (0.0, "length")
+
+
+@pytest.mark.parametrize("game", ["KuhnPoker-v0-short", "TicTacToe-v0", "SimpleNegotiation-v0"])
+def test_a_deal_depends_on_its_seed_alone(game):
+    def story(seed: int, between) -> list[str]:
+        table, told = Table(game, seed, {}, "full"), []
+        while not table.over:
+            between()
+            told.append(f"{table.seat} {table.shown()}")
+            table.move(table.random_action())
+        return [*told, str(table.rewards())]
+
+    state = random.getstate()
+    assert story(3, lambda: None) == story(3, random.random)
+    assert story(3, lambda: None) != story(4, lambda: None)
+    random.setstate(state)
+    table = Table(game, 5, {}, "full")
+    table.move(table.random_action())
+    assert random.getstate() == state, "a game leaves the process's generator alone"
+
+
+async def test_tic_tac_toe_is_won_by_a_row():
+    moves = iter(["[0]", "[3]", "[1]", "[4]", "[2]"])
+    task = GameTasks(games=("TicTacToe-v0",)).train()[0]
+    rollouts, _ = await played(task, lambda text: next(moves), style="compact")
+    assert {r.role: r.reward for r in rollouts} == {"0": 1.0, "1": -1.0}
+    assert rollouts[0].turns[0].text == "O:.........>"
+    assert rollouts[1].turns[2].text == "X:OO.X.....>"
+
+
+async def test_held_out_games_are_played_from_one_seat_against_random_moves():
+    tasks = kuhn(num_heldout=4).heldout()
+    assert [t.meta["seat"] for t in tasks] == ["0", "1", "0", "1"]
+    calls = {"c": "[check]", "b": "[call]", "cb": "[call]", "": "[check]"}
+    for task in tasks:
+        (rollout,), _ = await played(task, lambda text: calls[CARD.match(text)[2]], style="compact")
+        assert rollout.role == ""
+        assert rollout.reward in (1.0, -1.0)
+
+
+def test_no_watched_game_is_played():
+    model = GamblerModel()
+    assert GameTasks().num_games <= FIRST_WATCHED
+    assert FIRST_WATCHED + model.num_games < FIRST_HELDOUT
+    recipe = load("deploy/recipes/methods/spiral.toml")
+    assert recipe.tasks.options["games"] == list(model.games)
+    assert recipe.tasks.options["options"] == model.options
+    for side in model._watched(0):
+        assert CARD.match(side[0][0])
+        assert side[0][1] is False
+        assert side[1][0] in ("[check]", "[bet]", "[call]", "[fold]")
+
+
+def test_what_there_is_not_is_said():
+    with pytest.raises(ConfigError, match="no game 'Khun-v0'"):
+        Table("Khun-v0", 0, {}, "full")
+    with pytest.raises(ConfigError, match="no compact style"):
+        Table("SimpleNegotiation-v0", 0, {}, "compact")
+    assert ENVIRONMENTS["games"].seats == ("0", "1")
+
+
+def test_the_first_player_s_value_under_equilibrium_play():
+    """−1/18 chips a hand (Kuhn, 1950): exact over the six deals and the players' coins.
+
+    TextArena never puts the chips of a bet into the pot, so that a called bet wins the ante alone; here it counts two.
+    """
+    deals: dict[str, int] = {}
+    for seed in range(100):
+        opener, other = Table("KuhnPoker-v0-short", seed, {}, "full")._game.state.game_state["player_cards"].values()
+        deals.setdefault("JQK"[other] + "JQK"[opener], seed)  # seat 1 opens
+    assert len(deals) == 6
+
+    def chips(deal: str, *moves: str) -> int:
+        table = Table("KuhnPoker-v0-short", deals[deal], {"max_rounds": 1}, "full")
+        for move in moves:
+            assert not table.over
+            table.move(f"[{move}]")
+        assert table.over
+        return table._game.state.game_state["player_chips"][1] + 1  # the next hand's ante is off already
+
+    def value(deal: str) -> float:
+        """Of the opener, who checks, and then calls with K always and with Q one time in three."""
+        bets, calls = {"J": 1 / 3, "Q": 0.0, "K": 1.0}[deal[1]], {"J": 0.0, "Q": 1 / 3, "K": 1.0}[deal[0]]
+        called = chips(deal, "check", "bet", "call")
+        assert abs(called) == 1, "TextArena has learnt to move chips"
+        bet = calls * 2 * called + (1 - calls) * chips(deal, "check", "bet", "fold")
+        return (1 - bets) * chips(deal, "check", "check") + bets * bet
+
+    with pytest.raises(AssertionError):
+        chips("JQ", "check")
+    assert sum(map(value, deals)) / 6 == pytest.approx(-1 / 18)

@@ -1,0 +1,135 @@
+"""Settings that change between steps: B-STaR's balance score, stages, and who hears of a change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cluster.config import LearnerSection, load, parse
+from cluster.errors import ConfigError
+from cluster.types import CutRecord, Group, Scores
+from learner.controllers.bstar import BStar, balance, balance_of, step_scores
+from learner.cut import Cut
+from learner.steering import Steering, memory_of, steered
+from rewards.mix import Mixer
+from rewards.selectors.threshold import Threshold, best, share
+from tests.rewards.groups import group
+
+
+def cut_of(step: int, *found: tuple[Group, list[float]]) -> Cut:
+    record = CutRecord("policy", step, tuple(g.id for g, _ in found), tuple(np.array(v) for _, v in found), ())
+    return Cut(record, [g for g, _ in found], scores={g.id: {"exact": Scores.of(v)} for g, v in found})
+
+
+def sampled(temperature: float, right: int, wrong: int, seq: int = 0) -> tuple[Group, list[float]]:
+    plain = group(*(f"{i}" for i in range(right + wrong)), seq=seq)
+    rollouts = tuple(replace(r, temperature=temperature) for r in plain.rollouts)
+    return replace(plain, rollouts=rollouts), [1.0] * right + [0.0] * wrong
+
+
+def test_the_balance_scores_of_the_catalogue():
+    queries = [(8, 8), (8, 4), (10, 9)]
+    assert [balance_of(*q) for q in queries] == [1.0, 0.25, 0.9]
+    assert np.mean([balance_of(*q) for q in queries]) == pytest.approx(0.716667, abs=1e-6)
+    assert np.mean([balance_of(*q, n_star=6) for q in queries]) == pytest.approx(0.744444, abs=1e-6)
+    tokens = (np.array([np.nan, 0.9, 0.5, 0.8]), np.array([0.9, np.nan]))
+    steps = step_scores(replace(Scores.of([0.5, 0.9]), tokens=tokens), 2)
+    assert steps / 5 + [1, 0] == pytest.approx([1.1, 0.18])
+    assert balance(np.array([1.1, 0.18]), np.array([True, False]), 0.5) == balance_of(1, 1)
+    assert balance(np.array([1.1]), np.array([True]), 2.0) == 0
+
+
+def test_every_temperature_is_tried_and_the_best_is_kept():
+    plugin = BStar(correct="exact", temperatures=(0.5, 1.0), thresholds=(-0.5, 0.5), iteration_steps=4)
+    memory, temperatures = plugin.begin(), []
+    found = {0.5: sampled(0.5, 2, 2), 1.0: sampled(1.0, 8, 8)}
+    for step in range(4):
+        temperature = plugin.patch(memory)["rollout.temperature"]
+        temperatures.append(temperature)
+        memory = plugin.after(memory, cut_of(step, found[temperature]))
+    assert temperatures == [0.5, 1.0, 1.0, 1.0]
+    # 8 right of 16 above −0.5 is 0.5, 8 of 8 above 0.5 is 1: exploiting more at the hotter temperature is best.
+    assert memory["best"] == [1.0, 0.5, 1.0]
+    assert plugin.told(memory)["settings/balance"] == 1.0
+    again = plugin.patch(memory)
+    assert (again["rollout.temperature"], again["selectors.0.options.threshold"]) == (0.5, 0.5), "measured anew"
+    later = plugin.after(memory, cut_of(4, sampled(0.5, 8, 0)))
+    assert list(later["balances"]) == ["0.5"], "an iteration forgets the last one's balances"
+
+
+def test_copies_and_unknown_scores_are_no_exploration():
+    plugin = BStar(correct="exact", thresholds=(0.5,))
+    copies = group("85", "85", "85", "86")
+    memory = plugin.after(plugin.begin(), cut_of(0, (copies, [1.0, 1.0, 1.0, np.nan])))
+    assert memory["balances"] == {"1.0": ([balance_of(1, 1)], 1)}
+
+
+def test_the_selector_keeps_the_best_distinct_ones():
+    assert share([4, 1, 0], 4) == 3
+    assert share([4, 1, 0], 5) == 4
+    assert share([4, 1, 0], 99) == share([4, 1, 0], None) == 4
+    assert best(np.array([0.5, 0.9, 0.9, 1.0]), np.array([True, True, True, False]), 1).tolist() == [0, 1, 0, 0]
+    groups = [group("a", "b", "a", "c"), group("d", "e", seq=1)]
+    mixer = Mixer(parse({"rewards": [{"use": "exact"}]}).rewards, ["exact"], 1)
+    scores = [{"exact": Scores.of([1.0, 1.1, 1.0, 0.2])}, {"exact": Scores.of([0.0, 0.1])}]
+    mixed = mixer.of_step(groups, scores)
+    kept = Threshold(threshold=0.5).of_step(groups, scores, mixed)
+    assert np.isfinite(kept[0].rewards).tolist() == [True, True, False, False]
+    assert kept[1].drop == "below_threshold"
+    one = Threshold(threshold=0.15, target=1).of_step(groups, scores, mixed)
+    assert np.isfinite(one[0].rewards).tolist() == [False, True, False, False]
+
+
+def test_a_change_reaches_mixer_selection_and_losses():
+    tree = {
+        "rewards": [{"use": "exact"}],
+        "selectors": [{"use": "best"}],
+        "controllers": [
+            {"use": "stages", "options": {"at": 2, "then": {"rewards.0.weight": 3.0, "learner.loss.kl_coef": 0.5}}},
+            {"use": "cosine", "options": {"key": "selectors.0.options.count", "start": 2, "end": 2}},
+        ],
+    }
+    config, asked = parse(tree), []
+    memory = memory_of(config)
+    steering = Steering(config, lambda c: (asked.append(c), (lambda g, s: [c], lambda g, s, m: [c]))[1], memory)
+    assert memory.settings() == {"selectors.0.options.count": 2.0}
+    (now,) = steering.mix([], [])  # pyright: ignore
+    assert now.selectors[0].options == {"count": 2.0}
+    for step in range(2):
+        memory.after(Cut(CutRecord("policy", step, (), (), ()), []))
+    (now,) = steering.select([], [], [])  # pyright: ignore
+    assert (now.rewards[0].weight, now.learner.loss.kl_coef) == (3.0, 0.5)
+    steering.mix([], [])
+    assert len(asked) == 3, "made anew only where something changed"
+    assert steered(LearnerSection(), memory.settings()).loss.kl_coef == 0.5
+    record = memory.completed(CutRecord("policy", 2, (), (), ()), [])
+    assert record.settings == memory.settings()
+    assert record.metrics["settings/rewards.0.weight"] == 3.0
+
+
+def test_what_is_decided_once_cannot_be_changed():
+    tree = {"controllers": [{"use": "stages", "options": {"at": 1, "first": {"model.path": "x"}, "then": {"a": 1}}}]}
+    with pytest.raises(ConfigError, match="which is decided once"):
+        memory_of(parse(tree))
+    tree["controllers"][0]["options"]["first"] = {"learner.loss.kl_cof": 1}
+    with pytest.raises(ConfigError, match="kl_cof"):
+        memory_of(parse(tree))
+
+
+def test_a_controller_goes_on_where_a_checkpoint_left_it(tmp_path):
+    settings = load("deploy/recipes/methods/b_star.toml")
+    memory = memory_of(settings)
+    for step in range(3):
+        memory.after(cut_of(step, sampled(0.7, 3, 1, seq=step)))
+    memory.save(tmp_path)
+    fresh = memory_of(settings)
+    assert fresh.settings() != memory.settings()
+    fresh.load(tmp_path)
+    assert fresh.settings() == memory.settings()
+    (total, count) = fresh.of("controllers.0")["balances"]["0.7"]
+    assert (total, count) == (pytest.approx([3 * balance_of(4, 3), 3 * balance_of(3, 3)]), 3)
+    for each in (memory, fresh):
+        each.after(cut_of(3, sampled(0.9, 5, 1, seq=9)))
+    assert fresh.settings() == memory.settings()

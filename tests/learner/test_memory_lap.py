@@ -1,0 +1,84 @@
+"""Memories in the loop, over a real buffer: what is replayed and set, and the same again after a crash."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.types import Manifest
+from learner import cut as cutting
+from learner.advantages import GroupAdvantage
+from learner.controllers import CONTROLLERS
+from learner.memory import ADVANTAGE, REHEARSAL, Memory
+from learner.rehearsal import Spear
+from learner.train import Hooks, train
+from tests.cluster.lap import Lap, Limits
+from tests.learner.groups import each
+from tests.learner.test_train import TableEngine, Workers, mix, rows, section_of
+
+LIMITS = Limits(4, max_staleness=1)
+
+
+@pytest.fixture
+def workers(buffer, monkeypatch) -> Workers:
+    monkeypatch.setattr(cutting, "POLL_S", 0.2)
+    return Workers(Lap(buffer, LIMITS))
+
+
+def memory() -> Memory:
+    fading = CONTROLLERS["cosine"].model_validate({"key": "learner.loss.entropy_coef", "start": 0.1, "steps": 4})
+    rehearsal = Spear(buffer_size=8, trigger=1.0, tolerate_steps=2, ramp_steps=4)
+    return Memory({ADVANTAGE: GroupAdvantage(), REHEARSAL: rehearsal, "controllers.0": fading})
+
+
+def trained(workers: Workers, engine: TableEngine, remembered: Memory, checkpoint: Any = lambda done: None) -> None:
+    train(
+        section_of(8), workers.lap.buffer, engine, workers, each(mix), policy="policy", epoch=workers.lap.epoch,
+        memory=remembered, hooks=Hooks(at_step=workers.sample, checkpoint=checkpoint),
+    )  # fmt: skip
+
+
+def told(metrics: dict[str, float]) -> dict[str, float]:
+    return {k: v for k, v in metrics.items() if k.startswith(("replay/", "settings/", "learner/rollouts", "loss/"))}
+
+
+def test_steps_repeated_after_a_crash_replay_the_same_and_leave_the_same_memory(workers, tmp_path):
+    buffer, engine, first = workers.lap.buffer, TableEngine(), memory()
+    saved: dict[int, tuple[Manifest, np.ndarray]] = {}
+
+    def checkpoint(done: int) -> None:
+        if done == 3:
+            first.save(tmp_path)
+            saved[done] = buffer.snapshot("policy", workers.lap.epoch, done), engine.table.detach().numpy().copy()
+
+    trained(workers, engine, first, checkpoint)
+    before = [told(row["metrics"]) for row in rows(buffer)]
+    replayed = [row["replay/num_rollouts"] for row in before]
+    assert max(replayed) == 8
+    assert 0 in replayed, "the buffer is emptied by a replay"
+    assert max(replayed[3:]) > 0, "the steps that are repeated must have something to replay"
+    record = buffer.recorded("policy", replayed.index(8))
+    assert record is not None
+    own = sum(np.isfinite(r).sum() for r in record.rewards)
+    assert before[record.step]["learner/rollouts"] == own + 8
+    assert all(r.advantages[0][0] > 0 for r in record.replayed), "only what is above the baseline"
+    assert record.settings == {"learner.loss.entropy_coef": before[record.step]["settings/learner.loss.entropy_coef"]}
+    assert [row["settings/learner.loss.entropy_coef"] for row in before[4:]] == [0.0] * 4
+
+    manifest, table = saved[3]
+    again = memory()
+    again.load(tmp_path)
+    second = TableEngine()
+    second.step = 3
+    second.table.data.copy_(engine.table.new_tensor(table))
+    workers.lap.start(manifest)
+    trained(workers, second, again)
+    after = [told(row["metrics"]) for row in rows(buffer)[8:]]
+    assert [row["replay/num_rollouts"] for row in after] == replayed[3:]
+    for one, other in zip(before[3:], after, strict=True):
+        for name in one:
+            assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
+    assert again.of(REHEARSAL) == first.of(REHEARSAL)
+    assert again.settings() == first.settings()

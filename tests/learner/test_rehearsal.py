@@ -1,0 +1,134 @@
+"""SPEAR (arXiv:2509.22601): the catalogue's figures, what is kept and for how long, what a batch makes of replays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.config import LearnerSection
+from cluster.types import CutRecord, Event, Group, decode, encode
+from learner.controllers.schedules import Cosine, cosine
+from learner.covariance import covariances, left_out
+from learner.cut import Cut
+from learner.hindsight import Hindsight
+from learner.losses import ClippedCovariance
+from learner.memory import REHEARSAL, Memory
+from learner.pack import pack
+from learner.rehearsal import Spear, baseline, num_replayed
+from learner.tokens import Tokens
+from rewards.base import Services
+from rewards.signals.events import Events
+from tests.rewards.groups import group
+
+
+def cut_of(step: int, groups: list[Group], rewards: list[list[float]], advantages: list[list[float]]) -> Cut:
+    credit = tuple(tuple(np.array([a], np.float32) for a in of) for of in advantages)
+    record = CutRecord("policy", step, tuple(g.id for g in groups), tuple(map(np.array, rewards)), credit)
+    return Cut(record, groups)
+
+
+def used(group: Group) -> Group:
+    return replace(group, rollouts=tuple(replace(r, events=(Event("call", 0),)) for r in group.rollouts))
+
+
+def test_the_schedules_of_the_catalogue():
+    scale = [Spear().scale * (1 - cosine(step, 300)) for step in (50, 100, 300, 400)]
+    assert scale == pytest.approx([0.0669873, 0.25, 1.0, 1.0], abs=1e-7)
+    bonus = min(1, 0.1 * 5) * Cosine(key="rewards.1.weight", steps=200).patch(50)["rewards.1.weight"]
+    assert bonus == pytest.approx(0.4267767, abs=1e-7)
+
+
+def test_the_baseline_is_the_median_of_group_means():
+    assert baseline([0.2, 0.5, 0.9]) == 0.5
+    assert np.isnan(baseline([]))
+    assert [num_replayed(n, 32) for n in (45, 48, 49, 63, 64, 200)] == [0, 0, 32, 32, 32, 32]
+    assert num_replayed(49, 100, trigger=0.4) == 32
+
+
+def test_who_is_above_the_baseline_is_trained_on_again_for_the_difference():
+    plugin = Spear(buffer_size=1, trigger=0.5, ramp_steps=100, scale=1.0)
+    memory = {"means": [0.2, 0.5], "kept": []}
+    groups = [group("a", "b", seq=0), group("c", "d", seq=1)]
+    now = cut_of(50, groups, [[1.0, 0.8], [0.4, 0.1]], [[0.1, -0.1], [0.15, -0.15]])
+    (replayed,) = plugin.chosen(memory, groups, now.record)
+    # The means are 0.2, 0.5, 0.9 and 0.25: the median is 0.375. 'a' and 'c' have positive advantages, 0.625 and 0.025.
+    assert {r.text for r in replayed.group.rollouts} <= {"a", "c"}
+    gain = {"a": 1.0 - 0.375, "c": 0.4 - 0.375}[replayed.group.rollouts[0].text]
+    assert replayed.advantages[0][0] == pytest.approx(0.5 * gain)
+    only_better = cut_of(50, groups, [[1.0, 0.8], [0.1, 0.0]], [[0.1, -0.1], [0.05, -0.05]])
+    (one,) = plugin.chosen(memory, groups, only_better.record)
+    assert one.group.rollouts[0].text == "a", "0.1 is below the baseline"
+
+
+def test_the_buffer_forgets_the_old_the_truncated_and_those_without_a_tool_and_is_emptied_by_a_replay():
+    plugin = Spear(buffer_size=2, trigger=1.0, tolerate_steps=2, event="call")
+    memory = plugin.begin()
+    groups = [used(group("a", "b", seq=0))]
+    memory = plugin.after(memory, cut_of(0, groups, [[1.0, 0.0]], [[0.5, -0.5]]))
+    assert [decode(k["group"], Group).rollouts[0].text for k in memory["kept"]] == ["a"]
+    memory = plugin.after(memory, cut_of(1, [group("x", "y")], [[1.0, 0.0]], [[0.5, -0.5]]))
+    short = replace(groups[0], rollouts=tuple(replace(r, finish="length") for r in groups[0].rollouts))
+    memory = plugin.after(memory, cut_of(2, [short], [[1.0, 0.0]], [[0.5, -0.5]]))
+    assert [k["step"] for k in memory["kept"]] == [0], "neither a tool nor a whole rollout"
+    assert plugin.after(memory, cut_of(3, [], [], []))["kept"] == [], "older than two steps"
+    several = [used(group("a", "b", "c", "d", seq=i)) for i in range(2)]
+    now = cut_of(3, several, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2)
+    now.record = Memory({REHEARSAL: plugin}).completed(now.record, several)
+    assert len(now.record.replayed) == 2
+    assert now.record.metrics["replay/num_rollouts"] == 2
+    assert plugin.after(memory, now)["kept"] == []
+    assert plugin.chosen(memory, several, now.record)[0].group.id == now.record.replayed[0].group.id, "not by chance"
+    assert decode(encode(now.record), CutRecord).replayed[0].rewards.tolist() == [1.0]
+
+
+def test_a_batch_has_the_replays_behind_its_own_and_older():
+    plugin = Spear(buffer_size=2, trigger=1.0, ramp_steps=1)
+    groups = [group("aa", "b", "cc", "d", seq=i) for i in range(2)]
+    now = cut_of(3, groups, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2)
+    record = Memory({REHEARSAL: plugin}).completed(now.record, groups)
+    section = LearnerSection()
+    plain, with_replays = pack(groups, now.record, section), pack(groups, record, section)
+    more = sum(r.num_tokens for replayed in record.replayed for r in replayed.group.rollouts)
+    assert with_replays.num_rollouts == plain.num_rollouts + 2
+    assert with_replays.num_tokens == plain.num_tokens + more
+    hindsight = Hindsight()
+    for micro in with_replays.micros:
+        hindsight.hear(micro, torch.full(micro.tokens.shape, -0.5))
+    seen = hindsight.take(groups, record, section)
+    assert all(np.isfinite(values).sum() == r.num_tokens for of, g in zip(seen, groups, strict=True)
+               for values, r in zip(of, g.rollouts, strict=True))  # fmt: skip
+    advantages = np.concatenate([m.advantages[m.loss_mask] for m in with_replays.micros])
+    assert np.isclose(advantages, 0.5).sum() == 2 * 3 + more  # R − P50 = 1 − 0.5 at full strength, as it happens
+
+
+def test_the_covariance_clip_of_the_catalogue():
+    advantages, logprobs = torch.tensor([[2.0, -1.0, -1.0]]), torch.tensor([[0.0, -2.0, -4.0]])
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    assert covariances(advantages, logprobs, mask).tolist() == [[4.0, 0.0, 2.0]]
+    bounds = {"low": 1.0, "high": 40.0, "frac": 2e-4, "clip_low": 0.2, "clip_high": 0.2}
+    out = left_out(advantages, logprobs, logprobs, mask, **bounds)
+    assert out.sum() == 1
+    assert not out[0, 1]
+    assert left_out(advantages, logprobs, logprobs, mask, **bounds | {"frac": 1.0}).tolist() == [[True, False, True]]
+    stopped = left_out(advantages, logprobs, logprobs - torch.tensor([[1.0, 0, 0]]), mask, **bounds | {"frac": 1.0})
+    assert stopped.tolist() == [[False, False, True]], "its ratio is clipped already"
+    tokens = Tokens(mask, mask.float(), logprobs, advantages, torch.zeros(1, 3, dtype=torch.long), mask.long())
+    loss, metrics = ClippedCovariance(low=1, high=40, frac=1.0).loss(logprobs, tokens)
+    assert loss.item() == pytest.approx(1.0), "only the second token's −A · ratio is left"
+    assert metrics["loss/covariance_clip_frac"] == 2
+
+
+async def test_the_bonus_for_tools_is_bounded():
+    calls = [0, 5, 30]
+    plain = group("a", "b", "c")
+    rollouts = tuple(
+        replace(r, events=(Event("call", 0),) * n + (Event("other", 0),))
+        for r, n in zip(plain.rollouts, calls, strict=True)
+    )
+    services = Services()
+    scores = await Events(event="call").score(replace(plain, rollouts=rollouts), services)
+    services.close()
+    assert scores.values == pytest.approx([0.0, 0.5, 1.0])
