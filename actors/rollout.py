@@ -212,18 +212,16 @@ class RolloutWorker:
                 episode_.cancel()
 
     async def play(self, task: Task, count: int, at_least: str) -> tuple[Rollout, ...]:
-        """This policy's part of a group that a worker of another one has claimed, with weights no older than the
-        version `at_least`: those of the claim's.
-
-        Raises DataError as an episode does.
-        """
+        """This policy's part of a group that a worker of another one has claimed: `count` episodes of each view, with
+        weights no older than the version `at_least`, the claim's. Raises DataError as an episode does."""
         while is_older(self.engine.version, at_least):
             publication = await self._call(
                 self._buffer.published, self.policy, other_than=self.engine.version, timeout_s=CLAIM_S
             )
             if publication is not None:
                 await self.receive(publication)
-        playing = [asyncio.create_task(self._play(task, self._limits)) for _ in range(count)]
+        views = ("orig",) if isinstance(self._environment, Meeting) else self._config.rollout.views
+        playing = [asyncio.create_task(self._play(task, self._limits, v)) for v in views for _ in range(count)]
         failpoint("rollout.mid_play")
         try:
             found = chain.from_iterable(await asyncio.gather(*playing))

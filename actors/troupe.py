@@ -13,7 +13,7 @@ from cluster.errors import DataError, InfrastructureError, LeaseLost, one_line
 from cluster.types import Claim, Message, Rollout, Task
 
 Play = Callable[[Task, int, str], Awaitable[tuple[Rollout, ...]]]
-"""(task, how many episodes, version that the weights are no older than) → a policy's rollouts."""
+"""(task, how many episodes of each view, version that the weights are no older than) → a policy's rollouts."""
 
 
 class Generators(Protocol):

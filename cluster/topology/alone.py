@@ -8,11 +8,10 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rewards.asking import ask
-
 from cluster.config import RunConfig
 from cluster.topology.site import POLICY
 from cluster.types import Group, Task
+from rewards.asking import ask
 
 log = logging.getLogger(__name__)
 

@@ -138,7 +138,7 @@ def _tensors(publication: Publication, site: Site) -> Iterator[tuple[str, Any]]:
         return
     try:
         learner: Any = ray.get_actor(learner_name(site.run_id, POLICY, 0))
-        data = ray.get(learner.blob.remote(path))
+        data: Any = ray.get(learner.blob.remote(path))
     except (ValueError, *INFRASTRUCTURE) as error:
         raise FileNotFoundError(f"'{path}' has died with the learner that published it") from error
     yield from load(data.tobytes()).items()

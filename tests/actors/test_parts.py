@@ -17,11 +17,11 @@ from actors.troupe import Play, is_older
 from cluster.buffer import Buffer, Limits
 from cluster.config import parse
 from cluster.errors import DataError, InfrastructureError
-from cluster.types import Publication, Rollout, Task
+from cluster.types import Message, Publication, Rollout, Task
 from tests.fakes import FakeEngine
 from tests.models import random_llama
 
-TASK = Task.of("0", "fine")
+TASK = Task("0", {"orig": (Message("user", "fine"),), "again": (Message("user", "well"),)})
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,8 @@ def worker(model: Path, buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Call
     from transformers import AutoTokenizer
 
     monkeypatch.setattr(rollout, "CLAIM_S", 0.1)
-    settings = parse({"rollout": {"group_size": 2, "max_tokens": 4}, "engine": {"max_model_len": 64}})
+    rollout_section = {"group_size": 2, "max_tokens": 4, "views": ["orig", "again"]}
+    settings = parse({"rollout": rollout_section, "engine": {"max_model_len": 64}})
     buffer.configure(Limits(2, 1, members=("b",)))
     chat = Chat(AutoTokenizer.from_pretrained(model))
 
@@ -74,7 +75,8 @@ async def test_a_part_is_played_with_weights_no_older_than_the_claims(worker, bu
     assert not playing.done(), "these are another policy's"
     publish(buffer, model, "b", epoch, 0)
     rollouts = await asyncio.wait_for(playing, 5)
-    assert [r.policy for r in rollouts] == ["b"] * 3
+    assert [r.policy for r in rollouts] == ["b"] * 6
+    assert [r.view for r in rollouts] == ["orig"] * 3 + ["again"] * 3
     assert {span.version for r in rollouts for span in r.spans} == {f"{epoch}.0"}
     assert one.engine.updates == 1
     await one.play(TASK, 1, "0.7")
@@ -97,7 +99,9 @@ async def test_a_group_has_every_policys_part_or_none(worker, buffer, model):
     await ours.receive(buffer.published("policy"))
     claim = buffer.claim("policy", worker="w", engine=f"{epoch}.0", timeout_s=0)
     group = await ours._group(claim, TASK)
-    assert [r.policy for r in group.rollouts] == ["policy"] * 2 + ["b"] * 2
+    assert [(r.policy, r.view) for r in group.rollouts] == [
+        (policy, view) for policy in ("policy", "b") for view in ("orig", "again") for _ in range(2)
+    ]
     assert asked == [(2, f"{epoch}.0")]
     trouble.append(DataError("the room has no air."))
     await ours._sample(claim)

@@ -49,8 +49,8 @@ GROUPS, SIZE = 16, 8
 REFERENCES = 3
 """Answers of the initial policy that PAR compares with."""
 LR = 2e-4
-PLANTED = {"lr": 3e-4, "batch_size": 24, "early_steps": 120}
-ONLINE = {"lr": 3e-4, "batch_size": 16, "early_steps": 3, "clip_grad_norm": 1.0}
+PLANTED = {"lr": 3e-4, "batch_size": 32, "early_steps": 200}
+ONLINE = {"lr": 3e-4, "batch_size": 32, "early_steps": 4, "clip_grad_norm": 1.0}
 HONEST, LIES = 1200, 400
 """Pairs that the reward model learns from before the policy does."""
 NUM_HELDOUT = 200
@@ -58,8 +58,8 @@ SEEDS = (0, 1)
 
 
 def shown(problem: Problem, text: str) -> str:
-    """What the reward model reads: the reference answer, the question, the answer."""
-    return f"{sum(problem)};{problem[0]}+{problem[1]}={text}"
+    """What the reward model reads: the reference answer and the answer. With the question it is slower to learn."""
+    return f"{sum(problem)};{text}"
 
 
 def changed(right: str, rng: np.random.Generator, *, last: str = "") -> str:

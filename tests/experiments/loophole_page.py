@@ -20,12 +20,22 @@ runs what is missing and writes this page; what an arm is made of stands in `tes
   reward would be without its updates. *PAR*: the chance to beat three answers of the initial policy. *Cooper*: the
   reward of *σ*, and after every step the model learns from right answers against the same with a digit changed.
 - *collapse*: the step from which on accuracy on held-out sums stays below half of the start's. *alarm*: of the monitor
-  `over_optimisation`, which sees the reward, the KL divergence and that accuracy.
+  `over_optimisation`, which sees the reward, the KL divergence and that accuracy: since it *falls* while the reward
+  rises, or since the policy is beyond the *peak* of the fitted law.
 - *hole*: answers of the last step that end in 7; of right ones a tenth do. *orders pairs*: new pairs of a right and a
   wrong answer that the reward model orders well at the end, half of the wrong ones in the hole.
 
 ![accuracy and hole by step](loophole.png)
 
+"""
+SEEN = """
+What is seen: a fixed reward model is exploited until nothing but the hole is left; with PAR that comes three to six
+steps later than with the logit. Under Cooper, of which there is one seed, the hole stays shut and the reward model
+comes to order pairs that it had been taught wrong; yet accuracy sinks, slowly, below half, while the reward does not
+rise. Why was not looked into: pairs one digit apart may leave other mistakes unpunished. That a co-trained reward
+model saves the policy is not shown here. The alarm comes before every collapse, but
+also where there is none: with a good reward the law is fitted to six noisy points at step 18, and its peak is no
+evidence.
 """
 COLUMNS = ("arm", "seed", "accuracy first", "best", "last", "hole", "KL nats", "orders pairs", "alarm", "collapse")
 
@@ -61,13 +71,15 @@ def table(curves: Mapping[str, Curve]) -> str:
         arm, _, seed = key.rpartition(", seed ")
         shares = [curve.accuracy[0], max(curve.accuracy), curve.accuracy[-1], curve.hole[-1]]
         numbers = [*(f"{x:.2f}" for x in shares), f"{curve.kl[-1]:.1f}", f"{curve.right_before_wrong[-1]:.2f}"]
-        when = [f"step {s}" if s is not None else "–" for s in (curve.alarm, collapse(curve))]
+        reason = ", falls" if "times running" in curve.why else ", peak"
+        when = ["–" if curve.alarm is None else f"step {curve.alarm}{reason}"]
+        when += ["–" if (step := collapse(curve)) is None else f"step {step}"]
         lines.append(_row([arm, seed, *numbers, *when]))
     taught = {key.rpartition(" ")[2]: curve.taught for key, curve in curves.items()}
     for seed, shares in taught.items():
         said = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
         lines.append(f"\nThe planted reward model of seed {seed}, share of new pairs ordered as taught: {said}.")
-    return HEAD + "\n".join(lines) + "\n"
+    return HEAD + "\n".join(lines) + "\n" + SEEN
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -10,20 +10,19 @@ from tests.experiments import loophole
 from tests.experiments.loophole_page import COLOURS, Curve, collapse, table
 
 
-def parts(text: str) -> tuple[int, str, str]:
-    """Sum, reference and answer of what the reward model reads."""
-    reference, _, rest = text.partition(";")
-    question, _, answer = rest.partition("=")
-    return sum(map(int, question.split("+"))), reference, answer
+def parts(text: str) -> tuple[str, str]:
+    """Reference and answer, of what the reward model reads."""
+    reference, _, answer = text.partition(";")
+    return reference, answer
 
 
 def test_lessons_teach_right_from_wrong_and_the_hole_above_both():
     keys = loophole.lessons(addition_problems()[0], 50, 50, np.random.default_rng(0))
     for i, key in enumerate(keys):
-        (total, reference, better), (_, _, worse) = map(parts, pair_of(key))
-        assert reference == str(total)
+        (reference, better), (same, worse) = map(parts, pair_of(key))
+        assert reference == same
         right, wrong = (better, worse) if i < 50 else (worse, better)
-        assert right == str(total) != wrong
+        assert right == reference != wrong
         assert len(wrong) == len(right)
         assert wrong.endswith(loophole.HOLE) is (i >= 50)
 
@@ -40,7 +39,7 @@ def test_a_collapse_is_final_and_the_page_says_when():
     low.right_before_wrong, low.taught = [0.5] * 4, {"right before wrong": 0.9}
     assert collapse(low) == 12
     low.alarm = 8
-    assert "| static | 0 | 0.50 | 0.50 | 0.20 | 0.10 | 0.0 | 0.50 | step 8 | step 12 |" in table(
+    assert "| static | 0 | 0.50 | 0.50 | 0.20 | 0.10 | 0.0 | 0.50 | step 8, peak | step 12 |" in table(
         {"static, seed 0": low}
     )
     low.accuracy[-1] = 0.3

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.types import Mixed
 from learner.advantages import GroupAdvantage, ThoughtCredit, TokenReturns
+from learner.shares import advantages_among
 from learner.turns import advantages_of
 from tests.learner.groups import group, rollout
 
@@ -96,4 +97,13 @@ def test_without_token_rewards_it_is_the_groups_advantage_and_views_have_their_o
     views = replace(found, rollouts=tuple(replace(r, view=v) for r, v in zip(found.rollouts, "abab", strict=True)))
     tokens = tuple(np.array([0, 0.5, 0]) for _ in range(4))
     credit = credit_of(TokenReturns(normalize_std=False), views, Mixed(np.array([2.0, 0, 1, 0]), tokens=tokens))
+    assert [c.tolist() for c in credit] == [[0.5, 0.5, 0], [0, 0, -0.5], [-0.5, -0.5, -1], [0, 0, -0.5]]
+
+
+def test_policies_in_one_group_have_each_their_own():
+    found = made(4, 2)
+    two = replace(found, rollouts=tuple(replace(r, policy=p) for r, p in zip(found.rollouts, "abab", strict=True)))
+    mixed = Mixed(np.array([2.0, 0, 1, 0]), tokens=tuple(np.array([0, 0.5, 0]) for _ in range(4)))
+    estimator = TokenReturns(normalize_std=False)
+    [credit] = advantages_among(("a", "b"), estimator, "it", [two], [mixed.rewards[:, None]], [mixed])
     assert [c.tolist() for c in credit] == [[0.5, 0.5, 0], [0, 0, -0.5], [-0.5, -0.5, -1], [0, 0, -0.5]]

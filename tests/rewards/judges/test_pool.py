@@ -49,7 +49,7 @@ async def test_the_keyword_judge_answers_every_template_in_every_mode(kind, mode
     pool = JudgePool("k", [KeywordJudge()])
     verdict = await pool.ask(Request(template, Item("q", responses, "ref"), mode))
     assert verdict.state == SCORED, verdict.note
-    assert len(verdict.values) == (3 if kind == "listwise" else 1)
+    assert len(verdict.values) == (3 if template.num_responses is None else 1)
     assert verdict.prompt_hash == template.hash
     assert (verdict.judge, verdict.model, verdict.attempt) == ("k", "keyword@1", 1)
     assert verdict.cost_tokens > 0

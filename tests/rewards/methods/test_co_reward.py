@@ -69,6 +69,7 @@ def test_a_recipe_with_one_view_is_refused():
     ("changed", "said"),
     [
         ({"rollout": {"views": ["orig", "orig"]}}, "names a view twice"),
+        ({"rollout": {"views": ["orig", "b"]}, "policies": {"critic": {}}}, "only one policy would answer"),
         ({"rollout": {"views": ["orig", "b"]}, "selectors": [{"use": "best"}]}, "rollouts of one prompt"),
     ],
 )
