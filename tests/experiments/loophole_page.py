@@ -36,6 +36,9 @@ rise. Why was not looked into: pairs one digit apart may leave other mistakes un
 model saves the policy is not shown here. The alarm comes before every collapse, but
 also where there is none: with a good reward the law is fitted to six noisy points at step 18, and its peak is no
 evidence.
+
+This is the second setting that was tried. In the first, one seed, the reward model read the question too and ordered
+only 71 % of new pairs of right and wrong; all else ended alike, and Cooper at an accuracy of 0.09.
 """
 COLUMNS = ("arm", "seed", "accuracy first", "best", "last", "hole", "KL nats", "orders pairs", "alarm", "collapse")
 
