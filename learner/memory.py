@@ -74,7 +74,8 @@ class Memory:
         found: dict[str, Any] = {}
         for name, plugin in self._plugins.items():
             if callable(patch := getattr(plugin, "patch", None)):
-                found |= patch(self.of(name))
+                settings: Any = patch(self.of(name))
+                found |= settings
         return found
 
     @property

@@ -33,6 +33,7 @@ class GameTasks(TaskSource):
 
     def _task(self, first: int, index: int) -> Task:
         game = self.games[index % len(self.games)]
-        alone = {"seat": str(index // len(self.games) % 2)} if first else {}
+        alone: dict[str, Any] = {"seat": str(index // len(self.games) % 2)} if first else {}
         more = {"options": self.options[game]} if game in self.options else {}
-        return Task.of(f"{game}/{first + index}", "", source=game, game=game, seed=first + index, **alone, **more)
+        meta: dict[str, Any] = {"game": game, "seed": first + index, **alone, **more}
+        return Task.of(f"{game}/{first + index}", "", None, source=game, **meta)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ class Generators:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self.shares = {name: section.rollouts for name, section in site.config.generators.items()}
+        self.shares: Mapping[str, int] = {name: section.rollouts for name, section in site.config.generators.items()}
         self._number = dict.fromkeys(self.shares, 0)
         """Of the newest that was there: who is replaced has a successor with a higher one."""
 
