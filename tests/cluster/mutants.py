@@ -93,7 +93,9 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     # Rule 9: engines that are behind.
     "engines behind claim": {"claim": ("tonumber(ARGV[5]) < math.max(version, state('published_step'))", "false")},
     "engines of a dead epoch claim": {"claim": ("tonumber(ARGV[4]) ~= epoch or", "")},
-    "a resume keeps the published weights": {"resume": ("call('HDEL', own .. 'state', 'published_step')", "")},
+    "a resume keeps the published weights": {
+        "resume": ("call('HDEL', own .. 'state', 'published_step', 'left_at')", "")
+    },
     # Rule 10: leases and deadlines.
     "leases do not pass": {"prelude": ("drop(passed[i], 'lease_expired', true)", "")},
     "score deadlines do not pass": {
