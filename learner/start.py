@@ -102,7 +102,7 @@ def learn(
         stage=stage,
         before_step=recorder.before,
         after_step=recorder.after,
-        logprobs=hindsight.hear if hindsight else Hooks.logprobs,
+        logprobs=hindsight.hear if hindsight else Hooks().logprobs,
         at_step=lambda done, cut: _tell(told, buffer, keeper, hindsight, done, cut),
         checkpoint=saver.when_due,
     )
