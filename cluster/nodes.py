@@ -53,6 +53,7 @@ def start_ray(config: RunConfig) -> None:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(
+        "local",  # also where another Ray runs on this machine
         # Logical places, not cores: on a laptop engine and learner share what is there.
         num_cpus=max(os.cpu_count() or 1, int(needed_cpus(config)) + SPARE_PLACES),
         include_dashboard=False,
