@@ -18,7 +18,7 @@ from rewards.shaping.base import Shaper
 class Running:
     """Statistics of all scores so far."""
 
-    count: int = 0
+    count: float = 0
     mean: float = 0.0
     squares: float = 0.0
     """Sum of squared differences from the mean."""

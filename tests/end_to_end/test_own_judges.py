@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -26,6 +27,13 @@ from tests.end_to_end.test_scale import scale
 from tests.models import random_llama
 
 DIGITS = ", ".join(f'"{d}" = "level"' for d in range(10))
+# What a judge in one Python process can follow: it would label nothing in time of 200 rollouts a second.
+PACE = [
+    "rollout.group_size=4",
+    "learner.groups_per_step=4",
+    "rollout.concurrent_groups=8",
+    "engine.options={delay_s=0.5}",
+]
 SHORT = f'{{ instructions = "judge", body = "{{question}}{{response}}=", levels = {{ {DIGITS} }} }}'
 
 
@@ -49,8 +57,10 @@ def recipe(tmp_path: Path, *judges: str, when: str = "late", alone: bool = False
 def scores_of(run: Path, name: str) -> Iterator[tuple[int, Scores]]:
     """(step, scores) of trained groups, as far as they had scores when the batch was cut."""
     for path in kept.files(run / "groups"):
-        for entry in kept.index(path):
-            group = kept.read(path, entry)
+        groups = []
+        with contextlib.suppress(FileNotFoundError):  # trimmed meanwhile: the run goes on
+            groups = [kept.read(path, entry) for entry in kept.index(path)]
+        for group in groups:
             if name in group.scores:
                 yield group.step, group.scores[name]
 
@@ -150,8 +160,8 @@ def test_a_run_outlives_its_judge(tmp_path):
     server = stand_in(port)
     try:
         path = recipe(tmp_path, section, away="timeout_s = 10.0")
-        with judged(tmp_path, path, *FAKE, "rollout.concurrent_groups=16") as (process, log, run):
-            until(lambda: known(run, "away"), process, log, 240)
+        with judged(tmp_path, path, *FAKE, *PACE) as (process, log, run):
+            until(lambda: known(run, "away"), process, log, 120)
             server.kill()
             server.wait()
             time.sleep(10)
