@@ -248,3 +248,31 @@ def _command(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.NoSuchProcess:
         return []
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(1800)
+def test_a_small_language_model_in_its_own_engine_labels_what_a_game_says(tmp_path):
+    """ONI on MiniHack with SmolLM2-135M-Instruct as the judge; how well it judges is not asked."""
+    pytest.importorskip("minihack")
+    serve = "{max_model_len=2048,enforce_eager=true,kv_cache_memory_bytes=268435456,max_num_seqs=8}"
+    overrides = [
+        f'judges.judge={{kind="vllm",model="smollm2",deadline_s=120.0,options={serve}}}', "distilled.oni.batch_size=4",
+        "distilled.oni.max_in_flight=2", "rollout.group_size=4", "rollout.concurrent_groups=4",
+        "learner.groups_per_step=2", "evaluation.every_steps=0", "evaluation.max_tasks=2", "tracking.live_table=false",
+    ]  # fmt: skip
+
+    def labels(run: Path) -> float:
+        return max((r.get("distilled/oni_num_labels") or 0 for r in jobs.rows(run)), default=0)
+
+    with judged(tmp_path, "oni_minihack.toml", *overrides) as (process, log, run):
+        jobs.wait_for_step(run, 3, process, log, timeout_s=600)
+        assert labels(run) < 20, "training waited for labels"
+        until(lambda: labels(run) >= 20, process, log, 900)
+        records = archived(run)
+    asked = [r for r in records if r.judge.startswith("judge:")]
+    assert asked
+    assert {c.model for r in asked for c in r.completions} == {"smollm2"}
+    assert any(c.text.strip() for r in asked for c in r.completions), "every raw answer is empty"
+    last = [r for r in jobs.rows(run) if "distilled/oni_good_frac" in r][-1]
+    assert 0 <= last["distilled/oni_good_frac"] <= 1
