@@ -40,6 +40,8 @@ def _measure(kind: str, python: Path, model_dir: Path, directory: Path) -> Figur
     for pair in range(PAIRS):
         ours.append(laps.run(directory, f"{kind}-{pair}", kind, steps=STEPS[kind][0]))
         other.append(_trl(python, model_dir, kind, STEPS[kind][1], directory / f"{kind}-{pair}-trl.json"))
+    longer = ours[0].mean("rollout/length_tokens") / other[0]["trained_mean_tokens"]
+    assert 0.8 < longer < 1.25, f"{kind}: ours are {longer:.2f} times as long as TRL's: another task"
     details = {
         "mean_tokens": ours[0].mean("rollout/length_tokens"),
         "trl_mean_tokens": other[0]["trained_mean_tokens"],

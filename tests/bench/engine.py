@@ -14,7 +14,17 @@ from actors.engine import Sample, VllmEngine
 from tests.bench.lengths import draws
 
 
-class DrawnEngine(VllmEngine):
+class Endless(VllmEngine):
+    """No token ends a rollout: it is as long as it may be.
+
+    vLLM stops at the model's own last token, whatever other ones it is told to stop at.
+    """
+
+    async def _generate(self, prompt: Sequence[int], **sampling: Any) -> Any:
+        return await super()._generate(prompt, ignore_eos=True, **sampling)
+
+
+class DrawnEngine(Endless):
     def __init__(self, *arguments: Any, stop_tokens: Sequence[int], version: str) -> None:
         super().__init__(*arguments, stop_tokens=(), version=version)
         self._lengths = draws(os.environ["KANABO_BENCH_LENGTHS"])

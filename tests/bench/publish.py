@@ -44,24 +44,24 @@ def measure() -> list[Figure]:
 async def _measure() -> Figure:
     from transformers import AutoModelForCausalLM
 
-    from actors.engine import VllmEngine
     from actors.models import prepare
     from actors.rollout import INITIAL
     from cluster.buffer import Buffer, Limits
     from cluster.config import parse
     from cluster.store import Store
     from learner.publish import PullPublisher
+    from tests.bench.engine import Endless
 
     config = parse(
         {
             "model": {"path": MODEL, "dtype": DTYPE},
-            "engine": {"max_model_len": 256, "max_num_seqs": IN_FLIGHT, "options": {"generation_config": "vllm"}},
+            "engine": {"max_model_len": 256, "max_num_seqs": IN_FLIGHT},
         }
     )
     model_dir = prepare(config.model, config.seed)
     learner: Any = Held(AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPE))
     num_bytes = sum(t.nbytes for t in learner.tensors.values())
-    engine = VllmEngine(model_dir, config, stop_tokens=[], version=INITIAL)
+    engine = Endless(model_dir, config, stop_tokens=[], version=INITIAL)
     await engine.start()
     writes: list[float] = []
     pauses: list[float] = []

@@ -52,7 +52,6 @@ async def _measure(load: Load) -> Figure:
     from transformers import AutoTokenizer
 
     from actors.chat import Chat
-    from actors.engine import VllmEngine
     from actors.environments import ENVIRONMENTS
     from actors.models import prepare
     from actors.rollout import INITIAL, RolloutWorker
@@ -61,6 +60,7 @@ async def _measure(load: Load) -> Figure:
     from cluster.config import parse
     from cluster.store import Store
     from cluster.types import Publication
+    from tests.bench.engine import Endless
 
     config = parse(
         {
@@ -74,13 +74,12 @@ async def _measure(load: Load) -> Figure:
                 "max_model_len": 256,
                 "max_num_seqs": load.max_num_seqs,
                 "kv_cache_gib": 1.0,
-                "options": {"generation_config": "vllm"},  # no stop token of the model's own
             },
         }
     )
     model_dir = prepare(config.model, config.seed)
     chat, tasks = Chat(AutoTokenizer.from_pretrained(model_dir)), Addition().train()
-    engine = VllmEngine(model_dir, config, stop_tokens=[], version=INITIAL)
+    engine = Endless(model_dir, config, stop_tokens=[], version=INITIAL)
     await engine.start()
     with tempfile.TemporaryDirectory() as directory, Store(Path(directory)) as store:
         buffer = Buffer(store.url, "bench")
@@ -110,6 +109,8 @@ async def _measure(load: Load) -> Figure:
             return await _bare(engine._llm, prompts, load) / (time.monotonic() - begun)
 
         done = list(await groups())
+        lengths = {r.num_tokens for s in done for r in s.group.rollouts}
+        assert lengths == {load.max_tokens}, f"{load.name}: rollouts of {sorted(lengths)} tokens"
         rates = await alternate_here(ours, other)
         await worker.stop()
         await running
@@ -126,7 +127,7 @@ async def _bare(llm: Any, prompts: list[list[int]], load: Load) -> int:
     from vllm.sampling_params import RequestOutputKind
 
     params = SamplingParams(
-        max_tokens=load.max_tokens, temperature=1.0, logprobs=0, flat_logprobs=True, detokenize=False,
+        max_tokens=load.max_tokens, temperature=1.0, ignore_eos=True, logprobs=0, flat_logprobs=True, detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )  # fmt: skip
     places = asyncio.Semaphore(load.concurrent_groups * load.group_size)

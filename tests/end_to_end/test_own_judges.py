@@ -253,7 +253,7 @@ def _command(process: psutil.Process) -> list[str]:
 @pytest.mark.verify
 @pytest.mark.timeout(1800)
 def test_a_small_language_model_in_its_own_engine_labels_what_a_game_says(tmp_path):
-    """ONI on MiniHack with SmolLM2-135M-Instruct as the judge. Most of its answers cannot be read, which is no label."""
+    """ONI on MiniHack with SmolLM2-135M-Instruct as the judge. Most of its answers are unreadable: no label."""
     pytest.importorskip("minihack")
     serve = "{max_model_len=2048,enforce_eager=true,kv_cache_memory_bytes=268435456,max_num_seqs=8}"
     overrides = [
