@@ -35,7 +35,7 @@ class Page:
         """Exceptions of its scripts, and what its console calls an error."""
 
     async def open(self, address: str, *, width: int = WIDE, dark: bool = False) -> None:
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == NARROW}
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self._call("Emulation.setDeviceMetricsOverride", **size)
         await self._call("Emulation.setEmulatedMedia", features=[scheme])
