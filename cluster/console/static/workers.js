@@ -37,7 +37,7 @@ function section(role, [title, what], actors, leased, staffed) {
       h("th", {}, a.name),
       h("td", {}, health(a)),
       role === "rollout" ? h("td", { className: "number" }, num(leased[a.name] ?? 0)) : null,
-      h("td", {}, a.says),
+      h("td", { className: "does" }, a.says),
       h("td", { className: "number" }, a.answered_s === null ? "–" : `${seconds(Math.round(a.answered_s))} ago`),
     );
   const table = h("table", {}, h("thead", {}, h("tr", {}, columns.map((c) => h("th", {}, c)))), h("tbody", {}, mine.map(row)));
