@@ -189,7 +189,10 @@ async def test_what_is_typed_stands_in_the_address_and_a_click_wishes_for_a_work
     run, wishes = write_run(tmp_path / "run", {"step": 1, "reward/mean": 0.5}), Wishes(redis_url, buffer._args[1])
     keep(run, 1, [group(1, "what is 1 + 1?"), group(2, "what is 40 + 2?")], (1.0, 0.0))
     wishes.staff({"rollout": 1, "judge:tutor": 1})
-    actors = [{"name": f"{role}-0", "says": "works", "answered_s": 1.0} for role in ("rollout", "judge:tutor")]
+    actors = [
+        {"name": f"{role}-0", "says": "works", "answered_s": 1.0}
+        for role in ("rollout", "judge:tutor", "learner:critic")
+    ]
     standing = {"waiting": "Nothing", "actors": actors, "failures": 0, "allowed_failures": 8}
     Lap(buffer, Limits(groups_per_step=2, max_staleness=1))
     source = Source(run, Alive(buffer, lambda: standing, tmp_path / "model", wishes))
@@ -202,7 +205,7 @@ async def test_what_is_typed_stands_in_the_address_and_a_click_wishes_for_a_work
             await page.sees("1 to 1 of 1 groups")
             assert await page.address() == "?view=groups&text=40+%2B"
             await page.open(f"{console.address}?view=workers")
-            await page.sees("judge:tutor-0")
+            await page.sees("judge:tutor-0", "Judge · tutor", "learner:critic-0", "Reward workers")
             await page.click('button[title="let one more of judge:tutor join"]')
             await page.sees("1 up, 2 wished for")
             assert wishes.wished() == {"judge:tutor": 2}
