@@ -96,7 +96,7 @@ function boxes() {
     ["cut", known(groups.ready) && `${num(groups.ready)} of ${num(wanted)}`, "groups ready for the next step", `learner waited ${took("learner/wait_s")} a step`],
     ["step", `${num(lastStep())} of ${num(steps)}`, "optimizer steps", `${took("learner/optimize_s")} each`, slow && slow.frac <= 0.1],
     ["publish", took("learner/publish_s"), "to hand over the weights", `engines pause ${took("weights/pause_s")}`],
-    ["release", known(version) && `version ${num(version)}`, "is what new groups start with", `staleness ≤ ${num(max_staleness)}`],
+    ["release", known(version), "is the version that new groups start with", `staleness ≤ ${num(max_staleness)}`],
   ];
 }
 
