@@ -6,6 +6,7 @@ to stderr. Exit codes, unless a command says otherwise: 0 done · 1 it failed ·
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -37,6 +38,9 @@ PACKAGES = ("console",)
 """Those whose `main` is in `__main__`."""
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or the path of its directory.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="section.key=value, in TOML's syntax.")
+]
 RunsDir = Annotated[
     str | None,
     typer.Option("--dir", metavar="DIR", help="Where runs live.", show_default="$KANABO_RUNS, else runs"),
@@ -62,8 +66,13 @@ def main(arguments: list[str] | None = None) -> None:
 def start(command: Callable[..., None], program: str | None = None, arguments: list[str] | None = None) -> None:
     """Run a command's `main` with what it was called with; the process ends with its exit code."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
+    app.command(help=_unwrapped(inspect.getdoc(command) or ""))(command)
     app(args=arguments, prog_name=program)
+
+
+def _unwrapped(text: str) -> str:
+    """Paragraphs as single lines: they are wrapped again, to the terminal's width."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 @contextmanager

@@ -112,7 +112,7 @@ def waiting_share(row: Row) -> float:
 
 
 def queue_age(judge: str) -> Callable[[Row], float]:
-    """Seconds that the oldest question has waited for this judge; NaN for a row that does not say."""
+    """Seconds that a question has waited for this judge at most; NaN for a row that does not say."""
 
     def load(row: Row) -> float:
         age = row.get(f"judge/{judge}_queue_age_s")

@@ -27,16 +27,17 @@ DATA = (".jsonl", ".parquet")
 
 def main(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As in a recipe: a directory, an id, `tiny:addition`.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, in TOML's syntax.")] = None,
+    overrides: cli.Overrides = None,
     tasks: Annotated[
-        str, typer.Option("--tasks", metavar="TASKS", help="A recipe, a .jsonl or .parquet file, or a source by name.")
+        str,
+        typer.Option("--tasks", metavar="TASKS", help="Required: a recipe, a .jsonl or .parquet file, or a source."),
     ] = "",
     reward: Annotated[
         str, typer.Option(metavar="NAME", help="What grades.", show_default="as in the recipe, else exact")
     ] = "",
-    samples: Annotated[int, typer.Option(min=1, help="Rollouts per task.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Rollouts per task.")] = 1,
     temperature: Annotated[
-        float | None, typer.Option(min=0, help="0 is greedy.", show_default="0, or 1 with several samples")
+        float | None, typer.Option(min=0, metavar="T", help="0 is greedy.", show_default="0, or 1 with several samples")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="The first N tasks.")] = None,
     to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Write every rollout to a .jsonl.")] = None,

@@ -27,7 +27,7 @@ def main(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="New directory for the model.")],
     step: Annotated[int | None, typer.Option("--step", metavar="N", help="Which one.", show_default="newest")] = None,
     policy: Annotated[str, typer.Option("--policy", metavar="NAME", help="Of several, which one.")] = config.POLICY,
-    adapter: Annotated[bool, typer.Option("--adapter", help="With [learner.lora]: the adapter alone.")] = False,
+    adapter: Annotated[bool, typer.Option("--adapter", help="With LoRA: the adapter alone.")] = False,
     directory: cli.RunsDir = None,
     as_json: cli.AsJson = False,
 ) -> None:

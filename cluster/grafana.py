@@ -77,7 +77,7 @@ DASHBOARDS: dict[str, dict[str, list[str]]] = {
         "Data": ["failures/num_data"],
         "Leases lost": ["failures/num_leases_lost"],
         "Scores that failed": ["reward/failed_scores"],
-        "Workers": ["workers/num_rollout", "workers/num_reward"],
+        "Workers": ["workers/num_*"],
         "Groups dropped, by reason": ["buffer/num_dropped_*"],
     },
 }

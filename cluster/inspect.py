@@ -73,11 +73,12 @@ def main(
     """
     with cli.exit_codes():
         wanted = Filter(state, step, task, min_reward, max_reward)
-        with connected(cli.find_run(run, directory)) as connection:
+        found = cli.find_run(run, directory)
+        with connected(found) as connection:
             if to is None:
                 shown = limit if as_json or limit is not None else SHOWN
                 rows = list(_rows(connection, wanted, shown))
-                cli.print_json(rows) if as_json else _show(rows, connection)
+                cli.print_json(rows) if as_json else _show(found, rows, count(connection))
                 return
             written = 0
             with writer(to) as write:
@@ -140,21 +141,20 @@ def _numbers(values: np.ndarray) -> list[float | None]:
     return [float(v) if np.isfinite(v) else None for v in values]
 
 
-def _show(rows: list[dict[str, Any]], connection: Connection) -> None:
+def _show(run: Path, rows: list[dict[str, Any]], stored: int) -> None:
     from rich.table import Table
 
     from cluster.table import console, number
 
-    caption = f"{len(rows)} of {count(connection)} stored groups; those before the last checkpoint are trimmed."
-    table = Table(title=connection.prefix, caption=caption, title_justify="left", caption_justify="left")
-    for column in ("group", "state", "step", "version", "task", "reward", "scores", "first rollout"):
-        table.add_column(column, no_wrap=column != "first rollout")
+    caption = f"{len(rows)} of {stored} stored groups; those before the last checkpoint are trimmed."
+    table = Table(title=f"kanabo · {run}", caption=caption, title_justify="left", caption_justify="left")
+    for column in ("group", "state", "step", "task", "reward", "scores", "first rollout"):
+        table.add_column(column, no_wrap=column not in ("scores", "first rollout"), overflow="fold")
     for row in rows:
         table.add_row(
             row["id"],
             row["state"],
             number(row["step"], "d"),
-            str(row["version"]),
             row["task"] or f"#{row['task_position']}",
             number(row["reward_mean"], ".3f"),
             ", ".join(score["signal"] for score in row["scores"]) or "–",

@@ -40,8 +40,10 @@ class Rescored:
 
 def main(
     run: cli.RunName,
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, in TOML's syntax.")] = None,
-    signal: Annotated[str, typer.Option("--signal", metavar="NAME", help="A reward of the run, or one by name.")] = "",
+    overrides: cli.Overrides = None,
+    signal: Annotated[
+        str, typer.Option("--signal", metavar="NAME", help="Required: a reward of the run, or one by name.")
+    ] = "",
     against: Annotated[
         str, typer.Option(metavar="NAME", help="Stored scores to compare with.", show_default="the same reward's")
     ] = "",

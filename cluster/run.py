@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 
 def main(
-    recipe: Annotated[str, typer.Argument(help="A recipe, e.g. deploy/recipes/quickstart.toml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, in TOML's syntax.")] = None,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe, e.g. deploy/recipes/quickstart.toml.")],
+    overrides: cli.Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, say what would run, start nothing.")] = False,
     as_json: cli.AsJson = False,
 ) -> None:

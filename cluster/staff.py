@@ -1,7 +1,8 @@
 """The workers of a run: placed by role, replaced when they die, more or fewer when that is wished.
 
 wished ──► joining: placed, engine up, newest weights, first claim
-           leaving: claims no more, finishes what it has in hand, or is ended after `rollout.lease_s`
+           leaving: claims no more, finishes what it has in hand, or is ended after `rollout.lease_s`;
+                    one that is not up yet, perhaps for lack of room, is ended at once
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ class Staff:
     ) -> None:
         self._site, self._buffer, self._watchdog, self._launch = site, buffer, watchdog, launch
         self._wishes = Wishes(site.url, site.run_id, site.config.run.stall_s)
+        self._coming: dict[str, Any] = {}
         self._up: dict[str, Any] = {}
-        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._leaving: dict[str, asyncio.Task[None] | None] = {}
+        """By name, who ends it if it does not finish."""
         self._expected: set[str] = set()
         """Those that are up or being placed, and are not to leave."""
         self._born: Counter[str] = Counter()
@@ -74,11 +77,11 @@ class Staff:
         """A worker's whole life; returns when it has left, raises what it died of."""
         if predecessor is not None:
             await asyncio.to_thread(self._buffer.forsake, POLICY, predecessor)
-        worker = self._place(role, name)
+        worker = self._coming[name] = self._place(role, name)
         self._watchdog.expect(name)
         try:
             await worker.ready.remote()
-            self._up[name] = worker
+            self._up[name] = self._coming.pop(name)
             self._watchdog.watch(name, worker)
             ready()
             await self.may_work.wait()
@@ -86,9 +89,9 @@ class Staff:
         finally:
             self._watchdog.forget(name)
             self._beside.discard(name)
+            self._coming.pop(name, None)
             if not self.closing:
-                self._up.pop(name, None)
-                if name in self._leaving:
+                if self._up.pop(name, None) is not None and name in self._leaving:
                     await result(worker.close.remote())
                 ray.kill(worker)
 
@@ -102,9 +105,10 @@ class Staff:
 
     def ended(self, role: str, name: str) -> bool:
         """Whether it was to leave. Its successor is placed if not."""
-        leaving = self._leaving.pop(name, None)
-        if leaving is not None:
-            leaving.cancel()
+        if name in self._leaving:
+            leaving = self._leaving.pop(name)
+            if leaving is not None:
+                leaving.cancel()
             return True
         self._expected.discard(name)
         self.hire(role, name)
@@ -171,11 +175,15 @@ class Staff:
         return sorted(names, key=lambda name: -int(name.rsplit("-", 1)[1]))
 
     def _let_go(self, name: str) -> None:
-        if name not in self._up:
-            return  # still being placed: it may leave once it is there
+        if name in self._up:
+            self._leaving[name] = asyncio.create_task(self._dismiss(name, self._up[name]))
+        elif name in self._coming:
+            self._leaving[name] = None
+            ray.kill(self._coming[name])
+        else:
+            return  # not placed yet, which takes a moment
         log.warning("%s leaves", name)
         self._expected.discard(name)
-        self._leaving[name] = asyncio.create_task(self._dismiss(name, self._up[name]))
 
     async def _dismiss(self, name: str, worker: Any) -> None:
         """Ask it to finish; after `rollout.lease_s` it holds nothing that is still its own."""

@@ -140,8 +140,9 @@ class Supervisor:
 
     def _launch(self, role: str, name: str, predecessor: str | None) -> None:
         def ended(task: asyncio.Task[None]) -> None:
+            error = task.exception()  # of one that leaves it does not matter, but is to be looked at
             if not self._staff.ended(role, name):
-                self._spend(f"{name} died", task.exception())
+                self._spend(f"{name} died", error)
 
         self._spawn(self._staff.serve(role, name, predecessor, self._follower.progressed), ended)
 

@@ -59,7 +59,7 @@ class ElasticRolloutSection(Section):
 
 
 class ElasticJudgeSection(Section):
-    """`[elastic.judges.NAME]`: replicas of a judge of kind `vllm` follow how long the oldest question has waited."""
+    """`[elastic.judges.NAME]`: replicas of a judge of kind `vllm` follow the longest wait of a question."""
 
     max_replicas: PositiveInt
     """One more joins, up to so many, while questions wait."""

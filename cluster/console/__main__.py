@@ -18,8 +18,10 @@ from cluster.console.source import Source
 
 def main(
     run: cli.RunName,
-    host: Annotated[str, typer.Option(help="Anything but a loopback address demands a token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Or the next free one.", min=1, max=65535)] = 8266,
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help="Anything but a loopback address demands a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", help="Or the next free one.", min=1, max=65535)] = 8266,
     directory: cli.RunsDir = None,
     as_json: cli.AsJson = False,
 ) -> None:

@@ -7,10 +7,12 @@ import os
 import threading
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from cluster import checkpoint, config, metrics, scale
 from cluster.buffer import Buffer, Wishes
@@ -137,25 +139,24 @@ class Source:
 
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe, and which of its keys are not the defaults."""
-        chosen = self._settings.model_dump(mode="json")
-        default = config.RunConfig().model_dump(mode="json")
-        tree = tomllib.loads(self._recipe)
-        return {"text": self._recipe, "tree": tree, "changed": _changed(chosen, default)}
+        changed = list(_changed(self._settings, config.RunConfig()))
+        return {"text": self._recipe, "tree": tomllib.loads(self._recipe), "changed": changed}
 
 
-def _changed(chosen: dict[str, Any], default: dict[str, Any], above: str = "") -> list[str]:
-    keys = []
-    for key, value in chosen.items():
-        name, usual = f"{above}{key}", default.get(key)
-        if key == "rewards" and not above:
-            for i, reward in enumerate(value):
-                usual = config.RewardSection(use="").model_dump(mode="json")
-                keys += _changed(reward, usual, f"rewards[{i}].")
-        elif isinstance(value, dict) and isinstance(usual, dict) and key != "options":
-            keys += _changed(value, usual, f"{name}.")
-        elif value != usual:
-            keys.append(name)
-    return keys
+def _changed(value: Any, usual: Any, key: str = "") -> Iterator[str]:
+    """Keys that are not at their defaults; of a section that is named or listed, those that are not at its own."""
+    if isinstance(value, BaseModel):
+        for name, field in type(value).model_fields.items():
+            known = getattr(usual, name) if type(usual) is type(value) else field.get_default(call_default_factory=True)
+            yield from _changed(getattr(value, name), known, f"{key}.{name}" if key else name)
+    elif isinstance(value, dict) and any(isinstance(each, BaseModel) for each in value.values()):
+        for name, each in value.items():
+            yield from _changed(each, None, f"{key}.{name}")
+    elif isinstance(value, tuple | list) and any(isinstance(each, BaseModel) for each in value):
+        for i, each in enumerate(value):
+            yield from _changed(each, None, f"{key}[{i}]")
+    elif value != usual:
+        yield key
 
 
 def _tokenizer_of(directory: Path) -> Path | None:

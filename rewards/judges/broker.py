@@ -42,6 +42,7 @@ class Broker(Generic[T]):
         self.num_joined = 0
         """Requests that found their question asked already."""
         self.num_overflowed = 0
+        self._longest_s = 0.0
 
     @property
     def queue_depth(self) -> int:
@@ -51,6 +52,11 @@ class Broker(Generic[T]):
     def queue_age_s(self) -> float:
         """How long the oldest has waited; 0 with nobody waiting."""
         return asyncio.get_running_loop().time() - self._queue[0].since if self._queue else 0.0
+
+    def longest_wait_s(self) -> float:
+        """Of those who have waited since this was last asked: between two bursts the queue itself is empty."""
+        longest_s, self._longest_s = max(self._longest_s, self.queue_age_s), 0.0
+        return longest_s
 
     @property
     def in_flight(self) -> int:
@@ -110,6 +116,7 @@ class Broker(Generic[T]):
         while self._queue and len(self._running) < self._slots:
             entry = self._queue.pop() if self._order == "newest" else self._queue.popleft()
             entry.begun = True
+            self._longest_s = max(self._longest_s, asyncio.get_running_loop().time() - entry.since)
             task = asyncio.create_task(self._run(entry))
             self._running.add(task)
             task.add_done_callback(self._ended)

@@ -136,11 +136,11 @@ class JudgePool:
             self._accepted.add(template.hash)
 
     def snapshot(self) -> dict[str, float]:
-        """Metrics by name."""
+        """Metrics by name; the longest wait is that since the last snapshot."""
         self.metrics.joined = self._broker.num_joined
         circuits = sum(r.breaker.is_open for r in self.replicas)
         return self.metrics.snapshot(
-            queue_depth=self._broker.queue_depth, queue_age_s=self._broker.queue_age_s, open_circuits=circuits
+            queue_depth=self._broker.queue_depth, queue_age_s=self._broker.longest_wait_s(), open_circuits=circuits
         )
 
     async def complete(self, call: Call) -> Completion:

@@ -9,10 +9,12 @@ import os
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from cluster import cli, config, status
 from cluster.store import Store
@@ -48,6 +50,19 @@ def test_every_command_says_what_it_does_and_its_exit_codes(kanabo, name):
     assert told.code == 0
     assert "Exit codes: 0 " in told.out
     assert "--json" in told.out
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_what_is_to_be_filled_in_is_in_capitals_and_said(name):
+    module = import_module(f"cluster.{name}.__main__" if name in cli.PACKAGES else f"cluster.{name}")
+    app = typer.Typer()
+    app.command()(module.main)
+    for parameter in typer.main.get_command(app).params:
+        said = getattr(parameter, "help", "")
+        assert said, parameter.name
+        assert "[" not in said, "what is in brackets is taken for a colour, and not shown"
+        if not getattr(parameter, "is_flag", False):
+            assert parameter.metavar == (parameter.metavar or "").upper() != "", parameter.name
 
 
 def test_an_unknown_command_is_told_the_nearest(kanabo):

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import http.client
 import json
-import shutil
+import re
 import socket
-import subprocess
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
+from cluster.buffer import Limits, Wishes
 from cluster.config import ConsoleSection
 from cluster.console import server
 from cluster.console.server import Console
-from cluster.console.source import Source
+from cluster.console.source import Alive, Source
 from cluster.errors import ConfigError
+from tests.cluster.browser import NARROW, WIDE, browser, needs_browser
+from tests.cluster.lap import Lap
 from tests.cluster.runs import client, group, keep, write_run
 
 HOSTILE = "<img src=x onerror=alert(1)> 2 + 2"
@@ -119,11 +122,10 @@ def answer(port: int, path: str, headers: dict[str, str] | None = None) -> tuple
 
 # ── the page ────────────────────────────────────────────────────────────────────────────────────────────────
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
-
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine: apt-get install chromium")
-def test_the_page_in_a_browser(tmp_path):
+@pytest.fixture
+def site(tmp_path) -> Iterator[str]:
+    """Where the console of a run that has ended is."""
     rows = [{"step": s, "reward/mean": s / 10, "reward/exact_mean": s / 10, "learner/step_s": 2.0} for s in range(1, 9)]
     rows.append(
         {"step": 8, "judge/tutor_queue_depth": 3.0, "judge/tutor_hit_frac": 0.91, "judge/tutor_canary_frac": 0.4}
@@ -133,43 +135,81 @@ def test_the_page_in_a_browser(tmp_path):
     (run / "alarms.jsonl").write_text(json.dumps(said) + "\n")
     keep(run, 1, [group(1, HOSTILE), group(2, "what is 40 + 2?")], (1.0, np.nan))
     console = Console(Source(run), ConsoleSection(port=free_port()))
+    yield console.address
+    console.close()
 
-    def dom(query: str) -> str:
-        command = [
-            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=4000", "--dump-dom",
-            console.address + query,
-        ]  # fmt: skip
-        page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-        assert '<p id="problem" class="problem" role="alert" hidden="">' in page, "the page reports a problem"
-        return page
 
-    try:
-        lap = dom("")
-        for verb in ("claim", "sample", "put", "score", "cut", "step", "publish", "release"):
-            assert f"<h3>{verb}" in lap
-        assert "step 8 of 100" in lap
-        judges = dom("?view=judges")
-        assert "tutor" in judges
-        assert "91 %" in judges
-        assert '<td class="number failed">40 %' in judges, "what is amiss stands out"
-        assert "it fell." in dom("?view=alarms")
-        curves = dom("?view=curves")
-        assert curves.count("<canvas") == 2, "reward and the learner's time"
-        assert "exact" in curves
-        listed = dom("?view=groups&text=40")
-        assert "what is 40 + 2?" in listed
+@needs_browser
+async def test_the_page_in_a_browser(tmp_path, site):
+    async with browser(tmp_path / "browser") as page:
+
+        async def html(query: str, *texts: str) -> str:
+            await page.open(site + query)
+            return await page.sees("step 8 of 100", *texts)
+
+        verbs = ("claim", "sample", "put", "score", "cut", "step", "publish", "release")
+        await html("", *(f"<h3>{verb}" for verb in verbs))
+        amiss = '<td class="number failed">40 %'
+        await html("?view=judges", "tutor", "91 %", amiss)
+        await html("?view=alarms", "it fell.")
+        assert (await html("?view=curves", "exact", "<canvas")).count("<canvas") == 2, "reward and the learner's time"
+        listed = await html("?view=groups&text=40", "what is 40 + 2?")
         assert "onerror" not in listed, "the filter is in the address"
-        opened = dom("?view=groups&group=policy/1/1&colour=version")
-        assert "&lt;img src=x onerror" in opened, "text stays text"
-        assert "<img" not in opened
+        opened = await html("?view=groups&group=policy/1/1&colour=version", "&lt;img src=x onerror", "log-prob")
+        assert "<img" not in opened, "text stays text"
         assert all(text in opened for text in ("judge-7b", "rubric-3", "1.5 s", "failed", "no answer", "Well done."))
-        assert "log-prob" in opened
-        apart = dom("?view=groups&group=policy/1/1&colour=difference")
-        assert "+0.25 nats more likely" in apart
+        apart = await html("?view=groups&group=policy/1/1&colour=difference", "+0.25 nats more likely")
         assert apart.count("var(--above) 70%") == 10, "each token the policy chose is as far off as the furthest"
-        assert "groups_per_step" in dom("?view=recipe")
-        assert "Workers are there while a run is under way" in dom("?view=workers")
+        await html("?view=recipe", "groups_per_step")
+        await html("?view=workers", "Workers are there while a run is under way")
+        assert page.errors == []
+
+
+@needs_browser
+async def test_no_view_is_wider_than_its_window_and_the_reader_s_setting_makes_it_dark(tmp_path, site):
+    views = {
+        "": "<h3>claim", "?view=curves&all=1": "<canvas", "?view=groups": "what is 40", "?view=judges": "tutor",
+        "?view=groups&group=policy/1/2": "Well done.", "?view=alarms": "it fell.", "?view=recipe": "groups_per_step",
+    }  # fmt: skip
+    async with browser(tmp_path / "browser") as page:
+        shades = []
+        for width, dark in ((WIDE, False), (NARROW, True)):
+            for query, text in views.items():
+                await page.open(site + query, width=width, dark=dark)
+                await page.sees(text)
+                assert await page.run("document.documentElement.scrollWidth - innerWidth") <= 0, (width, query)
+            shades.append(await page.run("getComputedStyle(document.body).backgroundColor"))
+        assert page.errors == []
+    light, dark = (sum(map(int, re.findall(r"\d+", shade))) for shade in shades)
+    assert light > 600 > 150 > dark, "sums of red, green and blue"
+
+
+@needs_browser
+async def test_what_is_typed_stands_in_the_address_and_a_click_wishes_for_a_worker(tmp_path, buffer, redis_url):
+    run, wishes = write_run(tmp_path / "run", {"step": 1, "reward/mean": 0.5}), Wishes(redis_url, buffer._args[1])
+    keep(run, 1, [group(1, "what is 1 + 1?"), group(2, "what is 40 + 2?")], (1.0, 0.0))
+    wishes.staff({"rollout": 1, "judge:tutor": 1})
+    actors = [
+        {"name": f"{role}-0", "says": "works", "answered_s": 1.0}
+        for role in ("rollout", "judge:tutor", "learner:critic")
+    ]
+    standing = {"waiting": "Nothing", "actors": actors, "failures": 0, "allowed_failures": 8}
+    Lap(buffer, Limits(groups_per_step=2, max_staleness=1))
+    source = Source(run, Alive(buffer, lambda: standing, tmp_path / "model", wishes))
+    console = Console(source, ConsoleSection(port=free_port()))
+    try:
+        async with browser(tmp_path / "browser") as page:
+            await page.open(f"{console.address}?view=groups")
+            await page.sees("1 + 1", "40 + 2")
+            await page.type("input[name=text]", "40 +")
+            await page.sees("1 to 1 of 1 groups")
+            assert await page.address() == "?view=groups&text=40+%2B"
+            await page.open(f"{console.address}?view=workers")
+            await page.sees("judge:tutor-0", "Judge · tutor", "learner:critic-0", "Reward workers")
+            await page.click('button[title="let one more of judge:tutor join"]')
+            await page.sees("1 up, 2 wished for")
+            assert wishes.wished() == {"judge:tutor": 2}
+            assert page.errors == []
     finally:
         console.close()
+        wishes.close()

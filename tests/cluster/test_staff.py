@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ActorDiedError
 
 from cluster import config, staff
 from cluster.staff import Staff
@@ -49,3 +51,28 @@ def test_a_place_beside_the_learner_is_free_again_once_its_engine_has_gone(worke
     workers._place("rollout", "rollout-3")
     workers._place("rollout", "rollout-4")
     assert placed == [True, True, False, True, False]
+
+
+async def test_who_waits_for_room_leaves_at_once_when_it_is_no_longer_wished_for(workers, monkeypatch):
+    room = asyncio.get_running_loop().create_future()
+
+    async def ready() -> None:
+        await room
+
+    def kill(who) -> None:
+        if not room.done():
+            room.set_exception(ActorDiedError())
+
+    waits = SimpleNamespace(ready=SimpleNamespace(remote=ready))
+    monkeypatch.setitem(staff.PLACE, "rollout", lambda site, name, beside=False: waits)
+    monkeypatch.setattr(staff.ray, "kill", kill)
+    serving = asyncio.create_task(workers.serve("rollout", "rollout-1", None, lambda: None))
+    workers._let_go("rollout-1")
+    assert workers.counts()["rollout"] == 2, "nobody is there yet who could be told"
+    await asyncio.sleep(0)
+    workers._let_go("rollout-1")
+    assert workers.counts()["rollout"] == 1
+    with pytest.raises(ActorDiedError):
+        await asyncio.wait_for(serving, 5)
+    assert workers.ended("rollout", "rollout-1"), "it is not replaced"
+    assert workers.counts()["rollout"] == 1

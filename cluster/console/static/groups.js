@@ -100,7 +100,7 @@ function row(g, range) {
     "tr",
     {},
     cell(g.step),
-    h("td", {}, h("span", { className: `state ${g.state}` }, STATES[g.state])),
+    h("td", {}, h("span", { className: `state ${g.state}`, title: STATES[g.state] }, STATES[g.state])),
     h("td", { className: "task" }, name),
     h("td", {}, marks(g.rewards ?? [], range, g.means)),
     cell(g.reward),

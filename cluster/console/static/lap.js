@@ -80,32 +80,34 @@ function ratio(above, below) {
   return a !== null && b ? a / b : null;
 }
 
-/** [verb, big number, what it counts, further line, is the lap held up here]. */
+/** [verb, big number, what it counts, further line, is the lap held up here]; no number for what only a running run knows. */
 function boxes() {
-  const { groups_per_step: wanted, steps, max_staleness } = run.status;
+  const { groups_per_step: wanted, steps, max_staleness, summary } = run.status;
   const { groups = {}, counters = {}, version } = run.status.buffer ?? {};
+  const claimed = counters.claimed ?? summary?.groups_claimed;
   const slow = slowSide();
   const scoring = slow && slow.frac > 0.5 && (groups.pending ?? 0) > (groups.leased ?? 0);
   const sampling = slow && slow.frac > 0.5 && !scoring;
   return [
-    ["claim", num(counters.claimed), "groups claimed so far", `${num(rate("claimed"), "groups/s")}`],
-    ["sample", num(groups.leased), "groups being sampled", num(recent("rollout/tokens_per_s"), "tokens/s"), sampling],
-    ["put", num(sum(groups.pending, groups.ready, groups.cut)), "groups stored, not yet trained", `${num(recent("rollout/length_tokens"))} tokens a rollout`],
-    ["score", num(groups.pending), "groups wait for scores", `rewards known: ${percent(recent("reward/known_frac"))}`, scoring],
-    ["cut", `${num(groups.ready)} of ${num(wanted)}`, "groups ready for the next step", `learner waited ${took("learner/wait_s")} a step`],
+    ["claim", known(claimed), "groups claimed so far", run.status.live ? num(rate("claimed"), "groups/s") : ""],
+    ["sample", known(groups.leased), "groups being sampled", num(recent("rollout/tokens_per_s"), "tokens/s"), sampling],
+    ["put", known(sum(groups.pending, groups.ready, groups.cut)), "groups stored, not yet trained", `${num(recent("rollout/length_tokens"))} tokens a rollout`],
+    ["score", known(groups.pending), "groups wait for scores", `rewards known: ${percent(recent("reward/known_frac"))}`, scoring],
+    ["cut", known(groups.ready) && `${num(groups.ready)} of ${num(wanted)}`, "groups ready for the next step", `learner waited ${took("learner/wait_s")} a step`],
     ["step", `${num(lastStep())} of ${num(steps)}`, "optimizer steps", `${took("learner/optimize_s")} each`, slow && slow.frac <= 0.1],
     ["publish", took("learner/publish_s"), "to hand over the weights", `engines pause ${took("weights/pause_s")}`],
-    ["release", version === undefined ? "–" : `version ${num(version)}`, "is what new groups start with", `staleness ≤ ${num(max_staleness)}`],
+    ["release", known(version), "is the version that new groups start with", `staleness ≤ ${num(max_staleness)}`],
   ];
 }
 
+const known = (value) => (value === null || value === undefined ? null : num(value));
 const took = (name) => (recent(name) === null ? "–" : seconds(recent(name)));
 const sum = (...values) => (values.some((v) => v === undefined) ? null : values.reduce((a, b) => a + b));
 const percent = (value) => (value === null ? "–" : num(Math.round(100 * value), "%"));
 
 function box([verb, amount, what, more, slow]) {
   const label = slow ? h("span", { className: "slow" }, "slowest") : null;
-  return h("li", { className: slow ? "box held" : "box" }, h("h3", {}, verb, label), h("b", {}, amount), h("span", {}, what), h("small", {}, more));
+  return h("li", { className: slow ? "box held" : "box" }, h("h3", {}, verb, label), amount && [h("b", {}, amount), h("span", {}, what)], h("small", {}, more));
 }
 
 const STATES = [

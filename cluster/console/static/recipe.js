@@ -31,25 +31,25 @@ function controls() {
 
 function sections(asked) {
   const filter = (asked.get("filter") ?? "").toLowerCase();
-  const chosen = new Set(recipe.changed);
-  const lines = flat(recipe.tree).filter(
-    ({ key, origin }) => key.toLowerCase().includes(filter) && (!asked.has("chosen") || chosen.has(origin)),
-  );
-  if (!lines.length) return [empty(filter ? "No key has such a name." : "Everything is the default.")];
+  const marked = (key) => recipe.changed.some((k) => key === k || key.startsWith(`${k}.`) || key.startsWith(`${k}[`));
+  const all = flat(recipe.tree).filter(({ key }) => key.toLowerCase().includes(filter) && (!asked.has("chosen") || marked(key)));
+  const lines = all.filter(({ area, key }) => area !== key);
+  const unused = all.filter(({ area, key }) => area === key).map(({ key }) => key);
+  if (!all.length) return [empty(filter ? "No key has such a name." : "Everything is the default.")];
   const areas = Map.groupBy(lines, (l) => l.area);
-  const rows = (some) => some.map(({ area, key, value, origin }) => h("tr", { className: chosen.has(origin) ? "chosen" : "" }, h("th", {}, key.slice(area === "general" ? 0 : area.length).replace(/^\./, "")), h("td", {}, h("code", {}, JSON.stringify(value)))));
-  const note = h("p", { className: "muted" }, h("i", { className: "dot chosen" }), " marks what differs from the defaults.");
+  const rows = (some) => some.map(({ area, key, value }) => h("tr", { className: marked(key) ? "chosen" : "" }, h("th", {}, key.slice(area === "general" ? 0 : area.length).replace(/^\./, "")), h("td", {}, h("code", {}, JSON.stringify(value)))));
+  const note = h("p", { className: "muted" }, h("i", { className: "dot chosen" }), " marks what differs from the defaults.", unused.length ? ` Empty: ${unused.join(", ")}.` : "");
   return [note, h("div", { className: "sections" }, [...areas].map(([area, some]) => h("section", {}, h("h2", {}, area), h("table", {}, h("tbody", {}, rows(some))))))];
 }
 
-/** Keys with their values; `origin` is the key that defaults are compared by: a plug-in's options are one. */
-function flat(tree, above = "", origin = null, area = null) {
+/** Keys with their values. */
+function flat(tree, above = "", area = null) {
   return Object.entries(tree).flatMap(([name, value]) => {
     const key = above ? `${above}.${name}` : name;
     const within = area ?? (isTable(value) || isTables(value) ? key : "general");
-    if (isTables(value)) return value.flatMap((v, i) => flat(v, `${key}[${i}]`, origin, `${key}[${i}]`));
-    if (isTable(value) && Object.keys(value).length) return flat(value, key, origin ?? (name === "options" ? key : null), within);
-    return [{ key, value, origin: origin ?? key, area: within }];
+    if (isTables(value)) return value.flatMap((v, i) => flat(v, `${key}[${i}]`, `${key}[${i}]`));
+    if (isTable(value) && Object.keys(value).length) return flat(value, key, within);
+    return [{ key, value, area: within }];
   });
 }
 

@@ -2,10 +2,15 @@
 import { empty, get, h, link, num, post, seconds, show } from "./page.js";
 import { rate, recent, run } from "./run.js";
 
-const ROLES = {
+/** By kind of role, in this order; a role is a kind, or `kind:NAME`. */
+const KINDS = {
   rollout: ["Rollout workers", "claim tasks and sample groups"],
   reward: ["Reward workers", "score stored groups"],
   learner: ["Learner ranks", "take the optimizer's steps"],
+  judge: ["Judge", "answers what rewards ask"],
+  scorer: ["Scorer", "reads rollouts back"],
+  generator: ["Generator", "adds rollouts to every group"],
+  distiller: ["Distilled model", "learns from a judge's labels"],
 };
 const SILENT_S = 12; // they are asked every 5 s
 
@@ -18,16 +23,23 @@ export async function draw(root) {
   const { standing, live } = run.status;
   if (!live) return show(place, empty("Workers are there while a run is under way. This one is not."));
   const { leased, staff } = await get("api/workers");
-  const others = Object.keys(staff).filter((role) => !(role in ROLES)).sort();
-  const roles = { ...ROLES, ...Object.fromEntries(others.map((role) => [role, [role, "serves the others"]])) };
-  const parts = Object.entries(roles).map(([role, texts]) => section(role, texts, standing.actors, leased, staff[role]));
+  const { actors } = standing;
+  const roles = [...new Set(["rollout", "reward", "learner", ...Object.keys(staff), ...actors.map((a) => roleOf(a.name))])].sort(inOrder);
+  const parts = roles.map((role) => section(role, actors, leased, staff[role]));
   const lost = `${num(standing.failures)} of ${num(standing.allowed_failures)} allowed failures of infrastructure have happened: a worker, an engine or Redis died and was replaced.`;
   show(place, parts, h("p", { className: "muted" }, lost));
 }
 
-function section(role, [title, what], actors, leased, staffed) {
-  const mine = actors.filter((a) => a.name.slice(0, a.name.lastIndexOf("-")) === role);
-  const head = h("h2", {}, `${title} `, h("small", {}, `${num(mine.length)}, ${what}`));
+/** Names are `ROLE-number`. */
+const roleOf = (name) => name.slice(0, name.lastIndexOf("-"));
+const place = (role) => Object.keys(KINDS).indexOf(role.split(":")[0]);
+const inOrder = (a, b) => place(a) - place(b) || a.localeCompare(b, "en");
+
+function section(role, actors, leased, staffed) {
+  const [kind, name] = role.split(":");
+  const [title, what] = KINDS[kind] ?? [kind, ""];
+  const mine = actors.filter((a) => roleOf(a.name) === role);
+  const head = h("h2", {}, name ? `${title} · ${name} ` : `${title} `, h("small", {}, `${num(mine.length)}, ${what}`));
   if (!mine.length) return h("section", {}, head, empty(role === "learner" ? "The learner starts when all engines are up." : "None is up yet."));
   const columns = ["Name", "State", ...(role === "rollout" ? ["Groups in hand"] : []), "What it does", "Last answer"];
   const row = (a) =>
@@ -37,7 +49,7 @@ function section(role, [title, what], actors, leased, staffed) {
       h("th", {}, a.name),
       h("td", {}, health(a)),
       role === "rollout" ? h("td", { className: "number" }, num(leased[a.name] ?? 0)) : null,
-      h("td", {}, a.says),
+      h("td", { className: "does" }, a.says),
       h("td", { className: "number" }, a.answered_s === null ? "–" : `${seconds(Math.round(a.answered_s))} ago`),
     );
   const table = h("table", {}, h("thead", {}, h("tr", {}, columns.map((c) => h("th", {}, c)))), h("tbody", {}, mine.map(row)));

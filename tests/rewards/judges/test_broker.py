@@ -50,6 +50,8 @@ async def test_waiting_requests_go_out_in_order(order, expected):
     assert await asyncio.gather(*calls) == list("01234")
     assert asked.begun == expected
     assert queue.queue_age_s == 0
+    assert 0.02 <= queue.longest_wait_s() < 5, "the queue is empty, but somebody has waited"
+    assert queue.longest_wait_s() == 0, "nobody since"
 
 
 async def test_newest_first_in_batches_of_four():
