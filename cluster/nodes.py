@@ -143,12 +143,12 @@ def _after_me(command: str) -> None:
     subprocess.run(orphan, process_group=0, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, check=True)
 
 
-def shared_memory_of_children() -> set[Path]:
-    """Named shared memory that this process group has mapped; it outlives its processes when they are killed."""
+def shared_memory_of_children(group: int = 0) -> set[Path]:
+    """Named shared memory that a process group, by default this one, has mapped; it outlives processes that are killed."""
     found: set[Path] = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            if os.getpgid(int(maps.parent.name)) == os.getpgrp():
+            if os.getpgid(int(maps.parent.name)) == (group or os.getpgrp()):
                 lines = maps.read_text().splitlines()
                 found |= {Path(line[line.index("/dev/shm/") :]) for line in lines if "/dev/shm/" in line}
     return {path for path in found if path.is_file()}

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from cluster import kept
+from cluster.nodes import shared_memory_of_children
 from cluster.reach import connected
 from cluster.types import SCORED, Scores, decode
 from rewards.judges.archive import Record
@@ -229,11 +230,14 @@ def test_a_server_of_the_run_s_own_judges_and_is_replaced_when_it_dies(tmp_path)
         scale(run, "judge:own=1", wait_s=60)
         (server,) = (p for p in jobs.tree(process) if "vllm.entrypoints.openai.api_server" in " ".join(_command(p)))
         children = server.children(recursive=True)
+        shared = shared_memory_of_children(server.pid)
         os.kill(server.pid, signal.SIGKILL)
         died_at = newest(run)
         assert jobs.left_after(children, 30) == [], "the dead server's engine lives on"
         until(lambda: known(run, "own", after=died_at + 5), process, log, 600)
         records = archived(run)
+    assert shared, "no engine without shared memory"
+    assert not [p for p in shared if p.exists()], "a dead server's shared memory is still there"
     own = known(run, "own")
     assert {m.partition("@")[0] for m in models_of(run, "own")} == {str(model)}
     assert all(s.provenance[0].prompt_hash and s.provenance[0].prompt_hash in s.version for s in own)
