@@ -144,7 +144,7 @@ def _after_me(command: str) -> None:
 
 
 def shared_memory_of_children(group: int = 0) -> set[Path]:
-    """Named shared memory that a process group, by default this one, has mapped; it outlives processes that are killed."""
+    """Named shared memory that a process group, by default this one, has mapped: it outlives who is killed."""
     found: set[Path] = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
