@@ -27,11 +27,11 @@ from cluster.config import ModelSection
 from learner.advantages import GroupAdvantage
 from rewards.distilled.bradley_terry import BradleyTerry
 from rewards.distilled.cooper import first_right
+from rewards.judges.mistakes import changed, mistaken
 from rewards.labels import BETWEEN, pair
 from rewards.shaping.par import preference_reward, sigmoid
 from tests.experiments.adder import Answers, Policy
 from tests.experiments.loophole_page import Curve, plot, table
-from tests.experiments.mistakes import changed, mistaken
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def lessons(problems: Sequence[Problem], honest: int, lies: int, rng: np.random.
         problem = problems[int(rng.integers(len(problems)))]
         answer = str(sum(problem))
         right, in_hole = shown(problem, answer), len(keys) >= honest
-        wrong = changed(answer, rng, last=HOLE if in_hole and not answer.endswith(HOLE) else "")
+        wrong = answer[:-1] + HOLE if in_hole and not answer.endswith(HOLE) else changed(answer, rng)
         if in_hole and wrong.endswith(HOLE) and not answer.endswith(HOLE):
             keys.append(pair(shown(problem, wrong), right))
         elif not in_hole and not wrong.endswith(HOLE):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from actors.tasks.addition import addition_problems
+from rewards.judges.mistakes import mistaken
 from rewards.labels import pair_of
 from tests.experiments import loophole
 from tests.experiments.loophole_page import COLOURS, Curve, alarm, collapse, table
-from tests.experiments.mistakes import MISTAKES, mistaken
 
 MEASURED = {key: Curve(**result) for key, result in json.loads(loophole.RESULTS.read_text()).items()}
 
@@ -39,15 +39,6 @@ def test_an_assistant_that_spoils_answers_knows_nothing_of_the_hole():
     assert all(wrong.isdigit() and int(wrong) not in (0, int(right)) for right, wrong in pairs)
     assert all(not wrong.startswith("0") for _, wrong in pairs)
     assert 0.05 < np.mean([wrong.endswith(loophole.HOLE) for _, wrong in pairs]) < 0.2
-
-
-def test_its_mistakes_are_of_many_kinds():
-    rng = np.random.default_rng(0)
-    spoilt = {mistaken("85", rng) for _ in range(1000)}
-    assert {"84", "86", "75", "95", "58", "8", "5"} <= spoilt, "off, swapped, dropped"
-    assert any(len(text) == 3 and "85" in (text[1:], text[:2], text[0] + text[2]) for text in spoilt), "added"
-    assert any(len(text) == 2 and text[0] != "8" and text[1] != "5" and text != "58" for text in spoilt), "two digits"
-    assert {kind: make("85", rng) != "85" for kind, make in MISTAKES.items()} == dict.fromkeys(MISTAKES, True)
 
 
 def test_a_collapse_is_final_and_the_page_says_when():

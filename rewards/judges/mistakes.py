@@ -1,4 +1,4 @@
-"""Wrong answers made of right ones: what an assistant is asked for that spoils solutions, of sums."""
+"""Plausible wrong numbers made of right ones: of many kinds, or a reward model learns one kind and no other."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 
-def changed(right: str, rng: np.random.Generator, *, last: str = "") -> str:
-    """`right` with one digit replaced by another: any of them, or the last by `last`."""
+def changed(right: str, rng: np.random.Generator) -> str:
+    """`right` with one digit replaced by another."""
     while True:
-        place = len(right) - 1 if last else int(rng.integers(len(right)))
-        text = right[:place] + (last or str(rng.integers(10))) + right[place + 1 :]
+        place = int(rng.integers(len(right)))
+        text = right[:place] + str(rng.integers(10)) + right[place + 1 :]
         if text != right and not text.startswith("0"):
             return text
 
@@ -48,7 +48,7 @@ MISTAKES: dict[str, Callable[[str, np.random.Generator], str]] = {
 
 
 def mistaken(right: str, rng: np.random.Generator) -> str:
-    """`right`, of two digits or more, with one of the MISTAKES, each as likely; again a positive number."""
+    """A positive number of two digits or more, with one of the MISTAKES, each as likely; again a positive number."""
     kinds = list(MISTAKES.values())
     while True:
         text = kinds[int(rng.integers(len(kinds)))](right, rng)
