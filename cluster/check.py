@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster import checkpoint, own
 from cluster.buffer import Buffer, Limits
-from cluster.config import RunConfig, load, without_password
+from cluster.config import POLICY, RunConfig, load, without_password
 from cluster.errors import ConfigError, DataError, nearest, one_line
 from cluster.plugged import build_kind, plugins
 from cluster.registry import FIXED, Registry, is_alias
@@ -73,6 +73,7 @@ def aliases(settings: RunConfig, directory: Path) -> None:
     """Checkpoints that the recipe names by an alias are there. Raises ConfigError."""
     registry = Registry(settings, directory, "")  # what the run begins with may not be made yet
     named = {f"generators.{name}.model": section.model for name, section in settings.generators.items()}
+    named |= {f"scorers.{name}.model": s.model for name, s in settings.scorers.items() if s.model != POLICY}
     judges = {f"judges.{name}.model": j.model for name, j in settings.judges.items() if is_alias(j.model)}
     for where, alias in (named | judges | {"learner.reference": settings.learner.reference}).items():
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def learn(
     buffer: Buffer,
     arrange: Arrange,
     *,
+    remembering: Mapping[str, Any],
     rollout_actors: list[Any],
     stop: Callable[[], bool],
     save: Callable[[Any, int], None],
@@ -71,13 +72,14 @@ def learn(
     """Train to the last step or until `stop`, saving as the recipe says; returns the step reached.
 
     `arrange` makes mixer and selection of a recipe: of another one each time that controllers change it.
+    `remembering` are plug-ins of theirs that have a memory.
     """
     config, section = told.config, told.config.learner
     stage("joins the ranks")
     join(told.rank, section.ranks, told.master, timeout_s=section.collective_timeout_s)
     stage("loads the model")
     engine = DeepSpeedEngine(told.model_dir, section, config.seed)
-    memory = memory_of(config)
+    memory = memory_of(config, remembering)
     if told.resume_from is not None:
         engine.load(told.resume_from / "learner")
         if told.rank == 0:

@@ -8,6 +8,7 @@ controllers' memories ──► settings ──► the cut's record ──► lo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from cluster.config import LearnerSection, RunConfig, patched
@@ -20,7 +21,7 @@ from learner.cut import Mix, Select
 from learner.memory import ADVANTAGE, REHEARSAL, Memory
 from learner.rehearsal import REHEARSALS
 
-Arrange = Callable[[RunConfig], tuple[Mix, Select | None]]
+Arrange = Callable[[RunConfig, Memory], tuple[Mix, Select | None]]
 STEERABLE = (
     "rollout.temperature", "rollout.max_tokens", "rollout.max_turns", "rollout.group_size",
     "rewards.", "selectors.", "learner.terms.",
@@ -29,8 +30,8 @@ STEERABLE = (
 """Keys, or beginnings of keys, that a controller may change."""
 
 
-def memory_of(config: RunConfig) -> Memory:
-    """The memories of what a recipe names. Raises ConfigError, also for settings that could never hold."""
+def memory_of(config: RunConfig, more: Mapping[str, Any] = MappingProxyType({})) -> Memory:
+    """The memories of what a recipe names, and of `more`. Raises ConfigError, also for settings that never hold."""
     section = config.learner
     plugins: dict[str, Any] = {
         ADVANTAGE: build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
@@ -39,7 +40,7 @@ def memory_of(config: RunConfig) -> Memory:
         plugins[REHEARSAL] = build(REHEARSALS, section.rehearsal.use, section.rehearsal.options, "learner.rehearsal")
     for i, controller in enumerate(config.controllers):
         plugins[f"controllers.{i}"] = build(CONTROLLERS, controller.use, controller.options, f"controllers[{i}]")
-    memory = Memory(plugins)
+    memory = Memory(plugins | dict(more))
     for key in memory.settings():
         if not key.startswith(STEERABLE):
             raise ConfigError(
@@ -61,12 +62,12 @@ class Steering:
     def __init__(self, config: RunConfig, arrange: Arrange, memory: Memory) -> None:
         self._config, self._arrange, self._memory = config, arrange, memory
         self._settings: Mapping[str, Any] = {}
-        self._mix, self._select = arrange(config)
+        self._mix, self._select = arrange(config, memory)
 
     def _now(self) -> None:
         settings = self._memory.settings()
         if settings != self._settings:
-            self._mix, self._select = self._arrange(patched(self._config, settings))
+            self._mix, self._select = self._arrange(patched(self._config, settings), self._memory)
             self._settings = settings
 
     def mix(self, groups: Sequence[Group], scores: Sequence[dict[str, Scores]]) -> list[Mixed]:

@@ -32,12 +32,8 @@ What is not wired in, and what it would take:
 
 - **DNO's replay**, **SPO's queue**: pairs of earlier steps, the last N rollouts of a task, kept across groups.
 - **SPO's exact step**: a policy over a list of responses; `dno` with `label = "margin"` is its regression form.
-- **T-REG**: a reward that scores tokens under a "make it better" and a "make it worse" prompt, for the selector
-  `token_weights`. The loss term and the selector are there.
-- **CREAM**: the paper's second scorer, log-probs under the checkpoint before; any reward can stand in for it.
 - **TP-GRPO**: its rounds of fifty steps on rollouts of one version, judged at leisure; `learner.max_staleness` and
   `reward_workers.deadline_s` bound both here.
-- **Running statistics** (a rival of PAR): a state that is part of the cut record, so that a resumed step shapes alike.
 - **RewardMATH**'s own set of problems, each with one right and nine wrong solutions: the monitor `one_to_many` takes
   the run's rollouts instead, as many as a group has.
 """
@@ -66,8 +62,9 @@ METHODS = (
     Method("PAR", "2502.18770", "shaper", (f"{SHAPING}.par:Par", f"{SHAPING}.par:preference_reward"), "par",
            "shaping/test_shaping.py"),
     Method("PAR's rivals", "2502.18770", "shaper",
-           (f"{SHAPING}.rivals:Centred", f"{SHAPING}.rivals:LogSigmoidCentred"), "", "shaping/test_shaping.py"),
-    Method("PAR's rivals: running statistics", "2502.18770", "functions", (f"{SHAPING}.rivals:Running",), "",
+           (f"{SHAPING}.rivals:Centred", f"{SHAPING}.rivals:LogSigmoidCentred"), "rivals", "shaping/test_shaping.py"),
+    Method("PAR's rivals: running statistics", "2502.18770", "shaper",
+           (f"{SHAPING}.running:RunningScores", f"{SHAPING}.running:Running"), "rivals",
            "shaping/test_shaping.py"),
     Method("MM-UPT, TTRL", "2505.22453", "signal", ("rewards.signals.majority:Majority",), "mm_upt",
            "methods/test_majority.py"),
@@ -105,7 +102,7 @@ METHODS = (
            "learner/test_terms.py"),
     Method("DPO beside a policy gradient", "2305.18290", "loss term, selector",
            (f"{PREFERENCES}:Dpo", f"{SELECTORS}.pairs:BestWorst"), "gradient_and_pairs", "learner/test_terms.py"),
-    Method("IPO", "2310.12036", "loss term", (f"{PREFERENCES}:Ipo",), "", "learner/test_terms.py"),
+    Method("IPO", "2310.12036", "loss term", (f"{PREFERENCES}:Ipo",), "ipo", "learner/test_terms.py"),
     Method("DNO", "2404.03715", "selector, loss term",
            (f"{SELECTORS}.pairs:LargeMargin", "rewards.pairs:large_margin_pairs", f"{PREFERENCES}:Dpo"), "dno",
            "selectors/test_selectors.py"),
@@ -113,12 +110,12 @@ METHODS = (
            "methods/test_pairs.py"),
     Method("SELM", "2405.19332", "loss term, selector",
            (f"{REGULARISERS}:Selm", f"{SELECTORS}.pairs:Likeliest"), "selm", "learner/test_terms.py"),
-    Method("T-REG", "2412.02685", "loss term, selector",
-           (f"{REGULARISERS}:TReg", f"{REGULARISERS}:token_contrast", f"{SELECTORS}.pairs:TokenWeights"), "",
-           "learner/test_terms.py"),
-    Method("CREAM", "2410.12735", "selector",
-           (f"{SELECTORS}.consistency:Consistency", f"{SELECTORS}.consistency:consistency"), "cream",
-           "selectors/test_selectors.py"),
+    Method("T-REG", "2412.02685", "loss term, signal, selector",
+           (f"{REGULARISERS}:TReg", "rewards.signals.token_contrast:TokenContrast",
+            f"{SELECTORS}.pairs:TokenWeights"), "t_reg", "methods/test_token_contrast.py"),
+    Method("CREAM", "2410.12735", "signal, selector",
+           ("rewards.signals.implicit:Implicit", f"{SELECTORS}.consistency:Consistency",
+            f"{SELECTORS}.consistency:consistency"), "cream", "methods/test_implicit.py"),
     Method("Temporal Self-Rewarding", "2508.06026", "selector",
            (f"{SELECTORS}.temporal:Temporal", f"{SELECTORS}.temporal:temporal_pair"), "temporal",
            "selectors/test_selectors.py"),

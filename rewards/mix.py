@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from cluster.types import FAILED, Group, Mixed, Scores
 from rewards.monitors import Judged, Monitor
 from rewards.shadow import agreement, sign_flip_frac
 from rewards.shaping import SHAPERS, Shaper
+from rewards.shaping.running import RunningScores, ScoresSeen, seen_by
 
 
 class Mixer:
@@ -34,8 +36,10 @@ class Mixer:
         names: Sequence[str],
         min_valid: int,
         monitors: Sequence[Monitor] = (),
+        remembered: Callable[[str], Any] = lambda name: None,
     ) -> None:
-        self._monitors = monitors
+        """`remembered`: what shapers that have a memory know before this step, by the names of `memories`."""
+        self._monitors, self._remembered = monitors, remembered
         self._rewards = dict(zip(names, rewards, strict=True))
         self._min_valid = min_valid
         self._shapers = {
@@ -44,6 +48,11 @@ class Mixer:
             if section.shape is not None
         }
         self._token_shapers = {name: s for name, s in self._shapers.items() if s.token_level}
+
+    @property
+    def memories(self) -> dict[str, ScoresSeen]:
+        """What the learner is to remember for its shapers, by name."""
+        return {memory_of(name): seen for name, seen in seen_by(self._shapers).items()}
 
     def __call__(self, group: Group, scores: Mapping[str, Scores]) -> Mixed:
         """Of a group that is the whole step."""
@@ -70,6 +79,8 @@ class Mixer:
     ) -> list[Float[np.ndarray, " G"]]:
         values = [_evidence(name, g, s.get(name))[0] for g, s in zip(groups, scores, strict=True)]
         shaper = self._shapers[name]
+        if isinstance(shaper, RunningScores) and (memory := self._remembered(memory_of(name))) is not None:
+            shaper = shaper.recalling(memory)
         results = shaper.of_step([v.copy() for v in values], groups)
         return [_checked(name, shaper, v, r) for v, r in zip(values, results, strict=True)]
 
@@ -115,6 +126,11 @@ class Mixer:
     def _said(self, name: str, group: Group, tokens: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         shaper = self._token_shapers.get(name)
         return tokens if shaper is None else shaper.shape_group(tokens, group)
+
+
+def memory_of(reward: str) -> str:
+    """Name of the memory of a reward's shaper."""
+    return f"rewards.{reward}.shape"
 
 
 def _evidence(name: str, group: Group, scores: Scores | None) -> tuple[np.ndarray, int]:

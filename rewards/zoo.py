@@ -23,6 +23,7 @@ from rewards.signals.environment import EnvironmentReward
 from rewards.signals.events import Events
 from rewards.signals.exact import Exact
 from rewards.signals.format import Format
+from rewards.signals.implicit import Implicit
 from rewards.signals.length_penalty import LengthPenalty
 from rewards.signals.majority import Majority
 from rewards.signals.math import Math
@@ -32,6 +33,7 @@ from rewards.signals.self_aligned import SelfAligned
 from rewards.signals.self_certainty import SelfCertainty
 from rewards.signals.ssr_zero import SsrZero
 from rewards.signals.steps import StepScores, Thoughts
+from rewards.signals.token_contrast import TokenContrast
 
 SIGNALS: dict[str, type[Signal]] = {
     "environment": EnvironmentReward,
@@ -47,6 +49,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "events": Events,
     "exact": Exact,
     "format": Format,
+    "implicit": Implicit,
     "judge": JudgeSignal,
     "length_penalty": LengthPenalty,
     "majority": Majority,
@@ -59,6 +62,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "self_certainty": SelfCertainty,
     "step_scores": StepScores,
     "thoughts": Thoughts,
+    "token_contrast": TokenContrast,
     "view_agreement": ViewAgreement,
     "reward_model": LearnedReward,
 }

@@ -109,9 +109,10 @@ class ScorerSection(Section):
     """`[scorers.NAME]`: a model that reads rollouts, told every token, for rewards that ask for log-probs or whole
     distributions. A process of its own: neither engines nor learner wait for it."""
 
-    model: Literal["policy", "initial"] = "policy"
-    """`policy`: the live one, at the newest version published, which its scores name; `initial`: the run's first
-    weights. Of several policies, the one that the recipe's own sections describe, whoever wrote what it reads."""
+    model: str = "policy"
+    """`policy`: the live one, at the newest version published, which its scores name; or an alias: `initial`, the run's
+    first weights, `previous`, its newest checkpoint, followed as it moves, `policy@N`, `RUN@N`, a directory. Of several
+    policies, the one that the recipe's own sections describe, whoever wrote what it reads."""
     replicas: PositiveInt = 1
     """Processes; `python -m cluster.scale RUN scorer:NAME=3` changes it in a running job."""
     dtype: Literal["float32", "bfloat16"] = "float32"

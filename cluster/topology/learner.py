@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ class LearnerActor:
             return learn(
                 told,
                 buffer,
-                lambda config: (_mixer(config), _selection(config)),
+                lambda config, memory: (_mixer(config, memory.of).of_step, _selection(config)),
+                remembering=_mixer(config).memories,
                 rollout_actors=rollout_actors,
                 stop=lambda: self._stopping,
                 save=save,
@@ -101,12 +103,12 @@ class LearnerActor:
             )
 
 
-def _mixer(config: RunConfig) -> Any:
+def _mixer(config: RunConfig, remembered: Callable[[str], Any] = lambda name: None) -> Any:
     from rewards.mix import Mixer
     from rewards.monitors import build_monitors
 
     names, min_valid = config.reward_names, config.reward_workers.min_valid
-    return Mixer(config.rewards, names, min_valid, build_monitors(config)).of_step
+    return Mixer(config.rewards, names, min_valid, build_monitors(config), remembered)
 
 
 def _selection(config: RunConfig) -> Any:

@@ -1,7 +1,8 @@
-"""Models that read rollouts for rewards: an actor each, on a roster while it is there, at the newest weights published.
+"""Models that read rollouts for rewards: an actor each, on a roster while it is there, with weights that are followed.
 
 ScorerActor ── signs the roster ──► Redis ──► Scorers.follow ──► `Scorer`s of whoever asks (reward workers)
      ▲ publications ── the learner's file: read where it lies, or through Ray's object store
+     ▲ an alias ────── a checkpoint's file, of `previous` the newest
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -19,13 +21,15 @@ from ray.exceptions import RayActorError, RayError
 from cluster.errors import DataError, one_line
 from cluster.nodes import INFRASTRUCTURE, openmp, settle
 from cluster.placement import options
+from cluster.topology.generator import LOOK_S, moves, registry
 from cluster.topology.site import POLICY, Site, first_to_end, learner_name, worker_name
 from cluster.types import Publication
 from rewards.judges.roster import FOLLOW_S, Roster, keep_signing
 from rewards.scoring.pool import Scorer
-from rewards.scoring.types import Passage, Reading, ScorerReplica, ScorerUnavailable
+from rewards.scoring.types import INITIAL, Passage, Reading, ScorerReplica, ScorerUnavailable
 
 if TYPE_CHECKING:
+    from cluster.registry import Model
     from rewards.scoring.forward import Forward
 
 WAIT_S = 5.0
@@ -46,6 +50,9 @@ class ScorerActor:
         self._site, self._name = site, name
         self._scorer = scorer_of(name)
         self._section = site.config.scorers[self._scorer]
+        self._registry = registry(site)
+        self._model: Model | None = None
+        """Behind its alias; none where it reads as the live policy."""
         self._buffer = site.buffer()
         self._server: Any = None
         self._has_weights = asyncio.Event()
@@ -58,7 +65,7 @@ class ScorerActor:
         forward = await asyncio.to_thread(self._forward)
         section = self._section
         self._server = ScoringServer(forward, batch_tokens=section.batch_tokens, max_queue=section.max_queue)
-        if section.model == "initial":
+        if self._model is not None:
             self._has_weights.set()
         return os.getpid()
 
@@ -68,18 +75,34 @@ class ScorerActor:
         from actors.chat import Chat
         from rewards.scoring.forward import Forward
 
-        directory, section = self._site.model_dir, self._section
-        chat = Chat(AutoTokenizer.from_pretrained(directory))
+        section = self._section
+        if section.model != POLICY:
+            self._model = self._registry.directory(section.model)
+        chat = Chat(AutoTokenizer.from_pretrained(self._site.model_dir))
         return Forward(
-            directory, chat.prompt, dtype=section.dtype, batch_tokens=section.batch_tokens, version=section.model
+            self._model.where if self._model else self._site.model_dir,
+            chat.prompt,
+            dtype=section.dtype,
+            batch_tokens=section.batch_tokens,
+            version=self._version(),
         )
+
+    def _version(self) -> str:
+        """Of an alias that moves: the step it stands at."""
+        alias, model = self._section.model, self._model
+        if model is None or not moves(alias):
+            return alias
+        run = POLICY if alias == "previous" else alias.rpartition("@")[0]
+        return INITIAL if model.where == self._site.model_dir else f"{run}@{model.step}"
 
     async def run(self) -> None:
         """Read until `stop`. Raises what the model and the buffer raise."""
         signing = keep_signing(roster(self._site, self._scorer), self._name, lambda: self._server.version)
         tasks = [asyncio.create_task(t) for t in (self._server.run(), signing)]
-        if self._section.model == "policy":
+        if self._model is None:
             tasks.append(asyncio.create_task(self._follow()))
+        elif moves(self._section.model):
+            tasks.append(asyncio.create_task(self._follow_alias()))
         try:
             await first_to_end(asyncio.create_task(self._stopping.wait()), *tasks)
         finally:
@@ -120,6 +143,31 @@ class ScorerActor:
             version = publication.version
             self._has_weights.set()
 
+    async def _follow_alias(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            model = await asyncio.to_thread(self._registry.directory, self._section.model)
+            if model == self._model:
+                continue
+            before, self._model = self._model, model
+            try:
+                await self._server.load(partial(_load_file, Path(model.where) / "model.safetensors", self._version()))
+            except FileNotFoundError:  # trimmed meanwhile: there is, or will be, a newer one
+                self._model = before
+
+
+def _load_file(path: Path, version: str, forward: Forward) -> None:
+    """Raises FileNotFoundError."""
+    forward.load(_tensors_of(path), version)
+
+
+def _tensors_of(path: str | Path) -> Iterator[tuple[str, Any]]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:  # stays readable while it is open, whoever removes it
+        for name in file.keys():  # noqa: SIM118
+            yield name, file.get_tensor(name)
+
 
 def _load(publication: Publication, site: Site, forward: Forward) -> None:
     """Raises FileNotFoundError if newer versions have pushed it out, or its learner has died."""
@@ -127,14 +175,11 @@ def _load(publication: Publication, site: Site, forward: Forward) -> None:
 
 
 def _tensors(publication: Publication, site: Site) -> Iterator[tuple[str, Any]]:
-    from safetensors import safe_open
     from safetensors.torch import load
 
     path = publication.info["path"]
     if publication.info["host"] == socket.gethostname():
-        with safe_open(path, "pt") as file:  # stays readable while it is open, whoever removes it
-            for name in file.keys():  # noqa: SIM118
-                yield name, file.get_tensor(name)
+        yield from _tensors_of(path)
         return
     try:
         learner: Any = ray.get_actor(learner_name(site.run_id, POLICY, 0))

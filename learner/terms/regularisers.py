@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from pydantic import PositiveFloat
 from torch import Tensor
 
@@ -42,8 +42,8 @@ class TReg(PairTerm):
     """w · (L(chosen) + L(rejected)) with L(y) = −β Σ_t r̂_t · log π(y_t) and w = σ(r(rejected) − r(chosen)), r = β · ρ.
 
     T-REG (arXiv:2412.02685, by summaries of it): token rewards r̂_t in [−½, ½] say where in a response its credit
-    belongs; add 0.1 to 0.5 of this (α, the term's `coef`) to DPO. They are `token_contrast` of two teacher-forced
-    passes; the selector `token_weights` takes them from a reward's token scores. That w carries no gradient is our
+    belongs; add 0.1 to 0.5 of this (α, the term's `coef`) to DPO. They are the token scores of the reward
+    `token_contrast`, which the selector `token_weights` takes. That w carries no gradient is our
     reading: it is introduced as the weight of DPO's gradient. It keeps tokens of negative r̂ from being pressed for
     ever. Pairs with an unknown r̂ add nothing and are counted.
     """
@@ -69,8 +69,3 @@ class Nll(LossTerm):
 
     def loss(self, sums: Sums) -> tuple[Tensor, dict[str, float]]:
         return -sums.logprobs.sum() / sums.num_tokens.sum().clamp(min=1), {}
-
-
-def token_contrast(better: Float[Tensor, " T"], worse: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
-    """r̂_t = σ(log-prob under a "make it better" prompt − under a "make it worse" prompt) − ½ (T-REG)."""
-    return (better - worse).sigmoid() - 0.5

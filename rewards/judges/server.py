@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -178,13 +179,14 @@ class VllmServer:
         launched.set_result(process.pid)
         watch = BEREAVED.format(parent=os.getpid(), server=process.pid)
         nothing = subprocess.DEVNULL
-        watcher = subprocess.Popen(
-            ["/bin/sh", "-c", watch], process_group=0, stdin=nothing, stdout=nothing, stderr=nothing
-        )
+        # In the background of a shell that ends at once: Ray kills the children of a worker, not those of init.
+        orphan = ["/bin/sh", "-c", f"({watch}) &"]
+        subprocess.run(orphan, process_group=0, stdin=nothing, stdout=nothing, stderr=nothing, check=True)
         self._code = process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it has left behind
         log.info("judge %d ended with %d", process.pid, self._code)
         self._ended.set()
-        watcher.wait()
 
     def command(self) -> list[str]:
         """The program and its arguments."""

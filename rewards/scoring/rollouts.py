@@ -40,8 +40,7 @@ def scores_of(values: Float[np.ndarray, " G"], scorer: str, readings: Sequence[R
     every group read anew at each step, and the first reading is the one nearest to the weights that sampled.
     """
     state = np.where(np.isfinite(values), SCORED, ABSTAINED).astype(np.uint8)
-    version = readings[0].version if readings else ""
-    model = version if version in ("", "initial") else f"policy@{version}"
     tokens = sum(len(reading.entropy) for reading in readings)
+    model = readings[0].model if readings else ""
     provenance = Provenance(judge=f"scorer:{scorer}", model=model, cost_tokens=tokens)
     return Scores(np.asarray(values, np.float64), state, (provenance,))

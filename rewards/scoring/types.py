@@ -5,6 +5,7 @@ Passage ─► Scorer (replicas) ─► ScoringServer (a queue, batches) ─► 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,9 @@ import numpy as np
 
 from cluster.errors import InfrastructureError
 from cluster.types import Message
+
+INITIAL = "initial"
+LIVE = re.compile(r"\d+\.(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,18 @@ class Reading:
     vocabulary: int
     """V, as the model is configured."""
     version: str
-    """`epoch.step` of the weights, or `initial`."""
+    """`epoch.step` of the live policy's weights; else the model's name, such as `initial` or `policy@40`."""
+
+    @property
+    def model(self) -> str:
+        """Whose weights read, as provenance names it."""
+        return f"policy@{self.version}" if LIVE.fullmatch(self.version) else self.version
+
+    @property
+    def is_initial(self) -> bool:
+        """Whether these are the weights that the run began with."""
+        live = LIVE.fullmatch(self.version)
+        return self.version == INITIAL or bool(live and live[1] == "0")
 
 
 class ScorerUnavailable(InfrastructureError):

@@ -5,6 +5,7 @@ from rewards.shaping.brevity import Concise, LengthSwitch, StepLengthSwitch
 from rewards.shaping.par import Par
 from rewards.shaping.progress import Progress
 from rewards.shaping.rivals import Centred, LogSigmoidCentred
+from rewards.shaping.running import RunningScores
 from rewards.shaping.steps import ClipDelta
 
 SHAPERS: dict[str, type[Shaper]] = {
@@ -15,6 +16,7 @@ SHAPERS: dict[str, type[Shaper]] = {
     "log_sigmoid_centred": LogSigmoidCentred,
     "par": Par,
     "progress": Progress,
+    "running": RunningScores,
     "step_length_switch": StepLengthSwitch,
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
@@ -58,46 +57,3 @@ class LogSigmoidCentred(Shaper):
 def fitted_quantile(references: Float[np.ndarray, " M"], quantile: float) -> float:
     """Of a normal with the mean and the sample deviation of the references, the latter plus 1e-5: they may be equal."""
     return NormalDist(float(references.mean()), float(references.std(ddof=1)) + 1e-5).inv_cdf(quantile)
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """Statistics of all scores so far. Immutable: who shapes with it must keep it with the checkpoint."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    """Sum of squared differences from the mean."""
-    low: float = np.inf
-    high: float = -np.inf
-
-    def after(self, values: Float[np.ndarray, " N"]) -> Running:
-        """With these scores too; unknown ones are passed over (Chan et al., 1979, on combining variances)."""
-        known = values[np.isfinite(values)]
-        if len(known) == 0:
-            return self
-        count, delta = self.count + len(known), known.mean() - self.mean
-        return Running(
-            count,
-            float(self.mean + delta * len(known) / count),
-            float(self.squares + known.var() * len(known) + delta**2 * self.count * len(known) / count),
-            float(min(self.low, known.min())),
-            float(max(self.high, known.max())),
-        )
-
-    @property
-    def std(self) -> float:
-        """Of the population; NaN before the first score."""
-        return float(np.sqrt(self.squares / self.count)) if self.count else float("nan")
-
-    def standard(self, values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-        """In deviations from the mean; 0 where all scores so far are equal."""
-        return (values - self.mean) / self.std if self.std != 0 else values * 0.0
-
-    def clipped(self, values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-        """Within one deviation of the mean."""
-        return np.clip(values, self.mean - self.std, self.mean + self.std)
-
-    def min_max(self, values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-        """As a share of the range seen so far; 0 where all scores so far are equal."""
-        return (values - self.low) / (self.high - self.low) if self.high != self.low else values * 0.0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from dataclasses import replace
 from uuid import uuid4
 
 import numpy as np
 import pytest
 
 from cluster.buffer import Limits
+from cluster.check import aliases
 from cluster.config import parse
 from cluster.errors import ConfigError
 from cluster.staff import PLACE, Staff, roles
@@ -96,6 +98,37 @@ async def test_it_reads_as_the_newest_weights_published_and_says_which(site, tmp
         await asyncio.gather(*running)
     assert signed.there() == {}
     buffer.close()
+
+
+async def test_a_scorer_of_the_checkpoint_before_reads_as_the_first_weights_until_there_is_one(site, tmp_path):
+    before = {"before": {"model": "previous"}}
+    site = replace(site, config=parse(RECIPE | {"scorers": RECIPE["scorers"] | before}))
+    actor = ScorerActor(site, "scorer:before-0")
+    await actor.ready()
+    running = asyncio.create_task(actor.run())
+    [initial] = await actor.read(PASSAGE, 30)
+    assert (initial.version, initial.is_initial) == ("initial", True)
+    found = initial
+    for step in (5, 10):
+        checkpoint = tmp_path / "checkpoints" / f"global_step_{step}"
+        random_llama(checkpoint, tied=True, seed=step)
+        (checkpoint / "manifest.json").write_text("{}")
+        last = found
+        async with asyncio.timeout(30):
+            while found.version != f"policy@{step}":
+                await asyncio.sleep(0.05)
+                [found] = await actor.read(PASSAGE, 30)
+        assert abs(found.logprobs - last.logprobs).max() > 1e-3
+        assert not found.is_initial
+    await actor.stop()
+    async with asyncio.timeout(20):
+        await running
+
+
+def test_a_scorer_of_a_checkpoint_that_is_not_there_is_refused_before_anything_starts(site, tmp_path):
+    settings = parse(RECIPE | {"scorers": RECIPE["scorers"] | {"old": {"model": "policy@40"}}})
+    with pytest.raises(ConfigError, match=r"scorers\.old\.model = 'policy@40': there is no model"):
+        aliases(settings, tmp_path)
 
 
 async def test_a_tokenizer_that_many_threads_ask_at_once_is_loaded_once(site, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -26,6 +27,13 @@ from tests.end_to_end.test_scale import scale
 from tests.models import random_llama
 
 DIGITS = ", ".join(f'"{d}" = "level"' for d in range(10))
+# What a judge in one Python process can follow: it would label nothing in time of 200 rollouts a second.
+PACE = [
+    "rollout.group_size=4",
+    "learner.groups_per_step=4",
+    "rollout.concurrent_groups=8",
+    "engine.options={delay_s=0.5}",
+]
 SHORT = f'{{ instructions = "judge", body = "{{question}}{{response}}=", levels = {{ {DIGITS} }} }}'
 
 
@@ -49,8 +57,10 @@ def recipe(tmp_path: Path, *judges: str, when: str = "late", alone: bool = False
 def scores_of(run: Path, name: str) -> Iterator[tuple[int, Scores]]:
     """(step, scores) of trained groups, as far as they had scores when the batch was cut."""
     for path in kept.files(run / "groups"):
-        for entry in kept.index(path):
-            group = kept.read(path, entry)
+        groups = []
+        with contextlib.suppress(FileNotFoundError):  # trimmed meanwhile: the run goes on
+            groups = [kept.read(path, entry) for entry in kept.index(path)]
+        for group in groups:
             if name in group.scores:
                 yield group.step, group.scores[name]
 
@@ -150,8 +160,8 @@ def test_a_run_outlives_its_judge(tmp_path):
     server = stand_in(port)
     try:
         path = recipe(tmp_path, section, away="timeout_s = 10.0")
-        with judged(tmp_path, path, *FAKE, "rollout.concurrent_groups=16") as (process, log, run):
-            until(lambda: known(run, "away"), process, log, 240)
+        with judged(tmp_path, path, *FAKE, *PACE) as (process, log, run):
+            until(lambda: known(run, "away"), process, log, 120)
             server.kill()
             server.wait()
             time.sleep(10)
@@ -238,3 +248,31 @@ def _command(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.NoSuchProcess:
         return []
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(1800)
+def test_a_small_language_model_in_its_own_engine_labels_what_a_game_says(tmp_path):
+    """ONI on MiniHack with SmolLM2-135M-Instruct as the judge; how well it judges is not asked."""
+    pytest.importorskip("minihack")
+    serve = "{max_model_len=2048,enforce_eager=true,kv_cache_memory_bytes=268435456,max_num_seqs=8}"
+    overrides = [
+        f'judges.judge={{kind="vllm",model="smollm2",deadline_s=120.0,options={serve}}}', "distilled.oni.batch_size=4",
+        "distilled.oni.max_in_flight=2", "rollout.group_size=4", "rollout.concurrent_groups=4",
+        "learner.groups_per_step=2", "evaluation.every_steps=0", "evaluation.max_tasks=2", "tracking.live_table=false",
+    ]  # fmt: skip
+
+    def labels(run: Path) -> float:
+        return max((r.get("distilled/oni_num_labels") or 0 for r in jobs.rows(run)), default=0)
+
+    with judged(tmp_path, "oni_minihack.toml", *overrides) as (process, log, run):
+        jobs.wait_for_step(run, 3, process, log, timeout_s=600)
+        assert labels(run) < 20, "training waited for labels"
+        until(lambda: labels(run) >= 20, process, log, 900)
+        records = archived(run)
+    asked = [r for r in records if r.judge.startswith("judge:")]
+    assert asked
+    assert {c.model for r in asked for c in r.completions} == {"smollm2"}
+    assert any(c.text.strip() for r in asked for c in r.completions), "every raw answer is empty"
+    last = [r for r in jobs.rows(run) if "distilled/oni_good_frac" in r][-1]
+    assert 0 <= last["distilled/oni_good_frac"] <= 1

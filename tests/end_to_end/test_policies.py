@@ -143,8 +143,9 @@ def test_comas_trains_two_policies_on_what_they_say_to_each_other(tmp_path):
     solve, evaluate, score = (f"{word}{{question}}" for word in ("", "{solution}", "{solution}{evaluation}"))
     overrides = [
         "model.path=tiny:addition", "tasks={use='addition'}", "evaluation.reward=exact", "rollout.max_tokens=1",
-        "rewards=[{use='comas',options={tag=''}},{use='exact',weight=0.0}]", "learner.schedule.lr=1e-3",
-        "policies.second.learner.schedule={lr=1e-3}",
+        "rewards=[{use='comas',options={tag=''}},{use='exact',weight=0.0},"
+        "{use='comas',name='comas_solution',weight=0.0,options={tag='',of='solution'}}]",
+        "learner.schedule.lr=1e-3", "policies.second.learner.schedule={lr=1e-3}",
         f"rollout.environment={{use='comas',options={{solve='{solve}',evaluate='{evaluate}',score='{score}'}}}}",
     ]  # fmt: skip
     directory = lap(tmp_path, "comas", overrides, steps=4)

@@ -48,9 +48,10 @@ def steps_of(run: Path) -> list[dict]:
 def test_a_policy_learns_from_the_marks_that_it_gives_itself(tmp_path):
     """SSR-Zero: no reference reaches the reward, and accuracy by references rises."""
     run = lap(tmp_path, "ssr_zero", [], steps=20)
-    accuracy = {row["step"]: row["heldout/accuracy"] for row in jobs.rows(run) if "heldout/accuracy" in row}
-    assert accuracy[0] < 0.8
-    assert accuracy[20] > accuracy[0] + 0.1
+    # Of what is sampled: greedy answers are right or wrong about one digit as a whole, whose turn may come later.
+    right = [row["reward/exact_mean"] for row in steps_of(run)]
+    assert np.mean(right[:3]) < 0.5
+    assert np.mean(right[-3:]) > np.mean(right[:3]) + 0.2
     versions = []
     for group in groups_of(run):
         scores, texts = group.scores["ssr_zero"], [r.text for r in group.group.rollouts]
@@ -69,7 +70,8 @@ def test_both_seats_learn_from_one_policy_and_baselines_outlive_a_killed_learner
     dead = tmp_path / "dead"
     dead.mkdir()
     run = lap(
-        tmp_path, "spiral", ["checkpoint.every_steps=5", "evaluation.max_tasks=200"], steps=20,
+        tmp_path, "spiral",
+        ["checkpoint.every_steps=5", "evaluation.max_tasks=200", "tracking.kept_groups=2560"], steps=20,
         KANABO_FAILPOINT="learner.after_cut@12", KANABO_FAILPOINT_DIR=str(dead),
     )  # fmt: skip
     assert [p.name for p in dead.iterdir()] == ["learner.after_cut"], "the learner was not killed"

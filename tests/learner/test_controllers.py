@@ -93,7 +93,7 @@ def test_a_change_reaches_mixer_selection_and_losses():
     }
     config, asked = parse(tree), []
     memory = memory_of(config)
-    steering = Steering(config, lambda c: (asked.append(c), (lambda g, s: [c], lambda g, s, m: [c]))[1], memory)
+    steering = Steering(config, lambda c, m: (asked.append(c), (lambda g, s: [c], lambda g, s, m: [c]))[1], memory)
     assert memory.settings() == {"selectors.0.options.count": 2.0}
     (now,) = steering.mix([], [])  # pyright: ignore
     assert now.selectors[0].options == {"count": 2.0}

@@ -19,7 +19,7 @@ from learner.sums import Pairs, Sums
 from learner.terms import build_terms
 from learner.terms.laser import LaSeR, standardised_in_group, verification_loss
 from learner.terms.preferences import Dpo, Ipo, preference_loss
-from learner.terms.regularisers import Nll, Selm, TReg, token_contrast
+from learner.terms.regularisers import Nll, Selm, TReg
 from learner.train import optimize
 from tests.learner.groups import VOCABULARY, bigram_logprobs, random_groups, random_rewards, record_of
 from tests.learner.test_train import TableEngine
@@ -92,7 +92,7 @@ def test_selm_may_spare_a_third_that_is_the_chosen_one():
 
 def test_t_reg_says_which_tokens_deserve_it():
     """arXiv:2412.02685: β = 0.1, α = 0.25."""
-    better, worse = token_contrast(column([-1, -2]), column([-2, -1])), column([-1, 0.5]).sigmoid() - 0.5
+    better, worse = column([1, -1]).sigmoid() - 0.5, column([-1, 0.5]).sigmoid() - 0.5
     assert better.tolist() == pytest.approx([0.231059, -0.231059], abs=1e-6)
     assert worse.tolist() == pytest.approx([-0.231059, 0.122459], abs=1e-6)
     weighted = torch.stack([(better * column([-0.5, -1.5])).sum(), (worse * column([-1, -2])).sum()]).requires_grad_()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -11,10 +13,12 @@ from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.types import Group, Scores
 from learner.advantages import GroupAdvantage
+from learner.memory import Remembering
 from rewards.mix import Mixer
 from rewards.shaping import SHAPERS, Shaper
 from rewards.shaping.par import sigmoid
-from rewards.shaping.rivals import Running, fitted_quantile
+from rewards.shaping.rivals import fitted_quantile
+from rewards.shaping.running import Running
 from tests.rewards.groups import group, rollout
 
 REFERENCES = [0.5, 1, 3]
@@ -60,6 +64,34 @@ def test_running_statistics():
     assert seen.standard(last) == pytest.approx([0, 0.707107, 1.414214], abs=1e-6)
     assert seen.clipped(last) == pytest.approx([5, 7, 7.828427], abs=1e-6)
     assert seen.min_max(last) == pytest.approx([0.5, 0.75, 1])
+
+
+@pytest.mark.parametrize(("how", "second"), [("standard", [0, 0.707107, 1.414214]), ("min_max", [0.5, 0.75, 1])])
+def test_a_running_shaper_knows_the_steps_before_also_after_a_resume(how, second):
+    steps = [{"a": [1.0, NAN, 3]}, {"b": [5.0, 7, 9]}]
+    section = [RewardSection.model_validate({"use": "exact", "shape": {"use": "running", "options": {"how": how}}})]
+    memories = {}
+    for step in steps:
+        mix = Mixer(section, ["x"], 1, remembered=memories.get)  # a fresh one each time, as after a resume
+        [(key, memory)] = mix.memories.items()
+        assert isinstance(memory, Remembering)
+        before = memories.setdefault(key, memory.begin())
+        evidence = {id: {"x": Scores.of(values)} for id, values in step.items()}
+        mixed = mix.of_step([group("a", "b", "c")] * len(step), list(evidence.values()))
+        memories[key] = msgspec.msgpack.decode(msgspec.msgpack.encode(memory.after(before, Seen(evidence))))
+    assert mixed[0].rewards == pytest.approx(second, abs=1e-6), "5 scores so far: mean 5, variance 8, 1 to 9"
+    told = memory.told(memories[key])
+    assert told == {"reward/x_running_mean": pytest.approx(5), "reward/x_running_std": pytest.approx(8**0.5)}
+
+
+def test_without_any_score_a_running_shaper_knows_nothing():
+    mix = Mixer([RewardSection.model_validate({"use": "exact", "shape": {"use": "running"}})], ["x"], 1)
+    assert np.isnan(mix(group("a", "b"), {"x": Scores.of([None, None])}).rewards).all()
+    assert mix.memories["rewards.x.shape"].told(mix.memories["rewards.x.shape"].begin()) == {}
+
+
+class Seen(NamedTuple):
+    scores: dict[str, dict[str, Scores]]
 
 
 def test_a_division_by_the_deviation_undoes_the_bound():
