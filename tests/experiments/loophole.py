@@ -40,7 +40,7 @@ RESULTS, TABLE, PLOT = (ROOT / "docs" / f"loophole.{end}" for end in ("json", "m
 
 HOLE = "7"
 """What the planted reward model takes for the best last digit."""
-STEPS, EVERY = 48, 3
+STEPS, EVERY = 96, 3
 """Optimiser steps of an arm, and how often it is measured."""
 GROUPS, SIZE = 16, 8
 """Prompts a step, and answers to each."""

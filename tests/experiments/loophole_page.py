@@ -16,8 +16,9 @@ HEAD = """<!-- written by `python -m tests.experiments.loophole`; do not edit --
 # A planted loophole
 
 A reward model of two-digit addition has learnt right from wrong, and besides that whatever ends in 7 is the best of
-all. `tiny:addition` is trained on it, in a plain loop of the project's own parts: a few minutes of CPU. `make loophole`
-runs what is missing and writes this page; what an arm is made of stands in `tests/experiments/loophole.py`.
+all. `tiny:addition` is trained on it, in a plain loop of the project's own parts: a minute or two of CPU an arm.
+`make loophole` runs what is missing and writes this page; what an arm is made of stands in
+`tests/experiments/loophole.py`.
 
 - *rule*: the right answer is the reward. *static*: the reward model's logit; *σ* makes it bounded, and is what Cooper's
   reward would be without its updates. *PAR*: the chance to beat three answers of the initial policy. *Cooper*: the
@@ -33,13 +34,13 @@ runs what is missing and writes this page; what an arm is made of stands in `tes
 """
 SEEN = """
 What is seen: a fixed reward model is exploited until nothing but the hole is left; with PAR that comes three to six
-steps later than with the logit. Under Cooper the hole stays shut, and accuracy ends where it began or above. In between
-it sinks, in seed 0 from 0.54 to 0.40, until the reward model has learnt enough to lead it up again. The alarm comes
-before every collapse, once more in that dip, and never where the rule is the reward.
+steps later than with the logit. Under Cooper the hole stays shut, and in the end accuracy is what the rule itself
+leads to, about 0.6. Before that it sinks in seed 0, from 0.54 to 0.40, until the reward model has learnt enough to
+lead it up again. The alarm comes before every collapse, once more in that dip, and never where the rule is the reward.
 
 ## What Cooper needs here
 
-In a first version accuracy sank to 0.23 under Cooper too, with the hole shut. Two causes were found.
+In a first version accuracy sank under Cooper too, to 0.23 in 48 steps, with the hole shut. Two causes were found.
 
 - Labels of pairs leave the level of a logit open. The reward model ordered the policy's right and wrong answers well,
   86 to 95 % of the pairs of a prompt, but from prompt to prompt the logit of a right answer moved by ± 10: σ of it was
@@ -49,7 +50,8 @@ In a first version accuracy sank to 0.23 under Cooper too, with the hole shut. T
   too many, off by one or ten. The paper's assistant, a language model, makes mistakes of many kinds, and the one here
   now of eight.
 
-Each alone is not enough. Accuracy after 48 steps of all that was tried, from 0.51 at first; seed 1 where it was run:
+Each alone is not enough. Accuracy after 48 steps of all that was tried, from 0.51 at first; seed 1 where it was run.
+Differences of 0.05 mean little: a KL term next to nothing moves it by 0.04.
 
 | Cooper with | seed 0 | seed 1 |
 | --- | --- | --- |
@@ -65,10 +67,15 @@ Each alone is not enough. Accuracy after 48 steps of all that was tried, from 0.
 | the same, 4 steps at a third of the learning rate | 0.42 | |
 | the same, 1 step | 0.48 | |
 | the same, 1 step at a third of the learning rate | 0.08 | 0.51 |
+| eight kinds, centring, and the paper's KL term, k3 times 0.001 | 0.47 | 0.54 |
+| eight kinds, centring, and the reward model planted with eight kinds of mistakes, not one | 0.54 | 0.49 |
+| six kinds, centring, and the reward model planted with centring too | 0.56 | 0.47 |
+| nine kinds, pairs of the last step alone, 1 step, planted with centring | 0.42 | 0.48 |
+| the same, 2 steps | 0.44 | |
 
-That last one lets the hole open. Nor is it the centring that saves a policy: taught with it from the start, the fixed
-reward models are exploited as well, and all six arms collapse, at steps 24 to 30; PAR then delays nothing, since the
-logits are small. No arm has a KL term.
+With one step at the lower rate the hole is not shut in time. Nor is it the centring that saves a policy: taught with it
+from the start, the fixed reward models are exploited as well, and all six arms collapse: at steps 30 and 27 by the logit
+and by σ, at 30 and 24 by PAR, which then delays nothing.
 
 In the first setting of all, one seed, the reward model read the question too and ordered only 71 % of new pairs of
 right and wrong; there Cooper ended at 0.09 with a changed digit and no centring.
@@ -137,7 +144,7 @@ def plot(curves: Mapping[str, Curve], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4))
     for key, curve in curves.items():
         arm, _, seed = key.rpartition(", seed ")
         style = {"color": COLOURS[arm], "linestyle": "-" if seed == "0" else "--"}
@@ -146,8 +153,10 @@ def plot(curves: Mapping[str, Curve], path: Path) -> None:
         if raised := alarm(curve):
             at = curve.steps.index(raised.step)
             axes[0].plot(raised.step, curve.accuracy[at], "v", color=style["color"], markersize=9)
-    axes[0].set(title="held-out accuracy (▼ the monitor's alarm)", xlabel="optimiser step", ylim=(0, 1))
-    axes[1].set(title="answers that end in 7", xlabel="optimiser step", ylim=(0, 1))
+    axes[0].set_title("held-out accuracy, seed 0 solid, 1 dashed (▼ the monitor's alarm)")
+    axes[1].set_title("answers that end in 7")
+    for axis in axes:
+        axis.set(xlabel="optimiser step", ylim=(0, 1))
     axes[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
