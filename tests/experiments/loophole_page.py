@@ -73,9 +73,9 @@ Differences of 0.05 mean little: a KL term next to nothing moves it by 0.04.
 | nine kinds, pairs of the last step alone, 1 step, planted with centring | 0.42 | 0.48 |
 | the same, 2 steps | 0.44 | |
 
-With one step at the lower rate the hole is not shut in time. Nor is it the centring that saves a policy: taught with it
-from the start, the fixed reward models are exploited as well, and all six arms collapse: at steps 30 and 27 by the logit
-and by σ, at 30 and 24 by PAR, which then delays nothing.
+With one step at the lower rate the hole is not shut in time. Nor is it the centring that saves a policy. Taught with it
+from the start, the fixed reward models are exploited as well, and all six arms collapse, at steps 30 and 27 by the
+logit and by σ, at 30 and 24 by PAR, which then delays nothing.
 
 In the first setting of all, one seed, the reward model read the question too and ordered only 71 % of new pairs of
 right and wrong; there Cooper ended at 0.09 with a changed digit and no centring.
