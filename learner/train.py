@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -95,19 +96,14 @@ def train(
     for step in range(engine.step, recipe.steps):
         clock = Clock()
         hooks.stage(f"waits for the groups of step {step + 1}")
-        if engine.rank == 0 and share.cuts:
-            now = cut(
-                buffer, policy, epoch, step, mix, advantage, section,
-                select=select, policies=share.policies, memory=memory, stop=hooks.stop,
-            )  # fmt: skip
-        else:
-            now = follow(buffer, policy, step, stop=hooks.stop)
-        # Rank 0 alone knows whether there is a cut; a rank told to stop a moment earlier fetches it all the same.
-        if not engine.agree(engine.rank == 0 and now is not None):
+        decide = partial(
+            cut, buffer, policy, epoch, step, mix, advantage, section,
+            select=select, policies=share.policies, memory=memory,
+        )  # fmt: skip
+        whole = _same_on_all(engine, decide if share.cuts else None, partial(follow, buffer, policy, step), hooks.stop)
+        if whole is None:
             break
-        now = now or follow(buffer, policy, step, stop=lambda: False)
-        assert now is not None
-        whole, now = now, _own_part(now, share)
+        now = _own_part(whole, share)
         failpoint("learner.after_cut")
         clock.lap("cut")
         hooks.stage(f"trains step {step + 1}")
@@ -146,6 +142,19 @@ def train(
         hooks.stage(f"saves step {step + 1}")
         hooks.checkpoint(step + 1)
     return engine.step
+
+
+def _same_on_all(
+    engine: Engine, decide: Callable[..., Cut | None] | None, fetch: Callable[..., Cut | None], stop: Callable[[], bool]
+) -> Cut | None:
+    """The step's cut: decided on rank 0, if this learner decides, and fetched by the others; None on all at a stop."""
+    now = decide(stop=stop) if decide is not None and engine.rank == 0 else fetch(stop=stop)
+    # Rank 0 alone knows whether there is a cut; a rank told to stop a moment earlier fetches it all the same.
+    if not engine.agree(engine.rank == 0 and now is not None):
+        return None
+    now = now or fetch(stop=lambda: False)
+    assert now is not None
+    return now
 
 
 def _own_part(now: Cut, share: Share) -> Cut:
