@@ -13,19 +13,15 @@ import re
 from collections.abc import Sequence
 from statistics import NormalDist
 
-import numpy as np
-
 from rewards.distilled.captions import PAIR_WORDS, SOLUTION, SPOIL
 from rewards.judges.errors import JudgeServerError
-from rewards.judges.mistakes import mistaken
 from rewards.judges.types import Call, Completion, Token
 
 RESPONSE = re.compile(r"<<<(?:RESPONSE|STEP)(?: \w+)?>>>\n(.*?)\n?<<<END (?:RESPONSE|STEP)(?: \w+)?>>>", re.DOTALL)
 SCALE = re.compile(r"(?:one of|is one of):? ([^.\n]+)\.")
 PAIR = "First message: "
-NUMBER = re.compile(r"[1-9]\d+")
 FIVE_MORE = str.maketrans("0123456789", "5678901234")
-"""How it spoils a solution that is no number: every digit is another."""
+"""How it spoils a solution: every digit is another."""
 CRITERION = re.compile(r"^(\d+)\. ", re.MULTILINE)
 NORMAL_P99 = NormalDist().inv_cdf(0.99)
 
@@ -67,7 +63,7 @@ class KeywordJudge:
         system, user = call.messages[0].content, call.messages[1].content
         prompt_tokens = sum(len(m.content.split()) for m in call.messages)
         if system == SPOIL:
-            text, tokens = self._spoilt(user.rpartition(SOLUTION)[2], call), ()
+            text, tokens = user.rpartition(SOLUTION)[2].translate(FIVE_MORE), ()
         else:
             text, tokens = self._label(user, chance) if "<label>" in user else self._answer(system, user, call)
         if chance < self.error_rate + self.unreadable_rate:
@@ -88,11 +84,6 @@ class KeywordJudge:
         # Not by the chance of failing: those that fail would be the fast ones.
         chance = min(max(_chance(call, "latency"), 1e-6), 1 - 1e-6)
         return self.latency_s * math.exp(self._latency_sigma * NormalDist().inv_cdf(chance))
-
-    def _spoilt(self, solution: str, call: Call) -> str:
-        if NUMBER.fullmatch(solution) is None:
-            return solution.translate(FIVE_MORE)
-        return mistaken(solution, np.random.default_rng(int(_chance(call, "mistake") * 2**32)))
 
     def _answer(self, system: str, user: str, call: Call) -> tuple[str, tuple[Token, ...]]:
         hits = [self._hits(text) for text in RESPONSE.findall(user)]

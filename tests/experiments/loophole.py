@@ -27,11 +27,11 @@ from cluster.config import ModelSection
 from learner.advantages import GroupAdvantage
 from rewards.distilled.bradley_terry import BradleyTerry
 from rewards.distilled.cooper import first_right
-from rewards.judges.mistakes import changed, mistaken
 from rewards.labels import BETWEEN, pair
 from rewards.shaping.par import preference_reward, sigmoid
 from tests.experiments.adder import Answers, Policy
 from tests.experiments.loophole_page import Curve, plot, table
+from tests.experiments.mistakes import changed, mistaken
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from actors.tasks.addition import addition_problems
-from rewards.judges.mistakes import mistaken
 from rewards.labels import pair_of
 from tests.experiments import loophole
 from tests.experiments.loophole_page import COLOURS, Curve, alarm, collapse, table
+from tests.experiments.mistakes import MISTAKES, mistaken
 
 MEASURED = {key: Curve(**result) for key, result in json.loads(loophole.RESULTS.read_text()).items()}
 
@@ -39,6 +39,21 @@ def test_an_assistant_that_spoils_answers_knows_nothing_of_the_hole():
     assert all(wrong.isdigit() and int(wrong) not in (0, int(right)) for right, wrong in pairs)
     assert all(not wrong.startswith("0") for _, wrong in pairs)
     assert 0.05 < np.mean([wrong.endswith(loophole.HOLE) for _, wrong in pairs]) < 0.2
+
+
+def test_a_number_is_mistaken_in_every_way():
+    rng = np.random.default_rng(0)
+    made = {kind: {make("85", rng) for _ in range(200)} for kind, make in MISTAKES.items()}
+    assert made["one off"] == {"84", "86"}
+    assert made["a carry too many or too few"] == {"75", "95"}
+    assert made["digits swapped"] == {"58"}
+    assert made["a digit dropped"] == {"8", "5"}
+    assert all(len(text) == 3 and "85" in (text[1:], text[:2], text[0] + text[2]) for text in made["a digit added"])
+    assert all((text[0] == "8") != (text[1] == "5") for text in made["a digit"])
+    assert any(text[0] != "8" and text[1] != "5" for text in made["two digits"])
+    assert all(1 < abs(int(text) - 85) < 30 for text in made["a little off"])
+    spoilt = {mistaken("85", rng) for _ in range(1000)}
+    assert all(texts & spoilt for texts in made.values())
 
 
 def test_a_collapse_is_final_and_the_page_says_when():

@@ -1,19 +1,13 @@
-"""The judge that counts words labels captions and spoils solutions too, repeatably, as wrongly as it is told to."""
+"""The judge that counts words labels captions too, repeatably, and as wrongly as it is told to."""
 
 from __future__ import annotations
 
-from collections import Counter
-
-import numpy as np
 import pytest
 
-from cluster.types import Message
 from rewards.distilled.asking import Asking
-from rewards.distilled.captions import SOLUTION, SPOIL, CaptionJudge
+from rewards.distilled.captions import CaptionJudge
 from rewards.judges.keyword import KeywordJudge
-from rewards.judges.mistakes import MISTAKES, mistaken
 from rewards.judges.pool import JudgePool
-from rewards.judges.types import Call
 from rewards.labels import pair
 
 CAPTIONS = [f"You see here {'an apple' if i % 3 == 0 else 'a rock'} of size {i}." for i in range(300)]
@@ -56,39 +50,3 @@ async def test_that_share_of_captions_is_never_labelled_and_the_others_are_right
     both = await labels_of(CAPTIONS, unreadable_rate=0.5, noise_rate=0.3)
     read = [(a, b) for a, b in zip(both, RIGHT, strict=True) if a is not None]
     assert sum(a != b for a, b in read) / len(read) == pytest.approx(0.3, abs=0.1), "noise among what is read"
-
-
-async def spoilt(*solutions: str) -> list[str]:
-    judge = KeywordJudge()
-    calls = [Call((Message("system", SPOIL), Message("user", f"Question:\n?{SOLUTION}{s}")), 9) for s in solutions]
-    return [(await judge.complete(call)).text for call in calls]
-
-
-async def test_a_solution_that_is_a_number_is_spoilt_in_one_of_many_ways_and_always_the_same():
-    rights = [str(right) for right in range(10, 1000)]
-    wrong = await spoilt(*rights)
-    assert wrong == await spoilt(*rights)
-    assert all(w.isdigit() and w[0] != "0" and w != r for w, r in zip(wrong, rights, strict=True))
-    off = Counter(int(w) - int(r) for w, r in zip(wrong, rights, strict=True))
-    assert min(off[by] for by in (-10, -1, 1, 10)) > 20
-    assert len(off) > 200
-    assert {-1, 0, 1} == {len(w) - len(r) for w, r in zip(wrong, rights, strict=True)}
-
-
-async def test_any_other_solution_is_spoilt_in_all_its_digits():
-    assert await spoilt("3 + 4 = 7", "07", "none") == ["8 + 9 = 2", "52", "none"]
-
-
-def test_a_number_is_mistaken_in_every_way():
-    rng = np.random.default_rng(0)
-    made = {kind: {make("85", rng) for _ in range(200)} for kind, make in MISTAKES.items()}
-    assert made["one off"] == {"84", "86"}
-    assert made["a carry too many or too few"] == {"75", "95"}
-    assert made["digits swapped"] == {"58"}
-    assert made["a digit dropped"] == {"8", "5"}
-    assert all(len(text) == 3 and "85" in (text[1:], text[:2], text[0] + text[2]) for text in made["a digit added"])
-    assert all((text[0] == "8") != (text[1] == "5") for text in made["a digit"])
-    assert any(text[0] != "8" and text[1] != "5" for text in made["two digits"])
-    assert all(1 < abs(int(text) - 85) < 30 for text in made["a little off"])
-    spoilt = {mistaken("85", rng) for _ in range(1000)}
-    assert all(texts & spoilt for texts in made.values())
