@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ MAX_CONNECTIONS = 32
 """As many questions as the judges' queues hold may look here at once: they wait for a connection, none fails for it."""
 PATIENCE_S = 60.0
 """A redis-server that starts again answers within it; the deadline of the request ends the wait earlier."""
+TOGETHER_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +83,18 @@ class RedisArchive:
             retry=Retry(ExponentialBackoff(cap=longest_backoff_s, base=0.05), round(patience_s / longest_backoff_s)),
         )
         self._redis = redis.asyncio.Redis.from_pool(pool)
+        self._together = _Together(self._redis)
         self._prefix = f"kanabo:{{{run_id}}}:judged:"
 
     async def append(self, record: Record) -> None:
         try:
-            await self._redis.rpush(self._prefix + record.key, encode(record))  # pyright: ignore[reportGeneralTypeIssues]
+            await self._together("RPUSH", self._prefix + record.key, encode(record))
         except redis.exceptions.RedisError as error:
             raise BufferUnavailable(f"a judge's answer could not be kept: {error}.") from error
 
     async def get(self, key: str) -> list[Record]:
         try:
-            rows: Any = await self._redis.lrange(self._prefix + key, 0, -1)  # pyright: ignore[reportGeneralTypeIssues]
+            rows = await self._together("LRANGE", self._prefix + key, 0, -1)
         except redis.exceptions.RedisError as error:
             raise BufferUnavailable(f"the archive of judges' answers does not answer: {error}.") from error
         # A call whose reply was lost is repeated by the client.
@@ -99,3 +102,43 @@ class RedisArchive:
 
     async def close(self) -> None:
         await self._redis.aclose()
+
+
+class _Together:
+    """Commands given within a moment, sent as one pipeline: a group asks many questions at once."""
+
+    def __init__(self, connection: redis.asyncio.Redis) -> None:
+        self._redis = connection
+        self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
+        self._sending: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, *command: Any) -> Any:
+        """Its reply. Raises RedisError."""
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[Any] = loop.create_future()
+        self._waiting.append((command, reply))
+        if len(self._waiting) == 1:
+            loop.call_later(TOGETHER_S, self._flush)
+        return await reply
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        task = asyncio.get_running_loop().create_task(self._send(waiting))
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _send(self, waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]]) -> None:
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for command, _ in waiting:
+                    pipe.execute_command(*command)
+                replies = await pipe.execute(raise_on_error=False)
+        except redis.exceptions.RedisError as error:
+            replies = [error] * len(waiting)
+        for (_, reply), said in zip(waiting, replies, strict=True):
+            if reply.done():  # whoever asked has given up
+                continue
+            if isinstance(said, Exception):
+                reply.set_exception(said)
+            else:
+                reply.set_result(said)

@@ -202,7 +202,7 @@ class JudgePool:
 
     async def _answers(self, request: Request, attempt: int, until: float) -> tuple[list[Completion], Replica]:
         """The raw answers of one attempt, archived also when only the first of two came."""
-        messages = request.template.messages(request.item, request.mode)
+        messages = request.messages
         completion, replica = await self._complete(first_call(request, messages, attempt), until)
         completions = [completion]
         try:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from cluster.types import FAILED, SCORED, Message, Provenance
@@ -77,7 +78,7 @@ class Transport(Protocol):
     async def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Request:
     """A question to a judge, and how it is put."""
 
@@ -96,10 +97,17 @@ class Request:
 
     def key(self, judge: str) -> str:
         """Equal for requests that `judge` (name and revision) answers alike; how an answer is read is not in it."""
-        asked = [(m.role, m.content) for m in self.template.messages(self.item, self.mode)]
+        return hashlib.sha256(f"{judge}\n{self._asked}".encode()).hexdigest()[:32]
+
+    @cached_property
+    def _asked(self) -> str:
+        asked = [(m.role, m.content) for m in self.messages]
         how = [self.mode, self.sample, self.temperature, self.max_tokens, self.logprobs]
-        text = json.dumps([judge, self.template.hash, asked, how])
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([self.template.hash, asked, how]).encode()).hexdigest()
+
+    @cached_property
+    def messages(self) -> tuple[Message, ...]:
+        return self.template.messages(self.item, self.mode)
 
     @property
     def num_values(self) -> int:

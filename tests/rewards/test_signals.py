@@ -44,7 +44,7 @@ async def services(tmp_path_factory):
     made = Services(
         judges={"judge": JudgePool("judge", [KeywordJudge()])},
         distilled=learnt,
-        scorers={"scorer": scorer},
+        scorers={"scorer": scorer, "initial": scorer},
         text=lambda tokens: "x" * len(tokens),  # as long as the text, which has a character a token
     )
     yield made

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from string import Formatter
 from typing import Any, ClassVar, Literal
 
@@ -76,7 +77,7 @@ class Template(Plugin):
                 raise ValueError(f"body does not name '{{{name}}}', so the judge would not see it")
         return self
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Of everything that decides what is asked and how the answer is read."""
         probe = Item("question", ("response",) * (self.num_responses or 2), "reference")
