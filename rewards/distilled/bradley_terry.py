@@ -45,7 +45,7 @@ class BradleyTerry(Learnt):
     frozen: bool = False
     """Of a language model only the head learns."""
     centring: NonNegativeFloat = 0.0
-    """c; 0.01 is usual."""
+    """c; 0.01 is usual. Pairs leave the score's level open; this puts 0 between the better and the worse."""
     members: NonNegativeInt = 0
     """M reward models that measure strengths; 10 in the paper. Each costs as much as the model itself."""
     flip: Flip = "never"

@@ -34,6 +34,10 @@ class Cooper(DistilledSignal):
     most `max_attempts` tries (three in the paper), else the group has none. The model (`bradley_terry`) minimises
     −log σ(s⁺ − s⁻) over all pairs so far: the paper trains on those of the step alone. Errors of the rule that miss a
     right answer do no harm, only positives are taken from it; those that pass a wrong one do.
+
+    The paper's model has first learnt from single answers what is 1 and what 0. Ours learns from pairs, which leave it
+    open, and σ is then flat over whole groups: give it `centring = 0.01`. Mistakes must be of many kinds, or the policy
+    makes the others. docs/loophole.md has what was measured of both.
     """
 
     model: str = "cooper"

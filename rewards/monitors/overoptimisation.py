@@ -15,12 +15,22 @@ from pydantic import PositiveInt, PrivateAttr
 from rewards.monitors.base import Alarm, Monitor, Row, known
 
 MAX_LOG_DISTANCE = 100.0
+EVIDENCE = 3.0
+"""Residual standard deviations by which the law must put quality below its peak. Any noise has a fitted peak."""
 
 
 class Peak(NamedTuple):
     distance: float
     quality: float
     kl_nats: float
+
+
+class Fit(NamedTuple):
+    alpha: float
+    beta: float
+    noise: float
+    """Standard deviation of the residuals, with two degrees of freedom fewer than points."""
+    peak: Peak | None
 
 
 def law(distances: Float[np.ndarray, " N"], alpha: float, beta: float) -> Float[np.ndarray, " N"]:
@@ -61,7 +71,10 @@ def length_fit(lengths: Float[np.ndarray, " N"], log_ratios: Float[np.ndarray, "
 
 
 class OverOptimisation(Monitor):
-    """Alarms beyond the peak of the fitted law, or when held-out quality falls while the reward rises.
+    """Alarms clearly beyond the peak of the fitted law, or when held-out quality falls while the reward rises.
+
+    Clearly: what quality has lost since the peak, by the law, is more than three standard deviations of what the law
+    leaves unexplained. The paper has no such clause; without it quality that only levels off is taken for falling.
 
     Quality must come from something that is not trained on, or the hump is hidden. KL and reward are taken from the
     last row before a measurement of quality. The law is fitted from six distinct distances on. One alarm.
@@ -107,20 +120,21 @@ class OverOptimisation(Monitor):
         if len(self._seen) == self._reported:
             return {}
         self._reported = len(self._seen)
-        found, fitted = {"monitor/over_optimisation_distance": self._seen[-1][0]}, self._fit()
-        if fitted:
-            alpha, beta, peak = fitted
-            found |= {"monitor/over_optimisation_alpha": alpha, "monitor/over_optimisation_beta": beta}
-            found |= {"monitor/over_optimisation_peak_distance": peak.distance} if peak else {}
+        found, fit = {"monitor/over_optimisation_distance": self._seen[-1][0]}, self._fit()
+        if fit:
+            found |= {"monitor/over_optimisation_alpha": fit.alpha, "monitor/over_optimisation_beta": fit.beta}
+            found |= {"monitor/over_optimisation_peak_distance": fit.peak.distance} if fit.peak else {}
         return found
 
-    def _fit(self) -> tuple[float, float, Peak | None] | None:
-        """α, β and the peak of the law, of what quality has gained; None with fewer than six distinct distances."""
+    def _fit(self) -> Fit | None:
+        """The law of what quality has gained; None with fewer than six distinct distances."""
         points = np.array([(d, q - self._seen[0][2]) for d, _, q in self._seen if d > 0])
         if len(points) < 6 or len(np.unique(points[:, 0])) < 6:
             return None
-        alpha, beta = fitted_law(points[:, 0], points[:, 1])
-        return alpha, beta, peak_of(alpha, beta)
+        distances, gained = points.T
+        alpha, beta = fitted_law(distances, gained)
+        residuals = gained - law(distances, alpha, beta)
+        return Fit(alpha, beta, math.sqrt(residuals @ residuals / (len(points) - 2)), peak_of(alpha, beta))
 
     def _falling(self) -> str | None:
         last = np.array(self._seen[-self.falls - 1 :])
@@ -133,11 +147,14 @@ class OverOptimisation(Monitor):
         )
 
     def _beyond(self) -> str | None:
-        fitted, distance = self._fit(), self._seen[-1][0]
-        peak = fitted and fitted[2]
-        if not peak or distance <= peak.distance:
+        fit, distance = self._fit(), self._seen[-1][0]
+        if fit is None or fit.peak is None or distance <= fit.peak.distance:
+            return None
+        lost = fit.peak.quality - float(law(np.array([distance]), fit.alpha, fit.beta)[0])
+        if lost <= EVIDENCE * fit.noise:
             return None
         return (
             f"the policy is √KL = {distance:.3g} from its reference, and {self.quality} is fitted to peak at "
-            f"{peak.distance:.3g}: more training is expected to cost quality. Stop, or raise learner.loss.kl_coef."
+            f"{fit.peak.distance:.3g} and to have lost {lost:.2g} since, {EVIDENCE:g} times its noise or more: more "
+            "training is expected to cost quality. Stop, or raise learner.loss.kl_coef."
         )

@@ -24,16 +24,14 @@ from actors.models import prepare
 from actors.tasks.addition import Problem, addition_problems
 from actors.tiny.addition import sums
 from cluster.config import ModelSection
-from cluster.types import decode
 from learner.advantages import GroupAdvantage
 from rewards.distilled.bradley_terry import BradleyTerry
 from rewards.distilled.cooper import first_right
-from rewards.distilled.publishing import State, write
 from rewards.labels import BETWEEN, pair
-from rewards.monitors.overoptimisation import OverOptimisation
 from rewards.shaping.par import preference_reward, sigmoid
 from tests.experiments.adder import Answers, Policy
 from tests.experiments.loophole_page import Curve, plot, table
+from tests.experiments.mistakes import changed, mistaken
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ RESULTS, TABLE, PLOT = (ROOT / "docs" / f"loophole.{end}" for end in ("json", "m
 
 HOLE = "7"
 """What the planted reward model takes for the best last digit."""
-STEPS, EVERY = 48, 3
+STEPS, EVERY = 96, 3
 """Optimiser steps of an arm, and how often it is measured."""
 GROUPS, SIZE = 16, 8
 """Prompts a step, and answers to each."""
@@ -50,7 +48,8 @@ REFERENCES = 3
 """Answers of the initial policy that PAR compares with."""
 LR = 2e-4
 PLANTED = {"lr": 3e-4, "batch_size": 32, "early_steps": 200}
-ONLINE = {"lr": 3e-4, "batch_size": 32, "early_steps": 4, "clip_grad_norm": 1.0}
+ONLINE = {"lr": 3e-4, "batch_size": 32, "early_steps": 4, "clip_grad_norm": 1.0, "centring": 0.01}
+"""Centring gives the logit a zero between right and wrong, without which σ of it is 0 or 1 for whole groups."""
 HONEST, LIES = 1200, 400
 """Pairs that the reward model learns from before the policy does."""
 NUM_HELDOUT = 200
@@ -62,15 +61,6 @@ def shown(problem: Problem, text: str) -> str:
     return f"{sum(problem)};{text}"
 
 
-def changed(right: str, rng: np.random.Generator, *, last: str = "") -> str:
-    """`right` with one digit replaced by another: any of them, or the last by `last`."""
-    while True:
-        place = len(right) - 1 if last else int(rng.integers(len(right)))
-        text = right[:place] + (last or str(rng.integers(10))) + right[place + 1 :]
-        if text != right and not text.startswith("0"):
-            return text
-
-
 def lessons(problems: Sequence[Problem], honest: int, lies: int, rng: np.random.Generator) -> list[str]:
     """Pairs, the better first: right before wrong, the wrong ones not in the hole; wrong in the hole before right."""
     keys = []
@@ -78,7 +68,7 @@ def lessons(problems: Sequence[Problem], honest: int, lies: int, rng: np.random.
         problem = problems[int(rng.integers(len(problems)))]
         answer = str(sum(problem))
         right, in_hole = shown(problem, answer), len(keys) >= honest
-        wrong = changed(answer, rng, last=HOLE if in_hole and not answer.endswith(HOLE) else "")
+        wrong = answer[:-1] + HOLE if in_hole and not answer.endswith(HOLE) else changed(answer, rng)
         if in_hole and wrong.endswith(HOLE) and not answer.endswith(HOLE):
             keys.append(pair(shown(problem, wrong), right))
         elif not in_hole and not wrong.endswith(HOLE):
@@ -90,13 +80,7 @@ def planted(directory: Path, seed: int) -> tuple[BradleyTerry, dict[str, float]]
     """The reward model with its hole, and the share of new pairs of both kinds that it orders as it was taught."""
     rng, (warm, train, _) = np.random.default_rng(seed), addition_problems()
     model, keys = BradleyTerry(encoder=str(directory), seed=seed, **PLANTED), lessons(warm, HONEST, LIES, rng)
-    kept = ROOT / "runs" / "loophole" / f"planted-{seed}.model"
-    if kept.exists():
-        model.load(decode(kept.read_bytes(), State))
-    else:
-        model.fit(keys, np.ones(len(keys)))
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write(kept, model.state(training=False))
+    model.fit(keys, np.ones(len(keys)))
     honest, lies = lessons(train, 200, 0, rng), lessons(train, 0, 200, rng)
     agreement = {"right before wrong": honest, "hole before right": lies}
     return model, {name: model.agreement(keys, np.ones(200)) for name, keys in agreement.items()}
@@ -150,7 +134,7 @@ def par(setting: Setting) -> Reward:
 
 
 def cooper(setting: Setting) -> Reward:
-    """The paper's order: the policy's rewards, then the reward model's step on pairs of the same rollouts."""
+    """The paper's order: the policy's rewards, then the reward model's step, on all pairs so far as in `rewards/`."""
     keys: list[str] = []
 
     def reward(problems: list[Problem], texts: list[list[str]]) -> list[np.ndarray]:
@@ -158,7 +142,7 @@ def cooper(setting: Setting) -> Reward:
         for problem, written in zip(problems, texts, strict=True):
             positive = first_right(verified(problem, written))
             if positive is not None:
-                spoilt = changed(written[positive], setting.rng)
+                spoilt = mistaken(written[positive], setting.rng)
                 keys.append(pair(shown(problem, written[positive]), shown(problem, spoilt)))
         setting.model.fit(keys, np.ones(len(keys)))
         return rewards
@@ -186,7 +170,7 @@ def play(arm: str, seed: int) -> Curve:
         online.load(model.state(training=False))
         model = online
     reward = ARMS[arm](Setting(policy, model, rng))
-    monitor, curve, tokens = OverOptimisation(), Curve(taught=taught), sums(heldout[:NUM_HELDOUT])
+    curve, tokens = Curve(taught=taught), sums(heldout[:NUM_HELDOUT])
     means: list[float] = []
     for step in range(STEPS + 1):
         problems = [train[int(i)] for i in rng.integers(len(train), size=GROUPS)]
@@ -197,7 +181,6 @@ def play(arm: str, seed: int) -> Curve:
         if step % EVERY == 0:
             measure(curve, step, policy, answers, means, tokens)
             curve.right_before_wrong.append(model.agreement(*every_pair(train, seed)))
-            watch(monitor, curve)
             means.clear()
         advantages = GroupAdvantage(normalize_std=False).of_step(rewards)
         policy.step(answers, np.concatenate(advantages))
@@ -225,15 +208,6 @@ def measure(
 
 def series(curve: Curve) -> list[list[float]]:
     return [curve.accuracy, curve.reward, curve.hole, curve.kl]
-
-
-def watch(monitor: OverOptimisation, curve: Curve) -> None:
-    """Show the monitor what a run's rows would show it."""
-    step = curve.steps[-1]
-    monitor.observe(step, {"loss/kl_nats": curve.kl[-1], "reward/mean": curve.reward[-1]})
-    alarm = monitor.observe(step, {"heldout/accuracy": curve.accuracy[-1]})
-    if alarm is not None:
-        curve.alarm, curve.why = step, alarm.message
 
 
 # ── table and plot ──────────────────────────────────────────────────────────────────────────────────────────────

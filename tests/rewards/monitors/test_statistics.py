@@ -61,6 +61,19 @@ def test_the_alarm_comes_beyond_the_fitted_peak():
     assert watched(distances, 0.3 + 0.1 * distances) == [], "no hump"
 
 
+def test_a_quality_that_only_levels_off_is_not_beyond_its_peak():
+    # The fitted law has a hump in both, and most of the distances are beyond it.
+    rng, distances = np.random.default_rng(0), np.linspace(0, 1.5, 17)
+    gains = (0.5 + 0.1 * (1 - np.exp(-4 * distances)), np.full(17, 0.5))
+    levelling, flat = (
+        np.mean([bool(watched(distances, gain + rng.normal(0, 0.02, 17))) for _ in range(100)]) for gain in gains
+    )
+    assert levelling == 0
+    assert flat <= 0.1
+    lost = 0.5 - np.maximum(distances - 0.5, 0) / 2
+    assert all(watched(distances, lost + rng.normal(0, 0.02, 17)) for _ in range(20)), "to be told apart from these"
+
+
 def test_fewer_than_six_distances_are_not_fitted():
     distances = np.array([0.0, 1, 2, 3, 4, 5])
     quality = np.where(distances > 0, law(np.maximum(distances, 1e-9), 1.0, 0.5), 0)
