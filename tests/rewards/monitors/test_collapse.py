@@ -184,6 +184,15 @@ def test_learning_is_no_alarm():
     assert probed("heldout/anchor_agreement", KEPT) is None
 
 
+@pytest.mark.parametrize(("accuracy", "alarm"), [([0.5, 0.6, 0.7, 0.8], None), ([0.5, 0.6, 0.5, 0.5], 15), (None, 15)])
+def test_what_is_given_up_while_the_accuracy_rises_was_wrong(accuracy, alarm):
+    guard, found = CollapseGuard(), []
+    for i, agreement in enumerate([1.0, 0.9, 0.74, 0.7]):
+        row = {"heldout/anchor_agreement": agreement} | ({"heldout/accuracy": accuracy[i]} if accuracy else {})
+        found.append(guard.observe(5 * i, row))
+    assert [a.step for a in found if a] == ([] if alarm is None else [alarm])
+
+
 def test_one_low_probe_is_noise():
     assert probed("heldout/accuracy", [0.5, 0.6, 0.4, 0.58, 0.4, 0.6]) is None
     assert probed("heldout/accuracy", [0.5, 0.6, 0.4, 0.4]) is not None
