@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from pydantic import Field, PositiveInt, PrivateAttr
@@ -18,13 +19,18 @@ REMEDY = (
 
 @dataclass(slots=True)
 class _Probe:
-    """A held-out measure: its best value, the last step near it, how often running it was low."""
+    """A held-out measure: its first, last and best value, the last step near it, how often running it was low."""
 
+    first: float = float("nan")
+    last: float = float("nan")
     best: float = 0.0
     good: int = 0
     low: int = 0
 
     def see(self, step: int, value: float, drop: float) -> None:
+        if math.isnan(self.first):
+            self.first = value
+        self.last = value
         self.best = max(self.best, value)
         self.low = self.low + 1 if value < (1 - drop) * self.best else 0
         if value >= (1 - drop / 2) * self.best:
@@ -52,7 +58,7 @@ class CollapseGuard(Monitor):
     """Part of its best value that the accuracy has lost when it counts as low. With few held-out tasks take more: of n
     tasks at accuracy p the error is a part √((1 − p) / (p n)) of it."""
     anchor_drop: float = Field(default=0.25, gt=0, lt=1)
-    """The same of the agreement, which counts only while nothing says that the accuracy is near its best: learning
+    """The same of the agreement, which does not count while the accuracy is above its first value by `drop`: learning
     costs some of it too, up to 0.26 in the quickstart, seed 0."""
     low_probes: PositiveInt = 2
     """Low values in a row before the alarm: one alone is noise."""
@@ -93,7 +99,7 @@ class CollapseGuard(Monitor):
                 continue
             probe = self._probes.setdefault(name, _Probe())
             probe.see(step, value, drop)
-            if name == AGREEMENT and self._right():
+            if name == AGREEMENT and self._has_learnt():
                 continue  # what was sure at first and is given up by then was wrong
             if probe.low >= self.low_probes:
                 words = f"{name} fell from {probe.best:.3f} to {value:.3f}. {REMEDY}"
@@ -127,9 +133,10 @@ class CollapseGuard(Monitor):
         )
         return Alarm("collapse", step, self.share if same_answers else DUPLICATES, words, self._disagreed)
 
-    def _right(self) -> bool:
-        """Whether there are references, and the last accuracy was near its best."""
-        return ACCURACY in self._probes and not self._probes[ACCURACY].low
+    def _has_learnt(self) -> bool:
+        """Whether the last accuracy was clearly above the first. One without references, a vote of one, is always 1."""
+        accuracy = self._probes.get(ACCURACY)
+        return accuracy is not None and accuracy.last >= (1 + self.drop) * accuracy.first
 
     def _proven(self) -> bool:
         """Whether there are probes, and all are near their best."""

@@ -184,7 +184,9 @@ def test_learning_is_no_alarm():
     assert probed("heldout/anchor_agreement", KEPT) is None
 
 
-@pytest.mark.parametrize(("accuracy", "alarm"), [([0.5, 0.6, 0.7, 0.8], None), ([0.5, 0.6, 0.5, 0.5], 15), (None, 15)])
+@pytest.mark.parametrize(
+    ("accuracy", "alarm"), [([0.5, 0.6, 0.7, 0.8], None), ([0.5, 0.6, 0.5, 0.5], 15), ([1.0] * 4, 15), (None, 15)]
+)
 def test_what_is_given_up_while_the_accuracy_rises_was_wrong(accuracy, alarm):
     guard, found = CollapseGuard(), []
     for i, agreement in enumerate([1.0, 0.9, 0.74, 0.7]):
