@@ -154,10 +154,8 @@ class Distiller:
         told = f"{self._stage}, has published {self._number} versions of '{self.name}'"
         if not self.num_refused:
             return told
-        least = self._section.min_agreement
-        return (
-            f"{told}, refused {self.num_refused}, the last with an agreement of {self.agreement:.2f} (asked: {least:g})"
-        )
+        asked = self._section.min_agreement
+        return f"{told}, refused {self.num_refused}: agreement {self.agreement:.2f}, min_agreement {asked:g}"
 
     def _good_frac(self) -> float:
         """Share of good news among its labels; of pairs, of those where the first is the better."""

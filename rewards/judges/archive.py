@@ -133,7 +133,7 @@ class _Together:
                 for command, _ in waiting:
                     pipe.execute_command(*command)
                 replies = await pipe.execute(raise_on_error=False)
-        except redis.exceptions.RedisError as error:
+        except Exception as error:  # theirs, all of them: nobody else would hear of it
             replies = [error] * len(waiting)
         for (_, reply), said in zip(waiting, replies, strict=True):
             if reply.done():  # whoever asked has given up
