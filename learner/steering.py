@@ -8,7 +8,6 @@ controllers' memories ──► settings ──► the cut's record ──► lo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from cluster.config import LearnerSection, RunConfig, patched
@@ -30,7 +29,7 @@ STEERABLE = (
 """Keys, or beginnings of keys, that a controller may change."""
 
 
-def memory_of(config: RunConfig, more: Mapping[str, Any] = MappingProxyType({})) -> Memory:
+def memory_of(config: RunConfig, more: Mapping[str, Any]) -> Memory:
     """The memories of what a recipe names, and of `more`. Raises ConfigError, also for settings that never hold."""
     section = config.learner
     plugins: dict[str, Any] = {
@@ -40,7 +39,7 @@ def memory_of(config: RunConfig, more: Mapping[str, Any] = MappingProxyType({}))
         plugins[REHEARSAL] = build(REHEARSALS, section.rehearsal.use, section.rehearsal.options, "learner.rehearsal")
     for i, controller in enumerate(config.controllers):
         plugins[f"controllers.{i}"] = build(CONTROLLERS, controller.use, controller.options, f"controllers[{i}]")
-    memory = Memory(plugins | dict(more))
+    memory = Memory({**plugins, **more})
     for key in memory.settings():
         if not key.startswith(STEERABLE):
             raise ConfigError(

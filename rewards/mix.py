@@ -15,7 +15,6 @@ from cluster.types import FAILED, Group, Mixed, Scores
 from rewards.monitors import Judged, Monitor
 from rewards.shadow import agreement, sign_flip_frac
 from rewards.shaping import SHAPERS, Shaper
-from rewards.shaping.running import RunningScores, ScoresSeen, seen_by
 
 
 class Mixer:
@@ -50,9 +49,9 @@ class Mixer:
         self._token_shapers = {name: s for name, s in self._shapers.items() if s.token_level}
 
     @property
-    def memories(self) -> dict[str, ScoresSeen]:
+    def memories(self) -> dict[str, Any]:
         """What the learner is to remember for its shapers, by name."""
-        return {memory_of(name): seen for name, seen in seen_by(self._shapers).items()}
+        return {memory_of(n): memory for n, s in self._shapers.items() if (memory := s.memory(n)) is not None}
 
     def __call__(self, group: Group, scores: Mapping[str, Scores]) -> Mixed:
         """Of a group that is the whole step."""
@@ -78,9 +77,8 @@ class Mixer:
         self, name: str, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]]
     ) -> list[Float[np.ndarray, " G"]]:
         values = [_evidence(name, g, s.get(name))[0] for g, s in zip(groups, scores, strict=True)]
-        shaper = self._shapers[name]
-        if isinstance(shaper, RunningScores) and (memory := self._remembered(memory_of(name))) is not None:
-            shaper = shaper.recalling(memory)
+        shaper, memory = self._shapers[name], self._remembered(memory_of(name))
+        shaper = shaper if memory is None else shaper.recalling(memory)
         results = shaper.of_step([v.copy() for v in values], groups)
         return [_checked(name, shaper, v, r) for v, r in zip(values, results, strict=True)]
 

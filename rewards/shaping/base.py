@@ -32,6 +32,14 @@ class Shaper(Plugin):
         """Of one rollout: what the signal said at tokens, NaN elsewhere → the reward that comes at each token."""
         raise NotImplementedError
 
+    def memory(self, reward: str) -> Any:
+        """A `learner.memory.Remembering` of what it must know of earlier steps, in every checkpoint; by default none."""
+        return None
+
+    def recalling(self, memory: Any) -> Shaper:
+        """The same with what is remembered before a step."""
+        return self
+
     def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:
         """Of one group, by its own scores alone."""
         raise NotImplementedError

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -78,18 +78,13 @@ class RunningScores(Shaper):
             return [np.full(values.shape, np.nan) for values in values_G]
         return [getattr(seen, self.how)(values) for values in values_G]
 
-    def begin(self) -> list[float]:
-        return [*astuple(Running())]
-
     def recalling(self, memory: Sequence[float]) -> RunningScores:
-        """The same shaper with that memory."""
         other = self.model_copy()
         other._seen = Running(*memory)
         return other
 
-    def after(self, memory: Sequence[float], values_G: Sequence[Float[np.ndarray, " G"]]) -> list[float]:
-        """The memory after a step that trained on groups with these scores."""
-        return [*astuple(Running(*memory).after(np.concatenate([np.empty(0), *values_G])))]
+    def memory(self, reward: str) -> ScoresSeen:
+        return ScoresSeen(reward)
 
 
 class _Cut(Protocol):
@@ -98,28 +93,23 @@ class _Cut(Protocol):
 
 
 class ScoresSeen:
-    """A reward's running shaper as the learner remembers it (`learner.memory.Remembering`)."""
+    """A reward's scores so far as the learner remembers them (`learner.memory.Remembering`): a `Running`'s fields."""
 
     reads_scores = True
 
-    def __init__(self, reward: str, shaper: RunningScores) -> None:
-        self._reward, self._shaper = reward, shaper
+    def __init__(self, reward: str) -> None:
+        self._reward = reward
 
     def begin(self) -> list[float]:
-        return self._shaper.begin()
+        return [*astuple(Running())]
 
     def after(self, memory: Sequence[float], cut: _Cut) -> list[float]:
         # In the order of their ids: sums of floats depend on it, and a repeated cut must give the same.
         found = [cut.scores[id][self._reward].values for id in sorted(cut.scores) if self._reward in cut.scores[id]]
-        return self._shaper.after(memory, found)
+        return [*astuple(Running(*memory).after(np.concatenate([np.empty(0), *found])))]
 
-    def told(self, memory: Sequence[float]) -> Mapping[str, float]:
+    def told(self, memory: Sequence[float]) -> dict[str, float]:
         seen = Running(*memory)
         if not seen.count:
             return {}
         return {f"reward/{self._reward}_running_mean": seen.mean, f"reward/{self._reward}_running_std": seen.std}
-
-
-def seen_by(shapers: Mapping[str, Any]) -> dict[str, ScoresSeen]:
-    """Memories, by reward, of those of a mixer's shapers that have one."""
-    return {name: ScoresSeen(name, s) for name, s in shapers.items() if isinstance(s, RunningScores)}

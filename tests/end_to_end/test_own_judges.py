@@ -140,8 +140,9 @@ def test_the_policy_judges_itself_and_says_which_version_did(tmp_path):
     path = recipe(tmp_path, '[judges.self]\nkind = "policy"', self="")
     with judged(tmp_path, path, *FAKE) as (process, log, run):
         until(lambda: len(set(models_of(run, "self"))) >= 3, process, log, 240)
+        # In this order: the run goes on, and an answer is in the archive before its score is anywhere.
+        models = models_of(run, "self")
         records = archived(run)
-    models = models_of(run, "self")
     versions = [int(m.removeprefix("policy@1.").rpartition(".")[2].partition("-")[0]) for m in models]
     assert all(m.startswith("policy@1.") for m in models)
     assert versions[-1] > versions[0], "the version that judges does not advance with the policy"

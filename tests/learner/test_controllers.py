@@ -92,7 +92,7 @@ def test_a_change_reaches_mixer_selection_and_losses():
         ],
     }
     config, asked = parse(tree), []
-    memory = memory_of(config)
+    memory = memory_of(config, {})
     steering = Steering(config, lambda c, m: (asked.append(c), (lambda g, s: [c], lambda g, s, m: [c]))[1], memory)
     assert memory.settings() == {"selectors.0.options.count": 2.0}
     (now,) = steering.mix([], [])  # pyright: ignore
@@ -112,19 +112,19 @@ def test_a_change_reaches_mixer_selection_and_losses():
 def test_what_is_decided_once_cannot_be_changed():
     tree = {"controllers": [{"use": "stages", "options": {"at": 1, "first": {"model.path": "x"}, "then": {"a": 1}}}]}
     with pytest.raises(ConfigError, match="which is decided once"):
-        memory_of(parse(tree))
+        memory_of(parse(tree), {})
     tree["controllers"][0]["options"]["first"] = {"learner.loss.kl_cof": 1}
     with pytest.raises(ConfigError, match="kl_cof"):
-        memory_of(parse(tree))
+        memory_of(parse(tree), {})
 
 
 def test_a_controller_goes_on_where_a_checkpoint_left_it(tmp_path):
     settings = load("deploy/recipes/methods/b_star.toml")
-    memory = memory_of(settings)
+    memory = memory_of(settings, {})
     for step in range(3):
         memory.after(cut_of(step, sampled(0.7, 3, 1, seq=step)))
     memory.save(tmp_path)
-    fresh = memory_of(settings)
+    fresh = memory_of(settings, {})
     assert fresh.settings() != memory.settings()
     fresh.load(tmp_path)
     assert fresh.settings() == memory.settings()
