@@ -45,7 +45,7 @@ def plugins(settings: RunConfig) -> None:
             build_kind(SHAPERS, reward.shape, f"rewards[{i}].shape", "shape")
     build_monitors(settings)
     build_kind(ADVANTAGES, settings.learner.advantage, "learner.advantage", "of_step")
-    if memory_of(settings).remembering and settings.policies:
+    if memory_of(settings, {}).remembering and settings.policies:
         raise ConfigError(
             "[[controllers]], learner.rehearsal and the advantage 'role_baseline' remember what one policy did, and "
             "this recipe has several. Leave them out, or [policies]."

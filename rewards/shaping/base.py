@@ -33,7 +33,7 @@ class Shaper(Plugin):
         raise NotImplementedError
 
     def memory(self, reward: str) -> Any:
-        """A `learner.memory.Remembering` of what it must know of earlier steps, in every checkpoint; by default none."""
+        """What it must know of earlier steps, a `learner.memory.Remembering` kept in every checkpoint; by default none."""
         return None
 
     def recalling(self, memory: Any) -> Shaper:
