@@ -33,7 +33,7 @@ class Shaper(Plugin):
         raise NotImplementedError
 
     def memory(self, reward: str) -> Any:
-        """What it must know of earlier steps, a `learner.memory.Remembering` kept in every checkpoint; by default none."""
+        """What it has to know of earlier steps, a `learner.memory.Remembering` kept in checkpoints; by default none."""
         return None
 
     def recalling(self, memory: Any) -> Shaper:
