@@ -36,7 +36,7 @@ class PlayerModel(CharacterModel):
     lr: float = 3e-3
     batch_size: int = 16
     max_steps: int = 40
-    game: str = "MiniHack-Eat-Distr-v0"
+    game: str = "MiniHack-Eat-Fixed-v0"
     keys: str = "hjklye"
     """What the demonstrator presses: keys of NetHack's keyboard, which answer its questions as well."""
     num_games: PositiveInt = 300

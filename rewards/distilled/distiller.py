@@ -82,15 +82,13 @@ class Distiller:
         board: Board,
         directory: Path,
         relabel: Callable[[str], object],
-        awaited: bool = False,
     ) -> None:
         """`relabel(version)` tells the buffer, after the announcement, that the signals that use it score anew.
 
-        `awaited`: groups wait for the first version and no labels come meanwhile, so it learns on from those there are.
         `directory` is its own. Raises ConfigError if its checkpoint there belongs to another kind of model or split.
         """
         self.name, self._section = name, section
-        self._labels, self._board, self._relabel, self._awaited = labels, board, relabel, awaited
+        self._labels, self._board, self._relabel = labels, board, relabel
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._model, self._rival = model_of(name, section), model_of(name, section)
@@ -114,7 +112,7 @@ class Distiller:
             while not self._stopping:
                 self._stage = "waits for labels"
                 news = await asyncio.to_thread(self._labels.news, self._cursor, MAX_NEWS, POLL_S)
-                if news or (self._awaited and self._published is None and self._values):
+                if news or self._owes:
                     self._stage = f"learns from {len(news)} labels"
                     await self._work(lambda news=news: self._learn(news))
                 due = time.monotonic() - self._tried_at >= self._section.publish_every_s
@@ -157,6 +155,11 @@ class Distiller:
         asked = self._section.min_agreement
         return f"{told}, refused {self.num_refused}: agreement {self.agreement:.2f}, min_agreement {asked:g}"
 
+    @property
+    def _owes(self) -> bool:
+        """Whether it knows labels that no version knows: it learns on from those there are, also if no more come."""
+        return self._model.learns and len(self._values) > (self._published.num_labels if self._published else 0)
+
     def _good_frac(self) -> float:
         """Share of good news among its labels; of pairs, of those where the first is the better."""
         values = [*self._values.values()]
@@ -172,7 +175,8 @@ class Distiller:
         self.loss = self._model.fit(*self._arrays(held_out=False))
         self._cursor, self._untried = news[-1].cursor if news else self._cursor, True
         failpoint("distiller.after_fit")
-        self._save()
+        if news:
+            self._save()
 
     def _try_to_publish(self) -> None:
         self._tried_at, self._untried = time.monotonic(), False

@@ -60,7 +60,6 @@ def parts(
             board=RedisBoard(url, run),
             directory=directory / name,
             relabel=relabelling(name, config, Buffer(url, run)),
-            awaited=awaited(name, config),
         ),
         Labeller(
             labels,
@@ -110,12 +109,6 @@ def judge_of(name: str, config: RunConfig, complete: Complete | None) -> Version
             "Give each a section of its own."
         )
     return next(iter(found.values()), None) or caption_judge(section, complete, compares=compares)
-
-
-def awaited(name: str, config: RunConfig) -> bool:
-    """Whether groups wait for the first version."""
-    sections = dict(zip(config.reward_names, config.rewards, strict=True))
-    return any(sections[reward].on_missing == "wait" for reward in using(name, config))
 
 
 def can_begin(config: RunConfig) -> None:

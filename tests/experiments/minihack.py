@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 RECIPE = "deploy/recipes/oni_minihack.toml"
 RESULTS, TABLE, PLOT = (ROOT / "docs" / f"minihack.{end}" for end in ("json", "md", "png"))
-STEPS = 60
-"""Of a run: half of the recipe's, in which the policy begins to learn; three or four minutes on two cores."""
+STEPS = 40
+"""Of a run: two thirds of the recipe's, in which the policy begins to learn; about two minutes on two cores."""
 LAST = 10
 """Success is the mean over so many steps."""
 

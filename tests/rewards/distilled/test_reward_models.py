@@ -19,7 +19,7 @@ from rewards.distilled.distiller import Distiller
 from rewards.distilled.follower import Follower
 from rewards.distilled.labeller import Labeller
 from rewards.distilled.learned import LearnedReward
-from rewards.distilled.open import awaited, can_begin, judge_of, placed
+from rewards.distilled.open import can_begin, judge_of, placed
 from rewards.distilled.preferences import preference_loss, verification_loss
 from rewards.distilled.publishing import Announcement, MemoryBoard, write
 from rewards.distilled.responses import ResponseJudge, read, written
@@ -271,7 +271,9 @@ async def test_a_new_version_is_compared_with_the_one_before_on_groups_that_were
     assert 0 < told["distilled/rm_starc_distance"] < 1
 
 
-async def test_while_groups_wait_for_it_it_learns_on_from_the_labels_there_are(tmp_path, monkeypatch):
+async def test_when_no_more_labels_come_it_learns_on_from_those_there_are_until_a_version_has_them(
+    tmp_path, monkeypatch
+):
     section = DistilledSection(
         use="bradley_terry", options=FAST, min_held_out=1, held_out_frac=0.3, publish_every_s=1e-9
     )
@@ -280,9 +282,7 @@ async def test_while_groups_wait_for_it_it_learns_on_from_the_labels_there_are(t
     monkeypatch.setattr("rewards.distilled.distiller.passes", lambda *_: next(good))
     labels = MemoryLabels()
     labels.add({pair(f"good {i}", f"bad {i}"): Label(1.0) for i in range(12)})
-    distiller = Distiller(
-        "rm", section, labels=labels, board=MemoryBoard(), directory=tmp_path, relabel=lambda _: None, awaited=True
-    )
+    distiller = Distiller("rm", section, labels=labels, board=MemoryBoard(), directory=tmp_path, relabel=lambda _: None)
     running = asyncio.create_task(distiller.run())
     async with asyncio.timeout(30):
         while distiller.version != "bradley_terry.1":  # noqa: ASYNC110
@@ -290,6 +290,4 @@ async def test_while_groups_wait_for_it_it_learns_on_from_the_labels_there_are(t
     await distiller.stop()
     await running
     assert distiller.num_refused == 2
-    recipe = parse({**RECIPE, "rewards": [{**RECIPE["rewards"][0], "on_missing": "wait"}]})
-    assert awaited("rm", recipe)
-    assert not awaited("rm", parse(RECIPE))
+    assert not distiller._owes
