@@ -9,8 +9,13 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 quickstart: install
 	python -m cluster.run deploy/recipes/quickstart.toml
 
+QUICK := not verify and not chaos and not gpu
+PYTEST := python -m pytest --durations 25 --durations-min 5
+
+# First what shares a machine well, two at a time; then what starts engines, Ray and jobs, one after the other.
 test: check
-	python -m pytest -m "not verify and not chaos and not gpu" --durations 25 --durations-min 5
+	OMP_NUM_THREADS=1 $(PYTEST) -m "$(QUICK) and small" -n 2 --dist loadfile
+	$(PYTEST) -m "$(QUICK) and not small"
 
 verify: install
 	python -m pytest -m verify
