@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import shlex
@@ -88,6 +89,15 @@ def settle() -> None:
     if os.environ.get("PATH", "").split(os.pathsep)[0] != beside:
         os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def collect_less() -> None:
+    """In an actor that is ready: look for garbage every 20,000 new objects instead of every 700, not in old ones.
+
+    Whoever waits for thousands of answers at once creates many objects and little garbage.
+    """
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 def reachable_address() -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from cluster.nodes import collect_less
 from cluster.placement import options
 from cluster.topology.judge import Judges
 from cluster.topology.scorer import Scorers
@@ -42,6 +43,7 @@ class RewardActor:
 
     async def ready(self) -> int:
         self._following = [*self._judges.follow(), *self._scorers.follow()]
+        collect_less()
         return os.getpid()
 
     async def run(self) -> None:

@@ -17,6 +17,7 @@ import ray
 from cluster.config import RunConfig
 from cluster.nodes import (
     INFRASTRUCTURE,
+    collect_less,
     end_children_with_me,
     openmp,
     remove_after_me,
@@ -108,6 +109,7 @@ class RolloutActor:
         if self._policy != POLICY:
             signing = keep_signing(players_roster(self._site, self._policy), self._name, lambda: self._engine.version)
             self._signing.append(asyncio.create_task(signing))
+        collect_less()
         return os.getpid()
 
     async def run(self) -> None:

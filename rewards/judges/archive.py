@@ -19,7 +19,8 @@ MAX_CONNECTIONS = 32
 """As many questions as the judges' queues hold may look here at once: they wait for a connection, none fails for it."""
 PATIENCE_S = 60.0
 """A redis-server that starts again answers within it; the deadline of the request ends the wait earlier."""
-TOGETHER_S = 0.005
+KEPT_WITHIN_S = 0.05
+"""Answers that come within it are written at once; little beside a judge's own time, and half the CPU of one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +84,18 @@ class RedisArchive:
             retry=Retry(ExponentialBackoff(cap=longest_backoff_s, base=0.05), round(patience_s / longest_backoff_s)),
         )
         self._redis = redis.asyncio.Redis.from_pool(pool)
-        self._together = _Together(self._redis)
+        self._looking, self._keeping = _Together(self._redis, 0.0), _Together(self._redis, KEPT_WITHIN_S)
         self._prefix = f"kanabo:{{{run_id}}}:judged:"
 
     async def append(self, record: Record) -> None:
         try:
-            await self._together("RPUSH", self._prefix + record.key, encode(record))
+            await self._keeping("RPUSH", self._prefix + record.key, encode(record))
         except redis.exceptions.RedisError as error:
             raise BufferUnavailable(f"a judge's answer could not be kept: {error}.") from error
 
     async def get(self, key: str) -> list[Record]:
         try:
-            rows = await self._together("LRANGE", self._prefix + key, 0, -1)
+            rows = await self._looking("LRANGE", self._prefix + key, 0, -1)
         except redis.exceptions.RedisError as error:
             raise BufferUnavailable(f"the archive of judges' answers does not answer: {error}.") from error
         # A call whose reply was lost is repeated by the client.
@@ -105,10 +106,10 @@ class RedisArchive:
 
 
 class _Together:
-    """Commands given within a moment, sent as one pipeline: a group asks many questions at once."""
+    """Commands given within so many seconds, sent as one pipeline; 0 is one turn of the loop: a group asks at once."""
 
-    def __init__(self, connection: redis.asyncio.Redis) -> None:
-        self._redis = connection
+    def __init__(self, connection: redis.asyncio.Redis, within_s: float) -> None:
+        self._redis, self._within_s = connection, within_s
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
         self._sending: set[asyncio.Task[None]] = set()
 
@@ -118,7 +119,7 @@ class _Together:
         reply: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((command, reply))
         if len(self._waiting) == 1:
-            loop.call_later(TOGETHER_S, self._flush)
+            loop.call_later(self._within_s, self._flush)
         return await reply
 
     def _flush(self) -> None:

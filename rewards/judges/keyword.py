@@ -61,7 +61,7 @@ class KeywordJudge:
         if chance < self.error_rate:
             raise JudgeServerError(f"{self.name} fails on purpose, {self.error_rate:.0%} of the time.")
         system, user = call.messages[0].content, call.messages[1].content
-        prompt_tokens = sum(len(m.content.split()) for m in call.messages)
+        prompt_tokens = sum(m.content.count(" ") + 1 for m in call.messages)
         if system == SPOIL:
             text, tokens = user.rpartition(SOLUTION)[2].translate(FIVE_MORE), ()
         else:
