@@ -17,8 +17,9 @@ from ray.exceptions import RayActorError, RayTaskError
 from cluster.errors import DataError, InfrastructureError
 from cluster.nodes import end_children_with_me, openmp, remove_after_me, shared_memory_of_children, threads
 from cluster.placement import options
-from cluster.registry import Registry
-from cluster.topology.site import Site, worker_name
+from cluster.registry import Model
+from cluster.topology.followed import Followed
+from cluster.topology.site import Site, first_to_end, worker_name
 from cluster.types import Publication, Rollout, Task
 
 log = logging.getLogger(__name__)
@@ -26,11 +27,7 @@ log = logging.getLogger(__name__)
 SUCCESSORS = 16
 """So many lives of a generator may pass between two looks for it."""
 LOOK_S = 1.0
-"""How often it looks whether its alias stands for other weights now, and is looked for while it is not there."""
-
-
-def registry(site: Site) -> Registry:
-    return Registry(site.config, Path(site.run_dir), site.model_dir)
+"""How often one is looked for while it is not there."""
 
 
 class GeneratorActor:
@@ -49,16 +46,16 @@ class GeneratorActor:
         spool = Path(tempfile.mkdtemp(prefix="kanabo-"))  # short, because a socket's path may have 107 characters
         remove_after_me(spool)
         os.environ["VLLM_RPC_BASE_PATH"] = str(spool)  # a killed engine leaves its sockets behind
-        self._registry, self._name = registry(site), generator_of(name)
-        self._alias = site.config.generators[self._name].model
-        self._model = self._registry.directory(self._alias)
+        self._name = generator_of(name)
+        self._followed = Followed(site, site.config.generators[self._name].model)
+        model = self._followed.model
         section = site.config.rollout
         self._chat = Chat(AutoTokenizer.from_pretrained(site.model_dir))
         # Engines of one seed and one model would say the same.
         number = len(site.config.policy_names) + list(site.config.generators).index(self._name)
         config = site.config.model_copy(update={"seed": site.config.seed + number})
         self._engine: Any = lookup(ENGINES, config.engine.use, "engine")(
-            self._model.where, config, stop_tokens=self._chat.stop_tokens, version=f"0.{self._model.step}"
+            model.where, config, stop_tokens=self._chat.stop_tokens, version=f"0.{model.step}"
         )
         environment = section.environment
         self._environment = build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment")
@@ -74,25 +71,15 @@ class GeneratorActor:
 
     async def run(self) -> None:
         """Answer until `stop`; an alias that moves, `previous` or `…@latest`, is followed."""
-        while not self._stopping.is_set():
-            if moves(self._alias):
-                await self._follow()
-            try:
-                await asyncio.wait_for(self._stopping.wait(), LOOK_S)
-            except TimeoutError:
-                continue
-
-    async def _follow(self) -> None:
-        model = await asyncio.to_thread(self._registry.resolve, self._alias)
-        if model == self._model:
-            return
-        path = Path(model.where) / "model.safetensors"
+        following = [asyncio.create_task(self._followed.follow(self._load))] if self._followed.moves else []
         try:
-            await self._engine.update(Publication(self._name, 0, model.step, {}), str(path))
-        except FileNotFoundError:
-            log.info("'%s' is gone again; there is, or will be, a newer one", path)
-        else:
-            self._model = model
+            await first_to_end(asyncio.create_task(self._stopping.wait()), *following)
+        finally:
+            for task in following:
+                task.cancel()
+
+    async def _load(self, path: Path, model: Model) -> None:
+        await self._engine.update(Publication(self._name, 0, model.step, {}), str(path))
 
     async def play(self, task: Task) -> list[Rollout]:
         """One episode. Raises DataError."""
@@ -105,7 +92,8 @@ class GeneratorActor:
         self._stopping.set()
 
     async def waiting(self) -> str:
-        return f"answers as '{self._alias}' ({self._model.where}, step {self._model.step})"
+        model = self._followed.model
+        return f"answers as '{self._followed.alias}' ({model.where}, step {model.step})"
 
     async def close(self) -> None:
         await self._engine.close()
@@ -150,11 +138,6 @@ class Generators:
             self._number[name] = number
             return actor
         raise ValueError(f"no generator '{name}' is up")
-
-
-def moves(alias: str) -> bool:
-    """Whether an alias comes to stand for other weights while a run goes on."""
-    return alias == "previous" or alias.endswith("@latest")
 
 
 def generator_of(name: str) -> str:

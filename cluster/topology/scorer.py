@@ -21,7 +21,7 @@ from ray.exceptions import RayActorError, RayError
 from cluster.errors import DataError, one_line
 from cluster.nodes import INFRASTRUCTURE, openmp, settle
 from cluster.placement import options
-from cluster.topology.generator import LOOK_S, moves, registry
+from cluster.topology.followed import Followed
 from cluster.topology.site import POLICY, Site, first_to_end, learner_name, worker_name
 from cluster.types import Publication
 from rewards.judges.roster import FOLLOW_S, Roster, keep_signing
@@ -50,9 +50,8 @@ class ScorerActor:
         self._site, self._name = site, name
         self._scorer = scorer_of(name)
         self._section = site.config.scorers[self._scorer]
-        self._registry = registry(site)
-        self._model: Model | None = None
-        """Behind its alias; none where it reads as the live policy."""
+        self._followed = Followed(site, self._section.model) if self._section.model != POLICY else None
+        """None where it reads as the live policy."""
         self._buffer = site.buffer()
         self._server: Any = None
         self._has_weights = asyncio.Event()
@@ -65,7 +64,7 @@ class ScorerActor:
         forward = await asyncio.to_thread(self._forward)
         section = self._section
         self._server = ScoringServer(forward, batch_tokens=section.batch_tokens, max_queue=section.max_queue)
-        if self._model is not None:
+        if self._followed is not None:
             self._has_weights.set()
         return os.getpid()
 
@@ -75,34 +74,24 @@ class ScorerActor:
         from actors.chat import Chat
         from rewards.scoring.forward import Forward
 
-        section = self._section
-        if section.model != POLICY:
-            self._model = self._registry.directory(section.model)
-        chat = Chat(AutoTokenizer.from_pretrained(self._site.model_dir))
+        section, site, followed = self._section, self._site, self._followed
+        chat = Chat(AutoTokenizer.from_pretrained(site.model_dir))
         return Forward(
-            self._model.where if self._model else self._site.model_dir,
+            followed.model.where if followed else site.model_dir,
             chat.prompt,
             dtype=section.dtype,
             batch_tokens=section.batch_tokens,
-            version=self._version(),
+            version=_version(followed, followed.model, site) if followed else POLICY,
         )
-
-    def _version(self) -> str:
-        """Of an alias that moves: the step it stands at."""
-        alias, model = self._section.model, self._model
-        if model is None or not moves(alias):
-            return alias
-        run = POLICY if alias == "previous" else alias.rpartition("@")[0]
-        return INITIAL if model.where == self._site.model_dir else f"{run}@{model.step}"
 
     async def run(self) -> None:
         """Read until `stop`. Raises what the model and the buffer raise."""
         signing = keep_signing(roster(self._site, self._scorer), self._name, lambda: self._server.version)
         tasks = [asyncio.create_task(t) for t in (self._server.run(), signing)]
-        if self._model is None:
+        if self._followed is None:
             tasks.append(asyncio.create_task(self._follow()))
-        elif moves(self._section.model):
-            tasks.append(asyncio.create_task(self._follow_alias()))
+        elif self._followed.moves:
+            tasks.append(asyncio.create_task(self._followed.follow(self._load)))
         try:
             await first_to_end(asyncio.create_task(self._stopping.wait()), *tasks)
         finally:
@@ -143,17 +132,17 @@ class ScorerActor:
             version = publication.version
             self._has_weights.set()
 
-    async def _follow_alias(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_S)
-            model = await asyncio.to_thread(self._registry.directory, self._section.model)
-            if model == self._model:
-                continue
-            before, self._model = self._model, model
-            try:
-                await self._server.load(partial(_load_file, Path(model.where) / "model.safetensors", self._version()))
-            except FileNotFoundError:  # trimmed meanwhile: there is, or will be, a newer one
-                self._model = before
+    async def _load(self, path: Path, model: Model) -> None:
+        assert self._followed is not None
+        await self._server.load(partial(_load_file, path, _version(self._followed, model, self._site)))
+
+
+def _version(followed: Followed, model: Model, site: Site) -> str:
+    """Of an alias that moves: the step it stands at."""
+    if not followed.moves:
+        return followed.alias
+    run = POLICY if followed.alias == "previous" else followed.alias.rpartition("@")[0]
+    return INITIAL if model.where == site.model_dir else f"{run}@{model.step}"
 
 
 def _load_file(path: Path, version: str, forward: Forward) -> None:
