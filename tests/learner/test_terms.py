@@ -59,7 +59,7 @@ def test_dno_regresses_the_difference_of_win_rates():
     sums = sums_of([1.0, -0.5], [0.0, 0.0], [Pair(0, 1, margin=0.75 - 0.25)])
     exact = Dpo(beta=0.1, against="behaviour", label="margin")
     assert not exact.needs_reference
-    assert float(exact.loss(replace(sums, reference=None))[0]) == pytest.approx(0.677588, abs=1e-6)
+    assert exact.loss(replace(sums, reference=None))[0].item() == pytest.approx(0.677588, abs=1e-6)
     assert float(Dpo(beta=0.1).loss(sums)[0]) == pytest.approx(0.620957, abs=1e-6)
     assert float(column([0.5]).sigmoid()) == pytest.approx(0.622459, abs=1e-6)
 
