@@ -76,6 +76,11 @@ def aliases(settings: RunConfig, directory: Path) -> None:
     named |= {f"scorers.{name}.model": s.model for name, s in settings.scorers.items() if s.model != POLICY}
     judges = {f"judges.{name}.model": j.model for name, j in settings.judges.items() if is_alias(j.model)}
     for where, alias in (named | judges | {"learner.reference": settings.learner.reference}).items():
+        if alias == "previous" and settings.learner.lora:
+            raise ConfigError(
+                f"{where} = 'previous', and what [learner.lora] saves are adapters without their model. Name "
+                "'initial', or a directory that `kanabo export` has made."
+            )
         try:
             if alias not in FIXED:
                 registry.directory(alias)

@@ -106,6 +106,10 @@ def test_a_reference_and_a_judge_may_be_an_old_checkpoint(registry):
             {"judges": {"old": {"kind": "vllm", "model": "policy@9"}}},
             r"judges\.old\.model = .*There are: policy@latest",
         ),
+        (
+            {"scorers": {"old": {"model": "previous"}}, "learner": {"lora": {}}},
+            r"scorers\.old\.model = 'previous', .* adapters without their model",
+        ),
         ({"learner": {"reference": "/nowhere"}}, r"learner\.reference = '/nowhere': there is no model"),
     ],
 )
