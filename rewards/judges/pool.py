@@ -9,6 +9,7 @@ A request that fails is a verdict with the state `failed` and the error's name i
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -144,8 +145,17 @@ class JudgePool:
         )
 
     async def complete(self, call: Call) -> Completion:
-        """The bare answer to a chat of the caller's own, from whichever replica may be asked. Raises JudgeError."""
-        return (await self._complete(call, time.monotonic() + self._ttl_s))[0]
+        """The bare answer to a chat of the caller's own, from whichever replica may be asked; archived as well.
+
+        Raises JudgeError.
+        """
+        completion, replica = await self._complete(call, time.monotonic() + self._ttl_s)
+        asked = (
+            f"{self.identity}\n{[(m.role, m.content) for m in call.messages]}\n{call.temperature}\n{call.max_tokens}"
+        )
+        key = hashlib.sha256(asked.encode()).hexdigest()[:32]
+        await self.archive.append(self._record(key, ("chat", "", "text"), 1, call.messages, [completion], replica))
+        return completion
 
     async def close(self) -> None:
         for task in list(self._background):
@@ -211,32 +221,23 @@ class JudgePool:
                 completion, replica = await self._complete(second, until)
                 completions.append(completion)
         finally:
-            await self.archive.append(self._record(request, attempt, messages, completions, replica))
+            template, key = request.template, self.key(request, completions[-1].version)
+            how = (template.kind, template.hash, request.mode)
+            await self.archive.append(self._record(key, how, attempt, messages, completions, replica))
         return completions, replica
 
     def _record(
         self,
-        request: Request,
+        key: str,
+        how: tuple[str, str, str],
         attempt: int,
         messages: tuple[Message, ...],
         completions: Sequence[Completion],
         replica: Replica,
     ) -> Record:
-        template, name = request.template, replica.transport.name
-        key = self.key(request, completions[-1].version)
-        return Record(
-            uuid4().hex,
-            key,
-            self.identity,
-            template.kind,
-            template.hash,
-            request.mode,
-            attempt,
-            messages,
-            tuple(completions),
-            name,
-            time.time(),
-        )
+        """`how`: template, its hash, mode."""
+        said, at_s = tuple(completions), time.time()
+        return Record(uuid4().hex, key, self.identity, *how, attempt, messages, said, replica.transport.name, at_s)
 
     async def _complete(self, call: Call, until: float) -> tuple[Completion, Replica]:
         """One completion, from another replica or later if need be, but not after `until`. Raises JudgeError."""

@@ -13,6 +13,8 @@ from aiohttp import web
 
 from cluster.errors import BufferUnavailable, ConfigError
 from cluster.types import ABSTAINED, FAILED, SCORED
+from rewards.distilled.asking import Asking
+from rewards.distilled.captions import WORDS, CaptionJudge, read_label
 from rewards.judges.archive import MemoryArchive, RedisArchive
 from rewards.judges.asking import verdict_from
 from rewards.judges.breaker import Breaker
@@ -373,6 +375,19 @@ async def test_unreadable_answers_are_kept_too():
     await pool.ask(pointwise())
     (records,) = archive.records.values()
     assert [(r.attempt, r.completions[0].text) for r in records] == [(i, "I would rather not say.") for i in (1, 2)]
+
+
+async def test_a_labeller_s_answers_are_kept_too():
+    archive = MemoryArchive()
+    pool = JudgePool("k", [KeywordJudge(["apple"])], archive=archive)
+    judge = CaptionJudge(Asking(pool, 2), goal="to eat", judge="k", compares=False)
+    assert await judge(["You see here an apple.", "It's solid stone."]) == [1.0, 0.0]
+    records = [record for kept in archive.records.values() for record in kept]
+    assert {r.messages: read_label(r.completions[0].text, WORDS) for r in records} == {
+        judge.messages("You see here an apple."): 1.0,
+        judge.messages("It's solid stone."): 0.0,
+    }
+    assert {(r.judge, r.template) for r in records} == {("k:@", "chat")}
 
 
 async def test_an_archive_that_is_gone_is_named():
