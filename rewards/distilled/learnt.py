@@ -67,7 +67,7 @@ class Learnt(Model):
     lr: PositiveFloat = 1e-4
     batch_size: PositiveInt = 256
     early_steps: PositiveInt = 32
-    """Gradient steps whenever labels arrive, until there are `early_labels`; then one (ONI: one per policy update)."""
+    """Gradient steps at a time, until there are `early_labels`; then one (ONI: one per policy update)."""
     early_labels: PositiveInt = 25_000
     clip_grad_norm: PositiveFloat = 10.0
     """In ONI's code for the ranking alone."""
