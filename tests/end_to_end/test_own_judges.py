@@ -267,17 +267,16 @@ def test_a_small_language_model_in_its_own_engine_labels_what_a_game_says(tmp_pa
         "learner.groups_per_step=2", "evaluation.every_steps=0", "evaluation.max_tasks=2", "tracking.live_table=false",
     ]  # fmt: skip
 
-    def labels(run: Path) -> float:
-        return max((r.get("distilled/oni_num_labels") or 0 for r in jobs.rows(run)), default=0)
+    def told(run: Path, name: str) -> list[float]:
+        return [r[key] for r in jobs.rows(run) if r.get(key := f"distilled/oni_{name}") is not None]
 
     with judged(tmp_path, "oni_minihack.toml", *overrides) as (process, log, run):
         jobs.wait_for_step(run, 3, process, log, timeout_s=600)
-        assert labels(run) < 2, "training waited for labels"
-        until(lambda: labels(run) >= 2, process, log, 900)
+        assert max(told(run, "num_labels"), default=0) < 2, "training waited for labels"
+        until(lambda: max(told(run, "num_labels"), default=0) >= 2 and told(run, "good_frac"), process, log, 900)
         records = archived(run)
     asked = [r for r in records if r.judge.startswith("judge:")]
     assert asked
     assert {c.model.partition("@")[0] for r in asked for c in r.completions} == {"smollm2"}
     assert any(c.text.strip() for r in asked for c in r.completions), "every raw answer is empty"
-    last = [r for r in jobs.rows(run) if "distilled/oni_good_frac" in r][-1]
-    assert 0 <= last["distilled/oni_good_frac"] <= 1
+    assert 0 <= told(run, "good_frac")[-1] <= 1
