@@ -21,6 +21,7 @@ from cluster import kept
 from cluster.nodes import shared_memory_of_children
 from cluster.reach import connected
 from cluster.types import SCORED, Scores, decode
+from rewards.distilled.captions import WORDS, read_label
 from rewards.judges.archive import Record
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
@@ -273,10 +274,14 @@ def test_a_small_language_model_in_its_own_engine_labels_what_a_game_says(tmp_pa
     with judged(tmp_path, "oni_minihack.toml", *overrides) as (process, log, run):
         jobs.wait_for_step(run, 3, process, log, timeout_s=600)
         assert max(told(run, "num_labels"), default=0) < 2, "training waited for labels"
-        until(lambda: max(told(run, "num_labels"), default=0) >= 2 and told(run, "good_frac"), process, log, 900)
+        until(lambda: max(told(run, "num_labels"), default=0) >= 2, process, log, 900)
         records = archived(run)
     asked = [r for r in records if r.judge.startswith("judge:")]
     assert asked
     assert {c.model.partition("@")[0] for r in asked for c in r.completions} == {"smollm2"}
-    assert any(c.text.strip() for r in asked for c in r.completions), "every raw answer is empty"
-    assert 0 <= told(run, "good_frac")[-1] <= 1
+    raw = [r.completions[0].text for r in asked]
+    assert any(text.strip() for text in raw), "every raw answer is empty"
+    readable = sum(read_label(text, WORDS) is not None for text in raw)
+    assert told(run, "num_unreadable")[-1] <= len(raw) - readable
+    if not readable:
+        assert not told(run, "good_frac"), "an unreadable answer became a label"
