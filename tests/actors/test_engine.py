@@ -69,7 +69,7 @@ async def generations_across_publications(directory, num_publications, pausing):
     return model, weights, samples
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.verify)])
 async def test_every_version_span_has_the_logprobs_of_its_weights(tmp_path, tied):
     directory = random_llama(tmp_path, tied=tied, scale=2.0)
     model, weights, samples = await generations_across_publications(directory, 20, pausing=0.3)

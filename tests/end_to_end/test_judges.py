@@ -8,7 +8,7 @@ from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
 
 
-@pytest.mark.parametrize("when", ["late", "admit"])
+@pytest.mark.parametrize("when", ["late", pytest.param("admit", marks=pytest.mark.verify)])
 def test_a_slow_judge(tmp_path, when):
     log, run = tmp_path / "log", tmp_path / "judged"
     recipe = tmp_path / "judged.toml"

@@ -133,7 +133,7 @@ def test_a_dry_run_names_what_the_cluster_cannot_place_and_on_which_label(cluste
     assert not list(Path(tmp_path).iterdir())
 
 
-@pytest.mark.parametrize("layout", ["separated", "colocated"])
+@pytest.mark.parametrize("layout", ["separated", pytest.param("colocated", marks=pytest.mark.verify)])
 def test_a_run_in_each_layout_places_successors_as_it_placed_the_first(cluster, tmp_path, layout):
     log, directory = tmp_path / "log", tmp_path / layout
     options = [
