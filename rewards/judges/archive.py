@@ -20,7 +20,7 @@ MAX_CONNECTIONS = 32
 PATIENCE_S = 60.0
 """A redis-server that starts again answers within it; the deadline of the request ends the wait earlier."""
 KEPT_WITHIN_S = 0.05
-"""Answers that come within it are written at once; little beside a judge's own time, and half the CPU of one by one."""
+"""Answers that come within it are written at once; little beside a judge's own time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class _Together:
                 for command, _ in waiting:
                     pipe.execute_command(*command)
                 replies = await pipe.execute(raise_on_error=False)
-        except Exception as error:  # theirs, all of them: nobody else would hear of it
+        except Exception as error:  # raised below by each of those who wait; nobody waits for this task
             replies = [error] * len(waiting)
         for (_, reply), said in zip(waiting, replies, strict=True):
             if reply.done():  # whoever asked has given up
