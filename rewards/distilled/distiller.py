@@ -10,7 +10,6 @@ version is never announced for two different models.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import math
 import time
@@ -29,7 +28,7 @@ from cluster.errors import ConfigError
 from cluster.failpoints import failpoint
 from cluster.types import decode
 from rewards.distilled.models import model_of
-from rewards.distilled.publishing import Announcement, Board, State, read, write
+from rewards.distilled.publishing import Announcement, Board, State, is_held_out, passes, read, write
 from rewards.labels import Labels, News, pair
 from rewards.monitors.cliff import flip_rate
 from rewards.monitors.starc import group_distance
@@ -60,16 +59,6 @@ class Checkpoint:
     """It has learnt since it last tried to publish."""
     published: Announcement | None
     state: State
-
-
-def is_held_out(key: str, frac: float) -> bool:
-    """Whether a label serves for comparing: decided by its key's hash, the same in every process and for ever."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) < frac * 2**32
-
-
-def passes(agreement: float, current: float, least: float) -> bool:
-    """The gate: good enough, and no worse than what is published (NaN: nothing is). Unknown agreement does not pass."""
-    return agreement >= least and not agreement < current
 
 
 class Distiller:

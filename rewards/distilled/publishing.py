@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,16 @@ class Announcement:
     num_labels: int
     agreement: float
     """With held-out labels; NaN of a model that has nothing to learn."""
+
+
+def is_held_out(key: str, frac: float) -> bool:
+    """Whether a label serves for comparing: decided by its key's hash, the same in every process and for ever."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) < frac * 2**32
+
+
+def passes(agreement: float, current: float, least: float) -> bool:
+    """The gate: good enough, and no worse than what is published (NaN: nothing is). Unknown agreement does not pass."""
+    return agreement >= least and not agreement < current
 
 
 class Board(Protocol):
