@@ -36,14 +36,15 @@ class Rehearsal(Plugin):
 class Spear(Rehearsal):
     """Self-imitation of the policy's own good rollouts (SPEAR, arXiv:2509.22601, by its released code).
 
-    Each step first its groups' mean rewards join a statistic of at most `num_means`, whose median is P50; then its
-    rollouts of positive advantage that are whole, and use tools if `event` says so, join the buffer, and those older
-    than `tolerate_steps` leave. When more than `trigger` · `buffer_size` of them have a reward R > P50,
-    min(`buffer_size`, the largest power of two among their number), drawn evenly, are trained on once more, and the
-    buffer is emptied. Their advantage is R − P50, without a deviation, times
-    `scale` · (1 − cos(π · min(step, S) / S)) / 2: imitation grows as the policy gets better. The code gives replays an
-    optimizer step of their own; here they are part of the step's batch and count by their tokens. They are stale: set
-    `learner.loss.staleness`.
+    The buffer holds rollouts of earlier steps only. A step first draws from the buffer and is added to it afterwards,
+    so that no rollout is replayed beside itself. P50 is the median of the mean rewards of at most `num_means` groups of
+    earlier steps. If more than `trigger` · `buffer_size` rollouts that are at most `tolerate_steps` old have a reward
+    R > P50, the step trains once more on min(`buffer_size`, the largest power of two that is no larger than their
+    number) of them, drawn evenly, and the buffer is emptied. The advantage of a replayed rollout is R − P50, without
+    a deviation, times `scale` · (1 − cos(π · min(step, S) / S)) / 2: imitation grows as the policy improves. After the
+    step its rollouts that have a positive advantage, are not truncated, and use tools if `event` is set, join the
+    buffer. The released code gives replays an optimizer step of their own; here they are part of the step's batch and
+    count by their tokens. Replayed rollouts are stale: set `learner.loss.staleness`.
     """
 
     buffer_size: PositiveInt = 2048
@@ -61,17 +62,17 @@ class Spear(Rehearsal):
         return {"means": [], "kept": []}
 
     def chosen(self, memory: dict[str, list[Any]], groups: Sequence[Group], record: CutRecord) -> tuple[Replayed, ...]:
-        memory = self._taken_in(memory, groups, record)
         median = baseline(memory["means"])
-        good = [kept for kept in memory["kept"] if kept["reward"] > median]
+        recent = [kept for kept in memory["kept"] if record.step - kept["step"] <= self.tolerate_steps]
+        good = [kept for kept in recent if kept["reward"] > median]
         count = num_replayed(len(good), self.buffer_size, self.trigger)
         places = np.random.default_rng(record.step).choice(len(good), count, replace=False) if count else ()
         strength = self.scale * (1 - cosine(record.step, self.ramp_steps))
         return tuple(_replayed(good[i], strength * (good[i]["reward"] - median)) for i in sorted(places))
 
     def after(self, memory: dict[str, list[Any]], cut: Cut) -> dict[str, list[Any]]:
-        memory = self._taken_in(memory, cut.groups, cut.record)
-        return memory | {"kept": []} if cut.record.replayed else memory
+        past = memory | {"kept": []} if cut.record.replayed else memory
+        return self._taken_in(past, cut.groups, cut.record)
 
     def told(self, memory: dict[str, list[Any]]) -> dict[str, float]:
         told = {"replay/num_kept": float(len(memory["kept"]))}

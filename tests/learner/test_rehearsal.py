@@ -48,19 +48,37 @@ def test_the_baseline_is_the_median_of_group_means():
     assert num_replayed(49, 100, trigger=0.4) == 32
 
 
-def test_who_is_above_the_baseline_is_trained_on_again_for_the_difference():
+def test_rollouts_of_earlier_steps_above_the_baseline_are_replayed_for_the_difference():
     plugin = Spear(buffer_size=1, trigger=0.5, ramp_steps=100, scale=1.0)
-    memory = {"means": [0.2, 0.5], "kept": []}
     groups = [group("a", "b", seq=0), group("c", "d", seq=1)]
-    now = cut_of(50, groups, [[1.0, 0.8], [0.4, 0.1]], [[0.1, -0.1], [0.15, -0.15]])
-    (replayed,) = plugin.chosen(memory, groups, now.record)
+    memory = {"means": [0.2, 0.5], "kept": []}
+    memory = plugin.after(memory, cut_of(49, groups, [[1.0, 0.8], [0.4, 0.1]], [[0.1, -0.1], [0.15, -0.15]]))
+    now = cut_of(50, [group("e", "f", seq=2)], [[1.0, 1.0]], [[0.5, 0.5]])
+    (replayed,) = plugin.chosen(memory, now.groups, now.record)
     # The means are 0.2, 0.5, 0.9 and 0.25: the median is 0.375. 'a' and 'c' have positive advantages, 0.625 and 0.025.
     assert {r.text for r in replayed.group.rollouts} <= {"a", "c"}
     gain = {"a": 1.0 - 0.375, "c": 0.4 - 0.375}[replayed.group.rollouts[0].text]
     assert replayed.advantages[0][0] == pytest.approx(0.5 * gain)
-    only_better = cut_of(50, groups, [[1.0, 0.8], [0.1, 0.0]], [[0.1, -0.1], [0.05, -0.05]])
-    (one,) = plugin.chosen(memory, groups, only_better.record)
+    worse = cut_of(49, groups, [[1.0, 0.8], [0.1, 0.0]], [[0.1, -0.1], [0.05, -0.05]])
+    memory = plugin.after({"means": [0.2, 0.5], "kept": []}, worse)
+    (one,) = plugin.chosen(memory, now.groups, now.record)
     assert one.group.rollouts[0].text == "a", "0.1 is below the baseline"
+
+
+def test_a_step_never_replays_its_own_rollouts_and_a_replay_empties_the_buffer_first():
+    plugin, memory, seen = Spear(buffer_size=32, ramp_steps=1), Spear().begin(), []
+    for step in range(1, 8):  # 16 groups of 2, of which 1 is better than the group: 16 rollouts join at every step
+        groups = [group(f"good {step}", f"bad {step}", seq=100 * step + i) for i in range(16)]
+        now = cut_of(step, groups, [[1.0, 0.0]] * 16, [[0.5, -0.5]] * 16)
+        now.record = Memory({REHEARSAL: plugin}).completed(now.record, groups)
+        now.record = replace(now.record, replayed=plugin.chosen(memory, groups, now.record))
+        ids = {g.id for g in groups}
+        assert not ids & {r.group.id for r in now.record.replayed}
+        seen.append(len(now.record.replayed))
+        memory = plugin.after(memory, now)
+        assert ids <= {decode(k["group"], Group).id for k in memory["kept"]}, "a step joins the buffer after its draw"
+    # 16, 32 and 48 are not more than 48; 64 in the fifth step are, and then the buffer starts again from 16.
+    assert seen == [0, 0, 0, 0, 32, 0, 0]
 
 
 def test_the_buffer_forgets_the_old_the_truncated_and_those_without_a_tool_and_is_emptied_by_a_replay():
@@ -75,20 +93,27 @@ def test_the_buffer_forgets_the_old_the_truncated_and_those_without_a_tool_and_i
     assert [k["step"] for k in memory["kept"]] == [0], "neither a tool nor a whole rollout"
     assert plugin.after(memory, cut_of(3, [], [], []))["kept"] == [], "older than two steps"
     several = [used(group("a", "b", "c", "d", seq=i)) for i in range(2)]
-    now = cut_of(3, several, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2)
-    now.record = Memory({REHEARSAL: plugin}).completed(now.record, several)
+    rehearsing = Memory({REHEARSAL: plugin})
+    rehearsing.after(cut_of(3, several, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2))
+    later = [group("x", "y", seq=9)]
+    now = cut_of(4, later, [[0.0, 0.0]], [[0.0, 0.0]])
+    now.record = rehearsing.completed(now.record, later)
     assert len(now.record.replayed) == 2
     assert now.record.metrics["replay/num_rollouts"] == 2
-    assert plugin.after(memory, now)["kept"] == []
-    assert plugin.chosen(memory, several, now.record)[0].group.id == now.record.replayed[0].group.id, "not by chance"
+    again = plugin.chosen(rehearsing.of(REHEARSAL), later, now.record)
+    assert again[0].group.id == now.record.replayed[0].group.id, "not by chance"
+    assert plugin.after(rehearsing.of(REHEARSAL), now)["kept"] == []
     assert decode(encode(now.record), CutRecord).replayed[0].rewards.tolist() == [1.0]
 
 
 def test_a_batch_has_the_replays_behind_its_own_and_older():
     plugin = Spear(buffer_size=2, trigger=1.0, ramp_steps=1)
     groups = [group("aa", "b", "cc", "d", seq=i) for i in range(2)]
+    earlier = [group("aa", "b", "cc", "d", seq=5 + i) for i in range(2)]
+    memory = Memory({REHEARSAL: plugin})
+    memory.after(cut_of(2, earlier, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2))
     now = cut_of(3, groups, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2)
-    record = Memory({REHEARSAL: plugin}).completed(now.record, groups)
+    record = memory.completed(now.record, groups)
     section = LearnerSection()
     plain, with_replays = pack(groups, now.record, section), pack(groups, record, section)
     more = sum(r.num_tokens for replayed in record.replayed for r in replayed.group.rollouts)
