@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cluster.config import RunConfig
+from cluster.config import LearnerSection, RunConfig
 from cluster.room import labelled
 
 BYTES_PER_TOKEN = 9
@@ -28,7 +28,7 @@ def plan(settings: RunConfig, directory: Path) -> str:
     rewards = ", ".join(f"{n} × {r.weight:g}" for n, r in zip(settings.reward_names, settings.rewards, strict=True))
     return "\n".join(
         [
-            f"{groups} tasks × {each} = {groups * size} samples a step, 1 optimiser step, "
+            f"{groups} tasks × {each} = {groups * size} samples a step, {_updates(learner)}, "
             f"staleness ≤ {learner.max_staleness}, at most {outstanding} groups outstanding "
             f"(≤ {max(1, round(megabytes))} MB in Redis).",
             *(
@@ -43,6 +43,11 @@ def plan(settings: RunConfig, directory: Path) -> str:
             f"Everything goes to {directory}.",
         ]
     )
+
+
+def _updates(learner: LearnerSection) -> str:
+    count = min(learner.updates_per_batch, learner.groups_per_step) * learner.passes_per_batch
+    return _count(count, "optimiser step")
 
 
 def _meeting(settings: RunConfig) -> Any:

@@ -287,6 +287,8 @@ class CutRecord:
     replayed: tuple[Replayed, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     """What controllers had made of the recipe when this was cut: dotted key → value."""
+    observed: dict[str, Any] = field(default_factory=dict)
+    """What each controller noted of all groups that the step looked at, dropped ones included; plain values by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +344,8 @@ class Batch:
     truncated: np.ndarray
     """[N] bool: cut short by its budget."""
     metrics: dict[str, float] = field(default_factory=dict)
+    tempered: bool = False
+    """Whether any rank's trained token was sampled at another temperature than 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,11 @@ class Advantage(Plugin):
     token_level: ClassVar[bool] = False
     """Whether it says each token's advantage itself, by `of_group`. Others see what a turn, or a rollout, returns."""
 
+    @property
+    def uses_equal_rewards(self) -> bool:
+        """Whether a group whose rewards are all equal has advantages other than 0."""
+        return False
+
     def of_group(self, group: Group, mixed: Mixed) -> list[Float[np.ndarray, " _"]]:
         """Per rollout [T], or [1] for all its tokens, from the rewards and what is known of single tokens."""
         raise NotImplementedError
@@ -66,6 +71,12 @@ class GroupAdvantage(Advantage):
         return standardize(centred, self.eps) if self.normalize_std else centred
 
 
+class DrGrpo(GroupAdvantage):
+    """Reward minus the group's mean (Dr. GRPO, arXiv:2503.20783); its loss is `learner.loss.use = "dr_grpo"`."""
+
+    normalize_std: bool = False
+
+
 class LeaveOneOut(Advantage):
     """Reward minus the mean of the *other* rollouts' (RLOO, arXiv:2402.14740): unbiased, no division by a spread."""
 
@@ -85,12 +96,16 @@ class ReinforcePlusPlus(Advantage):
 
     With `group_baseline` the group's mean is taken off first: the paper's variant for several rollouts a task. Hard and
     easy groups keep the size of their signal, where `group` makes them equal. Mean and deviation are over rollouts.
-    Without `group_baseline` a group of equal rewards has a signal too: set `learner.drop_zero_variance = false`. The
-    paper's KL term is `learner.loss.kl_coef` here, in the loss; in the reward it is PPO's alone, see `learner.value`.
+    Without `group_baseline` a group of equal rewards has a signal too, so such groups are kept. The paper's KL term is
+    `learner.loss.kl_coef` here, in the loss; in the reward it is PPO's alone, see `learner.value`.
     """
 
     group_baseline: bool = False
     eps: float = 1e-6
+
+    @property
+    def uses_equal_rewards(self) -> bool:
+        return not self.group_baseline
 
     def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
         """Of a group that is the whole step."""
@@ -109,7 +124,7 @@ class RoleBaseline(Advantage):
 
     b is used before it moves, starts at 0 and is one per (task's source, rollout's role): the seat that opens wins more
     often than the other, and that is no merit of its moves. Groups play no part: let a group be a single game, as many
-    games of one deal would pull b to its cards; and set `learner.drop_zero_variance = false`, a draw moves baselines
+    games of one deal would pull b to its cards. Groups of equal rewards are kept: a draw moves baselines
     too. The order is that of groups and rollouts in the step. The released code keeps baselines per worker; here there
     is one set, on rank 0, in the checkpoint. Advantages are [1] a rollout, or [T] where `gamma` < 1: turn k of K gets
     A · γ^(K − 1 − k).
@@ -118,6 +133,10 @@ class RoleBaseline(Advantage):
     decay: float = Field(default=0.95, ge=0, lt=1)
     gamma: float = Field(default=1.0, gt=0, le=1)
     """Discount per turn from the last one back."""
+
+    @property
+    def uses_equal_rewards(self) -> bool:
+        return True
 
     def begin(self) -> Baselines:
         return {}
@@ -282,8 +301,12 @@ def spread(values: Float[np.ndarray, " N"], eps: float) -> float:
 
 ADVANTAGES: dict[str, type[Advantage]] = {
     "group": GroupAdvantage,
+    "grpo": GroupAdvantage,
+    "dr_grpo": DrGrpo,
     "leave_one_out": LeaveOneOut,
+    "rloo": LeaveOneOut,
     "reinforce_plus_plus": ReinforcePlusPlus,
+    "reinforce++": ReinforcePlusPlus,
     "role_baseline": RoleBaseline,
     "token_returns": TokenReturns,
     "tp_grpo": ThoughtCredit,

@@ -92,6 +92,19 @@ class Credited:
     metrics: dict[str, float]
     section: ValueSection
 
+    def split(self, batches: Sequence[Batch]) -> list[Credited]:
+        """The part of each of the mini-batches that `whole_batch` joined, its rollouts numbered as there."""
+        parts, start = [], 0
+        for batch in batches:
+            own = slice(start, start + len(batch.micros))
+            micros = [
+                replace(micro, advantages=found.advantages)
+                for micro, found in zip(batch.micros, self.micros[own], strict=True)
+            ]
+            parts.append(replace(self, micros=micros, targets=self.targets[own]))
+            start += len(batch.micros)
+        return parts
+
     def value_loss(self, i: int, values: Float[Tensor, "B L+1"], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """Micro-batch i's term of the objective, a sum, and metrics as sums over trained tokens."""
         target = self.targets[i]

@@ -10,15 +10,16 @@ A refilled step is mixed and selected anew, the kept groups included: what a rew
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from cluster.config import LearnerSection
 from cluster.types import CutRecord, Group, Mixed, Scores
-from learner.advantages import Advantage
+from learner.advantages import Advantage, checked
+from learner.controllers.base import Considered
 from learner.memory import ADVANTAGE, NO_MEMORY, Memory
 from learner.shares import advantages_among, no_gradient
 from learner.turns import returns_of
@@ -66,6 +67,8 @@ class Cut:
     wait_s: float = 0.0
     scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
     """Evidence by group id, where this call decided; a repeated cut reads rewards from the record alone."""
+    observed: Any = None
+    """What the controller that is asked noted of all groups that the step looked at (`Controller.observe`)."""
 
 
 @dataclass(slots=True)
@@ -111,7 +114,7 @@ def cut(
         stored = _wait(buffer, policy, epoch, step, section.groups_per_step, stop)
         if stored is None:
             return None
-        dropped = _filter(stored, seen, mix, select, section, policies)
+        dropped = _filter(stored, seen, mix, select, advantage, section, policies)
         if not dropped or not refills_left:
             break
         buffer.drop(policy, epoch, dropped)
@@ -138,7 +141,7 @@ def cut(
         pairs=tuple(s.pairs or () for s in selected) if any(s.pairs is not None for s in selected) else (),
         token_weights=tuple(map(_weights, selected)) if any(s.token_weights for s in selected) else (),
     )
-    decided = memory.completed(decided, members)
+    decided = memory.completed(decided, members, _considered(seen, section, memory))
     # What the last round filtered leaves with the record: nobody waits for its replacement.
     record = buffer.record(epoch, decided, dropped)
     groups = members if record.groups == decided.groups else _load(buffer, record)
@@ -171,26 +174,58 @@ def _filter(
     seen: _Seen,
     mix: Mix,
     select: Select | None,
+    advantage: Advantage,
     section: LearnerSection,
     policies: Sequence[str],
 ) -> dict[str, str]:
     """Mix and select this round's groups together; id → reason of what must go."""
     groups, scores = [s.group for s in stored], [s.scores for s in stored]
     mixed = mix(groups, scores)
-    selected = [_untruncated(g, m) for g, m in zip(groups, mixed, strict=True)] if section.drop_truncated else mixed
-    if select is not None:
-        selected = select(groups, scores, selected)
+    selected = _selected(groups, scores, mixed, select, section)
     dropped = {}
     for item, before, after in zip(stored, mixed, selected, strict=True):
         id = item.group.id
         seen.stored[id], seen.mixed[id], seen.selected[id] = item, before, after
         returns = returns_of(item.group, after, after.rewards, section.turn_discount)
         seen.returns[id] = returns
-        reason = _useless(before, after, no_gradient(policies, item.group, returns), section)
+        flat = no_gradient(policies, item.group, returns) and not _varies_by_token(
+            advantage, item.group, after, section
+        )
+        reason = _useless(before, after, flat, section)
         if reason is not None:
             dropped[id] = reason
     seen.dropped |= dropped
     return dropped
+
+
+def _selected(
+    groups: Sequence[Group],
+    scores: Sequence[dict[str, Scores]],
+    mixed: list[Mixed],
+    select: Select | None,
+    section: LearnerSection,
+) -> list[Mixed]:
+    """What the learner and the selectors leave of the mixed groups."""
+    whole = [_untruncated(g, m) for g, m in zip(groups, mixed, strict=True)] if section.drop_truncated else mixed
+    return whole if select is None else select(groups, scores, whole)
+
+
+def _considered(seen: _Seen, section: LearnerSection, memory: Memory) -> Considered:
+    groups, scores = [s.group for s in seen.stored.values()], [s.scores for s in seen.stored.values()]
+
+    def selected_under(settings: Mapping[str, Any]) -> list[Mixed]:
+        mix, select = memory.arranged(settings)
+        return _selected(groups, scores, mix(groups, scores), select, section)
+
+    return Considered(groups, scores, selected_under)
+
+
+def _varies_by_token(advantage: Advantage, group: Group, mixed: Mixed, section: LearnerSection) -> bool:
+    """Whether an estimator of token advantages finds some in a group whose returns are all equal."""
+    if not advantage.token_level:
+        return False
+    (found,) = checked(advantage, section.advantage.use, [group], [mixed.rewards], [mixed])
+    return any(np.nan_to_num(values).any() for values in found)
 
 
 def _untruncated(group: Group, mixed: Mixed) -> Mixed:
@@ -206,7 +241,9 @@ def _useless(mixed: Mixed, selected: Mixed, flat: bool, section: LearnerSection)
         return TRUNCATED if np.isfinite(mixed.rewards).any() else TOO_FEW_SCORES
     if section.loss.coef == 0 and selected.pairs is not None:
         return None if selected.pairs else NO_PAIRS
-    if section.loss.coef and section.drop_zero_variance and flat and not selected.pairs:
+    alone = len(selected.rewards) == 1  # equal to itself, whatever it is worth
+    wanted = section.drop_zero_variance is not False  # None: `Objective.filtering` found nothing else that acts on it
+    if section.loss.coef and wanted and flat and not alone and not selected.pairs:
         return ZERO_VARIANCE
     return None
 

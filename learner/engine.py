@@ -40,7 +40,7 @@ class Engine(Protocol):
     rank: int
     world: int
     step: int
-    """Optimizer steps behind the weights, skipped ones included."""
+    """Training iterations behind the weights, each with one or more optimizer steps, skipped ones included."""
     num_skipped: int
     """Updates left out because their gradient was not finite."""
 
@@ -56,7 +56,10 @@ class Engine(Protocol):
         """Add the gradient of this rank's part of the loss; the parts of all ranks are *summed*."""
         ...
 
-    def optimizer_step(self) -> dict[str, float]: ...
+    def optimizer_step(self, *, final: bool = True) -> dict[str, float]:
+        """Update the weights; the `final` update of an assembled batch ends the step."""
+        ...
+
     def skip_step(self) -> None: ...
     def weights(self) -> Iterator[tuple[str, Tensor]]: ...
     def agree(self, flag: bool) -> bool: ...
@@ -194,7 +197,7 @@ class DeepSpeedEngine:
         # DeepSpeed averages gradients over ranks.
         self._engine.backward(loss * self.world)
 
-    def optimizer_step(self) -> dict[str, float]:
+    def optimizer_step(self, *, final: bool = True) -> dict[str, float]:
         """Update with the gradients of all micros; a non-finite gradient skips the update, with a count."""
         lr = lr_at(self.step, self._section.schedule, self._section.steps)
         for group, rate in zip(self._engine.optimizer.param_groups, self._rates, strict=True):
@@ -208,7 +211,7 @@ class DeepSpeedEngine:
         else:
             norm, skipped = float(self._engine.get_global_grad_norm() or 0.0), not self._engine.was_step_applied()
         self.num_skipped += skipped
-        self.step += 1
+        self.step += final
         return {"learner/grad_norm": norm, "learner/lr": lr, "learner/num_skipped": float(self.num_skipped)}
 
     def skip_step(self) -> None:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from learner.tokens import log_importance
+
 
 def kl_to_reference(
     logprobs: Float[Tensor, "B L"],
@@ -21,9 +23,10 @@ def kl_to_reference(
     and k3 are unbiased, k2 is close where the two are; k2 and k3 are never negative. As a loss only k2 has the
     gradient of this KL; k3's is that of KL(reference ‖ policy), k1's is zero on average.
 
-    Tokens of truncated rollouts count like others: each has its own conditional divergence.
+    Tokens of truncated rollouts count like others: each has its own conditional divergence. Log-ratios are clamped as
+    importance ratios are (`learner.tokens.MAX_LOG_RATIO`), so that k3 cannot overflow.
     """
-    log_ratio = torch.where(loss_mask, logprobs - reference_logprobs, 0.0)
+    log_ratio = log_importance(logprobs, reference_logprobs, loss_mask)
     if estimator == "k1":
         return log_ratio
     if estimator == "k2":

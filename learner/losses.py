@@ -55,6 +55,16 @@ class Clipped(PolicyLoss):
         )  # fmt: skip
 
 
+class Dapo(Clipped):
+    """DAPO's clipped surrogate: the upper bound is raised to 0.28 (arXiv:2503.14476, section 3.1).
+
+    The paper's other three parts are recipe keys: `learner.drop_zero_variance = true` with `max_refills` (dynamic
+    sampling), `learner.loss.aggregate = "token"` (the default), and the reward `length_penalty` (overlong shaping).
+    """
+
+    clip_high: float = Field(default=0.28, ge=0)
+
+
 class ClippedCovariance(Clipped):
     """The same without a few tokens whose covariance of advantage and log-prob lies within bounds (SPEAR).
 
@@ -138,8 +148,9 @@ class TruncatedImportance(PolicyLoss):
 class Decoupled(PolicyLoss):
     """A clipped surrogate around the policy at the start of the step, weighted by its ratio to the behaviour policy.
 
-    The loop takes one optimizer step per cut, so the proximal policy *is* the current one: the ratio that is clipped
-    is 1, the clip never binds, and the gradient is that of `truncated_is` with the same cap.
+    With one update per batch (`learner.updates_per_batch`, `learner.passes_per_batch`) the proximal policy *is* the
+    current one: the clipped ratio is 1, the clip never binds, and the gradient is that of `truncated_is` with the same
+    cap. With several updates the proximal log-probs are those before the first.
     """
 
     clip_low: float = Field(default=0.2, ge=0, le=1)
@@ -148,7 +159,8 @@ class Decoupled(PolicyLoss):
 
     def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
         return decoupled_policy_loss(
-            logprobs, logprobs.detach(), tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight,
+            logprobs, logprobs.detach() if tokens.proximal_logprobs is None else tokens.proximal_logprobs,
+            tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight,
             clip_low=self.clip_low, clip_high=self.clip_high, cap=self.cap,
         )  # fmt: skip
 
@@ -180,6 +192,10 @@ def _shape(tensor: Tensor) -> list[int]:
 
 LOSSES: dict[str, type[PolicyLoss]] = {
     "clipped": Clipped,
+    "ppo": Clipped,
+    "grpo": Clipped,
+    "dapo": Dapo,
+    "dr_grpo": Clipped,
     "clipped_covariance": ClippedCovariance,
     "gspo": Gspo,
     "cispo": Cispo,

@@ -9,7 +9,7 @@ Memories are plain values that MessagePack has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -18,9 +18,10 @@ import msgspec
 
 from cluster.errors import ConfigError
 from cluster.types import CutRecord, Group
+from learner.controllers.base import Considered, Controller
 
 if TYPE_CHECKING:
-    from learner.cut import Cut
+    from learner.cut import Cut, Mix, Select
 
 FILE = "memory.msgpack"
 ADVANTAGE, REHEARSAL = "advantage", "rehearsal"
@@ -49,7 +50,10 @@ class Memory:
     def __init__(self, plugins: Mapping[str, Any]) -> None:
         self._plugins = plugins
         self._remembering = {name: p for name, p in plugins.items() if isinstance(p, Remembering)}
+        self._observing = {name: p for name, p in plugins.items() if isinstance(p, Controller)}
         self._memories = {name: p.begin() for name, p in self._remembering.items()}
+        self.arrange: Callable[[Mapping[str, Any]], tuple[Mix, Select | None]] | None = None
+        """Set by what steers the recipe (`learner.steering`)."""
 
     @property
     def remembering(self) -> list[str]:
@@ -59,10 +63,17 @@ class Memory:
     def of(self, name: str) -> Any:
         return self._memories.get(name)
 
-    def completed(self, record: CutRecord, groups: Sequence[Group]) -> CutRecord:
-        """A decided cut with what the memories add to it: replayed rollouts, settings, metrics."""
+    def arranged(self, settings: Mapping[str, Any]) -> tuple[Mix, Select | None]:
+        """Mixer and selection as the recipe would have them with these settings over the present ones."""
+        assert self.arrange is not None, "no recipe is being steered"
+        return self.arrange(settings)
+
+    def completed(self, record: CutRecord, groups: Sequence[Group], considered: Considered | None = None) -> CutRecord:
+        """A decided cut with what the memories add to it: replayed rollouts, settings, metrics, observations."""
         told = {key: value for name, p in self._remembering.items() for key, value in p.told(self.of(name)).items()}
-        record = replace(record, metrics=record.metrics | told, settings=self.settings())
+        noted = {name: p.observe(considered) for name, p in self._observing.items()} if considered else {}
+        observed = {name: value for name, value in noted.items() if value is not None}
+        record = replace(record, metrics=record.metrics | told, settings=self.settings(), observed=observed)
         if (rehearsal := self._plugins.get(REHEARSAL)) is None:
             return record
         replayed = rehearsal.chosen(self.of(REHEARSAL), groups, record)
@@ -85,7 +96,11 @@ class Memory:
 
     def after(self, cut: Cut) -> None:
         """Take a step in."""
-        self._memories = {name: p.after(self._memories[name], cut) for name, p in self._remembering.items()}
+        observed = cut.record.observed
+        self._memories = {
+            name: p.after(self._memories[name], replace(cut, observed=observed.get(name)))
+            for name, p in self._remembering.items()
+        }
 
     def save(self, directory: Path) -> None:
         if self._remembering:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -90,8 +91,67 @@ def pack(
         trained=trained_of(groups, record, places),
         rewards=sequences.rewards,
         truncated=sequences.truncated,
+        tempered=bool((sequences.temperature != 1).any()),
         metrics={"learner/padding_frac": 1 - used / slots if slots else 0.0, "learner/num_micros": float(len(micros))},
     )
+
+
+def mini_batches(
+    groups: Sequence[Group],
+    record: CutRecord,
+    section: LearnerSection,
+    rank: int = 0,
+    world: int = 1,
+    *,
+    epoch: int = 1,
+    append: int | None = None,
+) -> list[Batch]:
+    """What `rank` of `world` trains on in this step: one batch per update of a pass (`learner.updates_per_batch`).
+
+    Mini-batches hold whole groups, in the record's order and in nearly equal numbers; the last one has the replayed
+    rollouts.
+    """
+    count = max(1, min(section.updates_per_batch, len(groups)))
+    bounds = [len(groups) * i // count for i in range(count + 1)]
+    result = []
+    for start, end in pairwise(bounds):
+        part = slice(start, end)
+        own = replace(
+            record,
+            groups=record.groups[part],
+            rewards=record.rewards[part],
+            advantages=record.advantages[part],
+            pairs=record.pairs[part],
+            token_weights=record.token_weights[part],
+            replayed=record.replayed if end == len(groups) else (),
+        )
+        result.append(pack(groups[part], own, section, rank, world, epoch=epoch, append=append))
+    return result
+
+
+def whole_batch(batches: Sequence[Batch]) -> Batch:
+    """A step's mini-batches as one batch, whose rollouts are numbered through. Loss terms' pairs are left out."""
+    if len(batches) == 1:
+        return batches[0]
+    starts = np.cumsum([0, *(b.num_rollouts for b in batches)])
+    micros = [
+        replace(micro, rollout=np.where(micro.rollout >= 0, micro.rollout + start, -1))
+        for batch, start in zip(batches, starts, strict=False)
+        for micro in batch.micros
+    ]
+    return replace(
+        batches[0],
+        micros=tuple(micros),
+        num_tokens=sum(b.num_tokens for b in batches),
+        num_rollouts=int(starts[-1]),
+        rewards=np.concatenate([b.rewards for b in batches]),
+        truncated=np.concatenate([b.truncated for b in batches]),
+    )
+
+
+def at_temperature_one(micro: Micro) -> Micro:
+    """The micro-batch with every token at temperature 1, as preference and SFT losses read log-probs."""
+    return replace(micro, temperature=np.ones_like(micro.temperature))
 
 
 def _sequences(

@@ -22,16 +22,13 @@ import torch
 
 from cluster.config import RunConfig
 from cluster.errors import ConfigError, Diverged
-from cluster.plugins import build
 from cluster.types import CutRecord, Group, decode, encode
 from learner.cut import Cut
 from learner.engine import DeepSpeedEngine, Engine, join
-from learner.losses import LOSSES
-from learner.pack import pack
+from learner.pack import mini_batches
 from learner.reference import reference_for, resolved
 from learner.steering import steered
-from learner.terms import build_terms
-from learner.train import optimize
+from learner.update import Objective, optimize
 
 MAX_SKIPPED_IN_A_ROW = 3
 
@@ -146,11 +143,12 @@ def rerun(
     torch.set_num_threads(before["threads"])
     engine.load(folder / "learner")
     engine.step = kept.record.step
-    loss = build(LOSSES, section.loss.use, section.loss.options, "learner.loss")
-    terms = build_terms(section)
+    objective = Objective.of(section)
     reference = reference_for(section, model_dir, engine)
-    batch = pack(list(kept.groups), kept.record, section, rank, world, epoch=kept.epoch, append=terms.appended_token)
-    metrics = optimize(batch, section, engine, loss, reference, terms)
+    batches = mini_batches(
+        list(kept.groups), kept.record, section, rank, world, epoch=kept.epoch, append=objective.append
+    )
+    metrics = optimize(batches, objective, engine, reference)
     return {**outcome(engine, metrics), "suspects": suspects(kept)}
 
 

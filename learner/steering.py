@@ -62,6 +62,10 @@ class Steering:
         self._config, self._arrange, self._memory = config, arrange, memory
         self._settings: Mapping[str, Any] = {}
         self._mix, self._select = arrange(config, memory)
+        memory.arrange = self._arranged
+
+    def _arranged(self, settings: Mapping[str, Any]) -> tuple[Mix, Select | None]:
+        return self._arrange(patched(self._config, {**self._memory.settings(), **settings}), self._memory)
 
     def _now(self) -> None:
         settings = self._memory.settings()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cluster.types import Batch, Micro, Pair
 from learner.engine import Engine
+from learner.pack import at_temperature_one
 from learner.tokens import Tokens
 
 
@@ -53,19 +54,22 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What a loss term may look at: numbers of the N rollouts that the step trains on, the same on every rank.
+    """What a loss term may look at: numbers of the N rollouts that a mini-batch trains on, the same on every rank.
 
-    Log-probs are in nats, at the sampling temperature, float64.
+    Log-probs are in nats, float64, at temperature 1, as the papers of preference and SFT losses have them; `behaviour`
+    and `sampled` are at the temperature that the rollouts were sampled at.
     """
 
     logprobs: Float[Tensor, " N"]
     """Sum over the trained tokens; a gradient reaches the policy."""
+    sampled: Float[Tensor, " N"]
+    """As `logprobs`, at the sampling temperature; a gradient reaches the policy."""
     weighted: Float[Tensor, " N"]
     """Sum of token weight × log-prob; a gradient reaches the policy."""
     appended: Float[Tensor, " N"]
     """Log-prob of the appended token, 0 if none was; a gradient reaches the policy."""
     behaviour: Float[Tensor, " N"]
-    """As `logprobs`, under the weights that sampled."""
+    """As `sampled`, under the weights that sampled."""
     reference: Float[Tensor, " N"] | None
     """As `logprobs`, under the reference model; None where no term needs it."""
     reference_appended: Float[Tensor, " N"] | None
@@ -79,16 +83,27 @@ class Sums:
     step: int
 
     def log_ratios(self, against: str) -> Float[Tensor, " N"]:
-        """log π(y) − log π₀(y), π₀ being the `reference` model or the `behaviour` weights."""
-        base = self.behaviour if against == "behaviour" else self.reference
-        assert base is not None, "no reference model was loaded"
-        return self.logprobs - base
+        """log π(y) − log π₀(y): π₀ is the `reference` model, both at temperature 1, or the weights that sampled
+        (`behaviour`), both at the sampling temperature, the only one that their stored log-probs are known at."""
+        if against == "behaviour":
+            return self.sampled - self.behaviour
+        assert self.reference is not None, "no reference model was loaded"
+        return self.logprobs - self.reference
 
 
 def sums_of(batch: Batch, engine: Engine, references: Sequence[Tensor | None]) -> Sums:
-    """Pass 1. Collective."""
+    """Pass 1. `references` are the reference model's log-probs at temperature 1. Collective."""
     count, trained = batch.num_rollouts, batch.trained
-    names = ("logprobs", "weighted", "appended", "behaviour", "num_tokens", "reference", "reference_appended")
+    names = (
+        "logprobs",
+        "sampled",
+        "weighted",
+        "appended",
+        "behaviour",
+        "num_tokens",
+        "reference",
+        "reference_appended",
+    )
     found = {name: torch.zeros(count, dtype=torch.float64) for name in names}
 
     def add(name: str, micro: Micro, values: Tensor) -> None:
@@ -99,9 +114,11 @@ def sums_of(batch: Batch, engine: Engine, references: Sequence[Tensor | None]) -
     for micro, reference in zip(batch.micros, references, strict=True):
         mask = torch.tensor(micro.loss_mask)
         with torch.no_grad():
-            policy = engine.logprobs(micro)[0].cpu()
+            sampled = engine.logprobs(micro)[0].cpu()
+            policy = engine.logprobs(at_temperature_one(micro))[0].cpu() if batch.tempered else sampled
             known = reference.cpu() if reference is not None else torch.zeros_like(policy)
         add("logprobs", micro, policy * mask)
+        add("sampled", micro, sampled * mask)
         add("reference", micro, known * mask)
         add("behaviour", micro, torch.tensor(micro.logprobs) * mask)
         add("num_tokens", micro, mask)
@@ -116,7 +133,7 @@ def sums_of(batch: Batch, engine: Engine, references: Sequence[Tensor | None]) -
     whole = {n: torch.tensor([totals[f"{n}/{i}"] for i in range(count)], dtype=torch.float64) for n in names}
     if any(r is None for r in references):
         del whole["reference"], whole["reference_appended"]
-    for name in ("logprobs", "weighted", "appended"):
+    for name in ("logprobs", "sampled", "weighted", "appended"):
         whole[name].requires_grad_()
     return Sums(
         **{"reference": None, "reference_appended": None, **whole},  # pyright: ignore[reportArgumentType]
@@ -134,6 +151,7 @@ class Credits:
     """What pass 2 needs: derivatives of the terms by each rollout's sums, and what becomes of its advantages."""
 
     logprobs: Float[Tensor, " N"]
+    sampled: Float[Tensor, " N"]
     weighted: Float[Tensor, " N"]
     appended: Float[Tensor, " N"]
     factor: Float[Tensor, " N"]
@@ -142,17 +160,25 @@ class Credits:
     """and this is added."""
     metrics: dict[str, float] = field(default_factory=dict)
 
-    def surrogate(self, micro: Micro, logprobs: Float[Tensor, "B L"]) -> Float[Tensor, ""]:
-        """Its gradient is that of all terms through this micro's tokens; its value means nothing."""
+    def surrogate(
+        self, micro: Micro, at_one: Float[Tensor, "B L"] | None, sampled: Float[Tensor, "B L"] | None
+    ) -> Float[Tensor, ""]:
+        """Its gradient is that of all terms through this micro's log-probs at temperature 1 and at the sampling one,
+        as far as they are given; its value means nothing."""
+        total = torch.zeros(())
         if len(self.logprobs) == 0:
-            return logprobs.new_zeros(())
-        rollout = torch.tensor(micro.rollout).clamp(min=0)
-        per_token = self.logprobs[rollout] * torch.tensor(micro.loss_mask)
-        if micro.token_weights is not None:
-            per_token = per_token + self.weighted[rollout] * torch.tensor(micro.token_weights)
-        if micro.appended is not None:
-            per_token = per_token + self.appended[rollout] * torch.tensor(micro.appended)
-        return (per_token.to(logprobs) * logprobs).sum()
+            return total
+        rollout, mask = torch.tensor(micro.rollout).clamp(min=0), torch.tensor(micro.loss_mask)
+        if sampled is not None:
+            total = ((self.sampled[rollout] * mask).to(sampled) * sampled).sum()
+        if at_one is not None:
+            per_token = self.logprobs[rollout] * mask
+            if micro.token_weights is not None:
+                per_token = per_token + self.weighted[rollout] * torch.tensor(micro.token_weights)
+            if micro.appended is not None:
+                per_token = per_token + self.appended[rollout] * torch.tensor(micro.appended)
+            total = (per_token.to(at_one) * at_one).sum() + total.to(at_one)
+        return total
 
     def applied(self, micro: Micro, tokens: Tokens) -> Tokens:
         """The micro's tokens with the advantages that the terms make of them."""

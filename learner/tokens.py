@@ -33,6 +33,12 @@ class Tokens:
     staleness: Int[Tensor, "B L"]
     """Optimizer steps between the weights that sampled a token and the current ones."""
     reference_logprobs: Float[Tensor, "B L"] | None = None
+    proximal_logprobs: Float[Tensor, "B L"] | None = None
+    """Log-probs under the weights before the step's first update; None in a step of one update: the policy's own."""
+
+
+MAX_LOG_RATIO = 20.0
+"""Nats. exp(20) is 5e8: no loss has a use for a larger ratio, and exp(89) is infinite in fp32."""
 
 
 def tokens_of(
@@ -40,6 +46,7 @@ def tokens_of(
     aggregate: Aggregate,
     device: torch.device | str = "cpu",
     reference_logprobs: Tensor | None = None,
+    proximal_logprobs: Tensor | None = None,
 ) -> Tokens:
     """The micro-batch's tensors."""
     rollout = np.unique(micro.rollout, return_inverse=True)[1].reshape(micro.rollout.shape)
@@ -55,14 +62,18 @@ def tokens_of(
         rollout=torch.tensor(rollout, device=device),
         staleness=torch.tensor(micro.staleness, device=device),
         reference_logprobs=reference_logprobs,
+        proximal_logprobs=proximal_logprobs,
     )
 
 
 def log_importance(
     logprobs: Float[Tensor, "B L"], behaviour_logprobs: Float[Tensor, "B L"], mask: Bool[Tensor, "B L"]
 ) -> Float[Tensor, "B L"]:
-    """log π(token) − log behaviour(token), nats; 0 where masked."""
-    return torch.where(mask, logprobs - behaviour_logprobs, 0.0)
+    """log π(token) − log behaviour(token), nats, within ±`MAX_LOG_RATIO`; 0 where masked.
+
+    A token beyond the bound has no gradient: its ratio would overflow, or is 0 to six digits.
+    """
+    return torch.where(mask, logprobs - behaviour_logprobs, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def sum_by_rollout(values: Float[Tensor, "B L"], rollout: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:

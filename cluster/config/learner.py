@@ -8,6 +8,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from cluster.config.base import Section, Use
 
+COMPARED_IN_GROUPS = ("group", "grpo", "dr_grpo", "leave_one_out", "rloo")
+"""Advantage estimators that compare a rollout with the others of its group: one alone is worth nothing."""
+
 
 class ScheduleSection(Section):
     lr: PositiveFloat = 1e-6
@@ -63,6 +66,11 @@ class LossSection(Use):
 
     @model_validator(mode="after")
     def _constant(self) -> LossSection:
+        if self.use == "dr_grpo" and self.aggregate != "constant":
+            raise ValueError(
+                "learner.loss.use = 'dr_grpo' divides every rollout by the same number of tokens: set "
+                "learner.loss.aggregate = 'constant' and learner.loss.constant_tokens, as a rule rollout.max_tokens."
+            )
         if (self.aggregate == "constant") != (self.constant_tokens is not None):
             raise ValueError(
                 f"learner.loss.aggregate = '{self.aggregate}' and constant_tokens = {self.constant_tokens}: "
@@ -102,8 +110,8 @@ class ValueSection(Section):
     coef: PositiveFloat = 0.1
     """Weight of the value loss beside the policy loss; its gradient goes into the policy's layers too."""
     clip: float | None = Field(default=0.2, gt=0)
-    """Furthest that a value may usefully move from the one at the cut, in units of the return. With the loop's one
-    optimiser step per cut values are those at the cut, and nothing is clipped."""
+    """Furthest that a value may usefully move from the one before the first update, in units of the return. With one
+    update per batch nothing is clipped."""
     gamma: float = Field(default=1.0, ge=0, le=1)
     """Discount per token that the policy chose; tokens of the environment do not count."""
     lam: float = Field(default=0.95, ge=0, le=1)
@@ -132,8 +140,15 @@ class LearnerSection(Section):
     """A group that would break the bound: wait for it, or drop it and claim its task again."""
     max_refills: NonNegativeInt = 2
     """Rounds in which filtered groups are replaced before the step trains on what is there."""
-    drop_zero_variance: bool = True
-    """Groups whose rewards are all equal have no gradient; they are dropped and replaced."""
+    updates_per_batch: PositiveInt = 1
+    """Mini-batches of an assembled batch: each holds whole groups and has an optimizer step of its own. Weights are
+    published after the last one."""
+    passes_per_batch: PositiveInt = 1
+    """Times that a step goes through its mini-batches. Reference log-probs, the critic's targets and the proximal
+    policy of the loss `decoupled` are those before the first update."""
+    drop_zero_variance: bool | None = None
+    """Whether groups whose rewards are all equal are dropped and replaced. By default they are where such a group has
+    no gradient: no KL or entropy term, critic or loss term acts on it, and `learner.advantage` gives it nothing."""
     drop_truncated: bool = False
     """Rollouts cut short by their budget are left out: no loss, as in DAPO (arXiv:2503.14476, section 3.4), and no part
     in the baseline, their reward being unknown."""
@@ -191,6 +206,11 @@ class LearnerSection(Section):
 
     @model_validator(mode="after")
     def _one_credit(self) -> LearnerSection:
+        if self.advantage.use in ("gae", "ppo"):
+            raise ValueError(
+                f"learner.advantage.use = '{self.advantage.use}': generalised advantages need a critic. "
+                "Remove the key and add a section [learner.value]."
+            )
         if self.value is not None and self.advantage != Use(use="group"):
             raise ValueError(
                 f"learner.advantage.use = '{self.advantage.use}' beside learner.value: the critic's generalised "

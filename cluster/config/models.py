@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from cluster.config.base import Section, Use
 from cluster.config.cluster import ElasticSection, PlacementSection, check_colocated, check_elastic
 from cluster.config.engines import EngineSection, ModelSection
-from cluster.config.learner import LearnerSection
+from cluster.config.learner import COMPARED_IN_GROUPS, LearnerSection
 from cluster.config.policies import POLICY, PolicySection, check_policies, of_policy
 from cluster.config.rewards import (
     DistilledSection,
@@ -237,7 +237,7 @@ class RunConfig(Section):
                 raise ValueError(
                     f"distilled.{name} asks the judge '{section.judge}'. {near}Add a section [judges.{section.judge}]."
                 )
-        compared = self.learner.value is None and self.learner.advantage.use in ("group", "leave_one_out")
+        compared = self.learner.value is None and self.learner.advantage.use in COMPARED_IN_GROUPS
         if self.rollout.group_size == 1 and compared:
             raise ValueError(
                 "rollout.group_size = 1, but learner.advantage.use = "

@@ -1,6 +1,6 @@
 """Every controller by name: `[[controllers]]`. Yours is `package.module:Class`."""
 
-from learner.controllers.base import Controller
+from learner.controllers.base import Considered, Controller
 from learner.controllers.bstar import BStar
 from learner.controllers.schedules import Cosine, Stages
 
@@ -10,4 +10,4 @@ CONTROLLERS: dict[str, type[Controller]] = {
     "stages": Stages,
 }
 
-__all__ = ["CONTROLLERS", "Controller"]
+__all__ = ["CONTROLLERS", "Considered", "Controller"]

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cluster.plugins import Plugin
+from cluster.types import Group, Mixed, Scores
 
 if TYPE_CHECKING:
     from learner.cut import Cut
 
 
+@dataclass(frozen=True, slots=True)
+class Considered:
+    """All groups that a step looked at before it decided, those that it drops included, with their evidence."""
+
+    groups: Sequence[Group]
+    scores: Sequence[dict[str, Scores]]
+    selected_under: Callable[[Mapping[str, Any]], Sequence[Mixed]]
+    """What mixer and selectors make of these groups if the recipe's dotted keys had these values: a rollout is trained
+    on where its reward is finite and its group's `drop` is None."""
+
+
 class Controller(Plugin):
-    """Base of controllers: `after` looks at a cut with its groups, `patch` says what holds from then on."""
+    """Base of controllers: `observe` and `after` look at a step, `patch` says what holds from then on."""
 
     reads_scores: ClassVar[bool] = False
     """Whether it looks at `Cut.scores`, which a repeated step has to fetch."""
+
+    def observe(self, considered: Considered) -> Any:
+        """Note what `after` needs of groups that the step may drop: plain values, kept in the step's record.
+
+        `after` finds them in `cut.record.observed`, under the controller's name in the recipe (`name`), also when the
+        step is repeated after a crash and the dropped groups are gone.
+        """
+        return None
 
     def begin(self) -> Any:
         raise NotImplementedError

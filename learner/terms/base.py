@@ -55,11 +55,12 @@ class Terms:
             raise ConfigError(f"learner.terms want {sorted(wanted, key=str)} appended; a rollout can end in one token.")
         self.appended_token: int | None = next(iter(wanted), None)
         self.need_pairs = any(t.needs_pairs for _, _, t in terms)
+        self.act_without_pairs = any(not t.needs_pairs for _, _, t in terms)
 
     def credits(self, batch: Batch, engine: Engine, references: Sequence[Tensor | None]) -> Credits:
         """What each rollout's tokens are to be credited with. Collective if there is any term.
 
-        `references` are the reference model's log-probs of each micro-batch, where there is such a model.
+        `references` are the reference model's log-probs of each micro-batch at temperature 1, if there is one.
         """
         if not self._terms:
             return _NOTHING
@@ -74,13 +75,14 @@ class Terms:
             changed = term.advantages(sums)
             if changed is not None:
                 factor, addend = factor * changed[0].detach(), addend * changed[0].detach() + changed[1].detach()
-        leaves = [sums.logprobs, sums.weighted, sums.appended]
+        leaves = [sums.logprobs, sums.sampled, sums.weighted, sums.appended]
         # A step without pairs may hang on nothing: the 0 keeps it differentiable.
         total = total + 0 * sums.logprobs.sum()
-        by_sum, by_weighted, by_appended = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
-        return Credits(by_sum, by_weighted, by_appended, factor, addend, metrics)
+        found = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        by_sum, by_sampled, by_weighted, by_appended = found
+        return Credits(by_sum, by_sampled, by_weighted, by_appended, factor, addend, metrics)
 
 
 _EMPTY = torch.zeros(0)
-_NOTHING = Credits(_EMPTY, _EMPTY, _EMPTY, _EMPTY, _EMPTY)
+_NOTHING = Credits(_EMPTY, _EMPTY, _EMPTY, _EMPTY, _EMPTY, _EMPTY)
 NO_TERMS = Terms(())

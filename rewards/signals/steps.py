@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt, PrivateAttr, field_validator, model_validator
@@ -68,13 +68,15 @@ class _StepJudge(Signal):
 class StepScores(_StepJudge):
     """A judge's score of every step as a share of its scale: [T] with q_k at the last token of step k, NaN elsewhere.
 
-    The rollout's own value is their mean. As it stands, summed up, it can be farmed by more steps: shape it with
-    `clip_delta`. Steps are those of a single turn's text, cut by `separator`; a token belongs to the step that it
-    completes. A process reward model of another kind is any reward with token scores of this form.
+    The rollout's own value is their mean, or their minimum. As it stands, summed up, it can be farmed by more steps:
+    shape it with `clip_delta`. Steps are those of a single turn's text, cut by `separator`; a token belongs to the step
+    that it completes. A process reward model of another kind is any reward with token scores of this form.
     """
 
     template: str = "steps"
     template_options: dict[str, Any] = {}
+    value: Literal["mean", "min"] = "mean"
+    """What the rollout as a whole is worth: the mean of its steps, or the lowest, as B-STaR takes it."""
     _template: Template = PrivateAttr()
 
     @model_validator(mode="after")
@@ -87,7 +89,8 @@ class StepScores(_StepJudge):
 
     async def score(self, group: Group, services: Services) -> Scores:
         judged = await asyncio.gather(*(self._rollout(group, rollout, services) for rollout in group.rollouts))
-        return _scores([(float(np.nanmean(t)) if v.scored else np.nan, t, v) for t, v in judged], self.version())
+        whole = np.nanmean if self.value == "mean" else np.nanmin
+        return _scores([(float(whole(t)) if v.scored else np.nan, t, v) for t, v in judged], self.version())
 
     async def _rollout(self, group: Group, rollout: Rollout, services: Services) -> tuple[np.ndarray, Verdict]:
         steps = await self._steps(rollout, services)

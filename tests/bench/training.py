@@ -63,9 +63,8 @@ def measure() -> list[Figure]:
 def _measure(load: Load) -> Figure:
     from actors.models import prepare
     from learner.engine import DeepSpeedEngine
-    from learner.losses import Clipped
     from learner.pack import pack
-    from learner.train import optimize
+    from learner.update import Objective, optimize
 
     section = LearnerSection.model_validate({"schedule": {"lr": LR}, "eps": EPS, "threads": os.cpu_count()})
     model_dir = str(prepare(ModelSection(path=load.model), seed=0))
@@ -74,12 +73,12 @@ def _measure(load: Load) -> Figure:
     groups = random_groups(lengths, vocabulary=engine.vocab_size)
     batch = pack(groups, record_of(groups, random_rewards(groups)), section)
     num_tokens = sum(len(r.tokens) for g in groups for r in g.rollouts)
-    bare, loss = Bare(model_dir, section), Clipped()
+    bare, objective = Bare(model_dir, section), Objective.of(section)
     before = bare.first_layer()
 
     def ours() -> float:
         begun = time.monotonic()
-        optimize(batch, section, engine, loss)
+        optimize(batch, objective, engine)
         return num_tokens / (time.monotonic() - begun)
 
     def other() -> float:

@@ -20,11 +20,11 @@ from cluster.config import LearnerSection, LossSection, ScheduleSection, TermSec
 from cluster.types import CutRecord, Group, Mixed, Pair
 from learner.advantages import Undivided
 from learner.engine import DeepSpeedEngine, Engine, join
-from learner.losses import Clipped
 from learner.pack import pack
 from learner.reference import Reference
 from learner.terms import build_terms
-from learner.train import optimize, train
+from learner.train import train
+from learner.update import Objective, optimize
 from tests.learner.groups import each, ppo_groups, random_groups, random_rewards, record_of
 from tests.learner.plain import plain_loop, plain_ppo, rewards_of
 
@@ -68,7 +68,7 @@ def steps_on_random_groups(
             groups, rewards = groups[::-1], rewards[::-1]
         record = record_of(groups, rewards, step=seed)
         batch = pack(groups, record, section, engine.rank, engine.world)
-        metrics = optimize(batch, section, engine, Clipped(), **options)
+        metrics = optimize(batch, Objective.of(section), engine, **options)
     return metrics
 
 
@@ -103,7 +103,7 @@ def ppo(model_dir: Path, work: Path, stage: int, layout: str = "rows") -> Any:
     for step, groups in enumerate(steps):
         record = record_of(groups, random_rewards(groups, step), Undivided(), step=step)
         batch = pack(groups, record, section, engine.rank, engine.world)
-        rows.append(optimize(batch, section, engine, Clipped(), frozen))
+        rows.append(optimize(batch, Objective.of(section), engine, frozen))
     published = full_weights(engine)
     expected = plain_ppo(model_dir, section, [(groups, random_rewards(groups, i)) for i, groups in enumerate(steps)])
     return published, head_weights(engine), rows, expected, engine.metadata()
@@ -248,7 +248,7 @@ def not_finite(model_dir: Path, work: Path, stage: int) -> Any:
     if engine.rank == 0:
         bad = np.where(batch.micros[0].loss_mask, np.float32("nan"), np.float32(0))
         batch = replace(batch, micros=(replace(batch.micros[0], advantages=bad), *batch.micros[1:]))
-    bad_metrics = optimize(batch, section, engine, Clipped())
+    bad_metrics = optimize(batch, Objective.of(section), engine)
     after = full_weights(engine)
     good_metrics = steps_on_random_groups(engine, section, range(1, 2))
     return before, after, full_weights(engine), bad_metrics, good_metrics
@@ -282,7 +282,7 @@ def preferences(model_dir: Path, work: Path, stage: int) -> Any:
         groups = random_groups(LENGTHS, seed=seed, vocabulary=VOCABULARY)
         record = replace(record_of(groups, random_rewards(groups, seed), step=seed), pairs=PAIRS)
         batch = pack(groups, record, section, engine.rank, engine.world, append=built.appended_token)
-        rows.append(optimize(batch, section, engine, Clipped(), frozen, built))
+        rows.append(optimize(batch, Objective.of(section), engine, frozen))
     return full_weights(engine), rows
 
 

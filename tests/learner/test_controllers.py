@@ -9,8 +9,9 @@ import pytest
 
 from cluster.config import LearnerSection, load, parse
 from cluster.errors import ConfigError
-from cluster.types import CutRecord, Group, Scores
-from learner.controllers.bstar import BStar, balance, balance_of, step_scores
+from cluster.types import CutRecord, Group, Scores, decode, encode
+from learner.controllers import Considered
+from learner.controllers.bstar import BStar, balance_of
 from learner.cut import Cut
 from learner.steering import Steering, memory_of, steered
 from rewards.mix import Mixer
@@ -18,9 +19,22 @@ from rewards.selectors.threshold import Threshold, best, share
 from tests.rewards.groups import group
 
 
-def cut_of(step: int, *found: tuple[Group, list[float]]) -> Cut:
-    record = CutRecord("policy", step, tuple(g.id for g, _ in found), tuple(np.array(v) for _, v in found), ())
-    return Cut(record, [g for g, _ in found], scores={g.id: {"exact": Scores.of(v)} for g, v in found})
+def considered(*found: tuple[Group, list[float]], mix: Mixer | None = None) -> Considered:
+    """Groups with the scores of the reward `exact`, selected by `threshold` alone."""
+    groups, scores = [g for g, _ in found], [{"exact": Scores.of(v)} for _, v in found]
+    mixer = mix or Mixer(parse({"rewards": [{"use": "exact"}]}).rewards, ["exact"], 1)
+
+    def selected_under(settings):
+        selector = Threshold(threshold=settings["selectors.0.options.threshold"])
+        return selector.of_step(groups, scores, mixer.of_step(groups, scores))
+
+    return Considered(groups, scores, selected_under)
+
+
+def after(plugin: BStar, memory: dict, step: int, *found: tuple[Group, list[float]]) -> dict:
+    """The memory after a step that looked at these groups and trained on none: all were dropped."""
+    noted = decode(encode(plugin.observe(considered(*found))), dict)
+    return plugin.after(memory, Cut(CutRecord("policy", step, (), (), ()), [], observed=noted))
 
 
 def sampled(temperature: float, right: int, wrong: int, seq: int = 0) -> tuple[Group, list[float]]:
@@ -34,11 +48,6 @@ def test_the_balance_scores_of_the_catalogue():
     assert [balance_of(*q) for q in queries] == [1.0, 0.25, 0.9]
     assert np.mean([balance_of(*q) for q in queries]) == pytest.approx(0.716667, abs=1e-6)
     assert np.mean([balance_of(*q, n_star=6) for q in queries]) == pytest.approx(0.744444, abs=1e-6)
-    tokens = (np.array([np.nan, 0.9, 0.5, 0.8]), np.array([0.9, np.nan]))
-    steps = step_scores(replace(Scores.of([0.5, 0.9]), tokens=tokens), 2)
-    assert steps / 5 + [1, 0] == pytest.approx([1.1, 0.18])
-    assert balance(np.array([1.1, 0.18]), np.array([True, False]), 0.5) == balance_of(1, 1)
-    assert balance(np.array([1.1]), np.array([True]), 2.0) == 0
 
 
 def test_every_temperature_is_tried_and_the_best_is_kept():
@@ -48,22 +57,51 @@ def test_every_temperature_is_tried_and_the_best_is_kept():
     for step in range(4):
         temperature = plugin.patch(memory)["rollout.temperature"]
         temperatures.append(temperature)
-        memory = plugin.after(memory, cut_of(step, found[temperature]))
+        memory = after(plugin, memory, step, found[temperature])
     assert temperatures == [0.5, 1.0, 1.0, 1.0]
     # 8 right of 16 above −0.5 is 0.5, 8 of 8 above 0.5 is 1: exploiting more at the hotter temperature is best.
     assert memory["best"] == [1.0, 0.5, 1.0]
     assert plugin.told(memory)["settings/balance"] == 1.0
     again = plugin.patch(memory)
     assert (again["rollout.temperature"], again["selectors.0.options.threshold"]) == (0.5, 0.5), "measured anew"
-    later = plugin.after(memory, cut_of(4, sampled(0.5, 8, 0)))
+    later = after(plugin, memory, 4, sampled(0.5, 8, 0))
     assert list(later["balances"]) == ["0.5"], "an iteration forgets the last one's balances"
 
 
-def test_copies_and_unknown_scores_are_no_exploration():
-    plugin = BStar(correct="exact", thresholds=(0.5,))
+def test_a_temperature_at_which_most_tasks_fail_is_not_judged_by_the_tasks_it_solves():
+    """At 1.1 one task of four is solved by all, at 0.5 half of each: among groups that survive the filter 1.1 leads."""
+    plugin = BStar(correct="exact", temperatures=(0.5, 1.1), thresholds=(0.5,), iteration_steps=4)
+    memory = after(plugin, plugin.begin(), 0, *(sampled(0.5, 6, 2, seq=i) for i in range(4)))
+    memory = after(plugin, memory, 1, sampled(1.1, 8, 0), *(sampled(1.1, 0, 8, seq=1 + i) for i in range(3)))
+    assert memory["balances"] == {"0.5": ([4 * balance_of(6, 6)], 4), "1.1": ([balance_of(8, 8)], 4)}
+    assert memory["best"][0] == 0.5
+
+
+def test_the_balance_is_of_the_responses_that_would_be_trained_on():
+    """The process reward's lowest step counts a fifth: right with 0.9, 0.5, 0.8 is 1.1, wrong with 0.9 is 0.18."""
+    sections = parse({"rewards": [{"use": "exact"}, {"use": "exact", "name": "steps", "weight": 0.2}]}).rewards
+    mixer = Mixer(sections, ["exact", "steps"], 1)
+    two = group("a", "b")
+    scores = [{"exact": Scores.of([1.0, 0.0]), "steps": Scores.of([0.5, 0.9])}]
+    assert mixer.of_step([two], scores)[0].rewards == pytest.approx([1.1, 0.18])
     copies = group("85", "85", "85", "86")
-    memory = plugin.after(plugin.begin(), cut_of(0, (copies, [1.0, 1.0, 1.0, np.nan])))
-    assert memory["balances"] == {"1.0": ([balance_of(1, 1)], 1)}
+    memory = after(
+        BStar(correct="exact", thresholds=(0.5,)), BStar(correct="exact").begin(), 0, (copies, [1.0] * 3 + [np.nan])
+    )
+    assert memory["balances"] == {"1.0": ([balance_of(1, 1)], 1)}, "copies and unknown scores are no exploration"
+
+
+def test_what_a_controller_noted_is_in_the_record_and_a_repeated_step_finds_it():
+    config = load("deploy/recipes/methods/b_star.toml")
+    memory = memory_of(config, {})
+    mixer = Mixer(config.rewards, ["exact"], 1)
+    selector = Threshold(threshold=0.0)
+    Steering(config, lambda c, m: (mixer.of_step, selector.of_step), memory)
+    noted = memory.completed(CutRecord("policy", 0, (), (), ()), [], considered(sampled(0.5, 0, 4)))
+    assert noted.observed == {"controllers.0": {"0.5": [[0.0, 0.0], 1]}}
+    again = decode(encode(noted), CutRecord)
+    memory.after(Cut(again, []))
+    assert memory.of("controllers.0")["balances"] == {"0.5": ([0.0, 0.0], 1)}
 
 
 def test_the_selector_keeps_the_best_distinct_ones():
@@ -121,8 +159,13 @@ def test_what_is_decided_once_cannot_be_changed():
 def test_a_controller_goes_on_where_a_checkpoint_left_it(tmp_path):
     settings = load("deploy/recipes/methods/b_star.toml")
     memory = memory_of(settings, {})
-    for step in range(3):
-        memory.after(cut_of(step, sampled(0.7, 3, 1, seq=step)))
+
+    def step(memory, number: int, temperature: float, right: int, seq: int) -> None:
+        record = CutRecord("policy", number, (), (), ())
+        memory.after(Cut(memory.completed(record, [], considered(sampled(temperature, right, 1, seq=seq))), []))
+
+    for number in range(3):
+        step(memory, number, 0.7, 3, number)
     memory.save(tmp_path)
     fresh = memory_of(settings, {})
     assert fresh.settings() != memory.settings()
@@ -131,5 +174,5 @@ def test_a_controller_goes_on_where_a_checkpoint_left_it(tmp_path):
     (total, count) = fresh.of("controllers.0")["balances"]["0.7"]
     assert (total, count) == (pytest.approx([3 * balance_of(4, 3), 3 * balance_of(3, 3)]), 3)
     for each in (memory, fresh):
-        each.after(cut_of(3, sampled(0.9, 5, 1, seq=9)))
+        step(each, 3, 0.9, 5, 9)
     assert fresh.settings() == memory.settings()

@@ -13,14 +13,13 @@ from torch import Tensor
 from cluster.config import LearnerSection, LossSection, TermSection
 from cluster.errors import ConfigError
 from cluster.types import CutRecord, Group, Pair
-from learner.losses import Clipped
 from learner.pack import pack
 from learner.sums import Pairs, Sums
 from learner.terms import build_terms
 from learner.terms.laser import LaSeR, standardised_in_group, verification_loss
 from learner.terms.preferences import Dpo, Ipo, preference_loss
 from learner.terms.regularisers import Nll, Selm, TReg
-from learner.train import optimize
+from learner.update import Objective, optimize
 from tests.learner.groups import VOCABULARY, bigram_logprobs, random_groups, random_rewards, record_of
 from tests.learner.test_train import TableEngine
 
@@ -48,8 +47,9 @@ def sums_of(policy: Sequence[float], reference: Sequence[float], pairs: Sequence
         "num_tokens": zeros + 1, "rewards": zeros, "truncated": zeros.bool(), "group": zeros.long(),
         "has_weights": ~zeros.bool(),
     }  # fmt: skip
+    logprobs = column(policy).requires_grad_()
     return Sums(
-        logprobs=column(policy).requires_grad_(), reference=column(reference), pairs=Pairs.of(pairs),
+        logprobs=logprobs, sampled=logprobs, reference=column(reference), pairs=Pairs.of(pairs),
         **{**defaults, **fields},
     )  # fmt: skip
 
@@ -222,7 +222,7 @@ def step(
     gradient, metrics = torch.zeros_like(start), {}
     for batch in reversed(batches):
         engine = Rank(start, world, totals)
-        metrics = optimize(batch, section, engine, Clipped(), Frozen(frozen), terms)
+        metrics = optimize(batch, Objective.of(section), engine, Frozen(frozen))
         gradient += start - engine.table.detach()
     return gradient, metrics
 

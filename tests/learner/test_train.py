@@ -17,9 +17,9 @@ from cluster.errors import PluginError
 from cluster.types import Group, Mixed, Rollout, Scores
 from learner import cut as cutting
 from learner.cut import Cut
-from learner.losses import Clipped
 from learner.pack import pack
-from learner.train import Hooks, optimize, train
+from learner.train import Hooks, train
+from learner.update import Objective, optimize
 from tests.cluster.lap import Lap
 from tests.learner.groups import VOCABULARY, bigram_logprobs, each, group, random_groups, random_rewards, record_of
 
@@ -40,12 +40,12 @@ class TableEngine:
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()
 
-    def optimizer_step(self) -> dict[str, float]:
+    def optimizer_step(self, *, final: bool = True) -> dict[str, float]:
         assert self.table.grad is not None
         with torch.no_grad():
             self.table -= self.lr * self.table.grad
         self.table.grad = None
-        self.step += 1
+        self.step += final
         return {"learner/grad_norm": 1.0}
 
     def skip_step(self) -> None:
@@ -209,7 +209,7 @@ def step_of(
     groups = [replace(g, claim=replace(g.claim, version=v)) for g, v in zip(groups, versions, strict=True)]
     section, engine = LearnerSection(loss=loss, row_tokens=8, micro_tokens=16), TableEngine(lr=1.0)
     batch = pack(groups, record_of(groups, random_rewards(groups)), section)
-    metrics = optimize(batch, section, engine, Clipped())
+    metrics = optimize(batch, Objective.of(section), engine)
     return engine.table.detach(), metrics
 
 
