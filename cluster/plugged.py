@@ -20,6 +20,7 @@ def plugins(settings: RunConfig) -> None:
     from rewards.distilled.open import can_begin
     from rewards.judges.client import key_from
     from rewards.monitors import build_monitors
+    from rewards.sandbox.launch import require
     from rewards.shaping import SHAPERS
     from rewards.zoo import build_signal
 
@@ -41,6 +42,8 @@ def plugins(settings: RunConfig) -> None:
                 f"rewards[{i}] = '{reward.use}' compares {signal.min_views} views of a task, and rollout.views = "
                 f"{list(settings.rollout.views)}. Name another, such as a rewording."
             )
+        if signal.evaluates():
+            require(f"rewards[{i}] = '{reward.use}' evaluates what the policy writes")
         if reward.shape is not None:
             build_kind(SHAPERS, reward.shape, f"rewards[{i}].shape", "shape")
     build_monitors(settings)

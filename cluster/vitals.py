@@ -229,6 +229,17 @@ def shared_memory() -> Iterator[Finding]:
         yield Finding("shared memory", "ok", seen)
 
 
+def sandbox() -> Iterator[Finding]:
+    """One trial call where text that a model wrote is evaluated; rewards that evaluate none need no sandbox."""
+    from rewards.sandbox import launch
+
+    said = launch.refusal()
+    if said:
+        yield Finding("sandbox", "warn", said.replace(launch.REMEDY, "").strip(), launch.REMEDY)
+    else:
+        yield Finding("sandbox", "ok", f"a trial call was answered; bubblewrap is {launch.find()}")
+
+
 def ports() -> Iterator[Finding]:
     """Runs choose free ports themselves; these two matter to who starts a cluster here."""
     try:
@@ -281,5 +292,5 @@ def _listens(host: str, port: int) -> bool:
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    python, packages, compiler, gpu, ray, redis, shared_memory, ports,
+    python, packages, compiler, gpu, ray, redis, shared_memory, sandbox, ports,
 )  # fmt: skip

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from cluster.errors import ConfigError, nearest
 from cluster.plugins import Plugin
 from cluster.types import Group, Scores, Task
-from rewards.verify import Verifier
+from rewards.sandbox.pool import Sandbox, Target
 
 if TYPE_CHECKING:
     from rewards.distilled.follower import Follower
@@ -49,7 +49,7 @@ class Services:
         self._distilled = distilled or {}
         self._scorers = scorers or {}
         self._text = text
-        self._verifier = Verifier()
+        self._sandbox = Sandbox()
         # A pool of its own: a function that never returns must not take the threads that speak to the buffer.
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="reward")
 
@@ -57,14 +57,19 @@ class Services:
         """`function()` in a thread: for code that blocks and can be trusted to end."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
-    async def verify(self, function: Callable[..., Any], *args: Any, timeout_s: float) -> Any:
-        """`function(*args)` in a child process, which is killed when the time is up.
+    async def verify(self, function: Callable[..., Any] | Target, *args: Any, timeout_s: float) -> Any:
+        """`function(*args)` in the sandbox, in a process that lives for this call and ends at its time.
 
-        For checkers that foreign text can make run forever, or hold the interpreter while they do (`9**9**9`): a
-        thread could not be ended and would freeze the whole worker. Raises TimeoutError, or VerifierError with what
-        the function raised. Function and arguments are pickled, so the function is one of a module.
+        For whatever evaluates foreign text, and for what such text can make run forever (`9**9**9`). The function is
+        one of a module, its arguments and what it returns are what JSON has. Check what comes back: a text that got to
+        run may have written it. Raises TimeoutError, or SandboxError with what the function raised.
         """
-        return await self._verifier.call(function, args, timeout_s)
+        return await self._sandbox.call(function, args, timeout_s)
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """Where functions and programs run that nothing is known of; `verify` is its usual way in."""
+        return self._sandbox
 
     def judge(self, name: str) -> JudgePool:
         """The judge of that name. Raises ConfigError."""
@@ -116,7 +121,7 @@ class Services:
     def close(self) -> None:
         for follower in self._distilled.values():
             follower.close()
-        self._verifier.close()
+        self._sandbox.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -142,6 +147,10 @@ class Signal(Plugin):
     def declines(self, task: Task) -> str:
         """Why it abstains from this task whatever is written, such as a missing reference; nothing if it does not."""
         return ""
+
+    def evaluates(self) -> bool:
+        """Whether it evaluates what was written, so that a run with it needs a sandbox."""
+        return "verify" in self.services
 
     async def prepare(self, services: Services) -> None:
         """Before the first group: raises ConfigError for what only a running service can tell."""

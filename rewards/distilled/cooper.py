@@ -60,6 +60,13 @@ class Cooper(DistilledSignal):
         logits, version = await scores_of(follower, texts)
         return Scores.of(sigmoid(logits), Provenance(model=self.model), version=version)
 
+    def evaluates(self) -> bool:
+        return self._rule().evaluates()
+
+    async def prepare(self, services: Services) -> None:
+        await super().prepare(services)
+        await self._rule().prepare(services)
+
     def labels_per_group(self, group_size: int) -> int | None:
         return 1
 

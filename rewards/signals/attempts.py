@@ -39,6 +39,9 @@ class Attempts(Signal):
         self._verifier = build_signal(section, f"the verifier '{self.verifier}' of 'attempts'")
         return self
 
+    def evaluates(self) -> bool:
+        return self._verifier.evaluates()
+
     async def prepare(self, services: Services) -> None:
         await self._verifier.prepare(services)
 

@@ -9,6 +9,9 @@ from pydantic import AfterValidator
 
 from cluster.types import Group, Scores
 from rewards.base import Services, Signal
+from rewards.sandbox.pool import Target
+
+MATCHES = Target("rewards.sandbox.patterns", "matches")
 
 
 def _compiles(pattern: str) -> str:
@@ -22,7 +25,8 @@ def _compiles(pattern: str) -> str:
 class Format(Signal):
     """1 where the whole text matches `pattern`; `.` also matches line breaks.
 
-    The pattern runs on foreign text in a process that is killed after `timeout_s`: backtracking can take forever.
+    The pattern runs on foreign text in the sandbox, in a process that is ended after `timeout_s`: backtracking can take
+    forever.
     """
 
     services = ("verify",)
@@ -31,11 +35,19 @@ class Format(Signal):
     """A match somewhere in the text is enough."""
     timeout_s: float = 5.0
 
+    async def prepare(self, services: Services) -> None:
+        await services.sandbox.prepare(MATCHES)
+
     async def score(self, group: Group, services: Services) -> Scores:
         texts = [r.text for r in group.rollouts]
-        return Scores.of(await services.verify(matches, self.pattern, self.anywhere, texts, timeout_s=self.timeout_s))
+        return Scores.of(await matches(services, self.pattern, texts, self.timeout_s, anywhere=self.anywhere))
 
 
-def matches(pattern: str, anywhere: bool, texts: list[str]) -> list[bool]:
-    compiled = re.compile(pattern, re.DOTALL)
-    return [(compiled.search(t) if anywhere else compiled.fullmatch(t)) is not None for t in texts]
+async def matches(
+    services: Services, pattern: str, texts: list[str], timeout_s: float, *, anywhere: bool = False
+) -> list[bool]:
+    """For each text whether it has that form. Raises TimeoutError, or ValueError for an answer of another kind."""
+    found = await services.verify(MATCHES, pattern, anywhere, texts, timeout_s=timeout_s)
+    if not isinstance(found, list) or len(found) != len(texts) or not all(isinstance(f, bool) for f in found):
+        raise ValueError(f"the pattern's process answered {found!r:.80} for {len(texts)} texts")
+    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveFloat
@@ -12,15 +11,19 @@ from pydantic import PositiveFloat
 from cluster.types import FAILED, SCORED, Group, Scores, Task
 from rewards.answers import answer_of
 from rewards.base import Services, Signal
+from rewards.sandbox.launch import SandboxError
+from rewards.sandbox.pool import Target
 from rewards.signals._states import scores
-from rewards.verify import VerifierError
+
+SCORE = Target("rewards.sandbox.gym", "score_answer", warm=True)
 
 
 class ReasoningGymScore(Signal):
     """What `score_answer` gives for the answer, from 0 to 1; for tasks of the source `reasoning_gym`.
 
-    The entry is generated again from the seed and index that the task carries. Scorers evaluate what the model wrote,
-    so they run in a process that is killed after `timeout_s`; such a rollout is `failed`.
+    The entry is generated again from the seed and index that the task carries. Some scorers evaluate what the
+    model wrote: they run in the sandbox, each answer in a process of its own that is ended after `timeout_s`; such a
+    rollout is `failed`. What is no plain expression is not evaluated there either, and so is a wrong answer.
     """
 
     services: ClassVar = ("verify",)
@@ -30,6 +33,9 @@ class ReasoningGymScore(Signal):
 
     def declines(self, task: Task) -> str:
         return "" if "reasoning_gym" in task.meta else "the task is not of the source 'reasoning_gym'"
+
+    async def prepare(self, services: Services) -> None:
+        await services.sandbox.prepare(SCORE)
 
     async def score(self, group: Group, services: Services) -> Scores:
         recipe = group.task.meta.get("reasoning_gym")
@@ -44,25 +50,9 @@ class ReasoningGymScore(Signal):
         self, recipe: dict[str, Any], question: str, answer: str | None, services: Services
     ) -> tuple[float, int, str]:
         try:
-            value = await services.verify(score_answer, json.dumps(recipe), question, answer, timeout_s=self.timeout_s)
-        except (TimeoutError, VerifierError) as error:
+            value = await services.verify(SCORE, json.dumps(recipe), question, answer, timeout_s=self.timeout_s)
+        except (TimeoutError, SandboxError) as error:
             return float("nan"), FAILED, str(error)
+        if not isinstance(value, float) or not 0 <= value <= 1:
+            return float("nan"), FAILED, f"the scorer gave {value!r:.80}, not a number from 0 to 1"
         return value, SCORED, ""
-
-
-def score_answer(recipe: str, question: str, answer: str | None) -> float:
-    """Runs in a child process. Raises ValueError if the generator no longer makes the same question."""
-    task = json.loads(recipe)
-    dataset = _dataset(json.dumps({k: v for k, v in task.items() if k != "index"}, sort_keys=True))
-    entry = dataset[task["index"]]
-    if entry["question"] not in question:
-        raise ValueError(f"entry {task['index']} of '{task['name']}' is another one here; versions differ")
-    return float(dataset.score_answer(answer, entry))
-
-
-@lru_cache(maxsize=8)
-def _dataset(recipe: str) -> Any:
-    from reasoning_gym import create_dataset
-
-    options = json.loads(recipe)
-    return create_dataset(options["name"], seed=options["seed"], size=options["size"], **options["config"])

@@ -12,7 +12,7 @@ from cluster.types import SCORED, Group, Provenance, Rollout, Scores
 from rewards.answers import tagged
 from rewards.base import Services
 from rewards.judges.signal import JudgeSignal
-from rewards.signals.format import _compiles, matches
+from rewards.signals.format import MATCHES, _compiles, matches
 
 UNGATED = Provenance(note="not in the layout that is asked for")
 
@@ -37,11 +37,13 @@ class SsrZero(JudgeSignal):
     """With `add`: what a rollout in the layout gets on top."""
     layout_timeout_s: float = 5.0
 
+    async def prepare(self, services: Services) -> None:
+        await super().prepare(services)
+        await services.sandbox.prepare(MATCHES)
+
     async def score(self, group: Group, services: Services) -> Scores:
         texts = [r.text for r in group.rollouts]
-        kept = np.array(
-            await services.verify(matches, self.layout, False, texts, timeout_s=self.layout_timeout_s), bool
-        )
+        kept = np.array(await matches(services, self.layout, texts, self.layout_timeout_s), bool)
         if self.format_mode == "add":
             scores = await super().score(group, services)
             return replace(scores, values=scores.values + self.format_bonus * kept)

@@ -144,6 +144,9 @@ class Thoughts(_StepJudge):
     def declines(self, task: Task) -> str:
         return self._verifier.declines(task)
 
+    def evaluates(self) -> bool:
+        return self._verifier.evaluates()
+
     async def prepare(self, services: Services) -> None:
         await super().prepare(services)
         await self._verifier.prepare(services)

@@ -1,0 +1,10 @@
+"""Regular expressions on foreign text: backtracking can take forever."""
+
+from __future__ import annotations
+
+import re
+
+
+def matches(pattern: str, anywhere: bool, texts: list[str]) -> list[bool]:
+    compiled = re.compile(pattern, re.DOTALL)
+    return [(compiled.search(t) if anywhere else compiled.fullmatch(t)) is not None for t in texts]
