@@ -23,6 +23,7 @@ from typing import Any
 
 from cluster.config import ModelSection
 from cluster.errors import ConfigError, nearest, one_line
+from cluster.own import readable
 from cluster.plugins import build as build_plugin
 
 log = logging.getLogger(__name__)
@@ -227,8 +228,8 @@ def _make(final: Path, make: Callable[[Path], None]) -> None:
     begun = time.monotonic()
     unfinished = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
     try:
-        unfinished.chmod(0o755)
         make(unfinished)
+        readable(unfinished)
         unfinished.rename(final)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

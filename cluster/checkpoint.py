@@ -21,6 +21,7 @@ import msgspec
 from cluster.buffer import Buffer, Members
 from cluster.errors import ConfigError
 from cluster.failpoints import failpoint
+from cluster.own import readable
 from cluster.types import Manifest
 
 STAGED = "saving"
@@ -96,6 +97,9 @@ def _write(target: Path, engine: Savable) -> None:
     engine.barrier()
     engine.save(target / "learner")
     engine.export(target)
+    engine.barrier()
+    if engine.rank == 0:
+        readable(target)
     engine.barrier()
 
 

@@ -8,6 +8,7 @@ Exit codes: 0 written · 1 it vanished or the disk failed meanwhile · 2 no such
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ import typer
 
 from cluster import checkpoint, cli, config
 from cluster.errors import ConfigError, KanaboError
+from cluster.own import readable
 
 OURS = ("manifest.json", "manifest.json.tmp", "learner", "policies")
 """What a checkpoint holds besides the model: of use to resume, to nothing else."""
@@ -64,7 +66,7 @@ def export(source: Path, target: Path, *, adapter: bool = False, policy: str = c
 
     Raises ConfigError if it exists, or if there is no such policy or no adapter.
     """
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise ConfigError(f"--to '{target}' exists. Name a new directory, or remove that one.")
     part = checkpoint.part(source, policy, config.POLICY)
     if not part.is_dir():
@@ -74,10 +76,10 @@ def export(source: Path, target: Path, *, adapter: bool = False, policy: str = c
     if adapter and not adapted:
         raise ConfigError(f"{source.name} holds whole weights: the run has no [learner.lora]. Leave --adapter out.")
     merging = adapted and not adapter
-    draft = target.with_name(f".{target.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own: what lies beside the target is the user's.
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        draft.mkdir(parents=True)
         there = [path for path in sorted(part.rglob("*")) if path.is_file() and _of_the_model(path, part)]
         files = [path for path in there if not (merging and path.name in ADAPTER)]
         total = sum(path.stat().st_size for path in files)
@@ -91,6 +93,7 @@ def export(source: Path, target: Path, *, adapter: bool = False, policy: str = c
         result = {"files": len(written), "bytes": sum(path.stat().st_size for path in written)}
         # A run removes a manifest before anything else: while it is there, all files were.
         (source / "manifest.json").stat()
+        readable(draft)
         draft.rename(target)
     except FileNotFoundError as error:
         raise KanaboError(

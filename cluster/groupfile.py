@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,8 @@ def writer(path: Path) -> Iterator[Write]:
         raise ConfigError(f"'{path}' ends in neither {' nor '.join(kinds)}, which says what is written.")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"'{path.absolute().parent}' is no directory; make it first.")
-    draft = path.with_name(f".{path.name}.draft")
+    # A name of its own: what lies beside the target is the user's.
+    draft = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     try:
         with kinds[path.suffix](draft) as write:
             yield write

@@ -7,11 +7,14 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import shlex
 import socket
+import stat
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
@@ -42,6 +45,12 @@ CLOSE_S = 20.0
 """For actors to close before they are killed."""
 JOIN_S = 10.0
 """A cluster's head answers within this time, or it is not there."""
+
+
+GENERATED = re.compile(
+    r"psm_[0-9a-f]{8}|sem\.(mp|loky)-\w+|torch_\d+_\d+_\d+|__KMP_REGISTERED_LIB_\d+(_\d+)?|vllm_(offload|ec)_[\w-]+\.mmap"
+)
+"""Names in /dev/shm that Python's multiprocessing, torch and OpenMP make up."""
 
 
 def start_ray(config: RunConfig) -> None:
@@ -153,8 +162,62 @@ def _after_me(command: str) -> None:
     subprocess.run(orphan, process_group=0, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, check=True)
 
 
-def shared_memory_of_children(group: int = 0) -> set[Path]:
-    """Named shared memory that a process group, by default this one, has mapped: it outlives who is killed."""
+@dataclass(frozen=True)
+class Segment:
+    """A named piece of shared memory: path in /dev/shm, and the inode that tells it from a later one of that name."""
+
+    path: Path
+    inode: int
+
+
+class CreatedSegments:
+    """The named shared memory that a child's code creates while this context is open, by name.
+
+    Three things must hold for a file of /dev/shm, or it is left alone: it appeared after the context was entered, a
+    process of the group has mapped it, and its name is one that Python's, torch's or OpenMP's allocator generates. What
+    a user keeps there was there before, or has a name of its own.
+
+    Remove what was found with `remove_segments_after_me`.
+    """
+
+    def __init__(self) -> None:
+        self.found: set[Segment] = set()
+
+    def __enter__(self) -> CreatedSegments:
+        self._before = set(_segments())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.look()
+
+    def look(self, group: int = 0) -> set[Segment]:
+        """Add what the process group, by default this process's, has created since; returns all of it."""
+        mapped = mapped_shared_memory(group)
+        self.found |= {s for s in _segments() if s not in self._before and s.path in mapped}
+        return self.found
+
+
+def _segments() -> Iterator[Segment]:
+    """What lies in /dev/shm under a generated name and belongs to this user."""
+    for path in Path("/dev/shm").glob("*"):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            if GENERATED.fullmatch(path.name) and stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid():
+                yield Segment(path, status.st_ino)
+
+
+def remove_segments_after_me(segments: Iterable[Segment]) -> None:
+    """Remove these once this process is gone, also by SIGKILL; not what has taken a name meanwhile."""
+    lines = [
+        f'[ "$(stat -c %i {shlex.quote(str(s.path))} 2>/dev/null)" = {s.inode} ] && rm -f -- {shlex.quote(str(s.path))}'
+        for s in sorted(segments, key=lambda s: s.path)
+    ]
+    if lines:
+        _after_me("; ".join(lines))
+
+
+def mapped_shared_memory(group: int = 0) -> set[Path]:
+    """Files of /dev/shm that a process group, by default this one, has mapped, whoever made them."""
     found: set[Path] = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):  # it has ended meanwhile

@@ -56,6 +56,15 @@ def _lock(file: TextIO, directory: Path, how: int) -> None:
         ) from error
 
 
+def readable(directory: Path) -> None:
+    """Give a directory and all files in it the modes that the umask leaves: libraries write weights as 0600."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (directory, *directory.rglob("*")):
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
 def end_server(pid: int, ended: Callable[[float], bool]) -> None:
     """SIGTERM, on which Redis saves and shuts down, and SIGKILL if it does not in time."""
     for number in (signal.SIGTERM, signal.SIGKILL):

@@ -79,7 +79,7 @@ class PullPublisher:
         return path
 
     def _forget_all_but(self, count: int) -> None:
-        files = sorted(self.folder.iterdir(), key=lambda p: p.stat().st_mtime_ns)
+        files = sorted(self.folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns)
         for old in files[:-count]:
             with contextlib.suppress(FileNotFoundError):
                 old.unlink()

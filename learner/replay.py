@@ -22,6 +22,7 @@ import torch
 
 from cluster.config import RunConfig
 from cluster.errors import ConfigError, Diverged
+from cluster.own import readable
 from cluster.types import CutRecord, Group, decode, encode
 from learner.cut import Cut
 from learner.engine import DeepSpeedEngine, Engine, join
@@ -106,6 +107,7 @@ class StepRecorder:
         result = outcome(self._engine, metrics)
         if self._engine.rank == 0:
             (self._folder(step) / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+            readable(self._folder(step))
 
 
 def outcome(engine: Engine, metrics: dict[str, float]) -> dict[str, Any]:

@@ -15,7 +15,14 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.errors import DataError, InfrastructureError
-from cluster.nodes import end_children_with_me, openmp, remove_after_me, shared_memory_of_children, threads
+from cluster.nodes import (
+    CreatedSegments,
+    end_children_with_me,
+    openmp,
+    remove_after_me,
+    remove_segments_after_me,
+    threads,
+)
 from cluster.placement import options
 from cluster.registry import Model
 from cluster.topology.followed import Followed
@@ -54,9 +61,11 @@ class GeneratorActor:
         # Engines of one seed and one model would say the same.
         number = len(site.config.policy_names) + list(site.config.generators).index(self._name)
         config = site.config.model_copy(update={"seed": site.config.seed + number})
-        self._engine: Any = lookup(ENGINES, config.engine.use, "engine")(
-            model.where, config, stop_tokens=self._chat.stop_tokens, version=f"0.{model.step}"
-        )
+        with CreatedSegments() as created:
+            self._engine: Any = lookup(ENGINES, config.engine.use, "engine")(
+                model.where, config, stop_tokens=self._chat.stop_tokens, version=f"0.{model.step}"
+            )
+        remove_segments_after_me(created.found)
         environment = section.environment
         self._environment = build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment")
         self._limits = episode.Limits(
@@ -65,8 +74,9 @@ class GeneratorActor:
         self._stopping = asyncio.Event()
 
     async def ready(self) -> int:
-        await self._engine.start()
-        remove_after_me(*shared_memory_of_children())
+        with CreatedSegments() as created:
+            await self._engine.start()
+        remove_segments_after_me(created.found)
         return os.getpid()
 
     async def run(self) -> None:

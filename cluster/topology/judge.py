@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayError
 
 from cluster.config import JudgeSection, ModelSection
 from cluster.errors import DataError, InfrastructureError, one_line
-from cluster.nodes import openmp, remove_after_me, settle, shared_memory_of_children
+from cluster.nodes import CreatedSegments, openmp, remove_segments_after_me, settle
 from cluster.placement import options
 from cluster.registry import Registry, is_alias
 from cluster.topology.site import Site, first_to_end, worker_name
@@ -60,8 +60,10 @@ class JudgeActor:
             host=ray.util.get_node_ip_address(),
             options=split | _revision(section) | section.options,
         )
-        await self._server.start(section.start_s)
-        remove_after_me(*shared_memory_of_children(self._server.pid))
+        with CreatedSegments() as created:
+            await self._server.start(section.start_s)
+            created.look(self._server.pid)
+        remove_segments_after_me(created.found)
         url = self._server.url
         self._signing = asyncio.create_task(keep_signing(roster(self._site, self._judge), self._name, lambda: url))
         return os.getpid()

@@ -17,11 +17,12 @@ import ray
 from cluster.config import RunConfig
 from cluster.nodes import (
     INFRASTRUCTURE,
+    CreatedSegments,
     collect_less,
     end_children_with_me,
     openmp,
     remove_after_me,
-    shared_memory_of_children,
+    remove_segments_after_me,
     threads,
 )
 from cluster.placement import options
@@ -76,7 +77,9 @@ class RolloutActor:
         self._fetched.mkdir()
         sockets.mkdir()
         os.environ["VLLM_RPC_BASE_PATH"] = str(sockets)  # a killed engine leaves them behind
-        self._engine = _engine(site, policy, config, chat.stop_tokens)
+        with CreatedSegments() as created:
+            self._engine = _engine(site, policy, config, chat.stop_tokens)
+        remove_segments_after_me(created.found)
         self._site, self._name = site, name
         # The policy that judges is the one whose workers claim.
         judging = config.judges.items() if policy == POLICY else ()
@@ -101,8 +104,9 @@ class RolloutActor:
 
     async def ready(self) -> int:
         """Bring the engine up; returns this actor's process id."""
-        await self._engine.start()
-        remove_after_me(*shared_memory_of_children())
+        with CreatedSegments() as created:
+            await self._engine.start()
+        remove_segments_after_me(created.found)
         for judge in self._judges:
             signing = keep_signing(roster(self._site, judge), self._name, lambda: self._engine.version)
             self._signing.append(asyncio.create_task(signing))

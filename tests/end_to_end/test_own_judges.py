@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from cluster import kept
-from cluster.nodes import shared_memory_of_children
+from cluster.nodes import mapped_shared_memory
 from cluster.reach import connected
 from cluster.types import SCORED, Scores, decode
 from rewards.distilled.captions import WORDS, read_label
@@ -232,7 +232,7 @@ def test_a_server_of_the_run_s_own_judges_and_is_replaced_when_it_dies(tmp_path)
         scale(run, "judge:own=1", wait_s=60)
         (server,) = (p for p in jobs.tree(process) if "vllm.entrypoints.openai.api_server" in " ".join(_command(p)))
         children = server.children(recursive=True)
-        shared = shared_memory_of_children(server.pid)
+        shared = mapped_shared_memory(server.pid)
         os.kill(server.pid, signal.SIGKILL)
         died_at = newest(run)
         assert jobs.left_after(children, 30) == [], "the dead server's engine lives on"
