@@ -18,6 +18,7 @@ from uuid import uuid4
 import numpy as np
 
 from actors.adapter import AdapterFolder
+from cluster.causes import failure, last_error, overheard
 from cluster.config import EngineSection, RunConfig
 from cluster.errors import ConfigError, InfrastructureError
 from cluster.failpoints import failpoint
@@ -29,6 +30,8 @@ REFUSED_SAMPLING = ("min_tokens", "bad_words", "structured_outputs", "top_p", "t
 
 UPDATE_S = 300.0
 """An update that takes longer hangs."""
+LAST_WORDS_S = 1.0
+"""A process that dies writes its trace within this time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +124,45 @@ class VllmEngine:
         lora = config.learner.lora
         self._adapter = AdapterFolder(lora, model_dir) if lora else None
         arguments |= (self._adapter.arguments if self._adapter else {}) | config.engine.options
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=stat_loggers(config.tracking))
+        self._what = f"model.path = '{config.model.path}': vLLM cannot run it"
+        with overheard() as said:
+            try:
+                self._llm = AsyncLLM.from_engine_args(
+                    AsyncEngineArgs(**arguments), stat_loggers=stat_loggers(config.tracking)
+                )
+            except Exception as error:
+                failed = error
+            else:
+                failed = None
+        if failed is not None:
+            raise failure(self._what, failed, said.text) from failed
         self._stop_tokens = list(stop_tokens)
         self._mode: Literal["keep", "wait", "abort"] = config.weights.pause_mode
-        self._ready_to_receive = False
+        self._ready_to_receive = self._received = False
         self.max_model_len = config.engine.max_model_len
         self.version = version
 
     async def start(self) -> None:
-        """Name the weights that were loaded; without it spans would say `default`."""
-        if self._adapter:
-            await self._llm.add_lora(self._adapter.request(load_inplace=True))
-        await self._llm.update_weight_version(self.version)
+        """Name the weights that were loaded, without which spans would say `default`, and sample one token.
+
+        Some configurations load and then fail in the first forward pass. Raises StartFailed, InfrastructureError.
+        """
+        with overheard() as said:
+            try:
+                async with asyncio.timeout(UPDATE_S):
+                    if self._adapter:
+                        await self._llm.add_lora(self._adapter.request(load_inplace=True))
+                    await self._llm.update_weight_version(self.version)
+                    await self._generate([0], max_tokens=1, temperature=1.0)
+            except Exception as error:
+                failed = error
+                await asyncio.sleep(LAST_WORDS_S)  # its processes still write what they died of
+            else:
+                failed = None
+        if failed is not None:
+            # That the engine is dead is no cause: the log has it.
+            told = None if isinstance(failed, InfrastructureError) and last_error(said.text) else failed
+            raise failure(self._what, told, said.text) from failed
 
     async def sample(
         self,
@@ -183,18 +213,28 @@ class VllmEngine:
     async def update(self, publication: Publication, path: str) -> float:
         """Swap in published weights under running generations; returns the seconds they stood still.
 
-        Raises InfrastructureError if that fails or takes too long; this engine must then be replaced.
+        Raises InfrastructureError if that fails or takes too long; this engine must then be replaced. The first one
+        raises StartFailed where the model does not take these weights: no engine would.
         """
         start = time.monotonic()
-        try:
-            async with asyncio.timeout(UPDATE_S):
-                if self._adapter:
-                    await self._swap(self._adapter, publication, path)
-                else:
-                    await self._reload(publication, path)
-        except Exception as error:
+        with overheard() as said:
+            try:
+                async with asyncio.timeout(UPDATE_S):
+                    if self._adapter:
+                        await self._swap(self._adapter, publication, path)
+                    else:
+                        await self._reload(publication, path)
+            except Exception as error:
+                failed = error
+            else:
+                failed = None
+        if failed is not None:
             # Not resumed: an engine with half its weights must not speak.
-            raise InfrastructureError(f"version {publication.version} did not get into the engine: {error}") from error
+            what = f"version {publication.version} did not get into the engine"
+            if self._received or isinstance(failed, (OSError, TimeoutError)):
+                raise InfrastructureError(f"{what}: {failed or type(failed).__name__}") from failed
+            raise failure(f"{what}, whose model does not take what the learner sends", failed, said.text) from failed
+        self._received = True
         self.version = publication.version
         return time.monotonic() - start
 

@@ -22,6 +22,8 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 BACKEND = "kanabo_pull"
+HEADS = ("lm_head", "embed_out", "output")
+"""What output heads are called."""
 
 
 @dataclass
@@ -47,7 +49,15 @@ class PullEngine(WeightTransferEngine[PullInit, PullUpdate]):
         with safe_open(update_info.path, "pt") as file:
             # In the file's own order, which is by layer: a reload buffers a layer until it is complete.
             load: Any = self.model.load_weights
-            load([(name, file.get_tensor(name)) for name in file.keys()])  # noqa: SIM118
+            names = [name for name in file.keys() if self._takes(name)]  # noqa: SIM118
+            load([(name, file.get_tensor(name)) for name in names])
+
+    def _takes(self, name: str) -> bool:
+        """A model of vLLM without an output head of its own (Gemma) uses the embedding, and refuses a tied head."""
+        if name.rpartition(".")[0].rpartition(".")[2] not in HEADS:
+            return True
+        tied = getattr(self.model_config.hf_text_config, "tie_word_embeddings", False)
+        return not tied or any(path.rpartition(".")[2] in HEADS for path, _ in self.model.named_modules())
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)

@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import shlex
-import socket
 import stat
 import subprocess
 import sys
@@ -30,8 +29,10 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from cluster.causes import root_of
 from cluster.config import POLICY, RunConfig
-from cluster.errors import ConfigError, InfrastructureError, StartFailed, one_line
+from cluster.errors import ConfigError, InfrastructureError, KanaboError, StartFailed, one_line
+from cluster.ray_address import check_address
 from cluster.room import needed_cpus
 
 INFRASTRUCTURE = (
@@ -43,10 +44,6 @@ SPARE_PLACES = 16
 """On one machine: for workers that join later."""
 CLOSE_S = 20.0
 """For actors to close before they are killed."""
-JOIN_S = 10.0
-"""A cluster's head answers within this time, or it is not there."""
-
-
 GENERATED = re.compile(
     r"psm_[0-9a-f]{8}|sem\.(mp|loky)-\w+|torch_\d+_\d+_\d+|__KMP_REGISTERED_LIB_\d+(_\d+)?|vllm_(offload|ec)_[\w-]+\.mmap"
 )
@@ -75,16 +72,13 @@ def start_ray(config: RunConfig) -> None:
 
 def _join(address: str) -> None:
     """Connect to a running cluster. Raises ConfigError."""
-    host, _, port = address.rpartition(":")
+    check_address(address)
     try:
-        if host and port.isdigit() and "/" not in host:
-            # Asked first, because Ray tries for minutes where nobody listens.
-            socket.create_connection((host.strip("[]"), int(port)), timeout=JOIN_S).close()
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"RAY_ADDRESS = '{address}' cannot be joined: {one_line(error)} "
-            "Start a cluster there, or unset RAY_ADDRESS and the run starts one on this machine."
+            "Start a cluster there, or unset RAY_ADDRESS to work on this machine alone."
         ) from error
 
 
@@ -118,6 +112,14 @@ def scraped_at() -> str:
     """Where Prometheus finds this node's metrics, the run's among them."""
     here = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
     return f"http://{here['NodeManagerAddress']}:{here['MetricsExportPort']}/metrics"
+
+
+def available_bytes() -> int:
+    """Memory of this machine that can be had without swapping; all of it where the kernel does not say."""
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def threads(config: RunConfig, part: str, policy: str = POLICY) -> int:
@@ -228,12 +230,20 @@ def mapped_shared_memory(group: int = 0) -> set[Path]:
 
 
 def cause_of(error: BaseException | None) -> BaseException | None:
-    """What was raised in the actor."""
+    """What was raised in the actor: of groups of exceptions the one that explains them."""
     if isinstance(error, RayActorError) and error.actor_init_failed:
-        return StartFailed(
-            f"an actor could not be made: {str(error).strip().splitlines()[-1]}"
-        )  # text is all Ray keeps
-    return error.cause if isinstance(error, RayTaskError) else error
+        return _init_failure(str(error).strip().splitlines()[-1])  # text is all Ray keeps
+    if isinstance(error, RayTaskError):
+        error = error.cause
+    return None if error is None else root_of(error)
+
+
+def _init_failure(line: str) -> KanaboError:
+    """The error of an actor's constructor from the last line of its trace."""
+    name, _, said = line.partition(": ")
+    if name.rpartition(".")[2] == InfrastructureError.__name__:
+        return InfrastructureError(said)
+    return StartFailed(said if name.endswith(".StartFailed") else f"an actor could not be made: {line}")
 
 
 def is_infrastructure(error: BaseException) -> bool:

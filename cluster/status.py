@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cluster import cli, metrics
+from cluster.ray_address import check_address
 
 REFRESH_S = 2.0
 
@@ -50,13 +51,14 @@ def main(
     live: its process is there · finished, stopped, failed: it ended so · silent: neither; it was killed, or runs where
     this command cannot see it (set RAY_ADDRESS).
 
-    Exit codes: 0 shown · 2 wrong usage.
+    Exit codes: 0 shown · 2 wrong usage, or $RAY_ADDRESS names a cluster that does not answer.
     """
     base = cli.runs_directory(directory)
     if watch and not as_json:
         _watch(base)
         return
-    in_cluster = live_in_cluster()
+    with cli.exit_codes():
+        in_cluster = live_in_cluster()
     with cli.progress("reading runs", len(cli.run_directories(base))) as advance:
         found = statuses(base, in_cluster, advance)
     if as_json:
@@ -125,7 +127,7 @@ def held_locks(table: Path = Path("/proc/locks")) -> set[int]:
 
 
 def live_in_cluster() -> set[str]:
-    """Names of the runs whose learner is an actor of $RAY_ADDRESS; none without that."""
+    """Names of the runs whose learner is an actor of $RAY_ADDRESS; none without that. Raises ConfigError."""
     if "RAY_ADDRESS" not in os.environ:
         return set()
     import logging
@@ -134,6 +136,7 @@ def live_in_cluster() -> set[str]:
     from ray.util import list_named_actors
 
     with cli.progress(f"asking Ray at {os.environ['RAY_ADDRESS']}"):
+        check_address(os.environ["RAY_ADDRESS"])
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         try:
             return runs_of([str(actor["name"]) for actor in list_named_actors(all_namespaces=True)])  # type: ignore[index]
@@ -152,7 +155,8 @@ def _watch(base: Path) -> None:
 
     from cluster.table import console
 
-    in_cluster = live_in_cluster()  # asked once: it takes a second, and is a job in Ray's list
+    with cli.exit_codes():
+        in_cluster = live_in_cluster()  # asked once: it takes a second, and is a job in Ray's list
     with Live(_table(statuses(base, in_cluster), base), console=console, auto_refresh=False) as live:
         try:
             while True:

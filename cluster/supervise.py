@@ -185,7 +185,10 @@ class Supervisor:
                 for first in publications
                 for engine in self._staff.of(rollout_role(first.policy))
             )
-            await asyncio.gather(*caught_up, return_exceptions=True)
+            for error in await asyncio.gather(*caught_up, return_exceptions=True):
+                cause = cause_of(error) if isinstance(error, BaseException) else None
+                if cause is not None and not is_infrastructure(cause):
+                    raise cause from error
             if step == 0:
                 await self._evaluation.run(0)
             self._staff.may_work.set()
@@ -231,7 +234,7 @@ class Supervisor:
             raise BudgetSpent(
                 f"{self._failures} failures of infrastructure, run.max_infrastructure_failures = {allowed}. "
                 f"The last: {what}: {why}"
-            )
+            ) from error
 
     async def _keep_store(self) -> None:
         """Start the server again when it dies. That costs one of the budget; waiting for a full disk costs nothing."""

@@ -11,24 +11,31 @@ CHAT_TEMPLATE = (
 )
 
 
-def random_llama(directory: Path, *, tied: bool, chat: bool = False, seed: int = 0, scale: float = 4.0) -> Path:
-    """A Llama of about 0.2M parameters whose distributions are far from uniform."""
-    import torch
+def character_tokenizer():
+    """One token for each character, without a chat template."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     vocabulary = {t: i for i, t in enumerate(["[PAD]", "[BOS]", "[EOS]", *ALPHABET])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]")
+
+
+def random_llama(directory: Path, *, tied: bool, chat: bool = False, seed: int = 0, scale: float = 4.0) -> Path:
+    """A Llama of about 0.2M parameters whose distributions are far from uniform."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    fast = character_tokenizer()
     if chat:
         fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(directory)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(vocabulary),
+            vocab_size=len(fast),
             hidden_size=64,
             intermediate_size=128,
             num_hidden_layers=2,

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayError
 
 from cluster.config import JudgeSection, ModelSection
 from cluster.errors import DataError, InfrastructureError, one_line
-from cluster.nodes import CreatedSegments, openmp, remove_segments_after_me, settle
+from cluster.nodes import CreatedSegments, available_bytes, openmp, remove_segments_after_me, settle
 from cluster.placement import options
 from cluster.registry import Registry, is_alias
 from cluster.topology.site import Site, first_to_end, worker_name
@@ -58,7 +58,7 @@ class JudgeActor:
             Path(self._site.run_dir) / "judges",
             served_name=section.model,
             host=ray.util.get_node_ip_address(),
-            options=split | _revision(section) | section.options,
+            options=_memory(section) | split | _revision(section) | section.options,
         )
         with CreatedSegments() as created:
             await self._server.start(section.start_s)
@@ -221,6 +221,22 @@ def _model(site: Site, section: JudgeSection) -> str:
     if is_alias(section.model):
         return Registry(site.config, Path(site.run_dir), site.model_dir).directory(section.model).where
     return section.model if section.revision else str(prepare(ModelSection(path=section.model), site.config.seed))
+
+
+def _memory(section: JudgeSection) -> dict[str, int]:
+    """Room for the key-value cache of a judge on CPUs: vLLM would ask for 92 % of the host's memory.
+
+    Nothing where the recipe, or the environment, says how much.
+    """
+    told = {"kv_cache_memory_bytes", "gpu_memory_utilization", "num_gpu_blocks_override"} & section.options.keys()
+    if ray.get_gpu_ids() or told or "VLLM_CPU_KVCACHE_SPACE" in os.environ:
+        return {}
+    return {"kv_cache_memory_bytes": kv_cache_bytes(available_bytes())}
+
+
+def kv_cache_bytes(available: int) -> int:
+    """Of the memory that a host has to spare, what a judge's key-value cache takes: a quarter, at most 4 GiB."""
+    return min(available // 4, 4 * 2**30)
 
 
 def _revision(section: JudgeSection) -> dict[str, str]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 
+from cluster.causes import failure, last_error
 from cluster.errors import ConfigError, InfrastructureError
 from cluster.store import _die_with_parent
 from rewards.judges.client import HttpClient
@@ -29,7 +30,6 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.2
 STOP_S = 20.0
-LOG_LINES = 8
 ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -69,6 +69,7 @@ class VllmServer:
         self._code: int | None = None
         self.pid = 0
         self.port = 0
+        self._log_begin = 0
 
     @property
     def url(self) -> str:
@@ -113,8 +114,8 @@ class VllmServer:
     async def start(self, timeout_s: float = 600.0) -> None:
         """Returns when it answers.
 
-        Raises InfrastructureError with the end of its log if it ends before or takes longer, ConfigError if the model
-        is no directory of ours and no name.
+        Raises InfrastructureError with the last error of its log if it ends before or takes longer, StartFailed if the
+        next start would end in the same way, ConfigError if the model is no directory of ours and no name.
         """
         assert not self.alive(), "it runs already"
         await asyncio.to_thread(self._launch)
@@ -148,6 +149,7 @@ class VllmServer:
             raise ConfigError(f"the judge's model '{self._model}' is not a directory.")
         self._directory.mkdir(parents=True, exist_ok=True)
         self.port = self._wanted_port or _free_port()
+        self._log_begin = self.log_path.stat().st_size if self.log_path.exists() else 0
         launched: Future[int] = Future()
         # The kernel ends a child when the *thread* that started it ends; this one lives as long as the server.
         threading.Thread(target=self._run, args=(launched,), name=f"judge-{self.port}", daemon=True).start()
@@ -212,12 +214,23 @@ class VllmServer:
                 except httpx.TransportError:
                     pass  # not listening yet
                 await asyncio.sleep(max(0.0, POLL_S - (time.monotonic() - begun)))
-        raise InfrastructureError(f"the judge ended with {self._code} before it answered. {self.last_words()}")
+        what = f"the judge for '{self.served_name}' ended with {self._code} before it answered ({self.log_path})"
+        raise failure(what, None, self._log())
 
     def last_words(self) -> str:
-        """The end of its log."""
-        lines = self.log_path.read_text("utf-8", errors="replace").strip().splitlines()[-LOG_LINES:]
-        return f"The end of {self.log_path}:\n" + "\n".join(lines)
+        """The last error of its log, or else its last line, in one line."""
+        log = self._log()
+        lines = [line.strip() for line in log.splitlines() if line.strip()]
+        return f"{last_error(log) or (lines or ['it said nothing'])[-1]} (the end of {self.log_path})"
+
+    def _log(self) -> str:
+        """What this start has logged: a port may have been another judge's before."""
+        try:
+            with self.log_path.open("rb") as file:
+                file.seek(self._log_begin)
+                return file.read().decode("utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
 
 
 def client_of(url: str, key: str, model: str, **options: Any) -> HttpClient:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
-from cluster.errors import ConfigError, DataError, InfrastructureError
+from cluster.errors import ConfigError, DataError, InfrastructureError, StartFailed
 from cluster.nodes import cause_of, is_infrastructure
 
 
@@ -39,3 +39,27 @@ def test_an_actor_that_cannot_be_made_is_named_and_not_tried_again():
     assert cause is not None
     assert not is_infrastructure(cause)
     assert str(cause) == "an actor could not be made: ModuleNotFoundError: No module named 'nowhere'"
+
+
+def made(raised: Exception, module: str = "cluster.errors") -> ActorDiedError:
+    text = f"Traceback:\n{module}.{type(raised).__name__}: {raised}"
+    return ActorDiedError(RayTaskError("Broken.__init__", text, raised))
+
+
+def test_a_start_that_may_succeed_elsewhere_is_tried_again():
+    cause = cause_of(made(InfrastructureError("vLLM cannot run it: OSError: No space left on device.")))
+    assert cause is not None
+    assert is_infrastructure(cause)
+
+
+def test_a_start_that_would_fail_again_has_its_cause_alone():
+    cause = cause_of(made(StartFailed("vLLM cannot run it: ValueError: head_dim.")))
+    assert isinstance(cause, StartFailed)
+    assert str(cause) == "vLLM cannot run it: ValueError: head_dim."
+
+
+def test_a_group_of_exceptions_is_named_by_its_root():
+    group = ExceptionGroup("unhandled errors in a TaskGroup", [ExceptionGroup("inner", [StartFailed("bad shape")])])
+    cause = cause_of(RayTaskError("Rollout.run", "Traceback:\nE", group))
+    assert isinstance(cause, StartFailed)
+    assert not is_infrastructure(cause)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ConfigError, InfrastructureError
+from cluster.errors import ConfigError, InfrastructureError, StartFailed
+from cluster.topology.judge import kv_cache_bytes
 from cluster.types import FAILED, SCORED
 from rewards.judges.client import HttpClient
 from rewards.judges.errors import JudgeUnauthorised
@@ -81,9 +83,35 @@ async def test_a_server_that_ends_at_once_says_why(tmp_path):
     (tmp_path / "empty").mkdir()
     server = VllmServer(tmp_path / "empty", tmp_path / "logs", options={"no_such_option": 1})
     server.command = lambda: [sys.executable, "-c", "import sys; sys.exit('no such option')"]  # pyright: ignore
-    with pytest.raises(InfrastructureError, match=r"ended with 1(.|\n)*no such option"):
+    with pytest.raises(InfrastructureError, match=r"ended with 1 .*no such option"):
         await server.start(60)
     assert not server.alive()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("ValueError: head_dim 16 is not supported", StartFailed),
+        ("OSError: tokenizer.json is missing", StartFailed),
+        ("torch.OutOfMemoryError: CUDA out of memory", InfrastructureError),
+    ],
+)
+async def test_a_start_that_would_fail_again_is_told_from_one_that_may_not(tmp_path, said, kind):
+    (tmp_path / "empty").mkdir()
+    server = VllmServer(tmp_path / "empty", tmp_path / "logs")
+    script = f"import sys; sys.exit({said!r} + chr(10) + 'RuntimeError: Engine core failed. See root cause above.')"
+    server.command = lambda: [sys.executable, "-c", script]  # pyright: ignore
+    with pytest.raises(kind, match=re.escape(said)) as failed:
+        await server.start(60)
+    assert type(failed.value) is kind
+    assert "\n" not in str(failed.value)
+    assert said in server.last_words()
+    assert "\n" not in server.last_words()
+
+
+def test_a_judge_on_cpus_leaves_most_of_the_memory_to_others():
+    assert kv_cache_bytes(8 * 2**30) == 2 * 2**30
+    assert kv_cache_bytes(512 * 2**30) == 4 * 2**30
 
 
 async def test_a_server_that_never_answers_is_ended(tmp_path):
