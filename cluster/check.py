@@ -129,11 +129,13 @@ def views(settings: RunConfig, head: Sequence[Task]) -> None:
 
 
 def judged(settings: RunConfig, head: Sequence[Task]) -> None:
-    """No reward declines every one of these tasks: nothing would ever be trained on. Raises ConfigError."""
+    """Every reward finds what it needs in these tasks, and none declines them all. Raises ConfigError."""
     from rewards.zoo import build_signal
 
     for i, reward in enumerate(settings.rewards):
         signal = build_signal(reward, f"rewards[{i}]")
+        for task in head:
+            signal.check(task)
         if reward.weight != 0 and reward.missing is None and head and all(map(signal.declines, head)):
             raise ConfigError(
                 f"rewards[{i}] = '{reward.use}' abstains from all of the first {len(head)} tasks of "

@@ -141,7 +141,11 @@ class Supervisor:
     def _launch(self, role: str, name: str, predecessor: str | None) -> None:
         def ended(task: asyncio.Task[None]) -> None:
             error = task.exception()  # of one that leaves it does not matter, but is to be looked at
-            if not self._staff.ended(role, name):
+            if self._staff.ended(role, name):
+                return
+            if error is None:  # it has returned: a reward worker whose threads hang asks for that
+                log.warning("%s has ended by itself and is replaced", name)
+            else:
                 self._spend(f"{name} died", error)
 
         self._spawn(self._staff.serve(role, name, predecessor, self._follower.progressed), ended)

@@ -12,15 +12,16 @@ the signal declines to judge. What it raises is counted and becomes `failed` too
 
 from __future__ import annotations
 
-import asyncio
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from cluster.errors import ConfigError, nearest
 from cluster.plugins import Plugin
 from cluster.types import Group, Scores, Task
 from rewards.sandbox.pool import Sandbox, Target
+from rewards.threads import Threads
 
 if TYPE_CHECKING:
     from rewards.distilled.follower import Follower
@@ -51,11 +52,21 @@ class Services:
         self._text = text
         self._sandbox = Sandbox()
         # A pool of its own: a function that never returns must not take the threads that speak to the buffer.
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="reward")
+        self.threads = Threads(threads)
+        self._logged: dict[str, list[float]] = {}
 
     async def thread(self, function: Callable[[], T]) -> T:
-        """`function()` in a thread: for code that blocks and can be trusted to end."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        """`function()` in a thread: for code that blocks. One that never returns is given up and its thread replaced.
+
+        Code that holds the interpreter while it runs (a regular expression that backtracks, `9**9**9`) freezes the
+        worker all the same: use `verify` for that.
+        """
+        return await self.threads.run(function)
+
+    def log(self, name: str, value: float) -> None:
+        """A number that a reward reports beside its scores; metrics hold its mean as `reward/logged_NAME`."""
+        if math.isfinite(value):
+            self._logged.setdefault(re.sub(r"\W+", "_", name, flags=re.ASCII)[:60], []).append(value)
 
     async def verify(self, function: Callable[..., Any] | Target, *args: Any, timeout_s: float) -> Any:
         """`function(*args)` in the sandbox, in a process that lives for this call and ends at its time.
@@ -79,9 +90,15 @@ class Services:
         return self._judges[name]
 
     def metrics(self) -> dict[str, float]:
-        """Of all judges, distilled models and scorers."""
+        """Of all judges, distilled models and scorers; what rewards have logged since the last call; and threads."""
         known = (*self._judges.values(), *self._distilled.values(), *self._scorers.values())
-        return {key: value for one in known for key, value in one.snapshot().items()}
+        found = {key: value for one in known for key, value in one.snapshot().items()}
+        logged, self._logged = self._logged, {}
+        found |= {f"reward/logged_{name}": sum(values) / len(values) for name, values in logged.items()}
+        if self.threads.num_replaced:
+            found["reward/num_hung_threads"] = float(self.threads.num_hung)
+            found["reward/num_replaced_threads"] = float(self.threads.num_replaced)
+        return found
 
     def trouble(self) -> str:
         """Judges and scorers that do not answer, and why; nothing if all do."""
@@ -122,7 +139,7 @@ class Services:
         for follower in self._distilled.values():
             follower.close()
         self._sandbox.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.threads.close()
 
 
 class Signal(Plugin):
@@ -151,6 +168,9 @@ class Signal(Plugin):
     def evaluates(self) -> bool:
         """Whether it evaluates what was written, so that a run with it needs a sandbox."""
         return "verify" in self.services
+
+    def check(self, task: Task) -> None:
+        """Raises ConfigError where a task of the data set lacks what the reward cannot do without."""
 
     async def prepare(self, services: Services) -> None:
         """Before the first group: raises ConfigError for what only a running service can tell."""

@@ -1,18 +1,17 @@
-"""Plain functions as rewards: ours, TRL's and verl's, told apart by the names of their parameters.
+"""Plain functions as rewards: ours, TRL's, OpenRLHF's and verl's, told apart by the names of their parameters.
 
-    ours   (prompt, completion, …) -> float           one rollout a call; `None` abstains
-    TRL    (prompts, completions, **kwargs) -> list[float]
-    verl   (data_source, solution_str, ground_truth, extra_info) -> float, or a dict with "score"
-
-A function may be `async`; another runs in a thread. What it raises for one rollout leaves the others scored.
+`rewards.conventions` says who calls how. A function may be `async`; another runs in a thread. What it raises for
+one rollout leaves the others scored. A function returns a number, `{"score": number}`, or None where it abstains; one
+that is called for a group returns a list of those. Anything else is a failure.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import importlib.util
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,21 +19,19 @@ import numpy as np
 from pydantic import PrivateAttr
 
 from cluster.config import RewardSection
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, nearest
 from cluster.types import ABSTAINED, FAILED, SCORED, Group, Rollout, Scores, Task
-from rewards.answers import answer_of
+from rewards.accepted import number
 from rewards.base import Services, Signal
+from rewards.containment import described, readable, shown
+from rewards.conventions import WRITTEN, Logged, Style, always_filled, columns_of, for_group, for_rollout, style_of
 from rewards.signals._states import scores
 
-WRITTEN = ("completion", "response", "output", "text", "solution_str")
-REFERENCE = ("answer", "reference", "ground_truth", "solution", "label")
-OTHERS: dict[str, Callable[[Task, Rollout], Any]] = {
-    "prompt": lambda task, rollout: task.prompt,
-    "data_source": lambda task, rollout: task.source,
-    "extra_info": lambda task, rollout: task.meta.get("extra_info", task.meta),
-    "task": lambda task, rollout: task,
-    "rollout": lambda task, rollout: rollout,
-}
+EXTRA_CHARS = 500
+"""Of what a function says beside a score, per rollout."""
+EXPECTED = 'a number, {"score": number}, or None to abstain'
+
+Verdict = tuple[float, int, str]
 
 
 class FunctionSignal(Signal):
@@ -44,30 +41,30 @@ class FunctionSignal(Signal):
     use: str
     options: dict[str, Any] = {}
     _function: Callable[..., Any] = PrivateAttr()
+    _parameters: dict[str, inspect.Parameter] = PrivateAttr(default_factory=dict)
+    _open_ended: bool = PrivateAttr(default=False)
     _where: str = PrivateAttr(default="rewards")
 
     @staticmethod
     def of(function: Callable[..., Any], use: str, options: dict[str, Any], where: str) -> FunctionSignal:
-        """Raises ConfigError for options it does not take and parameters that nothing fills."""
+        """Raises ConfigError for options it does not take, and for a function that does not look at the rollout."""
         signal = FunctionSignal(use=use, options=options)
+        try:
+            parameters = inspect.signature(function).parameters
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{where}.use = '{use}' has no readable signature: {described(error)}.") from error
         signal._function, signal._where = function, where
-        parameters = inspect.signature(function).parameters.values()
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        unknown = [o for o in options if o not in names and not open_ended]
+        signal._open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        signal._parameters = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        names = list(signal._parameters)
+        unknown = [o for o in options if o not in names and not signal._open_ended]
         if unknown:
             raise ConfigError(f"{where}.options: {use} takes no '{unknown[0]}'. Its parameters: {', '.join(names)}.")
-        if signal._is_batched:
-            return signal
-        filled = {*WRITTEN, *REFERENCE, *OTHERS, *options}
-        unfilled = [p.name for p in parameters if p.name in names and p.default is p.empty and p.name not in filled]
-        if unfilled:
+        if signal.style == "rollout" and not {*WRITTEN, "answer", "rollout"} & set(names):
             raise ConfigError(
-                f"{where}.use = '{use}': nothing fills its parameter '{unfilled[0]}'. Known: "
-                f"{', '.join(sorted({*WRITTEN, *REFERENCE, *OTHERS}))}; others are set in options."
+                f"{where}.use = '{use}' does not look at the rollout: give it a parameter 'completion' (for one), or "
+                "'completions' (for a group). Its parameters: " + (", ".join(names) or "none") + "."
             )
-        if not {*WRITTEN, "answer", "rollout"} & set(names):
-            raise ConfigError(f"{where}.use = '{use}' does not look at the rollout: give it a parameter 'completion'.")
         return signal
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -75,55 +72,59 @@ class FunctionSignal(Signal):
         return _again, (self.use, self.options, self._where)
 
     @property
-    def _names(self) -> list[str]:
-        return list(inspect.signature(self._function).parameters)
+    def style(self) -> Style:
+        return style_of(self._parameters)
 
-    @property
-    def _is_batched(self) -> bool:
-        return "completions" in self._names
+    def check(self, task: Task) -> None:
+        """Raises ConfigError for a parameter that neither the run, nor a column of this task, nor an option fills."""
+        filled = {*always_filled(self.style), *columns_of(task), *self.options}
+        for name, parameter in self._parameters.items():
+            if parameter.default is parameter.empty and name not in filled:
+                columns = sorted(columns_of(task))
+                raise ConfigError(
+                    f"{self._where}.use = '{self.use}': nothing fills its parameter '{name}'. {nearest(name, filled)}"
+                    f"Columns of the data set: {', '.join(columns) or 'none'}; always there: "
+                    f"{', '.join(sorted(always_filled(self.style)))}. Add a column '{name}', rename the parameter, or "
+                    f"set {self._where}.options.{name}."
+                )
 
     async def score(self, group: Group, services: Services) -> Scores:
-        if self._is_batched:
-            values = await self._call(services, **self._columns(group))
-            if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str) or len(values) != len(group):
-                raise ValueError(f"{self.use} returned {values!r:.80} for {len(group)} completions; a list is expected")
-            return scores([_verdict(self.use, v) for v in values])
-        return scores(await asyncio.gather(*(self._one(group.task, r, services) for r in group.rollouts)))
+        self.check(group.task)
+        if self.style == "rollout":
+            return scores(await asyncio.gather(*(self._one(group.task, r, services) for r in group.rollouts)))
+        logged = Logged()
+        arguments = for_group(self.style, self._parameters, group, self._open_ended, logged)
+        returned = await self._call(services, arguments)
+        values = _listed(returned, self.style)
+        if values is None or len(values) != len(group):
+            raise ValueError(
+                f"{self.use} returned {shown(returned)} for {len(group)} completions; a list of {len(group)} is "
+                f"expected, each {EXPECTED}"
+            )
+        for name, reported in logged.metrics.items():
+            for value in reported:
+                services.log(name, value)
+        return scores([_noted(_verdict(self.use, v), logged, i) for i, v in enumerate(values)])
 
-    async def _one(self, task: Task, rollout: Rollout, services: Services) -> tuple[float, int, str]:
+    async def _one(self, task: Task, rollout: Rollout, services: Services) -> Verdict:
         try:
-            return _verdict(self.use, await self._call(services, **self._arguments(task, rollout)))
-        except Exception as error:  # foreign code; its failure is this rollout's, named and counted
-            return float("nan"), FAILED, f"{self.use}: {type(error).__name__}: {error}"
+            arguments = for_rollout(self._parameters, task, rollout, self._open_ended)
+            return _verdict(self.use, await self._call(services, arguments))
+        except asyncio.CancelledError as error:
+            if (asking := asyncio.current_task()) is not None and asking.cancelling():
+                raise  # the time is up
+            return float("nan"), FAILED, f"{self.use}: {described(error)}"
+        except BaseException as error:  # foreign code; its failure is this rollout's, named and counted
+            return float("nan"), FAILED, f"{self.use}: {described(error)}"
 
-    async def _call(self, services: Services, **arguments: Any) -> Any:
-        arguments |= self.options
+    async def _call(self, services: Services, arguments: dict[str, Any]) -> Any:
+        arguments |= copy.deepcopy(self.options)
+        kinds = self._parameters.items()
+        first = [arguments.pop(n) for n, p in kinds if p.kind is p.POSITIONAL_ONLY and n in arguments]
         if inspect.iscoroutinefunction(self._function):
-            return await self._function(**arguments)
-        result = await services.thread(lambda: self._function(**arguments))
+            return await self._function(*first, **arguments)
+        result = await services.thread(lambda: self._function(*first, **arguments))
         return await result if inspect.isawaitable(result) else result
-
-    def _arguments(self, task: Task, rollout: Rollout) -> dict[str, Any]:
-        names = self._names
-        arguments = {n: make(task, rollout) for n, make in OTHERS.items() if n in names}
-        arguments |= {n: task.answer for n in REFERENCE if n in names}
-        arguments |= {n: rollout.text for n in WRITTEN if n in names}
-        if "answer" in names and not {*WRITTEN, "rollout"} & set(names):
-            arguments["answer"] = answer_of(rollout)  # (prompt, answer): the only thing to judge
-        return arguments
-
-    def _columns(self, group: Group) -> dict[str, Any]:
-        """TRL's calling convention: every column of the data set as a list, repeated for the completions."""
-        task = group.task
-        columns: dict[str, Any] = dict.fromkeys(REFERENCE, task.answer)
-        columns |= {"prompts": task.prompt, "data_source": task.source, "extra_info": task.meta.get("extra_info", {})}
-        repeated = {name: [value] * len(group) for name, value in columns.items()}
-        repeated["completions"] = [r.text for r in group.rollouts]
-        repeated["completion_ids"] = [r.tokens[r.loss_mask].tolist() for r in group.rollouts]
-        names = self._names
-        if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(self._function).parameters.values()):
-            return repeated
-        return {name: value for name, value in repeated.items() if name in names}
 
 
 def _again(use: str, options: dict[str, Any], where: str) -> Signal:
@@ -132,18 +133,41 @@ def _again(use: str, options: dict[str, Any], where: str) -> Signal:
     return build_signal(RewardSection(use=use, options=options), where)
 
 
-def _verdict(use: str, value: Any) -> tuple[float, int, str]:
+def _listed(values: Any, style: Style) -> list[Any] | tuple[Any, ...] | None:
+    """A list, array or tensor as a list; None for anything else, generators and texts included."""
+    if isinstance(values, dict) and style == "openrlhf":
+        values = values.get("rewards")
+    if callable(as_list := getattr(values, "tolist", None)):  # an array or tensor
+        values = as_list()
+    return values if isinstance(values, list | tuple) else None
+
+
+def _verdict(use: str, value: Any) -> Verdict:
+    """Value, state and note of one rollout. Unknown is NaN with its reason, never a number."""
+    whole, said = value, ""
     if isinstance(value, dict):
-        value = value.get("score")
+        if "score" not in value:
+            return float("nan"), FAILED, f"{use} returned {shown(whole)}, which has no 'score'; {EXPECTED} is expected"
+        value = value["score"]
+        said = _said({key: v for key, v in whole.items() if key != "score"})
     if value is None:
         return float("nan"), ABSTAINED, f"{use} returned None"
-    try:
-        number = float(value) if not isinstance(value, str | bytes) else None
-    except (TypeError, ValueError):
-        number = None
-    if number is None or not np.isfinite(number):
-        return float("nan"), FAILED, f"{use} returned {value!r:.80}, not a finite number"
-    return number, SCORED, ""
+    found = number(value)
+    if found is None or not np.isfinite(found):
+        kind = "not a finite number" if found is not None else f"a {readable(type(value).__name__)}"
+        return float("nan"), FAILED, f"{use} returned {shown(whole)}, {kind}; {EXPECTED} is expected"
+    return found, SCORED, said
+
+
+def _noted(verdict: Verdict, logged: Logged, place: int) -> Verdict:
+    """With what the function had logged of this rollout."""
+    value, state, note = verdict
+    extra = _said({name: values[place] for name, values in logged.extra.items() if place < len(values)})
+    return value, state, "; ".join(filter(None, (note, extra)))
+
+
+def _said(extra: dict[Any, Any]) -> str:
+    return readable(", ".join(f"{key}={shown(value)}" for key, value in extra.items()), EXTRA_CHARS)
 
 
 def from_file(use: str, where: str) -> Any:
@@ -159,5 +183,5 @@ def from_file(use: str, where: str) -> Any:
     try:
         spec.loader.exec_module(module)
         return getattr(module, name)
-    except Exception as error:  # foreign code, named
-        raise ConfigError(f"{where}.use = '{use}' cannot be loaded: {type(error).__name__}: {error}.") from error
+    except BaseException as error:  # foreign code, named
+        raise ConfigError(f"{where}.use = '{use}' cannot be loaded: {described(error)}.") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,13 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from cluster.config import RewardSection, RunConfig
+from cluster.errors import KanaboError, PluginError
 from cluster.failpoints import failpoint
 from cluster.types import FAILED, Group, Provenance, Scores
-from rewards.asking import ask
+from rewards.accepted import VERSION_CHARS
+from rewards.asking import ask, is_own
 from rewards.base import UNVERSIONED, Services
+from rewards.containment import Asked, LoopWatch, contain, described, readable
 from rewards.zoo import build_signal
 
 log = logging.getLogger(__name__)
@@ -32,6 +36,12 @@ LATE_GROUPS = 4
 """Groups whose late signals are asked at a time, in multiples of `concurrent_groups`; beyond, the oldest are let go."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Between two attempts of a signal with `on_missing = "wait"`."""
+
+MOST_HUNG = 64
+"""Calls that never returned; with more the worker ends, and the run starts another in its place."""
+CAUSE_CHARS = 2000
+EXIT_BLOCKED = 75
+"""Exit code of a worker whose event loop a reward has blocked."""
 
 
 class ScoreBuffer(Protocol):
@@ -50,6 +60,15 @@ class RewardWorker:
         self.names = config.reward_names
         self.failures: Counter[str] = Counter()
         """Calls that failed, by signal."""
+        self._counted: dict[str, Counter[str]] = {"asked": Counter(), "failed": Counter()}
+        """Rollouts that were scored and those without a score for a failure, by signal, since the last event."""
+        self._last_failure = ""
+        self._causes: dict[str, str] = {}
+        """The last failure by signal."""
+        self._tried: set[str] = set()
+        """Signals that have answered once, or failed."""
+        self._in_hand: dict[Asked, Group] = {}
+        self._silent_s = config.run.silent_s
         self._sections = dict(zip(self.names, config.rewards, strict=True))
         self._signals = {n: build_signal(s, f"rewards[{i}]") for i, (n, s) in enumerate(self._sections.items())}
         self._late = [n for n in self.names if n not in config.admit_rewards]
@@ -66,19 +85,29 @@ class RewardWorker:
         self._reported = time.monotonic()
 
     async def run(self) -> None:
-        """Score until `stop`. Raises what the buffer raises, and ConfigError if a signal cannot serve."""
+        """Score until `stop`, or until too many threads hang and the worker has to be replaced.
+
+        Raises what the buffer raises, ConfigError if a signal cannot serve, and PluginError if one cannot be prepared.
+        """
+        loop = asyncio.get_running_loop()
+        contain(loop)
+        watch = LoopWatch(loop, self._may_hold_s, self._held)
         try:
-            await asyncio.gather(*(signal.prepare(self._services) for signal in self._signals.values()))
-            own = {name: signal.version() for name, signal in self._signals.items() if not signal.announced}
+            await asyncio.gather(*map(self._prepare, self._signals))
+            own = {name: self._version(name) for name, signal in self._signals.items() if not signal.announced}
             versions = {name: version for name, version in own.items() if version != UNVERSIONED}
             if versions:
                 await asyncio.to_thread(self._buffer.relabel, versions)
             while not self._stopping:
                 await self._take()
                 await self._report()
+                if self._clogged():
+                    return
             await asyncio.gather(*self._active.values())
             await asyncio.gather(*self._behind.values())
+            await self._report(now=True)
         finally:
+            watch.close()
             for task in (*self._active.values(), *self._behind.values()):
                 task.cancel()
             await self._services.close_judges()
@@ -96,6 +125,8 @@ class RewardWorker:
         """What it does now, in words."""
         asked = ", ".join(f"'{name}' for {count}" for name, count in sorted(self._asked.items()) if count)
         doing = f"has {len(self._active)} groups in hand, asks {asked}" if asked else "waits for groups to score"
+        if hung := self._services.threads.num_hung:
+            doing += f", {hung} calls of functions were given up and have not returned"
         trouble = self._services.trouble()
         return f"{doing}; {trouble}" if trouble else doing
 
@@ -105,13 +136,102 @@ class RewardWorker:
         found = await asyncio.gather(*(self._patiently(n, group) for n in names))
         return dict(zip(names, found, strict=True))
 
-    async def _report(self) -> None:
-        """What the judges have to say for themselves, now and then."""
-        if time.monotonic() - self._reported < REPORT_S:
+    async def _report(self, now: bool = False) -> None:
+        """What rewards and judges have to say for themselves, now and then."""
+        if not now and time.monotonic() - self._reported < REPORT_S:
             return
         self._reported = time.monotonic()
         if values := self._services.metrics():
             await asyncio.to_thread(self._buffer.emit, "judges", {"worker": self.name, "metrics": values})
+        if self._counted["asked"]:
+            await self._emit_counts(data_failures=0)
+
+    async def _emit_counts(self, data_failures: int, failure: str = "") -> None:
+        await asyncio.to_thread(self._buffer.emit, "reward", self._counts(data_failures, failure))
+
+    def _counts(self, data_failures: int, failure: str = "") -> dict[str, Any]:
+        counted, self._counted = self._counted, {"asked": Counter(), "failed": Counter()}
+        fields = {key: dict(counts) for key, counts in counted.items()}
+        last = failure or self._last_failure
+        causes = dict(self._causes)
+        return {"worker": self.name, "data_failures": data_failures, "last_failure": last, **fields, "causes": causes}
+
+    def _clogged(self) -> bool:
+        """Whether so many calls hang that this process should be replaced; the groups in hand are handed out again."""
+        if (hung := self._services.threads.num_hung) <= MOST_HUNG:
+            return False
+        log.error(
+            "%s: %d calls of rewards never returned (most: %d). The worker ends and is replaced. Last failure: %s",
+            self.name, hung, MOST_HUNG, self._last_failure or "none",
+        )  # fmt: skip
+        return True
+
+    async def _prepare(self, name: str) -> None:
+        try:
+            await self._signals[name].prepare(self._services)
+        except KanaboError:
+            raise
+        except Exception as error:
+            raise PluginError(f"reward '{name}' cannot be prepared: {described(error)}.") from error
+
+    async def _refresh(self, name: str) -> None:
+        """Look for what was published; what a foreign signal raises is logged, and it serves as it is."""
+        signal = self._signals[name]
+        try:
+            await signal.refresh(self._services)
+        except Exception as error:
+            if is_own(signal) or isinstance(error, KanaboError):
+                raise
+            log.warning("reward '%s' did not refresh: %s", name, described(error))
+
+    def _version(self, name: str) -> str:
+        """What the signal says its version is; where it cannot say, its scores are unversioned."""
+        try:
+            return readable(str(self._signals[name].version()), VERSION_CHARS)
+        except BaseException as error:  # foreign code
+            if is_own(self._signals[name]):
+                raise
+            log.warning("reward '%s' does not tell its version: %s", name, described(error))
+            return UNVERSIONED
+
+    def _may_hold_s(self, asked: Asked) -> float:
+        """How long a reward may hold the event loop. Sooner than the driver would end a worker that does not answer."""
+        section = self._sections.get(asked[0])
+        return min(section.timeout_s if section else self._silent_s, self._silent_s / 2)
+
+    def _held(self, asked: Asked, where: str) -> None:
+        """From another thread: fail the group of the reward that holds the event loop, and end the worker."""
+        name, group = asked[0], self._in_hand.get(asked)
+        held = self._may_hold_s(asked)
+        note = (
+            f"reward '{name}' held the event loop of {self.name} for {held:g} s at {where}: it blocks in async code. "
+            "Make the function a plain one (it then runs in a thread), or await what blocks"
+        )
+        log.error("%s. The worker ends and is replaced.", note)
+        self._last_failure = note
+        try:
+            if group is not None and name in self._sections:
+                failed = Scores.failed(len(group), note)
+                signed = _signed(failed, self._sections[name], self._version(name), 1, held)
+                self._buffer.score(group.id, {name: signed})
+                self._count(name, signed)
+                costs = int(bool(self._fatal(name, signed)))
+                self._buffer.emit("reward", self._counts(costs, f"group {group.id}: {note}"))
+        finally:
+            self.end_process(EXIT_BLOCKED)
+
+    def end_process(self, code: int) -> None:
+        """Nothing else ends a process whose event loop stands still."""
+        os._exit(code)
+
+    def _count(self, name: str, scores: Scores) -> None:
+        self._counted["asked"][name] += len(scores.state)
+        if failed := int((scores.state == FAILED).sum()):
+            self._counted["failed"][name] += failed
+            place = int((scores.state == FAILED).argmax())
+            notes = [p.note for p in scores.provenance]
+            note = (notes[place] if len(notes) > 1 else (notes or [""])[0]) or f"reward '{name}' failed"
+            self._last_failure = self._causes[name] = readable(note, CAUSE_CHARS)
 
     async def _take(self) -> None:
         """Start scoring groups, as many as there are slots; waits for a slot or for groups."""
@@ -124,7 +244,7 @@ class RewardWorker:
             groups = [g for g in groups if g.id not in self._active and g.id not in self._behind]
             answered = await asyncio.to_thread(self._buffer.answered, [g.id for g in groups])
             if groups:
-                await asyncio.gather(*(signal.refresh(self._services) for signal in self._signals.values()))
+                await asyncio.gather(*(self._refresh(name) for name in self._signals))
             for group, known in zip(groups, answered, strict=True):
                 self._active[group.id] = asyncio.create_task(self._attach(group, known))
         for id in [i for i, task in self._active.items() if task.done()]:
@@ -137,7 +257,7 @@ class RewardWorker:
     async def _attach(self, group: Group, answered: set[tuple[str, str]]) -> None:
         """Ask what has not answered under its current version; late signals without being waited for."""
         admit, late = (
-            [n for n in names if (n, self._signals[n].version()) not in answered] for names in (self._admit, self._late)
+            [n for n in names if (n, self._version(n)) not in answered] for names in (self._admit, self._late)
         )
         if admit:
             await self._submit(group, admit)
@@ -154,12 +274,23 @@ class RewardWorker:
         await asyncio.gather(*(self._send(group, part) for part in (prompt, *([n] for n in waiting)) if part))
 
     async def _send(self, group: Group, names: Sequence[str]) -> None:
-        scores = await self.score(group, names)
+        keys = [(name, group.id) for name in names]
+        self._in_hand.update(dict.fromkeys(keys, group))
+        try:
+            scores = await self.score(group, names)
+        finally:
+            for key in keys:
+                self._in_hand.pop(key, None)
+        first = any(name not in self._tried for name in names)
+        self._tried.update(names)
+        for name, given in scores.items():
+            self._count(name, given)
         failpoint("rewards.before_score")
         await asyncio.to_thread(self._buffer.score, group.id, scores)
         if failure := next((f for n, s in scores.items() if (f := self._fatal(n, s))), ""):
-            fields = {"worker": self.name, "data_failures": 1, "last_failure": f"group {group.id}: {failure}"}
-            await asyncio.to_thread(self._buffer.emit, "reward", fields)
+            await self._emit_counts(1, f"group {group.id}: {failure}")
+        elif first and self._counted["failed"]:
+            await self._emit_counts(0)  # what fails from the start is told at once
 
     def _fatal(self, name: str, scores: Scores) -> str:
         """Why a signal that the group cannot do without failed on all of its rollouts; nothing if it did not."""
@@ -183,10 +314,10 @@ class RewardWorker:
     async def _ask(self, name: str, group: Group, attempt: int) -> tuple[Scores, bool]:
         """The answer, and whether the call failed."""
         signal, section, begun = self._signals[name], self._sections[name], time.monotonic()
-        version = signal.version()
+        version = self._version(name)
         self._asked[name] += 1
         try:
-            scores, note = await ask(signal, group, self._services, section.timeout_s)
+            scores, note = await ask(signal, group, self._services, section.timeout_s, name)
         finally:
             self._asked[name] -= 1
         latency_s = time.monotonic() - begun

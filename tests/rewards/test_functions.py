@@ -128,7 +128,6 @@ async def test_a_function_of_a_file(services, tmp_path):
     [
         (f"{HERE}:length", {"scale": 1}, "takes no 'scale'. Its parameters: prompt, completion"),
         (f"{HERE}:blind", {}, "does not look at the rollout"),
-        (f"{HERE}:demanding", {}, "nothing fills its parameter 'temperature'"),
         (f"{HERE}:HERE", {}, "A reward is a subclass"),
         (f"{HERE}:nothing", {}, "cannot be imported"),
         ("nowhere/mine.py:f", {}, "there is no file"),

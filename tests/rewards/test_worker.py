@@ -94,6 +94,10 @@ class MemoryBuffer:
     def emit(self, kind, fields):
         self.events.append((kind, fields))
 
+    def costly(self):
+        """Events that count against the budget."""
+        return [fields for kind, fields in self.events if kind == "reward" and fields["data_failures"]]
+
 
 def config(*rewards, **workers):
     return parse({"rewards": list(rewards), "reward_workers": workers})
@@ -138,22 +142,25 @@ async def test_a_broken_signal_is_failed_with_its_name_and_the_others_are_scored
     assert note in scores[cls.__name__].provenance[0].note
     assert cls.__name__ in scores[cls.__name__].provenance[0].note
     assert worker.failures == {cls.__name__: 1}
-    ((kind, event),) = buffer.events
-    assert (kind, event["data_failures"]) == ("reward", 1)
+    (event,) = buffer.costly()
     assert note in event["last_failure"]
+    assert event["failed"] == {cls.__name__: 2}
+    assert event["asked"] == {"exact": 2, cls.__name__: 2}
+    assert note in event["causes"][cls.__name__]
 
 
 @pytest.mark.parametrize("fields", [{"weight": 0.0}, {"missing": 0.0}])
 async def test_a_failure_that_costs_no_group_is_not_counted_against_the_budget(fields):
     buffer = MemoryBuffer([group("85", "86")])
     await work(buffer, config({"use": "exact"}, plugin(Raises, **fields)))
-    assert not buffer.events
+    assert not buffer.costly()
+    assert sum(fields["failed"].get("Raises", 0) for _, fields in buffer.events) == 2
 
 
 async def test_a_function_that_raises_on_all_rollouts_counts_and_on_some_does_not():
     buffer = MemoryBuffer([group("85", "86"), group("85", "boom", seq=1), group("boom", "boom", seq=2)])
     await work(buffer, config({"use": f"{HERE}:explosive"}))
-    ((_, event),) = buffer.events
+    (event,) = buffer.costly()
     assert "policy/1/2" in event["last_failure"]
     assert "ValueError: it went off" in event["last_failure"]
 

@@ -202,6 +202,8 @@ class OneGroup:
     def score(self, claim_id, scores):
         self.scores.append(scores["oni"])
 
+    def emit(self, kind, fields): ...
+
 
 async def test_from_caption_to_judge_to_new_version_to_the_same_group_scored_again(setting):
     judge = KeywordJudge()
