@@ -12,7 +12,8 @@ import math
 from collections.abc import Iterable, Mapping
 
 from cluster.types import Group
-from rewards.answers import answer_of, normalised
+from rewards.answers import answer_of
+from rewards.parsing.equality import key
 
 SHARE = 0.2
 """Of the held-out tasks, the surest."""
@@ -26,8 +27,8 @@ def answers(groups: Iterable[Group]) -> Answers:
     found = {}
     for group in groups:
         rollout = group.rollouts[0]
-        said = answer_of(rollout)
-        digest = "" if said is None else hashlib.blake2b(normalised(said).encode(), digest_size=8).hexdigest()
+        answer = key(answer_of(rollout))
+        digest = "" if answer is None else hashlib.blake2b(answer.encode(), digest_size=8).hexdigest()
         chosen = rollout.logprobs[rollout.loss_mask]
         found[group.task.id] = (digest, float(chosen.mean()) if len(chosen) else -math.inf)
     return found

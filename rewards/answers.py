@@ -3,43 +3,119 @@
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cluster.types import Rollout
+from rewards.parsing.equality import is_empty, reading, votes
 
 # Linear on hostile text: nothing lazy before something that may never come.
 OPENED, CLOSED = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
-HASHES = re.compile(r"^[ \t]*####(.+)$", re.MULTILINE)
-PHRASE = re.compile(r"\b(?:final\s+)?answer(?:\s+is\b|\s*:)[ \t]*:?(.+)$", re.IGNORECASE | re.MULTILINE)
-NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w)")
+THOUGHT, SPOKEN = re.compile(r"<think(?:ing)?>", re.IGNORECASE), re.compile(r"</think(?:ing)?>", re.IGNORECASE)
+HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
+PHRASE = re.compile(
+    r"\b(?:answer|solution|result)\b(?:\s+(?:to|of|for)\b[^\n.:=]{0,80}?)?"
+    r"(?:[ \t*_]*(?:\s(?:is|are|was|would\s+be|should\s+be|must\s+be|will\s+be|equals|comes\s+out\s+to(?:\s+be)?)\b"
+    r"(?:\s+(?:that\b)?)?[ \t]*:?|:|=))[ \t*_]*",
+    re.IGNORECASE,
+)
+"""`the answer is`, `Answer:`, `**Final answer**:`, `the solution to the problem is`."""
+ADVERB = re.compile(
+    r"(?:therefore|thus|then|hence|so|simply|just|clearly|indeed|now|again|probably)[,:]?\s+", re.IGNORECASE
+)
+CLAUSE = re.compile(
+    r"[.!?](?=\s|$|[\"')\]*]+(?:\s|$))|[,;:(\u2014-]?\s+(?:because|since|which|whereas|while|as|but|that|where|thus|hence|therefore|not|"
+    r"rather|instead|when|if|after|given|using|i\.e|e\.g|for\s+the|and\s+(?:i|we|it|this|that|the|you|not)|so)\b"
+    r"|[,;]\s+(?:i|we|you|it|this|the|let|please|hope|right)\b|\s\u2014\s|\s-\s(?=[a-z])",
+    re.IGNORECASE,
+)
+"""Where the sentence's answer ends: a sentence, or what explains it."""
+ABBREVIATED = re.compile(
+    r"(?:^|[\s(])(?:[A-Z]\.[A-Z]|approx|no|vs|st|mr|mrs|dr|sq|ft|lbs|oz|hrs?|mins?|secs?|a\.m|p\.m)$", re.IGNORECASE
+)
+MATHEMATICS = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w)")
 BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+JOINED = re.compile(r"^\s*[,;]?\s*(?:or|and)?\s*$|\bor\b")
+MATHEMATICAL = frozenset({"number", "list", "tuple", "matrix", "expression", "relation", "unclear"})
+MAX_PHRASE = 400
 
 
 def final_answer(text: str) -> str | None:
-    """What the text gives as its answer, None if it gives none.
+    r"""What the text gives as its answer, None if it gives none.
 
-    In this order: `<answer>…</answer>`, `\\boxed{…}`, `#### …` (GSM8K), "the answer is …", and a text of one line as a
-    whole. What stands in `<think>…</think>` is no answer; nor is anything before a thought that never ends.
+    In this order: `<answer>…</answer>`, `\boxed{…}`, `#### …` (GSM8K), "the answer is …" up to the end of its sentence,
+    and a text of one line as a whole; of several lines the last, if it is a number or holds mathematics between dollar
+    signs. What stands in `<think>…</think>` is no answer; nor is anything before a thought that never ends, nor what is
+    empty without its notation: `\boxed{}`, `.`.
     """
-    text = spoken(text)
-    for find in (tagged, boxed, hashed, phrased):
-        found = find(text)
-        if found is not None:
-            return found or None
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[0].strip() if len(lines) == 1 else None
+    return _meant(_stated(spoken(text)))
 
 
 def answer_of(rollout: Rollout, extract: str = "auto") -> str | None:
     """The answer of a rollout: its environment's if it gives one, else read from its text."""
-    return rollout.answer if rollout.answer is not None else EXTRACT[extract](rollout.text)
+    return _meant(rollout.answer if rollout.answer is not None else EXTRACT[extract](rollout.text))
+
+
+def votes_of(rollouts: Sequence[Rollout], extract: str = "auto") -> list[str | None]:
+    """What each rollout votes for: the same key for equal answers, None for a rollout without one."""
+    return votes([answer_of(r, extract) for r in rollouts])
+
+
+def reference_of(answer: object) -> str:
+    r"""What a reference says: of a worked solution its `\boxed{…}`, `<answer>…</answer>` or `#### …`; "" for none."""
+    text = "" if answer is None else spoken(str(answer))
+    for find in (tagged, boxed, hashed):
+        if found := find(text):
+            return _unwrapped(found)
+    if len(text.splitlines()) > 1 and (found := phrased(text)):
+        return found
+    return text.strip()
+
+
+def _meant(answer: str | None) -> str | None:
+    return None if answer is None or is_empty(answer) else answer
+
+
+def _stated(text: str) -> str | None:
+    for find in (tagged, boxed, hashed, phrased):
+        found = find(text)
+        if found is not None:
+            return _unwrapped(found) or None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return None
+    known = _of_line(lines[-1])
+    return known if known is not None or len(lines) > 1 else lines[0]
+
+
+def _unwrapped(answer: str) -> str:
+    r"""Of an answer that marks its own answer, that: `<answer>The answer is \boxed{5}</answer>`."""
+    for find in (boxed, hashed, phrased):
+        found = find(answer)
+        if found is not None:
+            return found
+    return answer
+
+
+def _of_line(line: str) -> str | None:
+    """A line that is wholly mathematics, or else the last of it between dollar signs, if one is the last word."""
+    if reading(line).kind in MATHEMATICAL - {"unclear", "relation"}:
+        return line
+    spans = list(MATHEMATICS.finditer(line))
+    if not spans or (len(spans) > 1 and JOINED.search(line[spans[-2].end() : spans[-1].start()])):
+        return None
+    found = next(filter(None, spans[-1].groups())).strip()
+    return found if reading(found).kind in MATHEMATICAL else None
 
 
 def spoken(text: str) -> str:
-    """The text after its last thought."""
-    _, _, after = text.rpartition("</think>")
-    return after.partition("<think>")[0] if "<think>" not in text or "</think>" in text else ""
+    """The text after its last thought; nothing where that never ends."""
+    end = _last(SPOKEN, text)
+    after = text[end.end() :] if end else text
+    begin = THOUGHT.search(after)
+    if begin is None:
+        return after
+    return after[: begin.start()] if end else ""
 
 
 def tagged(text: str) -> str | None:
@@ -63,13 +139,37 @@ def boxed(text: str) -> str | None:
 
 
 def hashed(text: str) -> str | None:
-    found = _last(HASHES, text)
-    return found[1].strip() if found else None
+    """What stands behind the last `####`, unless that is a heading of Markdown: words, with other lines below."""
+    for match in reversed(list(HASHES.finditer(text))[-20:]):
+        found = match[1].strip()
+        is_last = not text[match.end() :].strip()
+        if found and (is_last or reading(found).kind not in ("text", "unclear")):
+            return found
+    return None
 
 
 def phrased(text: str) -> str | None:
-    found = _last(PHRASE, text)
-    return found[1].strip() if found else None
+    """What "the answer is" says, up to the end of its clause; on the next line where its own ends there."""
+    match = _last(PHRASE, text)
+    if match is None:
+        return None
+    rest = text[match.end() : match.end() + MAX_PHRASE].lstrip(" \t*_:\r\n")
+    found = ADVERB.sub("", rest.split("\n")[0], count=1)
+    if mathematics := MATHEMATICS.match(found):
+        return next(filter(None, mathematics.groups())).strip()
+    return found[: _clause_end(found)].strip()
+
+
+def _clause_end(text: str) -> int:
+    """Outside brackets and dollar signs."""
+    for match in CLAUSE.finditer(text):
+        before = text[: match.start()]
+        if match.start() == 0 or before.count("(") > before.count(")") or before.count("$") % 2:
+            continue
+        if match[0] == "." and ABBREVIATED.search(before) and text[match.end() :].strip():
+            continue
+        return match.start()
+    return len(text)
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
@@ -84,16 +184,9 @@ def last_number(text: str) -> str | None:
     return found[-1] if found else None
 
 
-def normalised(answer: str, *, ignore_case: bool = True) -> str:
-    """Equal for answers that differ in spacing, width of characters, case, quotes, `$` or a final stop only."""
-    answer = " ".join(unicodedata.normalize("NFKC", answer).split())
-    answer = answer.removesuffix(".").strip("\"'`$* ").removesuffix(".")
-    return answer.casefold() if ignore_case else answer
-
-
 EXTRACT: dict[str, Callable[[str], str | None]] = {
     "auto": final_answer,
-    "text": str.strip,
+    "text": lambda text: spoken(text).strip(),
     "tag": lambda text: tagged(spoken(text)),
     "boxed": lambda text: boxed(spoken(text)),
     "hashes": lambda text: hashed(spoken(text)),

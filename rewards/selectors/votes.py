@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import Field
 
 from cluster.types import Group, Mixed, Scores
-from rewards.answers import answer_of, normalised
+from rewards.answers import votes_of
 from rewards.selectors.base import Selector, values_of
 
 
@@ -32,8 +32,7 @@ class Borda(Selector):
     signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: Mixed) -> Mixed:
-        read = [answer_of(r, self.extract) for r in group.rollouts]
-        answers = [None if a is None else normalised(a) for a in read]
+        answers = votes_of(group.rollouts, self.extract)
         winner = borda_winner(values_of(self.signal, scores, mixed), answers, self.power)
         keep = np.arange(len(group)) == (-1 if winner is None else winner)
         return replace(mixed, rewards=np.where(keep, mixed.rewards, np.nan))

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from cluster.types import ABSTAINED, SCORED, Group, Scores
-from rewards.answers import answer_of, normalised
+from rewards.answers import votes_of
 from rewards.base import Services, Signal
 
 
@@ -24,8 +24,7 @@ class AnswerEntropy(Signal):
     """Where the answer stands."""
 
     async def score(self, group: Group, services: Services) -> Scores:
-        read = [answer_of(r, self.extract) for r in group.rollouts]
-        answers = [None if a is None else normalised(a) for a in read]
+        answers = votes_of(group.rollouts, self.extract)
         votes = Counter(a for a in answers if a is not None)
         values = np.array([math.nan if a is None else math.log(votes.total() / votes[a]) for a in answers])
         return Scores(values, np.where(np.isnan(values), ABSTAINED, SCORED).astype(np.uint8))

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from cluster.types import ABSTAINED, SCORED, Group, Provenance, Scores
-from rewards.answers import answer_of, normalised
+from rewards.answers import votes_of
 from rewards.base import Services, Signal
 
 Answers = Mapping[str, Sequence[str | None]]
@@ -24,9 +24,8 @@ class _Views(Signal):
 
     def _answers(self, group: Group) -> dict[str, list[str | None]]:
         answers: dict[str, list[str | None]] = {}
-        for rollout in group.rollouts:
-            read = answer_of(rollout, self.extract)
-            answers.setdefault(rollout.view, []).append(None if read is None else normalised(read))
+        for rollout, answer in zip(group.rollouts, votes_of(group.rollouts, self.extract), strict=True):
+            answers.setdefault(rollout.view, []).append(answer)
         return answers
 
 

@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import ClassVar, Literal
 
 from cluster.types import Group, Scores
-from rewards.answers import answer_of, normalised
+from rewards.answers import votes_of
 from rewards.base import Services, Signal
 
 Answers = Mapping[str, Sequence[str | None]]
@@ -57,9 +57,8 @@ class _OfCrowd(Signal):
 
     def _answers(self, group: Group) -> dict[str, list[str | None]]:
         found: dict[str, list[str | None]] = {}
-        for rollout in group.rollouts:
-            read = answer_of(rollout, self.extract)
-            found.setdefault(rollout.policy, []).append(None if read is None else normalised(read))
+        for rollout, answer in zip(group.rollouts, votes_of(group.rollouts, self.extract), strict=True):
+            found.setdefault(rollout.policy, []).append(answer)
         return found
 
 
@@ -76,8 +75,7 @@ class Crowd(_OfCrowd):
         if not votes:
             return Scores.abstained(len(group), "no policy gives an answer")
         winner = max(votes, key=lambda answer: votes[answer])
-        read = [answer_of(r, self.extract) for r in group.rollouts]
-        return Scores.of([a is not None and normalised(a) == winner for a in read])
+        return Scores.of([answer == winner for answer in votes_of(group.rollouts, self.extract)])
 
 
 class CrowdShare(_OfCrowd):

@@ -11,14 +11,15 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from cluster.types import Group, Scores
-from rewards.answers import answer_of, normalised
+from rewards.answers import votes_of
 from rewards.base import Services, Signal
 
 
 class Majority(Signal):
     """1 where a rollout gives the most common answer of its group, else 0.
 
-    Of equally common answers the one that came first wins. A rollout without an answer has no vote and gets 0. Without
+    `1/2`, `0.5` and `\\frac{1}{2}` are one answer (`rewards.parsing.equality`). Of equally common answers the one that
+    came first wins. A rollout without an answer, or with an empty one (`\\boxed{}`), has no vote and gets 0. Without
     any answer the group is unknown; the papers call it 0: `missing = 0.0`.
     """
 
@@ -33,8 +34,7 @@ class Majority(Signal):
     answer is then rewarded for it."""
 
     async def score(self, group: Group, services: Services) -> Scores:
-        read = [answer_of(r, self.extract) for r in group.rollouts]
-        answers = [None if a is None else normalised(a) for a in read]
+        answers = votes_of(group.rollouts, self.extract)
         votes = Counter(a for a in answers if a is not None or self.count_missing).most_common(1)
         if not votes or votes[0][1] < self.min_share * len(answers):
             return Scores.abstained(len(group), f"no answer has a share of {self.min_share:g}")

@@ -14,7 +14,7 @@ import pytest
 
 from cluster import kept
 from cluster.kept import KeptGroup
-from rewards.answers import answer_of, normalised
+from rewards.answers import votes_of
 from rewards.pairs import strength_advantages
 from rewards.shaping.brevity import concise_rewards
 from rewards.shaping.par import preference_reward
@@ -71,8 +71,7 @@ def test_the_majority_of_a_group_is_its_reward_and_the_guard_watches(tmp_path):
     assert all({"reward/answer_entropy_mean", "reward/majority_mean"} <= row.keys() for row in rows)
     agreed = 0
     for one in trained:
-        answers = [answer_of(r) for r in one.group.rollouts]
-        said = [None if a is None else normalised(a) for a in answers]
+        said = votes_of(one.group.rollouts)
         most = max(said.count(a) for a in said if a is not None)
         chosen = {a for a, s in zip(said, one.scores["majority"].values, strict=True) if s == 1}
         assert len(chosen) == 1

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from actors.models import prepare
 from cluster import kept
 from cluster.config import ModelSection
-from rewards.answers import answer_of, normalised
+from rewards.answers import votes_of
 from rewards.signals.comas import interaction_rewards, read_score
 from rewards.signals.crowd import consistency, weighted_votes
 from tests.end_to_end import jobs
@@ -119,10 +119,9 @@ def test_rlccf_trains_two_policies_on_the_vote_that_their_consistency_weighs(tmp
     assert min(changes(directory / "checkpoints" / "global_step_4", "second")) > 0
     unlike, across = 0, 0
     for found in kept_groups(directory):
+        rollouts = found.group.rollouts
         answers = {
-            name: [
-                None if (a := answer_of(r)) is None else normalised(a) for r in found.group.rollouts if r.policy == name
-            ]
+            name: [v for v, r in zip(votes_of(rollouts), rollouts, strict=True) if r.policy == name]
             for name in ("policy", "second")
         }
         votes = weighted_votes(answers)
