@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 import numpy as np
 
+from cluster.errors import one_line
+
 SCORED, FAILED, ABSTAINED = 0, 1, 2
 """States of one score. Only SCORED has a value."""
 
@@ -409,10 +411,25 @@ def encode(value: Any) -> bytes:
 
 
 def decode(data: bytes, type_: type[T]) -> T:
-    """The inverse of `encode`, checked against `type_`.
+    """Return what `encode` was given, checked against `type_`; groups, scores and records also for consistency.
 
-    Arrays are read-only views of `data`. Raises msgspec.ValidationError if the bytes are not a `type_`.
+    Values that an earlier version stored with another type, such as a reward of true, become the numbers they are.
+    Arrays are read-only views of `data`. Raises msgspec.ValidationError if the bytes are not a consistent `type_`.
     """
+    from cluster import validation  # it needs the types of this module
+
     if type_ not in _decoders:
         _decoders[type_] = msgspec.msgpack.Decoder(type_, dec_hook=_from_wire)
-    return _decoders[type_].decode(data)
+    try:
+        try:
+            found: Any = _decoders[type_].decode(data)
+        except msgspec.ValidationError:
+            if type_ not in validation.CONSISTENT:
+                raise
+            found = validation.repaired(msgspec.msgpack.decode(data), type_)
+        check: Any = validation.CONSISTENT.get(type_)
+        return found if check is None else check(found)
+    except msgspec.ValidationError:
+        raise
+    except Exception as error:
+        raise msgspec.ValidationError(f"unreadable {type_.__name__}: {one_line(error)}") from error

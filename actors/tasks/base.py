@@ -11,12 +11,12 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, overload
 
-import msgspec
 import numpy as np
 
-from cluster.errors import ConfigError, DataError
+from cluster.errors import ConfigError
 from cluster.plugins import Plugin
-from cluster.types import Task, decode, encode
+from cluster.types import Task
+from cluster.validation import checked_task
 
 
 class TaskSource(Plugin):
@@ -37,13 +37,8 @@ class TaskSource(Plugin):
 
 
 def checked(task: Any) -> Task:
-    """The task, if it can be stored. Raises DataError."""
-    if not isinstance(task, Task):
-        raise DataError(f"tasks: {task!r:.80} is no Task.")
-    try:
-        return decode(encode(task), Task)
-    except (TypeError, ValueError, OverflowError, NotImplementedError, msgspec.MsgspecError) as error:
-        raise DataError(f"task {task.id} cannot be stored: {error}. Its fields must be plain values.") from error
+    """Return a copy of the task that can be stored. Raises DataError."""
+    return checked_task(task)
 
 
 class Lazy(Sequence[Task]):
