@@ -6,7 +6,8 @@ Everything else is a `KanaboError`: infrastructure or data, each with a budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -67,5 +68,25 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def one_line(error: BaseException) -> str:
     """The first line of what others say, as a sentence."""
-    first = (str(error).splitlines() or [""])[0].rstrip(".")
+    try:
+        said = str(error).encode("utf-8", "backslashreplace").decode()
+    except BaseException as second:  # a plug-in's error may have a message of its own making
+        said = f"(its message cannot be read: {type(second).__name__})"
+    first = (said.splitlines() or [""])[0].rstrip(".")
     return f"{type(error).__name__}: {first}."
+
+
+@contextmanager
+def calling(where: str) -> Iterator[None]:
+    """Turn whatever the plug-in at `where` raises, SystemExit included, into a PluginError that names it.
+
+    Errors of Kanabo's own pass, and so do those of memory: a smaller batch may cure them.
+    """
+    try:
+        yield
+    except (KanaboError, MemoryError):
+        raise
+    except BaseException as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        raise PluginError(f"{where} raised {one_line(error)} Fix the plug-in, or leave it out.") from error

@@ -14,7 +14,7 @@ from cluster import metrics
 from cluster.alarm import Alarmed
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
-from cluster.errors import BudgetSpent, KanaboError
+from cluster.errors import BudgetSpent, KanaboError, calling
 from cluster.metrics import Recorder
 from cluster.table import LiveTable
 from cluster.topology import POLICY
@@ -136,8 +136,9 @@ class Follower:
         """Write a row and show it to the monitors. Raises Alarmed."""
         self._recorder.record(step, row)
         for monitor, section in zip(self._monitors, self._config.monitors, strict=True):
-            alarm = monitor.observe(step, row)
-            if found := monitor.report():
+            with calling(f"the monitor {type(monitor).__name__}"):
+                alarm, found = monitor.observe(step, row), monitor.report()
+            if found:
                 self._recorder.record(step, dict(found))
             if alarm is None:
                 continue

@@ -240,7 +240,7 @@ def checked(
             found = list(advantage.of_groups(groups, rewards_G, memory))
         else:
             found = [advantage.of_group(*each) for each in zip(groups, mixed_G, strict=True)]
-    except Exception as error:  # whatever the recipe's own code raises
+    except BaseException as error:  # whatever the recipe's own code raises
         shown = "; ".join(f"{g.id}: {np.array2string(r, precision=6)}" for g, r in zip(groups, rewards_G, strict=True))
         raise PluginError(f"{where} raised {one_line(error)} The rewards by group were {shown:.500}.") from error
     if len(found) != len(groups):

@@ -175,7 +175,7 @@ def _checked(policy_loss: PolicyLoss, use: str, logprobs: Tensor, tokens: Tokens
         found = policy_loss.loss(logprobs, tokens)
     except (KanaboError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever the recipe's own code raises
+    except BaseException as error:  # whatever the recipe's own code raises
         raise PluginError(f"{where} raised {one_line(error)} Log-probs were [B, L] = {_shape(logprobs)}.") from error
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
         raise PluginError(f"{where} returned {found!r:.80}. Return (sum over tokens, {{name: sum over tokens}}).")

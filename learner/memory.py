@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, calling
 from cluster.types import CutRecord, Group
 from learner.controllers.base import Considered, Controller
 
@@ -51,7 +51,7 @@ class Memory:
         self._plugins = plugins
         self._remembering = {name: p for name, p in plugins.items() if isinstance(p, Remembering)}
         self._observing = {name: p for name, p in plugins.items() if isinstance(p, Controller)}
-        self._memories = {name: p.begin() for name, p in self._remembering.items()}
+        self._memories = {name: _called(name, p.begin) for name, p in self._remembering.items()}
         self.arrange: Callable[[Mapping[str, Any]], tuple[Mix, Select | None]] | None = None
         """Set by what steers the recipe (`learner.steering`)."""
 
@@ -70,8 +70,12 @@ class Memory:
 
     def completed(self, record: CutRecord, groups: Sequence[Group], considered: Considered | None = None) -> CutRecord:
         """A decided cut with what the memories add to it: replayed rollouts, settings, metrics, observations."""
-        told = {key: value for name, p in self._remembering.items() for key, value in p.told(self.of(name)).items()}
-        noted = {name: p.observe(considered) for name, p in self._observing.items()} if considered else {}
+        told: dict[str, float] = {}
+        for name, p in self._remembering.items():
+            told |= _called(name, p.told, self.of(name))
+        noted = (
+            {name: _called(name, p.observe, considered) for name, p in self._observing.items()} if considered else {}
+        )
         observed = {name: value for name, value in noted.items() if value is not None}
         record = replace(record, metrics=record.metrics | told, settings=self.settings(), observed=observed)
         if (rehearsal := self._plugins.get(REHEARSAL)) is None:
@@ -85,7 +89,7 @@ class Memory:
         found: dict[str, Any] = {}
         for name, plugin in self._plugins.items():
             if callable(patch := getattr(plugin, "patch", None)):
-                settings: Any = patch(self.of(name))
+                settings: Any = _called(name, patch, self.of(name))
                 found |= settings
         return found
 
@@ -98,7 +102,7 @@ class Memory:
         """Take a step in."""
         observed = cut.record.observed
         self._memories = {
-            name: p.after(self._memories[name], replace(cut, observed=observed.get(name)))
+            name: _called(name, p.after, self._memories[name], replace(cut, observed=observed.get(name)))
             for name, p in self._remembering.items()
         }
 
@@ -135,3 +139,9 @@ class WithMemory:
         self._engine.save(directory)
         if self.rank == 0:
             self._memory.save(directory)
+
+
+def _called(name: str, method: Callable[..., Any], *args: Any) -> Any:
+    """What the plug-in of that name answers. Raises PluginError for whatever it raises."""
+    with calling(f"plug-in '{name}' ({method.__name__})"):
+        return method(*args)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cluster.config import RewardSection
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, PluginError, calling
 from cluster.plugins import build
 from cluster.types import FAILED, Group, Mixed, Scores
 from rewards.monitors import Judged, Monitor
@@ -68,7 +68,8 @@ class Mixer:
         ]
         judged = [Judged(*one) for one in zip(groups, scores, mixed, strict=True)]
         for monitor in self._monitors:
-            found = monitor.measure(judged)
+            with calling(f"the monitor {type(monitor).__name__}"):
+                found = monitor.measure(judged)
             for one in mixed:  # of the step as a whole: the same in each, and so their mean
                 one.metrics.update(found)
         return mixed
@@ -78,8 +79,11 @@ class Mixer:
     ) -> list[Float[np.ndarray, " G"]]:
         values = [_evidence(name, g, s.get(name))[0] for g, s in zip(groups, scores, strict=True)]
         shaper, memory = self._shapers[name], self._remembered(memory_of(name))
-        shaper = shaper if memory is None else shaper.recalling(memory)
-        results = shaper.of_step([v.copy() for v in values], groups)
+        with calling(f"the shaper of reward '{name}' ({type(shaper).__name__})"):
+            shaper = shaper if memory is None else shaper.recalling(memory)
+            results = list(shaper.of_step([v.copy() for v in values], groups))
+        if len(results) != len(groups):
+            raise PluginError(f"the shaper of reward '{name}' returned {len(results)} arrays for {len(groups)} groups.")
         return [_checked(name, shaper, v, r) for v, r in zip(values, results, strict=True)]
 
     def _mix(self, group: Group, scores: Mapping[str, Scores], shaped: Mapping[str, np.ndarray]) -> Mixed:
@@ -123,7 +127,10 @@ class Mixer:
 
     def _said(self, name: str, group: Group, tokens: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         shaper = self._token_shapers.get(name)
-        return tokens if shaper is None else shaper.shape_group(tokens, group)
+        if shaper is None:
+            return tokens
+        with calling(f"the shaper of reward '{name}' ({type(shaper).__name__})"):
+            return shaper.shape_group(tokens, group)
 
 
 def memory_of(reward: str) -> str:

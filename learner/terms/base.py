@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, calling
 from cluster.plugins import Plugin
 from cluster.types import Batch
 from learner.engine import Engine
@@ -69,10 +69,11 @@ class Terms:
         factor, addend = torch.ones_like(sums.behaviour), torch.zeros_like(sums.behaviour)
         metrics: dict[str, float] = {}
         for name, coef, term in self._terms:
-            loss, found = term.loss(sums)
+            with calling(f"learner.terms: '{name}'"):
+                loss, found = term.loss(sums)
+                changed = term.advantages(sums)
             total = total + coef * loss
             metrics |= {f"loss/{name}": float(loss.detach()), **found}
-            changed = term.advantages(sums)
             if changed is not None:
                 factor, addend = factor * changed[0].detach(), addend * changed[0].detach() + changed[1].detach()
         leaves = [sums.logprobs, sums.sampled, sums.weighted, sums.appended]

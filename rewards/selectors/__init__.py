@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cluster.config import SelectorSection
+from cluster.errors import PluginError, calling
 from cluster.plugins import build
 from cluster.types import Group, Mixed, Scores
 from rewards.selectors.base import Selector
@@ -41,6 +42,12 @@ class Selection:
         self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]], mixed: Sequence[Mixed]
     ) -> list[Mixed]:
         found = list(mixed)
-        for selector in self._selectors:
-            found = selector.of_step(groups, scores, found)
+        for i, selector in enumerate(self._selectors):
+            where = f"selectors[{i}] ({type(selector).__name__})"
+            with calling(where):
+                found = list(selector.of_step(groups, scores, found))
+            if len(found) != len(groups) or not all(isinstance(one, Mixed) for one in found):
+                raise PluginError(
+                    f"{where} returned {found!r:.80} for {len(groups)} groups; one Mixed each is expected."
+                )
         return found
