@@ -51,6 +51,10 @@ def self_play_update(
     return rewards, unnormalised / unnormalised.sum()
 
 
+ROUNDING = 1e-9
+"""Shares of a scale, such as 5/6 − 4/6, miss their difference by so much."""
+
+
 def large_margin_pairs(
     scores: Float[np.ndarray, " G"],
     student: Bool[np.ndarray, " G"],
@@ -69,7 +73,7 @@ def large_margin_pairs(
         (i, j)
         for i in range(len(scores))
         for j in range(len(scores))
-        if i != j and scores[i] >= floor and scores[i] - scores[j] >= needed[i]
+        if i != j and scores[i] >= floor - ROUNDING and scores[i] - scores[j] >= needed[i] - ROUNDING
     ]
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from learner.sums import Sums
 from learner.terms.base import LossTerm
 
+MIX_DELAY = 200
+"""Steps of the loss before self-rewards are mixed into advantages."""
+
 
 class LaSeR(LossTerm):
     """Mean of w · (r − v)² over rollouts that are not truncated: r = β · (ℓ − c), v whether the verifier says right.
@@ -34,7 +37,8 @@ class LaSeR(LossTerm):
     from_step: NonNegativeInt = 0
     """The steps before are warm-up and have no such loss; 200 in the paper for a base model."""
     mix: float = Field(default=0.1, ge=0, le=1)
-    mix_after_steps: NonNegativeInt = 200
+    mix_after_steps: NonNegativeInt | None = None
+    """From this step on self-rewards are mixed in; by default 200 steps after `from_step`, as in the paper."""
     min_std: PositiveFloat = 0.1
     """A group whose self-rewards deviate by less keeps its advantages."""
 
@@ -59,7 +63,8 @@ class LaSeR(LossTerm):
         return (loss if sums.step >= self.from_step else 0 * loss), metrics
 
     def advantages(self, sums: Sums) -> tuple[Tensor, Tensor] | None:
-        if sums.step < self.mix_after_steps or self.mix == 0:
+        mix_from = self.from_step + MIX_DELAY if self.mix_after_steps is None else self.mix_after_steps
+        if sums.step < mix_from or self.mix == 0:
             return None
         scores = torch.where(sums.truncated, 0.0, self._rewards(sums).detach().clamp(0, 1))
         own = standardised_in_group(scores, sums.group, self.min_std)

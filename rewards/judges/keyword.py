@@ -97,6 +97,8 @@ class KeywordJudge:
             return "\n".join(f"{i}: {'yes' if hits[0] >= int(i) else 'no'}" for i in numbers), ()
         if "Do not give the verdict yet" in system and len(call.messages) == 2:
             return f"I count {', '.join(map(str, hits))}.", ()
+        if "-3: response A is much better" in system:
+            return self._strength(user, hits), ()
         scale = SCALE.findall(call.messages[-1].content) or SCALE.findall(system)
         labels = [label.strip() for label in scale[-1].split(",")]
         logprobs = self._logprobs(labels, hits)
@@ -107,6 +109,14 @@ class KeywordJudge:
             return best, (verdict,) if call.top_logprobs else ()
         before = Token("Counted.\nVerdict: ", 0.0)
         return f"{before.text}{best}", (before, verdict) if call.top_logprobs else ()
+
+    def _strength(self, user: str, hits: Sequence[int]) -> str:
+        """Verdict from −3 (A is much better) to 3; between equals the texts decide, so that the order does not."""
+        levels = hits[0] - hits[1] + round(self._first_bias / self._sharpness)
+        if levels == 0:
+            first, second = RESPONSE.findall(user)
+            levels = 1 if first < second else -1
+        return f"Counted.\nVerdict: {-max(-3, min(levels, 3))}"
 
     def _label(self, user: str, chance: float) -> tuple[str, tuple[Token, ...]]:
         """Of a caption, or of the first of two: the prompts of `rewards.distilled.captions`."""

@@ -11,6 +11,7 @@ from cluster.types import Group, Scores
 from rewards.base import Services, Signal
 from rewards.sandbox.pool import Target
 
+TAG = re.compile(r"</?(?:think|answer)>")
 MATCHES = Target("rewards.sandbox.patterns", "matches")
 
 
@@ -24,6 +25,8 @@ def _compiles(pattern: str) -> str:
 
 class Format(Signal):
     """1 where the whole text matches `pattern`; `.` also matches line breaks.
+
+    `<think>` and `<answer>` occur no more often than the pattern spells them out: a second or nested block has no form.
 
     The pattern runs on foreign text in the sandbox, in a process that is ended after `timeout_s`: backtracking can take
     forever.
@@ -50,4 +53,9 @@ async def matches(
     found = await services.verify(MATCHES, pattern, anywhere, texts, timeout_s=timeout_s)
     if not isinstance(found, list) or len(found) != len(texts) or not all(isinstance(f, bool) for f in found):
         raise ValueError(f"the pattern's process answered {found!r:.80} for {len(texts)} texts")
-    return found
+    return [f and tags_fit(pattern, text) for f, text in zip(found, texts, strict=True)]
+
+
+def tags_fit(pattern: str, text: str) -> bool:
+    """Whether no tag that a pattern spells out occurs more often in the text than in the pattern."""
+    return all(text.count(tag) <= pattern.count(tag) for tag in set(TAG.findall(pattern)))

@@ -152,6 +152,16 @@ def test_laser_balances_right_and_wrong_and_leaves_truncated_ones_out():
     assert float(verification_loss(rewards, right, ~everything, balance=True)) == 0
 
 
+def test_laser_mixes_in_its_rewards_200_steps_after_their_loss_has_begun():
+    sums = sums_of(
+        [0.0] * 2, [0.0] * 2, appended=column([-23, -13]), rewards=column([0, 1]), group=torch.tensor([0, 0])
+    )
+    for from_step in (0, 200):
+        term = LaSeR(token=7, from_step=from_step)
+        assert term.advantages(replace(sums, step=from_step + 199)) is None
+        assert term.advantages(replace(sums, step=from_step + 200)) is not None
+
+
 def test_laser_warms_up_and_keeps_the_advantages_of_groups_it_cannot_tell_apart():
     term = LaSeR(token=7, from_step=5, mix_after_steps=10)
     sums = sums_of(

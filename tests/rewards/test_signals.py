@@ -169,3 +169,17 @@ async def test_the_environments_own_reward_is_unknown_where_it_gave_none(service
     scores = await signal("environment").score(replace(plain, rollouts=tuple(rollouts)), services)
     assert scores.state.tolist() == [SCORED, FAILED, SCORED]
     assert scores.values[[0, 2]].tolist() == [0.5, -1.0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>a</think><think>b</think><answer>1</answer>",
+        "<think>a<think>b</think></think><answer>1</answer>",
+        "<think>a</think><answer>1</answer><answer>2</answer>",
+        "<think>a</think><answer><answer>2</answer></answer>",
+        "<think>a</think><answer>1</answer><think>b</think><answer>2</answer>",
+    ],
+)
+async def test_several_or_nested_blocks_are_not_in_the_form(text, services):
+    assert await values("format", services, text, "<think>a</think><answer>1</answer>") == [0, 1]

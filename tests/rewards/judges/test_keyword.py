@@ -8,6 +8,9 @@ from rewards.distilled.asking import Asking
 from rewards.distilled.captions import CaptionJudge
 from rewards.judges.keyword import KeywordJudge
 from rewards.judges.pool import JudgePool
+from rewards.judges.templates import Item
+from rewards.judges.templates.strength import PairwiseStrength
+from rewards.judges.types import Request
 from rewards.labels import pair
 
 CAPTIONS = [f"You see here {'an apple' if i % 3 == 0 else 'a rock'} of size {i}." for i in range(300)]
@@ -50,3 +53,29 @@ async def test_that_share_of_captions_is_never_labelled_and_the_others_are_right
     both = await labels_of(CAPTIONS, unreadable_rate=0.5, noise_rate=0.3)
     read = [(a, b) for a, b in zip(both, RIGHT, strict=True) if a is not None]
     assert sum(a != b for a, b in read) / len(read) == pytest.approx(0.3, abs=0.1), "noise among what is read"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "value"),
+    [
+        ("good good", "bad", 5 / 6),
+        ("bad", "good good", 1 / 6),
+        ("good", "bad", 2 / 3),
+        ("bad", "good good good good", 0.0),
+    ],
+)
+async def test_strengths_are_by_words_and_not_by_position(first, second, value):
+    pool = JudgePool("words", [KeywordJudge()])
+    verdict = await pool.ask(Request(PairwiseStrength(), Item("Say it.", (first, second), None), "text"))
+    await pool.close()
+    assert verdict.values == (pytest.approx(value),)
+
+
+async def test_strengths_of_equals_do_not_depend_on_their_order():
+    pool = JudgePool("words", [KeywordJudge()])
+    asked = [
+        Request(PairwiseStrength(), Item("Say it.", pair, None), "text") for pair in (("one", "two"), ("two", "one"))
+    ]
+    values = [(await pool.ask(request)).values[0] for request in asked]
+    await pool.close()
+    assert sum(values) == pytest.approx(1.0)

@@ -122,3 +122,10 @@ def test_dno_pairs_carry_margin_and_origin():
 def test_dno_mixes_old_pairs_in_ever_smaller_shares():
     assert replay_caps(100, 4) == [30, 15, 7, 3]
     assert replay_caps(100, 0) == []
+
+
+def test_dno_keeps_a_student_one_point_apart_where_points_are_shares_of_the_scale():
+    scores, student = np.array([5, 4, 6, 3]) / 6, np.array([True, True, False, True])
+    for student_margin in (1 / 6, 0.16):
+        found = large_margin_pairs(scores, student, floor=5 / 6, margin=2 / 6, student_margin=student_margin)
+        assert set(found) == {(0, 1), (0, 3), (2, 1), (2, 3)}

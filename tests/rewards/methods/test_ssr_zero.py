@@ -82,7 +82,7 @@ async def test_ssr_x_is_the_mean_with_an_external_scorer():
 
 async def test_a_rollout_out_of_the_layout_is_worth_nothing_and_is_not_asked_about():
     scores, judge = await scored([wrapped("one"), "one", wrapped("four") + " or " + wrapped("one")])
-    assert scores.values == pytest.approx([0.9, 0.0, 0.9])
+    assert scores.values == pytest.approx([0.9, 0.0, 0.0]), "a second block is out of the layout"
     assert len(judge.asked) == 1, "equal translations are judged once"
     assert "layout" in scores.provenance[1].note
     assert (await scored(["one", "two"]))[0].values.tolist() == [0, 0]
