@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TINY = "tiny:"
 TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
+"""A directory with a tokenizer has one of these files."""
 HUB_FILES = [*TOKENIZER_FILES, "*.safetensors"]
 
 
@@ -71,6 +73,11 @@ def load_tokenizer(section: ModelSection, seed: int, *, online: bool) -> Any | N
 def _tokenizer_in(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
+    if not any(file.stat().st_size for pattern in VOCABULARIES for file in directory.glob(pattern) if file.is_file()):
+        raise ConfigError(
+            f"model.path: '{directory}' has no tokenizer: none of {', '.join(VOCABULARIES)} is there. "
+            "Copy it from the model that this one was made from; tokenizer.save_pretrained writes it."
+        )
     try:
         return AutoTokenizer.from_pretrained(directory)
     except Exception as error:  # whatever the files of others make of it

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import checkpoint, own
+from cluster import checkpoint, leftovers, own
 from cluster.buffer import Buffer, Limits
 from cluster.config import POLICY, RunConfig, load, without_password
 from cluster.errors import ConfigError, DataError, nearest, one_line
@@ -57,6 +57,7 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     `online` may ask Hugging Face for a model's tokenizer; otherwise what is not on this machine is a warning.
     Raises ConfigError.
     """
+    skipped = leftovers.look(directory)
     place(directory)
     used_directory(settings, directory)
     resume_point(settings, directory)
@@ -66,7 +67,7 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     warnings = [said for own in settings.policy_names for said in model(settings.of_policy(own), head, online=online)]
     judged(settings, head)
     aliases(settings, directory)
-    return [*warnings, *storage(settings)]
+    return [*skipped, *warnings, *leftovers.sizes(settings, directory, weights_bytes(settings)), *storage(settings)]
 
 
 def aliases(settings: RunConfig, directory: Path) -> None:
@@ -179,6 +180,12 @@ def _plain(path: str, head: Sequence[Task]) -> None:
             )
 
 
+def weights_bytes(settings: RunConfig) -> int:
+    """Of the files of the policy's model, 0 where they are not on this machine yet."""
+    folder = Path(settings.model.path).expanduser()
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+
+
 def storage(settings: RunConfig) -> list[str]:
     """What the user's own Redis could lose. Raises ConfigError if it cannot be reached."""
     if settings.buffer.url is None:
@@ -265,7 +272,7 @@ def resume_point(settings: RunConfig, directory: Path) -> Path | None:
     if settings.resume == "off":
         return None
     if settings.resume == "auto":
-        found = checkpoint.committed(directory / "checkpoints")
+        found = checkpoint.usable(directory / "checkpoints")
         return found[-1] if found else None
     checkpoint.read(Path(settings.resume))
     return Path(settings.resume)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from cluster.failpoints import failpoint
 from cluster.own import readable
 from cluster.types import Manifest
 
+NAME = re.compile(r"global_step_\d+")
 STAGED = "saving"
 """Where members put their parts; whoever commits moves them into the checkpoint."""
 LOOK_S = 5.0
@@ -121,9 +123,45 @@ def commit(target: Path, manifest: Manifest) -> None:
 
 
 def committed(directory: Path) -> list[Path]:
-    """Directories of committed checkpoints, oldest first."""
-    found = [p.parent for p in directory.glob("global_step_*/manifest.json")]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("global_step_")))
+    """Directories of committed checkpoints, oldest first; other names and links beside them are not ours."""
+    found = [p.parent for p in directory.glob("global_step_*/manifest.json") if NAME.fullmatch(p.parent.name)]
+    ours = [p for p in found if not p.is_symlink() and (p / "manifest.json").is_file()]
+    return sorted(ours, key=lambda p: int(p.name.removeprefix("global_step_")))
+
+
+def usable(directory: Path) -> list[Path]:
+    """Committed checkpoints that can be resumed from, oldest first."""
+    return [path for path in committed(directory) if _damage(path) is None]
+
+
+def damaged(directory: Path) -> dict[Path, str]:
+    """Committed checkpoints that cannot be resumed from, and why."""
+    return {path: why for path in committed(directory) if (why := _damage(path)) is not None}
+
+
+def _damage(target: Path) -> str | None:
+    """What of a checkpoint cannot be read, as far as sizes and headers tell."""
+    try:
+        read(target)
+    except ConfigError:
+        return "manifest.json cannot be read"
+    for file in sorted(target.rglob("*.safetensors")):
+        try:
+            with file.open("rb") as opened:
+                length = int.from_bytes(opened.read(8), "little")
+                head = json.loads(opened.read(length)) if 0 < length <= 100 * 2**20 else None
+            ends = [tensor["data_offsets"][1] for name, tensor in (head or {}).items() if name != "__metadata__"]
+            if head is None or file.stat().st_size != 8 + length + max(ends, default=0):
+                return f"{file.relative_to(target)} is not whole"
+        except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return f"{file.relative_to(target)} cannot be read"
+    for file in (target / "learner" / "state.json", target / "config.json", target / "adapter_config.json"):
+        try:
+            if file.exists() and not isinstance(json.loads(file.read_text("utf-8")), dict):
+                return f"{file.relative_to(target)} cannot be read"
+        except (OSError, ValueError):
+            return f"{file.relative_to(target)} cannot be read"
+    return None
 
 
 def abandon_after(directory: Path, step: int) -> None:
@@ -145,7 +183,7 @@ def read(target: Path) -> Manifest:
             f"resume = '{target}' is not a committed checkpoint: it has no manifest.json. "
             "Name a directory like runs/NAME/checkpoints/global_step_40, or 'auto'."
         ) from error
-    except (msgspec.DecodeError, json.JSONDecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{target / 'manifest.json'} cannot be read: {error}. Resume from an older one.") from error
 
 

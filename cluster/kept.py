@@ -8,6 +8,7 @@ are made from the indices; the tokens of a group are read when somebody opens it
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ import numpy as np
 
 from cluster.types import CutRecord, Group, Scores, decode, encode
 
+NAME = re.compile(r"step_\d+\.kept")
 PROMPT_CHARACTERS = 300
 _LENGTH = struct.Struct("<Q")
 
@@ -88,7 +90,7 @@ class Keeper:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="kept-groups")
         self._under_way: Future[None] | None = None
         directory.mkdir(parents=True, exist_ok=True)
-        self._counts = {path: len(index(path)) for path in files(directory)}
+        self._counts = {path: len(found) for path in files(directory) if (found := try_index(path)) is not None}
         for path in [p for p in self._counts if step_of(p) > done]:
             path.unlink()
             del self._counts[path]
@@ -147,8 +149,17 @@ class Keeper:
 
 
 def files(directory: Path) -> list[Path]:
-    """In the order of steps."""
-    return sorted(directory.glob("step_*.kept"))
+    """In the order of steps; other names beside them are not ours."""
+    found = [p for p in directory.glob("step_*.kept") if NAME.fullmatch(p.name) and p.is_file() and not p.is_symlink()]
+    return sorted(found, key=step_of)
+
+
+def try_index(path: Path) -> list[Glance] | None:
+    """What a file holds; None for one that is damaged, or was removed meanwhile."""
+    try:
+        return index(path)
+    except (OSError, ValueError, struct.error, OverflowError, MemoryError):
+        return None
 
 
 def step_of(path: Path) -> int:
@@ -159,7 +170,12 @@ def index(path: Path) -> list[Glance]:
     """What a file holds. Raises FileNotFoundError if it was removed meanwhile."""
     with path.open("rb") as file:
         (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-        return decode(file.read(length), list[Glance])
+        if length > path.stat().st_size:
+            raise ValueError(f"'{path}' is damaged: its index would be longer than the file.")
+        found = decode(file.read(length), list[Glance])
+        if sum(entry.size for entry in found) + _LENGTH.size + length > path.stat().st_size:
+            raise ValueError(f"'{path}' is damaged: groups at its end are missing.")
+        return found
 
 
 def read(path: Path, entry: Glance) -> KeptGroup:

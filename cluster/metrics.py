@@ -65,7 +65,9 @@ class Recorder:
             path = self.directory / name
             if not path.exists():
                 continue
-            kept = [line for line in path.read_text().splitlines(keepends=True) if _survives(line, step)]
+            kept = [
+                line for line in path.read_text("utf-8", "replace").splitlines(keepends=True) if _survives(line, step)
+            ]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(kept))
             temporary.replace(path)
@@ -114,18 +116,20 @@ def read_alarms(directory: Path) -> list[dict[str, Any]]:
 
 def _rows(path: Path) -> list[Row]:
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # torn by a crash or damaged: the others count
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 
 def _survives(line: str, step: int) -> bool:
     try:
         return json.loads(line)["step"] <= step
-    except json.JSONDecodeError:
+    except (ValueError, TypeError, KeyError, RecursionError):
         return False
 
 

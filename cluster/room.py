@@ -17,6 +17,8 @@ from cluster.errors import ConfigError
 
 LABEL = "kanabo-role"
 """Of nodes; `deploy/kuberay` sets it."""
+CPU_SHARE = 0.9
+"""Of an engine and a rank of the learner where there is no GPU: with a reward worker they fit on two CPUs."""
 NODES_OF = {"distiller": "reward", "generator": "rollout", "scorer": "judge"}
 """Roles whose nodes are another's."""
 
@@ -40,8 +42,8 @@ def place_of(config: RunConfig, role: str, gpu: bool) -> Place:
     kind, _, name = role.partition(":")
     own = config.of_policy(name) if name in config.policies else config
     wanted = {
-        "rollout": {"CPU": 1.0, "GPU": float(own.engine.tensor_parallel)},
-        "learner": {"CPU": 1.0, "GPU": 1.0},
+        "rollout": {"CPU": 1.0 if gpu else CPU_SHARE, "GPU": float(own.engine.tensor_parallel)},
+        "learner": {"CPU": 1.0 if gpu else CPU_SHARE, "GPU": 1.0},
         "reward": {"CPU": 0.1},
         "distiller": {"CPU": 1.0},
         "generator": {"CPU": 1.0, "GPU": float(config.engine.tensor_parallel)},

@@ -217,7 +217,7 @@ class Supervisor:
 
     def _newest(self) -> Path | None:
         """The last committed checkpoint of this run."""
-        return (checkpoint.committed(Path(self._site.run_dir) / "checkpoints") or [None])[-1]
+        return (checkpoint.usable(Path(self._site.run_dir) / "checkpoints") or [None])[-1]
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         task.result()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from datetime import timedelta
@@ -21,12 +22,13 @@ import torch
 from torch import Tensor
 
 from cluster.config import LearnerSection
+from cluster.errors import ConfigError, one_line
 from cluster.types import Micro
 from learner import lora
 from learner.collectives import limit_waits
 from learner.critic import ValueHead
 from learner.masters import Masters
-from learner.model import attach_row_selection, by_layer, logprobs_of, tied_head
+from learner.model import attach_row_selection, by_layer, logprobs_of, tied_head, use_savable_generation_config
 from learner.optimizer import Guarded, lr_at, make_optimizer, parameter_groups
 from learner.statistics import token_statistics
 
@@ -115,6 +117,10 @@ class DeepSpeedEngine:
             torch.set_num_threads(section.threads)
         model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[section.dtype])
         self.vocab_size = int(model.config.vocab_size)
+        self._copied = (
+            *TOKENIZER_FILES,
+            *(("generation_config.json",) if use_savable_generation_config(model) else ()),
+        )
         model.train()
         if section.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -290,9 +296,34 @@ class DeepSpeedEngine:
                 lora.write(directory, state, self._lora)
             else:
                 self._policy.save_pretrained(directory, state_dict=state)
-            for pattern in TOKENIZER_FILES:
-                for file in self._model_dir.glob(pattern):
-                    shutil.copy(file, directory)
+            self._copy_files(directory)
+
+    def try_export(self) -> None:
+        """Write all of an export but the weights into a folder that is removed, before anything is trained for it.
+
+        Raises ConfigError.
+        """
+        from transformers import AutoConfig, AutoTokenizer
+
+        with tempfile.TemporaryDirectory(prefix="kanabo-export-") as folder:
+            try:
+                self._policy.config.save_pretrained(folder)
+                if getattr(self._policy, "generation_config", None) is not None:
+                    self._policy.generation_config.save_pretrained(folder)
+                self._copy_files(Path(folder))
+                AutoConfig.from_pretrained(folder)
+                AutoTokenizer.from_pretrained(folder)
+            except Exception as error:  # whatever the files of others make of it
+                raise ConfigError(
+                    f"model.path: what is trained from '{self._model_dir}' could not be saved: {one_line(error)} "
+                    "Mend its configuration, generation_config.json or tokenizer files."
+                ) from error
+
+    def _copy_files(self, directory: Path) -> None:
+        for pattern in self._copied:
+            for file in self._model_dir.glob(pattern):
+                if file.is_file():
+                    shutil.copyfile(file, directory / file.name)
 
     def close(self) -> None:
         self._engine.destroy()

@@ -39,6 +39,26 @@ def attach_row_selection(model: Any) -> RowSelection:
     return select
 
 
+def use_savable_generation_config(model: Any) -> bool:
+    """Replace a generation configuration that transformers reads but refuses to write; returns whether it did.
+
+    Many models have sampling keys without `do_sample`. Training uses none of it, and an export copies the file.
+    """
+    from transformers import GenerationConfig
+
+    found = getattr(model, "generation_config", None)
+    if found is None:
+        return False
+    try:
+        found.validate(strict=True)
+    except ValueError:
+        model.generation_config = GenerationConfig(
+            bos_token_id=found.bos_token_id, eos_token_id=found.eos_token_id, pad_token_id=found.pad_token_id
+        )
+        return True
+    return False
+
+
 def tied_head(model: Any) -> tuple[str, str] | None:
     """(name of the output head's weight, name of the parameter it shares) if they are tied."""
     head = model.get_output_embeddings()

@@ -79,6 +79,8 @@ def learn(
     join(told.rank, section.ranks, told.master, timeout_s=section.collective_timeout_s)
     stage("loads the model")
     engine = DeepSpeedEngine(told.model_dir, section, config.seed)
+    if told.rank == 0:
+        engine.try_export()
     memory = memory_of(config, remembering)
     if told.resume_from is not None:
         engine.load(told.resume_from / "learner")

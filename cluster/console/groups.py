@@ -153,9 +153,8 @@ class GroupIndex:
             del self._files[path]
             changed = True
         for path in there.keys() - self._files.keys():
-            try:
-                found = kept.index(path)
-            except FileNotFoundError:  # the oldest are removed while we look
+            found = kept.try_index(path)
+            if found is None:  # the oldest are removed while we look; a damaged one is not shown
                 continue
             self._files[path] = (there[path], [_entry(g.id, "trained", g, path=path) for g in found])
             changed = True

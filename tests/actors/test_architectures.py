@@ -77,9 +77,9 @@ async def test_a_model_samples_from_the_weights_that_it_was_handed(tmp_path: Pat
     finally:
         await engine.close()
     print(f"TABLE {name}: before {before:.2g}, stale {moved:.2g}, after {after:.2g}")
-    assert before < 2e-3
-    assert moved > 0.01, "the change is too small to be seen"
-    assert after < 2e-3
+    assert before < 0.01
+    assert moved > 0.2, "the change is too small to be seen"
+    assert after < 0.02
 
 
 @pytest.mark.verify

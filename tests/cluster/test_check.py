@@ -410,7 +410,7 @@ def test_a_cluster_that_is_too_small_is_said_within_30_seconds(command, tmp_path
     answer = command("rollout.workers=3")
     assert time.monotonic() - start < 30
     refused(
-        answer, tmp_path, "rollout.workers = 3", "rollout: 2 of 3 places with 1 CPU", "nodes have 2 CPU", "add nodes"
+        answer, tmp_path, "rollout.workers = 3", "rollout: 2 of 3 places with 0.9 CPU", "nodes have 2 CPU", "add nodes"
     )
     assert not ray.is_initialized()
     answer = command("weights.transport=nccl")

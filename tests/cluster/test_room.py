@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cluster import config
@@ -96,3 +98,10 @@ def test_the_roles_own_labels_add_to_those_of_the_layout(tmp_path):
 def test_what_cannot_be_is_refused(tree, said):
     with pytest.raises(ConfigError, match=said):
         config.parse(tree)
+
+
+def test_the_quickstart_fits_on_two_cpus():
+    quickstart = Path(__file__).parents[2] / "deploy" / "recipes" / "quickstart.toml"
+    wanted = places(config.load(quickstart), gpu=False)
+    assert {place.role for place in wanted} == {"learner", "rollout", "reward"}
+    assert unplaceable(wanted, [({"CPU": 2.0}, {})]) == []

@@ -1,0 +1,154 @@
+"""Whatever lies damaged or strange in a run's directory is skipped with a warning, or refused in one line."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cluster import check, checkpoint, config, kept, leftovers, metrics
+from cluster.errors import ConfigError
+from cluster.types import Manifest, encode
+
+RECIPE = Path(__file__).parents[2] / "deploy" / "recipes" / "quickstart.toml"
+KINDS = (
+    "id", "config.toml", "metrics.jsonl", "samples.jsonl", "alarms.jsonl", "summary.json", "error.txt",
+    "redis/password", "redis/redis.conf", "redis/redis.pid", "owner.lock",
+    "groups/step_00000001.kept", "groups/step_00000002.kept",
+    "checkpoints/global_step_1/manifest.json", "checkpoints/global_step_2/manifest.json",
+    "checkpoints/global_step_2/model.safetensors", "checkpoints/global_step_2/config.json",
+    "checkpoints/global_step_2/learner/part-000.safetensors", "checkpoints/global_step_2/learner/state.json",
+    "redis", "groups", "checkpoints", "checkpoints/global_step_2",
+)  # fmt: skip
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _replace(path: Path, make: Callable[[Path], object]) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    make(path)
+
+
+WAYS: dict[str, Callable[[Path], object]] = {
+    "truncated": _truncate,
+    "empty": lambda path: path.write_bytes(b""),
+    "garbage": lambda path: path.write_bytes(bytes(range(256)) * 8),
+    "zeros": lambda path: path.write_bytes(bytes(4096)),
+    "json of another shape": lambda path: path.write_text("[1, 2]\n"),
+    "a directory": lambda path: _replace(path, Path.mkdir),
+    "a file": lambda path: _replace(path, Path.touch),
+    "a dangling link": lambda path: _replace(path, lambda p: p.symlink_to("nowhere")),
+    "a link to itself": lambda path: _replace(path, lambda p: p.symlink_to(p.name)),
+    "gone": lambda path: _replace(path, lambda p: None),
+    "a copy beside it": lambda path: (shutil.copytree if path.is_dir() else shutil.copy)(
+        path, path.with_name(path.name + ".bak")
+    ),
+    "a copy with a suffix": lambda path: (shutil.copytree if path.is_dir() else shutil.copy)(
+        path, path.with_name(f"{path.stem} (1){path.suffix}")
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's directory with a file of each kind."""
+    run = tmp_path_factory.mktemp("runs") / "quickstart"
+    for step in (1, 2):
+        target = run / "checkpoints" / f"global_step_{step}"
+        (target / "learner").mkdir(parents=True)
+        for file in ("model.safetensors", "learner/part-000.safetensors"):
+            save_file({"w": torch.ones(64)}, target / file)
+        (target / "config.json").write_text('{"model_type": "llama"}')
+        (target / "learner" / "state.json").write_text('{"step": 1}')
+        checkpoint.commit(target, Manifest("policy", step, 1, step * 64, (), (), ()))
+        (run / "groups").mkdir(exist_ok=True)
+        head = encode([])
+        (run / "groups" / f"step_{step:08d}.kept").write_bytes(len(head).to_bytes(8, "little") + head)
+    (run / "redis").mkdir()
+    for name in ("id", "redis/password", "redis/redis.pid", "owner.lock", "error.txt"):
+        (run / name).write_text("quickstart-abcdef")
+    (run / "redis" / "redis.conf").write_text("bind 127.0.0.1\nport 1\n")
+    (run / "config.toml").write_text(config.dump(settings(run.parent)))
+    for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl"):
+        (run / name).write_text('{"step": 1, "reward/mean": 0.5}\n{"step": 2, "reward/mean": 0.5}\n')
+    (run / "summary.json").write_text("{}")
+    return run
+
+
+def settings(runs: Path) -> config.RunConfig:
+    return config.load(RECIPE, [f"run.dir={runs}"])
+
+
+def start(run: Path) -> list[str]:
+    """What is read of a run's directory before its actors are placed."""
+    recipe = settings(run.parent)
+    warnings = leftovers.look(run)
+    check.place(run)
+    check.used_directory(recipe, run)
+    resumed = check.resume_point(recipe, run)
+    recorder = metrics.Recorder(run, recipe.tracking, "quickstart", {})
+    recorder.forget_after(checkpoint.read(resumed).step if resumed else -1)
+    recorder.close()
+    metrics.read(run)
+    metrics.read_alarms(run)
+    kept.Keeper(run / "groups", 100, done=2).finish()
+    check.run_id(recipe, run)
+    return warnings
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_run_directory_starts_or_is_refused_in_one_line(whole: Path, tmp_path: Path, kind: str, way: str):
+    run = Path(shutil.copytree(whole, tmp_path / "quickstart"))
+    if (run / kind).is_dir() and way in ("truncated", "empty", "garbage", "zeros", "json of another shape"):
+        pytest.skip("only files have contents")
+    WAYS[way](run / kind)
+    refused = None
+    try:
+        start(run)
+    except ConfigError as error:
+        refused = str(error)
+    assert refused is None or (str(tmp_path) in refused and len(refused.splitlines()) == 1)
+
+
+@pytest.mark.parametrize("way", ["truncated", "empty", "garbage", "zeros"])
+@pytest.mark.parametrize("kind", [k for k in KINDS if "global_step_2/" in k or k.startswith("groups/")])
+def test_what_can_be_done_without_is_skipped_with_a_warning(whole: Path, tmp_path: Path, kind: str, way: str):
+    run = Path(shutil.copytree(whole, tmp_path / "quickstart"))
+    WAYS[way](run / kind)
+    warnings = start(run)
+    assert len(warnings) == 1
+    assert "damaged" in warnings[0]
+    if "global_step_2" in kind:
+        assert check.resume_point(settings(tmp_path), run) == run / "checkpoints" / "global_step_1"
+
+
+def test_a_backup_beside_the_checkpoints_is_no_checkpoint(whole: Path, tmp_path: Path):
+    run = Path(shutil.copytree(whole, tmp_path / "quickstart"))
+    shutil.copytree(run / "checkpoints" / "global_step_2", run / "checkpoints" / "global_step_2.bak")
+    assert [p.name for p in checkpoint.committed(run / "checkpoints")] == ["global_step_1", "global_step_2"]
+    assert start(run) == []
+
+
+def test_an_undamaged_directory_has_no_warning(whole: Path, tmp_path: Path):
+    assert start(Path(shutil.copytree(whole, tmp_path / "quickstart"))) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "words"), [("/dev/shm", "/dev/shm has 4 MB free.*shm-size"), ("", "run.dir: .*Free")]
+)
+def test_too_little_room_is_named_before_the_start(tmp_path: Path, monkeypatch, place: str, words: str):
+    def usage(path) -> SimpleNamespace:
+        here = str(path) == place if place else str(path) != "/dev/shm"
+        return SimpleNamespace(free=4 * 2**20 if here else 2**40)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    with pytest.raises(ConfigError, match=words):
+        leftovers.sizes(settings(tmp_path), tmp_path, 0)
