@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import checkpoint, leftovers, own
+from cluster import checkpoint, leftovers, own, trial
 from cluster.buffer import Buffer, Limits
 from cluster.config import POLICY, RunConfig, load, without_password
 from cluster.errors import ConfigError, DataError, nearest, one_line
@@ -67,7 +67,8 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     warnings = [said for own in settings.policy_names for said in model(settings.of_policy(own), head, online=online)]
     judged(settings, head)
     aliases(settings, directory)
-    return [*skipped, *warnings, *leftovers.sizes(settings, directory, weights_bytes(settings)), *storage(settings)]
+    sizes = leftovers.sizes(settings, directory, weights_bytes(settings))
+    return [*skipped, *warnings, *sizes, *storage(settings), *trial.rewards(settings, head)]
 
 
 def aliases(settings: RunConfig, directory: Path) -> None:

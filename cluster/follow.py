@@ -15,6 +15,7 @@ from cluster.alarm import Alarmed
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
 from cluster.errors import BudgetSpent, KanaboError, calling
+from cluster.health import Health
 from cluster.metrics import Recorder
 from cluster.table import LiveTable
 from cluster.topology import POLICY
@@ -52,7 +53,11 @@ class Follower:
         self._drifts: Counter[str] = Counter()
         """Both by policy."""
         self._data_failures = self._leases_lost = 0
+        self._groups = 0
         self._accuracy: float | None = None
+        self.health = Health(config, self._warn)
+        self.not_measured: dict[str, str] = {}
+        """Figures of the summary that could not be measured, and why."""
         self._monitors = build_monitors(config)
         if self._monitors:  # after a resume they are where they were
             for row in metrics.read(recorder.directory):
@@ -101,6 +106,17 @@ class Follower:
             self._accuracy = accuracy
         self._record(step, _of(policy, row))
 
+    def evaluation_lost(self, step: int, why: str) -> None:
+        """The evaluation of the weights of `step` gave no accuracy."""
+        self._warn(step, f"the evaluation at step {step} was lost: {why}")
+        self.not_measured["heldout_accuracy_final"] = f"the evaluation at step {step} was lost: {why}"
+
+    def _warn(self, step: int, message: str) -> None:
+        """Say what is wrong in the terminal, in the log and in the console."""
+        log.warning("%s", message)
+        self._table.warning(message)
+        self._recorder.alarm({"monitor": "health", "step": step, "signal": "", "message": message, "good": step})
+
     def _on_step(self, fields: dict[str, Any]) -> None:
         if fields["epoch"] != self.epoch:
             return
@@ -122,6 +138,7 @@ class Follower:
             **self._counts(),
         }
         self._record(step, row)
+        self.health.step(step, row)
         shown = row if self._accuracy is None else {**row, "heldout/accuracy": self._accuracy}
         self._table.step(step, shown)
         self.waiting = f"The learner took step {step} and waits for groups"
@@ -157,20 +174,31 @@ class Follower:
             there = self._counts().get("workers/num_rollout") or self._config.rollout.workers
             self._seconds += fields["seconds"] / there
         self._leases_lost += fields["leases_lost"]
+        self._groups += fields["groups"]
         self._spend(fields)
 
     def _on_reward(self, fields: dict[str, Any]) -> None:
+        self.health.rewards(fields)
         self._spend(fields)
 
     def _spend(self, fields: dict[str, Any]) -> None:
+        if not fields["data_failures"]:
+            return
         self._data_failures += fields["data_failures"]
-        if self._data_failures > self._config.run.max_data_failures:
+        failure = {"step": self._step + 1, "trained": False, "reason": "data_failure", "error": fields["last_failure"]}
+        self._recorder.sample(failure)
+        section = self._config.run
+        allowed = max(section.max_data_failures, int(section.max_data_failure_frac * self._groups))
+        if self._data_failures > allowed:
             raise BudgetSpent(
-                f"{self._data_failures} groups failed in a task, an environment or a reward; run.max_data_failures = "
-                f"{self._config.run.max_data_failures}. Mend it, or raise that. The last: {fields['last_failure']}"
+                f"{self._data_failures} groups failed in a task, an environment or a reward; allowed are {allowed} "
+                f"(run.max_data_failures = {section.max_data_failures}, run.max_data_failure_frac = "
+                f"{section.max_data_failure_frac:g} of {self._groups} groups). Fix the cause, or raise one of the two. "
+                f"The last: {fields['last_failure']}"
             )
 
     def _on_judges(self, fields: dict[str, Any]) -> None:
+        self.health.judges(fields["metrics"], fields.get("trouble", ""))
         self._recorder.record(self._step, fields["metrics"])
 
     def _on_distilled(self, fields: dict[str, Any]) -> None:

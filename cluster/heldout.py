@@ -35,16 +35,20 @@ class Evaluation:
 
     async def _run(self, policy: str, step: int, catch_up: bool) -> None:
         start = time.monotonic()
+        why = ""
         for _ in range(TRIES):
             try:
                 accuracy, answers = await self._ask(policy, catch_up)
             except INFRASTRUCTURE as error:  # a worker's death is counted where it is replaced
-                log.warning("the evaluation at step %d goes to another worker: %s", step, cause_of(error))
+                why = str(cause_of(error)).partition("\n")[0]
+                log.warning("the evaluation at step %d goes to another worker: %s", step, why)
             else:
                 agreement = self._agreement(policy, step, answers)
+                if math.isnan(accuracy) and policy == POLICY:
+                    self._follower.evaluation_lost(step, "no held-out rollout could be scored")
                 self._follower.heldout(step, accuracy, agreement, time.monotonic() - start, policy)
                 return
-        log.warning("the evaluation at step %d was lost with %d workers", step, TRIES)
+        self._follower.evaluation_lost(step, f"{TRIES} workers died over it, the last with: {why}")
 
     async def _ask(self, policy: str, catch_up: bool) -> tuple[float, Answers]:
         role = rollout_role(policy)

@@ -14,24 +14,37 @@ SUMMARY_KEYS = (
     "recipe", "steps", "wall_s", "heldout_accuracy_initial", "heldout_accuracy_final", "groups_claimed",
     "groups_trained", "groups_dropped", "groups_lost", "groups_trained_twice", "scores_failed",
     "max_staleness_observed", "parity_floor_nats", "parity_mean_nats", "parity_max_nats", "samples_per_s",
-    "tokens_per_s", "learner_waiting_frac", "versions_published",
+    "tokens_per_s", "learner_waiting_frac", "versions_published", "problem", "not_measured",
 )  # fmt: skip
 
 
-def summarize(recipe: str, directory: Path, wall_s: float, ledger: Mapping[str, Any]) -> dict[str, Any]:
-    """The summary of a run from its ledger and its recorded metrics."""
+def summarize(
+    recipe: str,
+    directory: Path,
+    wall_s: float,
+    ledger: Mapping[str, Any],
+    *,
+    problem: str = "",
+    not_measured: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The summary of a run from its ledger and its recorded metrics.
+
+    `problem` is what went wrong, in words. `not_measured` gives reasons by figure; every figure that is None has one in
+    the summary: an older value never takes its place.
+    """
     rows = metrics.read(directory)
     steps = [r for r in rows if "learner/step_s" in r]
-    accuracy = [r["heldout/accuracy"] for r in rows if r.get("heldout/accuracy") is not None]
+    reached = max((r["step"] for r in steps), default=0)
+    accuracy = {r["step"]: r["heldout/accuracy"] for r in rows if r.get("heldout/accuracy") is not None}
     parity = [r for r in rows if "policy/parity_mean_nats" in r]
     floor = [r["policy/parity_floor_nats"] for r in rows if r.get("policy/parity_floor_nats") is not None]
     busy_s = sum(r["learner/step_s"] for r in steps)
     values = {
         "recipe": recipe,
-        "steps": max((r["step"] for r in steps), default=0),
+        "steps": reached,
         "wall_s": wall_s,
-        "heldout_accuracy_initial": accuracy[0] if accuracy else None,
-        "heldout_accuracy_final": accuracy[-1] if accuracy else None,
+        "heldout_accuracy_initial": accuracy.get(0),
+        "heldout_accuracy_final": accuracy.get(reached),
         **ledger,
         "scores_failed": int(sum(r.get("reward/failed_scores", 0) for r in steps)),
         "parity_floor_nats": floor[0] if floor else None,
@@ -41,8 +54,20 @@ def summarize(recipe: str, directory: Path, wall_s: float, ledger: Mapping[str, 
         "tokens_per_s": sum(r["learner/tokens"] for r in steps) / busy_s if busy_s else None,
         "learner_waiting_frac": sum(r["learner/wait_s"] for r in steps) / busy_s if busy_s else None,
         "versions_published": sum(r.get("weights/published", 0) for r in rows),
+        "problem": problem,
     }
-    return {key: values.get(key) for key in SUMMARY_KEYS}
+    absent = [key for key in SUMMARY_KEYS if key != "not_measured" and values.get(key) is None]
+    reasons = {key: (not_measured or {}).get(key) or _reason(key, reached, bool(steps)) for key in absent}
+    return {key: values.get(key) for key in SUMMARY_KEYS} | {"not_measured": reasons}
+
+
+def _reason(key: str, reached: int, stepped: bool) -> str:
+    if key.startswith("heldout_accuracy"):
+        at = 0 if key.endswith("initial") else reached
+        return f"no evaluation was made at step {at}"
+    if key.startswith("parity"):
+        return "no published version was probed"
+    return "what became of the claims is unknown: Redis did not answer" if stepped else "no step was taken"
 
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:

@@ -150,7 +150,11 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
         ledger = buffer.summary(topology.POLICY)
     except BufferUnavailable as error:
         failure, ledger = failure or error, {}  # what became of the claims is unknown
-    summary = report.summarize(recipe, directory, time.monotonic() - begun, ledger)
+    problem = str(failure) if failure is not None else supervisor.problem()
+    wall_s = time.monotonic() - begun
+    summary = report.summarize(
+        recipe, directory, wall_s, ledger, problem=problem, not_measured=supervisor.not_measured()
+    )
     report.write_summary(directory, summary)
     report.draw_curves(directory)
     table.show_facts(f"kanabo · {directory}", summary)

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,6 +81,14 @@ class Supervisor:
             "failures": self._failures,
             "allowed_failures": allowed,
         }
+
+    def problem(self) -> str:
+        """What went wrong in a run that ended by itself, in words; nothing if it may have learnt something."""
+        return self._follower.health.problem()
+
+    def not_measured(self) -> dict[str, str]:
+        """Figures of the summary that could not be measured, and why."""
+        return self._follower.not_measured
 
     def _counts(self) -> dict[str, float]:
         workers = {f"workers/num_{role}": float(len(self._staff.of(role))) for role in self._staff.counts()}
@@ -255,7 +264,10 @@ class Supervisor:
                 except DiskFull as error:
                     self._follower.waiting = str(error)
                     log.warning("%s Trying again every %.0f s, within run.stall_s.", error, DISK_RETRY_S)
-                    await asyncio.sleep(DISK_RETRY_S)
+                    if self._asked_to_stop.is_set():
+                        raise Stalled(f"asked to stop while nothing can be saved: {error}") from error
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._asked_to_stop.wait(), DISK_RETRY_S)
 
     async def _check_time(self) -> None:
         if time.monotonic() > self._leave_by:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 console = Console(stderr=False)
@@ -23,7 +24,7 @@ def show_facts(title: str, facts: Mapping[str, Any]) -> None:
     table.add_column(justify="right")
     for key, value in facts.items():
         shown = number(value, ".4g") if isinstance(value, float) or value is None else str(value)
-        table.add_row(key, shown if value != {} else "none")
+        table.add_row(key, "none" if value in ({}, "") else shown)
     console.print(table)
 
 
@@ -70,6 +71,10 @@ class LiveTable:
         self._state = text
         if self._live:
             self._live.update(self._render())
+
+    def warning(self, text: str) -> None:
+        """Print what is wrong, above the table where there is one."""
+        console.print(f"[yellow]warning[/] {escape(text)}", highlight=False, soft_wrap=True)
 
     def state(self, text: str) -> None:
         """What the run as a whole is doing."""

@@ -58,6 +58,17 @@ class CutBuffer(Protocol):
     def record(self, epoch: int, record: CutRecord, filtered: dict[str, str]) -> CutRecord: ...
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A group that nothing could be learnt from, and why."""
+
+    group: Group
+    scores: dict[str, Scores]
+    rewards: np.ndarray
+    """[G] float64, NaN where unknown."""
+    reason: str
+
+
 @dataclass(slots=True)
 class Cut:
     """A recorded cut and its groups; `wait_s` is how long rollouts and scores were waited for."""
@@ -67,6 +78,8 @@ class Cut:
     wait_s: float = 0.0
     scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
     """Evidence by group id, where this call decided; a repeated cut reads rewards from the record alone."""
+    left_out: list[LeftOut] = field(default_factory=list)
+    """Groups that the step looked at and dropped, where this call decided."""
     observed: Any = None
     """What the controller that is asked noted of all groups that the step looked at (`Controller.observe`)."""
 
@@ -145,7 +158,9 @@ def cut(
     # What the last round filtered leaves with the record: nobody waits for its replacement.
     record = buffer.record(epoch, decided, dropped)
     groups = members if record.groups == decided.groups else _load(buffer, record)
-    return Cut(record, groups, waited, {i: seen.stored[i].scores for i in kept})
+    left_out = [LeftOut(seen.stored[i].group, seen.stored[i].scores, seen.mixed[i].rewards, reason)
+                for i, reason in seen.dropped.items()]  # fmt: skip
+    return Cut(record, groups, waited, {i: seen.stored[i].scores for i in kept}, left_out)
 
 
 def follow(buffer: CutBuffer, policy: str, step: int, *, stop: Callable[[], bool]) -> Cut | None:

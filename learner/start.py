@@ -13,6 +13,7 @@ from cluster.buffer import Buffer, Members
 from cluster.config import RunConfig
 from cluster.errors import ConfigError
 from cluster.kept import Keeper
+from cluster.types import SCORED, Group, Scores
 from learner.cut import Cut
 from learner.engine import DeepSpeedEngine, Engine, join
 from learner.hindsight import Hindsight
@@ -186,26 +187,38 @@ def _publisher(
 
 
 def samples(step: int, cut: Cut, count: int) -> list[dict[str, Any]]:
-    """The first rollout of each of `count` groups, with what it was given, as plain values."""
-    record = cut.record
-    rows = []
-    for group, rewards, advantages in list(zip(cut.groups, record.rewards, record.advantages, strict=True))[:count]:
-        scores = cut.scores.get(group.id, {})
-        rows.append(
-            {
-                "step": step,
-                "group": group.id,
-                "task": group.task.id,
-                "prompt": group.task.prompt,
-                "answer": group.task.answer,
-                "text": group.rollouts[0].text,
-                "finish": group.rollouts[0].finish,
-                "scores": {name: _number(s.values[0]) for name, s in scores.items()},
-                "reward": _number(rewards[0]),
-                "advantage": _number(np.mean(advantages[0])),
-            }
-        )
+    """The first rollout of each of `count` trained groups and of `count` dropped ones, as plain values.
+
+    A dropped group has the reason that it was dropped for, and no advantage.
+    """
+    record, rows = cut.record, []
+    trained = list(zip(cut.groups, record.rewards, record.advantages, strict=True))
+    for group, rewards, advantages in trained[:count]:
+        advantage = _number(np.mean(advantages[0]))
+        rows.append(_sample(step, group, cut.scores.get(group.id, {}), rewards) | {"advantage": advantage})
+    for out in cut.left_out[:count]:
+        dropped = {"advantage": None, "trained": False, "reason": out.reason}
+        rows.append(_sample(step, out.group, out.scores, out.rewards) | dropped)
     return rows
+
+
+def _sample(step: int, group: Group, scores: Mapping[str, Scores], rewards: np.ndarray) -> dict[str, Any]:
+    rollout = group.rollouts[0]
+    notes = {name: s.provenance[0].note for name, s in scores.items() if s.state[0] != SCORED and s.provenance}
+    return {
+        "step": step,
+        "group": group.id,
+        "task": group.task.id,
+        "prompt": group.task.prompt,
+        "answer": group.task.answer,
+        "text": rollout.text,
+        "finish": rollout.finish,
+        "scores": {name: _number(s.values[0]) for name, s in scores.items()},
+        "unscored": notes,
+        "reward": _number(rewards[0]),
+        "trained": True,
+        "reason": "",
+    }
 
 
 def _number(value: Any) -> float | None:

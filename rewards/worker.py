@@ -142,7 +142,11 @@ class RewardWorker:
             return
         self._reported = time.monotonic()
         if values := self._services.metrics():
-            await asyncio.to_thread(self._buffer.emit, "judges", {"worker": self.name, "metrics": values})
+            await asyncio.to_thread(
+                self._buffer.emit,
+                "judges",
+                {"worker": self.name, "metrics": values, "trouble": self._services.trouble()},
+            )
         if self._counted["asked"]:
             await self._emit_counts(data_failures=0)
 

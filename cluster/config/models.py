@@ -39,7 +39,11 @@ class RunSection(Section):
     max_infrastructure_failures: NonNegativeInt = 8
     """Restarts of dead workers, engines and Redis before the run gives up."""
     max_data_failures: NonNegativeInt = 64
-    """Groups that a task's row, an environment or a reward failed on before the run gives up."""
+    """Groups that a task's row, an environment or a reward may fail on, however short the run is."""
+    max_data_failure_frac: float = Field(default=0.05, ge=0, le=1)
+    """A long run may lose this share of its groups, where that is more than `max_data_failures`."""
+    max_empty_steps: PositiveInt = 3
+    """Steps in a row that train on nothing (all their groups dropped) before the run fails with the cause."""
 
 
 class TasksSection(Use):

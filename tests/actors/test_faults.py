@@ -236,16 +236,29 @@ async def test_a_held_out_task_that_fails_is_left_out_and_counted(worker):
 
 def test_failures_of_rollouts_and_rewards_share_a_budget_and_the_last_is_named(buffer):
     settings = parse({"run": {"max_data_failures": 3}})
-    follower = Follower(buffer, settings, SimpleNamespace(), SimpleNamespace(), lambda _: None)
+    samples: list[dict] = []
+    follower = Follower(buffer, settings, SimpleNamespace(sample=samples.append), SimpleNamespace(), lambda _: None)
     sampled = {
         "tokens": 0,
         "claims": True,
         "seconds": 1.0,
         "data_failures": 2,
         "leases_lost": 0,
+        "groups": 2,
         "last_failure": "group policy/1/0 dropped: x.",
     }
     follower._on_rollout(sampled)
     follower._on_reward({"data_failures": 1, "last_failure": "y."})
     with pytest.raises(BudgetSpent, match=r"4 groups failed.*max_data_failures = 3.*The last: group 7: judge is drunk"):
         follower._on_reward({"data_failures": 1, "last_failure": "group 7: judge is drunk"})
+    assert [row["error"] for row in samples] == ["group policy/1/0 dropped: x.", "y.", "group 7: judge is drunk"]
+    assert {row["reason"] for row in samples} == {"data_failure"}
+
+
+def test_a_long_run_may_lose_a_share_of_its_groups(buffer):
+    settings = parse({"run": {"max_data_failures": 3, "max_data_failure_frac": 0.1}})
+    follower = Follower(buffer, settings, SimpleNamespace(sample=lambda row: None), SimpleNamespace(), lambda _: None)
+    counts = {"tokens": 0, "claims": True, "seconds": 1.0, "leases_lost": 0, "groups": 1000, "last_failure": "x."}
+    follower._on_rollout(counts | {"data_failures": 100})
+    with pytest.raises(BudgetSpent, match="allowed are 100"):
+        follower._on_rollout(counts | {"data_failures": 1, "groups": 0})
