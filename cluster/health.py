@@ -16,7 +16,7 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.errors import KanaboError
 
-DROPPED = "buffer/num_dropped_"
+DROPPED = "num_dropped_"
 MIN_CALLS = 8
 """A reward's failures say something from so many rollouts on."""
 MAX_FAILED_FRAC = 0.5
@@ -112,7 +112,7 @@ class Health:
             )
 
     def _why(self, row: Mapping[str, float]) -> str:
-        reasons = {key.removeprefix(DROPPED): int(n) for key, n in row.items() if key.startswith(DROPPED) and n}
+        reasons = {key.partition(DROPPED)[2]: int(n) for key, n in row.items() if DROPPED in key and n}
         if not reasons:
             return self._failures() or "no group was ready before the step was assembled."
         parts = [f"{n} groups were dropped as '{r}' ({ADVICE.get(r, 'see the log')})" for r, n in reasons.items()]
