@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError, DataError, one_line
 from cluster.types import Message
 
 _HOLE = "\u241e\u241f"
+_TAGS = r"think|thinking|thought|thoughts|reasoning|reason|analysis|scratchpad|reflection|seed:think|answer"
+_OPENED = re.compile(rf"(?:<({_TAGS})>|\[(THINK)\])\s*\Z", re.IGNORECASE)
+"""A text that ends in the opening tag of a thought or an answer."""
 
 
 class Chat:
     """Renders prompts and observations with the tokenizer's chat template, or as plain text where it has none."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, stop: Sequence[str | int] = ()) -> None:
+        """`stop` names further tokens and strings that end a turn. Raises ConfigError for a token that is unknown."""
         self._tokenizer = tokenizer
         self._templated = bool(tokenizer.chat_template)
         if tokenizer.eos_token_id is None:
             raise ConfigError("model.path: its tokenizer has no end-of-sequence token, so no rollout could end.")
-        self.stop_tokens = [int(tokenizer.eos_token_id)]
+        ends = [int(tokenizer.eos_token_id), *self._template_ends(), *_generation_ends(tokenizer)]
+        self._ends = frozenset(ends)
+        tokens, self._stop_strings = self._stops(stop)
+        self.stop_tokens = list(dict.fromkeys([*ends, *tokens]))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a first observation, ready for the policy to go on. Raises DataError if the template refuses it."""
         if not self._templated:
-            return self._encode("".join(m.content for m in messages))
+            return self._encode_plain("".join(m.content for m in messages))
         return self._encode(self._render(messages))
 
     def observation(self, messages: Sequence[Message], *, after: int) -> list[int]:
@@ -34,20 +44,145 @@ class Chat:
         """
         if not self._templated:
             return self._encode("".join(m.content for m in messages))
-        around = self._render([Message("user", "."), Message("assistant", _HOLE), *messages])
-        ids = self._encode(around.split(_HOLE, 1)[1])
-        return ids[1:] if ids[0] == after else ids
+        ids = self._encode(self._render_observation(messages))
+        return ids[1:] if ids and ids[0] == after else ids
+
+    def opened(self, messages: Sequence[Message], *, first: bool = True) -> str:
+        """Text such as `<think>\\n` that the prompt ends in, so that the policy's turn begins inside it; else ''.
+
+        `first` says that `messages` begin the conversation.
+        """
+        if not self._templated:
+            text = "".join(m.content for m in messages)
+        else:
+            text = self._render(messages) if first else self._render_observation(messages)
+        match = _OPENED.search(text)
+        return match[0] if match else ""
 
     def text(self, tokens: Sequence[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+        """Decode what the policy wrote: only end-of-turn tokens are left out, other special tokens are text."""
+        kept = [int(t) for t in tokens if int(t) not in self._ends]
+        return self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def stopped_at(self, tokens: Sequence[int]) -> int | None:
+        """Return the length of the shortest prefix of `tokens` whose text holds a stop string, None if none does."""
+
+        def holds(length: int) -> bool:
+            text = self.text(tokens[:length])
+            return any(s in text for s in self._stop_strings)
+
+        if not self._stop_strings or not holds(len(tokens)):
+            return None
+        low, high = 1, len(tokens)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if holds(middle) else (middle + 1, high)
+        return low
+
+    def _stops(self, stop: Sequence[str | int]) -> tuple[list[int], list[str]]:
+        tokens: list[int] = []
+        strings: list[str] = []
+        added = {str(t): i for i, t in self._tokenizer.added_tokens_decoder.items()}
+        for one in stop:
+            if isinstance(one, str) and one in added:
+                tokens.append(added[one])
+            elif isinstance(one, str) and one:
+                strings.append(one)
+            elif isinstance(one, int) and 0 <= one < len(self._tokenizer):
+                tokens.append(one)
+            else:
+                raise ConfigError(
+                    f"rollout.stop = {list(stop)!r}: {one!r} is neither a text nor a token id below "
+                    f"{len(self._tokenizer)}. Name tokens by their text or id, and strings that end a turn."
+                )
+        return tokens, strings
+
+    def _template_ends(self) -> list[int]:
+        """The special token that the template writes after an assistant's turn, if it writes one."""
+        if not self._templated:
+            return []
+        rows = [{"role": "user", "content": "."}, {"role": "assistant", "content": _HOLE}]
+        try:
+            text = self._tokenizer.apply_chat_template(rows, add_generation_prompt=False, tokenize=False)
+        except Exception:  # a template is a program of others; prompts of real tasks say what it refuses
+            return []
+        special = set(self._tokenizer.added_tokens_decoder) | set(self._tokenizer.all_special_ids)
+        for token in self._encode(text.rpartition(_HOLE)[2]) if _HOLE in text else []:
+            if token in special:
+                return [token]
+            if self._tokenizer.decode([token]).strip():
+                break  # a turn that ends in plain text has no token of its own
+        return []
+
+    def _render_observation(self, messages: Sequence[Message]) -> str:
+        around = self._render([Message("user", "."), Message("assistant", _HOLE), *messages])
+        return around.split(_HOLE, 1)[1]
 
     def _render(self, messages: Sequence[Message]) -> str:
+        messages = merge_system(messages)
         rows = [{"role": m.role, "content": m.content} for m in messages]
         try:
-            return self._tokenizer.apply_chat_template(rows, add_generation_prompt=True, tokenize=False)
+            text = self._tokenizer.apply_chat_template(rows, add_generation_prompt=True, tokenize=False)
         except Exception as error:  # a template is a program of others, and may refuse roles or their order
             roles = ", ".join(m.role for m in messages)
             raise DataError(f"the model's chat template refuses messages of {roles}: {one_line(error)}") from error
+        _check_rendered(messages, text)
+        return text
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Ids of a text after the tokens that the tokenizer itself puts before a text, once."""
+        plain = self._encode(text)
+        if plain and plain[0] == self._tokenizer.bos_token_id:
+            return plain
+        whole = list(self._tokenizer.encode(text, add_special_tokens=True))
+        for start in range(len(whole) - len(plain) + 1):
+            if whole[start : start + len(plain)] == plain:
+                return whole[: start + len(plain)]  # an end-of-sequence token after a prompt would end it
+        return whole
+
+
+def merge_system(messages: Sequence[Message]) -> list[Message]:
+    """Join the system messages that begin a conversation to one: templates keep one, or write it twice."""
+    count = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+    if count < 2:
+        return list(messages)
+    return [Message("system", "\n\n".join(m.content for m in messages[:count])), *messages[count:]]
+
+
+def _check_rendered(messages: Sequence[Message], text: str) -> None:
+    """Raises DataError if the rendered prompt lacks a message's text or has a system message's text twice."""
+    place = 0
+    for message in messages:
+        content = message.content.strip()
+        if message.role == "assistant":  # templates leave out thoughts of earlier turns
+            content = content.rpartition("</think>")[2].strip()
+        spellings = (content, json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1])
+        found = next((s for s in spellings if s in text[place:]), None)
+        if found is None:
+            found = next((s for s in spellings if message.role == "system" and s in text), None)
+            if found is None:
+                raise DataError(
+                    f"the model's chat template leaves out the message of role '{message.role}': {content!r:.80} is "
+                    "not in the prompt. Use roles that the template knows, such as 'user', or another chat_template."
+                )
+            continue
+        place = text.index(found, place) + len(found) if message.role != "system" else place
+        expected = sum(m.content.count(found) for m in messages)
+        if message.role == "system" and len(found) >= 8 and text.count(found) > expected:
+            raise DataError(f"the model's chat template writes the system message {found!r:.80} more than once.")
+
+
+def _generation_ends(tokenizer: Any) -> list[int]:
+    """End-of-sequence tokens that the generation_config.json beside the tokenizer names."""
+    path = Path(str(tokenizer.name_or_path or "")) / "generation_config.json"
+    if not path.is_file():
+        return []
+    try:
+        ends = json.loads(path.read_text("utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"model.path: '{path}' is not a JSON object: {error}") from error
+    ends = ends if isinstance(ends, list) else [ends]
+    return [e for e in ends if isinstance(e, int) and 0 <= e < len(tokenizer)]

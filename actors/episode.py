@@ -30,6 +30,8 @@ class Transcript:
     turns: list[Turn] = field(default_factory=list)
     spans: list[VersionSpan] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    opened: str = ""
+    """What the last observation opened for the policy's next turn."""
 
     def observe(self, ids: list[int], observation: Observation) -> None:
         start = len(self.tokens)
@@ -39,6 +41,11 @@ class Transcript:
         self.events += observation.events
         text = "\n".join(m.content for m in observation.messages)
         self.turns.append(Turn(observation.messages[-1].role, start, len(self.tokens), text))
+
+    def cut(self, length: int) -> None:
+        """Leave out the tokens after the first `length`, which were sampled past a stop string."""
+        del self.tokens[length:], self.mask[length:], self.logprobs[length:]
+        self.spans = [VersionSpan(s.version, s.start, min(s.end, length)) for s in self.spans if s.start < length]
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ async def play_seats(
             begun = step.seat in seats
             transcript = seats.setdefault(step.seat, Transcript())
             ids = chat.observation(step.messages, after=transcript.tokens[-1]) if begun else chat.prompt(step.messages)
+            transcript.opened = chat.opened(step.messages, first=not begun)
             transcript.observe(ids, step)
             finish, text = await _speak(engine, chat, transcript, limits, task)
             full = len(transcript.tokens) >= engine.max_model_len
@@ -167,11 +175,15 @@ async def _speak(engine: Engine, chat: Chat, transcript: Transcript, limits: Lim
         transcript.logprobs += sample.logprobs.tolist()
         transcript.mask += [True] * len(sample.tokens)
         transcript.spans += [VersionSpan(s.version, s.start + offset, s.end + offset) for s in sample.spans]
+        if (length := chat.stopped_at(transcript.tokens[start:])) is not None:
+            transcript.cut(start + length)
+            finish = "stop"
+            break
         if sample.finish != "abort":
             finish = sample.finish
             break
     text = chat.text(transcript.tokens[start:])
-    transcript.turns.append(Turn("assistant", start, len(transcript.tokens), text))
+    transcript.turns.append(Turn("assistant", start, len(transcript.tokens), text, transcript.opened))
     return finish, text
 
 
@@ -190,4 +202,5 @@ def _rollout(seat: str, transcript: Transcript, finish: Finish, end: End, view: 
         events=(*transcript.events, *end.events),
         reward=end.rewards.get(seat, end.reward),
         role=seat,
+        opened=next((t.opened for t in transcript.turns if t.role == "assistant"), ""),
     )

@@ -155,7 +155,7 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
     tokenizer = load_tokenizer(settings.model, settings.seed, online=online)
     templated = tokenizer is not None and bool(tokenizer.chat_template)
     if templated:
-        chat = Chat(tokenizer)
+        chat = Chat(tokenizer, stop=settings.rollout.stop)
         try:
             for task in head[:RENDERED]:
                 for view in settings.rollout.views:

@@ -29,7 +29,8 @@ def plan(settings: RunConfig, directory: Path) -> str:
     return "\n".join(
         [
             f"{groups} tasks × {each} = {groups * size} samples a step, {_updates(learner)}, "
-            f"staleness ≤ {learner.max_staleness}, at most {outstanding} groups outstanding "
+            f"staleness ≤ {learner.max_staleness}, "
+            f"the policy's own dropout {'on' if learner.dropout else 'off'}, at most {outstanding} groups outstanding "
             f"(≤ {max(1, round(megabytes))} MB in Redis).",
             *(
                 (f"{name}: " if settings.policies else "") + _places(own)

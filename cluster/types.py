@@ -65,6 +65,8 @@ class Turn:
     start: int
     end: int
     text: str
+    opened: str = ""
+    """What the prompt opened for a turn of the policy, such as `<think>\\n`: the turn begins inside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,8 @@ class Rollout:
     """The environment's own reward; NaN if it gives none."""
     role: str = ""
     """Its seat, where several play in one episode; each seat has a rollout of its own."""
+    opened: str = ""
+    """What the prompt opened before the policy's first turn, such as `<think>\\n`: `text` begins inside it."""
 
     @property
     def truncated(self) -> bool:

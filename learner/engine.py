@@ -101,6 +101,17 @@ def join(rank: int, world: int, master: tuple[str, int], *, timeout_s: float) ->
     )
 
 
+def turn_off_dropout(model: Any) -> None:
+    """Set every rate of dropout of a model to 0: of its modules, of what they hand to functions, of its config."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in list(vars(holder).items()) if holder is not None else ():
+                if "drop" in name and isinstance(value, float):
+                    setattr(holder, name, 0.0)
+
+
 class DeepSpeedEngine:
     """`Engine` on DeepSpeed ZeRO 0-3, CPU or GPU. `join` comes first."""
 
@@ -121,6 +132,8 @@ class DeepSpeedEngine:
             *TOKENIZER_FILES,
             *(("generation_config.json",) if use_savable_generation_config(model) else ()),
         )
+        if not section.dropout:
+            turn_off_dropout(model)
         model.train()
         if section.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})

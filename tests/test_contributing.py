@@ -73,6 +73,12 @@ class Letters:
     def observation(self, messages, *, after):
         return [101]
 
+    def opened(self, messages, *, first=True):
+        return ""
+
+    def stopped_at(self, tokens):
+        return None
+
     def text(self, tokens):
         return "".join(str(t) for t in tokens if t)
 

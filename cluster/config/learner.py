@@ -196,6 +196,9 @@ class LearnerSection(Section):
     """Train adapters instead of the weights themselves; `initial` is then the model without them, kept only once."""
     collective_timeout_s: PositiveFloat = 300.0
     """A rank that does not meet the others within this time ends the learner, which is restarted."""
+    dropout: bool = False
+    """Keep the model's own dropout on while training. Engines sample without it, so it adds noise to every ratio.
+    `learner.lora.dropout` is a key of its own."""
     threads: NonNegativeInt = 0
     """CPU threads of one rank; 0 shares the cores out evenly among engines and ranks."""
 

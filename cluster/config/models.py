@@ -67,6 +67,9 @@ class RolloutSection(Section):
     """Tokens the policy may write per turn."""
     max_turns: PositiveInt = 1
     """Turns the policy may take in one episode."""
+    stop: tuple[str | int, ...] = ()
+    """Further tokens, by text or id, and strings that end a turn, beside the end-of-turn tokens of the model. The text
+    keeps them, and the tokens stay as sampled up to the one that completes the string."""
     concurrent_groups: PositiveInt = 64
     """Groups a worker keeps in flight."""
     lease_s: PositiveFloat = 600.0

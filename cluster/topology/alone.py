@@ -54,7 +54,7 @@ class Alone:
         self.failures = 0
         directory = prepare(settings.model, settings.seed)
         settings = _fitted(settings, directory)
-        self._chat = Chat(AutoTokenizer.from_pretrained(directory))
+        self._chat = Chat(AutoTokenizer.from_pretrained(directory), stop=settings.rollout.stop)
         engine = lookup(ENGINES, settings.engine.use, "engine")
         self._engine = engine(directory, settings, stop_tokens=self._chat.stop_tokens, version=INITIAL)
 

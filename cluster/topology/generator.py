@@ -57,7 +57,7 @@ class GeneratorActor:
         self._followed = Followed(site, site.config.generators[self._name].model)
         model = self._followed.model
         section = site.config.rollout
-        self._chat = Chat(AutoTokenizer.from_pretrained(site.model_dir))
+        self._chat = Chat(AutoTokenizer.from_pretrained(site.model_dir), stop=section.stop)
         # Engines of one seed and one model would say the same.
         number = len(site.config.policy_names) + list(site.config.generators).index(self._name)
         config = site.config.model_copy(update={"seed": site.config.seed + number})

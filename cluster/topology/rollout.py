@@ -67,7 +67,7 @@ class RolloutActor:
         source = build(TASKS, config.tasks.use, config.tasks.options, "tasks")
         tasks, self._heldout = source.train(), source.heldout()
         place = order(config.seed, len(tasks), config.tasks.shuffle)
-        chat = Chat(AutoTokenizer.from_pretrained(site.model_of(policy)))
+        chat = Chat(AutoTokenizer.from_pretrained(site.model_of(policy)), stop=config.rollout.stop)
         environment = config.rollout.environment
         memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
         # Short, because a socket's path may have 107 characters.

@@ -33,5 +33,11 @@ class Letters:
     def observation(self, messages, *, after):
         return self.prompt(messages)
 
+    def opened(self, messages, *, first=True):
+        return ""
+
+    def stopped_at(self, tokens):
+        return None
+
     def text(self, tokens):
         return "".join(chr(t) for t in tokens if t)

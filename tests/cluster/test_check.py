@@ -286,7 +286,8 @@ def test_messages_for_a_model_without_a_template(path, command, tmp_path, plain_
 
 
 def test_messages_that_the_template_refuses(command, tmp_path, plain_model):
-    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}hello"
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    template = refuses + "{{ messages[0].content }}"
     own = tmp_path / "model"
     own.mkdir()
     for file in plain_model.iterdir():

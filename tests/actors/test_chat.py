@@ -1,0 +1,130 @@
+"""Prompts and turns as token ids: what is opened, kept, added and dropped, with tokenizers made on the spot."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from actors.chat import Chat
+from cluster.errors import ConfigError, DataError
+from cluster.types import Message
+
+SPECIAL = ["<s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<answer>", "</answer>"]
+TURN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+CHATML = TURN + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+THINKS = TURN + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+NO_TOOLS = (
+    "{% for m in messages %}{% if m.role in ('user', 'assistant') %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+)
+DOUBLES = "{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}" + CHATML
+
+
+def tokenizer(template=None, *, bos=False, eos_after=False) -> Any:
+    """A byte-level tokenizer without merges, with the special tokens of common models."""
+    vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bare = Tokenizer(models.BPE(vocabulary, []))
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.decoder = decoders.ByteLevel()
+    bare.add_special_tokens(SPECIAL)
+    if bos or eos_after:
+        names = ["<s>"] * bos + ["$A"] + ["<|endoftext|>"] * eos_after
+        ids = [(t, bare.token_to_id(t)) for t in ("<s>", "<|endoftext|>")]
+        bare.post_processor = processors.TemplateProcessing(single=" ".join(names), special_tokens=ids)
+    made = PreTrainedTokenizerFast(tokenizer_object=bare, bos_token="<s>", eos_token="<|endoftext|>")
+    made.chat_template = template
+    return made
+
+
+def ids(of: Any, *tokens: str) -> list[int]:
+    return [of.convert_tokens_to_ids(t) for t in tokens]
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "opened"),
+    [
+        (THINKS, "hi", "<think>\n"),
+        (CHATML, "hi", ""),
+        (CHATML, "Write <think>", ""),
+        (None, "Assistant: <think>", "<think>"),
+        (None, "Assistant: <reasoning>\n", "<reasoning>\n"),
+        (None, "Use <think> and </think>. Assistant:", ""),
+    ],
+)
+def test_a_prompt_knows_what_it_opened(template, prompt, opened):
+    assert Chat(tokenizer(template)).opened([Message("user", prompt)]) == opened
+
+
+def test_a_later_turn_knows_what_it_opened():
+    assert Chat(tokenizer(THINKS)).opened([Message("user", "go on")], first=False) == "<think>\n"
+
+
+def test_only_end_of_turn_tokens_are_left_out_of_a_text():
+    made = tokenizer(CHATML)
+    text = "<think>a b</think><answer>4 , 5</answer>"
+    tokens = made.encode(text + "<|im_end|>", add_special_tokens=False)
+    assert Chat(made).text(tokens) == text
+    assert Chat(made).text([*tokens[:-1], *ids(made, "<|endoftext|>")]) == text
+
+
+@pytest.mark.parametrize("eos_after", [False, True])
+def test_without_a_template_the_tokenizers_bos_stands_once(eos_after):
+    made = tokenizer(bos=True, eos_after=eos_after)
+    plain = made.encode("1+1=", add_special_tokens=False)
+    chat = Chat(made)
+    assert chat.prompt([Message("user", "1+1=")]) == [*ids(made, "<s>"), *plain]
+    assert chat.prompt([Message("user", "<s>1+1=")]) == [*ids(made, "<s>"), *plain]
+    assert chat.observation([Message("user", "1+1=")], after=3) == plain
+
+
+def test_a_template_that_writes_bos_has_it_once():
+    made = tokenizer("{{ bos_token }}" + CHATML, bos=True)
+    assert Chat(made).prompt([Message("user", "x")]).count(made.bos_token_id) == 1
+
+
+def test_the_token_that_the_template_writes_after_a_turn_ends_it():
+    made = tokenizer(CHATML)
+    assert Chat(made).stop_tokens == ids(made, "<|endoftext|>", "<|im_end|>")
+    plain_end = tokenizer("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    assert Chat(plain_end).stop_tokens == ids(plain_end, "<|endoftext|>")
+
+
+def test_every_eos_of_the_generation_config_ends_a_turn(tmp_path):
+    made = tokenizer()
+    made.save_pretrained(tmp_path)
+    end, turn = ids(made, "<|endoftext|>", "<|im_end|>")
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, turn], "top_k": 1}))
+    assert Chat(PreTrainedTokenizerFast.from_pretrained(tmp_path)).stop_tokens == [end, turn]
+
+
+def test_a_recipe_names_further_tokens_and_strings():
+    made = tokenizer(CHATML)
+    chat = Chat(made, stop=["</answer>", "\nQ:", 7])
+    assert set(chat.stop_tokens) >= {*ids(made, "</answer>"), 7}
+    tokens = made.encode("4\nQ: 5", add_special_tokens=False)
+    assert chat.stopped_at(tokens) == 4
+    assert chat.stopped_at(tokens[:3]) is None
+    assert chat.text(made.encode("<answer>4</answer>", add_special_tokens=False)) == "<answer>4</answer>"
+    with pytest.raises(ConfigError, match=r"rollout\.stop"):
+        Chat(made, stop=[10**6])
+
+
+def test_a_message_that_the_template_leaves_out_is_refused():
+    chat = Chat(tokenizer(NO_TOOLS))
+    with pytest.raises(DataError, match="leaves out the message of role 'tool'"):
+        chat.observation([Message("tool", "result 42")], after=0)
+    with pytest.raises(DataError, match="leaves out the message of role 'system'"):
+        chat.prompt([Message("system", "Be brief."), Message("user", "x")])
+
+
+def test_system_messages_are_merged_and_stand_once():
+    made = tokenizer(CHATML)
+    messages = [Message("system", "Be brief."), Message("system", "Be kind."), Message("user", "x")]
+    assert made.decode(Chat(made).prompt(messages)).count("<|im_start|>system") == 1
+    assert "Be brief.\n\nBe kind." in made.decode(Chat(made).prompt(messages))
+    with pytest.raises(DataError, match="more than once"):
+        Chat(tokenizer(DOUBLES)).prompt(messages)
