@@ -142,6 +142,10 @@ def _view(roots: Sequence[str], places: Sequence[str]) -> list[str]:
             view += ["--symlink", os.readlink(name), name]
         elif os.path.isdir(name):
             view += ["--ro-bind", name, name]
+    # Made before they are needed: what bubblewrap makes by itself only its own user may enter, and calls are nobody's.
+    parents = {str(parent) for path in visible() for parent in Path(path).parents} - {"/"}
+    for directory in (*sorted(parents), "/dev", "/preload"):
+        view += ["--perms", "0755", "--dir", directory]
     for path in visible():
         view += ["--ro-bind", path, path]
     for device in ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"):

@@ -160,6 +160,10 @@ async def test_the_environment_of_the_run_is_not_there(sandbox, target):
     assert not {name for name in found if name.startswith(("RAY", "KANABO", "AWS", "HF"))}
 
 
+async def test_a_call_may_import_what_is_installed(sandbox, target):
+    assert await tried(sandbox, target, "import sympy.assumptions.wrapper, wave; result = 1") == 1
+
+
 async def test_nothing_that_a_call_leaves_is_there_in_the_next(sandbox, target):
     leave = """
 import runs_anything, builtins
