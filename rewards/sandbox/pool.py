@@ -173,15 +173,15 @@ class _Zygote:
             started.control.setblocking(False)
             try:
                 async with asyncio.timeout(IMPORTS_S):
-                    first = await asyncio.get_running_loop().sock_recv(started.control, 1 << 16)
+                    first = await _first(started.control)
                 answer = json.loads(first or b"{}")
                 if not answer.get("ready"):
                     started.end()
                     raise SandboxError(answer.get("refused") or started.said())
             except BaseException as error:
                 started.kill()
-                if isinstance(error, TimeoutError | OSError):
-                    raise SandboxError(f"imports of {self._import['module']} did not end: {error!r}") from error
+                if isinstance(error, TimeoutError):
+                    raise SandboxError(f"imports of {self._import['module']} took over {IMPORTS_S:g} s") from error
                 raise
             self._started = started
             asyncio.get_running_loop().add_reader(started.control, self._hear)
@@ -256,6 +256,13 @@ class _Zygote:
 def _forget(started: Started) -> None:
     with contextlib.suppress(RuntimeError):  # closed from outside of a loop
         asyncio.get_running_loop().remove_reader(started.control)
+
+
+async def _first(control: socket.socket) -> bytes:
+    try:
+        return await asyncio.get_running_loop().sock_recv(control, 1 << 16)
+    except ConnectionError:
+        return b""
 
 
 async def _send(sock: socket.socket, message: bytes) -> None:
