@@ -25,8 +25,13 @@ from rewards.accepted import number
 from rewards.base import Services, Signal
 from rewards.containment import described, readable, shown
 from rewards.conventions import WRITTEN, Logged, Style, always_filled, columns_of, for_group, for_rollout, style_of
+from rewards.sandbox.pool import Target
 from rewards.signals._states import scores
 
+CALLS_IN_TIME = 3
+"""A call in the sandbox has this part of the reward's `timeout_s`, so that one that hangs leaves time to the others."""
+OF_THE_RUN = {"task", "rollout", "trainer_state", "log_extra", "log_metric"}
+"""Arguments that JSON does not have: they do not go into the sandbox."""
 EXTRA_CHARS = 500
 """Of what a function says beside a score, per rollout."""
 EXPECTED = 'a number, {"score": number}, or None to abstain'
@@ -40,15 +45,19 @@ class FunctionSignal(Signal):
     services: ClassVar = ("thread",)
     use: str
     options: dict[str, Any] = {}
+    sandbox_s: float | None = None
+    """Time of one call in the sandbox; None for a function that is trusted and runs in this process."""
     _function: Callable[..., Any] = PrivateAttr()
     _parameters: dict[str, inspect.Parameter] = PrivateAttr(default_factory=dict)
     _open_ended: bool = PrivateAttr(default=False)
     _where: str = PrivateAttr(default="rewards")
 
     @staticmethod
-    def of(function: Callable[..., Any], use: str, options: dict[str, Any], where: str) -> FunctionSignal:
+    def of(
+        function: Callable[..., Any], use: str, options: dict[str, Any], where: str, sandbox_s: float | None = None
+    ) -> FunctionSignal:
         """Raises ConfigError for options it does not take, and for a function that does not look at the rollout."""
-        signal = FunctionSignal(use=use, options=options)
+        signal = FunctionSignal(use=use, options=options, sandbox_s=sandbox_s)
         try:
             parameters = inspect.signature(function).parameters
         except (ValueError, TypeError) as error:
@@ -60,6 +69,11 @@ class FunctionSignal(Signal):
         unknown = [o for o in options if o not in names and not signal._open_ended]
         if unknown:
             raise ConfigError(f"{where}.options: {use} takes no '{unknown[0]}'. Its parameters: {', '.join(names)}.")
+        if sandbox_s is not None and (whole := OF_THE_RUN & set(names)):
+            raise ConfigError(
+                f"{where}.untrusted: {use} takes '{min(whole)}', which is not what JSON has and does not go into the "
+                "sandbox. Take prompt, completion, answer or columns of the data set."
+            )
         if signal.style == "rollout" and not {*WRITTEN, "answer", "rollout"} & set(names):
             raise ConfigError(
                 f"{where}.use = '{use}' does not look at the rollout: give it a parameter 'completion' (for one), or "
@@ -69,7 +83,22 @@ class FunctionSignal(Signal):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By name: a function of a file has no module that another process could import it from.
-        return _again, (self.use, self.options, self._where)
+        return _again, (self.use, self.options, self._where, self.sandbox_s)
+
+    def evaluates(self) -> bool:
+        return self.sandbox_s is not None
+
+    async def prepare(self, services: Services) -> None:
+        if self.sandbox_s is not None:
+            await services.sandbox.prepare(self._target)
+
+    @property
+    def _target(self) -> Target:
+        path, _, name = self.use.rpartition(":")
+        if path.endswith(".py"):
+            file = Path(path).expanduser().resolve()
+            return Target(f"kanabo_reward_{file.stem}", name, str(file))
+        return Target(self._function.__module__, self._function.__qualname__)
 
     @property
     def style(self) -> Style:
@@ -119,6 +148,9 @@ class FunctionSignal(Signal):
 
     async def _call(self, services: Services, arguments: dict[str, Any]) -> Any:
         arguments |= copy.deepcopy(self.options)
+        if self.sandbox_s is not None:
+            given = {name: value for name, value in arguments.items() if name not in OF_THE_RUN}
+            return await services.sandbox.call(self._target, [], self.sandbox_s, given)
         kinds = self._parameters.items()
         first = [arguments.pop(n) for n, p in kinds if p.kind is p.POSITIONAL_ONLY and n in arguments]
         if inspect.iscoroutinefunction(self._function):
@@ -127,10 +159,11 @@ class FunctionSignal(Signal):
         return await result if inspect.isawaitable(result) else result
 
 
-def _again(use: str, options: dict[str, Any], where: str) -> Signal:
+def _again(use: str, options: dict[str, Any], where: str, sandbox_s: float | None) -> Signal:
     from rewards.zoo import build_signal
 
-    return build_signal(RewardSection(use=use, options=options), where)
+    given = {} if sandbox_s is None else {"untrusted": True, "timeout_s": sandbox_s * CALLS_IN_TIME}
+    return build_signal(RewardSection(use=use, options=options, **given), where)
 
 
 def _listed(values: Any, style: Style) -> list[Any] | tuple[Any, ...] | None:

@@ -12,11 +12,12 @@ from rewards.base import Signal
 from rewards.distilled.cooper import Cooper
 from rewards.distilled.learned import LearnedReward
 from rewards.distilled.signal import Oni
-from rewards.functions import FunctionSignal, from_file
+from rewards.functions import CALLS_IN_TIME, FunctionSignal, from_file
 from rewards.judges.signal import JudgeSignal
 from rewards.signals.agreement import AnswerEntropy, Duplicate
 from rewards.signals.attempts import Attempts
 from rewards.signals.co_reward import CoReward, ViewAgreement
+from rewards.signals.code import Code
 from rewards.signals.comas import CoMasReward
 from rewards.signals.crowd import Crowd, CrowdAgreement, CrowdShare
 from rewards.signals.environment import EnvironmentReward
@@ -40,6 +41,7 @@ SIGNALS: dict[str, type[Signal]] = {
     "answer_entropy": AnswerEntropy,
     "attempts": Attempts,
     "co_reward": CoReward,
+    "code": Code,
     "comas": CoMasReward,
     "crowd": Crowd,
     "crowd_agreement": CrowdAgreement,
@@ -72,9 +74,15 @@ def build_signal(section: RewardSection, where: str) -> Signal:
     """The reward that a section of the recipe names; `where` is that section's place. Raises ConfigError."""
     found: Any = from_file(section.use, where) if ".py:" in section.use else lookup(SIGNALS, section.use, where)
     if inspect.isclass(found) and issubclass(found, Signal):
+        if section.untrusted:
+            raise ConfigError(
+                f"{where}.untrusted = true, but '{section.use}' is a class, which runs in the reward worker. A "
+                "function can be run in the sandbox; a class calls services.verify for what evaluates text."
+            )
         return build({section.use: found}, section.use, section.options, where)
     if callable(found) and not inspect.isclass(found):
-        return FunctionSignal.of(found, section.use, section.options, where)
+        sandbox_s = section.timeout_s / CALLS_IN_TIME if section.untrusted else None
+        return FunctionSignal.of(found, section.use, section.options, where, sandbox_s)
     raise ConfigError(
         f"{where}.use = '{section.use}' is {found!r:.80}. A reward is a subclass of rewards.base.Signal, or a function "
         "(prompt, completion, …) -> float."

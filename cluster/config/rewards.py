@@ -22,6 +22,9 @@ class RewardSection(Use):
     """What an unknown score means, unless `missing` gives it a value."""
     missing: float | None = None
     """A value that the method defines for an unknown score (ONI, SSR-Zero: 0); the stored score stays unknown."""
+    untrusted: bool = False
+    """Of a plain function: run it in the sandbox, because it evaluates what the policy wrote. It then sees no file,
+    network or variable of the run, and its arguments and result are what JSON has."""
     shape: Use | None = None
     """What is made of a known score before it is weighed (`missing` is not shaped); the stored score stays as it is."""
 

@@ -36,6 +36,10 @@ class SandboxError(Exception):
     """What a checker raised, or how its process ended, as text."""
 
 
+class SandboxLost(SandboxError):
+    """The sandbox itself failed, which says nothing about the text."""
+
+
 class Started:
     """A bubblewrap that runs, and the socket to the zygote in it."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.errors import ConfigError
-from rewards.sandbox.launch import SandboxError, Started, find, framed, launch, refusal, roots
+from rewards.sandbox.launch import SandboxError, SandboxLost, Started, find, framed, launch, refusal, roots
 
 IMPORTS_S = 120.0
 """A zygote may take so long to start and import; a call's own time begins after that."""
@@ -85,6 +85,8 @@ class Sandbox:
         args: Sequence[Any],
         timeout_s: float,
         options: Mapping[str, Any] | None = None,
+        *,
+        memory_bytes: int = MEMORY_BYTES,
     ) -> Any:
         """What the function returns, as JSON keeps it: the caller checks that it is what it expects.
 
@@ -92,9 +94,11 @@ class Sandbox:
         the function raised or how its process ended.
         """
         target = function if isinstance(function, Target) else Target.of(function)
-        outcome = await self.run(target, args, timeout_s, options=options)
+        outcome = await self.run(target, args, timeout_s, options=options, memory_bytes=memory_bytes)
         if outcome.how == "time":
             raise TimeoutError(f"{target.name} did not end within {timeout_s:g} s and was killed")
+        if outcome.how != "end":
+            raise SandboxLost(f"the process of {target.name} {outcome.trouble()}")
         try:
             answer = json.loads(outcome.output)
             # A call may write what it likes into its socket.
