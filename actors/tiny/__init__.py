@@ -3,6 +3,7 @@
 from actors.tiny.addition import AdditionModel
 from actors.tiny.calculator import CalculatorModel
 from actors.tiny.character import TinyModel
+from actors.tiny.corrector import CorrectorModel
 from actors.tiny.gambler import GamblerModel
 from actors.tiny.player import PlayerModel
 from actors.tiny.translator import TranslatorModel
@@ -10,6 +11,7 @@ from actors.tiny.translator import TranslatorModel
 MODELS: dict[str, type[TinyModel]] = {
     "addition": AdditionModel,
     "calculator": CalculatorModel,
+    "corrector": CorrectorModel,
     "gambler": GamblerModel,
     "player": PlayerModel,
     "translator": TranslatorModel,

@@ -5,10 +5,12 @@ import multiprocessing
 import os
 import time
 
+import numpy as np
 import pytest
 
 from actors.models import _cached, prepare
 from actors.tasks import addition_problems
+from actors.tiny.corrector import demonstration
 from cluster.config import ModelSection
 from cluster.errors import ConfigError
 
@@ -148,3 +150,14 @@ def test_what_was_not_finished_is_not_found_later(tmp_path, monkeypatch):
 def test_another_key_is_another_model(tmp_path, monkeypatch):
     monkeypatch.setenv("KANABO_CACHE", str(tmp_path))
     assert _cached("model", {"key": 1}, make_slowly) != _cached("model", {"key": 2}, make_slowly)
+
+
+def test_the_correctors_teacher_changes_some_answers_both_ways():
+    """Second answers differ for better and worse, so that each of SCoRe's stages has something to learn."""
+    rng = np.random.default_rng(0)
+    shown = [demonstration((47, 38), rng) for _ in range(2000)]
+    assert all([text for text, _ in parts][::2] == ["47+38=", "?"] for parts in shown)
+    pairs = [(parts[1][0] == "85", parts[3][0] == "85") for parts in shown]
+    shares = {pair: pairs.count(pair) / len(pairs) for pair in set(pairs)}
+    assert shares[False, True] == pytest.approx(0.4 * 0.4, abs=0.03)
+    assert shares[True, False] == pytest.approx(0.6 * 0.2, abs=0.03)
