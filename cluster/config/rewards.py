@@ -80,6 +80,12 @@ class JudgeSection(Section):
     """A request in flight for longer is given up; until then it is asked again when nobody was there to answer it."""
     structured: Literal["off", "structured_outputs", "guided_choice"] = "off"
     """How a server is told to answer with a label only; `guided_choice` is for vLLM before 0.12."""
+    omit: tuple[
+        Literal["max_tokens", "temperature", "seed", "logprobs", "top_logprobs", "structured_outputs", "guided_choice"],
+        ...,
+    ] = ()
+    """`url`: fields of a request that the server does not take. A server that refuses one by name is asked again
+    without it, so this is for servers that refuse without saying what."""
     canaries: str = ""
     """JSON lines of questions with known answers; a built-in set of attacks on judges by default."""
     canary_every: NonNegativeInt = 0

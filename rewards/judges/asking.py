@@ -11,7 +11,8 @@ from rewards.judges.types import Call, Completion, Request, Verdict
 TOP_LOGPROBS = 20
 """What OpenAI allows, and vLLM unless told otherwise."""
 VERDICT_TOKENS = 8
-"""A label, with room for a space or a quote before it."""
+"""A label, with room for a space or a quote before it. A second attempt has `Request.max_tokens`: a judge that thinks
+first has not come to its label by then."""
 RETRY_TEMPERATURE = 0.5
 """At temperature 0 another seed would give the same unreadable answer."""
 
@@ -40,7 +41,7 @@ def first_call(request: Request, messages: tuple[Message, ...], attempt: int) ->
     top = TOP_LOGPROBS if request.logprobs and labels else 0
     seed = _seed(request, attempt)
     if request.mode == "label":
-        return Call(messages, VERDICT_TOKENS, temperature, seed, top, labels)
+        return Call(messages, _verdict_tokens(request, attempt), temperature, seed, top, labels if attempt == 1 else ())
     return Call(messages, request.max_tokens, temperature, seed, top if request.mode == "text" else 0)
 
 
@@ -48,4 +49,9 @@ def verdict_call(request: Request, messages: tuple[Message, ...], reasons: str, 
     """The reasons, and then the label alone: only this call may be held to the labels."""
     spoken = (*messages, Message("assistant", reasons), Message("user", request.template.follow_up()))
     labels = tuple(request.template.labels)
-    return Call(spoken, VERDICT_TOKENS, 0.0, _seed(request, attempt), TOP_LOGPROBS if request.logprobs else 0, labels)
+    top = TOP_LOGPROBS if request.logprobs else 0
+    return Call(spoken, _verdict_tokens(request, attempt), 0.0, _seed(request, attempt), top, labels)
+
+
+def _verdict_tokens(request: Request, attempt: int) -> int:
+    return VERDICT_TOKENS if attempt == 1 else max(VERDICT_TOKENS, request.max_tokens)

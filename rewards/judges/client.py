@@ -7,7 +7,10 @@ header and is nowhere else: not in the name, not in messages, not in what a serv
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -29,9 +32,21 @@ from rewards.judges.errors import (
 )
 from rewards.judges.types import Call, Completion, Token
 
+log = logging.getLogger(__name__)
+
 MAX_ANSWER_BYTES = 8 << 20
 """Twenty log-probs at each of 4,000 tokens are about 5 MB."""
 LONGEST_EXCERPT = 300
+OPTIONAL = ("max_tokens", "temperature", "seed", "top_logprobs", "logprobs", "structured_outputs", "guided_choice")
+"""Fields that a judge can do without. A server that refuses one is asked again without it, from then on."""
+RENAMED = {"max_tokens": "max_completion_tokens"}
+"""Newer names, used where a refusal mentions them."""
+TOO_MUCH = re.compile(
+    r"too (large|long|many)|context length|exceed|greater than|less than|at most|maximum", re.IGNORECASE
+)
+"""A refusal of a value, not of a field: the request would be another one without it."""
+MOST_TOKENS = 1 << 40
+"""A count beyond this is none."""
 Structured = Literal["off", "structured_outputs", "guided_choice"]
 
 
@@ -59,14 +74,19 @@ class HttpClient:
         max_answer_bytes: int = MAX_ANSWER_BYTES,
         structured: Structured = "off",
         body: Mapping[str, Any] | None = None,
+        omit: Sequence[str] = (),
     ) -> None:
-        """`model` empty: the first that the server lists. `body`: further fields of every request."""
+        """`model` empty: the first that the server lists. `body`: further fields of every request. `omit`: fields of
+        `OPTIONAL` that the server does not take; others are found out by asking."""
         self.url, self._model, self._key = url.rstrip("/"), model, key
         self.name = without_password(self.url)
         self._revision, self._structured = revision, structured
         self._body, self._max_bytes = dict(body or {}), max_answer_bytes
+        self._dialect: dict[str, str] = dict.fromkeys(omit, "")
+        """Field → its name for this server, empty where the server refuses it."""
+        identity = {"Accept-Encoding": "identity"}
         self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers=identity | {"Authorization": f"Bearer {key}"} if key else identity,
             timeout=httpx.Timeout(timeout_s),
             limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
             follow_redirects=False,  # a redirect would carry the key elsewhere
@@ -86,7 +106,7 @@ class HttpClient:
             body["structured_outputs"] = {"choice": list(call.choices)}
         elif call.choices and self._structured == "guided_choice":  # vLLM before 0.12
             body["guided_choice"] = list(call.choices)
-        answer = await self._send("POST", f"{self.url}/chat/completions", body | self._body)
+        answer = await self._asked(body)
         try:
             return _completion(answer, self._revision)
         except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -94,6 +114,34 @@ class HttpClient:
                 f"{self.name} answered with no chat completion ({type(error).__name__}: {error}): "
                 f"{self._excerpt(json.dumps(answer))}"
             ) from error
+
+    async def _asked(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer, in the server's dialect: a field that it refuses by name is renamed or left out."""
+        while True:
+            spoken = {self._dialect.get(name, name): value for name, value in body.items()}
+            spoken.pop("", None)
+            try:
+                return await self._send("POST", f"{self.url}/chat/completions", spoken | self._body)
+            except JudgeRejected as error:
+                if not self._learn(str(error), spoken):
+                    raise
+
+    def _learn(self, refusal: str, spoken: Mapping[str, Any]) -> bool:
+        """Take a refused field into the dialect; whether there was one."""
+        if TOO_MUCH.search(refusal):
+            return False
+        for name in OPTIONAL:
+            sent = self._dialect.get(name, name)
+            if sent not in spoken or sent in self._body or not re.search(rf"\b{sent}\b", refusal):
+                continue
+            newer = RENAMED.get(name, "")
+            self._dialect[name] = newer if sent == name and newer and newer in refusal else ""
+            if name == "logprobs":
+                self._dialect["top_logprobs"] = ""
+            log.warning("%s refuses '%s'; it is %s from now on", self.name, sent,
+                        f"called '{newer}'" if self._dialect[name] else "left out")  # fmt: skip
+            return True
+        return False
 
     async def tokens(self, text: str) -> Sequence[str] | None:
         """By vLLM's `/tokenize`; None where a server has no such thing."""
@@ -122,13 +170,7 @@ class HttpClient:
         """The JSON object of a 200. Raises JudgeError."""
         try:
             async with self._client.stream(method, url, json=body) as response:
-                data = bytearray()
-                async for chunk in response.aiter_bytes():
-                    data += chunk
-                    if len(data) > self._max_bytes:
-                        raise JudgeAnswerTooLong(
-                            f"{self.name} answered with more than {self._max_bytes} bytes; the rest was not read."
-                        )
+                data = await self._body_of(response)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise JudgeAbsent(f"{self.name}: {type(error).__name__}: {self._excerpt(str(error))}") from error
         except httpx.TimeoutException as error:
@@ -136,14 +178,37 @@ class HttpClient:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise JudgeUnreachable(f"{self.name}: {type(error).__name__}: {self._excerpt(str(error))}") from error
         if response.status_code != 200:
-            raise self._refusal(response, bytes(data))
+            raise self._refusal(response, data)
         try:
             answer = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise JudgeProtocolError(f"{self.name} answered with no JSON: {self._excerpt(bytes(data))}") from error
+            raise JudgeProtocolError(f"{self.name} answered with no JSON: {self._excerpt(data)}") from error
         if not isinstance(answer, dict):
-            raise JudgeProtocolError(f"{self.name} answered with JSON that is no object: {self._excerpt(bytes(data))}")
+            raise JudgeProtocolError(f"{self.name} answered with JSON that is no object: {self._excerpt(data)}")
         return answer
+
+    async def _body_of(self, response: httpx.Response) -> bytes:
+        """At most `max_answer_bytes`, as sent and unpacked. Raises JudgeError.
+
+        No compression was asked for. One layer of gzip or deflate is unpacked all the same, a little at a time: a
+        hundred kilobytes may hold gigabytes.
+        """
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
+            raise JudgeProtocolError(f"{self.name} answered in the encoding {self._excerpt(encoding)}; send it plain.")
+        unpack = None if encoding in ("", "identity") else zlib.decompressobj(47)  # gzip or zlib, whichever it is
+        data, raw = bytearray(), 0
+        async for chunk in response.aiter_raw():
+            raw += len(chunk)
+            try:
+                data += chunk if unpack is None else unpack.decompress(chunk, self._max_bytes - len(data) + 1)
+            except zlib.error as error:
+                raise JudgeProtocolError(f"{self.name} answered with damaged {encoding}: {error}.") from error
+            if max(raw, len(data)) > self._max_bytes:
+                raise JudgeAnswerTooLong(
+                    f"{self.name} answered with more than {self._max_bytes} bytes; the rest was not read."
+                )
+        return bytes(data)
 
     def _refusal(self, response: httpx.Response, data: bytes) -> JudgeError:
         status, said = response.status_code, self._excerpt(data)
@@ -180,16 +245,27 @@ def _completion(answer: dict[str, Any], revision: str) -> Completion:
         raise TypeError(f"content is {type(text).__name__}")
     content = (choice.get("logprobs") or {}).get("content") or []
     return Completion(
-        text,
-        str(choice.get("finish_reason")),
-        str(answer.get("model", "")),
+        _encodable(text),
+        _encodable(str(choice.get("finish_reason"))),
+        _encodable(str(answer.get("model", ""))),
         tuple(_token(t) for t in content),
-        int(usage.get("prompt_tokens") or 0),
-        int(usage.get("completion_tokens") or 0),
-        revision or str(answer.get("system_fingerprint") or ""),
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        revision or _encodable(str(answer.get("system_fingerprint") or "")),
     )
 
 
+def _encodable(text: str) -> str:
+    """Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark."""
+    return text.encode("utf-8", errors="replace").decode()
+
+
+def _count(tokens: Any) -> int:
+    """Tokens that a server says were used; what is no plausible count is 0, for it is bookkeeping and no verdict."""
+    found = int(tokens or 0)
+    return found if 0 <= found < MOST_TOKENS else 0
+
+
 def _token(token: dict[str, Any]) -> Token:
-    top = tuple((str(t["token"]), float(t["logprob"])) for t in token.get("top_logprobs") or ())
-    return Token(str(token["token"]), float(token["logprob"]), top)
+    top = tuple((_encodable(str(t["token"])), float(t["logprob"])) for t in token.get("top_logprobs") or ())
+    return Token(_encodable(str(token["token"])), float(token["logprob"]), top)

@@ -83,6 +83,11 @@ def read(request: Request, completions: Sequence[Completion]) -> Reading:
     except Unreadable as error:
         # A label may be near certain although an unlikely token was drawn in its place.
         estimate = None if request.mode == "text" else _estimate(request, _first_written(last.tokens))
+        if estimate is None and last.finish == "length":
+            raise Unreadable(
+                f"{error}; it was cut after {last.completion_tokens} tokens. A judge that thinks before it answers "
+                "needs a larger max_tokens of the reward"
+            ) from error
         if estimate is None:
             raise
         parsed = None

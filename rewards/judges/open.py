@@ -68,6 +68,7 @@ def _transports(section: JudgeSection, where: str) -> list[Transport]:
             max_connections=section.max_in_flight,
             structured=section.structured,
             body=section.options,
+            omit=section.omit,
         )
         for url in section.urls
     ]

@@ -96,12 +96,11 @@ async def test_a_rollout_out_of_the_layout_is_worth_nothing_and_is_not_asked_abo
     [
         ("85", 85),
         ("<think>20</think>Score: 100.", 100),
-        ("of 100, 7", 7),
-        ("Score: 130, so 30", 30),
-        ("9.5, so 12", 12),
+        ("70 is my score: 70", 70),
+        ("Score: 10. It copies 4 words.", 10),
     ],
 )
-def test_the_last_integer_in_range_counts(said, value):
+def test_the_one_score_counts(said, value):
     assert TEMPLATES["assessment"]().parse(said, Item("q", ("r",)), "text").values == (value,)
 
 
