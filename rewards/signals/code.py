@@ -52,7 +52,10 @@ class Code(Signal):
     async def score(self, group: Group, services: Services) -> Scores:
         if group.task.answer is None:
             return Scores.abstained(len(group), self.declines(group.task))
-        cases = known_cases(group.task.answer)[: self.max_cases]
+        try:
+            cases = known_cases(group.task.answer)[: self.max_cases]
+        except ValueError as error:
+            return Scores.failed(len(group), str(error))
         programs = [_program(rollout) for rollout in group.rollouts]
         # Equal programs are run once.
         verdicts = {p: self._check(p, cases, services) for p in set(programs)}
