@@ -88,13 +88,14 @@ async def play_seats(
             full = len(transcript.tokens) >= engine.max_model_len
             if finish == "length" and (environment.ends_when_cut or full):
                 break
-            step = await side.answer(text)
+            step = await side.answer(transcript.opened + text)
         if isinstance(step, End):
             end = step
         else:
             # Cut short within a turn, whose observation is written down already, or out of turns before the next one.
             unseen = step.events if finish != "length" else ()
-            end, finish = End(step.reward, events=unseen), "length"
+            cut_in_turn = step.when_cut if finish == "length" else None
+            end, finish = cut_in_turn or End(step.reward, events=unseen), "length"
     seats = seats or {"": Transcript()}
     return [_rollout(seat, t, finish, end, view, limits.temperature) for seat, t in seats.items()]
 
@@ -199,7 +200,7 @@ def _rollout(seat: str, transcript: Transcript, finish: Finish, end: End, view: 
         temperature=temperature,
         answer=end.answer,
         view=view,
-        events=(*transcript.events, *end.events),
+        events=(*transcript.events, *end.events, *end.seat_events.get(seat, ())),
         reward=end.rewards.get(seat, end.reward),
         role=seat,
         opened=next((t.opened for t in transcript.turns if t.role == "assistant"), ""),

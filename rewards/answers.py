@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from cluster.thoughts import spoken, spoken_by
 from cluster.types import Rollout
 from rewards.parsing.equality import is_empty, reading, votes
 
 # Linear on hostile text: nothing lazy before something that may never come.
 OPENED, CLOSED = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
-THOUGHT, SPOKEN = re.compile(r"<think(?:ing)?>", re.IGNORECASE), re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
 PHRASE = re.compile(
     r"\b(?:answer|solution|result)\b(?:\s+(?:to|of|for)\b[^\n.:=]{0,80}?)?"
@@ -53,7 +53,7 @@ def final_answer(text: str) -> str | None:
 
 def answer_of(rollout: Rollout, extract: str = "auto") -> str | None:
     """The answer of a rollout: its environment's if it gives one, else read from its text."""
-    return _meant(rollout.answer if rollout.answer is not None else EXTRACT[extract](rollout.text))
+    return _meant(rollout.answer if rollout.answer is not None else EXTRACT[extract](spoken_by(rollout)))
 
 
 def votes_of(rollouts: Sequence[Rollout], extract: str = "auto") -> list[str | None]:
@@ -106,16 +106,6 @@ def _of_line(line: str) -> str | None:
         return None
     found = next(filter(None, spans[-1].groups())).strip()
     return found if reading(found).kind in MATHEMATICAL else None
-
-
-def spoken(text: str) -> str:
-    """The text after its last thought; nothing where that never ends."""
-    end = _last(SPOKEN, text)
-    after = text[end.end() :] if end else text
-    begin = THOUGHT.search(after)
-    if begin is None:
-        return after
-    return after[: begin.start()] if end else ""
 
 
 def tagged(text: str) -> str | None:

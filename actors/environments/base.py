@@ -19,24 +19,6 @@ from cluster.types import Event, Message, Task
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
-    """What the policy sees next; it is never trained on."""
-
-    messages: tuple[Message, ...]
-    events: tuple[Event, ...] = ()
-    reward: float = float("nan")
-    """The reward of an episode that is cut short here, out of turns or tokens; NaN if it has none then."""
-    seat: str = ""
-    """Who sees it and takes the next turn, where the policy plays several seats."""
-
-    @staticmethod
-    def of(
-        text: str, *, role: str = "user", events: tuple[Event, ...] = (), reward: float = float("nan"), seat: str = ""
-    ) -> Observation:
-        return Observation((Message(role, text),), events, reward, seat)
-
-
-@dataclass(frozen=True, slots=True)
 class End:
     """The episode is over."""
 
@@ -46,6 +28,34 @@ class End:
     events: tuple[Event, ...] = ()
     rewards: Mapping[str, float] = field(default_factory=dict)
     """Of each seat, where there are several; `reward` is that of those not named."""
+    seat_events: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)
+    """Events that are one seat's alone; their `turn` counts that seat's turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the policy sees next; it is never trained on."""
+
+    messages: tuple[Message, ...]
+    events: tuple[Event, ...] = ()
+    reward: float = float("nan")
+    """The reward of an episode that is cut short here, out of turns or tokens; NaN if it has none then."""
+    seat: str = ""
+    """Who sees it and takes the next turn, where the policy plays several seats."""
+    when_cut: End | None = None
+    """How the episode ends if the turn that follows runs out of tokens; by default with `reward`."""
+
+    @staticmethod
+    def of(
+        text: str,
+        *,
+        role: str = "user",
+        events: tuple[Event, ...] = (),
+        reward: float = float("nan"),
+        seat: str = "",
+        when_cut: End | None = None,
+    ) -> Observation:
+        return Observation((Message(role, text),), events, reward, seat, when_cut)
 
 
 class Environment(Plugin):

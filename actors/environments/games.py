@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
@@ -12,18 +13,43 @@ from pydantic import model_validator
 
 from actors.environments.base import End, Environment, Observation
 from cluster.errors import ConfigError
+from cluster.thoughts import spoken
 from cluster.types import Event, Task
 
 INVALID, OTHER = -1.5, 0.5
 """What an invalid move gives its player, and the opponent, as in SPIRAL's released code. It ends the game."""
 KUHN, TIC_TAC_TOE = "KuhnPoker", "TicTacToe"
 MARKS = {"": ".", "X": "X", "O": "O"}
+BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+WRAPPED = re.compile(r"\\(?:text|mathrm|texttt|mathbf|textbf)\s*\{([^{}]*)\}")
+BRACKETED = re.compile(r"\[([^\[\]]+)\]")
+SQUARE, CELLS = r"\s*\d+\s*", r"\s*\d+(?:\s*[,\s]\s*\d+)+\s*"
+FORMS = {
+    KUHN: r"check|bet|fold|call",
+    "LeducHoldem": r"check|raise|fold|call|bet",
+    TIC_TAC_TOE: SQUARE,
+    "ReverseTicTacToe": SQUARE,
+    "WildTicTacToe": r"\s*[XO]\s+\d+\s*",
+    "QuantumTicTacToe": CELLS,
+    "ConnectFour": r"(?:col\s*)?\d+",
+    "Nim": r"\s*\d+\s+\d+\s*",
+    "LiarsDice": r"call|bid\s*:?\s*\d+[,\s]+\d+",
+    "SimpleNegotiation": r"accept|deny|offer\b.+",
+    "Chess": r"[a-h][1-8][a-h][1-8][qrbn]?",
+    "PigDice": r"roll|hold",
+}
+"""What a move looks like between its brackets, in games where that is known; elsewhere any text in brackets is one."""
+TALKS = ("Debate", "DontSayIt", "Taboo", "TruthAndDeception", "IteratedPrisonersDilemma", "UsedCarNegotiation")
+"""Games whose moves are sentences: the whole turn but its thought is one."""
 
 
 class Games(Environment):
     """One game of TextArena an episode: a win is worth 1, a loss −1, a draw or a game cut short 0.
 
-    Each seat sees what the game tells it and answers with an action in square brackets, such as `[bet]`. The game is
+    Each seat sees what the game tells it and answers with a move in square brackets, such as `[bet]`, or boxed. The
+    last boxed move, or else the last one in brackets, is played, and the opponent sees nothing else of the turn; what
+    stands in a thought is not played. A turn without a move, with one that is not legal, or past its token budget ends
+    the game: −1.5 for its seat, 0.5 for the other. The game is
     `meta["game"]` of its task, dealt by `meta["seed"]`. Where the task's `meta["seat"]` names one, the policy plays
     that seat alone against an opponent who picks legal actions at random: for evaluation, since against itself it wins
     half. TextArena's KuhnPoker never moves the chips of a bet: a called one wins the ante alone, and who folds gains
@@ -44,17 +70,50 @@ class Games(Environment):
     async def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
         table = Table(task.meta["game"], int(task.meta["seed"]), task.meta.get("options", {}), self.style)
         alone = task.meta.get("seat")
-        turns = 0
+        turns = dict.fromkeys(self.seats, 0)
         while not table.over:
-            if alone is not None and table.seat != alone:
+            seat = table.seat
+            if alone is not None and seat != alone:
                 table.move(table.random_action())
                 continue
-            shown = Observation.of(table.shown(), reward=0.0, seat="" if alone is not None else table.seat)
-            table.move((yield shown))
-            turns += 1
-        rewards = table.rewards()
-        events = (Event("invalid move", turns - 1),) if table.offender is not None else ()
-        yield End(rewards[alone] if alone is not None else 0.0, events=events, rewards=rewards if alone is None else {})
+            cut = _end(forfeited(seat), alone, seat, turns[seat])
+            shown_to = "" if alone is not None else seat
+            table.move((yield Observation.of(table.shown(), reward=0.0, seat=shown_to, when_cut=cut)))
+            turns[seat] += 1
+        offender = table.offender
+        yield _end(table.rewards(), alone, offender, turns[offender] - 1 if offender is not None else 0)
+
+
+def forfeited(offender: str) -> dict[str, float]:
+    """Return what each seat gets for an invalid move of `offender`."""
+    return {seat: INVALID if seat == offender else OTHER for seat in Games.seats}
+
+
+def _end(rewards: dict[str, float], alone: str | None, offender: str | None, turn: int) -> End:
+    """`alone` is the only seat that the policy plays; `turn` is the offender's, counted from 0."""
+    events = (Event("invalid move", turn),) if offender is not None else ()
+    if alone is None:
+        return End(0.0, rewards=rewards, seat_events={offender: events} if offender is not None else {})
+    return End(rewards[alone], events=events if offender == alone else ())
+
+
+def move_of(turn: str, game: str) -> str:
+    r"""Return the move that a turn makes, in brackets, and "" where it makes none.
+
+    Only what stands outside `<think>` blocks counts. The last `\boxed{…}` is the move, else the last brackets that hold
+    what is a move of this game. In a game of sentences, the whole of what is said.
+    """
+    said = spoken(turn).strip()
+    name = game.partition("-")[0]
+    if name in TALKS:
+        return said
+    form = re.compile(FORMS.get(name, r".+"), re.IGNORECASE | re.DOTALL)
+    if boxes := BOXED.findall(said):
+        inner = WRAPPED.sub(r"\1", boxes[-1]).strip()
+        inner = (BRACKETED.findall(inner) or [inner])[-1].strip()
+        return f"[{inner}]" if form.fullmatch(inner) else ""
+    moves = [text for text in BRACKETED.findall(said) if form.fullmatch(text.strip())]
+    return f"[{moves[-1].strip()}]" if moves else ""
 
 
 class Table:
@@ -68,6 +127,7 @@ class Table:
             raise ConfigError(f"environment 'games': '{game}' has no compact style. Use style = 'full'.")
         self._name, self._compact = name, style == "compact"
         self._luck = random.Random(seed)
+        self._forfeit: str | None = None
         self.over = False
         try:
             self._game: Any = textarena.make(f"{game}-raw", **options)
@@ -116,9 +176,15 @@ class Table:
             return "" if "showdown" not in legal.values() else "c"
         return "b" if self.seat != str(state["starting_player"]) else "cb"
 
-    def move(self, action: str) -> None:
+    def move(self, turn: str) -> None:
+        """Play the move that this seat's turn makes; a turn without one ends the game. Raises nothing for any text."""
+        action = move_of(turn, self._name)
+        known = self.legal() if self._name in (KUHN, TIC_TAC_TOE) else None
+        if not action or (known is not None and _plain(action) not in known):
+            self._forfeit, self.over = self.seat, True
+            return
         with self._dealing():
-            self.over, _ = self._game.step(action)
+            self.over, _ = self._game.step(_plain(action) if known is not None else action)
 
     def legal(self) -> list[str]:
         """Actions there are, in brackets. Of a negotiation: to pass."""
@@ -134,12 +200,20 @@ class Table:
 
     @property
     def offender(self) -> str | None:
-        """Who ended the game by an invalid move."""
+        """The seat that ended the game by an invalid move."""
+        if self._forfeit is not None:
+            return self._forfeit
         info = self._game.state.game_info
         return next((str(seat) for seat in (0, 1) if info[seat].get("invalid_move")), None)
 
     def rewards(self) -> dict[str, float]:
         """Of each seat, once the game is over."""
         if (offender := self.offender) is not None:
-            return {seat: INVALID if seat == offender else OTHER for seat in ("0", "1")}
+            return forfeited(offender)
         return {str(seat): float(reward) for seat, reward in self._game.state.rewards.items()}
+
+
+def _plain(action: str) -> str:
+    """A move as `legal` spells it: lower case, no spaces, a square without leading zeros."""
+    inner = re.sub(r"\s+", "", action[1:-1]).lower()
+    return f"[{int(inner)}]" if inner.isdecimal() else f"[{inner}]"

@@ -163,3 +163,87 @@ def test_the_first_player_s_value_under_equilibrium_play():
     with pytest.raises(AssertionError):
         chips("JQ", "check")
     assert sum(map(value, deals)) / 6 == pytest.approx(-1 / 18)
+
+
+def first_move(game: str, turn: str) -> tuple[str, str]:
+    """What the game's first seat gets by `turn` if that ends the game, and what the other seat reads of it."""
+    table = Table(game, 0, {}, "full")
+    table.shown()
+    seat = table.seat
+    table.move(turn)
+    if table.over:
+        assert table.rewards() == {seat: -1.5, "1" if seat == "0" else "0": 0.5}
+        return "illegal", ""
+    return "legal", table.shown()
+
+
+@pytest.mark.parametrize(
+    ("game", "turn", "played", "hidden"),
+    [
+        ("KuhnPoker-v0", "<think>My card is K. [check]?</think>I play [bet]", "[bet]", "[check]"),
+        ("KuhnPoker-v0", "My card is K. Not [check], rather [BET].", "[bet]", "K."),
+        ("KuhnPoker-v0", r"[check] \boxed{bet}", "[bet]", "[check]"),
+        ("KuhnPoker-v0", r"\boxed{[Bet]} and no [check]", "[bet]", "no "),
+        ("KuhnPoker-v0", r"so \boxed{\text{bet}}", "[bet]", "boxed"),
+        ("KuhnPoker-v0", "[bet], as I hold [K]", "[bet]", "hold"),
+        ("TicTacToe-v0", "<think>[0] or [8]</think>[ 4 ]", "[4]", "[8]"),
+        ("TicTacToe-v0", r"Corner [0]? \boxed{4}", "[4]", "[0]"),
+        ("SimpleNegotiation-v0", "<think>Ore is worth 9 to me [Accept]</think>[Deny]", "[Deny]", "worth"),
+        ("Nim-v0", "<thinking>[1 1]</thinking>first [0 1], no: [2 1]", "[2 1]", "[0 1]"),
+        ("ConnectFour-v0", "<think>[col 1]</think>I drop in [col 3]", "[col 3]", "drop"),
+        ("LiarsDice-v0", "<think>I have two sixes</think>[Bid: 1, 2]", "[Bid: 1, 2]", "sixes"),
+    ],
+)
+def test_the_boxed_or_last_move_outside_thoughts_is_played_and_shown(game, turn, played, hidden):
+    fate, shown = first_move(game, turn)
+    assert fate == "legal"
+    assert played in shown
+    own = shown.split(played, 1)[0] + shown.split(played, 1)[1]
+    assert turn not in own
+    assert hidden not in shown or hidden in Table(game, 0, {}, "full").shown()
+
+
+@pytest.mark.parametrize(
+    "turn",
+    ["", "hm", "<think>[bet]", "<think>I play [bet]</think>", "[call]", "[bet] no, [fold]", r"[bet] \boxed{call}"],
+)
+def test_a_turn_without_a_legal_move_is_illegal(turn):
+    assert first_move("KuhnPoker-v0", turn)[0] == "illegal"
+
+
+@pytest.mark.parametrize(("game", "turn"), [("TicTacToe-v0", "[9]"), ("TicTacToe-v0", "4"), ("Nim-v0", "[9 9]")])
+def test_a_move_that_the_game_does_not_have_is_illegal(game, turn):
+    assert first_move(game, turn)[0] == "illegal"
+
+
+@pytest.mark.parametrize(("turn", "rewards"), [(0, [-1.5]), (1, [0.5, -1.5])])
+async def test_a_turn_past_its_budget_is_an_illegal_move(turn, rewards):
+    typist, limits = Typist(lambda text: "[bet]", cut_in_turn=turn), episode.Limits(6, 50, 1.0)
+    task = kuhn().train()[0]
+    rollouts = await episode.play_seats(typist, Letters(), Games(style="compact"), task, "orig", limits)
+    assert [r.reward for r in rollouts] == rewards
+    assert all(r.finish == "length" for r in rollouts)
+    assert [[(e.text, e.turn) for e in r.events] for r in rollouts][-1] == [("invalid move", 0)]
+
+
+async def test_a_cut_turn_in_an_evaluated_game_costs_the_seat():
+    task = kuhn(num_heldout=2).heldout()[1]  # seat 1 opens
+    typist = Typist(lambda text: "[bet]", cut_in_turn=0)
+    (rollout,) = await episode.play_seats(typist, Letters(), Games(style="compact"), task, "orig", LIMITS)
+    assert rollout.reward == -1.5
+
+
+async def test_events_of_an_illegal_move_fit_the_turns_of_their_seat():
+    moves = iter(["[check]", "hm"])
+    rollouts, _ = await played(kuhn().train()[0], lambda text: next(moves), style="compact")
+    assert [[(e.text, e.turn) for e in r.events] for r in rollouts] == [[], [("invalid move", 0)]]
+
+
+async def test_a_move_in_a_thought_that_the_prompt_opened_is_not_played():
+    class Opens(Letters):
+        def opened(self, messages, *, first=True):
+            return "<think>\n"
+
+    typist = Typist(lambda text: "I hold K [bet]")
+    (opener,) = await episode.play_seats(typist, Opens(), Games(style="compact"), kuhn().train()[0], "orig", LIMITS)
+    assert opener.reward == -1.5
