@@ -435,3 +435,29 @@ def test_with_json_stdout_holds_one_document_without_a_password(tmp_path, redis_
     assert json.loads(told.stdout)["run"]["dir"] == str(tmp_path)
     assert "…@" in json.loads(told.stdout)["buffer"]["url"]
     assert redis_url.split(":")[2].split("@")[0] not in told.stdout + told.stderr
+
+
+@pytest.fixture
+def no_user_namespaces(tmp_path_factory, monkeypatch):
+    """A bubblewrap that fails as it does where the kernel forbids user namespaces."""
+    from rewards.sandbox.launch import refusal
+
+    programs = tmp_path_factory.mktemp("programs")
+    stand_in = programs / "bwrap"
+    stand_in.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    refusal.cache_clear()
+    yield
+    refusal.cache_clear()
+
+
+@pytest.mark.parametrize("use", ["math", "reasoning_gym", "format", "code"])
+def test_a_reward_that_evaluates_text_is_refused_where_there_is_no_sandbox(use, command, tmp_path, no_user_namespaces):
+    words = (f"rewards[0] = '{use}'", "No permissions to create new namespace", "user.max_user_namespaces")
+    refused(command(f'rewards=[{{use="{use}"}}]', "--dry-run"), tmp_path, *words)
+
+
+def test_a_reward_that_compares_texts_needs_no_sandbox(command, no_user_namespaces):
+    code, said = command("--dry-run")
+    assert code == 0, said
