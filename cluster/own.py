@@ -104,6 +104,6 @@ def _readable(descriptor: int, timeout_s: float) -> bool:
 def _is_our_server(process: Path, directory: Path) -> bool:
     try:
         command = (process / "cmdline").read_bytes()
-        return b"redis-server" in command and (process / "cwd").resolve() == directory
+        return (b"redis-server" in command or b"valkey-server" in command) and (process / "cwd").resolve() == directory
     except OSError:
         return False

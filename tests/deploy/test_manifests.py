@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,10 +202,18 @@ def test_redis_as_deployed_keeps_what_it_acknowledges_and_its_password_off_the_c
     settings, script = of_kind("ConfigMap")["data"]["redis.conf"], container["command"][-1]
     for inside, outside in moved.items():
         settings, script = settings.replace(inside, str(outside)), script.replace(inside, str(outside))
-    # `bind * -::*` is of Redis 7; the embedded 6.2 knows its first word.
     settings = settings.replace("port 6379", f"port {port}").replace("bind * -::*", "bind 127.0.0.1")
     (tmp_path / "etc" / "redis.conf").write_text(settings)
-    environment = {"PATH": f"{find_server().parent}:/usr/bin:/bin", "REDIS_PASSWORD": "f00d" * 12}
+    programs = tmp_path / "programs"  # those of the image, under their names there
+    programs.mkdir()
+    (programs / "redis-server").symlink_to(find_server().path)
+    ping = (
+        "import os, sys, redis; client = redis.Redis(port=int(sys.argv[2]), password=os.environ['REDISCLI_AUTH']); "
+        "print('PONG' * client.ping())"
+    )
+    (programs / "redis-cli").write_text(f'#!/bin/sh\nexec {sys.executable} -c "{ping}" "$@"\n')
+    (programs / "redis-cli").chmod(0o755)
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "REDIS_PASSWORD": "f00d" * 12}
     server = subprocess.Popen([*container["command"][:-1], script], env=environment, stdout=subprocess.DEVNULL)
     try:
         url = f"redis://:{environment['REDIS_PASSWORD']}@127.0.0.1:{port}/0"
