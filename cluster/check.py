@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster import checkpoint, leftovers, own, trial
+from cluster import checkpoint, leftovers, metrics, own, trial
 from cluster.buffer import Buffer, Limits
 from cluster.config import POLICY, RunConfig, load, without_password
 from cluster.errors import ConfigError, DataError, nearest, one_line
@@ -61,6 +61,7 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     place(directory)
     used_directory(settings, directory)
     resume_point(settings, directory)
+    metrics.check_wandb(settings.tracking)
     plugins(settings)
     head = tasks(settings)
     views(settings, head)

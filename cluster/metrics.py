@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+import netrc
+import os
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from cluster.config import TrackingSection
 from cluster.errors import ConfigError
@@ -147,11 +151,34 @@ def _event(step: int, values: Mapping[str, float]) -> Any:
     return Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
 
 
-def _wandb(directory: Path, tracking: TrackingSection, name: str, config: Mapping[str, Any]) -> Any:
-    try:
-        import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
+def check_wandb(tracking: TrackingSection) -> None:
+    """Weights & Biases can be written to as the recipe asks. Raises ConfigError."""
+    if tracking.wandb == "off":
+        return
+    if find_spec("wandb") is None:
         raise ConfigError(
-            "tracking.wandb is on, but wandb is not installed. Run: pip install 'kanabo[wandb]'."
-        ) from error
+            f"tracking.wandb = '{tracking.wandb}', but wandb is not installed. Run: pip install 'kanabo[wandb]', or "
+            'set tracking.wandb = "off".'
+        )
+    if tracking.wandb == "online" and not _logged_in():
+        raise ConfigError(
+            "tracking.wandb = 'online', but there is no key: set WANDB_API_KEY, or run `wandb login`, or set "
+            'tracking.wandb = "offline".'
+        )
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC") or None).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _wandb(directory: Path, tracking: TrackingSection, name: str, config: Mapping[str, Any]) -> Any:
+    check_wandb(tracking)
+    import wandb  # pyright: ignore[reportMissingImports]
+
     return wandb.init(project="kanabo", name=name, dir=str(directory), mode=tracking.wandb, config=dict(config))

@@ -15,11 +15,11 @@ import time
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cluster import alarm, check, checkpoint, cli, config, metrics, report, table
+from cluster import alarm, check, checkpoint, cli, config, metrics, report, resume_report, table
 from cluster.buffer import Buffer, Wishes
 from cluster.config import RunConfig
 from cluster.errors import BufferUnavailable, ConfigError, KanaboError
@@ -47,8 +47,15 @@ def main(
     try:
         settings = config.load(recipe, overrides or [])
         directory = check.run_directory(settings)
+        if finished := _nothing_left(settings, directory):
+            table.console.print(_plain(finished), highlight=False, soft_wrap=True)
+            if as_json:
+                cli.print_json(config.tree_of(settings) if dry_run else _summary_of(directory))
+            raise typer.Exit(0)
         for warning in check.everything(settings, directory, online=not dry_run):
             table.console.print(f"[yellow]warning[/] {_plain(warning)}", highlight=False, soft_wrap=True)
+        for sentence in resume_report.report(settings, directory, check.resume_point(settings, directory)):
+            table.console.print(_plain(sentence), highlight=False, soft_wrap=True)
         if dry_run:
             table.console.print(plan(settings, directory), highlight=False, soft_wrap=True)
             if "RAY_ADDRESS" in os.environ:
@@ -58,7 +65,7 @@ def main(
             raise typer.Exit(0)
         code = run(settings, recipe, directory)
         if as_json:
-            cli.print_json(json.loads((directory / "summary.json").read_text()))
+            cli.print_json(_summary_of(directory))
     except ConfigError as error:
         table.console.print(f"[bold red]error[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
@@ -66,6 +73,19 @@ def main(
         table.console.print(f"[bold red]failed[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     raise typer.Exit(code)
+
+
+def _nothing_left(settings: RunConfig, directory: Path) -> str:
+    """Why nothing has to be started, in words; empty where something has. Raises ConfigError for another's run."""
+    if not (directory / "metrics.jsonl").exists():
+        return ""
+    check.place(directory)
+    check.used_directory(settings, directory)
+    return resume_report.nothing_left(settings, directory, check.resume_point(settings, directory))
+
+
+def _summary_of(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "summary.json").read_text())
 
 
 def _room(settings: RunConfig) -> str:
@@ -105,17 +125,20 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
         if settings.buffer.url is None:
             store = at_exit.enter_context(Store(directory / "redis", bind=nodes.reachable_address()))
         url = store.url if store else str(settings.buffer.resolved())
+        before = resume_report.stored(directory)
         (directory / "config.toml").write_text(config.dump(settings))
         for name in settings.policies:  # for `cluster.replay`, which takes it for a run of its own
             (directory / "policies" / name).mkdir(parents=True, exist_ok=True)
             (directory / "policies" / name / "config.toml").write_text(config.dump(settings.of_policy(name)))
         run_id = check.run_id(settings, directory)
         site = topology.Site(settings, models.pop(topology.POLICY), url, run_id, str(directory), models)
-        return asyncio.run(_drive(site, store, recipe, resume_from, begun))
+        return asyncio.run(_drive(site, store, recipe, resume_from, begun, before))
 
 
-async def _drive(site, store, recipe: str, resume_from: Path | None, begun: float) -> int:
-    from cluster import nodes, placement, topology
+async def _drive(
+    site, store, recipe: str, resume_from: Path | None, begun: float, before: RunConfig | None = None
+) -> int:
+    from cluster import nodes, placement, scale, topology
     from cluster.elastic import Elastic
     from cluster.scraped import Scraped
     from cluster.submitted import tell_job
@@ -125,6 +148,8 @@ async def _drive(site, store, recipe: str, resume_from: Path | None, begun: floa
     buffer = Buffer(site.url, site.run_id)  # not as patient as the lap's: it has not begun, or has ended
     buffer.configure(check.limits(settings))
     buffer.forsake(topology.POLICY)  # every worker of an earlier life is gone
+    for sentence in scale.former(Wishes(site.url, site.run_id), settings, before):
+        table.console.print(f"[yellow]warning[/] {_plain(sentence)}", highlight=False, soft_wrap=True)
     placement.reserve(settings, site.run_id)
     sinks = [Scraped(settings.run.name), elastic := Elastic(settings)]
     recorder = metrics.Recorder(directory, settings.tracking, settings.run.name, config.tree_of(settings), sinks)

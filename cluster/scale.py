@@ -13,8 +13,10 @@ import typer
 
 from cluster import cli
 from cluster.buffer import Wishes
+from cluster.config import RunConfig
 from cluster.errors import ConfigError, KanaboError
 from cluster.reach import live_url, run_id
+from cluster.room import roles
 
 ROLES = ("rollout", "reward")
 """Of every run; one with judges or scorers of its own has `judge:NAME` or `scorer:NAME` too."""
@@ -42,7 +44,7 @@ def main(
         wishes_of_run = Wishes(url, run_id(found))
         numbers = apply(wishes_of_run, wishes)
         if wait_s:
-            _wait(wishes_of_run, numbers, wait_s)
+            wait(wishes_of_run, numbers, wait_s)
         wishes_of_run.close()
     if as_json:
         cli.print_json(numbers)
@@ -53,12 +55,13 @@ def main(
 def apply(run: Wishes, wishes: list[str]) -> dict[str, int]:
     """Wish for what `role=N`, `role=+N` and `role=-N` say; the numbers that came out. Raises ConfigError."""
     there, numbers = run.staffed(), {}
-    roles = sorted({*ROLES, *there})
+    known = sorted({*ROLES, *there})
     for wish in wishes:
         match = re.fullmatch(r"([^=]+)=([+-]?)(\d+)", wish)
-        if match is None or match[1] not in roles:
+        if match is None or match[1] not in known:
             raise ConfigError(
-                f"'{wish}' is no wish. Roles: {', '.join(roles)}; say rollout=4, rollout=+1 or rollout=-1."
+                f"Invalid argument '{wish}': expected ROLE=N, ROLE=+N or ROLE=-N, for example rollout=4. Roles: "
+                f"{', '.join(known)}."
             )
         role, sign, count = match[1], match[2], int(match[3])
         before = numbers.get(role, run.wished().get(role, there.get(role, 0)))
@@ -71,13 +74,51 @@ def apply(run: Wishes, wishes: list[str]) -> dict[str, int]:
     return numbers
 
 
-def _wait(run: Wishes, numbers: dict[str, int], wait_s: float) -> None:
+def former(run: Wishes, settings: RunConfig, before: RunConfig | None) -> list[str]:
+    """What an earlier life of the run was scaled to, in sentences: applied again unless the recipe changed since.
+
+    `before` is the recipe of that life. A number that the recipe changes since then takes the request's place.
+    """
+    now, then, said = roles(settings), roles(before) if before else {}, []
+    for role, count in sorted(run.wished().items()):
+        if role not in now or count == now[role]:
+            run.forget(role)
+        elif then.get(role, now[role]) != now[role]:
+            run.forget(role)
+            said.append(
+                f"{role}={count} was requested in an earlier life of this run, and the recipe changes the number from "
+                f"{then[role]} to {now[role]} since: {role}={now[role]} holds."
+            )
+        else:
+            said.append(
+                f"{role}={count} was requested in an earlier life of this run and is applied again (the recipe says "
+                f"{now[role]}). `kanabo scale {settings.run.name} {role}={now[role]}` takes it back."
+            )
+    return said
+
+
+def wait(run: Wishes, numbers: dict[str, int], wait_s: float) -> None:
+    """Wait until the requested numbers are up. Raises KanaboError that says what is still coming."""
     until = time.monotonic() + wait_s
-    with cli.progress("waiting for them"):
-        while (there := {r: n for r, n in run.staffed().items() if r in numbers}) != numbers:
+    with cli.progress("waiting for the workers"):
+        while missing := coming(numbers, run.staffed()):
             if time.monotonic() > until:
-                raise KanaboError(f"after {wait_s:g} s there are {there} workers, wished for were {numbers}.")
+                raise KanaboError(
+                    f"after {wait_s:g} s {missing}. The request stays: the run goes on with it, and `kanabo status` "
+                    "and the console show what is up. Workers that never come lack room: see the run's own output."
+                )
             time.sleep(0.2)
+
+
+def coming(wanted: dict[str, int], up: dict[str, int]) -> str:
+    """Which workers are still to join or to leave, in words; empty once the numbers are as requested."""
+    parts = []
+    for role, count in wanted.items():
+        missing = count - up.get(role, 0)
+        if missing:
+            what = "still to come" if missing > 0 else "still to leave"
+            parts.append(f"{role}: {abs(missing)} {what} ({up.get(role, 0)} up, {count} requested)")
+    return "; ".join(parts)
 
 
 if __name__ == "__main__":

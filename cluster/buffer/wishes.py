@@ -22,6 +22,11 @@ class Wishes:
         key = f"{self._connection.prefix}wished"
         self._connection.patiently(lambda: self._connection.redis.hset(key, role, count))
 
+    def forget(self, role: str) -> None:
+        """The recipe's number of workers of a role holds again."""
+        key = f"{self._connection.prefix}wished"
+        self._connection.patiently(lambda: self._connection.redis.hdel(key, role))
+
     def wished(self) -> dict[str, int]:
         """What was wished for last, by role; the recipe's numbers hold for others."""
         return self._numbers("wished")

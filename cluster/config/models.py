@@ -223,6 +223,7 @@ class RunConfig(Section):
                 "weights.transport = 'nccl' broadcasts whole models, and [learner.lora] publishes adapters: a small "
                 'file each. Set weights.transport = "pull".'
             )
+        _check_budgets(self)
         check_steering(self)
         live = next((name for name, scorer in self.scorers.items() if scorer.model == "policy"), None)
         if live is not None and (self.learner.lora or self.weights.transport != "pull"):
@@ -295,6 +296,21 @@ class RunConfig(Section):
     def admit_judges(self) -> list[str]:
         """Judges that an `admit` reward asks."""
         return sorted({name for reward in self.rewards if reward.when == "admit" for name in _asked(reward)})
+
+
+def _check_budgets(config: RunConfig) -> None:
+    """Raises ValueError for an answer that no engine's context has room for."""
+    for name in config.policy_names:
+        section = f"policies.{name}.engine" if name in config.policies else "engine"
+        length = config.policies[name].engine if name in config.policies else config.engine
+        if name in config.policies and "max_model_len" not in length.model_fields_set:
+            continue
+        if config.rollout.max_tokens >= length.max_model_len:
+            raise ValueError(
+                f"rollout.max_tokens = {config.rollout.max_tokens} leaves no room for a prompt in {section}."
+                f"max_model_len = {length.max_model_len}, which holds prompt and answers together. Lower the first, or "
+                "raise the second."
+            )
 
 
 ASKING = ("judge", "ssr_zero", "step_scores", "thoughts")

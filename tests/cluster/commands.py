@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
 
 from cluster import checkpoint
 from cluster.config import RunConfig, dump
@@ -47,8 +49,8 @@ def end(run: Path, *, error: bool = False) -> None:
 def write_checkpoint(run: Path, step: int) -> Path:
     target = run / "checkpoints" / f"global_step_{step}"
     (target / "learner").mkdir(parents=True)
-    (target / "learner" / "state.json").write_bytes(b"optimizer")
+    (target / "learner" / "state.json").write_text("{}")
     (target / "config.json").write_text(json.dumps({"step": step}))
-    (target / "model.safetensors").write_bytes(os.urandom(1000))
+    save_file({"weight": np.random.default_rng(step).random(100)}, target / "model.safetensors")
     checkpoint.commit(target, Manifest("policy", step, 1, 0, (), (), ()))
     return target

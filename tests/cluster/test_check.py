@@ -15,7 +15,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cluster import check, config, nodes, run
+from cluster import check, config, metrics, nodes, run
+from cluster.check import everything
+from cluster.config import parse
 from cluster.errors import ConfigError
 from cluster.own import own
 from tests.models import random_llama
@@ -461,3 +463,30 @@ def test_a_reward_that_evaluates_text_is_refused_where_there_is_no_sandbox(use, 
 def test_a_reward_that_compares_texts_needs_no_sandbox(command, no_user_namespaces):
     code, said = command("--dry-run")
     assert code == 0, said
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(2048, 2048), (4096, 2048), (10**6, 2048)])
+def test_answers_that_no_context_has_room_for_are_refused_at_once(tokens, length):
+    with pytest.raises(ConfigError, match=rf"rollout\.max_tokens = {tokens}.*engine\.max_model_len = {length}"):
+        parse({"rollout": {"max_tokens": tokens}, "engine": {"max_model_len": length}})
+    with pytest.raises(ConfigError, match=r"policies\.critic\.engine\.max_model_len = 64"):
+        parse({"rollout": {"max_tokens": 128}, "policies": {"critic": {"engine": {"max_model_len": 64}}}})
+    parse({"rollout": {"max_tokens": length - 1}, "engine": {"max_model_len": length}})
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_tracker_without_its_package_is_refused_at_once(tmp_path, mode, monkeypatch):
+    monkeypatch.setattr("cluster.metrics.find_spec", lambda name: None)
+    settings = parse({"tracking": {"wandb": mode}})
+    with pytest.raises(ConfigError, match=rf"tracking\.wandb = '{mode}'.*pip install 'kanabo\[wandb\]'"):
+        everything(settings, tmp_path / "run", online=False)
+
+
+def test_a_tracker_without_a_key_is_refused_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr("cluster.metrics.find_spec", lambda name: object())
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="WANDB_API_KEY"):
+        everything(parse({"tracking": {"wandb": "online"}}), tmp_path / "run", online=False)
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    metrics.check_wandb(parse({"tracking": {"wandb": "online"}}).tracking)
