@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.errors import ConfigError, DataError, one_line
 from cluster.types import Message
+from cluster.validation import clean_text
 
 _HOLE = "\u241e\u241f"
 _TAGS = r"think|thinking|thought|thoughts|reasoning|reason|analysis|scratchpad|reflection|seed:think|answer"
@@ -116,6 +117,8 @@ class Chat:
 
     def _render_observation(self, messages: Sequence[Message]) -> str:
         around = self._render([Message("user", "."), Message("assistant", _HOLE), *messages])
+        if _HOLE not in around:
+            raise DataError("the model's chat template leaves out the assistant's text; no observation can follow it.")
         return around.split(_HOLE, 1)[1]
 
     def _render(self, messages: Sequence[Message]) -> str:
@@ -127,7 +130,7 @@ class Chat:
             roles = ", ".join(m.role for m in messages)
             raise DataError(f"the model's chat template refuses messages of {roles}: {one_line(error)}") from error
         _check_rendered(messages, text)
-        return text
+        return clean_text(text)
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))

@@ -6,9 +6,9 @@ A policy that plays several seats sees each seat's side alone: one transcript, a
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from actors.chat import Chat
 from actors.engine import Engine
 from actors.environments.base import End, Environment, Observation
 from cluster.errors import DataError, one_line
-from cluster.types import Event, Finish, Message, Rollout, Task, Turn, VersionSpan
+from cluster.types import Event, Finish, Rollout, Task, Turn, VersionSpan
+from cluster.validation import brief, conformed
 
 
 @dataclass
@@ -81,7 +82,17 @@ async def play_seats(
                 break
             begun = step.seat in seats
             transcript = seats.setdefault(step.seat, Transcript())
-            ids = chat.observation(step.messages, after=transcript.tokens[-1]) if begun else chat.prompt(step.messages)
+            if begun:
+                room = engine.max_model_len - len(transcript.tokens)
+                ids, step = _fitting(chat, step, transcript.tokens[-1], room, limits.max_tokens)
+                if len(ids) >= room:  # not even the mark fits: the episode ends before this observation
+                    finish = "length"
+                    transcript.events += step.events
+                    break
+            else:
+                ids = chat.prompt(step.messages)
+                if not ids:
+                    raise DataError(f"task {task.id}: its prompt has no token.")
             transcript.opened = chat.opened(step.messages, first=not begun)
             transcript.observe(ids, step)
             finish, text = await _speak(engine, chat, transcript, limits, task)
@@ -120,7 +131,7 @@ class _Side:
 
     async def begin(self) -> Observation | End:
         def first() -> Any:
-            self._episode = self._environment.play(self._task, self._view)
+            self._episode = self._environment.play(deepcopy(self._task), self._view)
             return self._episode.__anext__()
 
         return self._checked(await self._within(first))
@@ -129,32 +140,53 @@ class _Side:
         return self._checked(await self._within(lambda: self._episode.asend(text)))
 
     async def _within(self, step: Callable[[], Awaitable[Any]]) -> Any:
+        # A task of its own, which is waited for and not joined: an environment may raise or swallow a cancellation.
+        running = asyncio.create_task(_outcome(step))
         try:
-            async with asyncio.timeout(self._timeout_s) as deadline:
-                return await step()
-        except StopAsyncIteration:
+            done, _ = await asyncio.wait({running}, timeout=self._timeout_s)
+        finally:
+            running.cancel()
+        if not done:
+            why = f"no answer within rollout.environment_timeout_s = {self._timeout_s:g} s."
+            raise DataError(f"the environment failed on task {self._task.id}: {why}")
+        said, error = (None, asyncio.CancelledError()) if running.cancelled() else running.result()
+        if isinstance(error, StopAsyncIteration):
             return End()
-        except Exception as error:
-            if isinstance(error, TimeoutError) and deadline.expired():
-                why = f"no answer within rollout.environment_timeout_s = {self._timeout_s:g} s."
-            else:
-                why = one_line(error)
-            raise DataError(f"the environment failed on task {self._task.id}: {why}") from error
+        if error is not None:
+            raise DataError(f"the environment failed on task {self._task.id}: {_why(error)}") from error
+        return said
 
     def _checked(self, said: Any) -> Observation | End:
-        if isinstance(said, Observation):
-            whole = said.messages and all(isinstance(m, Message) and isinstance(m.content, str) for m in said.messages)
-        else:
-            whole = isinstance(said, End) and isinstance(said.reward, int | float) and not math.isinf(said.reward)
-            whole = whole and isinstance(said.answer, str | None)
-            whole = whole and not any(math.isinf(r) for r in said.rewards.values())
-        whole = whole and all(isinstance(e, Event) for e in said.events)
-        if not whole:
+        """Return a copy with the types of the data model. Raises DataError."""
+        try:
+            if isinstance(said, Observation):
+                found = conformed(Observation, said, "observation")
+                if not found.messages:
+                    raise DataError("observation.messages is empty.")
+                return found
+            if isinstance(said, End):
+                return conformed(End, said, "end")
+            raise DataError("it is neither.")
+        except DataError as error:
             raise DataError(
-                f"the environment yielded {said!r:.80} on task {self._task.id}; an Observation of messages "
-                "or an End with a finite or unknown reward is expected."
-            )
-        return said
+                f"the environment yielded {brief(said)} on task {self._task.id}; an Observation of messages "
+                f"or an End with a finite or unknown reward is expected: {error}"
+            ) from error
+
+
+async def _outcome(step: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
+    """Return what the step gave, or what it raised: a task that lets SystemExit through ends the whole event loop."""
+    try:
+        return await step(), None
+    except BaseException as error:
+        return None, error
+
+
+def _why(error: BaseException) -> str:
+    try:
+        return one_line(error)
+    except Exception:  # its text is foreign code too
+        return f"{type(error).__name__}."
 
 
 async def _speak(engine: Engine, chat: Chat, transcript: Transcript, limits: Limits, task: Task) -> tuple[Finish, str]:
@@ -188,13 +220,51 @@ async def _speak(engine: Engine, chat: Chat, transcript: Transcript, limits: Lim
     return finish, text
 
 
+CUT_MARK = "\n[cut: {left} of {whole} characters did not fit the context]"
+"""Stands in an observation where its end is missing; the policy sees it."""
+
+
+def _fitting(
+    chat: Chat, observation: Observation, after: int, room: int, max_tokens: int
+) -> tuple[list[int], Observation]:
+    """Return the observation's ids, cut in its longest message if the policy could not answer within `room`."""
+    most = max(len(m.content) for m in observation.messages)
+    # No token has more than so many characters, so this text cannot fit: do not tokenise it whole.
+    if most <= MAX_CHARACTERS_PER_TOKEN * max(room, 1):
+        ids = chat.observation(observation.messages, after=after)
+        if len(ids) < room:
+            return ids, observation
+    target = room - min(max_tokens, max(1, room // 2))
+    place = max(range(len(observation.messages)), key=lambda i: len(observation.messages[i].content))
+    text = observation.messages[place].content
+    keep = min(len(text), MAX_CHARACTERS_PER_TOKEN * max(target, 1))
+    while True:
+        mark = CUT_MARK.format(left=len(text) - keep, whole=len(text))
+        cut = replace(observation.messages[place], content=text[:keep] + mark)
+        messages = (*observation.messages[:place], cut, *observation.messages[place + 1 :])
+        ids = chat.observation(messages, after=after)
+        if len(ids) <= target or keep == 0:
+            return ids, replace(observation, messages=messages)
+        keep = min(keep - 1, keep * max(target, 0) // len(ids))
+
+
+MAX_CHARACTERS_PER_TOKEN = 64
+
+
 def _rollout(seat: str, transcript: Transcript, finish: Finish, end: End, view: str, temperature: float) -> Rollout:
+    """Return the transcript as a rollout; what stands behind the last token that the policy chose is left out."""
+    count = len(transcript.mask) - transcript.mask[::-1].index(True) if True in transcript.mask else 0
+    turns = tuple(
+        replace(t, start=min(t.start, count), end=min(t.end, count))
+        for t in transcript.turns
+        if t.role != "assistant" or t.start < count or t.end == 0
+    )
     return Rollout(
-        tokens=np.array(transcript.tokens, np.int32),
-        loss_mask=np.array(transcript.mask, bool),
-        logprobs=np.array(transcript.logprobs, np.float32),
-        text="\n".join(t.text for t in transcript.turns if t.role == "assistant"),
-        turns=tuple(transcript.turns),
+        tokens=np.array(transcript.tokens[:count], np.int32),
+        loss_mask=np.array(transcript.mask[:count], bool),
+        logprobs=np.array(transcript.logprobs[:count], np.float32),
+        text="\n".join(t.text for t in turns if t.role == "assistant"),
+        turns=turns,
         spans=tuple(transcript.spans),
         finish=finish,
         temperature=temperature,

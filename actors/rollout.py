@@ -33,6 +33,7 @@ from cluster.config import RunConfig, patched
 from cluster.errors import DataError, InfrastructureError, LeaseLost, one_line
 from cluster.failpoints import failpoint
 from cluster.types import Claim, Group, Publication, Rollout, Task
+from cluster.validation import checked_group
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class RolloutWorker:
 
     async def _sample(self, claim: Claim) -> None:
         try:
-            group = await self._group(claim, await self._call(self._task, claim.task))
+            group = checked_group(await self._group(claim, await self._call(self._task, claim.task)))
             failpoint("rollout.before_put")
             await self._call(self._buffer.put, group)
             failpoint("rollout.after_put")

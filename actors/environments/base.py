@@ -10,7 +10,7 @@ An episode is one run of this generator, so it is single-use and keeps its state
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -26,9 +26,9 @@ class End:
     """The environment's own reward, NaN if it gives none."""
     answer: str | None = None
     events: tuple[Event, ...] = ()
-    rewards: Mapping[str, float] = field(default_factory=dict)
+    rewards: dict[str, float] = field(default_factory=dict)
     """Of each seat, where there are several; `reward` is that of those not named."""
-    seat_events: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)
+    seat_events: dict[str, tuple[Event, ...]] = field(default_factory=dict)
     """Events that are one seat's alone; their `turn` counts that seat's turns."""
 
 

@@ -17,7 +17,7 @@ from cluster.buffer import Buffer, Limits
 from cluster.config import parse
 from cluster.errors import BudgetSpent, DataError
 from cluster.follow import Follower
-from cluster.types import Message, Publication, Task
+from cluster.types import Event, Message, Publication, Task
 from tests.fakes import FakeEngine
 from tests.models import random_llama
 
@@ -97,6 +97,59 @@ class HangsAtTheEnd(Environment):
                 await asyncio.sleep(3600)
 
 
+class RaisesExit(Faulty):
+    async def fail(self):
+        raise SystemExit(3)
+
+
+class RaisesInterrupt(Faulty):
+    async def fail(self):
+        raise KeyboardInterrupt
+
+
+class RaisesCancelled(Faulty):
+    async def fail(self):
+        raise asyncio.CancelledError
+
+
+class Recurses(Faulty):
+    async def fail(self):
+        return await self.fail()
+
+
+class TextAsReward(Faulty):
+    async def fail(self):
+        return End(reward="1")  # type: ignore[arg-type]
+
+
+class EventOfText(Faulty):
+    async def fail(self):
+        return End(events=("won",))  # type: ignore[arg-type]
+
+
+class EventOfNoTurn(Faulty):
+    async def fail(self):
+        return End(events=(Event("won", 7),))
+
+
+class TrueAsReward(Environment):
+    ends_when_cut = False
+
+    async def play(self, task, view):
+        task.meta["mine"] = object()
+        yield Observation.of("half \ud800")
+        yield End(reward=True)
+
+
+class LongAnswer(Environment):
+    ends_when_cut = False
+
+    async def play(self, task, view):
+        yield Observation(task.views[view])
+        yield Observation.of("x" * 100_000)
+        yield End()
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return random_llama(tmp_path_factory.mktemp("model"), tied=True)
@@ -163,6 +216,12 @@ async def dropped_and_named(worker: RolloutWorker, buffer: Buffer) -> str:
         (NoMessages, "yielded Observation(messages=()"),
         (NoText, "yielded Observation(messages=(Message(role='user', content=3)"),
         (Infinite, "yielded End(reward=inf"),
+        (RaisesExit, "SystemExit"),
+        (RaisesInterrupt, "KeyboardInterrupt"),
+        (RaisesCancelled, "CancelledError"),
+        (Recurses, "RecursionError"),
+        (TextAsReward, "end.reward is '1'"),
+        (EventOfText, "end.events[0] is 'won'"),
         (NumberAsAnswer, "yielded End(reward=nan, answer=3"),
     ],
 )
@@ -262,3 +321,22 @@ def test_a_long_run_may_lose_a_share_of_its_groups(buffer):
     follower._on_rollout(counts | {"data_failures": 100})
     with pytest.raises(BudgetSpent, match="allowed are 100"):
         follower._on_rollout(counts | {"data_failures": 1, "groups": 0})
+
+
+async def test_an_event_of_a_turn_that_was_not_played_costs_its_group(worker, buffer):
+    assert "events[0].turn is 7" in await dropped_and_named(worker(EventOfNoTurn(turn=1)), buffer)
+
+
+async def test_a_reward_of_true_is_one_and_the_task_stays_as_it_was(worker):
+    task = Task.of("0", "fine")
+    (group,) = await worker(TrueAsReward()).heldout([task], temperature=0.0)
+    assert group.rollouts[0].reward == 1.0
+    assert task.meta == {}
+    assert group.rollouts[0].turns[0].text == "half \ufffd"
+
+
+async def test_a_long_observation_is_cut_to_the_context_and_nothing_untrained_is_stored_behind(worker):
+    (group,) = await worker(LongAnswer()).heldout([Task.of("0", "fine")], temperature=1.0)
+    rollout = group.rollouts[0]
+    assert len(rollout.tokens) <= 64
+    assert rollout.loss_mask[-1]
