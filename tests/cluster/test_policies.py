@@ -89,7 +89,8 @@ def test_the_plan_and_the_places_count_every_policy(tmp_path):
     assert "32 tasks × 16 rollouts of each of 3 policies = 1536 samples a step" in said
     assert "big: 1 engine (vllm), 1 learner rank (ZeRO-0, float32), model 'smollm2'." in said
     assert "like: 3 engines (vllm), 2 learner ranks" in said
-    assert room.needed_cpus(config) == pytest.approx((2 + 2) + (1 + 1) + (3 + 2) + 0.1)
+    engines_and_ranks = (2 + 2) + (1 + 1) + (3 + 2)
+    assert room.needed_cpus(config) == pytest.approx(room.CPU_SHARE * engines_and_ranks + 0.1)
     assert room.roles(config) == {"rollout": 2, "reward": 1, "rollout:big": 1, "rollout:like": 3}
     places = room.places(several(big={"engine": {"tensor_parallel": 2}}), gpu=True)
     assert [p.resources["GPU"] for p in places if p.role == "rollout:big"] == [2, 2]
