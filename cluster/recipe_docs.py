@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -39,7 +39,7 @@ def _sections(section: type[BaseModel], path: str) -> Iterator[str]:
     below = {n: found for n, f in section.model_fields.items() if (found := _section_of(f.annotation))}
     if section is PolicySection:
         below = {}  # its sections are described where the recipe has them
-    if rows := [_row(n, f) for n, f in section.model_fields.items() if n not in below]:
+    if rows := [_row(n, f, section) for n, f in section.model_fields.items() if n not in below]:
         yield f"## {f'`[{path}]`' if path else 'Top level'}\n"
         if path and (said := _doc(section)):
             yield f"{said}\n"
@@ -92,7 +92,7 @@ def _plugins() -> Iterator[str]:
             if said := _doc(cls):
                 yield f"{said}\n"
             if cls.model_fields:
-                yield from (*_table([_row(n, f) for n, f in cls.model_fields.items()]), "")
+                yield from (*_table([_row(n, f, cls) for n, f in cls.model_fields.items()]), "")
 
 
 def _foreign() -> Iterator[str]:
@@ -110,9 +110,15 @@ def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
     yield from ("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _row(name: str, field: FieldInfo) -> tuple[str, ...]:
-    meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+def _row(name: str, field: FieldInfo, owner: type[BaseModel]) -> tuple[str, ...]:
+    meaning = " ".join(_meaning(name, field, owner).split()).replace("|", "\\|")
     return f"`{name}`", _type(field), _default(field), meaning
+
+
+def _meaning(name: str, field: FieldInfo, owner: type[BaseModel]) -> str:
+    """The field's docstring; where a class only changes a default, that of the class it inherits the field from."""
+    bases = [c for c in owner.__mro__ if isinstance(c, type) and issubclass(c, BaseModel) and name in c.model_fields]
+    return field.description or next((d for c in bases if (d := c.model_fields[name].description)), "")
 
 
 def _default(field: FieldInfo) -> str:
@@ -133,23 +139,30 @@ def _default(field: FieldInfo) -> str:
 
 def _type(field: FieldInfo) -> str:
     """In TOML's words, with the bounds."""
+    return (_kind(field.annotation) + _bounds(field.metadata)).replace("|", "\\|")
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
     bounds = [
-        f"{sign} {value:g}"
+        f"{sign} {value if isinstance(value, int) else format(value, 'g')}"
         for attribute, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
-        for entry in field.metadata
+        for entry in metadata
         if (value := getattr(entry, attribute, None)) is not None
     ]
-    return _kind(field.annotation).replace("|", "\\|") + (f" {', '.join(bounds)}" if bounds else "")
+    return f" {', '.join(bounds)}" if bounds else ""
 
 
 def _kind(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(arguments[0]) + _bounds(arguments[1:])
     if origin is Literal:
         return " | ".join(f'"{a}"' if isinstance(a, str) else str(a) for a in arguments)
     if origin in (Union, types.UnionType):
         return " | ".join(_kind(a) for a in arguments if a is not type(None))
     if origin in (tuple, list):
-        return f"list of {_kind(arguments[0])}"
+        inner = _kind(arguments[0])
+        return f"list of ({inner})" if " | " in inner else f"list of {inner}"
     if origin is dict or annotation is dict:
         return "table"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -64,7 +64,9 @@ class GroupAdvantage(Advantage):
     """
 
     normalize_std: bool = True
+    """Divide by the standard deviation of the group's rewards."""
     eps: float = 1e-6
+    """Added to the standard deviation before the division."""
 
     def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
         centred = centre(rewards)
@@ -101,7 +103,9 @@ class ReinforcePlusPlus(Advantage):
     """
 
     group_baseline: bool = False
+    """Take the group's mean off before the step's statistics."""
     eps: float = 1e-6
+    """Added to the standard deviation before the division."""
 
     @property
     def uses_equal_rewards(self) -> bool:
@@ -131,6 +135,7 @@ class RoleBaseline(Advantage):
     """
 
     decay: float = Field(default=0.95, ge=0, lt=1)
+    """Weight of the old baseline in the moving average."""
     gamma: float = Field(default=1.0, gt=0, le=1)
     """Discount per turn from the last one back."""
 

@@ -44,7 +44,9 @@ class Clipped(PolicyLoss):
     """PPO's surrogate with separate bounds; DAPO's with `clip_high = 0.28`."""
 
     clip_low: float = Field(default=0.2, ge=0, le=1)
+    """Ratios below 1 − this are clipped."""
     clip_high: float = Field(default=0.2, ge=0)
+    """Ratios above 1 + this are clipped."""
     dual_clip: float | None = Field(default=None, gt=1)
     """A token of negative advantage costs at most this many times its advantage."""
 
@@ -73,10 +75,11 @@ class ClippedCovariance(Clipped):
     """
 
     low: float = 1.0
-    """Bounds of the covariance, in nats,"""
+    """Lower bound of the covariance of advantage and log-prob, in nats."""
     high: float = 5.0
+    """Upper bound of that covariance, in nats."""
     frac: float = Field(default=2e-4, gt=0, le=1)
-    """and the share of a micro-batch's tokens that is left out, at least one."""
+    """Share of a micro-batch's tokens within the bounds that is left out, at least one."""
 
     def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
         out = left_out(
@@ -91,7 +94,9 @@ class Gspo(PolicyLoss):
     """A clipped surrogate of one ratio per rollout (GSPO); the default bounds are those of the paper's experiments."""
 
     clip_low: float = Field(default=3e-4, ge=0, le=1)
+    """Ratios of whole rollouts below 1 − this are clipped."""
     clip_high: float = Field(default=4e-4, ge=0)
+    """Ratios of whole rollouts above 1 + this are clipped."""
 
     def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
         return gspo_loss(
@@ -124,7 +129,9 @@ class Cispo(PolicyLoss):
     """REINFORCE with importance ratios within bounds (CISPO). As in the paper there is no lower bound by default."""
 
     clip_low: float = Field(default=1.0, ge=0, le=1)
+    """Importance ratios are raised to at least 1 − this; 1 is no bound."""
     clip_high: float = Field(default=1.0, ge=0)
+    """Importance ratios are lowered to at most 1 + this."""
 
     def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
         return bounded_importance_loss(
@@ -137,6 +144,7 @@ class TruncatedImportance(PolicyLoss):
     """REINFORCE with truncated importance ratios."""
 
     cap: PositiveFloat = 2.0
+    """Importance ratios are lowered to at most this."""
 
     def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
         return bounded_importance_loss(
@@ -154,8 +162,11 @@ class Decoupled(PolicyLoss):
     """
 
     clip_low: float = Field(default=0.2, ge=0, le=1)
+    """Ratios to the proximal policy below 1 − this are clipped."""
     clip_high: float = Field(default=0.2, ge=0)
+    """Ratios to the proximal policy above 1 + this are clipped."""
     cap: PositiveFloat = 5.0
+    """Ratios of the proximal to the behaviour policy are lowered to at most this."""
 
     def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
         return decoupled_policy_loss(

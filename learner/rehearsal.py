@@ -48,13 +48,17 @@ class Spear(Rehearsal):
     """
 
     buffer_size: PositiveInt = 2048
+    """Most rollouts that one step replays, and the size that `trigger` multiplies."""
     trigger: PositiveFloat = 1.5
+    """A replay begins with more than this times `buffer_size` good rollouts."""
     num_means: PositiveInt = 10_240
+    """Groups of earlier steps whose mean rewards give the median P50."""
     tolerate_steps: int = Field(default=5, ge=1, le=10)
+    """Steps after which a rollout is too old to be replayed."""
     scale: NonNegativeFloat = 1.0
     """c; 0.001 in the code's default settings, 1 in its scripts."""
     ramp_steps: PositiveInt = 200
-    """S; 100 to 300."""
+    """S: steps until replays have their full strength; 100 to 300."""
     event: str = ""
     """Name of the environment's event that a rollout must have to be kept, such as `call`; any rollout by default."""
 

@@ -25,6 +25,7 @@ class Attempts(Environment):
         "solution again.",
         min_length=1,
     )
+    """What the environment writes between the two attempts."""
 
     async def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
         first = yield Observation(task.views[view])

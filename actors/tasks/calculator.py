@@ -35,6 +35,7 @@ class SumsOfThree(TaskSource):
     """`12+34+56=` → `102`: what the model `tiny:calculator` works out when it uses the environment `calculator`."""
 
     num_heldout: PositiveInt = Field(HELDOUT, le=HELDOUT)
+    """Held-out tasks that are used, of those that the source sets apart."""
 
     def train(self) -> Sequence[Task]:
         return [self._task(s) for s in sums_of_three()[1]]

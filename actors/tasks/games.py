@@ -23,7 +23,9 @@ class GameTasks(TaskSource):
     options: dict[str, dict[str, Any]] = {}
     """By game: arguments of it, such as `max_rounds`."""
     num_games: PositiveInt = 10_000
+    """Training tasks, each the deal or the opening of one game."""
     num_heldout: NonNegativeInt = 200
+    """Held-out deals or openings."""
 
     def train(self) -> Sequence[Task]:
         return Lazy(partial(self._task, 0), range(self.num_games))

@@ -31,6 +31,7 @@ class Translation(TaskSource):
     """`473>` → `ehd`. The reference is for held-out accuracy; a self-judging policy never sees it."""
 
     num_heldout: PositiveInt = Field(HELDOUT, le=HELDOUT)
+    """Held-out sentences that are used, of those that the source sets apart."""
 
     def train(self) -> Sequence[Task]:
         return [self._task(s) for s in sources()[0]]

@@ -25,4 +25,4 @@ class Use(Section):
     use: str
     """Its name, or `package.module:Class`."""
     options: dict[str, Any] = {}
-    """Its fields."""
+    """Fields of the plug-in, as listed below under what the key can use."""

@@ -98,7 +98,7 @@ class TermSection(Use):
     """`[[learner.terms]]`: what is added to the policy loss."""
 
     coef: float = 1.0
-    """Its weight."""
+    """Weight of the term in the loss."""
 
 
 class ValueSection(Section):

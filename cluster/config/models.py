@@ -166,7 +166,7 @@ class ConsoleSection(Section):
     """Where it listens. Anything but a loopback address demands a token: $KANABO_CONSOLE_TOKEN, or one made up and
     printed."""
     port: int = Field(default=8266, ge=1, le=65535)
-    """Or the next free one."""
+    """Port; the next free one where it is taken."""
 
 
 class RunConfig(Section):

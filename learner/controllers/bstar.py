@@ -29,7 +29,9 @@ class BStar(Controller):
     """
 
     temperatures: tuple[float, ...] = Field(default=(0.5, 0.7, 0.9, 1.1), min_length=1)
+    """Sampling temperatures that are tried, one a step."""
     thresholds: tuple[float, ...] = Field(default=(0.0, 0.5, 1.0), min_length=1)
+    """Thresholds of the selector that are compared."""
     correct: str
     """Name of the reward that is 1 for a right response."""
     n_star: PositiveInt = 8
@@ -37,7 +39,9 @@ class BStar(Controller):
     iteration_steps: PositiveInt = 20
     """After so many steps balances are measured anew."""
     temperature_key: str = "rollout.temperature"
+    """Dotted key of the recipe that takes the chosen temperature."""
     threshold_key: str = "selectors.0.options.threshold"
+    """Dotted key of the recipe that takes the chosen threshold."""
 
     @model_validator(mode="after")
     def _long_enough(self) -> BStar:

@@ -31,6 +31,7 @@ class Stages(Stepwise):
     first: dict[str, Any] = {}
     """Dotted key, in quotes → value."""
     then: dict[str, Any] = Field(min_length=1)
+    """Dotted key, in quotes → value, from step `at` on."""
 
     def patch(self, memory: int) -> dict[str, Any]:
         return dict(self.then if memory >= self.at else self.first)
@@ -43,10 +44,13 @@ class Cosine(Stepwise):
     """
 
     key: str
+    """Dotted key of the recipe whose number changes, such as `rewards.1.weight`."""
     start: float = 1.0
+    """Value at step 0."""
     end: float = 0.0
+    """Value from step S on."""
     steps: PositiveInt = 200
-    """S."""
+    """S: steps until the value is `end`."""
 
     def patch(self, memory: int) -> dict[str, Any]:
         return {self.key: self.end + (self.start - self.end) * cosine(memory, self.steps)}

@@ -27,7 +27,7 @@ class LaSeR(LossTerm):
     token: NonNegativeInt
     """Its id; 151652 in the paper's Qwen2.5 models. No rollout should ever hold it."""
     beta: PositiveFloat = 0.1
-    """Per nat."""
+    """β: reward per nat of log-prob."""
     reference_logprob: float = -23.0
     """c in nats, as measured for the model once; from 0 on the reference model's own is used."""
     correct: float = 1.0
@@ -37,6 +37,7 @@ class LaSeR(LossTerm):
     from_step: NonNegativeInt = 0
     """The steps before are warm-up and have no such loss; 200 in the paper for a base model."""
     mix: float = Field(default=0.1, ge=0, le=1)
+    """Share of the advantage that the self-reward takes once it is mixed in."""
     mix_after_steps: NonNegativeInt | None = None
     """From this step on self-rewards are mixed in; by default 200 steps after `from_step`, as in the paper."""
     min_std: PositiveFloat = 0.1

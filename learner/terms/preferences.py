@@ -58,6 +58,7 @@ class Ipo(PairTerm):
     """(ρ(chosen) − ρ(rejected) − 1 / (2β))²: a margin to reach and not to pass (IPO, arXiv:2310.12036, equation 17)."""
 
     beta: PositiveFloat = 0.1
+    """β, per nat: the margin to reach is 1 / (2β) nats."""
 
     def loss(self, sums: Sums) -> tuple[Tensor, dict[str, float]]:
         distance = margins(sums, self.against) - 1 / (2 * self.beta)

@@ -41,9 +41,11 @@ class Cooper(DistilledSignal):
     """
 
     model: str = "cooper"
+    """The section `[distilled.NAME]` of the reward model."""
     rule: str = "exact"
     """The reward that verifies: one by name, or `package.module:Class`."""
     rule_options: dict[str, Any] = {}
+    """Options of the reward that `rule` names."""
     _built: Signal | None = PrivateAttr(None)
 
     def declines(self, task: Task) -> str:

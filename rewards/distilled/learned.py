@@ -29,6 +29,7 @@ class LearnedReward(DistilledSignal):
     """
 
     model: str = "reward_model"
+    """The section `[distilled.NAME]` of the reward model."""
     pairs: NonNegativeInt = 4
     """Per group; a group of G distinct responses has G(G−1)/2."""
 

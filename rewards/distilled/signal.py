@@ -44,6 +44,7 @@ class Oni(DistilledSignal):
     alpha_ext: float = 0.1
     """0.1 for a dense score, 10 for a sparse task, 0 without a reward of the environment (ONI's code)."""
     alpha_int: float = 0.4
+    """Weight of the intrinsic reward r̂ beside the environment's."""
     beta: float = Field(default=3.0, ge=0)
     """With 3 a caption is worth an eighth when it comes again, also where it rightly comes again."""
     scale: PositiveFloat = 1.0

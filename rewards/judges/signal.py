@@ -36,16 +36,22 @@ class JudgeSignal(Signal):
     judge: str | tuple[str, ...] = "judge"
     """Its section's name; of several the mean is taken."""
     template: str = "pointwise"
+    """How the question is put: a name of `rewards/judges/templates`, or `package.module:Class`."""
     template_options: dict[str, Any] = {}
+    """Fields of the template, such as its rubric."""
     mode: Mode | None = None
     """By default `label`, or `text` for templates whose verdict is more than a label."""
     votes: PositiveInt = 1
     """Samples per question; more than one need a temperature."""
     temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature of the judge; 0 is greedy."""
     max_tokens: PositiveInt = 1024
+    """Tokens that the judge may write for reasons and verdict."""
     logprobs: bool = True
     """Read labels as expected values where the judge gives log-probs."""
     min_mass: float = Field(default=0.8, gt=0, le=1)
+    """Probability that the labels must have together for log-probs to count; below it the label that was written
+    counts."""
     swap: bool = True
     """Ask about pairs in both orders; else in one, drawn at random."""
     combine: Literal["probability", "log_odds", "winner"] = "probability"
@@ -59,6 +65,7 @@ class JudgeSignal(Signal):
     pairwise: Literal["win_rate", "advantage"] = "win_rate"
     """`advantage`: mean signed strength in units of their spread (Think-RM, arXiv:2505.16265), about 0."""
     cached: bool = True
+    """Ask the judge once about equal questions, and reuse its answer."""
     _template: Template = PrivateAttr()
     _asked: tuple[str, ...] = PrivateAttr(default=())
 

@@ -21,7 +21,7 @@ class Band(Monitor):
     low: float = -math.inf
     """Below this it is outside."""
     high: float = math.inf
-    """Above this too."""
+    """Above this it is outside."""
     patience: PositiveInt = 3
     """Rows of it in a row that must be outside."""
     _outside: int = PrivateAttr(default=0)

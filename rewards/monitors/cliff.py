@@ -60,7 +60,7 @@ class PolicyCliff(Monitor):
     """
 
     change: PositiveFloat = 0.1
-    """Part of a weight."""
+    """Change of each reward's weight, as a part of it."""
     noise: NonNegativeFloat = 0.0
     """In units of the mixed reward."""
     tau: PositiveFloat = 0.1

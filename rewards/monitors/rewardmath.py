@@ -74,6 +74,7 @@ class OneToMany(Monitor):
     verifier: str
     """Who knows: a reward that gives 1 to what is right; it may have `weight = 0`."""
     min_accuracy: float = Field(default=0.0, ge=0, le=1)
+    """Share of right rollouts ranked above all wrong ones below which the alarm is due; 0 never raises it."""
     patience: PositiveInt = 3
     """Steps below it in a row before the alarm."""
     _low: int = PrivateAttr(default=0)

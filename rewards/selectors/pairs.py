@@ -84,6 +84,7 @@ class TokenWeights(Selector):
     signal: str
     """Name of the reward; `weight = 0` records it without making it part of the reward."""
     bound: float = Field(default=0.5, gt=0)
+    """Largest absolute weight of a token."""
     signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: Mixed) -> Mixed:
@@ -99,6 +100,7 @@ class Best(Selector):
     signal: str = ""
     """Name of the reward whose scores decide, by default the mixed reward."""
     count: int = Field(default=1, ge=1)
+    """Rollouts of a group that are kept."""
     signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: Mixed) -> Mixed:

@@ -24,7 +24,9 @@ class Threshold(Selector):
     """
 
     threshold: float = 0.0
+    """Reward that a rollout must exceed to be kept."""
     target: PositiveInt | None = None
+    """Rollouts that the whole step should keep; by default all above the threshold."""
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: Mixed) -> Mixed:
         return self.of_step([group], [scores], [mixed])[0]

@@ -22,7 +22,7 @@ class Concise(Shaper):
     """
 
     bonus: float = Field(default=0.5, ge=0)
-    """λ."""
+    """λ: what the shortest right rollout gets on top of 1."""
     correct: float = 1.0
     """Scores from here on are right."""
 

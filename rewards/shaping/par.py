@@ -31,6 +31,7 @@ class Par(Shaper):
     token_penalty: float = Field(default=0.0, ge=0)
     """Taken off the score before shaping, for every token beyond `free_tokens`; 0.01 in the released code."""
     free_tokens: NonNegativeInt = 300
+    """Tokens that a rollout may have before `token_penalty` applies."""
 
     def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:
         beyond = np.array([max(r.num_tokens - self.free_tokens, 0) for r in group.rollouts])

@@ -25,7 +25,9 @@ class Progress(Shaper):
 
     token_level: ClassVar = True
     alpha: float = 10.0
+    """α: weight of the difference between the second and the first attempt, in stage 2."""
     stage: Literal[1, 2] = 1
+    """Which of the two stages above holds; the controller `stages` changes it during the run."""
 
     def shape_group(self, tokens_G: Sequence[Float[np.ndarray, " T"]], group: Group) -> list[Float[np.ndarray, " T"]]:
         return [self._shaped(values, rollout) for values, rollout in zip(tokens_G, group.rollouts, strict=True)]

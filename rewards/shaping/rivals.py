@@ -26,6 +26,7 @@ class Centred(Shaper):
     references: str = "extra_info.reference_scores"
     """Where in the task's meta their scores stand."""
     squash: Literal["none", "tanh", "arctan"] = "none"
+    """Function of the difference to each reference score; `none` leaves it as it is."""
 
     def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:
         references = reference_scores(group, self.references)
@@ -43,6 +44,7 @@ class LogSigmoidCentred(Shaper):
     references: str = "extra_info.reference_scores"
     """Where in the task's meta their scores stand."""
     quantile: float = Field(default=0.85, gt=0, lt=1)
+    """Quantile of the reference scores that is taken off."""
 
     def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:
         references = reference_scores(group, self.references)

@@ -65,6 +65,7 @@ class RunningScores(Shaper):
     """
 
     how: Literal["standard", "clipped", "min_max"] = "standard"
+    """Which of the three transforms above is applied."""
     _seen: Running = PrivateAttr(default=Running())
 
     def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:

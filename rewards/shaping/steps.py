@@ -29,6 +29,7 @@ class ClipDelta(Shaper):
     eta: float = Field(default=0.5, ge=0, le=1)
     """η: from here on a step is good."""
     clip: bool = True
+    """Apply Clip: no step is worth more than 0."""
     delta: bool = True
     """Both off is the raw sum, which the paper shows to be farmed."""
 

@@ -28,7 +28,10 @@ class Attempts(Signal):
     verifier: str = "exact"
     """The reward that is asked; anything that `rewards.use` takes."""
     verifier_options: dict[str, Any] = {}
+    """Options of the reward that `verifier` names."""
     value: Value = "last"
+    """Score of the rollout: the last attempt's, the first's, or 1 where the second attempt gained or lost the
+    answer."""
     _verifier: Signal = PrivateAttr()
 
     @model_validator(mode="after")

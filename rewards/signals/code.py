@@ -40,6 +40,7 @@ class Code(Signal):
     max_cases: PositiveInt | None = None
     """Only the first so many cases count; all by default."""
     case_timeout_s: PositiveFloat = 6.0
+    """Seconds that the program may take for one case."""
     memory_mib: PositiveInt = 1024
     """Address space of a case's process."""
 

@@ -18,7 +18,9 @@ class Events(Signal):
     event: str = Field(min_length=1)
     """Text of the event."""
     each: float = 0.1
+    """Bonus per event."""
     most: PositiveFloat = 1.0
+    """Upper bound of the bonus of one rollout."""
 
     async def score(self, group: Group, services: Services) -> Scores:
         counts = [sum(event.text == self.event for event in rollout.events) for rollout in group.rollouts]

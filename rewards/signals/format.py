@@ -34,9 +34,11 @@ class Format(Signal):
 
     services = ("verify",)
     pattern: Annotated[str, AfterValidator(_compiles)] = r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*"
+    """Regular expression for the whole text of a rollout."""
     anywhere: bool = False
     """A match somewhere in the text is enough."""
     timeout_s: float = 5.0
+    """Seconds that matching the rollouts of one group may take."""
 
     async def prepare(self, services: Services) -> None:
         await services.sandbox.prepare(MATCHES)

@@ -16,6 +16,7 @@ class LengthPenalty(Signal):
     """
 
     max_tokens: PositiveInt
+    """Length, in tokens that the policy wrote, from which a rollout scores −1."""
     cache_tokens: PositiveInt
     """Width of the interval in which the punishment grows."""
 

@@ -37,6 +37,7 @@ class Math(Signal):
     precision: int = Field(default=FULL_PRECISION, ge=1)
     """Significant digits in which numbers must agree."""
     timeout_s: PositiveFloat = 5.0
+    """Seconds that the checker may take for one answer."""
 
     def declines(self, task: Task) -> str:
         return NO_REFERENCE if is_empty(reference_of(task.answer)) else ""

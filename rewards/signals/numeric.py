@@ -24,7 +24,9 @@ class Numeric(Signal):
     extract: Literal["auto", "text", "tag", "boxed", "hashes", "last_number"] = "auto"
     """Where the answer stands."""
     absolute: NonNegativeFloat = 0.0
+    """Largest difference from the reference that is right."""
     relative: NonNegativeFloat = 0.0
+    """Largest difference that is right, as a share of the larger of the two numbers."""
 
     def declines(self, task: Task) -> str:
         known = number(reference_of(task.answer)) is not None

@@ -30,6 +30,7 @@ class ReasoningGymScore(Signal):
     extract: Literal["auto", "text", "tag", "boxed", "hashes", "last_number"] = "auto"
     """Where the answer stands."""
     timeout_s: PositiveFloat = 10.0
+    """Seconds that the scorer may take for one answer."""
 
     def declines(self, task: Task) -> str:
         return "" if "reasoning_gym" in task.meta else "the task is not of the source 'reasoning_gym'"

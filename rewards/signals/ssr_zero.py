@@ -33,9 +33,12 @@ class SsrZero(JudgeSignal):
     layout: Annotated[str, AfterValidator(_compiles)] = r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*"
     """Regular expression for the whole text of a rollout."""
     format_mode: Literal["gate", "add"] = "gate"
+    """`gate`: a rollout outside of the layout scores 0 and the judge is not asked; `add`: one in the layout gets
+    `format_bonus`."""
     format_bonus: float = Field(default=0.1, ge=0)
     """With `add`: what a rollout in the layout gets on top."""
     layout_timeout_s: float = 5.0
+    """Seconds that matching the layout of one group may take."""
 
     async def prepare(self, services: Services) -> None:
         await super().prepare(services)

@@ -24,10 +24,11 @@ class _StepJudge(Signal):
     scope: ClassVar = "rollout"
     services: ClassVar = ("judge", "text")
     judge: str = "judge"
-    """Its section's name."""
+    """Name of the judge's section."""
     separator: str = PARAGRAPH
     """Regular expression of what ends a step; by default an empty line."""
     temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature of the judge; 0 is greedy."""
     max_tokens: PositiveInt = 2048
     """Of the judge's answer."""
     _asked: str = PrivateAttr(default="")
@@ -74,7 +75,9 @@ class StepScores(_StepJudge):
     """
 
     template: str = "steps"
+    """How the judge is asked about the steps: a name of `rewards/judges/templates`, or `package.module:Class`."""
     template_options: dict[str, Any] = {}
+    """Fields of the template."""
     value: Literal["mean", "min"] = "mean"
     """What the rollout as a whole is worth: the mean of its steps, or the lowest, as B-STaR takes it."""
     _template: Template = PrivateAttr()
@@ -118,6 +121,7 @@ class Thoughts(_StepJudge):
     verifier: str = "exact"
     """The reward that says whether a rollout is right, as in `[[rewards]] use`."""
     verifier_options: dict[str, Any] = {}
+    """Options of the reward that `verifier` names."""
     correct: float = 1.0
     """Its scores from here on are right."""
     reflections_options: dict[str, Any] = {}

@@ -49,7 +49,9 @@ class TokenContrast(Signal):
     scorer: str = "scorer"
     """Its section's name, `[scorers.NAME]`, of model `initial`."""
     better: Prompt = ASKED.format(how="more helpful, more correct, more coherent and more concise")
+    """Prompt that asks for a better response, with the fields `{question}` and `{response}`."""
     worse: Prompt = ASKED.format(how="less helpful, less correct, less coherent and less concise")
+    """Prompt that asks for a worse response, with the same fields."""
 
     async def prepare(self, services: Services) -> None:
         services.scorer(self.scorer)

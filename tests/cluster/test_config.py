@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 
 import pytest
+from pydantic import PositiveInt
 
 from cluster import recipe_docs
 from cluster.config import Section, dump, parse
 from cluster.config.foreign import FOREIGN_KEYS, translated
 from cluster.config.models import RunConfig
 from cluster.errors import ConfigError
+from cluster.plugins import Plugin
 
 
 def options(place: str):
@@ -53,6 +56,42 @@ def test_every_key_is_explained():
         if not f.description and not recipe_docs._section_of(f.annotation)
     ]
     assert not silent
+
+
+def options_of_the_page() -> list[list[str]]:
+    """Rows of the page's tables of options: key, type, default, meaning."""
+    found = [re.split(r"(?<!\\)\|", line)[1:-1] for line in recipe_docs.page().splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in row] for row in found if len(row) == 4]
+
+
+def test_every_option_of_the_page_has_a_meaning():
+    rows = options_of_the_page()
+    assert len(rows) > 450
+    assert [row[0] for row in rows if len(row[3]) < 10] == []
+
+
+def test_every_type_of_the_page_is_in_the_words_of_toml():
+    word = r'(text|integer|number|table|section|anything|true|false|"[^"]*"|-?\d+)'
+    bound = r"( [<>≤≥] -?[\d.e+-]+,?)*"
+    one = rf"(list of )*\(?{word}{bound}( \\\| {word}{bound})*\)?"
+    pattern = re.compile(rf"{one}( \\\| {one})*")
+    assert [row[:2] for row in options_of_the_page() if not pattern.fullmatch(row[1])] == []
+
+
+def test_a_field_whose_default_alone_changes_keeps_its_meaning_and_annotations_keep_their_bounds():
+    class Base(Plugin):
+        share: float = 0.5
+        """Of the whole."""
+
+    class Other(Base):
+        share: float = 0.1
+        most: PositiveInt | None = None
+        """Upper bound."""
+
+    rows = [recipe_docs._row(name, field, Other) for name, field in Other.model_fields.items()]
+    assert rows == [
+        ("`share`", "number", "`0.1`", "Of the whole."), ("`most`", "integer > 0", "not set", "Upper bound."),
+    ]  # fmt: skip
 
 
 def test_the_page_of_keys_is_up_to_date():
