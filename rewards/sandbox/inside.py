@@ -75,10 +75,10 @@ def main(control_fd: int) -> None:
     try:
         checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
         checked(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "making mounts private")
-        mount_tmp()
+        mount_scratch()
         preload(setup["imports"], setup["roots"])
         os.chdir("/")
-        checked(libc.umount2(b"/tmp", MNT_DETACH), "detaching /tmp")
+        checked(libc.umount2(os.environ["HOME"].encode(), MNT_DETACH), "detaching the scratch directory")
     except BaseException as error:
         line = traceback.format_exception_only(error)[-1].strip()
         control.send(json.dumps({"refused": line[:2000]}).encode())
@@ -179,14 +179,14 @@ def spawn(fd: int, request: dict[str, Any], uid: int | None) -> int:
 
 
 def confine(fd: int, request: dict[str, Any], uid: int | None) -> None:
-    """Give up everything but a socket, a small /tmp and the right to compute."""
+    """Give up everything but a socket, a small scratch directory and the right to compute."""
     null = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     os.dup2(fd, ANSWER_FD)
     os.closerange(ANSWER_FD + 1, 1 << 16)
     checked(libc.unshare(CLONE_NEWNS | CLONE_NEWIPC), "unshare")
-    mount_tmp()
+    mount_scratch()
     cpu_s = int(request["timeout_s"]) + 2
     for which, limit in (
         (resource.RLIMIT_CPU, cpu_s),
@@ -209,10 +209,11 @@ def confine(fd: int, request: dict[str, Any], uid: int | None) -> None:
     refuse_syscalls()
 
 
-def mount_tmp() -> None:
+def mount_scratch() -> None:
     options = f"size={TMP_BYTES},nr_inodes={TMP_FILES},mode=1777"
-    checked(libc.mount(b"tmpfs", b"/tmp", b"tmpfs", MS_NOSUID | MS_NODEV, options.encode()), "mounting /tmp")
-    os.chdir("/tmp")
+    place, flags = os.environ["HOME"], MS_NOSUID | MS_NODEV
+    checked(libc.mount(b"tmpfs", place.encode(), b"tmpfs", flags, options.encode()), f"mounting {place}")
+    os.chdir(place)
 
 
 def drop_capabilities() -> None:

@@ -147,22 +147,23 @@ def _view(roots: Sequence[str], places: Sequence[str]) -> list[str]:
         elif os.path.isdir(name):
             view += ["--ro-bind", name, name]
     # Made before they are needed: what bubblewrap makes by itself only its own user may enter, and calls are nobody's.
-    parents = {str(parent) for path in visible() for parent in Path(path).parents} - {"/"}
+    parents = {str(parent) for path in (*visible(), scratch()) for parent in Path(path).parents}
+    parents -= {"/"}
     for directory in (*sorted(parents), "/dev", "/preload"):
         view += ["--perms", "0755", "--dir", directory]
     for path in visible():
         view += ["--ro-bind", path, path]
     for device in ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"):
         view += ["--dev-bind", device, device]
-    view += ["--dir", "/tmp", "--ro-bind", inside.__file__, "/inside.py"]
+    view += ["--dir", scratch(), "--ro-bind", inside.__file__, "/inside.py"]
     for root, place in zip(roots, places, strict=True):
         view += ["--ro-bind", root, place]
     libraries = os.path.join(sys.base_prefix, "lib")
-    variables = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LD_LIBRARY_PATH": libraries, "LANG": "C.UTF-8"}
+    variables = {"PATH": "/usr/bin:/bin", "HOME": scratch(), "LD_LIBRARY_PATH": libraries, "LANG": "C.UTF-8"}
     variables |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     for name, value in variables.items():
         view += ["--setenv", name, value]
-    return [*view, "--remount-ro", "/", "--chdir", "/tmp"]
+    return [*view, "--remount-ro", "/", "--chdir", scratch()]
 
 
 @cache
@@ -174,6 +175,12 @@ def visible() -> tuple[str, ...]:
         for path in (os.path.abspath(prefix), os.path.realpath(prefix))
     )
     return tuple(path for path in wanted if path != "/" and not within(path, "/usr"))
+
+
+@cache
+def scratch() -> str:
+    """Where a call may write: /tmp, unless the interpreter or its packages lie there and a call would not see them."""
+    return next(d for d in ("/tmp", "/var/tmp", "/scratch") if not any(within(path, d) for path in visible()))
 
 
 def within(path: str, directory: str) -> bool:

@@ -176,7 +176,7 @@ signal.signal(15, signal.SIG_IGN)
     await tried(sandbox, target, leave)
     look = """
 import runs_anything, builtins
-result = [runs_anything.version(), hasattr(builtins, 'left'), os.listdir('/tmp'), 'LEFT' in os.environ]
+result = [runs_anything.version(), hasattr(builtins, 'left'), os.listdir('.'), 'LEFT' in os.environ]
 """
     assert await tried(sandbox, target, look) == [1, False, [], False]
 
