@@ -119,7 +119,7 @@ def cut(
     """
     existing = buffer.recorded(policy, step)
     if existing is not None:
-        return Cut(existing, _load(buffer, existing))
+        return Cut(*_load(buffer, existing))
     seen, start = _Seen(), time.monotonic()
     stored: Sequence[Stored] | None = ()
     dropped: dict[str, str] = {}
@@ -157,7 +157,9 @@ def cut(
     decided = memory.completed(decided, members, _considered(seen, section, memory))
     # What the last round filtered leaves with the record: nobody waits for its replacement.
     record = buffer.record(epoch, decided, dropped)
-    groups = members if record.groups == decided.groups else _load(buffer, record)
+    groups = members
+    if record.groups != decided.groups:
+        record, groups = _load(buffer, record)
     left_out = [LeftOut(seen.stored[i].group, seen.stored[i].scores, seen.mixed[i].rewards, reason)
                 for i, reason in seen.dropped.items()]  # fmt: skip
     return Cut(record, groups, waited, {i: seen.stored[i].scores for i in kept}, left_out)
@@ -169,7 +171,7 @@ def follow(buffer: CutBuffer, policy: str, step: int, *, stop: Callable[[], bool
     while (record := buffer.recorded(policy, step, timeout_s=POLL_S)) is None:
         if stop():
             return None
-    return Cut(record, _load(buffer, record), time.monotonic() - start)
+    return Cut(*_load(buffer, record), time.monotonic() - start)
 
 
 def _wait(
@@ -267,9 +269,20 @@ def _weights(mixed: Mixed) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(w, np.float32) for w in mixed.token_weights or ())
 
 
-def _load(buffer: CutBuffer, record: CutRecord) -> list[Group]:
+def _load(buffer: CutBuffer, record: CutRecord) -> tuple[CutRecord, list[Group]]:
+    """The groups of a record, and the record without those that cannot be read: every rank leaves out the same."""
     found = {g.id: g for g in buffer.load(record.groups)}
-    return [found[i] for i in record.groups]
+    keep = [i for i, id in enumerate(record.groups) if id in found]
+    if len(keep) < len(record.groups):
+        record = replace(
+            record,
+            groups=tuple(record.groups[i] for i in keep),
+            rewards=tuple(record.rewards[i] for i in keep),
+            advantages=tuple(record.advantages[i] for i in keep),
+            pairs=tuple(record.pairs[i] for i in keep) if record.pairs else (),
+            token_weights=tuple(record.token_weights[i] for i in keep) if record.token_weights else (),
+        )
+    return record, [found[i] for i in record.groups]
 
 
 def _metrics(seen: _Seen, kept: list[str], step: int, discount: float, policies: Sequence[str]) -> dict[str, float]:

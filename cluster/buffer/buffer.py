@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +16,12 @@ from cluster.buffer.connection import PATIENCE_S, Connection
 from cluster.buffer.stored import Limits, Stored, stored_of
 from cluster.errors import KanaboError, LeaseLost, StaleEpoch
 from cluster.types import Claim, CutRecord, Group, Manifest, Publication, Scores, decode, encode
+
+log = logging.getLogger(__name__)
+
+UNREADABLE = "unreadable"
+"""Why a group is dropped whose stored bytes are no group."""
+KEPT_ASIDE = 100
 
 
 def policy_of(id: str) -> str:
@@ -125,7 +134,10 @@ class Buffer:
         if reply[0] != "ok":
             return []
         ids = reply[1].decode().split("\n")
-        return [decode(data, Group) for data in self._fetch(ids, "data") if data is not None]
+        found = zip(ids, self._fetch(ids, "data"), strict=True)
+        # One that cannot be read stays unscored: the learner drops it when its score deadline has passed.
+        groups = [self._group(id, data)[0] for id, data in found if data is not None]
+        return [group for group in groups if group is not None]
 
     def answered(self, ids: Sequence[str]) -> list[set[tuple[str, str]]]:
         """For each group the (signal, version) pairs that have answered."""
@@ -152,11 +164,25 @@ class Buffer:
         """Up to `limit` groups in version order; waits until there are so many, or until no more can come.
 
         On time-out, what there is. Drops, as `late`, every live group that can no longer be cut within the bound. With
-        `when_late = "wait"` it never passes over a live group of an older version. Raises StaleEpoch.
+        `when_late = "wait"` it never passes over a live group of an older version. Groups that cannot be read are kept
+        aside and dropped as `unreadable`, and their tasks are claimed again. Raises StaleEpoch.
         """
-        ids = [id.decode() for id in self._call_when(timeout_s, "ready", policy, epoch, step, limit)[1] or ()]
-        wanted = self._versions() if ids else {}
-        return [stored for fields in self._fetch(ids) if (stored := stored_of(fields, wanted))]
+        until = time.monotonic() + timeout_s
+        while True:
+            left_s = max(0.0, until - time.monotonic())
+            ids = [id.decode() for id in self._call_when(left_s, "ready", policy, epoch, step, limit)[1] or ()]
+            wanted, found, unreadable = self._versions() if ids else {}, [], {}
+            for id, fields in zip(ids, self._fetch(ids), strict=True):
+                try:
+                    stored = stored_of(fields, wanted)
+                except msgspec.ValidationError as error:
+                    self._keep_aside(id, fields[b"data"], error)
+                    unreadable[id] = UNREADABLE
+                else:
+                    found += [stored] if stored else []
+            if not unreadable:
+                return found
+            self.drop(policy, epoch, unreadable, requeue=True)
 
     def drop(self, policy: str, epoch: int, ids_with_reason: Mapping[str, str], *, requeue: bool = False) -> None:
         """Drop live groups for good; each admits one more. Others are left alone. Raises StaleEpoch."""
@@ -182,18 +208,34 @@ class Buffer:
         return decode(reply[1], CutRecord) if reply[0] == "ok" else None
 
     def load(self, ids: Iterable[str]) -> list[Group]:
-        """Stored groups by id. Raises KanaboError if one was trimmed, dropped or never put."""
+        """Stored groups by id, without those that cannot be read: each of them is kept aside, with a warning.
+
+        Raises KanaboError if one was trimmed, dropped or never put.
+        """
         ids = list(ids)
         found = self._fetch(ids, "data")
         missing = [id for id, data in zip(ids, found, strict=True) if data is None]
         if missing:
             raise KanaboError(f"groups {', '.join(missing)} are not stored: trimmed, dropped or never put.")
-        return [decode(data, Group) for data in found]
+        groups = [self._group(id, data) for id, data in zip(ids, found, strict=True)]
+        for id, data, (group, error) in zip(ids, found, groups, strict=True):
+            if group is None:
+                self._keep_aside(id, data, error)
+        return [group for group, _ in groups if group is not None]
+
+    def quarantine(self) -> list[tuple[str, str]]:
+        """(group's id, why it cannot be read) of the last `KEPT_ASIDE` groups that were kept aside, newest first."""
+        key = f"{self._redis.prefix}quarantine"
+        rows: Any = self._redis.patiently(lambda: self._redis.redis.lrange(key, 0, -1))
+        return [tuple(msgspec.msgpack.decode(row)[:2]) for row in rows]
 
     def stored(self, ids: Iterable[str]) -> list[Stored]:
         """Groups by id with the scores they carry, in whatever state; without those that are not there."""
-        wanted = self._versions()
-        return [stored for fields in self._fetch(list(ids)) if (stored := stored_of(fields, wanted))]
+        wanted, found = self._versions(), []
+        for fields in self._fetch(list(ids)):
+            with suppress(msgspec.ValidationError):  # `ready` and `load` keep it aside
+                found += [stored] if (stored := stored_of(fields, wanted)) else []
+        return found
 
     def release(self, policy: str, epoch: int, version: int, *, by: str | None = None) -> None:
         """Admit more: version := step + 1, after `by` (the policy or a member) published its weights. The version is
@@ -247,6 +289,27 @@ class Buffer:
         """(id, kind, fields) of what was emitted after an id; waits for the first. `"0"` is from the start."""
         entries = self._redis.listen(f"{self._redis.prefix}events", after, timeout_s, limit=1000)
         return [(id.decode(), f[b"kind"].decode(), msgspec.msgpack.decode(f[b"fields"])) for id, f in entries]
+
+    # ── what cannot be read ─────────────────────────────────────────────────────────────────────────────────
+
+    def _group(self, id: str, data: bytes) -> tuple[Group | None, str]:
+        try:
+            return decode(data, Group), ""
+        except msgspec.ValidationError as error:
+            return None, str(error)
+
+    def _keep_aside(self, id: str, data: bytes, error: object) -> None:
+        """Keep the bytes of a group that cannot be read for inspection; the newest `KEPT_ASIDE` stay."""
+        log.warning("group %s cannot be read and is left out: %s", id, error)
+        key, row = f"{self._redis.prefix}quarantine", msgspec.msgpack.encode((id, str(error), data))
+
+        def run() -> Any:
+            with self._redis.redis.pipeline(transaction=True) as pipe:
+                pipe.lpush(key, row)
+                pipe.ltrim(key, 0, KEPT_ASIDE - 1)
+                return pipe.execute()
+
+        self._redis.patiently(run)
 
     # ── how ─────────────────────────────────────────────────────────────────────────────────────────────────
 

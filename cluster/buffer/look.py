@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+import msgspec
 
 from cluster.buffer.connection import Connection
+from cluster.buffer.stored import scores_of
 from cluster.types import CutRecord, Group, Scores, decode
+
+T = TypeVar("T")
 
 STATES = ("leased", "pending", "ready", "cut", "trained")
 CHUNK = 64
@@ -28,7 +33,7 @@ class Seen:
     version: int
     worker: str
     group: Group | None
-    """None while it is sampled."""
+    """None while it is sampled, and if it cannot be read."""
     scores: dict[str, Scores]
     rewards: Any | None
     """Mixed reward [G] float64 as trained on, NaN for a rollout left out; None before the cut."""
@@ -69,7 +74,8 @@ def _chunk(
             return pipe.execute()
 
     found = connection.patiently(run)
-    records |= {step: decode(data, CutRecord) for step, data in zip(new, found, strict=False) if data}
+    read = {step: _readable(data, CutRecord) for step, data in zip(new, found, strict=False)}
+    records |= {step: record for step, record in read.items() if record is not None}
     for (id, step), fields in zip(places, found[len(new) :], strict=True):
         if fields:
             yield _seen(id, policy, step, version, fields, records.get(step) if step is not None else None)
@@ -79,7 +85,7 @@ def _seen(
     id: str, policy: str, step: int | None, version: int, fields: dict[bytes, bytes], record: CutRecord | None
 ) -> Seen:
     state = fields[b"state"].decode()
-    data = fields.get(b"data")
+    group = _readable(fields.get(b"data"), Group)
     return Seen(
         id=id,
         policy=policy,
@@ -88,10 +94,18 @@ def _seen(
         task=int(fields[b"task"]),
         version=int(fields[b"version"]),
         worker=fields.get(b"worker", b"").decode(),
-        group=None if data is None else decode(data, Group),
-        scores={k[2:].decode(): decode(v, Scores) for k, v in fields.items() if k.startswith(b"s:")},
+        group=group,
+        scores={} if group is None else scores_of(fields, group),
         rewards=record.rewards[record.groups.index(id)] if record and id in record.groups else None,
     )
+
+
+def _readable(data: bytes | None, type_: type[T]) -> T | None:
+    """None for what is not there and for what cannot be read: a look at groups is no place to fail."""
+    try:
+        return None if data is None else decode(data, type_)
+    except msgspec.ValidationError:
+        return None
 
 
 def _policies(connection: Connection) -> list[str]:

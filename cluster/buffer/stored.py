@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
+from cluster.errors import DataError
 from cluster.types import Group, Scores, decode
+from cluster.validation import fitting_scores
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +49,26 @@ class Stored:
 
 
 def stored_of(fields: dict[bytes, bytes], wanted: Mapping[bytes, bytes]) -> Stored | None:
+    """Return the group that Redis holds in these fields, or None where it is gone.
+
+    Raises msgspec.ValidationError if the group cannot be read. Scores that cannot, or that do not fit the group, are
+    left out with a warning: the signal has not answered.
+    """
     if b"data" not in fields:  # gone since the script named it: another epoch has begun, and the next call will say so
         return None
-    scores = {key[2:].decode(): decode(value, Scores) for key, value in fields.items() if key.startswith(b"s:")}
+    group = decode(fields[b"data"], Group)
     outdated = any(fields.get(b"carried:" + name, version) != version for name, version in wanted.items())
-    return Stored(decode(fields[b"data"], Group), scores, b"overdue" in fields, outdated)
+    return Stored(group, scores_of(fields, group), b"overdue" in fields, outdated)
+
+
+def scores_of(fields: Mapping[bytes, bytes], group: Group) -> dict[str, Scores]:
+    """The scores that a group carries, by signal, as far as they can be read."""
+    found = {}
+    for key, value in fields.items():
+        if key.startswith(b"s:"):
+            name = key[2:].decode()
+            try:
+                found[name] = fitting_scores(decode(value, Scores), group)
+            except (msgspec.ValidationError, DataError) as error:
+                log.warning("the scores of '%s' on group %s cannot be read and are left out: %s", name, group.id, error)
+    return found

@@ -1,0 +1,166 @@
+"""Stored bytes that cannot be read cost their own group: it is kept aside and its task is claimed again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import redis
+
+from cluster.buffer import Buffer, Limits
+from cluster.buffer.look import look
+from cluster.types import CutRecord, Scores, encode
+from learner.cut import follow
+from tests.cluster.lap import RIGHT, Lap, group_of
+
+PLAIN = Limits(groups_per_step=2, max_staleness=1)
+JUDGED = Limits(groups_per_step=2, max_staleness=1, admit=("judge",))
+
+
+def field(buffer: Buffer, url: str, id: str, name: str, value: bytes) -> None:
+    """Overwrite one field of a stored group, as a run of an earlier version could have left it."""
+    client = redis.Redis.from_url(url)
+    (key,) = (k for k in client.scan_iter(f"*{buffer._args[1]}*group:{id}"))
+    assert client.hexists(key, name)
+    client.hset(key, name, value)
+
+
+def wire(value: Any) -> Any:
+    return msgspec.msgpack.decode(encode(value))
+
+
+def poisoned(buffer: Buffer, lap: Lap, kind: str) -> bytes:
+    """What stands in place of a group: bytes, a group without a field, one that contradicts itself."""
+    tree = wire(group_of(lap.claim() or pytest.fail("no claim")))
+    rollout = tree["rollouts"][0]
+    match kind:
+        case "garbage":
+            return b"\x93\xff\x00 no group"
+        case "empty":
+            return b""
+        case "no rollouts field":
+            del tree["rollouts"]
+        case "wrong length":
+            rollout["logprobs"] = wire(np.zeros(3, np.float32))
+        case "span outside":
+            rollout["spans"][0]["end"] = 99
+        case "text for tokens":
+            rollout["tokens"] = "1 2 3"
+    return msgspec.msgpack.encode(tree)
+
+
+KINDS = ["garbage", "empty", "no rollouts field", "wrong length", "span outside", "text for tokens"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_group_that_cannot_be_read_is_dropped_and_its_task_claimed_again(buffer: Buffer, redis_url: str, kind: str):
+    lap = Lap(buffer, replace(PLAIN, groups_per_step=3))
+    data = poisoned(buffer, lap, kind)
+    claims = lap.fill()
+    field(buffer, redis_url, claims[0].id, "data", data)
+    found = lap.ready()
+    assert claims[0].id not in {s.group.id for s in found}
+    assert lap.outcomes()[claims[0].id] == "dropped:unreadable"
+    ((id, why),) = buffer.quarantine()
+    assert id == claims[0].id
+    assert why
+    again = lap.claim_all()
+    assert claims[0].task in {c.task for c in again}
+    assert buffer.summary("policy")["groups_dropped"] == {"unreadable": 1}
+    assert buffer.summary("policy")["groups_lost"] == 0
+
+
+def test_ready_waits_for_others_in_place_of_a_group_that_cannot_be_read(buffer: Buffer, redis_url: str):
+    """An answer that is short at once would tell the learner that the tasks have run out."""
+    lap = Lap(buffer, PLAIN)
+    claims = lap.fill()
+    field(buffer, redis_url, claims[0].id, "data", b"garbage")
+    assert [s.group.id for s in lap.ready(limit=2)] == [claims[1].id, claims[2].id]
+
+
+def test_a_reward_worker_passes_over_a_group_that_cannot_be_read(buffer: Buffer, redis_url: str):
+    lap = Lap(buffer, JUDGED)
+    claims = lap.claim_all()
+    for claim in claims:
+        buffer.put(group_of(claim))
+    field(buffer, redis_url, claims[0].id, "data", b"garbage")
+    groups = buffer.unscored("judge-0", 10, 0)
+    assert [g.id for g in groups] == [c.id for c in claims[1:]]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"garbage",
+        encode(Scores.of([1.0, 0.0, 0.5])),
+        encode(replace(RIGHT, tokens=(np.zeros(3), np.zeros(3)))),
+        msgspec.msgpack.encode({"values": [1, 2]}),
+    ],
+    ids=["garbage", "another length", "token values of another length", "no arrays"],
+)
+def test_scores_that_cannot_be_read_have_not_arrived(buffer: Buffer, redis_url: str, data: bytes):
+    lap = Lap(buffer, JUDGED)
+    claims = lap.fill()
+    field(buffer, redis_url, claims[0].id, "s:judge", data)
+    first, second = lap.ready(limit=2)
+    assert first.group.id == claims[0].id
+    assert first.scores == {}
+    assert set(second.scores) == {"judge"}
+    assert lap.outcomes()[claims[0].id] == "live"
+
+
+def test_a_recorded_group_that_cannot_be_read_is_left_out_of_the_step_on_every_rank(buffer: Buffer, redis_url: str):
+    lap = Lap(buffer, PLAIN)
+    lap.fill()
+    record = lap.cut()
+    field(buffer, redis_url, record.groups[0], "data", b"garbage")
+    cuts = [follow(buffer, "policy", 0, stop=lambda: False) for _ in range(2)]
+    for cut in cuts:
+        assert cut is not None
+        assert [g.id for g in cut.groups] == list(record.groups[1:]) == list(cut.record.groups)
+        assert len(cut.record.rewards) == len(cut.record.advantages) == 1
+    lap.release()
+    lap.lap()
+    assert buffer.summary("policy")["groups_lost"] == 0
+
+
+def test_a_run_that_resumes_with_poison_trains_on(buffer: Buffer, redis_url: str):
+    """Pending, ready and recorded groups that cannot be read, and a killed learner: the next steps are taken."""
+    lap = Lap(buffer, PLAIN)
+    claims = lap.fill()
+    recorded = lap.cut()
+    for id in (recorded.groups[1], claims[-1].id):
+        field(buffer, redis_url, id, "data", b"garbage")
+    lap.start(None)
+    for _ in range(4):
+        record: CutRecord | None = buffer.recorded("policy", lap.step)
+        if record is not None:
+            found = follow(buffer, "policy", lap.step, stop=lambda: False)
+            assert found is not None
+            lap.release()
+        else:
+            lap.lap()
+    assert lap.step == 4
+    assert buffer.summary("policy")["groups_lost"] == 0
+
+
+def test_a_look_at_groups_shows_those_that_cannot_be_read_as_empty(buffer: Buffer, redis_url: str):
+    lap = Lap(buffer, PLAIN)
+    claims = lap.fill()
+    field(buffer, redis_url, claims[0].id, "data", b"garbage")
+    seen = {one.id: one for one in look(buffer._redis)}
+    assert seen[claims[0].id].group is None
+    assert seen[claims[1].id].group is not None
+
+
+def test_only_the_newest_are_kept_aside(buffer: Buffer, redis_url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("cluster.buffer.buffer.KEPT_ASIDE", 2)
+    lap = Lap(buffer, replace(PLAIN, groups_per_step=4))
+    claims = lap.fill()
+    for claim in claims[:3]:
+        field(buffer, redis_url, claim.id, "data", b"garbage")
+    lap.ready()
+    assert len(buffer.quarantine()) == 2
