@@ -69,7 +69,8 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     judged(settings, head)
     aliases(settings, directory)
     sizes = leftovers.sizes(settings, directory, weights_bytes(settings))
-    return [*skipped, *warnings, *sizes, *storage(settings), *trial.rewards(settings, head)]
+    trial.rewards(settings, head)
+    return [*skipped, *warnings, *sizes, *storage(settings)]
 
 
 def aliases(settings: RunConfig, directory: Path) -> None:

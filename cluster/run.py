@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import alarm, check, checkpoint, cli, config, metrics, report, resume_report, table
+from cluster import alarm, check, checkpoint, cli, config, metrics, report, resume_report, table, trial
 from cluster.buffer import Buffer, Wishes
 from cluster.config import RunConfig
 from cluster.errors import BufferUnavailable, ConfigError, KanaboError
@@ -58,6 +58,8 @@ def main(
             table.console.print(_plain(sentence), highlight=False, soft_wrap=True)
         if dry_run:
             table.console.print(plan(settings, directory), highlight=False, soft_wrap=True)
+            for untried in trial.untried(settings):
+                table.console.print(_plain(untried), highlight=False, soft_wrap=True)
             if "RAY_ADDRESS" in os.environ:
                 table.console.print(_room(settings), highlight=False, soft_wrap=True)
             if as_json:

@@ -26,24 +26,36 @@ BLOCKED_S = 5.0
 CLAIM = Claim("trial/0/0", "policy", 0, 0, 0, 0, "trial")
 
 
-def rewards(settings: RunConfig, head: Sequence[Task]) -> list[str]:
-    """Try every reward on a made-up group of the first task; returns what could not be tried, in sentences.
+def rewards(settings: RunConfig, head: Sequence[Task]) -> None:
+    """Try every reward that can be tried before the run on a made-up group of the first task.
 
     Raises ConfigError for a reward that fails on all rollouts of the group.
     """
     from rewards.zoo import build_signal
 
     if not head:
-        return []
+        return
     group = made_up(settings, head[0])
-    later = []
     for i, section in enumerate(settings.rewards):
-        signal, where = build_signal(section, f"rewards[{i}]"), f"rewards[{i}] = '{section.use}'"
-        if missing := sorted(set(signal.services) - OFFLINE):
-            later.append(f"{where} needs {', '.join(missing)} of the run: it was not tried.")
-        elif not signal.declines(head[0]):
-            _try(signal, section, group, where, settings.reward_names[i])
-    return later
+        signal = build_signal(section, f"rewards[{i}]")
+        if not _later(signal) and not signal.declines(head[0]):
+            _try(signal, section, group, f"rewards[{i}] = '{section.use}'", settings.reward_names[i])
+
+
+def untried(settings: RunConfig) -> list[str]:
+    """The rewards that cannot be tried before the run, each with what it needs of it, in sentences."""
+    from rewards.zoo import build_signal
+
+    built = ((i, s, build_signal(s, f"rewards[{i}]")) for i, s in enumerate(settings.rewards))
+    return [
+        f"rewards[{i}] = '{section.use}' needs {', '.join(later)} of the run: it was not tried."
+        for i, section, signal in built
+        if (later := _later(signal))
+    ]
+
+
+def _later(signal: Signal) -> list[str]:
+    return sorted(set(signal.services) - OFFLINE)
 
 
 def _try(signal: Signal, section: RewardSection, group: Group, where: str, name: str) -> None:

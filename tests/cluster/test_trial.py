@@ -6,7 +6,7 @@ import pytest
 
 from cluster.config import parse
 from cluster.errors import ConfigError
-from cluster.trial import made_up, rewards
+from cluster.trial import made_up, rewards, untried
 from cluster.types import Task
 
 TASK = Task.of("t-1", "What is 40 + 2?", "42")
@@ -45,12 +45,14 @@ def test_a_reward_that_fails_on_everything_is_refused_with_its_cause(tmp_path, k
     ],
 )
 def test_a_reward_that_scores_abstains_or_fails_on_some_rollouts_is_accepted(tmp_path, source):
-    assert rewards(settings(tmp_path, source), [TASK]) == []
+    rewards(settings(tmp_path, source), [TASK])
+    assert untried(settings(tmp_path, source)) == []
 
 
 def test_a_reward_that_needs_services_of_the_run_is_not_tried_and_that_is_said():
     config = parse({"rewards": [{"use": "self_certainty"}], "scorers": {"scorer": {}}})
-    assert "was not tried" in rewards(config, [TASK])[0]
+    rewards(config, [TASK])
+    assert "was not tried" in untried(config)[0]
 
 
 def test_the_made_up_group_is_one_that_a_rollout_worker_could_have_made():
