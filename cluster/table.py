@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +21,14 @@ def number(value: Any, form: str = ".3g") -> str:
     return "–" if value is None or value != value else format(value, form)
 
 
+def duration(seconds: float | None) -> str:
+    """Hours, minutes and seconds; a dash for what is unknown."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
 def show_facts(title: str, facts: Mapping[str, Any]) -> None:
     """A line each."""
     table = Table(title=title, show_header=False, title_justify="left")
@@ -29,32 +41,66 @@ def show_facts(title: str, facts: Mapping[str, Any]) -> None:
 
 
 class LiveTable:
-    """The last steps, and a line on what the learner waits for. On a pipe it prints a row now and then instead."""
+    """The last steps, and a line on what the learner waits for. On a pipe it prints lines of progress instead."""
 
     SHOWN = 12
+    SHORT = 100
+    """Steps of a run that prints each of them on a pipe; a longer one prints every tenth."""
+    SILENT_S = 8.0
+    """On a pipe, a line of progress is printed after so long without one."""
 
-    def __init__(self, name: str, steps: int, enabled: bool) -> None:
-        self._name, self._steps = name, steps
+    def __init__(self, name: str, steps: int, enabled: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name, self._steps, self._enabled, self._clock = name, steps, enabled, clock
         self._rows: list[tuple[str, ...]] = []
         self._state = "starting"
+        self._begun = self._printed = clock()
+        self._first: tuple[int, float] | None = None
+        """The first step that was seen in this life, and when: the pace is measured from there."""
+        self._left_s: float | None = None
+        self._closed = threading.Event()
+        self._ticker = threading.Thread(target=self._tick_on, name="progress", daemon=True)
+        self._handlers: list[tuple[logging.StreamHandler[Any], Any]] = []
         self._live = (
-            Live(self._render(), console=console, refresh_per_second=2) if enabled and console.is_terminal else None
+            Live(get_renderable=self._render, console=console, refresh_per_second=2)
+            if enabled and console.is_terminal
+            else None
         )
-        self._enabled = enabled
 
     def __enter__(self) -> LiveTable:
         if self._live:
+            before = sys.stderr
             self._live.__enter__()
+            # Log lines go through the table's console: past it they would tear the header.
+            for handler in logging.getLogger().handlers:
+                if isinstance(handler, logging.StreamHandler) and handler.stream is before:
+                    self._handlers.append((handler, before))
+                    handler.setStream(sys.stderr)
+        elif self._enabled:
+            self._ticker.start()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._closed.set()
+        if self._ticker.is_alive():
+            self._ticker.join()
+        for handler, stream in self._handlers:
+            handler.setStream(stream)
+        self._handlers.clear()
         if self._live:
             self._live.__exit__(*error)
 
     def step(self, step: int, row: Mapping[str, float]) -> None:
+        now = self._clock()
+        if self._first is None or step <= self._first[0]:  # the first, or the run went back to a checkpoint
+            self._first = (step, now)
+            self._left_s = None
+        else:
+            first, since = self._first
+            self._left_s = (now - since) / (step - first) * max(0, self._steps - step)
         self._rows.append(
             (
                 f"{step}/{self._steps}",
+                number(row.get("loss/policy"), ".4f"),
                 number(row.get("reward/mean"), ".3f"),
                 number(row.get("heldout/accuracy"), ".3f"),
                 number(row.get("rollout/tokens_per_s"), ",.0f"),
@@ -64,13 +110,20 @@ class LiveTable:
             )
         )
         del self._rows[: -self.SHOWN]
-        self._show(printed=step % 10 == 0 or step == 1)
+        if self._live:
+            self._live.refresh()
+        elif self._enabled and (self._steps <= self.SHORT or step % 10 == 0 or step in (1, self._steps)):
+            step_, loss, reward, accuracy, rate, stale, groups, wait = self._rows[-1]
+            self._print(
+                f"step {step_}  loss {loss}  reward {reward}  accuracy {accuracy}  {rate} tokens/s  staleness {stale}  "
+                f"{groups} groups outstanding  waited {wait}  {self._times()}"
+            )
 
     def waiting(self, text: str) -> None:
-        """Where the groups are: what the learner waits for. For the table only."""
+        """Where the groups are: what the learner waits for. For the table and the lines between steps."""
         self._state = text
         if self._live:
-            self._live.update(self._render())
+            self._live.refresh()
 
     def warning(self, text: str) -> None:
         """Print what is wrong, above the table where there is one."""
@@ -80,23 +133,29 @@ class LiveTable:
         """What the run as a whole is doing."""
         self.waiting(text)
         if self._enabled and not self._live:
-            console.print(text, style="dim", highlight=False, soft_wrap=True)
+            self._print(text, style="dim")
 
-    def _show(self, printed: bool) -> None:
-        if self._live:
-            self._live.update(self._render())
-        elif printed and self._enabled:
-            step, reward, accuracy, rate, stale, groups, wait = self._rows[-1]
-            console.print(
-                f"step {step}  reward {reward}  accuracy {accuracy}  {rate} tokens/s  staleness {stale}  "
-                f"{groups} groups outstanding  waited {wait}",
-                highlight=False,
-                soft_wrap=True,
-            )
+    def tick(self) -> None:
+        """On a pipe, print where the run is if nothing was printed for `SILENT_S`."""
+        if self._enabled and not self._live and self._clock() - self._printed >= self.SILENT_S:
+            at = f"step {self._rows[-1][0]}  " if self._rows else ""
+            self._print(f"{at}{self._state}  {self._times()}", style="dim")
+
+    def _tick_on(self) -> None:
+        while not self._closed.wait(1.0):
+            self.tick()
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self._printed = self._clock()
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    def _times(self) -> str:
+        return f"elapsed {duration(self._clock() - self._begun)}, left {duration(self._left_s)}"
 
     def _render(self) -> Table:
-        table = Table(title=f"kanabo · {self._name}", caption=self._state, title_justify="left", caption_justify="left")
-        for column in ("step", "reward", "accuracy", "tokens/s", "staleness", "outstanding", "learner waited"):
+        title, caption = f"kanabo · {self._name} · {self._times()}", self._state
+        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+        for column in ("step", "loss", "reward", "accuracy", "tokens/s", "staleness", "outstanding", "learner waited"):
             table.add_column(column, justify="right")
         for row in self._rows:
             table.add_row(*row)

@@ -1,0 +1,129 @@
+"""Progress of a run, on a pipe and in a terminal."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cluster import table
+
+ROW = {"loss/policy": 0.1234, "reward/mean": 0.5, "learner/wait_s": 1.0}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _shown(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:
+    out = io.StringIO()
+    monkeypatch.setattr(table, "console", Console(file=out, force_terminal=terminal, width=160, color_system=None))
+    return out
+
+
+def _printed(out: io.StringIO, steps: int, clock: Clock) -> list[str]:
+    live = table.LiveTable("a run", steps, True, clock)
+    for step in range(1, steps + 1):
+        live.step(step, ROW)
+    return [line for line in out.getvalue().splitlines() if line.startswith("step ")]
+
+
+def test_a_short_run_prints_every_step_on_a_pipe(monkeypatch: pytest.MonkeyPatch):
+    assert len(_printed(_shown(monkeypatch, False), 7, Clock())) == 7
+
+
+def test_a_long_run_prints_its_first_last_and_every_tenth_step(monkeypatch: pytest.MonkeyPatch):
+    lines = _printed(_shown(monkeypatch, False), 205, Clock())
+    assert [line.split()[1] for line in lines[:2]] == ["1/205", "10/205"]
+    assert lines[-1].split()[1] == "205/205"
+    assert len(lines) == 22
+
+
+def test_a_run_without_steps_prints_where_it_is_within_ten_seconds(monkeypatch: pytest.MonkeyPatch):
+    out, clock = _shown(monkeypatch, False), Clock()
+    live = table.LiveTable("a run", 5, True, clock)
+    live.waiting("groups: 3 being sampled")
+    printed = []
+    for _ in range(30):  # the ticker asks once a second
+        clock.now += 1
+        before = out.tell()
+        live.tick()
+        if out.tell() > before:
+            printed.append(clock.now)
+    assert max(b - a for a, b in zip([100.0, *printed], printed, strict=False)) <= 9
+    assert "groups: 3 being sampled  elapsed 0:00:08, left –" in out.getvalue()
+
+
+def test_every_figure_of_a_line_of_progress_is_a_documented_metric(monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+
+    class Row(dict[str, float]):
+        def get(self, key: str, default: float | None = None) -> float | None:  # type: ignore[override]
+            asked.append(key)
+            return default
+
+    _shown(monkeypatch, False)
+    table.LiveTable("a run", 5, True, Clock()).step(1, Row())
+    documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
+    assert asked
+    assert [key for key in asked if f"`{key}`" not in documented] == []
+
+
+def test_progress_that_is_switched_off_prints_nothing(monkeypatch: pytest.MonkeyPatch):
+    out, clock = _shown(monkeypatch, False), Clock()
+    with table.LiveTable("a run", 5, False, clock) as live:
+        live.step(1, ROW)
+        clock.now += 60
+        live.tick()
+    assert out.getvalue() == ""
+
+
+def test_time_left_follows_the_pace_of_this_life(monkeypatch: pytest.MonkeyPatch):
+    out, clock = _shown(monkeypatch, False), Clock()
+    live = table.LiveTable("a run", 50, True, clock)
+    clock.now += 30  # engines start
+    live.step(41, ROW)
+    clock.now += 10
+    live.step(42, ROW)
+    first, second = out.getvalue().splitlines()
+    assert first.endswith("elapsed 0:00:30, left –")
+    assert second.endswith("elapsed 0:00:40, left 0:01:20")
+    assert "loss 0.1234" in second
+
+
+def test_a_roll_back_starts_the_measure_of_the_pace_again(monkeypatch: pytest.MonkeyPatch):
+    out, clock = _shown(monkeypatch, False), Clock()
+    live = table.LiveTable("a run", 50, True, clock)
+    for step in (8, 9, 5):
+        clock.now += 10
+        live.step(step, ROW)
+    assert out.getvalue().splitlines()[-1].endswith("left –")
+
+
+def test_a_terminal_shows_times_and_loss_and_takes_log_lines_in(monkeypatch: pytest.MonkeyPatch):
+    out, clock = _shown(monkeypatch, True), Clock()
+    past = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", past)
+    handler = logging.StreamHandler(past)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        with table.LiveTable("a run", 5, True, clock) as live:
+            live.step(1, ROW)
+            logging.getLogger("a.worker").warning("one more joins")
+    finally:
+        root.removeHandler(handler)
+    assert "one more joins" in out.getvalue()
+    assert past.getvalue() == ""
+    assert handler.stream is past
+    assert "elapsed 0:00:00" in out.getvalue()
+    assert "loss" in out.getvalue()
+    assert "0.1234" in out.getvalue()
