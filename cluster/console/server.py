@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hmac
+import html
 import ipaddress
 import logging
 import os
@@ -22,7 +23,7 @@ from typing import Annotated, Any
 import msgspec
 import uvicorn
 from fastapi import FastAPI, Header, Query, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -37,6 +38,10 @@ COOKIE = "kanabo_console"
 PORTS_TRIED = 20
 POLICY_OF_PAGE = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 """Nothing is loaded from elsewhere, and a rollout's text is never a script. The charts set styles of their own."""
+
+
+VIEWS = ("lap", "curves", "groups", "judges", "alarms", "workers", "recipe")
+"""What `?view=` can name."""
 
 
 class Wish(BaseModel):
@@ -108,8 +113,29 @@ def app(source: Source, token: str | None = None) -> FastAPI:
     def recipe() -> Response:
         return _json(source.recipe())
 
-    site.mount("/", StaticFiles(directory=str(files("cluster.console") / "static"), html=True))
+    static = str(files("cluster.console") / "static")
+
+    @site.api_route("/", methods=["GET", "HEAD"])
+    @site.api_route("/index.html", methods=["GET", "HEAD"])
+    def page(view: str = "") -> Response:
+        if view and view not in VIEWS:
+            return _no_such(f"There is no view '{view[:80]}'.")
+        return FileResponse(f"{static}/index.html")
+
+    @site.exception_handler(404)
+    def nothing_there(request: Request, error: Exception) -> Response:
+        said = f"There is nothing at '{request.url.path[:80]}'."
+        return JSONResponse({"error": said}, 404) if request.url.path.startswith("/api/") else _no_such(said)
+
+    site.mount("/", StaticFiles(directory=static))
     return site
+
+
+def _no_such(said: str) -> Response:
+    """A page that says what is not there, and links the views that are."""
+    links = "".join(f'<li><a href="/?view={name}">{name}</a></li>' for name in VIEWS)
+    body = f"<h1>Not found</h1><p>{html.escape(said)} Known views:</p><ul>{links}</ul>"
+    return HTMLResponse(f'<!doctype html><html lang="en"><title>Not found · Kanabo</title>{body}</html>', 404)
 
 
 def _json(value: Any) -> Response:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
@@ -308,3 +310,41 @@ def test_alarms_are_shown_with_what_gave_them_away(tmp_path):
     said = {"monitor": "collapse", "step": 7, "signal": "heldout/accuracy", "message": "it fell.", "good": 4}
     (run / "alarms.jsonl").write_text(json.dumps(said) + "\n" + '{"torn')
     assert site.get("/api/alarms").json()["alarms"] == [said]
+
+
+# ── addresses ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("address", ["/", "/index.html"])
+@pytest.mark.parametrize("name", server.VIEWS)
+def test_every_known_view_is_the_page(page, address, name):
+    answer = page.get(address, params={"view": name})
+    assert answer.status_code == 200
+    assert 'id="view"' in answer.text
+
+
+def test_the_page_has_the_views_that_the_server_knows():
+    script = (Path(server.__file__).parent / "static" / "app.js").read_text("utf-8")
+    listed = script.split("const VIEWS = {")[1].split("};")[0]
+    assert tuple(re.findall(r"^  (\w+):", listed, re.MULTILINE)) == server.VIEWS
+
+
+@pytest.mark.parametrize("address", ["/?view=nonsense", "/index.html?view=Lap", "/nonsense", "/a/b?view=lap"])
+def test_an_unknown_view_or_path_is_a_page_with_the_known_views(page, address):
+    answer = page.get(address)
+    assert answer.status_code == 404
+    assert answer.headers["content-type"].startswith("text/html")
+    assert all(f'href="/?view={name}"' in answer.text for name in server.VIEWS)
+
+
+def test_an_unknown_name_is_shown_as_text(page):
+    answer = page.get("/", params={"view": "<script>alert(1)</script>"})
+    assert answer.status_code == 404
+    assert "<script>" not in answer.text
+    assert "&lt;script&gt;" in answer.text
+
+
+def test_an_unknown_address_of_the_interface_is_an_error_in_json(page):
+    answer = page.get("/api/nonsense")
+    assert answer.status_code == 404
+    assert answer.json() == {"error": "There is nothing at '/api/nonsense'."}
