@@ -1,7 +1,7 @@
 """Stored groups of a run, with scores and rewards: `python -m cluster.inspect RUN [--to FILE] [filters]`.
 
-Works beside a live run, and on one that has ended: then its Redis is started for as long as this takes. Groups of steps
-before the last checkpoint have been trimmed; what is left of them is in the run's samples.jsonl and metrics.jsonl.
+Works beside a live run, and on one that has ended: then its Redis is started for as long as this takes. Groups that the
+last checkpoint has trimmed from Redis are read from the run's `groups/`, which has the last `tracking.kept_groups`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from cluster import cli
+from cluster import cli, kept
 from cluster.buffer.connection import Connection
-from cluster.buffer.look import STATES, Seen, count, look
+from cluster.buffer.look import STATES, Seen, look
 from cluster.errors import ConfigError
 from cluster.groupfile import rollout_row, writer
 from cluster.reach import connected
@@ -77,12 +77,12 @@ def main(
         with connected(found) as connection:
             if to is None:
                 shown = limit if as_json or limit is not None else SHOWN
-                rows = list(_rows(connection, wanted, shown))
-                cli.print_json(rows) if as_json else _show(found, rows, count(connection))
+                rows = list(_rows(found, connection, wanted, shown))
+                cli.print_json(rows) if as_json else _show(found, rows)
                 return
             written = 0
             with writer(to) as write:
-                for row in _rows(connection, wanted, limit):
+                for row in _rows(found, connection, wanted, limit):
                     write(row)
                     written += 1
     if as_json:
@@ -91,21 +91,55 @@ def main(
         print(f"{written} groups in {to}")
 
 
-def _rows(connection: Connection, wanted: Filter, limit: int | None) -> Iterator[dict[str, Any]]:
+def _rows(run: Path, connection: Connection, wanted: Filter, limit: int | None) -> Iterator[dict[str, Any]]:
     given = 0
-    with cli.progress("reading groups", count(connection)) as advance:
-        for seen in look(connection):
+    with cli.progress("reading groups") as advance:
+        for seen in _everything(run, connection, wanted):
             advance(1)
-            row = row_of(seen)
             if limit is not None and given >= limit:
                 return
+            row = row_of(seen)
             if wanted.keeps(row):
                 given += 1
                 yield row
 
 
+def _everything(run: Path, connection: Connection, wanted: Filter) -> Iterator[Seen]:
+    """Groups on disk that the filter may keep, oldest step first; then those in Redis that are not on disk."""
+    known: set[str] = set()
+    for path in kept.files(run / "groups"):
+        entries = kept.try_index(path) or []
+        known |= {entry.id for entry in entries}
+        if wanted.state not in (None, "trained") or wanted.step not in (None, kept.step_of(path)):
+            continue
+        for entry in entries:
+            try:
+                yield _trained(kept.read(path, entry))
+            except FileNotFoundError:  # a live run has removed its oldest
+                break
+    for seen in look(connection):
+        if seen.id not in known:
+            yield seen
+
+
+def _trained(found: kept.KeptGroup) -> Seen:
+    claim = found.group.claim
+    return Seen(
+        id=claim.id,
+        policy=claim.policy,
+        state="trained",
+        step=found.step - 1,
+        task=claim.task,
+        version=claim.version,
+        worker="",
+        group=found.group,
+        scores=found.scores,
+        rewards=found.rewards,
+    )
+
+
 def row_of(seen: Seen) -> dict[str, Any]:
-    """A group as plain values; what is unknown is None."""
+    """A group as plain values; what is unknown is None. Its step has the number that it has in metrics.jsonl."""
     group = seen.group
     rewards = None if seen.rewards is None else _numbers(seen.rewards)
     known = [reward for reward in rewards or () if reward is not None]
@@ -113,7 +147,7 @@ def row_of(seen: Seen) -> dict[str, Any]:
         "id": seen.id,
         "policy": seen.policy,
         "state": seen.state,
-        "step": seen.step,
+        "step": None if seen.step is None else seen.step + 1,
         "version": seen.version,
         "worker": seen.worker,
         "task_position": seen.task,
@@ -141,26 +175,34 @@ def _numbers(values: np.ndarray) -> list[float | None]:
     return [float(v) if np.isfinite(v) else None for v in values]
 
 
-def _show(run: Path, rows: list[dict[str, Any]], stored: int) -> None:
+def _show(run: Path, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     from cluster.table import console, number
 
-    caption = f"{len(rows)} of {stored} stored groups; those before the last checkpoint are trimmed."
+    caption = f"{len(rows)} groups; --limit shows more. Scores are means of the known."
     table = Table(title=f"kanabo · {run}", caption=caption, title_justify="left", caption_justify="left")
-    for column in ("group", "state", "step", "task", "reward", "scores", "first rollout"):
-        table.add_column(column, no_wrap=column not in ("scores", "first rollout"), overflow="fold")
+    signals = sorted({score["signal"] for row in rows for score in row["scores"]})
+    for column in ("group", "state", "step", "task", "reward", *signals):
+        table.add_column(column, no_wrap=True, overflow="fold")
+    table.add_column("first rollout", overflow="fold")
     for row in rows:
+        scores = {score["signal"]: _mean(score["values"]) for score in row["scores"]}
         table.add_row(
             row["id"],
             row["state"],
             number(row["step"], "d"),
             row["task"] or f"#{row['task_position']}",
             number(row["reward_mean"], ".3f"),
-            ", ".join(score["signal"] for score in row["scores"]) or "–",
+            *(number(scores.get(signal), ".3f") for signal in signals),
             repr(row["rollouts"][0]["text"][:60]) if row["rollouts"] else "–",
         )
     console.print(table, markup=False)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cluster.store import Store
 from cluster.types import Scores
 from tests.cluster.commands import make_run
 from tests.cluster.lap import Lap, group_of
+from tests.cluster.runs import group, keep
 
 
 def fill(url: str, name: str) -> None:
@@ -50,7 +52,7 @@ def test_all_groups_of_an_ended_run_are_shown_as_they_are(kanabo, stored):
     rows = kanabo("inspect", stored, "--json").document
     expected = ["trained", "trained", "cut", "cut", "ready", "ready", "pending", "leased"]
     assert [row["state"] for row in rows] == expected
-    assert [row["step"] for row in rows] == [0, 0, 1, 1, None, None, None, None]
+    assert [row["step"] for row in rows] == [1, 1, 2, 2, None, None, None, None]
     trained, pending, leased = rows[0], rows[6], rows[7]
     assert (trained["rewards"], trained["reward_mean"]) == ([1.0, 0.0], 0.5)
     assert rows[4]["reward_mean"] is None
@@ -100,6 +102,43 @@ def test_jsonl_and_parquet_hold_the_same(kanabo, stored, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["groups.jsonl", "groups.parquet"]
 
 
+def test_trained_groups_that_redis_no_longer_has_are_shown_with_their_scores(kanabo, tmp_path):
+    run = make_run(tmp_path, "ended")
+    with Store(run / "redis") as store:
+        fill(store.url, "ended")
+    keep(run, 7, [group(100), group(101)], (1.0, 0.0))
+    keep(run, 8, [group(102)], (0.0, 0.0))
+    rows = kanabo("inspect", run, "--json").document
+    assert [(row["state"], row["step"]) for row in rows[:3]] == [("trained", 7), ("trained", 7), ("trained", 8)]
+    assert len(rows) == 3 + 8
+    assert (rows[0]["reward_mean"], rows[0]["scores"][0]["signal"]) == (0.5, "judge")
+    assert rows[0]["rollouts"][0]["text"] == "4"
+    only = kanabo("inspect", run, "--step", 7, "--state", "trained", "--json").document
+    assert [row["id"] for row in only] == [group(100).claim.id, group(101).claim.id]
+    assert len(kanabo("inspect", run, "--state", "ready", "--json").document) == 2
+
+
+def test_a_group_on_disk_and_in_redis_is_shown_once(kanabo, tmp_path):
+    run = make_run(tmp_path, "both")
+    with Store(run / "redis") as store:
+        fill(store.url, "both")
+    first = kanabo("inspect", run, "--json").document[0]
+    again = group(0)
+    keep(run, 1, [replace(again, claim=replace(again.claim, id=first["id"]))], (1.0, 0.0))
+    rows = kanabo("inspect", run, "--json").document
+    assert [row["id"] for row in rows].count(first["id"]) == 1
+    assert len(rows) == 8
+
+
+def test_every_signal_has_a_column_with_its_mean_score(kanabo, stored, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    head, *lines = [line for line in kanabo("inspect", stored).out.splitlines() if "│" in line or "┃" in line]
+    assert "exact" in head
+    columns = [cell.strip() for cell in head.strip("┃").split("┃")]
+    pending = next(line for line in lines if "pending" in line).strip("│").split("│")
+    assert pending[columns.index("exact")].strip() == "1.000", "what failed is no zero"
+
+
 def test_a_file_without_groups_has_the_same_columns(kanabo, stored, tmp_path):
     from pyarrow import parquet
 
@@ -116,7 +155,7 @@ def test_beside_a_live_run_nothing_is_changed(kanabo, tmp_path):
         fill(store.url, "live")
         before = keys_of(store.url, "live")
         assert len(kanabo("inspect", run, "--json").document) == 8
-        assert "8 of 8 stored groups" in kanabo("inspect", run).out
+        assert "8 groups" in kanabo("inspect", run).out
         assert store.alive()
         assert keys_of(store.url, "live") == before
 
