@@ -29,7 +29,7 @@ def chat(tmp_path_factory) -> tuple[Chat, str]:
 
 
 def engine(chat, **options) -> FakeEngine:
-    settings = parse({"engine": {"max_model_len": 64, "options": options}})
+    settings = parse({"rollout": {"max_tokens": 8}, "engine": {"max_model_len": 64, "options": options}})
     return FakeEngine(chat[1], settings, stop_tokens=chat[0].stop_tokens, version="2.7")
 
 

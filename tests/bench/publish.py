@@ -55,6 +55,7 @@ async def _measure() -> Figure:
     config = parse(
         {
             "model": {"path": MODEL, "dtype": DTYPE},
+            "rollout": {"max_tokens": 64},
             "engine": {"max_model_len": 256, "max_num_seqs": IN_FLIGHT},
         }
     )
