@@ -68,7 +68,7 @@ def test_killed_under_a_slow_fsync_it_finds_every_acknowledged_call_again(tmp_pa
 
 def test_with_everysec_the_same_kill_loses_some(tmp_path: Path, shim: Path):
     """Why the setting is `always`: while an fsync is pending, `everysec` holds writes back in its own memory."""
-    with disk(shim, SLOW_FSYNC_MS=1000):
+    with disk(shim, SLOW_FSYNC_MS=4000):
         store = Store(tmp_path)
     with store:
         redis.Redis.from_url(store.url).config_set("appendfsync", "everysec")
