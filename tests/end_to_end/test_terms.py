@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import median
 
 import pytest
 
@@ -50,7 +51,8 @@ def test_pairs_alone_are_trained_on_and_a_killed_learner_repeats_its_pairs(tmp_p
         assert row["pairs/margin_mean"] > 0
     last = rows[-1]
     assert last["pairs/chosen_log_ratio_nats"] > last["pairs/rejected_log_ratio_nats"] + 0.01
-    assert last["loss/dpo"] < rows[0]["loss/dpo"]
+    # A step has three to five pairs, so that one of them says little.
+    assert median(row["loss/dpo"] for row in rows[1:]) < rows[0]["loss/dpo"]
 
 
 @pytest.mark.verify
