@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from itertools import islice
@@ -16,13 +15,18 @@ from typing import Any
 
 from pydantic import NonNegativeInt
 
+from actors.tasks import prompts
 from actors.tasks.base import Lazy, TaskSource, checked
+from actors.tasks.columns import find, plain, reference_text
 from actors.tasks.rows import Row, Rows, open_rows
 from cluster.errors import ConfigError, DataError, nearest
 from cluster.types import Message, Task
+from cluster.validation import brief
 
 CHECKED_ROWS = 10_000
 """Rows of each file that are read before a run starts; a fault in a later one is a counted data failure."""
+COLUMN_ROWS = 1_000
+"""Rows that are asked for their columns; a row that lacks one of them has None there."""
 GROUND_TRUTH = "reward_model.ground_truth"
 
 
@@ -44,7 +48,9 @@ class Files(TaskSource):
     num_heldout: NonNegativeInt = 0
     """Without `heldout_path`: so many rows at the end of `path` are held out."""
     prompt_key: str = "prompt"
-    """Column of the prompt: a text, which becomes a user's message, or a list of {role, content}."""
+    """Column of the prompt: a text, which becomes a user's message, or a list of {role, content} or {from, value}.
+    While no column is named and there is no `prompt`, `messages` or `conversations` is read. An assistant's answer at
+    the end of the list is the reference."""
     answer_key: str | None = None
     """Column of the reference answer. By default `answer` or `reward_model.ground_truth`, if there is one."""
     system: str = ""
@@ -79,34 +85,75 @@ class Files(TaskSource):
         return _opened(self.path, self.split)
 
     def _tasks(self, path: str, rows: Rows, indices: Sequence[int]) -> Lazy:
-        return Lazy(partial(self._task, path, rows), indices)
+        return Lazy(partial(self._task, path, rows, _columns(rows)), indices)
 
-    def _task(self, path: str, rows: Rows, index: int) -> Task:
+    def _task(self, path: str, rows: Rows, columns: Sequence[str], index: int) -> Task:
         number = rows.number(index)
         try:
-            return checked(self._from_row(f"{Path(path).stem}/{number}", Path(path).stem, rows.read(index)))
+            row = rows.read(index)
+            return checked(self._from_row(f"{Path(path).stem}/{number}", Path(path).stem, row, columns))
         except DataError as error:
             raise DataError(f"{path}:{number}: {error}") from error.__cause__
 
-    def _from_row(self, id: str, stem: str, row: Row) -> Task:
-        views = {"orig": self._prompt(row, self.prompt_key, "prompt_key")}
-        views |= {name: self._prompt(row, column, f"views.{name}") for name, column in self.views.items()}
-        extra = row.get("extra_info")
-        meta = {"extra_info": extra} if extra else {}
-        return Task(id, views, self._answer(row), str(row.get("data_source") or stem), meta)
+    def _from_row(self, id: str, stem: str, row: Row, columns: Sequence[str]) -> Task:
+        column = self._prompt_column(row)
+        prompt = prompts.read(column, _value(row, column, "prompt_key"))
+        read = {"prompt_key": prompt}
+        read |= {f"views.{n}": prompts.read(c, _value(row, c, f"views.{n}")) for n, c in self.views.items()}
+        reference = self._reference(row)
+        if reference is None:
+            reference = prompt.answer
+        answer = reference_text(reference)
+        for option, one in read.items():
+            _check_answer(option, one, answer)
+        meta = self._meta(row, columns)
+        if "reference" in meta or not isinstance(reference, str | None):
+            meta["reference"] = reference
+        meta["conversational"] = prompt.conversational
+        views = dict(zip(("orig", *self.views), map(self._messages, read.values()), strict=True))
+        return Task(id, views, answer, str(meta.get("data_source") or stem), meta)
 
-    def _prompt(self, row: Row, column: str, option: str) -> tuple[Message, ...]:
-        messages = _messages(column, _value(row, column, option))
-        return (Message("system", self.system), *messages) if self.system else messages
+    def _prompt_column(self, row: Row) -> str:
+        if "prompt_key" in self.model_fields_set:
+            return self.prompt_key
+        return next((name for name in prompts.COLUMNS if name in row), self.prompt_key)
 
-    def _answer(self, row: Row) -> str | None:
+    def _messages(self, prompt: prompts.Prompt) -> tuple[Message, ...]:
+        return (Message("system", self.system), *prompt.messages) if self.system else prompt.messages
+
+    def _reference(self, row: Row) -> Any:
+        """The reference with its type; None where it is missing."""
         if self.answer_key is not None:
-            answer = _value(row, self.answer_key, "answer_key")
-        else:
-            answer = next((a for a in (_find(row, "answer"), _find(row, GROUND_TRUTH)) if a is not None), None)
-        if isinstance(answer, list | dict):
-            return json.dumps(answer, ensure_ascii=False)
-        return None if answer is None else str(answer)
+            return plain(_value(row, self.answer_key, "answer_key"), self.answer_key)
+        values = (plain(find(row, name), name) for name in ("answer", GROUND_TRUTH))
+        return next((value for value in values if value is not None), None)
+
+    def _meta(self, row: Row, columns: Sequence[str]) -> dict[str, Any]:
+        """Every column with its type; None for those that other rows have and this one has not."""
+        meta = dict.fromkeys(columns) | {str(n): plain(value, str(n)) for n, value in row.items()}
+        if not meta.get("extra_info"):
+            meta.pop("extra_info", None)
+        return meta
+
+
+def _columns(rows: Rows) -> tuple[str, ...]:
+    """Names of all columns in the first rows, in the order of their appearance."""
+    names: dict[str, None] = {}
+    for index in range(min(len(rows), COLUMN_ROWS)):
+        try:
+            names |= dict.fromkeys(map(str, rows.read(index)))
+        except DataError:  # named where the row's task is made
+            continue
+    return tuple(names)
+
+
+def _check_answer(option: str, prompt: prompts.Prompt, reference: str | None) -> None:
+    """Raises DataError for a conversation that ends in an answer beside another reference."""
+    if prompt.answer is not None and prompt.answer.strip() != (reference or "").strip():
+        raise DataError(
+            f"the column of tasks.options.{option} ends with the assistant's answer {brief(prompt.answer)}, and the "
+            f"reference is {brief(reference)}. Remove one of them; the policy writes the answer."
+        )
 
 
 def _opened(path: str, split: str, option: str = "path") -> Rows:
@@ -116,33 +163,12 @@ def _opened(path: str, split: str, option: str = "path") -> Rows:
     return rows
 
 
-def _find(row: Any, dotted: str) -> Any:
-    """The value at `a.b.c`, None where there is nothing."""
-    for key in dotted.split("."):
-        row = row.get(key) if isinstance(row, dict) else None
-    return row
-
-
 def _value(row: Row, dotted: str, option: str) -> Any:
     """What a row must have. Raises DataError with the nearest name it has instead."""
-    value = _find(row, dotted)
+    value = find(row, dotted)
     if value is None and dotted.partition(".")[0] not in row:
         raise DataError(
             f"no column '{dotted}'. {nearest(dotted, row)}It has: {', '.join(sorted(map(str, row))) or 'none'}. "
             f"Set tasks.options.{option} to the right one."
         )
     return value
-
-
-def _messages(name: str, prompt: Any) -> tuple[Message, ...]:
-    """A text is one user message. Raises DataError for anything but text and lists of role and content."""
-    if isinstance(prompt, str) and prompt.strip():
-        return (Message("user", prompt),)
-    if isinstance(prompt, list) and prompt:
-        texts = [m.get(key) if isinstance(m, dict) else None for m in prompt for key in ("role", "content")]
-        if all(isinstance(t, str) for t in texts):
-            return tuple(Message(m["role"], m["content"]) for m in prompt)
-    raise DataError(
-        f"'{name}' is {prompt!r:.80}. A text or a list of {{role, content}} is expected; "
-        "set tasks.options.prompt_key if another column holds it."
-    )

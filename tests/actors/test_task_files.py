@@ -116,8 +116,11 @@ FAULTS = [
     ('{"promt": "?"}', r"tasks.jsonl:3: no column 'prompt'. Did you mean 'promt'.*tasks.options.prompt_key"),
     ('{"prompt": ""}', "tasks.jsonl:3: 'prompt' is ''"),
     ('{"prompt": null}', "tasks.jsonl:3: 'prompt' is None"),
-    ('{"prompt": [{"role": "user"}]}', "tasks.jsonl:3: 'prompt' is"),
-    ('{"prompt": [{"role": "user", "content": [{"type": "image"}]}]}', "tasks.jsonl:3: 'prompt' is"),
+    ('{"prompt": [{"role": "user"}]}', "tasks.jsonl:3: message 1 of 'prompt' has the content None"),
+    (
+        '{"prompt": [{"role": "user", "content": [{"type": "image"}]}]}',
+        "tasks.jsonl:3: .* part 1 is of type 'image'",
+    ),
     ('{"prompt": "x", "extra_info": {"n": 99999999999999999999999}}', "tasks.jsonl:3: task tasks/3 cannot be stored"),
     (b"\xff\xfe{}", "tasks.jsonl:3: not JSON"),
 ]
