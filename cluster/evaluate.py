@@ -22,7 +22,7 @@ from cluster.groupfile import rollout_row, writer
 from cluster.table import show_facts
 from cluster.types import Group
 
-DATA = (".jsonl", ".parquet")
+DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
 
 
 def main(
@@ -30,7 +30,7 @@ def main(
     overrides: cli.Overrides = None,
     tasks: Annotated[
         str,
-        typer.Option("--tasks", metavar="TASKS", help="Required: a recipe, a .jsonl or .parquet file, or a source."),
+        typer.Option("--tasks", metavar="TASKS", help="Required: a recipe, a data file, or a source."),
     ] = "",
     reward: Annotated[
         str, typer.Option(metavar="NAME", help="What grades.", show_default="as in the recipe, else exact")
@@ -75,7 +75,7 @@ def resolve(model: str, tasks: str, reward: str, overrides: Sequence[str]) -> Ru
     if tasks.endswith(".toml"):
         tree: dict[str, Any] = config.load(tasks).model_dump(mode="json", exclude_none=True)
     elif tasks.endswith(DATA):
-        tree = {"tasks": {"use": Path(tasks).suffix[1:], "options": {"path": tasks}}}
+        tree = {"tasks": {"use": "files", "options": {"path": tasks}}}
     else:
         tree = {"tasks": {"use": tasks}}
     tree["model"] = {**tree.get("model", {}), "path": model, "options": {}}

@@ -19,6 +19,9 @@ TASKS: dict[str, type[TaskSource]] = {
     "jsonl": Files,
     "parquet": Files,
     "dataset": Files,
+    "json": Files,
+    "csv": Files,
+    "files": Files,
 }
 
 __all__ = ["TASKS", "Problem", "TaskSource", "addition_problems", "checked", "order"]

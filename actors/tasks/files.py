@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from pydantic import NonNegativeInt
@@ -18,7 +17,8 @@ from pydantic import NonNegativeInt
 from actors.tasks import prompts
 from actors.tasks.base import Lazy, TaskSource, checked
 from actors.tasks.columns import find, plain, reference_text
-from actors.tasks.rows import Row, Rows, open_rows
+from actors.tasks.rows import Row, Rows
+from actors.tasks.shards import Shards, open_rows
 from cluster.errors import ConfigError, DataError, nearest
 from cluster.types import Message, Task
 from cluster.validation import brief
@@ -31,16 +31,19 @@ GROUND_TRUTH = "reward_model.ground_truth"
 
 
 class Files(TaskSource):
-    """Tasks from a JSONL or Parquet file, or a Hugging Face data set on disk: a prompt and perhaps an answer per row.
+    """Tasks from files, or from a Hugging Face data set on disk: a prompt and perhaps an answer per row.
 
-    Keys may be dotted. Files made for verl are read as they are: `prompt`, `reward_model.ground_truth`,
-    `data_source`, `extra_info`.
+    All these names read every format. Keys may be dotted. Files made for verl are read as they are: `prompt`,
+    `reward_model.ground_truth`, `data_source`, `extra_info`. Every column reaches rewards and environments with its
+    type, in `task.meta`; the reference in `task.meta["reference"]` where it is no text.
     """
 
     path: str
-    """`.jsonl`, `.parquet`, or a directory written by `datasets`' save_to_disk."""
+    """A `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file, all but the last also as `.gz`; a directory or a glob
+    (`data/*.jsonl`) of such files, read in the order of their names; or a directory written by `datasets`'
+    save_to_disk."""
     split: str = "train"
-    """Of a data set on disk that has several."""
+    """Of a data set on disk that has several, or of a directory whose files' names tell splits apart."""
     heldout_path: str | None = None
     """Tasks to evaluate on, in any of the formats of `path`."""
     heldout_split: str = "test"
@@ -61,41 +64,48 @@ class Files(TaskSource):
     def train(self) -> Sequence[Task]:
         rows = self._train_rows
         if self.heldout_path is not None or not self.num_heldout:
-            return self._tasks(self.path, rows, range(len(rows)))
+            return self._tasks(rows, range(len(rows)))
         if self.num_heldout >= len(rows):
             raise ConfigError(
                 f"tasks.options.num_heldout = {self.num_heldout}, but '{self.path}' has {len(rows)} rows; "
                 "nothing is left to train on."
             )
-        return self._tasks(self.path, rows, range(len(rows) - self.num_heldout))
+        return self._tasks(rows, range(len(rows) - self.num_heldout))
 
     def heldout(self) -> Sequence[Task]:
         if self.heldout_path is not None:
-            rows = _opened(self.heldout_path, self.heldout_split, "heldout_path")
-            return self._tasks(self.heldout_path, rows, range(len(rows)))
+            rows = self._opened(self.heldout_path, self.heldout_split, "heldout_path")
+            taken = set(self._train_rows.labels.values())
+            rows.labels = {p: f"heldout/{label}" if label in taken else label for p, label in rows.labels.items()}
+            return self._tasks(rows, range(len(rows)))
         rows = self._train_rows
-        return self._tasks(self.path, rows, range(len(rows) - self.num_heldout, len(rows)))
+        return self._tasks(rows, range(len(rows) - self.num_heldout, len(rows)))
 
     def head(self) -> Iterator[Task]:
         for tasks in (self.train(), self.heldout()):
             yield from islice(tasks, CHECKED_ROWS)
 
     @cached_property
-    def _train_rows(self) -> Rows:
-        return _opened(self.path, self.split)
+    def _train_rows(self) -> Shards:
+        return self._opened(self.path, self.split, "path")
 
-    def _tasks(self, path: str, rows: Rows, indices: Sequence[int]) -> Lazy:
-        return Lazy(partial(self._task, path, rows, _columns(rows)), indices)
+    def _opened(self, path: str, split: str, option: str) -> Shards:
+        rows = open_rows(path, split, option, {self.prompt_key, *prompts.COLUMNS, *self.views.values()})
+        if not len(rows):
+            raise ConfigError(f"tasks: '{path}' is empty. One task per row is expected.")
+        return rows
 
-    def _task(self, path: str, rows: Rows, columns: Sequence[str], index: int) -> Task:
-        number = rows.number(index)
+    def _tasks(self, rows: Shards, indices: Sequence[int]) -> Lazy:
+        return Lazy(partial(self._task, rows, _columns(rows)), indices)
+
+    def _task(self, rows: Shards, columns: Sequence[str], index: int) -> Task:
+        path, number = rows.place(index)
         try:
-            row = rows.read(index)
-            return checked(self._from_row(f"{Path(path).stem}/{number}", Path(path).stem, row, columns))
+            return checked(self._from_row(f"{rows.labels[path]}/{number}", rows.name, rows.read(index), columns))
         except DataError as error:
             raise DataError(f"{path}:{number}: {error}") from error.__cause__
 
-    def _from_row(self, id: str, stem: str, row: Row, columns: Sequence[str]) -> Task:
+    def _from_row(self, id: str, source: str, row: Row, columns: Sequence[str]) -> Task:
         column = self._prompt_column(row)
         prompt = prompts.read(column, _value(row, column, "prompt_key"))
         read = {"prompt_key": prompt}
@@ -111,7 +121,7 @@ class Files(TaskSource):
             meta["reference"] = reference
         meta["conversational"] = prompt.conversational
         views = dict(zip(("orig", *self.views), map(self._messages, read.values()), strict=True))
-        return Task(id, views, answer, str(meta.get("data_source") or stem), meta)
+        return Task(id, views, answer, str(meta.get("data_source") or source), meta)
 
     def _prompt_column(self, row: Row) -> str:
         if "prompt_key" in self.model_fields_set:
@@ -154,13 +164,6 @@ def _check_answer(option: str, prompt: prompts.Prompt, reference: str | None) ->
             f"the column of tasks.options.{option} ends with the assistant's answer {brief(prompt.answer)}, and the "
             f"reference is {brief(reference)}. Remove one of them; the policy writes the answer."
         )
-
-
-def _opened(path: str, split: str, option: str = "path") -> Rows:
-    rows = open_rows(path, split, option)
-    if not len(rows):
-        raise ConfigError(f"tasks: '{path}' is empty. One task per row is expected.")
-    return rows
 
 
 def _value(row: Row, dotted: str, option: str) -> Any:

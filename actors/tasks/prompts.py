@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +41,7 @@ class Prompt:
 
 def read(name: str, value: Any) -> Prompt:
     """Return the prompt that column `name` holds. Raises DataError for what is neither a text nor a conversation."""
+    value = _decoded(value)
     if isinstance(value, str) and value.strip():
         return Prompt((Message("user", value),))
     if not isinstance(value, list) or not value:
@@ -55,6 +58,18 @@ def read(name: str, value: Any) -> Prompt:
     if messages[-1].role == "assistant":
         raise DataError(f"'{name}' ends in two messages of the assistant. Mend or remove the row.")
     return Prompt(messages, answer, True)
+
+
+def _decoded(value: Any) -> Any:
+    """Return the list that a text such as a cell of a CSV file holds, where it is the JSON of a conversation."""
+    if not isinstance(value, str) or not re.match(r"\s*\[\s*\{", value):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    talks = isinstance(found, list) and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in found)
+    return found if talks else value
 
 
 def _message(name: str, place: int, said: Any) -> Message:

@@ -175,7 +175,7 @@ OVERRIDES = {
         ["learner.lora.rank=4", "weights.transport=nccl"], ["weights.transport = 'nccl'", "[learner.lora]", "pull"],
     ),
     "an adapter of no rank": (["learner.lora.rank=0"], ["learner.lora.rank", "0"]),
-    "an unknown source": (["tasks.use=json"], ["tasks.use = 'json'", "Did you mean 'jsonl'"]),
+    "an unknown source": (["tasks.use=jsonll"], ["tasks.use = 'jsonll'", "Did you mean 'jsonl'"]),
     "a source that fails": ([f"tasks.use={HERE}:Unfinished"], ["Unfinished", "ZeroDivisionError: of my own"]),
     "a source of other things": ([f"tasks.use={HERE}:Foreign"], ["'what is 1 + 1?'", "no Task"]),
     "an unknown generator": (
