@@ -8,7 +8,7 @@ everything else that does not fit raises DataError, which names the field.
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
 from numbers import Integral, Real
@@ -77,7 +77,7 @@ def consistent_scores(scores: Scores) -> Scores:
     state = array(scores.state, np.uint8, "scores.state")
     count = len(values)
     _check(len(state) == count, "scores.state", f"has {len(state)} entries for {count} values")
-    _check((state <= 2).all(), "scores.state", f"holds {brief(state.tolist())}; 0, 1 and 2 are the states")
+    _check((state <= 2).all(), "scores.state", lambda: f"holds {brief(state.tolist())}; 0, 1 and 2 are the states")
     known = np.isfinite(values)
     _check(np.array_equal(known, state == SCORED), "scores.values", "must be finite exactly where the state is scored")
     given = len(scores.provenance)
@@ -106,7 +106,10 @@ def consistent_group(group: Group) -> Group:
         where, parent = f"group.rollouts[{i}]", rollout.parent
         _check(parent is None or (0 <= parent < count and parent != i), f"{where}.parent", f"is {parent} of {count}")
         known = replies or rollout.view in group.task.views
-        _check(known, f"{where}.view", f"is {rollout.view!r:.80}; the task has {brief(list(group.task.views))}")
+        views = ", ".join(group.task.views)
+        _check(known, f"{where}.view", f"is {rollout.view!r:.80}; the task has {brief_text(views)}")
+            known, f"{where}.view", f"is {rollout.view!r:.80}; the task has {brief_text(', '.join(group.task.views))}"
+        )
     return replace(group, rollouts=rollouts)
 
 
@@ -167,7 +170,7 @@ def array(value: Any, dtype: Any, where: str) -> np.ndarray:
         raise
     except Exception as error:  # a subclass of an array, or an object that pretends to be one
         raise DataError(f"{where} is {brief(value)}, which numpy refuses: {type(error).__name__}.") from error
-    _check(not lossy and not overflows, where, f"holds numbers that {np.dtype(dtype)} does not: {brief(value)}")
+    _check(not lossy and not overflows, where, lambda: f"holds numbers that {np.dtype(dtype)} does not: {brief(value)}")
     return found
 
 
@@ -191,9 +194,10 @@ def brief_text(value: Any) -> str:
     return clean_text(value)[:80] if isinstance(value, str) else brief(value)
 
 
-def _check(holds: Any, where: str, wrong: str) -> None:
+def _check(holds: Any, where: str, wrong: str | Callable[[], str]) -> None:
+    """Raise DataError where it does not hold; a text that shows the value is made only then, for arrays take long."""
     if not holds:
-        raise DataError(f"{where} {wrong}.")
+        raise DataError(f"{where} {wrong if isinstance(wrong, str) else wrong()}.")
 
 
 # ── types ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -230,20 +234,20 @@ def _conform(type_: Any, value: Any, where: str) -> Any:
         return None if value is None else _conform(some, value, where)
     if origin is Literal:
         text = _text(value, where)
-        _check(text in args, where, f"is {brief(text)}; {', '.join(map(repr, args))} are known")
+        _check(text in args, where, lambda: f"is {brief(text)}; {', '.join(map(repr, args))} are known")
         return text
     if origin is tuple:
-        _check(isinstance(value, list | tuple), where, f"is {brief(value)}; a tuple is expected")
+        _check(isinstance(value, list | tuple), where, lambda: f"is {brief(value)}; a tuple is expected")
         return tuple(_conform(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict:
-        _check(isinstance(value, Mapping), where, f"is {brief(value)}; a dict is expected")
+        _check(isinstance(value, Mapping), where, lambda: f"is {brief(value)}; a dict is expected")
         return {_text(k, where): _conform(args[1], v, f"{where}[{brief(k)}]") for k, v in value.items()}
     raise NotImplementedError(type_)
 
 
 def _object(type_: Any, value: Any, where: str) -> Any:
     known = isinstance(value, (type_, Mapping))
-    _check(known, where, f"is {brief(value)}; a {type_.__name__} is expected")
+    _check(known, where, lambda: f"is {brief(value)}; a {type_.__name__} is expected")
     given = {}
     for spec in fields(type_):
         part = value.get(spec.name, MISSING) if isinstance(value, Mapping) else getattr(value, spec.name)
@@ -260,7 +264,7 @@ def _object(type_: Any, value: Any, where: str) -> Any:
 
 def _float(value: Any, where: str) -> float:
     number: Any = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
-    _check(isinstance(number, Real | np.bool_), where, f"is {brief(value)}; a number is expected")
+    _check(isinstance(number, Real | np.bool_), where, lambda: f"is {brief(value)}; a number is expected")
     try:
         found = float(number)
     except OverflowError as error:
@@ -272,23 +276,23 @@ def _float(value: Any, where: str) -> float:
 def _int(value: Any, where: str) -> int:
     number = value.item() if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
     whole = isinstance(number, Integral) or (isinstance(number, Real) and float(number).is_integer())
-    _check(whole, where, f"is {brief(value)}; an integer is expected")
+    _check(whole, where, lambda: f"is {brief(value)}; an integer is expected")
     exact: Any = number
     return _in_64_bits(int(exact), where)
 
 
 def _in_64_bits(number: int, where: str) -> int:
-    _check(int(INT64.min) <= number <= int(INT64.max), where, f"is {brief(number)}, beyond 64 bits")
+    _check(int(INT64.min) <= number <= int(INT64.max), where, lambda: f"is {brief(number)}, beyond 64 bits")
     return number
 
 
 def _bool(value: Any, where: str) -> bool:
-    _check(isinstance(value, bool | np.bool_), where, f"is {brief(value)}; true or false is expected")
+    _check(isinstance(value, bool | np.bool_), where, lambda: f"is {brief(value)}; true or false is expected")
     return bool(value)
 
 
 def _text(value: Any, where: str) -> str:
-    _check(isinstance(value, str), where, f"is {brief(value)}; text is expected")
+    _check(isinstance(value, str), where, lambda: f"is {brief(value)}; text is expected")
     return clean_text(value)
 
 
@@ -328,13 +332,13 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
         found = msgspec.to_builtins(value)
     except Exception as error:
         raise DataError(f"{where} is {brief(value)}, a {type(value).__name__}; plain values are stored.") from error
-    _check(type(found) is not type(value), where, f"is {brief(value)}; plain values are stored")
+    _check(type(found) is not type(value), where, lambda: f"is {brief(value)}; plain values are stored")
     return _plain(found, where, depth + 1)
 
 
 def _key(value: Any, where: str) -> Any:
     key = value.item() if isinstance(value, np.generic) else value
-    _check(isinstance(key, str | int), where, f"has the key {brief(value)}; text or an integer is expected")
+    _check(isinstance(key, str | int), where, lambda: f"has the key {brief(value)}; text or an integer is expected")
     return _plain(key, where)
 
 
@@ -343,7 +347,7 @@ _SCALARS: dict[Any, Any] = {float: _float, int: _int, bool: _bool, str: _text, n
 
 def checked_event(event: Any, where: str) -> Event:
     """Return an event with the types of the data model. Raises DataError."""
-    _check(isinstance(event, Event), where, f"is {brief(event)}; an Event is expected")
+    _check(isinstance(event, Event), where, lambda: f"is {brief(event)}; an Event is expected")
     return conformed(Event, event, where)
 
 
