@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,17 @@ class Chat:
         self._ends = frozenset(ends)
         tokens, self._stop_strings = self._stops(stop)
         self.stop_tokens = list(dict.fromkeys([*ends, *tokens]))
+        # All rollouts of a group begin with one prompt.
+        self._prompt = lru_cache(maxsize=256)(self._prompt_ids)
+
+    def _prompt_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        if not self._templated:
+            return tuple(self._encode_plain("".join(m.content for m in messages)))
+        return tuple(self._encode(self._render(messages)))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a first observation, ready for the policy to go on. Raises DataError if the template refuses it."""
-        if not self._templated:
-            return self._encode_plain("".join(m.content for m in messages))
-        return self._encode(self._render(messages))
+        return list(self._prompt(tuple(messages)))
 
     def observation(self, messages: Sequence[Message], *, after: int) -> list[int]:
         """Ids that follow the policy's turn: what closes that turn, `messages`, and the opening of its next.

@@ -16,6 +16,7 @@ import numpy as np
 from actors.chat import Chat
 from actors.engine import Engine
 from actors.environments.base import End, Environment, Observation
+from actors.environments.single_turn import SingleTurn
 from cluster.errors import DataError, one_line
 from cluster.types import Event, Finish, Rollout, Task, Turn, VersionSpan
 from cluster.validation import brief, conformed
@@ -117,6 +118,7 @@ class _Side:
     def __init__(self, environment: Environment, task: Task, view: str, timeout_s: float) -> None:
         self._environment, self._task, self._view, self._timeout_s = environment, task, view, timeout_s
         self._episode: Any = None
+        self._foreign = may_misbehave(environment)
 
     async def __aenter__(self) -> _Side:
         return self
@@ -131,7 +133,8 @@ class _Side:
 
     async def begin(self) -> Observation | End:
         def first() -> Any:
-            self._episode = self._environment.play(deepcopy(self._task), self._view)
+            task = deepcopy(self._task) if self._foreign else self._task
+            self._episode = self._environment.play(task, self._view)
             return self._episode.__anext__()
 
         return self._checked(await self._within(first))
@@ -140,6 +143,11 @@ class _Side:
         return self._checked(await self._within(lambda: self._episode.asend(text)))
 
     async def _within(self, step: Callable[[], Awaitable[Any]]) -> Any:
+        if not self._foreign:
+            try:
+                return await step()
+            except StopAsyncIteration:
+                return End()
         # A task of its own, which is waited for and not joined: an environment may raise or swallow a cancellation.
         running = asyncio.create_task(_outcome(step))
         try:
@@ -158,6 +166,8 @@ class _Side:
 
     def _checked(self, said: Any) -> Observation | End:
         """Return a copy with the types of the data model. Raises DataError."""
+        if not self._foreign:
+            return said
         try:
             if isinstance(said, Observation):
                 found = conformed(Observation, said, "observation")
@@ -172,6 +182,11 @@ class _Side:
                 f"the environment yielded {brief(said)} on task {self._task.id}; an Observation of messages "
                 f"or an End with a finite or unknown reward is expected: {error}"
             ) from error
+
+
+def may_misbehave(environment: Environment) -> bool:
+    """Whether the environment has code or text of others: all but the one that only shows a checked task."""
+    return type(environment) is not SingleTurn
 
 
 async def _outcome(step: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:

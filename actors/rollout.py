@@ -153,7 +153,9 @@ class RolloutWorker:
 
     async def _sample(self, claim: Claim) -> None:
         try:
-            group = checked_group(await self._group(claim, await self._call(self._task, claim.task)))
+            group = await self._group(claim, await self._call(self._task, claim.task))
+            if episode.may_misbehave(self._environment):
+                group = checked_group(group)
             failpoint("rollout.before_put")
             await self._call(self._buffer.put, group)
             failpoint("rollout.after_put")

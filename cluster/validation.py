@@ -108,8 +108,6 @@ def consistent_group(group: Group) -> Group:
         known = replies or rollout.view in group.task.views
         views = ", ".join(group.task.views)
         _check(known, f"{where}.view", f"is {rollout.view!r:.80}; the task has {brief_text(views)}")
-            known, f"{where}.view", f"is {rollout.view!r:.80}; the task has {brief_text(', '.join(group.task.views))}"
-        )
     return replace(group, rollouts=rollouts)
 
 
