@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import alarm, check, checkpoint, cli, config, metrics, report, resume_report, table, trial
+from cluster import alarm, check, checkpoint, cli, config, metrics, report, resume_report, table, trial, trial_judges
 from cluster.buffer import Buffer, Wishes
 from cluster.config import RunConfig
 from cluster.errors import BufferUnavailable, ConfigError, KanaboError
@@ -52,13 +52,16 @@ def main(
             if as_json:
                 cli.print_json(config.tree_of(settings) if dry_run else _summary_of(directory))
             raise typer.Exit(0)
-        for warning in check.everything(settings, directory, online=not dry_run):
+        warnings = check.everything(settings, directory, online=not dry_run)
+        if settings.judges:
+            warnings += trial_judges.judges(settings, check.tasks(settings)[0])
+        for warning in warnings:
             table.console.print(f"[yellow]warning[/] {_plain(warning)}", highlight=False, soft_wrap=True)
         for sentence in resume_report.report(settings, directory, check.resume_point(settings, directory)):
             table.console.print(_plain(sentence), highlight=False, soft_wrap=True)
         if dry_run:
             table.console.print(plan(settings, directory), highlight=False, soft_wrap=True)
-            for untried in trial.untried(settings):
+            for untried in (*trial.untried(settings), *trial_judges.unasked(settings)):
                 table.console.print(_plain(untried), highlight=False, soft_wrap=True)
             if "RAY_ADDRESS" in os.environ:
                 table.console.print(_room(settings), highlight=False, soft_wrap=True)

@@ -21,6 +21,8 @@ from rewards.functions import FunctionSignal
 
 OFFLINE = {"thread", "verify", "log"}
 """Services that a reward has before the run; judges, models and the tokenizer come with it."""
+JUDGE = "judge"
+"""`cluster.trial_judges` tries these: a reward that needs no other service is asked for its questions."""
 BLOCKED_S = 5.0
 """A reward that is cut off and holds the event loop is given up after so much longer than its time-out."""
 CLAIM = Claim("trial/0/0", "policy", 0, 0, 0, 0, "trial")
@@ -50,7 +52,7 @@ def untried(settings: RunConfig) -> list[str]:
     return [
         f"rewards[{i}] = '{section.use}' needs {', '.join(later)} of the run: it was not tried."
         for i, section, signal in built
-        if (later := _later(signal))
+        if (later := [service for service in _later(signal) if service != JUDGE])
     ]
 
 

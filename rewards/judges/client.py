@@ -34,6 +34,8 @@ from rewards.judges.types import Call, Completion, Token
 
 log = logging.getLogger(__name__)
 
+CONNECT_S = 5.0
+"""An address that takes longer to accept a connection is dead: nothing that answers is so far away."""
 MAX_ANSWER_BYTES = 8 << 20
 """Twenty log-probs at each of 4,000 tokens are about 5 MB."""
 LONGEST_EXCERPT = 300
@@ -87,7 +89,7 @@ class HttpClient:
         identity = {"Accept-Encoding": "identity"}
         self._client = httpx.AsyncClient(
             headers=identity | {"Authorization": f"Bearer {key}"} if key else identity,
-            timeout=httpx.Timeout(timeout_s),
+            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S)),
             limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
             follow_redirects=False,  # a redirect would carry the key elsewhere
         )
@@ -219,7 +221,7 @@ class HttpClient:
             return JudgeBusy(message, retry_after_s=_seconds(response.headers.get("retry-after")))
         if status >= 500:
             return JudgeServerError(message, retry_after_s=_seconds(response.headers.get("retry-after")))
-        return JudgeRejected(message)
+        return JudgeRejected(message, status=status)
 
     def _excerpt(self, text: str | bytes) -> str:
         if isinstance(text, bytes):

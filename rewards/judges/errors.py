@@ -52,6 +52,11 @@ class JudgeRejected(JudgeError):
     retry = False
     blames_replica = False
 
+    def __init__(self, message: str, *, status: int = 0) -> None:
+        """`status`: of the HTTP answer, 0 where there was none."""
+        super().__init__(message)
+        self.status = status
+
 
 class JudgeAnswerTooLong(JudgeError):
     """An answer of more bytes than are read."""
