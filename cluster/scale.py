@@ -20,6 +20,8 @@ from cluster.room import roles
 
 ROLES = ("rollout", "reward")
 """Of every run; one with judges or scorers of its own has `judge:NAME` or `scorer:NAME` too."""
+MAX_WORKERS = 10_000
+"""Of a role. More is a slip of the finger."""
 
 
 def main(
@@ -57,7 +59,7 @@ def apply(run: Wishes, wishes: list[str]) -> dict[str, int]:
     there, numbers = run.staffed(), {}
     known = sorted({*ROLES, *there})
     for wish in wishes:
-        match = re.fullmatch(r"([^=]+)=([+-]?)(\d+)", wish)
+        match = re.fullmatch(r"([^=]+)=([+-]?)(\d{1,18})", wish)
         if match is None or match[1] not in known:
             raise ConfigError(
                 f"Invalid argument '{wish}': expected ROLE=N, ROLE=+N or ROLE=-N, for example rollout=4. Roles: "
@@ -68,6 +70,8 @@ def apply(run: Wishes, wishes: list[str]) -> dict[str, int]:
         wanted = before + count if sign == "+" else before - count if sign == "-" else count
         if wanted < 1:
             raise ConfigError(f"'{wish}' would leave {wanted} {role} workers; at least one must stay.")
+        if wanted > MAX_WORKERS:
+            raise ConfigError(f"'{wish}' asks for more than {MAX_WORKERS:,} {role} workers.")
         numbers[role] = wanted
     for role, count in numbers.items():
         run.wish(role, count)

@@ -167,6 +167,9 @@ class ConsoleSection(Section):
     printed."""
     port: int = Field(default=8266, ge=1, le=65535)
     """Port; the next free one where it is taken."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names under which browsers may open it, besides loopback names and `host`: that of a proxy, for example.
+    `*.domain` stands for all names below a domain."""
 
 
 class RunConfig(Section):

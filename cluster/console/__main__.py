@@ -22,6 +22,9 @@ def main(
         str, typer.Option(metavar="HOST", help="Anything but a loopback address demands a token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", help="Or the next free one.", min=1, max=65535)] = 8266,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Also answer under this name; may be repeated.")
+    ] = None,
     directory: cli.RunsDir = None,
     as_json: cli.AsJson = False,
 ) -> None:
@@ -31,7 +34,8 @@ def main(
     """
     with cli.exit_codes():
         found = cli.find_run(run, directory)
-        console = Console(Source(found), ConsoleSection(host=host, port=port))
+        section = ConsoleSection(host=host, port=port, allowed_hosts=tuple(allowed_host or ()))
+        console = Console(Source(found), section)
     if as_json:
         cli.print_json({"run": found.name, "console": console.address})
     else:

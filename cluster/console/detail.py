@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import asdict
 from functools import lru_cache
@@ -14,13 +15,15 @@ import numpy as np
 from cluster.console.groups import Found
 from cluster.types import Rollout, Scores
 
+log = logging.getLogger(__name__)
+
 
 class Pieces:
     """Token ids → the text each adds. Without a tokenizer every token shows its number."""
 
     def __init__(self, model_dir: Path | None) -> None:
         self._model_dir = model_dir
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._tokenizer: Any = None
         self._piece = lru_cache(200_000)(self._decode)
 
@@ -30,7 +33,12 @@ class Pieces:
             return [f"⟨{id}⟩" for id in tokens.tolist()]
         with self._lock:
             if self._tokenizer is None:
-                self._tokenizer = _tokenizer(self._model_dir)
+                try:
+                    self._tokenizer = _tokenizer(self._model_dir)
+                except Exception as error:  # whatever a library makes of a damaged file
+                    log.warning("%s has no tokenizer that loads (%s): tokens are numbers", self._model_dir, error)
+                    self._model_dir = None
+                    return self.of(tokens)
             pieces, run = [], ()
             for previous, id in zip([None, *tokens[:-1].tolist()], tokens.tolist(), strict=True):
                 run = (*run, id) if run else (id,)

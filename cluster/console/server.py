@@ -1,13 +1,14 @@
 """The run's web page: JSON about a `Source`, and static files. All it changes is how many workers are wished for.
 
-On a loopback address it is open to this machine's users, under loopback names only: a foreign page that has its name
-point here is refused. On any other address every request needs the token, as `Authorization: Bearer`, or once as
-`?token=…`, which becomes a cookie.
+On a loopback address it is open to this machine's users. On any other address every request needs the token, as
+`Authorization: Bearer`, or once as `?token=…`, which becomes a cookie. It answers under its own names only: a foreign
+page that has its name point here is refused. `cluster.console.limits` bounds what it takes from strangers.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import hmac
 import html
 import ipaddress
@@ -16,22 +17,25 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from typing import Annotated, Any
 
 import msgspec
 import uvicorn
 from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 
 from cluster.config import ConsoleSection
 from cluster.console import groups
+from cluster.console.limits import IDLE_S, MAX_HEADER_BYTES, Gate, Hosts, LimitedProtocol
 from cluster.console.source import Source
 from cluster.errors import ConfigError, KanaboError
+from cluster.scale import MAX_WORKERS
 
 TOKEN_VARIABLE = "KANABO_CONSOLE_TOKEN"
 COOKIE = "kanabo_console"
@@ -40,29 +44,38 @@ POLICY_OF_PAGE = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 
 """Nothing is loaded from elsewhere, and a rollout's text is never a script. The charts set styles of their own."""
 
 
+IN_PROCESS = Hosts("localhost", ("testserver",))
+"""For an application without a server: `testserver` is what starlette's test client calls it."""
 VIEWS = ("lap", "curves", "groups", "judges", "alarms", "workers", "recipe")
 """What `?view=` can name."""
 
 
+Bound = Annotated[float | None, Query(allow_inf_nan=False)]
+
+
 class Wish(BaseModel):
-    role: str
-    count: int
+    role: str = Field(max_length=200)
+    count: int = Field(ge=1, le=MAX_WORKERS, strict=True)
 
 
-def app(source: Source, token: str | None = None) -> FastAPI:
-    """The application; with a token, nothing is answered without it."""
+def app(source: Source, token: str | None = None, hosts: Hosts = IN_PROCESS) -> FastAPI:
+    """The application; with a token, nothing is answered without it. It answers under the names of `hosts`."""
     site = FastAPI(title="Kanabo", docs_url=None, redoc_url=None, openapi_url=None)
-    if token is None:
-        site.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", "testserver"])
     site.middleware("http")(_guard(token))
+    site.add_middleware(Gate, hosts=hosts)  # the last one added looks first
 
     @site.exception_handler(KanaboError)
     def unavailable(request: Request, error: KanaboError) -> Response:
-        return JSONResponse({"error": str(error)}, 503)
+        return _error(str(error), 503)
 
     @site.exception_handler(ConfigError)
     def refused(request: Request, error: ConfigError) -> Response:
-        return JSONResponse({"error": str(error)}, 400)
+        return _error(str(error), 400)
+
+    @site.exception_handler(RequestValidationError)
+    def malformed(request: Request, error: RequestValidationError) -> Response:
+        # Without the value that was given: it may be what JSON cannot hold.
+        return _error("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()), 422)
 
     @site.get("/api/status")
     def status() -> Response:
@@ -77,11 +90,11 @@ def app(source: Source, token: str | None = None) -> FastAPI:
         state: groups.State | None = None,
         step: int | None = None,
         text: Annotated[str, Query(max_length=200)] = "",
-        min_reward: float | None = None,
-        max_reward: float | None = None,
+        min_reward: Bound = None,
+        max_reward: Bound = None,
         sort: groups.Sort = "newest",
         ascending: bool = False,
-        page: Annotated[int, Query(ge=1)] = 1,
+        page: Annotated[int, Query(ge=1, le=10**9)] = 1,
         per_page: Annotated[int, Query(ge=1, le=200)] = 50,
     ) -> Response:
         asked = groups.Query(state, step, text, min_reward, max_reward, sort, ascending, page, per_page)
@@ -91,8 +104,8 @@ def app(source: Source, token: str | None = None) -> FastAPI:
     def one_group(id: str) -> Response:
         found = source.group(id)
         if found is None:
-            why = f"group {id} is not here: it is being sampled, was dropped, or was trained longer ago than is kept."
-            return JSONResponse({"error": why}, 404)
+            why = f"group {id[:80]} is not here: it is sampled now, was dropped, or is trained and no longer kept."
+            return _error(why, 404)
         return _json(found)
 
     @site.get("/api/workers")
@@ -106,7 +119,7 @@ def app(source: Source, token: str | None = None) -> FastAPI:
     @site.post("/api/scale")
     def scale(wish: Wish, x_kanabo: Annotated[str, Header()] = "") -> Response:
         if not x_kanabo:  # a form on a foreign page could be sent here, but not with a header of its own
-            return JSONResponse({"error": "the header X-Kanabo is missing"}, 403)
+            return _error("the header X-Kanabo is missing", 403)
         return _json(source.scale(wish.role, wish.count))
 
     @site.get("/api/recipe")
@@ -125,14 +138,24 @@ def app(source: Source, token: str | None = None) -> FastAPI:
     @site.exception_handler(404)
     def nothing_there(request: Request, error: Exception) -> Response:
         said = f"There is nothing at '{request.url.path[:80]}'."
-        return JSONResponse({"error": said}, 404) if request.url.path.startswith("/api/") else _no_such(said)
+        return _error(said, 404) if request.url.path.startswith("/api/") else _no_such(said)
+
+    @site.exception_handler(HTTPException)
+    def not_so(request: Request, error: HTTPException) -> Response:
+        return _error(str(error.detail), error.status_code, error.headers)
 
     site.mount("/", StaticFiles(directory=static))
     return site
 
 
+def _error(said: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """What is wrong, as JSON; half a surrogate pair, which no encoding has, becomes a question mark."""
+    return JSONResponse({"error": said.encode("utf-8", "replace").decode()}, status, headers)
+
+
 def _no_such(said: str) -> Response:
     """A page that says what is not there, and links the views that are."""
+    said = said.encode("utf-8", "replace").decode()
     links = "".join(f'<li><a href="/?view={name}">{name}</a></li>' for name in VIEWS)
     body = f"<h1>Not found</h1><p>{html.escape(said)} Known views:</p><ul>{links}</ul>"
     return HTMLResponse(f'<!doctype html><html lang="en"><title>Not found · Kanabo</title>{body}</html>', 404)
@@ -144,15 +167,21 @@ def _json(value: Any) -> Response:
 
 
 def _guard(token: str | None) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
+    expected = b"" if token is None else _bytes(token)
+    # Not the token itself: it may have letters that a cookie cannot hold.
+    cookie = hmac.new(expected, b"kanabo console cookie", hashlib.sha256).hexdigest()
+
     async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
         if token is not None:
-            if _same(request.query_params.get("token"), token):
+            if _same(_bytes(request.query_params.get("token", "")), expected):
                 left = request.url.remove_query_params("token")
                 answer = RedirectResponse(f"{left.path}?{left.query}" if left.query else left.path, 303)
-                answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+                answer.set_cookie(COOKIE, cookie, httponly=True, samesite="strict")
                 return answer
+            # Headers are decoded as latin-1, whatever their sender encoded them with.
             kind, _, given = request.headers.get("Authorization", "").partition(" ")
-            if not _same(request.cookies.get(COOKIE), token) and not (kind == "Bearer" and _same(given, token)):
+            entered = _same(_bytes(request.cookies.get(COOKIE, "")), cookie.encode())
+            if not entered and not (kind.lower() == "bearer" and _same(given.encode("latin-1"), expected)):
                 why = "This console needs its token: open the address that the run printed, with ?token=… at its end."
                 return PlainTextResponse(why, 401, {"WWW-Authenticate": "Bearer"})
         answer = await go_on(request)
@@ -165,16 +194,32 @@ def _guard(token: str | None) -> Callable[[Request, Callable[[Request], Awaitabl
     return guard
 
 
-def _same(given: str | None, token: str) -> bool:
-    return given is not None and hmac.compare_digest(given.encode(), token.encode())
+def _same(given: bytes, expected: bytes) -> bool:
+    """In a time that says nothing about the expected bytes."""
+    return hmac.compare_digest(given, expected)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
+
+
+def _given_token() -> str | None:
+    """What $KANABO_CONSOLE_TOKEN holds, if it is set. Raises ConfigError for what no header can carry."""
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    if token is not None and (token != token.strip() or not token.isprintable()):
+        raise ConfigError(
+            f"${TOKEN_VARIABLE} has a control character, bytes that are not UTF-8, or space at an end, which no client "
+            "can send as a token. Choose printable characters; unset, a token is made up and printed."
+        )
+    return token
 
 
 class Console:
     """The page, served from a thread of this process until `close`."""
 
     def __init__(self, source: Source, section: ConsoleSection) -> None:
-        """Raises ConfigError if the address is not this machine's."""
-        given = os.environ.get(TOKEN_VARIABLE)
+        """Raises ConfigError if the address is not this machine's, or the token that is set cannot be sent."""
+        given = _given_token()
         token = None if is_loopback(section.host) else given or secrets.token_urlsafe(24)
         self._socket = _listen(section)
         shown = f"[{section.host}]" if ":" in section.host else section.host
@@ -184,7 +229,17 @@ class Console:
         if token is not None and not given:
             self.address += f"?token={token}"
         self._server = uvicorn.Server(
-            uvicorn.Config(app(source, token), log_level=logging.ERROR, access_log=False, lifespan="off")
+            uvicorn.Config(
+                app(source, token, Hosts(section.host, section.allowed_hosts)),
+                http=LimitedProtocol,
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                timeout_keep_alive=int(IDLE_S),
+                ws="none",
+                lifespan="off",
+                proxy_headers=False,
+                log_level=logging.CRITICAL,  # a stranger's broken request is no line in the run's log
+                access_log=False,
+            )
         )
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="console", daemon=True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 import tomllib
@@ -92,10 +93,10 @@ class Source:
             return {"rows": [], "next": "", "reset": True, "more": False}
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
-            inode, _, place = after.partition("-")
+            match = re.fullmatch(r"(\d{1,20})-(\d{1,18})", after, re.ASCII)
             # A resumed run writes a file anew, without the rows of steps that did not survive.
-            known = place.isdigit() and inode == str(found.st_ino) and int(place) <= found.st_size
-            start = int(place) if known else 0
+            known = match is not None and match[1] == str(found.st_ino) and int(match[2]) <= found.st_size
+            start = int(match[2]) if match is not None and known else 0
             file.seek(start)
             block = file.read(READ_BYTES)
         whole = block[: block.rfind(b"\n") + 1]

@@ -1,0 +1,159 @@
+"""What the console's server takes from clients before it knows who they are: bounded bytes, connections and time.
+
+uvicorn bounds the request line with its headers, and pauses a client that sends faster than the application reads.
+It has no time-out for a client that never finishes a request, and no limit on connections that never begin one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import socket
+from collections.abc import Collection
+from typing import Any
+
+import h11
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+MAX_HEADER_BYTES = 16 * 2**10
+"""Of a request line with all headers."""
+MAX_BODY_BYTES = 4 * 2**10
+"""Of a POST request. Requests of other methods have no body."""
+MAX_CONNECTIONS = 128
+"""At the next one the server closes the connection that has been idle for longest."""
+REQUEST_S = 10.0
+"""From the connection, or the answer before, to the end of a request's headers."""
+ANSWER_S = 60.0
+"""From the end of the headers until the client has sent the body and taken the answer."""
+IDLE_S = 5.0
+"""Of a connection between two requests."""
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+ANY_ADDRESS = ("0.0.0.0", "::")
+HOST = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\])(?::\d{1,5})?", re.ASCII)
+"""A Host header: name or address, and perhaps a port."""
+
+
+class LimitedProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 protocol with a deadline for every phase of a connection, and a bound on their number."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._begun: Any = None
+        """The request whose deadline is running."""
+        self.active_at = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._allow(REQUEST_S)
+        others: list[LimitedProtocol] = [other for other in self.connections if other is not self]  # type: ignore[misc]
+        if len(others) >= MAX_CONNECTIONS:
+            candidates = [other for other in others if other.idle] or others
+            min(candidates, key=lambda other: other.active_at).abort()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            super().data_received(data)
+        except h11.LocalProtocolError:  # nonsense in the body of a request that is answered already
+            self.abort()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.cycle is not self._begun:
+            self._begun = self.cycle
+            self._allow(ANSWER_S)
+
+    def on_response_complete(self) -> None:
+        self._allow(REQUEST_S)  # before the call: it may begin the next request, which has been waiting
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def abort(self) -> None:
+        """Close the connection without sending what is left to send."""
+        self.connections.discard(self)
+        self.transport.abort()
+
+    def _allow(self, seconds: float) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self.active_at = self.loop.time()
+        self._deadline = self.loop.call_later(seconds, self.abort)
+
+
+class Hosts:
+    """The names under which a console answers."""
+
+    def __init__(self, bound: str, more: Collection[str] = ()) -> None:
+        """`bound`: the address that the server listens on. `more`: further names; `*.domain` stands for all below a
+        domain, `*` for all names."""
+        names = {*LOOPBACK_NAMES, bound, *more}
+        self._any_address = bound in ANY_ADDRESS
+        """Addresses in numbers are all ours then: no foreign page has a number as its name and another's address."""
+        if self._any_address:
+            names.add(socket.gethostname())
+        self._names = frozenset(name.lower().strip("[]") for name in names)
+
+    def known(self, header: str | None) -> bool:
+        """Whether a request's Host header is one of them."""
+        match = HOST.fullmatch(header or "")
+        if match is None:
+            return False
+        name = match[1].lower().strip("[]").removesuffix(".")
+        parents = (f"*{name[at:]}" for at, letter in enumerate(name) if letter == ".")
+        if "*" in self._names or name in self._names or not self._names.isdisjoint(parents):
+            return True
+        return self._any_address and _is_address(name)
+
+
+class Gate:
+    """Refuse requests under a foreign name, and bodies that no route needs, before anything else looks at them.
+
+    A page of a foreign site may have its own name resolve to this machine (DNS rebinding). Its requests then carry that
+    name as their host, and this server answers under its own names only.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        refusal = self._refusal(scope)
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        status, why = refusal
+        await PlainTextResponse(why, status, {"Connection": "close"})(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        headers = Headers(scope=scope)
+        if not self._hosts.known(headers.get("host")):
+            return 400, "This console does not answer under that name. console.allowed_hosts in the recipe adds names."
+        if "transfer-encoding" in headers:
+            return 411, "A request's body needs a Content-Length here."
+        length = int(headers.get("content-length", "0"))  # h11 has refused what is no number
+        allowed = MAX_BODY_BYTES if scope["method"] == "POST" else 0
+        if length > allowed:
+            return 413, f"The body of a {scope['method']} request has at most {allowed} bytes here."
+        return None
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
