@@ -28,7 +28,14 @@ from learner import lora
 from learner.collectives import limit_waits
 from learner.critic import ValueHead
 from learner.masters import Masters
-from learner.model import attach_row_selection, by_layer, logprobs_of, tied_head, use_savable_generation_config
+from learner.model import (
+    attach_row_selection,
+    by_layer,
+    logprobs_of,
+    max_positions,
+    tied_head,
+    use_savable_generation_config,
+)
 from learner.optimizer import Guarded, lr_at, make_optimizer, parameter_groups
 from learner.statistics import token_statistics
 
@@ -128,6 +135,7 @@ class DeepSpeedEngine:
             torch.set_num_threads(section.threads)
         model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[section.dtype])
         self.vocab_size = int(model.config.vocab_size)
+        self.max_positions = max_positions(model.config)
         self._copied = (
             *TOKENIZER_FILES,
             *(("generation_config.json",) if use_savable_generation_config(model) else ()),

@@ -39,6 +39,27 @@ def attach_row_selection(model: Any) -> RowSelection:
     return select
 
 
+def max_positions(config: Any) -> int | None:
+    """Return the longest sequence that a model's configuration allows, scaled rotary embeddings included.
+
+    None where the configuration names no limit.
+    """
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    return int(limit * max([1.0, *_factors(getattr(text, "rope_parameters", None))]))
+
+
+def _factors(rope: Any) -> Iterator[float]:
+    """The scaling factors in rotary parameters, which may be nested by layer type."""
+    if isinstance(rope, dict):
+        for key, value in rope.items():
+            if key == "factor" and isinstance(value, int | float):
+                yield float(value)
+            yield from _factors(value)
+
+
 def use_savable_generation_config(model: Any) -> bool:
     """Replace a generation configuration that transformers reads but refuses to write; returns whether it did.
 

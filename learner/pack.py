@@ -6,7 +6,7 @@
 Alignment: every array says at position t what belongs to token t. The log-prob of token t is predicted by position
 t−1 of the same row, so the first token of a sequence has none and is never trained on. Truncated rollouts (finish
 `length`) are trained like any other; a rollout whose reward is NaN is left out, and so is one that is in no pair where
-only pairs are trained on.
+only pairs are trained on. Tokens behind a rollout's last trained one change no gradient and are not packed.
 
 Staleness is per token, from the version spans: weights may have changed while a rollout was sampled.
 """
@@ -96,6 +96,34 @@ def pack(
     )
 
 
+def without_overlong(
+    groups: Sequence[Group], record: CutRecord, max_positions: int | None, *, append: int | None = None
+) -> tuple[CutRecord, int]:
+    """Leave out the rollouts that have more tokens up to their last trained one than the model has positions.
+
+    Returns the record, in which their reward is NaN, and their number. Every rank leaves out the same ones.
+    """
+    if max_positions is None:
+        return record, 0
+    room = max_positions - (append is not None)
+
+    def kept(group: Group, rewards: np.ndarray) -> np.ndarray:
+        return np.where([trained_length(r) > room for r in group.rollouts], np.nan, rewards)
+
+    rewards = tuple(map(kept, groups, record.rewards))
+    replayed = tuple(replace(r, rewards=kept(r.group, r.rewards)) for r in record.replayed)
+    before = (*record.rewards, *(r.rewards for r in record.replayed))
+    after = (*rewards, *(r.rewards for r in replayed))
+    count = sum(int(np.isfinite(b).sum() - np.isfinite(a).sum()) for b, a in zip(before, after, strict=True))
+    return (replace(record, rewards=rewards, replayed=replayed), count) if count else (record, 0)
+
+
+def trained_length(rollout: Rollout) -> int:
+    """Tokens up to the last one that is trained on; 0 where none is."""
+    trained = np.flatnonzero(rollout.loss_mask)
+    return int(trained[-1]) + 1 if len(trained) else 0
+
+
 def mini_batches(
     groups: Sequence[Group],
     record: CutRecord,
@@ -165,9 +193,14 @@ def _sequences(
         )
     rollouts = [groups[g].rollouts[i] for g, i in places]
     credits = [record.advantages[g][i] for g, i in places]
+    ends = [trained_length(r) for r in rollouts]
     behind = [_staleness(r, groups[g], record.step, epoch) for r, (g, _) in zip(rollouts, places, strict=True)]
     weights = [weights_of(record, g, i) for g, i in places]
     weights = [np.zeros(len(r.tokens)) if w is None else w for r, w in zip(rollouts, weights, strict=True)]
+    if any(end < len(r.tokens) for r, end in zip(rollouts, ends, strict=True)):
+        rollouts = [_until(r, end) for r, end in zip(rollouts, ends, strict=True)]
+        credits = [c if len(c) == 1 else c[:end] for c, end in zip(credits, ends, strict=True)]
+        behind, weights = ([a[:end] for a, end in zip(arrays, ends, strict=True)] for arrays in (behind, weights))
     if append is not None:
         rollouts = [_with(r, append) for r in rollouts]
         credits = [c if len(c) == 1 else np.append(c, 0) for c in credits]
@@ -198,6 +231,12 @@ def _sequences(
         rewards=np.array([record.rewards[g][i] for g, i in places], np.float64),
         truncated=np.array([r.truncated for r in rollouts]),
     )
+
+
+def _until(rollout: Rollout, end: int) -> Rollout:
+    """Its first `end` tokens."""
+    tokens, mask, logprobs = rollout.tokens[:end], rollout.loss_mask[:end], rollout.logprobs[:end]
+    return replace(rollout, tokens=tokens, loss_mask=mask, logprobs=logprobs)
 
 
 def _with(rollout: Rollout, token: int) -> Rollout:

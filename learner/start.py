@@ -115,7 +115,7 @@ def learn(
     train(
         section, buffer, engine, publisher, steering.mix,
         policy=told.lap, epoch=told.epoch, select=steering.select if config.selectors else None, memory=memory,
-        share=told.share, reference=reference, hooks=hooks,
+        share=told.share, reference=reference, hooks=hooks, max_positions=engine.max_positions,
     )  # fmt: skip
     if told.rank == 0 and leads and told.policies:
         members.leave(engine.step)

@@ -18,7 +18,7 @@ from learner.advantages import ADVANTAGES, Advantage, Undivided
 from learner.cut import Cut, CutBuffer, Mix, Select, Stored, cut, follow
 from learner.engine import Engine
 from learner.memory import NO_MEMORY, Memory
-from learner.pack import mini_batches
+from learner.pack import mini_batches, without_overlong
 from learner.shares import Share, owned
 from learner.steering import steered
 from learner.update import Objective, optimize
@@ -74,11 +74,13 @@ def train(
     share: Share | None = None,
     reference: ReferenceModel | None = None,
     hooks: Hooks = Hooks(),
+    max_positions: int | None = None,
 ) -> int:
     """Train from `engine.step` to the end or until `hooks.stop`; returns the step reached.
 
     The buffer has been resumed, so `epoch` is current and its version is `engine.step`. `policy` claims and cuts; where
     several train on its groups, `share` says whose rollouts are trained on here, and whether this learner cuts.
+    Rollouts longer than `max_positions` tokens are left out and counted.
     """
     recipe, settings = section, {}
     share = share or Share(policy)
@@ -98,6 +100,8 @@ def train(
         whole = _same_on_all(engine, decide if share.cuts else None, partial(follow, buffer, policy, step), hooks.stop)
         if whole is None:
             break
+        record, overlong = without_overlong(whole.groups, whole.record, max_positions, append=objective.append)
+        whole = replace(whole, record=record)
         now = _own_part(whole, share)
         failpoint("learner.after_cut")
         clock.lap("cut")
@@ -130,6 +134,7 @@ def train(
         if engine.rank == 0:
             decided = now.record.metrics if share.cuts else {}
             row = {**decided, **metrics, **clock.seconds(), "learner/wait_s": now.wait_s}
+            row |= {"learner/num_overlong_rollouts": float(overlong)} if overlong else {}
             buffer.emit("step", {"policy": share.policy, "epoch": epoch, "step": step + 1, "metrics": row})
         hooks.at_step(step + 1, whole)
         hooks.stage(f"saves step {step + 1}")

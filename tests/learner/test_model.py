@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from cluster.config import LearnerSection
 from learner import pack as packing
-from learner.model import attach_row_selection, logprobs_of, tied_head
+from learner.model import attach_row_selection, logprobs_of, max_positions, tied_head
 from learner.pack import pack
 from tests.learner.groups import random_groups, random_rewards, record_of
 from tests.models import random_llama
@@ -121,3 +121,13 @@ def test_a_tied_head_is_found_by_identity_and_not_by_name(tied):
     config.tie_word_embeddings = tied
     llama = LlamaForCausalLM(config)
     assert tied_head(llama) == (("lm_head.weight", "model.embed_tokens.weight") if tied else None)
+
+
+def test_the_longest_sequence_is_read_from_the_configuration():
+    from transformers import GPT2Config, LlamaConfig, MambaConfig
+
+    assert max_positions(GPT2Config(n_positions=64)) == 64
+    assert max_positions(LlamaConfig(max_position_embeddings=64)) == 64
+    scaled = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0}
+    assert max_positions(LlamaConfig(max_position_embeddings=64, rope_parameters=scaled)) == 256
+    assert max_positions(MambaConfig()) is None

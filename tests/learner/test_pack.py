@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cluster.config import CorrectionSection, LearnerSection, LossSection
 from cluster.types import VersionSpan
 from learner.losses import LOSSES, objective
-from learner.pack import pack
+from learner.pack import pack, without_overlong
 from learner.tokens import tokens_of
 from tests.learner.groups import VOCABULARY, bigram_logprobs, random_groups, random_rewards, record_of
 
@@ -214,3 +214,56 @@ def test_packing_a_step_of_1024_rollouts_takes_milliseconds():
         pack(groups, record, LearnerSection())
         seconds.append(time.process_time() - start)
     assert min(seconds) < 0.05
+
+
+def with_tail(stored, length: int):
+    """The rollout with tokens behind its last trained one, as version 0.1 kept a last observation."""
+    rng = np.random.default_rng(0)
+    return replace(
+        stored,
+        tokens=np.append(stored.tokens, rng.integers(0, VOCABULARY, length).astype(np.int32)),
+        loss_mask=np.append(stored.loss_mask, np.zeros(length, bool)),
+        logprobs=np.append(stored.logprobs, np.zeros(length, np.float32)),
+    )
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("append", [None, 5])
+@pytest.mark.parametrize("world", [1, 2])
+def test_tokens_behind_the_last_trained_one_are_not_packed(per_token, append, world):
+    groups = random_groups([[(3, 4), (2, 5)], [(4, 2), (1, 1)]])
+    record = record_of(groups, random_rewards(groups))
+    if per_token:
+        advantages = [[np.full(len(r.tokens), a[0], np.float32) for r, a in zip(g.rollouts, credits, strict=True)]
+                      for g, credits in zip(groups, record.advantages, strict=True)]  # fmt: skip
+        record = replace(record, advantages=tuple(map(tuple, advantages)))
+    long = [replace(g, rollouts=tuple(with_tail(r, 100_000) for r in g.rollouts)) for g in groups]
+    long_record = record
+    if per_token:
+        long_record = replace(
+            record,
+            advantages=tuple(tuple(np.append(a, np.zeros(100_000, np.float32)) for a in g) for g in record.advantages),
+        )
+    section = LearnerSection(row_tokens=16, micro_tokens=32)
+    for rank in range(world):
+        short = pack(groups, record, section, rank, world, append=append)
+        trimmed = pack(long, long_record, section, rank, world, append=append)
+        assert trimmed.num_tokens == short.num_tokens
+        for one, other in zip(trimmed.micros, short.micros, strict=True):
+            for name in ("tokens", "positions", "loss_mask", "advantages", "rollout", "staleness"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_a_rollout_longer_than_the_model_is_left_out_and_counted_on_every_rank():
+    groups = random_groups([[(3, 4), (2, 60)], [(4, 2), (30, 34)]])
+    record = record_of(groups, random_rewards(groups))
+    section = LearnerSection(row_tokens=16, micro_tokens=32)
+    for max_positions, append, expected in ((64, None, 0), (64, 5, 1), (61, None, 2), (None, None, 0)):
+        decided, count = without_overlong(groups, record, max_positions, append=append)
+        assert count == expected
+        batches = [pack(groups, decided, section, rank, 2, append=append) for rank in range(2)]
+        assert [b.num_rollouts for b in batches] == [4 - expected] * 2
+        longest = max(int(m.positions.max()) + 1 for b in batches for m in b.micros)
+        assert max_positions is None or longest <= max_positions
+    tail = [replace(groups[0], rollouts=tuple(with_tail(r, 1000) for r in groups[0].rollouts)), groups[1]]
+    assert without_overlong(tail, record, 64)[1] == 0, "what is not packed is not counted"
