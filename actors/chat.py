@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError, DataError, one_line
+from cluster.thoughts import opened_at_end, spoken, unfinished
 from cluster.types import Message
 from cluster.validation import clean_text
 
 _HOLE = "\u241e\u241f"
-_TAGS = r"think|thinking|thought|thoughts|reasoning|reason|analysis|scratchpad|reflection|seed:think|answer"
-_OPENED = re.compile(rf"(?:<({_TAGS})>|\[(THINK)\])\s*\Z", re.IGNORECASE)
-"""A text that ends in the opening tag of a thought or an answer."""
 
 
 class Chat:
@@ -32,6 +29,7 @@ class Chat:
         self._ends = frozenset(ends)
         tokens, self._stop_strings = self._stops(stop)
         self.stop_tokens = list(dict.fromkeys([*ends, *tokens]))
+        self._generation = self._generation_prompt() if self._templated else ""
         # All rollouts of a group begin with one prompt.
         self._prompt = lru_cache(maxsize=256)(self._prompt_ids)
 
@@ -60,11 +58,11 @@ class Chat:
         `first` says that `messages` begin the conversation.
         """
         if not self._templated:
-            text = "".join(m.content for m in messages)
-        else:
-            text = self._render(messages) if first else self._render_observation(messages)
-        match = _OPENED.search(text)
-        return match[0] if match else ""
+            return opened_at_end("".join(m.content for m in messages))
+        text = self._render(messages) if first else self._render_observation(messages)
+        # The template's own words may go on behind the tag; a message's must not count.
+        own = unfinished(self._generation) if text.endswith(self._generation) else ""
+        return own or opened_at_end(text)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Decode what the policy wrote: only end-of-turn tokens are left out, other special tokens are text."""
@@ -103,6 +101,18 @@ class Chat:
                     f"{len(self._tokenizer)}. Name tokens by their text or id, and strings that end a turn."
                 )
         return tokens, strings
+
+    def _generation_prompt(self) -> str:
+        """What the template writes behind the messages to open the policy's turn; "" where that cannot be told."""
+        rows = [{"role": "user", "content": "."}]
+        try:
+            texts = [
+                self._tokenizer.apply_chat_template(rows, add_generation_prompt=a, tokenize=False)
+                for a in (False, True)
+            ]
+        except Exception:  # a template is a program of others; prompts of real tasks say what it refuses
+            return ""
+        return texts[1].removeprefix(texts[0]) if texts[1].startswith(texts[0]) else ""
 
     def _template_ends(self) -> list[int]:
         """The special token that the template writes after an assistant's turn, if it writes one."""
@@ -167,7 +177,7 @@ def _check_rendered(messages: Sequence[Message], text: str) -> None:
     for message in messages:
         content = message.content.strip()
         if message.role == "assistant":  # templates leave out thoughts of earlier turns
-            content = content.rpartition("</think>")[2].strip()
+            content = spoken(content).strip()
         spellings = (content, json.dumps(content)[1:-1], json.dumps(content, ensure_ascii=False)[1:-1])
         found = next((s for s in spellings if s in text[place:]), None)
         if found is None:

@@ -24,6 +24,7 @@ class Written:
 @dataclass(frozen=True, slots=True)
 class Answer:
     text: str
+    """With what the prompt opened, such as `<think>\\n`, which is the first of `tokens` then."""
     finish: str
     version: str
     """`epoch.step` of the weights that wrote it; of several, `first-last`."""
@@ -62,11 +63,15 @@ class Speaker:
         versions = list(dict.fromkeys(span.version for span in sample.spans)) or [self._engine.version]
         ended = len(sample.tokens) > 0 and int(sample.tokens[-1]) in self._chat.stop_tokens
         shown = len(sample.tokens) - ended
+        # The answer begins inside what the prompt opened; tokens and text must agree.
+        opened = self._chat.opened(messages)
+        begin = (Written(opened, 0.0, ()),) if opened else ()
         return Answer(
-            self._chat.text(sample.tokens.tolist()),
+            opened + self._chat.text(sample.tokens.tolist()),
             sample.finish,
             versions[0] if len(versions) == 1 else f"{versions[0]}-{versions[-1]}",
-            tuple(
+            begin
+            + tuple(
                 Written(
                     self._text(int(token)),
                     float(sample.logprobs[i]),

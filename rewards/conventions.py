@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cluster.thoughts import whole_text
 from cluster.types import Group, Rollout, Task
 from rewards.answers import answer_of
 
@@ -79,7 +80,7 @@ def for_rollout(names: Iterable[str], task: Task, rollout: Rollout, open_ended: 
     told = names | ({"data_source", "extra_info"} if open_ended else set())
     arguments |= {n: copy.deepcopy(make(task, rollout)) for n, make in ONE.items() if n in told}
     arguments |= {n: copy.deepcopy(reference_of(task)) for n in REFERENCE if n in names and n not in columns}
-    arguments |= {n: rollout.text for n in WRITTEN if n in names}
+    arguments |= {n: whole_text(rollout) for n in WRITTEN if n in names}
     if "answer" in names and not {*WRITTEN, "rollout"} & names:
         arguments["answer"] = answer_of(rollout)  # (prompt, answer): the only thing to judge
     return arguments
@@ -112,7 +113,7 @@ class TrainerState:
 
 def for_group(style: Style, names: Iterable[str], group: Group, open_ended: bool, logged: Logged) -> dict[str, Any]:
     """Arguments of a function that is called for a whole group."""
-    task, texts, reference = group.task, [r.text for r in group.rollouts], reference_of(group.task)
+    task, texts, reference = group.task, [whole_text(r) for r in group.rollouts], reference_of(group.task)
     each: dict[str, Any] = {}
     whole: dict[str, Any] = {}
     if style == "verl_batch":
@@ -157,5 +158,5 @@ def _messages(task: Task) -> list[dict[str, str]]:
 
 
 def _spoken(rollout: Rollout) -> list[dict[str, str]]:
-    turns = [{"role": t.role, "content": t.text} for t in rollout.turns]
-    return turns or [{"role": "assistant", "content": rollout.text}]
+    turns = [{"role": t.role, "content": t.opened + t.text} for t in rollout.turns]
+    return turns or [{"role": "assistant", "content": whole_text(rollout)}]

@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from actors.environments.base import End, Environment, Observation
+from cluster.thoughts import spoken
 from cluster.types import Event, Task
 
 
@@ -30,5 +31,5 @@ class Attempts(Environment):
     async def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
         first = yield Observation(task.views[view])
         second = yield Observation.of(self.instruction)
-        changed = (Event("changed", 1),) if second.strip() != first.strip() else ()
-        yield End(answer=second.strip(), events=changed)
+        first, second = spoken(first).strip(), spoken(second).strip()
+        yield End(answer=second, events=(Event("changed", 1),) if second != first else ())

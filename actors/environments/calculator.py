@@ -15,6 +15,7 @@ from operator import add, mul, sub
 from pydantic import NonNegativeInt
 
 from actors.environments.base import End, Environment, Observation
+from cluster.thoughts import spoken
 from cluster.types import Event, Task
 
 CALL = re.compile(r"\[\s*(-?\d{1,12})\s*([-+*])\s*(-?\d{1,12})\s*\]\s*\Z", re.ASCII)
@@ -30,17 +31,18 @@ class Calculator(Environment):
     async def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
         text = yield Observation(task.views[view])
         for turn in count():
-            call = CALL.search(text)
+            said = spoken(text).strip()
+            call = CALL.search(said)
             if call is None:
-                yield End(answer=text.strip())
+                yield End(answer=said)
                 return
             events = (Event("call", turn, turn + 1),)
             if turn == self.max_calls:
                 yield End(answer="", events=events)
                 return
             first, operation, second = call.groups()
-            text = yield Observation.of(said(OPERATIONS[operation](int(first), int(second))), events=events)
+            text = yield Observation.of(shown(OPERATIONS[operation](int(first), int(second))), events=events)
 
 
-def said(result: int) -> str:
+def shown(result: int) -> str:
     return f"={result};"

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pydantic import NonNegativeInt, PositiveInt
 
 from actors.environments.meeting import Cast, Meeting
+from cluster.thoughts import spoken_by
 from cluster.types import Rollout, Task
 
 SOLUTION, EVALUATION, SCORE = "solution", "evaluation", "score"
@@ -25,8 +26,8 @@ class CoMas(Meeting):
     """Rounds of three utterances, each by a policy drawn evenly: a solution, which sees the last exchanges, an
     evaluation of it, and a score of 1 to 3 for how well the solution stands up to the evaluation.
 
-    In the prompts {question}, {discussion}, {solution} and {evaluation} are filled in. With the reward `comas` a
-    solution and its evaluation share what there is, so that neither gains by praise.
+    In the prompts {question}, {discussion}, {solution} and {evaluation} are filled in, without thoughts. With the
+    reward `comas` a solution and its evaluation share what there is, so that neither gains by praise.
     """
 
     rounds: PositiveInt | None = None
@@ -61,7 +62,7 @@ class CoMas(Meeting):
             prompt = PLACE.sub(lambda place: known.get(place[1], ""), template)
             rollout = await cast.say(cast.random.choice(cast.policies), prompt)
             rollouts.append(replace(rollout, view=view, parent=parent))
-            return rollout.text[:CLIPPED]
+            return spoken_by(rollout)[:CLIPPED]
 
         for _ in range(self._rounds(len(cast.policies))):
             seen = "".join(exchanges[max(0, len(exchanges) - self.memory) :])

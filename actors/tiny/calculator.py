@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.environments.calculator import said
+from actors.environments.calculator import shown
 from actors.tasks.calculator import Sum, sums_of_three
 from actors.tiny.character import CharacterModel, Part, dialogues, logits_and_choices, solved
 
@@ -65,7 +65,7 @@ class CalculatorModel(CharacterModel):
 def worked_out(numbers: Sum) -> list[Part]:
     """`12+34+56=` `[12+34]` `=46;` `[46+56]` `=102;` `102`."""
     a, b, c = numbers
-    calls = [(f"[{a}+{b}]", True), (said(a + b), False), (f"[{a + b}+{c}]", True), (said(a + b + c), False)]
+    calls = [(f"[{a}+{b}]", True), (shown(a + b), False), (f"[{a + b}+{c}]", True), (shown(a + b + c), False)]
     return [(f"{a}+{b}+{c}=", False), *calls, (str(a + b + c), True)]
 
 

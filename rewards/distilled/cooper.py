@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import PrivateAttr
 
 from cluster.config import DistilledSection, RewardSection
+from cluster.thoughts import spoken_by
 from cluster.types import Claim, Group, Message, Provenance, Rollout, Scores, Task
 from rewards.base import Services, Signal
 from rewards.distilled.base import DistilledSignal, Versioned
@@ -54,7 +55,7 @@ class Cooper(DistilledSignal):
     async def score(self, group: Group, services: Services) -> Scores:
         if group.task.answer is None:
             return Scores.abstained(len(group), self.declines(group.task))
-        texts = [written(group.task, rollout.text, reference=True) for rollout in group.rollouts]
+        texts = [written(group.task, spoken_by(rollout), reference=True) for rollout in group.rollouts]
         follower = services.distilled(self.model)
         verified = (await self._rule().score(group, services)).values
         positive = first_right(verified)

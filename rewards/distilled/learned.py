@@ -11,6 +11,7 @@ from pydantic import NonNegativeInt
 
 from cluster.config import DistilledSection
 from cluster.errors import InfrastructureError
+from cluster.thoughts import spoken_by
 from cluster.types import Group, Provenance, Scores
 from rewards.base import Services
 from rewards.distilled.base import DistilledSignal, Versioned
@@ -25,7 +26,8 @@ class LearnedReward(DistilledSignal):
 
     Of every group it asks for labels of `pairs` pairs of distinct responses, drawn at random, and waits for none. Until
     a first version is published it fails: with `on_missing = "wait"` groups wait for it, `missing = 0.0` trains on the
-    other rewards meanwhile. Texts are those of `responses.written`.
+    other rewards meanwhile. Texts are those of `responses.written`,
+    without thoughts.
     """
 
     model: str = "reward_model"
@@ -34,7 +36,7 @@ class LearnedReward(DistilledSignal):
     """Per group; a group of G distinct responses has G(G−1)/2."""
 
     async def score(self, group: Group, services: Services) -> Scores:
-        texts = [written(group.task, rollout.text) for rollout in group.rollouts]
+        texts = [written(group.task, spoken_by(rollout)) for rollout in group.rollouts]
         distinct = list(dict.fromkeys(texts))
         possible = list(combinations(distinct, 2))
         # By the group's id: scored again under the next version, it asks for nothing new.

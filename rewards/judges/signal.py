@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import Field, PositiveInt, PrivateAttr, model_validator
 
 from cluster.plugins import build
+from cluster.thoughts import spoken_by, whole_text
 from cluster.types import ABSTAINED, FAILED, SCORED, Group, Provenance, Rollout, Scores, Task
-from rewards.answers import spoken
 from rewards.base import Services, Signal
 from rewards.judges.measure import rank_scores, win_rates
 from rewards.judges.templates import TEMPLATES, Item, Mode, Template
@@ -61,7 +61,7 @@ class JudgeSignal(Signal):
     listwise: Literal["rank", "mean"] = "rank"
     """`mean`: the mean score itself (SPCT, arXiv:2504.02495), as a share of the scale if `normalise`."""
     thoughts: bool = False
-    """Show the judge what stands in <think>…</think> too."""
+    """Show the judge the thoughts too, such as what stands in <think>…</think>."""
     pairwise: Literal["win_rate", "advantage"] = "win_rate"
     """`advantage`: mean signed strength in units of their spread (Think-RM, arXiv:2505.16265), about 0."""
     cached: bool = True
@@ -155,7 +155,7 @@ class JudgeSignal(Signal):
         )
 
     def _shown(self, rollout: Rollout) -> str:
-        text = rollout.text if self.thoughts else spoken(rollout.text)
+        text = whole_text(rollout) if self.thoughts else spoken_by(rollout)
         return text + CUT_OFF if rollout.truncated else text
 
     def _scaled(self, value: float) -> float:

@@ -81,7 +81,7 @@ def attempts_of(rollout: Rollout) -> list[Turn]:
 
 
 def _alone(rollout: Rollout, turn: Turn) -> Rollout:
-    return replace(rollout, text=turn.text, answer=None, turns=(turn,))
+    return replace(rollout, text=turn.text, opened=turn.opened, answer=None, turns=(turn,))
 
 
 def _valued(checked: np.ndarray, value: Value) -> np.ndarray:

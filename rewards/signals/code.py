@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
+from cluster.thoughts import spoken_by
 from cluster.types import FAILED, SCORED, Group, Rollout, Scores, Task
-from rewards.answers import spoken
 from rewards.base import Services, Signal
 from rewards.cases import Case, cases_of, program_of
 from rewards.sandbox.launch import SandboxError, SandboxLost
@@ -111,4 +111,4 @@ class Code(Signal):
 
 
 def _program(rollout: Rollout) -> str:
-    return program_of(spoken(rollout.text) if rollout.answer is None else rollout.answer)
+    return program_of(spoken_by(rollout) if rollout.answer is None else rollout.answer)

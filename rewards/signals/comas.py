@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from cluster.thoughts import spoken, spoken_by
 from cluster.types import ABSTAINED, SCORED, Group, Provenance, Scores
-from rewards.answers import spoken
 from rewards.base import Services, Signal
 
 SCORE = "score"
@@ -58,7 +58,7 @@ class CoMasReward(Signal):
             evaluation = rollout.parent
             solution = group.rollouts[evaluation].parent
             assert solution is not None, f"rollout {evaluation} of group {group.id} evaluates nothing"
-            said = read_score(rollout.text, self.tag)
+            said = read_score(spoken_by(rollout), self.tag)
             for place, value in zip((solution, evaluation, i), interaction_rewards(said), strict=True):
                 values[place] = value
                 notes[place] = f"score: {said}"

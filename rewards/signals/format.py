@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from cluster.thoughts import whole_text
 from cluster.types import Group, Scores
 from rewards.base import Services, Signal
 from rewards.sandbox.pool import Target
@@ -26,6 +27,8 @@ def _compiles(pattern: str) -> str:
 class Format(Signal):
     """1 where the whole text matches `pattern`; `.` also matches line breaks.
 
+    The whole text begins with what the prompt has opened, such as `<think>`.
+
     `<think>` and `<answer>` occur no more often than the pattern spells them out: a second or nested block has no form.
 
     The pattern runs on foreign text in the sandbox, in a process that is ended after `timeout_s`: backtracking can take
@@ -44,7 +47,7 @@ class Format(Signal):
         await services.sandbox.prepare(MATCHES)
 
     async def score(self, group: Group, services: Services) -> Scores:
-        texts = [r.text for r in group.rollouts]
+        texts = [whole_text(r) for r in group.rollouts]
         return Scores.of(await matches(services, self.pattern, texts, self.timeout_s, anywhere=self.anywhere))
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from cluster.thoughts import whole_text
 from cluster.types import SCORED, Group, Provenance, Rollout, Scores
 from rewards.answers import tagged
 from rewards.base import Services
@@ -45,7 +46,7 @@ class SsrZero(JudgeSignal):
         await services.sandbox.prepare(MATCHES)
 
     async def score(self, group: Group, services: Services) -> Scores:
-        texts = [r.text for r in group.rollouts]
+        texts = [whole_text(r) for r in group.rollouts]
         kept = np.array(await matches(services, self.layout, texts, self.layout_timeout_s), bool)
         if self.format_mode == "add":
             scores = await super().score(group, services)

@@ -12,6 +12,7 @@ from pydantic import Field, PositiveInt, PrivateAttr, field_validator, model_val
 
 from cluster.config import RewardSection
 from cluster.plugins import build
+from cluster.thoughts import thoughts_end
 from cluster.types import ABSTAINED, SCORED, Group, Provenance, Rollout, Scores, Task
 from rewards.base import Services, Signal
 from rewards.judges.templates import TEMPLATES, Item, Template
@@ -113,7 +114,7 @@ class Thoughts(_StepJudge):
     TP-GRPO (arXiv:2507.23317, by a write-up of it). A judge labels steps by cues within the solution, which needs no
     ability to solve the task. Of a right one: those that it later takes back (`step_reflections`). Of a wrong one:
     those that do not match what the wrong answer rests on (`step_matches`), which are uncertain; steps of its answer
-    part, behind </think> or the last one where there is no thought, always match. Equal neighbours are one thought,
+    part, behind the last thought or the last one where there is none, always match. Equal neighbours are one thought,
     which needs no merging here: every token has its thought's label. The value is the share of the rollout's tokens
     that are flagged. A rollout that the verifier does not know abstains; an unreadable judge fails.
     """
@@ -188,7 +189,7 @@ class Thoughts(_StepJudge):
 
 def answer_steps(steps: Sequence[Step]) -> int:
     """How many steps at the end are the answer part: those behind the last thought, at least the last one."""
-    thought = [i for i, step in enumerate(steps) if "</think>" in step.text]
+    thought = [i for i, step in enumerate(steps) if thoughts_end(step.text)]
     return max(1, len(steps) - 1 - thought[-1]) if thought else 1
 
 

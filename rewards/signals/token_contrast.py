@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import AfterValidator
 
+from cluster.thoughts import whole_text
 from cluster.types import Group, Message, Rollout, Scores
 from rewards.base import Services, Signal
 from rewards.judges.templates.base import marked
@@ -76,7 +77,7 @@ class TokenContrast(Signal):
     def _asking(group: Group, rollout: Rollout, text: str) -> tuple[Message, ...]:
         """The task's messages with the last one asking for the rewritten response."""
         *before, last = group.task.views[rollout.view]
-        question, response = marked("REQUEST", last.content), marked("RESPONSE", rollout.text)
+        question, response = marked("REQUEST", last.content), marked("RESPONSE", whole_text(rollout))
         return (*before, Message("user", text.format(question=question, response=response)))
 
 

@@ -57,6 +57,15 @@ async def test_what_ends_an_answer_is_no_part_of_it_and_several_versions_are_nam
     assert (answer.text, len(answer.tokens), answer.num_tokens, answer.version) == ("5", 1, 2, "2.7-2.8")
 
 
+async def test_an_answer_begins_in_the_thought_that_its_prompt_opened(chat):
+    tokenizer = AutoTokenizer.from_pretrained(chat[1])
+    tokenizer.chat_template = "{{ messages[0].content }}{% if add_generation_prompt %}<think>{% endif %}"
+    answer = await Speaker(engine(chat), Chat(tokenizer), 4).answer(ASKED, **HOW)
+    assert answer.text.startswith("<think>")
+    assert answer.text == "".join(t.text for t in answer.tokens)
+    assert len(answer.tokens) == 1 + answer.num_tokens
+
+
 async def test_judging_takes_its_share_and_no_more(chat):
     under_way, most = 0, 0
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from cluster.plugins import Plugin
+from cluster.thoughts import thoughts_end, unfinished
 from cluster.types import Message
 from rewards.judges.errors import Declined, Unreadable
 
@@ -172,10 +173,9 @@ def after_thought(text: str) -> int:
     """Where the answer begins behind the judge's own thoughts. Raises Unreadable."""
     if not text.strip():
         raise Unreadable("the answer is empty")
-    begin = text.rfind("</think>")
-    begin = begin + len("</think>") if begin >= 0 else 0
-    if "<think>" in text[begin:]:
+    if unfinished(text):
         raise Unreadable("the answer ends inside a thought")
+    begin = thoughts_end(text)
     if not text[begin:].strip():
         raise Unreadable("the answer is empty behind its thought")
     return begin
