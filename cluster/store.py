@@ -44,6 +44,10 @@ PROOF = bytes(2**16)
 """Written at every start. Not shorter: a full disk may have room for a last short line."""
 
 
+MAX_CLIENTS = 10_000
+"""Connections at a time, of the run's own processes and of strangers together. An idle one takes 5 kB."""
+BATCH = 500
+"""Connections that one round trip closes."""
 BOUNDED_SINCE = {"redis": ((6, 2, 18), (7, 2, 8), (7, 4, 3), (8, 0, 0)), "valkey": ((7, 2, 9), (8, 0, 3), (8, 1, 1))}
 """First version of each branch that bounds what clients without the password leave unread (CVE-2025-21605)."""
 OLD_SERVER_LIMIT = "client-output-buffer-limit normal 512mb 64mb 60"
@@ -121,6 +125,7 @@ class Store:
         self._check_program()
         self._ended = threading.Event()
         self._ended.set()
+        self._admin = redis.Redis()  # connects at its first call
         self._pid = 0
         self._lock = own(self.directory)
         try:
@@ -161,15 +166,37 @@ class Store:
         return not self._ended.is_set()
 
     def answers(self) -> bool:
-        """Does it answer within a few seconds? A server that loads its file does."""
-        client = redis.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0), socket_timeout=5, protocol=2)
-        with client:
-            try:
-                return bool(client.ping())
-            except redis.BusyLoadingError:
-                return True
-            except (redis.ConnectionError, redis.TimeoutError):
-                return False
+        """Does it answer within a few seconds? A server that loads its file does.
+
+        Disconnects strangers where they take the places of the run's own clients.
+        """
+        try:
+            self._disconnect_strangers()
+            return True
+        except redis.BusyLoadingError:
+            return True
+        except (redis.ConnectionError, redis.TimeoutError):
+            return False
+
+    def _disconnect_strangers(self) -> None:
+        """Where most of the server's places are taken, end the connections that have not shown the password.
+
+        Clients that have shown it name their library next, which a server takes from no other. One that has not come
+        so far yet is disconnected too, and connects again.
+        """
+        state = self._admin.info("clients")
+        if state["connected_clients"] <= state.get("maxclients", MAX_CLIENTS) // 2:
+            return
+        clients = self._admin.client_list()
+        if not any(client.get("lib-name") for client in clients):  # a server that does not keep the name
+            return
+        strangers = [client["id"] for client in clients if not client.get("lib-name")]
+        for at in range(0, len(strangers), BATCH):
+            with self._admin.pipeline(transaction=False) as pipeline:
+                for id in strangers[at : at + BATCH]:
+                    pipeline.client_kill_filter(_id=id)
+                pipeline.execute(raise_on_error=False)  # some have left meanwhile
+        log.warning("%d connections that showed no password were closed: they filled redis-server", len(strangers))
 
     def restart(self) -> None:
         """Start again, at the same URL and with everything that was acknowledged.
@@ -243,20 +270,20 @@ class Store:
 
     def _wait_until_it_answers(self, port: int) -> None:
         until = time.monotonic() + START_TIMEOUT_S
-        client = redis.Redis(
+        # Kept open: strangers who take all of the server's places cannot keep this one out.
+        self._admin = client = redis.Redis(
             self._host, port, password=self._password, retry=Retry(NoBackoff(), 0), socket_timeout=5, protocol=2
         )
-        with client:
-            while time.monotonic() < until:
-                try:
-                    client.ping()
-                    # With `appendfsync always` a server whose disk is full ends at its first write: better here.
-                    client.set("kanabo:proof", PROOF)
-                    client.unlink("kanabo:proof")
-                    return
-                except (redis.ConnectionError, redis.TimeoutError):  # not listening yet, or loading
-                    if self._ended.wait(0.02):
-                        break
+        while time.monotonic() < until:
+            try:
+                client.ping()
+                # With `appendfsync always` a server whose disk is full ends at its first write: better here.
+                client.set("kanabo:proof", PROOF)
+                client.unlink("kanabo:proof")
+                return
+            except (redis.ConnectionError, redis.TimeoutError):  # not listening yet, or loading
+                if self._ended.wait(0.02):
+                    break
         self._stop()
         raise self._why_it_ended()
 
@@ -288,6 +315,7 @@ class Store:
         return text.strip().splitlines()[-20:] or ["(nothing)"]
 
     def _stop(self) -> None:
+        self._admin.close()
         if self.alive():
             end_server(self._pid, self._ended.wait)
 
@@ -298,6 +326,7 @@ class Store:
             [
                 f"bind {addresses}",
                 f"port {port}",
+                f"maxclients {MAX_CLIENTS}",
                 f"requirepass {self._password}",
                 f"dir {json.dumps(str(self.directory), ensure_ascii=False)}",
                 "daemonize no",

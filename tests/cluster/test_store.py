@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -253,6 +254,55 @@ def test_without_any_redis_server_the_error_says_how_to_get_one(monkeypatch: pyt
 
 def _resident_mb(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def connections(store: Store, number: int) -> Iterator[socket.socket]:
+    """Opens so many, or as many as the server takes."""
+    for _ in range(number):
+        yield socket.create_connection(("127.0.0.1", store.port), timeout=20)
+
+
+@pytest.mark.parametrize("begin", [b"", b"*2\r\n$4\r\nAUTH\r\n$900000000\r\n" + b"a" * 1000, b"AUTH wrong\r\n"])
+def test_ten_thousand_strangers_take_little_memory_and_keep_no_client_out(store: Store, begin: bytes):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    buffer = Buffer(store.url, "run")
+    buffer.configure(Limits(groups_per_step=2, max_staleness=1))
+    pid = store.pid
+    with contextlib.ExitStack() as open_ones:
+        open_ones.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for stranger in connections(store, min(10_100, hard - 500)):
+            open_ones.enter_context(stranger)
+            with contextlib.suppress(OSError):
+                stranger.sendall(begin)
+        assert buffer.status("policy")["version"] == 0, "a client that was there before"
+        assert _resident_mb(pid) < 150
+        assert store.answers(), "which the watchdog asks again and again"
+        newcomer = Buffer(store.url, "run", patience_s=5.0)
+        assert newcomer.status("policy")["version"] == 0
+    assert store.pid == pid
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"AUTH ",
+        b"*2\r\n$4\r\nAUTH\r\n$536870912\r\n",
+        b"*3\r\n$4\r\nAUTH\r\n$16384\r\n" + b"a" * 16384 + b"\r\n$16384\r\n",
+        b"*1000000000\r\n$4\r\nAUTH\r\n",
+        b"HELLO 3 AUTH a ",
+        b"",
+    ],
+)
+def test_what_never_ends_before_the_password_fills_no_memory(store: Store, begin: bytes):
+    before, largest = _resident_mb(store.pid), 0.0
+    with socket.create_connection(("127.0.0.1", store.port), timeout=2) as stranger, contextlib.suppress(OSError):
+        stranger.sendall(begin)
+        for _ in range(500):  # 32 MB
+            stranger.sendall(b"A" * 2**16)
+            largest = max(largest, _resident_mb(store.pid))
+    assert largest - before < 8
+    assert store.answers()
 
 
 def test_unread_pings_without_the_password_fill_no_memory(store: Store):
