@@ -29,7 +29,7 @@ class Case:
     given: Any
     expected: Any = None
     name: str = ""
-    """The function that is called; with `equal`, statements that come first."""
+    """The function that is called or tested; with `equal`, statements that come first."""
 
     def passes(self, value: Any) -> bool:
         """Whether this is what is expected. `value` came out of the sandbox."""
@@ -73,8 +73,7 @@ def _cases(tree: Any) -> list[Case]:
             inner = tree[key]
             return cases_of(inner) if key == "ground_truth" and isinstance(inner, str) else _cases(inner)
     if tree.get("test"):
-        entry = tree.get("entry_point")
-        return [Case("tests", f"{tree['test']}\ncheck({entry})" if entry else str(tree["test"]))]
+        return [Case("tests", str(tree["test"]), name=str(tree.get("entry_point") or ""))]
     inputs, outputs = tree.get("inputs"), tree.get("outputs")
     if isinstance(inputs, list) and isinstance(outputs, list):
         if len(inputs) != len(outputs):
@@ -116,16 +115,36 @@ def _of_code(code: str) -> list[Case]:
         body
     ):
         return [Case("tests", code)] if body else []
-    cases, setup = [], ""
+    cases: list[Case] = []
+    setup: list[ast.stmt] = []
     for node in body:
-        text = ast.unparse(node)
         if not isinstance(node, ast.Assert):
-            setup += text + "\n"
+            setup.append(node)
         elif (taken := _taken_apart(node.test)) is not None:
-            cases.append(Case("equal", taken[0], taken[1], setup))
+            cases.append(Case("equal", taken[0], taken[1], _unparsed(_needed(setup, node.test.left))))  # type: ignore
         else:
-            cases.append(Case("tests", setup + text))
+            cases.append(Case("tests", _unparsed([*setup, node])))
     return cases
+
+
+def _needed(setup: Sequence[ast.stmt], expression: ast.expr) -> list[ast.stmt]:
+    """Imports, and the assignments that an expression rests on: what else is set may be what is expected."""
+    names, kept = _names(expression), []
+    for node in reversed(setup):
+        if not isinstance(node, ast.Assign):
+            kept.append(node)
+        elif names & {name for target in node.targets for name in _names(target)}:
+            names |= _names(node.value)
+            kept.append(node)
+    return kept[::-1]
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+
+
+def _unparsed(nodes: Sequence[ast.stmt]) -> str:
+    return "\n".join(map(ast.unparse, nodes))
 
 
 def _taken_apart(test: ast.expr) -> tuple[str, Any] | None:

@@ -26,7 +26,8 @@ import traceback
 from typing import Any
 
 ANSWER_FD = 3
-"""The call's socket: the request comes in, the answer goes out."""
+"""The call's socket: the request comes in, the answer goes out. Behind it, where a call has one, the socket to the
+call beside it."""
 MAX_THREADS = 64
 MAX_OPEN_FILES = 64
 MAX_FILE_BYTES = 16 << 20
@@ -131,7 +132,7 @@ def serve(control: socket.socket, uid: int | None) -> None:
                 del children[number]
                 report(control, number, "time" if late else "end", status)
         if control in ready:
-            message, fds, _, _ = socket.recv_fds(control, 1 << 16, 1)
+            message, fds, _, _ = socket.recv_fds(control, 1 << 16, 2)
             if not message:
                 return
             request = json.loads(message)
@@ -141,12 +142,13 @@ def serve(control: socket.socket, uid: int | None) -> None:
                     os.kill(found[0], signal.SIGKILL)
                 continue
             try:
-                pid = spawn(fds[0], request, uid)
+                pid = spawn(fds, request, uid)
                 children[request["call"]] = (pid, os.pidfd_open(pid), time.monotonic() + request["timeout_s"])
             except OSError as error:
                 report(control, request["call"], f"no process for it: {error}", 0)
             finally:
-                os.close(fds[0])
+                for fd in fds:
+                    os.close(fd)
 
 
 def report(control: socket.socket, number: int, how: str, status: int) -> None:
@@ -157,7 +159,7 @@ def report(control: socket.socket, number: int, how: str, status: int) -> None:
         os._exit(1)  # the parent is gone, and this is all that keeps the namespace alive
 
 
-def spawn(fd: int, request: dict[str, Any], uid: int | None) -> int:
+def spawn(fds: list[int], request: dict[str, Any], uid: int | None) -> int:
     """A child that is the first process of a pid namespace of its own."""
     own = os.pidfd_open(os.getpid())
     try:
@@ -170,7 +172,7 @@ def spawn(fd: int, request: dict[str, Any], uid: int | None) -> int:
         return pid
     code = 1
     try:
-        confine(fd, request, uid)
+        confine(fds, request, uid)
         code = answer()
     except BaseException:
         pass
@@ -178,13 +180,15 @@ def spawn(fd: int, request: dict[str, Any], uid: int | None) -> int:
         os._exit(code)
 
 
-def confine(fd: int, request: dict[str, Any], uid: int | None) -> None:
-    """Give up everything but a socket, a small scratch directory and the right to compute."""
+def confine(fds: list[int], request: dict[str, Any], uid: int | None) -> None:
+    """Give up everything but a socket or two, a small scratch directory and the right to compute."""
     null = os.open("/dev/null", os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    os.dup2(fd, ANSWER_FD)
-    os.closerange(ANSWER_FD + 1, 1 << 16)
+    kept = [os.dup(fd) for fd in fds]  # away from the places that they take
+    for place, fd in enumerate(kept, ANSWER_FD):
+        os.dup2(fd, place)
+    os.closerange(ANSWER_FD + len(kept), 1 << 16)
     checked(libc.unshare(CLONE_NEWNS | CLONE_NEWIPC), "unshare")
     mount_scratch()
     cpu_s = int(request["timeout_s"]) + 2

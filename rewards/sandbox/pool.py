@@ -95,22 +95,40 @@ class Sandbox:
         """
         target = function if isinstance(function, Target) else Target.of(function)
         outcome = await self.run(target, args, timeout_s, options=options, memory_bytes=memory_bytes)
-        if outcome.how == "time":
-            raise TimeoutError(f"{target.name} did not end within {timeout_s:g} s and was killed")
-        if outcome.how != "end":
-            raise SandboxLost(f"the process of {target.name} {outcome.trouble()}")
-        try:
-            answer = json.loads(outcome.output)
-            # A call may write what it likes into its socket.
-            known = isinstance(answer, dict) and (answer.keys() == {"value"} or isinstance(answer.get("error"), str))
-        except (ValueError, RecursionError):
-            answer, known = {}, False
-        if not known or outcome.cut:
-            said = outcome.trouble() or "answered with something else than JSON"
-            raise SandboxError(f"the process of {target.name} {said}")
-        if "error" in answer:
-            raise SandboxError(answer["error"])
-        return answer["value"]
+        return _value(target, outcome, timeout_s)
+
+    async def call_beside(
+        self,
+        target: Target,
+        args: Sequence[Any],
+        beside: Target,
+        beside_args: Sequence[Any],
+        timeout_s: float,
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> Any:
+        """What the function returns that talks with another call, in a process of its own, over one socket.
+
+        Both find it as file descriptor 4. The other call is ended with this one. Raises as `call` does.
+        """
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            first, second = self._zygote(target), self._zygote(beside)
+            assert self._free is not None
+            async with self._free:
+                await first.ready()
+                await second.ready()
+                other = asyncio.create_task(
+                    second.exchange(_message(beside, beside_args), timeout_s, memory_bytes, MAX_ANSWER_BYTES, theirs)
+                )
+                try:
+                    outcome = await first.exchange(
+                        _message(target, args), timeout_s, memory_bytes, MAX_ANSWER_BYTES, ours
+                    )
+                finally:
+                    other.cancel()
+                    await asyncio.gather(other, return_exceptions=True)
+        return _value(target, outcome, timeout_s)
 
     async def run(
         self,
@@ -124,8 +142,7 @@ class Sandbox:
         max_bytes: int = MAX_ANSWER_BYTES,
     ) -> Outcome:
         """Call the function and return whatever was written to its socket; `stdin` follows the request there."""
-        request = {"module": target.module, "name": target.name, "args": list(args), "options": dict(options or {})}
-        message = framed(json.dumps(request).encode()) + stdin
+        message = _message(target, args, options) + stdin
         zygote = self._zygote(target)
         assert self._free is not None
         async with self._free:
@@ -190,7 +207,14 @@ class _Zygote:
             self._started = started
             asyncio.get_running_loop().add_reader(started.control, self._hear)
 
-    async def exchange(self, message: bytes, timeout_s: float, memory_bytes: int, max_bytes: int) -> Outcome:
+    async def exchange(
+        self,
+        message: bytes,
+        timeout_s: float,
+        memory_bytes: int,
+        max_bytes: int,
+        peer: socket.socket | None = None,
+    ) -> Outcome:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         number, call = next(self._numbers), _Call()
@@ -198,7 +222,7 @@ class _Zygote:
         try:
             with theirs:
                 settings = {"call": number, "timeout_s": timeout_s, "memory_bytes": memory_bytes}
-                self._tell(settings, theirs)
+                self._tell(settings, theirs, *([peer] if peer else []))
             sending = asyncio.create_task(_send(ours, message))
             try:
                 async with asyncio.timeout(timeout_s + LATE_S):
@@ -221,10 +245,10 @@ class _Zygote:
     def close(self) -> None:
         self._lose()
 
-    def _tell(self, message: dict[str, Any], passed: socket.socket | None = None) -> None:
+    def _tell(self, message: dict[str, Any], *passed: socket.socket) -> None:
         if self._started is None:
             return
-        fds = [passed.fileno()] if passed is not None else []
+        fds = [sock.fileno() for sock in passed]
         try:
             socket.send_fds(self._started.control, [json.dumps(message).encode()], fds)
         except OSError:  # it has died, or hears nothing any more
@@ -255,6 +279,31 @@ class _Zygote:
         for call in self._calls.values():
             if not call.ended.done():
                 call.ended.set_result(("lost", 0))
+
+
+def _message(target: Target, args: Sequence[Any], options: Mapping[str, Any] | None = None) -> bytes:
+    request = {"module": target.module, "name": target.name, "args": list(args), "options": dict(options or {})}
+    return framed(json.dumps(request).encode())
+
+
+def _value(target: Target, outcome: Outcome, timeout_s: float) -> Any:
+    """What a call returned. Raises TimeoutError and SandboxError."""
+    if outcome.how == "time":
+        raise TimeoutError(f"{target.name} did not end within {timeout_s:g} s and was killed")
+    if outcome.how != "end":
+        raise SandboxLost(f"the process of {target.name} {outcome.trouble()}")
+    try:
+        answer = json.loads(outcome.output)
+        # A call may write what it likes into its socket.
+        known = isinstance(answer, dict) and (answer.keys() == {"value"} or isinstance(answer.get("error"), str))
+    except (ValueError, RecursionError):
+        answer, known = {}, False
+    if not known or outcome.cut:
+        said = outcome.trouble() or "answered with something else than JSON"
+        raise SandboxError(f"the process of {target.name} {said}")
+    if "error" in answer:
+        raise SandboxError(answer["error"])
+    return answer["value"]
 
 
 def _forget(started: Started) -> None:

@@ -1,4 +1,4 @@
-"""Running a program that a model wrote, in the sandbox. What it should give comes in here with `tests` alone."""
+"""Running a program that a model wrote, in the sandbox. What it should give never enters the program's process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 import sys
 from typing import Any
+
+from rewards.sandbox import remote
 
 PREAMBLE = """
 import bisect, collections, copy, datetime, functools, heapq, io, itertools, json, math, operator, os, random, re
@@ -65,12 +67,18 @@ def evaluate(program: str, setup: str, expression: str) -> Any:
     return encoded(eval(expression, space))
 
 
-def tests(program: str, code: str, token: str) -> str:
-    """The token, if nothing is raised by the program and by the tests after it: an early exit knows no token."""
+def host(program: str) -> None:
+    """Run it, then do what the tests' process asks for until that ends."""
     space = _space("program")
+    before = dict(space)
     exec(compile(program, "program.py", "exec"), space)
-    exec(compile(code, "tests.py", "exec"), space)
-    return token
+    remote.send({"names": [name for name, value in space.items() if before.get(name, space) is not value]})
+    remote.Host(space).serve()
+
+
+def examine(code: str, entry: str) -> dict[str, Any]:
+    """Run tests, which are trusted, against the program in the other process: `remote.examine`."""
+    return remote.examine(code, entry, _space("tests"))
 
 
 def _space(name: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from functools import lru_cache
 from typing import ClassVar
 
@@ -18,8 +17,14 @@ from rewards.sandbox.pool import Target
 from rewards.signals._states import scores
 
 PROGRAMS = "rewards.sandbox.programs"
-RUN = Target(PROGRAMS, "run", warm=True)
+RUN, HOST, EXAMINE = (Target(PROGRAMS, name, warm=True) for name in ("run", "host", "examine"))
+FUNCTIONS = {"call": Target(PROGRAMS, "call", warm=True), "equal": Target(PROGRAMS, "evaluate", warm=True)}
 MAX_CHARS = 200_000
+
+
+class Undecided(Exception):
+    """The tests say nothing about the program."""
+
 
 known_cases = lru_cache(maxsize=256)(cases_of)
 
@@ -29,9 +34,10 @@ class Code(Signal):
 
     The program is the last fenced Python block behind the thoughts. Cases stand in the task's reference, in the forms
     of verl and prime-rl: inputs and outputs of a script or of a function, assert statements, or code of tests. Each
-    case is a process of its own in the sandbox, and what must come out is compared outside of it; only tests that are
-    code share the program's process. A program that raises, ends badly or takes longer than `case_timeout_s` fails its
-    case. Raise `timeout_s` of the reward if a group's cases take longer in all.
+    case is a process of its own in the sandbox, and what must come out is compared outside of it: tests that are code
+    run in a second process, which asks the program's. Tests that cannot be decided that way fail with the reason. A
+    program that raises, ends badly or takes longer than `case_timeout_s` fails its case. Raise `timeout_s` of the
+    reward if a group's cases take longer in all.
     """
 
     services: ClassVar = ("verify",)
@@ -73,29 +79,28 @@ class Code(Signal):
                     passed += 1
                 elif not self.partial:
                     return 0.0, SCORED, ""
-        except SandboxLost as error:
+        except (SandboxLost, Undecided) as error:
             return float("nan"), FAILED, str(error)
         return passed / len(cases) if self.partial else 1.0, SCORED, ""
 
     async def _passes(self, program: str, case: Case, services: Services) -> bool:
         if case.kind == "stdin":
             return await self._prints(program, case, services)
-        token = secrets.token_hex(16)
-        function, args = {
-            "call": ("call", [program, case.name, case.given]),
-            "equal": ("evaluate", [program, case.name, case.given]),
-            "tests": ("tests", [program, case.given, token]),
-        }[case.kind]
+        limits = {"timeout_s": self.case_timeout_s, "memory_bytes": self.memory_mib << 20}
         try:
-            target = Target(PROGRAMS, function, warm=True)
-            value = await services.sandbox.call(target, args, self.case_timeout_s, memory_bytes=self.memory_mib << 20)
+            if case.kind == "tests":
+                found = await services.sandbox.call_beside(EXAMINE, [case.given, case.name], HOST, [program], **limits)
+                if "undecided" in found:
+                    raise Undecided(found["undecided"])
+                return found["passed"] is True
+            value = await services.sandbox.call(FUNCTIONS[case.kind], [program, case.name, case.given], **limits)
         except TimeoutError:
             return False
         except SandboxLost:
             raise
         except SandboxError:
             return False
-        return value == token if case.kind == "tests" else case.passes(value)
+        return case.passes(value)
 
     async def _prints(self, program: str, case: Case, services: Services) -> bool:
         outcome = await services.sandbox.run(

@@ -111,8 +111,6 @@ CHEATS = {
 @pytest.mark.parametrize("cheat", CHEATS)
 @pytest.mark.parametrize("form", ["verl's inputs and outputs", "verl's fn_name", "MBPP's list", "HumanEval"])
 async def test_a_program_that_does_not_solve_it_does_not_pass(cheat, form, services):
-    if form == "HumanEval" and "equals everything" in cheat:
-        pytest.skip("code of tests shares the program's process, as docs/rewards.md says")
     begun = time.monotonic()
     right = FORMS[form][1]
     scores = await scores_of(services, FORMS[form][0], fenced(CHEATS[cheat]), fenced(right), case_timeout_s=1.5)
