@@ -37,7 +37,10 @@ COMMANDS = {
 PACKAGES = ("console",)
 """Those whose `main` is in `__main__`."""
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or the path of its directory.")]
+RunName = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="A run's name, or the path of its directory; RUN@N is its step N, RUN@latest."),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="section.key=value, in TOML's syntax.")
 ]
@@ -113,14 +116,42 @@ def runs_directory(given: str | None) -> Path:
 
 
 def find_run(run: str, given: str | None) -> Path:
-    """The directory of a run by name or path. Raises ConfigError naming the runs there are."""
+    """The directory of a run by name or path, or by `RUN@latest`. Raises ConfigError naming the runs there are."""
+    directory, step = find_step(run, given)
+    if step is not None:
+        raise ConfigError(f"'{run}' names step {step} of a run, and this command is about all of it. Give {directory}.")
+    return directory
+
+
+def find_step(run: str, given: str | None, option: int | None = None) -> tuple[Path, int | None]:
+    """The directory that `RUN`, `RUN@latest` or `RUN@N` names, and N; None for the newest.
+
+    `option` is the step that the command's own option names. Raises ConfigError naming the runs there are, or if N and
+    the option differ.
+    """
     base = runs_directory(given)
-    for candidate in (base / run, Path(run).absolute()):
-        if (candidate / "config.toml").is_file():
-            return candidate
-    known = [path.name for path in run_directories(base)]
-    there = f"Runs there: {', '.join(known)}." if known else "There is no run at all; another place is given by --dir."
-    raise ConfigError(f"there is no run '{run}' in {base}. {nearest(run, known)}{there}")
+    name, at, step = run.rpartition("@")
+    if _directory(base, run) is not None or not at:
+        name, step = run, "latest"
+    directory = _directory(base, name)
+    if directory is None:
+        known = [path.name for path in run_directories(base)]
+        there = f"Runs there: {', '.join(known)}." if known else "There is no run; another place is given by --dir."
+        raise ConfigError(f"there is no run '{name}' in {base}. {nearest(name, known)}{there}")
+    if step == "latest":
+        return directory, option
+    if not (step.isascii() and step.isdecimal() and len(step) < 10):
+        raise ConfigError(f"'{run}': after @ stands the number of a step, or latest; not '{step}'.")
+    if option is not None and option != int(step):
+        raise ConfigError(f"'{run}' and --step {option} name two steps. Give one of them.")
+    return directory, int(step)
+
+
+def _directory(base: Path, run: str) -> Path | None:
+    try:
+        return next((path for path in (base / run, Path(run).absolute()) if (path / "config.toml").is_file()), None)
+    except (OSError, ValueError):  # a name that is too long for the file system, or has a NUL
+        return None
 
 
 def run_directories(base: Path) -> list[Path]:

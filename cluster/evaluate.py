@@ -26,7 +26,9 @@ DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
 
 
 def main(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="As in a recipe: a directory, an id, `tiny:addition`.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A directory, an id, `tiny:addition`, or RUN@N, RUN@latest.")
+    ],
     overrides: cli.Overrides = None,
     tasks: Annotated[
         str,
@@ -41,6 +43,7 @@ def main(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="The first N tasks.")] = None,
     to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Write every rollout to a .jsonl.")] = None,
+    directory: cli.RunsDir = None,
     as_json: cli.AsJson = False,
 ) -> None:
     """Grade a model on held-out tasks.
@@ -55,7 +58,7 @@ def main(
             raise ConfigError("--tasks is missing: a recipe, a data file, or the name of a source such as 'addition'.")
         if to is not None and to.suffix != ".jsonl":
             raise ConfigError(f"--to '{to}' does not end in .jsonl, which is what is written.")
-        settings = resolve(model, tasks, reward, overrides or [])
+        settings = resolve(model_of(model, directory), tasks, reward, overrides or [])
         heat = temperature if temperature is not None else (0.0 if samples == 1 else 1.0)
         result, rows = asyncio.run(evaluate(settings, samples, heat, limit))
         if to is not None:
@@ -68,6 +71,32 @@ def main(
         show_facts(f"kanabo · {result['model']} on {result['tasks']}", result)
     if result["num_graded"] == 0:
         raise typer.Exit(1)
+
+
+def model_of(name: str, directory: str | None) -> str:
+    """What a recipe calls the model: the path of the checkpoint that `RUN@N` or `RUN@latest` names, else the name.
+
+    Raises ConfigError for a run or step that there is not, and for aliases that only a run can know.
+    """
+    from cluster.export import choose
+    from cluster.registry import FIXED
+
+    if (Path(name) / "config.json").is_file():
+        return name
+    run, at, _ = name.rpartition("@")
+    if name in FIXED or run == config.POLICY:
+        raise ConfigError(f"'{name}' is an alias within a recipe. Here RUN@N or RUN@latest names a run's checkpoint.")
+    if (Path(name) / "config.toml").is_file():
+        raise ConfigError(f"'{name}' is a run's directory. Name one of its models: {name}@latest, or {name}@N.")
+    if not at:
+        return name
+    source = choose(*cli.find_step(name, directory))
+    if not (source / "config.json").is_file():
+        raise ConfigError(
+            f"'{name}' is an adapter without its model ({source}). `kanabo export` makes a model of both; name that "
+            "directory."
+        )
+    return str(source)
 
 
 def resolve(model: str, tasks: str, reward: str, overrides: Sequence[str]) -> RunConfig:

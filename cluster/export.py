@@ -38,7 +38,7 @@ def main(
     Exit codes: 0 written · 1 it vanished or the disk failed meanwhile · 2 no such run or step, or DIR is taken.
     """
     with cli.exit_codes():
-        source = choose(cli.find_run(run, directory), step)
+        source = choose(*cli.find_step(run, directory, step))
         result = export(source, to.absolute(), adapter=adapter, policy=policy)
     if as_json:
         cli.print_json(result)

@@ -72,8 +72,8 @@ def main(
     Exit codes: 0 shown or written · 1 Redis does not answer · 2 no such run, filter or file type.
     """
     with cli.exit_codes():
+        found, step = cli.find_step(run, directory, step)
         wanted = Filter(state, step, task, min_reward, max_reward)
-        found = cli.find_run(run, directory)
         with connected(found) as connection:
             if to is None:
                 shown = limit if as_json or limit is not None else SHOWN

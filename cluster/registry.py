@@ -2,7 +2,7 @@
 
 policy@latest     the policy as it is now: its engines         judge:NAME       [judges.NAME]
 policy@N          its checkpoint of step N                     distilled:NAME   [distilled.NAME]
-RUN@N             another run's, RUN being its directory       initial          what the run began with
+RUN@N             another run's, by directory or name          initial          what the run began with
 RUN@latest        that run's newest                            previous         the newest checkpoint, else initial
 reference         learner.reference                            a directory      itself
 """
@@ -76,7 +76,8 @@ class Registry:
         return _saved(found[-1]) if alias == "previous" and found else Model("directory", self.model_dir)
 
     def _checkpoint(self, alias: str, run: str, step: str) -> Model:
-        directory = self.run_dir if run == POLICY else Path(run)
+        beside = self.run_dir.parent / run  # a name, as the commands take it
+        directory = self.run_dir if run == POLICY else beside if (beside / "checkpoints").is_dir() else Path(run)
         found = {str(_step(path)): path for path in checkpoint.committed(directory / "checkpoints")}
         if step == LATEST and found:
             return _saved(list(found.values())[-1])

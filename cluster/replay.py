@@ -13,12 +13,16 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import cli, config, nodes, table
+from cluster import cli, config, table
+from cluster.errors import ConfigError
 
 
 def main(
     run: cli.RunName,
-    step: Annotated[int, typer.Option("--step", metavar="N", help="Counted from 1, as in metrics.jsonl.")],
+    step: Annotated[
+        int | None,
+        typer.Option("--step", metavar="N", help="Counted from 1, as in metrics.jsonl.", show_default="the newest"),
+    ] = None,
     directory: cli.RunsDir = None,
     as_json: cli.AsJson = False,
 ) -> None:
@@ -26,8 +30,11 @@ def main(
 
     Exit codes: 0 the same to the last bit · 1 it came out differently · 2 no such run or step.
     """
-    with cli.exit_codes(), cli.progress(f"step {step}"):
-        before, after = replay(cli.find_run(run, directory), step)
+    with cli.exit_codes():
+        found, step = cli.find_step(run, directory, step)
+        step = _newest(found) if step is None else step
+        with cli.progress(f"step {step}"):
+            before, after = replay(found, step)
     different = [k for k, v in before["metrics"].items() if after["metrics"].get(k) != v]
     different += ["weights"] if before["weights_sha256"] != after["weights_sha256"] else []
     if as_json:
@@ -35,6 +42,15 @@ def main(
     else:
         _show(step, before, after, different)
     raise typer.Exit(1 if different else 0)
+
+
+def _newest(run: Path) -> int:
+    """The last step that the run recorded. Raises ConfigError."""
+    names = [path.name.removeprefix("step_") for path in (run / "replay").glob("step_*")]
+    steps = [int(name) for name in names if name.isdecimal()]
+    if not steps:
+        raise ConfigError(f"run '{run.name}' recorded no step: checkpoint.record_every_steps says how often it does.")
+    return max(steps)
 
 
 def replay(run: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -57,6 +73,7 @@ def replay(run: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _rank(*args: Any) -> dict[str, Any]:
+    from cluster import nodes
     from learner.replay import rerun
 
     os.dup2(2, 1)  # what libraries print is not this command's answer

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import typer
 
-from cluster import cli, config, status
+from cluster import cli, config, evaluate, status
 from cluster.store import Store
 from tests.cluster.commands import end, make_run, write_checkpoint
 from tests.models import random_llama
@@ -253,3 +253,82 @@ def test_an_unknown_run_names_those_there_are(kanabo, tmp_path):
     told = kanabo("export", "quickstrt", "--dir", tmp_path, "--to", tmp_path / "m")
     assert told.code == 2
     assert "Did you mean 'quickstart'" in told.err
+
+
+# ── aliases ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Path:
+    """A run with checkpoints of steps 1 and 2 that has ended."""
+    run = make_run(tmp_path, "short")
+    for step in (1, 2):
+        write_checkpoint(run, step)
+    end(run)
+    return run
+
+
+@pytest.mark.parametrize(("alias", "step"), [("short@latest", 2), ("short@1", 1), ("short@2", 2), ("short", 2)])
+def test_an_alias_names_the_checkpoint_to_export(kanabo, tmp_path, short, alias, step):
+    told = kanabo("export", alias, "--to", tmp_path / "out", "--dir", tmp_path, "--json")
+    assert (told.code, told.document["step"]) == (0, step)
+    by_path = kanabo("export", tmp_path / alias, "--to", tmp_path / "again", "--json")
+    assert by_path.document["step"] == step
+
+
+def test_an_alias_and_an_option_that_name_two_steps_are_refused(kanabo, tmp_path, short):
+    told = kanabo("export", "short@1", "--step", 2, "--to", tmp_path / "out", "--dir", tmp_path)
+    assert (told.code, "two steps" in told.err) == (2, True)
+
+
+UNKNOWN = ["nosuch", "nosuch@latest", "nosuch@3", "short@", "short@x", "short@-1", "short@1.0", "short@٣",
+           "short@latest@latest", "short@" + "9" * 40, "@latest", "@", "a" * 5000, "..", "short@99"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("export", "{}", "--to", "{to}"),
+        ("inspect", "{}"),
+        ("rescore", "{}", "--signal", "exact"),
+        ("replay", "{}"),
+        ("console", "{}"),
+        ("scale", "{}", "rollout=1"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_an_unknown_run_or_alias_is_refused_in_one_line(kanabo, tmp_path, short, command):
+    for alias in UNKNOWN:
+        told = kanabo(*(word.format(alias, to=tmp_path / "out") for word in command), "--dir", tmp_path)
+        assert told.code == 2, (alias, told)
+        assert told.out == ""
+        assert told.err.startswith("error: ")
+        assert told.err.count("\n") == 1, told.err
+
+
+@pytest.mark.parametrize("alias", ["short@latest", "short"])
+@pytest.mark.parametrize("command", ["inspect", "rescore", "replay", "scale"])
+def test_the_newest_state_of_a_run_is_the_run(kanabo, tmp_path, short, command, alias):
+    """Each of these finds the run, and says what it lacks."""
+    more = {"rescore": ["--signal", "exact"], "scale": ["rollout=1"]}.get(command, [])
+    told = kanabo(command, alias, *more, "--dir", tmp_path)
+    assert told.code == 2
+    assert "there is no run" not in told.err
+    assert "short" in told.err
+
+
+def test_a_model_to_evaluate_may_be_a_checkpoint_of_a_run(tmp_path, short):
+    assert evaluate.model_of("short@latest", str(tmp_path)) == str(short / "checkpoints" / "global_step_2")
+    assert evaluate.model_of("short@1", str(tmp_path)) == str(short / "checkpoints" / "global_step_1")
+    assert evaluate.model_of(f"{short}@1", None) == str(short / "checkpoints" / "global_step_1")
+    assert evaluate.model_of("tiny:addition", None) == "tiny:addition"
+
+
+@pytest.mark.parametrize(
+    "alias", ["policy@latest", "previous", "initial", "nosuch@latest", "short@7", "short@x", "{run}"]
+)
+def test_a_model_that_no_run_has_is_refused_in_one_line(kanabo, tmp_path, short, alias):
+    told = kanabo("evaluate", alias.format(run=short), "--tasks", "addition", "--dir", tmp_path)
+    assert (told.code, told.out) == (2, "")
+    assert told.err.startswith("error: ")
+    assert told.err.count("\n") == 1, told.err

@@ -43,6 +43,7 @@ def test_every_alias_stands_for_what_is_there(registry, tmp_path):
     assert registry.resolve("initial") == registry.resolve("reference") == Model("directory", registry.model_dir)
     ahead = Model("directory", str(tmp_path / "ahead" / "checkpoints" / "global_step_3"), 3)
     assert registry.resolve(f"{tmp_path}/ahead@3") == registry.resolve(f"{tmp_path}/ahead@latest") == ahead
+    assert registry.resolve("ahead@3") == registry.resolve("ahead@latest") == ahead, "a run beside this one, by name"
     assert registry.resolve(ahead.where) == Model("directory", ahead.where)
     assert registry.resolve("judge:self") == Model("judge", "self")
     assert registry.resolve("distilled:oni") == Model("distilled", "oni")
