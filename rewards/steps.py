@@ -24,8 +24,10 @@ class Step:
     end: int
 
 
-def steps_of(rollout: Rollout, decode: Decode, separator: str = PARAGRAPH) -> list[Step]:
+def steps_of(rollout: Rollout, decode: Decode, breaks: Sequence[int] | None = None) -> list[Step]:
     """The steps of a rollout of one turn: nothing between them, and the last goes on to the end of the turn.
+
+    `breaks` are offsets into the text just behind what separates steps; by default they are the empty lines.
 
     A step ends with the token that completes its text; two that end within one token are one step, and so is one that
     is blank with the one before it. Raises ValueError for a rollout of several turns.
@@ -37,7 +39,7 @@ def steps_of(rollout: Rollout, decode: Decode, separator: str = PARAGRAPH) -> li
     if len(chosen) == 0:
         return []
     start, end = int(chosen[0]), int(chosen[-1]) + 1
-    ends = text_ends(rollout.text, separator)
+    ends = text_ends(rollout.text, paragraphs(rollout.text) if breaks is None else breaks)
     cuts = [(0, start)]
     for stop, place in zip(ends, token_ends(ends, rollout.tokens[start:end].tolist(), decode), strict=True):
         if start + place > cuts[-1][1]:
@@ -47,9 +49,14 @@ def steps_of(rollout: Rollout, decode: Decode, separator: str = PARAGRAPH) -> li
     return [Step(rollout.text[a:b], i, j) for (a, i), (b, j) in pairwise(cuts)]
 
 
-def text_ends(text: str, separator: str) -> list[int]:
+def paragraphs(text: str) -> list[int]:
+    """The offset behind each empty line."""
+    return [match.end() for match in re.finditer(PARAGRAPH, text)]
+
+
+def text_ends(text: str, breaks: Sequence[int]) -> list[int]:
     """One past each step's last character, the separator behind it included."""
-    ends = [match.end() for match in re.finditer(separator, text) if match.end() > 0]
+    ends = [end for end in breaks if end > 0]
     ends = [end for end, before in zip(ends, [0, *ends], strict=False) if text[before:end].strip()]
     if text[ends[-1] if ends else 0 :].strip():
         return [*ends, len(text)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import random
 import re
 from collections.abc import AsyncGenerator, Iterator
@@ -12,9 +13,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from actors.environments.base import End, Environment, Observation
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, one_line
 from cluster.thoughts import spoken
 from cluster.types import Event, Task
+
+log = logging.getLogger(__name__)
 
 INVALID, OTHER = -1.5, 0.5
 """What an invalid move gives its player, and the opponent, as in SPIRAL's released code. It ends the game."""
@@ -23,7 +26,7 @@ MARKS = {"": ".", "X": "X", "O": "O"}
 BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 WRAPPED = re.compile(r"\\(?:text|mathrm|texttt|mathbf|textbf)\s*\{([^{}]*)\}")
 BRACKETED = re.compile(r"\[([^\[\]]+)\]")
-SQUARE, CELLS = r"\s*\d+\s*", r"\s*\d+(?:\s*[,\s]\s*\d+)+\s*"
+SQUARE, CELLS = r"\s*\d+\s*", r"\s*\d+(?:(?:\s+|\s*,\s*)\d+)+\s*"
 FORMS = {
     KUHN: r"check|bet|fold|call",
     "LeducHoldem": r"check|raise|fold|call|bet",
@@ -39,6 +42,8 @@ FORMS = {
     "PigDice": r"roll|hold",
 }
 """What a move looks like between its brackets, in games where that is known; elsewhere any text in brackets is one."""
+MAX_MOVE_CHARS, MAX_SPEECH_CHARS = 500, 10_000
+"""Games parse a move with expressions, and one with `ast.literal_eval`, that long text could keep busy or crash."""
 TALKS = ("Debate", "DontSayIt", "Taboo", "TruthAndDeception", "IteratedPrisonersDilemma", "UsedCarNegotiation")
 """Games whose moves are sentences: the whole turn but its thought is one."""
 
@@ -106,14 +111,15 @@ def move_of(turn: str, game: str) -> str:
     said = spoken(turn).strip()
     name = game.partition("-")[0]
     if name in TALKS:
-        return said
+        return said[:MAX_SPEECH_CHARS]
     form = re.compile(FORMS.get(name, r".+"), re.IGNORECASE | re.DOTALL)
     if boxes := BOXED.findall(said):
         inner = WRAPPED.sub(r"\1", boxes[-1]).strip()
         inner = (BRACKETED.findall(inner) or [inner])[-1].strip()
-        return f"[{inner}]" if form.fullmatch(inner) else ""
-    moves = [text for text in BRACKETED.findall(said) if form.fullmatch(text.strip())]
-    return f"[{moves[-1].strip()}]" if moves else ""
+        return f"[{inner}]" if len(inner) <= MAX_MOVE_CHARS and form.fullmatch(inner) else ""
+    short = [text.strip() for text in BRACKETED.findall(said) if len(text) <= MAX_MOVE_CHARS]
+    moves = [text for text in short if form.fullmatch(text)]
+    return f"[{moves[-1]}]" if moves else ""
 
 
 class Table:
@@ -183,8 +189,12 @@ class Table:
         if not action or (known is not None and _plain(action) not in known):
             self._forfeit, self.over = self.seat, True
             return
-        with self._dealing():
-            self.over, _ = self._game.step(_plain(action) if known is not None else action)
+        try:
+            with self._dealing():
+                self.over, _ = self._game.step(_plain(action) if known is not None else action)
+        except Exception as error:  # some games raise for what they cannot read
+            log.info("the game %s raised %s for a move, which is taken as invalid", self._name, one_line(error))
+            self._forfeit, self.over = self.seat, True
 
     def legal(self) -> list[str]:
         """Actions there are, in brackets. Of a negotiation: to pass."""

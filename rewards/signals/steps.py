@@ -18,7 +18,10 @@ from rewards.base import Services, Signal
 from rewards.judges.templates import TEMPLATES, Item, Template
 from rewards.judges.types import Request, Verdict
 from rewards.judges.wrappers import Cached
+from rewards.sandbox.pool import Target
 from rewards.steps import PARAGRAPH, Step, steps_of
+
+ENDS = Target("rewards.sandbox.patterns", "ends")
 
 
 class _StepJudge(Signal):
@@ -27,7 +30,10 @@ class _StepJudge(Signal):
     judge: str = "judge"
     """Name of the judge's section."""
     separator: str = PARAGRAPH
-    """Regular expression of what ends a step; by default an empty line."""
+    """Regular expression of what ends a step; by default an empty line. Another one is matched in the sandbox, because
+    backtracking can take forever."""
+    separator_timeout_s: float = Field(default=5.0, gt=0)
+    """Seconds that matching `separator` on one rollout may take."""
     temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature of the judge; 0 is greedy."""
     max_tokens: PositiveInt = 2048
@@ -43,7 +49,12 @@ class _StepJudge(Signal):
             raise ValueError(f"separator is not a regular expression: {error}") from error
         return separator
 
+    def evaluates(self) -> bool:
+        return self.separator != PARAGRAPH
+
     async def prepare(self, services: Services) -> None:
+        if self.separator != PARAGRAPH:
+            await services.sandbox.prepare(ENDS)
         judge = services.judge(self.judge)
         for template in self._templates():
             await judge.accept(template, logprobs=False)
@@ -64,7 +75,14 @@ class _StepJudge(Signal):
         return await Cached(services.judge(self.judge)).ask(request)
 
     async def _steps(self, rollout: Rollout, services: Services) -> list[Step]:
-        return await services.thread(lambda: steps_of(rollout, services.text, self.separator))
+        breaks = None if self.separator == PARAGRAPH else await self._breaks(rollout.text, services)
+        return await services.thread(lambda: steps_of(rollout, services.text, breaks))
+
+    async def _breaks(self, text: str, services: Services) -> list[int]:
+        found = await services.verify(ENDS, self.separator, text, timeout_s=self.separator_timeout_s)
+        if not isinstance(found, list) or not all(type(end) is int and 0 <= end <= len(text) for end in found):
+            raise ValueError(f"the separator's process answered {found!r:.80}")
+        return sorted(set(found))
 
 
 class StepScores(_StepJudge):
@@ -150,7 +168,7 @@ class Thoughts(_StepJudge):
         return self._verifier.declines(task)
 
     def evaluates(self) -> bool:
-        return self._verifier.evaluates()
+        return super().evaluates() or self._verifier.evaluates()
 
     async def prepare(self, services: Services) -> None:
         await super().prepare(services)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 
 import pytest
 
@@ -64,6 +65,46 @@ async def test_an_invalid_move_ends_the_game_and_costs_its_player():
     moves = iter(["[bet]", "hm"])
     opener, other = (await played(kuhn().train()[0], lambda text: next(moves), style="compact"))[0]
     assert (opener.reward, other.reward) == (0.5, -1.5)
+
+
+HOSTILE = {
+    "nested brackets": "({" * 20_000,
+    "signs": "-" * 200_000,
+    "a sum": "1+" * 50_000 + "1",
+    "digits": "9" * 100_000,
+    "spaces": "0" + " " * 100_000 + "1",
+    "gaps": "0" + "   1" * 60 + " x",
+    "commas": "0" + " , 1" * 60 + " x",
+    "boxes": "\\boxed{" * 5_000,
+    "half a pair": "\ud800",
+    "zeros": "\0" * 1_000,
+    "an offer": "offer " + "I give " * 5_000,
+    "a dictionary": "{(1,1): " * 3_000,
+}
+GAMES = ["QuantumTicTacToe-v0", "Tak-v0", "SimpleNegotiation-v0", "LiarsDice-v0", "IteratedPrisonersDilemma-v0"]
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_whatever_a_turn_says_a_game_is_done_with_it_at_once(game):
+    for what, text in HOSTILE.items():
+        for said in (f"[{text}]", f"\\boxed{{{text}}}", text):
+            table = Table(game, 1, {}, "full")
+            begun = time.monotonic()
+            table.move(said)
+            assert time.monotonic() - begun < 2, what
+
+
+def test_a_game_that_raises_for_a_move_has_an_invalid_move(monkeypatch):
+    table = Table("Tak-v0", 1, {}, "full")
+    seat = table.seat
+
+    def step(self, action):
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr("textarena.envs.Tak.env.TakEnv.step", step)
+    table.move("[place ((0,0)) {}]")
+    assert table.over
+    assert table.offender == seat
 
 
 async def test_a_game_cut_short_is_a_draw():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,8 +18,9 @@ from rewards.base import Services
 from rewards.judges.keyword import KeywordJudge
 from rewards.judges.pool import JudgePool
 from rewards.mix import Mixer
+from rewards.sandbox.launch import refusal
 from rewards.signals.steps import StepScores, Thoughts, answer_steps
-from rewards.steps import PARAGRAPH, Step, steps_of, text_ends, token_ends
+from rewards.steps import Step, paragraphs, steps_of, text_ends, token_ends
 from rewards.zoo import build_signal
 from tests.rewards.groups import group
 
@@ -50,7 +52,7 @@ def of(*rollouts: Rollout, answer: str = "85") -> Group:
     [("", []), ("a", [1]), ("a\n\nb", [3, 4]), ("a\n\n\n b\n\n", [5, 8]), ("\n\na", [3]), (" \n\n ", [])],
 )
 def test_blank_steps_are_no_steps(text, ends):
-    assert text_ends(text, PARAGRAPH) == ends
+    assert text_ends(text, paragraphs(text)) == ends
 
 
 def test_a_step_ends_with_the_token_that_completes_it_and_the_end_of_sequence_is_the_last_ones():
@@ -104,6 +106,26 @@ async def test_a_steps_score_stands_at_its_last_token():
     assert scores.values == pytest.approx([2 / 3, 0])
     assert scores.provenance[0].judge == "judge"
     assert scores.version == signal.version() != StepScores().version()
+
+
+@pytest.mark.skipif(bool(refusal()), reason=refusal())
+async def test_a_separator_of_the_users_is_bounded_however_it_backtracks():
+    services = await services_with("good")
+    try:
+        steps = StepScores(template_options={"highest": 1}, separator=r"\n+")
+        assert steps.evaluates()
+        assert not StepScores().evaluates()
+        await steps.prepare(services)
+        scores = await steps.score(of(rollout(*GOOD_BAD)), services)
+        assert scores.tokens is not None
+        np.testing.assert_array_equal(scores.tokens[0], [np.nan] * 3 + [1, np.nan, 0, np.nan, 1])
+        endless = StepScores(separator=r"(a|a)+$", separator_timeout_s=1.0)
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError, match="did not end within 1 s"):
+            await endless.score(of(rollout(*[1] * 60, 6)), services)
+        assert time.monotonic() - begun < 20
+    finally:
+        services.close()
 
 
 async def test_an_unreadable_judge_is_a_failure_and_nothing_written_is_none():
