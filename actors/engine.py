@@ -18,7 +18,7 @@ from uuid import uuid4
 import numpy as np
 
 from actors.adapter import AdapterFolder
-from cluster.causes import failure, last_error, overheard
+from cluster.causes import failure, last_error, overheard, unless_logged
 from cluster.config import EngineSection, RunConfig
 from cluster.errors import ConfigError, InfrastructureError
 from cluster.failpoints import failpoint
@@ -30,6 +30,8 @@ REFUSED_SAMPLING = ("min_tokens", "bad_words", "structured_outputs", "top_p", "t
 
 UPDATE_S = 300.0
 """An update that takes longer hangs."""
+HANGS_S = 20.0
+"""An engine that has logged an error answers within this time, or never."""
 LAST_WORDS_S = 1.0
 """A process that dies writes its trace within this time."""
 
@@ -150,10 +152,7 @@ class VllmEngine:
         with overheard() as said:
             try:
                 async with asyncio.timeout(UPDATE_S):
-                    if self._adapter:
-                        await self._llm.add_lora(self._adapter.request(load_inplace=True))
-                    await self._llm.update_weight_version(self.version)
-                    await self._generate([0], max_tokens=1, temperature=1.0)
+                    await unless_logged(self._first_token(), said, HANGS_S)
             except Exception as error:
                 failed = error
                 await asyncio.sleep(LAST_WORDS_S)  # its processes still write what they died of
@@ -163,6 +162,12 @@ class VllmEngine:
             # That the engine is dead is no cause: the log has it.
             told = None if isinstance(failed, InfrastructureError) and last_error(said.text) else failed
             raise failure(self._what, told, said.text) from failed
+
+    async def _first_token(self) -> None:
+        if self._adapter:
+            await self._llm.add_lora(self._adapter.request(load_inplace=True))
+        await self._llm.update_weight_version(self.version)
+        await self._generate([0], max_tokens=1, temperature=1.0)
 
     async def sample(
         self,
@@ -220,10 +225,12 @@ class VllmEngine:
         with overheard() as said:
             try:
                 async with asyncio.timeout(UPDATE_S):
-                    if self._adapter:
-                        await self._swap(self._adapter, publication, path)
-                    else:
-                        await self._reload(publication, path)
+                    work = (
+                        self._swap(self._adapter, publication, path)
+                        if self._adapter
+                        else self._reload(publication, path)
+                    )
+                    await (work if self._received else unless_logged(work, said, HANGS_S))
             except Exception as error:
                 failed = error
             else:

@@ -30,7 +30,7 @@ from actors.tasks import checked
 from actors.troupe import Generators, Play, Troupe, is_older
 from cluster.buffer import Buffer
 from cluster.config import RunConfig, patched
-from cluster.errors import DataError, InfrastructureError, LeaseLost, one_line
+from cluster.errors import DataError, InfrastructureError, LeaseLost, StartFailed, one_line
 from cluster.failpoints import failpoint
 from cluster.types import Claim, Group, Publication, Rollout, Task
 from cluster.validation import checked_group
@@ -43,6 +43,12 @@ CLAIM_S = 5.0
 """One wait for capacity; between two of them the worker looks whether it shall stop."""
 RENEW_FRAC = 0.25
 REPORT_S = 1.0
+FIRST_WEIGHTS_S = 300.0
+"""The first hand-over of weights and its comparison take no longer, or the engine hangs."""
+FLOOR_NATS = {"float32": 0.05, "bfloat16": 1.0}
+"""By precision of the engine: an engine that has the learner's weights differs by less, on average over the probe."""
+FAR = 10
+"""An engine's first comparison ends the run beyond so many times what is measured later."""
 GONE_S = 0.2
 """Between a learner's death and its successor's epoch the dead one's publication still stands."""
 
@@ -79,6 +85,8 @@ class RolloutWorker:
         self._receiving = asyncio.Lock()
         self._in_flight: dict[object, float] = {}
         """When each episode under way began."""
+        self._floor_nats: float | None = None
+        self._compared = False
         self._progress = time.monotonic()
         self._counts = {"groups": 0, "rollouts": 0, "tokens": 0, "data_failures": 0, "leases_lost": 0}
         self._last_failure = ""
@@ -264,8 +272,16 @@ class RolloutWorker:
         # One at a time: the loop that follows publications and a call to catch up may see the same one.
         async with self._receiving:
             # Without a path they are pushed: the learner drives the engine itself.
-            if publication.version != self.engine.version and "path" in publication.info:
-                await self._receive(publication)
+            if publication.version == self.engine.version or "path" not in publication.info:
+                return
+            try:
+                async with asyncio.timeout(None if self._compared else FIRST_WEIGHTS_S):
+                    await self._receive(publication)
+            except TimeoutError as error:
+                raise InfrastructureError(
+                    f"{self.name}: the first weights, version {publication.version}, and their comparison took more "
+                    f"than {FIRST_WEIGHTS_S:g} s: the engine hangs."
+                ) from error
 
     async def _receive(self, publication: Publication) -> None:
         if publication.step == 0 and self.engine.version == INITIAL:
@@ -294,6 +310,26 @@ class RolloutWorker:
         apart = np.abs(ours - np.array(probe["logprobs"]))
         fields = {"mean": float(apart.mean()), "max": float(apart.max()), "version": publication.version}
         await self._emit("floor" if floor else "parity", {"policy": self.policy, **fields})
+        if floor:
+            self._floor_nats = fields["mean"]
+        if floor or not self._compared:
+            self._check_first(fields["mean"], publication, handed_over=not floor)
+        self._compared = self._compared or not floor
+
+    def _check_first(self, mean: float, publication: Publication, *, handed_over: bool) -> None:
+        """Raises StartFailed for an engine that samples from another model than is trained: every engine would."""
+        bound = FLOOR_NATS[self._config.model.dtype]
+        if handed_over and self._floor_nats is not None and publication.step == 0:  # the same weights as before
+            bound = min(bound, FAR * (self._floor_nats + self._config.weights.max_drift_nats))
+        if mean <= bound:
+            return
+        after = "after the first weights were handed over" if handed_over else "with the weights of the model directory"
+        raise StartFailed(
+            f"model.path = '{self._config.model.path}': engine and learner differ by {mean:.3g} nats {after} (at most "
+            f"{bound:.3g} in {self._config.model.dtype}), so rollouts would be sampled from another model than is "
+            "trained. The engine runs this architecture otherwise than transformers, or does not take its weights: "
+            "check engine.options and the engine's version, or train another model."
+        )
 
     async def _report(self) -> None:
         last = time.monotonic()
