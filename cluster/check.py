@@ -8,15 +8,17 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cluster import checkpoint, leftovers, metrics, own, trial
-from cluster.buffer import Buffer, Limits
+from cluster import checkpoint, leftovers, metrics, own
 from cluster.config import POLICY, RunConfig, load, without_password
 from cluster.errors import ConfigError, DataError, nearest, one_line
 from cluster.plugged import build_kind, plugins
 from cluster.registry import FIXED, Registry, is_alias
 from cluster.types import Task
+
+if TYPE_CHECKING:
+    from cluster.buffer import Limits
 
 RENDERED = 100
 """Prompts that are tried on the chat template: a template refuses kinds of prompts, not single ones."""
@@ -57,6 +59,8 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     `online` may ask Hugging Face for a model's tokenizer; otherwise what is not on this machine is a warning.
     Raises ConfigError.
     """
+    from cluster import trial
+
     skipped = leftovers.look(directory)
     place(directory)
     used_directory(settings, directory)
@@ -214,6 +218,8 @@ def storage(settings: RunConfig) -> list[str]:
             f"buffer.url = '{where}' does not answer: {one_line(error)} "
             "Check host, port and password, or leave buffer.url out and the run starts its own server."
         ) from error
+    from cluster.buffer import Buffer
+
     return Buffer(url, settings.run.name).persistence()
 
 
@@ -283,6 +289,8 @@ def resume_point(settings: RunConfig, directory: Path) -> Path | None:
 
 def limits(settings: RunConfig) -> Limits:
     """What the buffer must know of a recipe."""
+    from cluster.buffer import Limits
+
     waits = any(r.on_missing == "wait" and r.when == "admit" for r in settings.rewards)
     workers = settings.reward_workers
     return Limits(

@@ -15,15 +15,18 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from cluster.buffer import Buffer, Members
 from cluster.errors import ConfigError
 from cluster.failpoints import failpoint
 from cluster.own import readable
 from cluster.types import Manifest
+
+if TYPE_CHECKING:
+    from cluster.buffer import Buffer
+    from cluster.buffer.members import Members
 
 NAME = re.compile(r"global_step_\d+")
 STAGED = "saving"
@@ -58,6 +61,8 @@ def save(
     target = directory / f"global_step_{step}"
     _write(target, engine)
     if engine.rank == 0:
+        from cluster.buffer.members import Members  # Redis' client takes a while to import
+
         for name in members:
             _take(target, directory / STAGED / name, Members(buffer, policy, epoch), step)
         manifest = buffer.snapshot(policy, epoch, step)
@@ -83,6 +88,8 @@ def save_part(
     if engine.rank == 0:
         for path in staged.rglob("*"):
             _fsync(path)
+        from cluster.buffer.members import Members
+
         Members(buffer, policy, epoch).saved(member, step)
         failpoint("learner.after_part")
 

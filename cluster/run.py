@@ -19,12 +19,10 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import alarm, check, checkpoint, cli, config, metrics, report, resume_report, table, trial, trial_judges
-from cluster.buffer import Buffer, Wishes
+from cluster import check, checkpoint, cli, config, metrics, resume_report, table
 from cluster.config import RunConfig
 from cluster.errors import BufferUnavailable, ConfigError, KanaboError
 from cluster.own import own
-from cluster.plan import plan
 
 log = logging.getLogger(__name__)
 
@@ -48,29 +46,18 @@ def main(
         settings = config.load(recipe, overrides or [])
         directory = check.run_directory(settings)
         if finished := _nothing_left(settings, directory):
-            table.console.print(_plain(finished), highlight=False, soft_wrap=True)
+            _say(finished)
             if as_json:
                 cli.print_json(config.tree_of(settings) if dry_run else _summary_of(directory))
             raise typer.Exit(0)
-        warnings = check.everything(settings, directory, online=not dry_run)
-        if settings.judges:
-            warnings += trial_judges.judges(settings, check.tasks(settings)[0])
-        for warning in warnings:
-            table.console.print(f"[yellow]warning[/] {_plain(warning)}", highlight=False, soft_wrap=True)
-        for sentence in resume_report.report(settings, directory, check.resume_point(settings, directory)):
-            table.console.print(_plain(sentence), highlight=False, soft_wrap=True)
+        shown = settings.tracking.live_table and not dry_run
+        with table.LiveTable(settings.run.name, settings.learner.steps, shown) as live:
+            _check(settings, directory, live, dry_run=dry_run)
+            code = 0 if dry_run else run(settings, recipe, directory, live)
         if dry_run:
-            table.console.print(plan(settings, directory), highlight=False, soft_wrap=True)
-            for untried in (*trial.untried(settings), *trial_judges.unasked(settings)):
-                table.console.print(_plain(untried), highlight=False, soft_wrap=True)
-            if "RAY_ADDRESS" in os.environ:
-                table.console.print(_room(settings), highlight=False, soft_wrap=True)
-            if as_json:
-                cli.print_json(config.tree_of(settings))
-            raise typer.Exit(0)
-        code = run(settings, recipe, directory)
+            _tell_plan(settings, directory)
         if as_json:
-            cli.print_json(_summary_of(directory))
+            cli.print_json(config.tree_of(settings) if dry_run else _summary_of(directory))
     except ConfigError as error:
         table.console.print(f"[bold red]error[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
@@ -78,6 +65,33 @@ def main(
         table.console.print(f"[bold red]failed[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     raise typer.Exit(code)
+
+
+def _check(settings: RunConfig, directory: Path, live: table.LiveTable, *, dry_run: bool) -> None:
+    """Look at all that can be looked at before the start, and say what it means. Raises ConfigError."""
+    live.state("checking the recipe, the model, the tasks and the rewards")
+    warnings = check.everything(settings, directory, online=not dry_run)
+    if settings.judges:
+        from cluster import trial_judges
+
+        live.state("asking every judge one question")
+        warnings += trial_judges.judges(settings, check.tasks(settings)[0])
+    for warning in warnings:
+        live.warning(warning)
+    for sentence in resume_report.report(settings, directory, check.resume_point(settings, directory)):
+        _say(sentence)
+
+
+def _tell_plan(settings: RunConfig, directory: Path) -> None:
+    """What a run of this recipe would be. Raises ConfigError if the cluster that $RAY_ADDRESS names cannot hold it."""
+    from cluster import trial, trial_judges
+    from cluster.plan import plan
+
+    table.console.print(plan(settings, directory), highlight=False, soft_wrap=True)
+    for untried in (*trial.untried(settings), *trial_judges.unasked(settings)):
+        _say(untried)
+    if "RAY_ADDRESS" in os.environ:
+        _say(_room(settings))
 
 
 def _nothing_left(settings: RunConfig, directory: Path) -> str:
@@ -106,7 +120,7 @@ def _room(settings: RunConfig) -> str:
     return f"The cluster at {os.environ['RAY_ADDRESS']} has room for all of it."
 
 
-def run(settings: RunConfig, recipe: str, directory: Path) -> int:
+def run(settings: RunConfig, recipe: str, directory: Path, live: table.LiveTable) -> int:
     """Run a checked recipe in `directory`; returns the exit code. Raises ConfigError before anything is trained."""
     from actors.models import prepare
     from cluster import nodes, placement, topology
@@ -117,6 +131,7 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
     begun = time.monotonic()
     with ExitStack() as at_exit:
         at_exit.callback(_shut_down)
+        live.state("joining the Ray cluster" if "RAY_ADDRESS" in os.environ else "starting Ray")
         nodes.start_ray(settings)
         placement.check(settings)
         at_exit.enter_context(own(directory))  # before anything is written there
@@ -124,9 +139,11 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
         if resume_from is not None:
             checkpoint.abandon_after(directory / "checkpoints", checkpoint.read(resume_from).step)
         making = time.monotonic()
+        live.state("making or loading the model")
         models = {name: str(prepare(settings.of_policy(name).model, settings.seed)) for name in settings.policy_names}
         begun += time.monotonic() - making  # a model is made or downloaded once, so its time is not the run's
         store = None
+        live.state("starting Redis" if settings.buffer.url is None else "asking Redis")
         if settings.buffer.url is None:
             store = at_exit.enter_context(Store(directory / "redis", bind=nodes.reachable_address()))
         url = store.url if store else str(settings.buffer.resolved())
@@ -137,13 +154,20 @@ def run(settings: RunConfig, recipe: str, directory: Path) -> int:
             (directory / "policies" / name / "config.toml").write_text(config.dump(settings.of_policy(name)))
         run_id = check.run_id(settings, directory)
         site = topology.Site(settings, models.pop(topology.POLICY), url, run_id, str(directory), models)
-        return asyncio.run(_drive(site, store, recipe, resume_from, begun, before))
+        return asyncio.run(_drive(site, store, recipe, resume_from, begun, live, before))
 
 
 async def _drive(
-    site, store, recipe: str, resume_from: Path | None, begun: float, before: RunConfig | None = None
+    site,
+    store,
+    recipe: str,
+    resume_from: Path | None,
+    begun: float,
+    live: table.LiveTable,
+    before: RunConfig | None = None,
 ) -> int:
-    from cluster import nodes, placement, scale, topology
+    from cluster import alarm, nodes, placement, report, scale, topology
+    from cluster.buffer import Buffer, Wishes
     from cluster.elastic import Elastic
     from cluster.scraped import Scraped
     from cluster.submitted import tell_job
@@ -154,27 +178,26 @@ async def _drive(
     buffer.configure(check.limits(settings))
     buffer.forsake(topology.POLICY)  # every worker of an earlier life is gone
     for sentence in scale.former(Wishes(site.url, site.run_id), settings, before):
-        table.console.print(f"[yellow]warning[/] {_plain(sentence)}", highlight=False, soft_wrap=True)
+        live.warning(sentence)
     placement.reserve(settings, site.run_id)
     sinks = [Scraped(settings.run.name), elastic := Elastic(settings)]
     recorder = metrics.Recorder(directory, settings.tracking, settings.run.name, config.tree_of(settings), sinks)
     recorder.forget_after(checkpoint.read(resume_from).step if resume_from else -1)
-    with table.LiveTable(settings.run.name, settings.learner.steps, settings.tracking.live_table) as live:
-        supervisor = Supervisor(site, store, recorder, live, elastic)
-        console = _console(site, buffer, supervisor)
-        tell_job({"run": settings.run.name, "recipe": recipe, "console": console.address if console else "none"})
-        table.console.print(f"metrics: {nodes.scraped_at()}", highlight=False, soft_wrap=True)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, supervisor.ask_to_stop)
-        failure = None
-        try:
-            await supervisor.run(resume_from)
-        except Exception as error:  # the report must be written whatever the run died of
-            failure = error
-            traceback.print_exception(error, file=(directory / "error.txt").open("w"))
-        await supervisor.close()
-        if console:
-            console.close()
+    supervisor = Supervisor(site, store, recorder, live, elastic)
+    console = _console(site, buffer, supervisor)
+    tell_job({"run": settings.run.name, "recipe": recipe, "console": console.address if console else "none"})
+    table.console.print(f"metrics: {nodes.scraped_at()}", highlight=False, soft_wrap=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, supervisor.ask_to_stop)
+    failure = None
+    try:
+        await supervisor.run(resume_from)
+    except Exception as error:  # the report must be written whatever the run died of
+        failure = error
+        traceback.print_exception(error, file=(directory / "error.txt").open("w"))
+    await supervisor.close()
+    if console:
+        console.close()
     recorder.close()
     try:
         ledger = buffer.summary(topology.POLICY)
@@ -187,6 +210,7 @@ async def _drive(
     )
     report.write_summary(directory, summary)
     report.draw_curves(directory)
+    live.close()
     table.show_facts(f"kanabo · {directory}", summary)
     if failure is not None:
         kind = "" if isinstance(failure, KanaboError) else f"{type(failure).__name__}: "
@@ -203,6 +227,7 @@ def _console(site, buffer, supervisor):
     """The run's web page, if the recipe wants one; its address is printed."""
     if not site.config.console.enabled:
         return None
+    from cluster.buffer import Wishes
     from cluster.console.server import Console
     from cluster.console.source import Alive, Source
 
@@ -216,6 +241,10 @@ def _shut_down() -> None:
     import ray
 
     ray.shutdown()
+
+
+def _say(sentence: str) -> None:
+    table.console.print(_plain(sentence), highlight=False, soft_wrap=True)
 
 
 def _plain(text: str) -> str:

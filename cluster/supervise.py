@@ -203,8 +203,10 @@ class Supervisor:
                 if cause is not None and not is_infrastructure(cause):
                     raise cause from error
             if step == 0:
+                self._table.state("evaluating the weights that the run begins with")
                 await self._evaluation.run(0)
             self._staff.may_work.set()
+            self._table.state("sampling the first groups")
 
     async def _first_of(self, policy: str) -> Publication:
         publication = None
@@ -309,7 +311,9 @@ class Supervisor:
             await asyncio.wait(self._evaluations)
         if not self._asked_to_stop.is_set():
             assert self._reached is not None
+            self._table.state("evaluating the last weights")
             await self._evaluation.run(self._reached)
+            self._table.state("ending the workers")
 
     async def close(self) -> None:
         """End every actor, all at once: one that hangs is waited for before it is killed."""

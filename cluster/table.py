@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 console = Console(stderr=False)
 
@@ -38,6 +39,11 @@ def show_facts(title: str, facts: Mapping[str, Any]) -> None:
         shown = number(value, ".4g") if isinstance(value, float) or value is None else str(value)
         table.add_row(key, "none" if value in ({}, "") else shown)
     console.print(table)
+
+
+COLUMNS = ("step", "loss", "reward", "accuracy", "tokens/s", "staleness", "outstanding", "learner waited")
+IMPORTANCE = (0, 2, 1, 3, 4, 7, 5, 6)
+"""Places of the columns: the first stay where a terminal is narrow."""
 
 
 class LiveTable:
@@ -69,7 +75,7 @@ class LiveTable:
     def __enter__(self) -> LiveTable:
         if self._live:
             before = sys.stderr
-            self._live.__enter__()
+            self._live.start(refresh=True)
             # Log lines go through the table's console: past it they would tear the header.
             for handler in logging.getLogger().handlers:
                 if isinstance(handler, logging.StreamHandler) and handler.stream is before:
@@ -80,6 +86,12 @@ class LiveTable:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the table as it is, and print no more lines. The second call has no effect."""
+        if self._closed.is_set():
+            return
         self._closed.set()
         if self._ticker.is_alive():
             self._ticker.join()
@@ -87,7 +99,8 @@ class LiveTable:
             handler.setStream(stream)
         self._handlers.clear()
         if self._live:
-            self._live.__exit__(*error)
+            self._live.transient = not self._rows  # without a step there is nothing to leave on the screen
+            self._live.stop()
 
     def step(self, step: int, row: Mapping[str, float]) -> None:
         now = self._clock()
@@ -152,11 +165,23 @@ class LiveTable:
     def _times(self) -> str:
         return f"elapsed {duration(self._clock() - self._begun)}, left {duration(self._left_s)}"
 
-    def _render(self) -> Table:
-        title, caption = f"kanabo · {self._name} · {self._times()}", self._state
-        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-        for column in ("step", "loss", "reward", "accuracy", "tokens/s", "staleness", "outstanding", "learner waited"):
-            table.add_column(column, justify="right")
+    def _render(self) -> Table | Text:
+        title = f"kanabo · {self._name} · {self._times()}"
+        if not self._rows:
+            return Text(f"{title} · {self._state}", overflow="fold")
+        table = Table(title=title, caption=self._state, title_justify="left", caption_justify="left")
+        for at in self._columns():
+            table.add_column(COLUMNS[at], justify="right", no_wrap=True)
         for row in self._rows:
-            table.add_row(*row)
+            table.add_row(*(row[at] for at in self._columns()))
         return table
+
+    def _columns(self) -> list[int]:
+        """The columns that fit beside one another, whole: a header that is cut says nothing."""
+        left, fitting = console.width - 1, []
+        for at in IMPORTANCE:
+            left -= 3 + max(len(text) for text in (COLUMNS[at], *(row[at] for row in self._rows)))
+            if left < 0:
+                break
+            fitting.append(at)
+        return sorted(fitting)

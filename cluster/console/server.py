@@ -35,7 +35,6 @@ from cluster.console import groups
 from cluster.console.limits import IDLE_S, MAX_HEADER_BYTES, Gate, Hosts, LimitedProtocol
 from cluster.console.source import Source
 from cluster.errors import ConfigError, KanaboError
-from cluster.scale import MAX_WORKERS
 
 TOKEN_VARIABLE = "KANABO_CONSOLE_TOKEN"
 COOKIE = "kanabo_console"
@@ -55,7 +54,7 @@ Bound = Annotated[float | None, Query(allow_inf_nan=False)]
 
 class Wish(BaseModel):
     role: str = Field(max_length=200)
-    count: int = Field(ge=1, le=MAX_WORKERS, strict=True)
+    count: int = Field(strict=True)
 
 
 def app(source: Source, token: str | None = None, hosts: Hosts = IN_PROCESS) -> FastAPI:

@@ -56,6 +56,10 @@ class Source:
         """Where the run stands; `buffer` and `standing` are null once it has ended."""
         settings, summary = self._settings, self.directory / "summary.json"
         ended = self._alive is None and summary.exists()
+        buffer = self._buffer()
+        standing = self._alive.standing() if self._alive else None
+        if buffer is not None and standing is not None:
+            standing = in_agreement(standing, buffer, settings.learner.steps, settings.learner.groups_per_step)
         return {
             "name": settings.run.name,
             "directory": str(self.directory),
@@ -71,8 +75,8 @@ class Source:
                 {"name": name, "weight": r.weight, "when": r.when}
                 for name, r in zip(settings.reward_names, settings.rewards, strict=True)
             ],
-            "buffer": self._buffer(),
-            "standing": self._alive.standing() if self._alive else None,
+            "buffer": buffer,
+            "standing": standing,
             "summary": json.loads(summary.read_text()) if ended else None,
         }
 
@@ -131,6 +135,8 @@ class Source:
         """Wish for so many workers of a role. Raises ConfigError."""
         if self._alive is None:
             raise ConfigError("the run is not under way: there is nobody to join or leave it.")
+        if not 1 <= count <= scale.MAX_WORKERS:  # with a sign it would count from what is there
+            raise ConfigError(f"A run has from 1 to {scale.MAX_WORKERS:,} workers of a role.")
         return scale.apply(self._alive.wishes, [f"{role}={count}"])
 
     def alarms(self) -> dict[str, Any]:
@@ -142,6 +148,53 @@ class Source:
         """The resolved recipe, and which of its keys are not the defaults."""
         changed = list(_changed(self._settings, config.RunConfig()))
         return {"text": self._recipe, "tree": tomllib.loads(self._recipe), "changed": changed}
+
+
+def in_agreement(standing: dict[str, Any], buffer: dict[str, Any], steps: int, groups_per_step: int) -> dict[str, Any]:
+    """What the run waits for, and what its actors do, as of one moment: that of the buffer's state.
+
+    Actors are asked every few seconds and say what they did then. A learner takes many steps meanwhile, so its place in
+    the pipeline is read from the buffer: the page would else say that a step is trained and the learner waits for it.
+    """
+    groups, version = buffer["groups"], buffer["version"]
+    step, ready = version + 1, groups["ready"]
+    if groups["cut"]:
+        learner = f"trains step {step}"
+        now = f"Step {step} is being trained, on {_count(groups['cut'])}"
+    elif version >= steps:
+        learner = "has taken its last step"
+        now = f"All {steps} steps are trained; what is left is the last checkpoint and evaluation"
+    elif ready >= groups_per_step:
+        learner = f"takes the groups of step {step}"
+        now = f"Step {step} begins: {ready} of {groups_per_step} groups are ready"
+    else:
+        learner = f"waits for the groups of step {step}"
+        now = (
+            f"The learner waits for the groups of step {step}: {ready} of {groups_per_step} are ready, "
+            f"{groups['leased']} are being sampled, {groups['pending']} wait for scores"
+        )
+    actors = [{**actor, "says": learner} if _in_the_pipeline(actor, version) else actor for actor in standing["actors"]]
+    ranks = (actor for actor in standing["actors"] if actor["name"].startswith("learner"))
+    known = version >= steps or any(STEP.match(rank["says"]) for rank in ranks)  # else it starts, or starts again
+    return {**standing, "actors": actors, "waiting": now if known else standing["waiting"]}
+
+
+STEP = re.compile(r"(?:waits for the groups of|trains|takes the groups of|saves) step (\d+)|publishes version (\d+)")
+"""What a learner says of its place in the pipeline."""
+
+
+def _in_the_pipeline(actor: dict[str, Any], version: int) -> bool:
+    """Whether this is a learner's rank whose last words name a place that the buffer knows better."""
+    said = STEP.match(actor["says"]) if actor["name"].startswith("learner") else None
+    if said is None:
+        return False
+    publishing = said[2] is not None and int(said[2]) in (version, version + 1)
+    saving = actor["says"].startswith(f"saves step {version} ")
+    return not (publishing or saving)
+
+
+def _count(groups: int) -> str:
+    return f"{groups} group{'' if groups == 1 else 's'}"
 
 
 def _changed(value: Any, usual: Any, key: str = "") -> Iterator[str]:

@@ -230,6 +230,48 @@ def test_status_says_what_the_oldest_group_waits_for(page, lap):
     assert status["standing"]["waiting"] == "Nothing"
 
 
+def learner_says(page) -> tuple[str, str]:
+    """The run's sentence, and what the learner does."""
+    standing = page.get("/api/status").json()["standing"]
+    return standing["waiting"], next(a["says"] for a in standing["actors"] if a["name"] == "learner-0")
+
+
+@pytest.mark.parametrize(
+    "last_words", ["waits for the groups of step 1 for 4 s", "trains step 1 for 1 s", "publishes version 7 for 2 s",
+                   "saves step 3 for 1 s", "waits for the groups of step 2 for 0 s", "trains step 22 for 3 s"],
+)  # fmt: skip
+def test_what_the_learner_does_agrees_with_where_the_groups_are(tmp_path, lap, wishes, last_words):
+    """The learner was asked some seconds ago; the buffer is asked now."""
+    (tmp_path / "model").mkdir()
+    actors = [{"name": "learner-0", "says": last_words, "answered_s": 4.0}]
+    standing = {"waiting": "The learner took step 9 and waits for groups", "actors": actors, "failures": 0}
+    alive = Alive(lap.buffer, lambda: standing, tmp_path / "model", wishes)
+    run = write_run(tmp_path / "run")
+    two = config.parse({"learner": {"groups_per_step": 2, "steps": 2}})
+    (run / "config.toml").write_text(config.dump(two))
+    page = TestClient(server.app(Source(run, alive)))
+    for step in (1, 2):
+        said, does = learner_says(page)
+        assert said.startswith(f"The learner waits for the groups of step {step}: 0 of 2 are ready")
+        assert f"step {step}" in does
+        for claim in (lap.claim(), lap.claim()):
+            lap.finish(claim)
+        assert learner_says(page) == (
+            f"Step {step} begins: 2 of 2 groups are ready",
+            f"takes the groups of step {step}",
+        )
+        lap.cut()
+        assert learner_says(page) == (f"Step {step} is being trained, on 2 groups", f"trains step {step}")
+        lap.release()
+    said, does = learner_says(page)
+    assert said.startswith("All 2 steps are trained")
+    assert does == "has taken its last step"
+
+
+def test_before_the_learner_is_up_the_run_says_what_it_waits_for(page):
+    assert page.get("/api/status").json()["standing"]["waiting"] == "Nothing"
+
+
 def test_a_finished_run_needs_no_redis(tmp_path):
     status = client(write_run(tmp_path)).get("/api/status").json()
     assert (status["live"], status["buffer"], status["standing"]) == (False, None, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -127,3 +128,55 @@ def test_a_terminal_shows_times_and_loss_and_takes_log_lines_in(monkeypatch: pyt
     assert "elapsed 0:00:00" in out.getvalue()
     assert "loss" in out.getvalue()
     assert "0.1234" in out.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+def test_a_header_is_never_cut_however_narrow_the_terminal(monkeypatch: pytest.MonkeyPatch, width: int):
+    out, clock = io.StringIO(), Clock()
+    monkeypatch.setattr(table, "console", Console(file=out, force_terminal=True, width=width, color_system=None))
+    long_values = {
+        **ROW,
+        "rollout/tokens_per_s": 1234567.0,
+        "learner/wait_s": 12345.67,
+        "buffer/outstanding_groups": 99999,
+    }
+    with table.LiveTable("a run", 100_000, True, clock) as live:
+        for step in range(1, 30):
+            clock.now += 1
+            live.step(step, long_values)
+    shown = out.getvalue()
+    headers = {tuple(re.split(r"\W*[┃│]\W*", line.strip("┃│ \r\n"))) for line in shown.splitlines() if "┃" in line}
+    assert headers
+    for header in headers:
+        assert set(header) <= set(table.COLUMNS), header
+        assert header[0] == "step"
+    assert "…" not in shown
+    assert "elapsed" in shown
+    if width >= 60:
+        assert all({"step", "loss", "reward"} <= set(header) for header in headers)
+    if width >= 120:
+        assert all(header == table.COLUMNS for header in headers)
+
+
+def test_before_the_first_step_a_terminal_shows_one_line_that_goes(monkeypatch: pytest.MonkeyPatch):
+    out, clock = _shown(monkeypatch, True), Clock()
+    with table.LiveTable("a run", 5, True, clock) as live:
+        live.state("starting Ray")
+        clock.now += 12
+        live.state("starting engines")
+    assert "kanabo · a run · elapsed 0:00:12, left – · starting engines" in out.getvalue()
+    assert "┃" not in out.getvalue()
+
+
+def test_what_a_run_does_before_its_first_step_is_said_on_a_pipe(monkeypatch: pytest.MonkeyPatch):
+    out, clock = _shown(monkeypatch, False), Clock()
+    live = table.LiveTable("a run", 5, True, clock)
+    for state in ("checking the recipe", "starting Ray"):
+        live.state(state)
+        for _ in range(9):
+            clock.now += 1
+            live.tick()
+    assert out.getvalue().splitlines() == [
+        "checking the recipe", "checking the recipe  elapsed 0:00:08, left –",
+        "starting Ray", "starting Ray  elapsed 0:00:17, left –",
+    ]  # fmt: skip

@@ -2,6 +2,8 @@
 import { count, empty, h, link, num, seconds, show } from "./page.js";
 import { lastStep, rate, recent, run } from "./run.js";
 
+const SILENT_S = 12; // actors are asked every 5 s
+
 export function open(root) {
   root.append(...["says", "tiles", "lap", "where", "time", "actors"].map((id) => h("section", { id, className: id })));
 }
@@ -28,7 +30,7 @@ function says() {
     const text = summary ? "This run has ended. What it left is shown." : "This run is not under way. What it left is shown.";
     return [h("p", { className: "sentence" }, text), summary ? ending(summary) : null];
   }
-  const lines = [h("p", { className: "sentence" }, now(buffer, standing))];
+  const lines = [h("p", { className: "sentence" }, `${standing.waiting}.`)]; // of the same moment as the buffer's numbers
   const oldest = buffer.oldest;
   if (oldest) {
     const who = oldest.worker ? ` (${oldest.worker})` : "";
@@ -47,14 +49,6 @@ function says() {
     lines.push(h("p", { className: "muted" }, `Over the last 10 steps the learner waited ${share} of its time for groups; ${verdict}.`));
   }
   return lines;
-}
-
-/** What the learner is at, from where the groups are; before the first cut, what the run says of itself. */
-function now({ groups, version, next_cut }, standing) {
-  const { groups_per_step: wanted } = run.status;
-  if (groups.cut) return `Step ${num(version + 1)} is being trained, on ${count(groups.cut, "group")}.`;
-  if (!next_cut || groups.ready >= wanted) return `${standing.waiting}.`;
-  return `The learner waits for groups: ${num(groups.ready)} of ${num(wanted)} are ready, ${num(groups.leased)} are being sampled, ${num(groups.pending)} wait for scores.`;
 }
 
 function ending(summary) {
@@ -160,5 +154,5 @@ function actors() {
   const title = h("h2", {}, "What everybody does");
   if (!list) return [];
   if (!list.length) return [title, empty("No actor is up yet.")];
-  return [title, h("dl", { className: "says-list" }, list.map((a) => h("div", {}, h("dt", {}, a.name), h("dd", {}, a.says))))];
+  return [title, h("dl", { className: "says-list" }, list.map((a) => h("div", {}, h("dt", {}, a.name), h("dd", {}, a.says, a.answered_s > SILENT_S ? ` (${seconds(Math.round(a.answered_s))} ago)` : null))))];
 }
