@@ -127,7 +127,8 @@ class Follower:
         step = self._step = fields["step"]
         rate = self._tokens / self._seconds if self._seconds else float("nan")
         self._tokens, self._seconds = 0.0, 0.0
-        groups = self._buffer.status(POLICY)["groups"]
+        status = self._buffer.status(POLICY)
+        groups, counters = status["groups"], status["counters"]
         row = {
             **fields["metrics"],
             "rollout/tokens_per_s": rate,
@@ -135,6 +136,8 @@ class Follower:
             "weights/published": 1,
             "failures/num_data": self._data_failures,
             "failures/num_leases_lost": self._leases_lost,
+            "failures/num_unreadable": counters.get("unreadable", 0),
+            "failures/num_condemned": counters.get("condemned", 0),
             **self._counts(),
         }
         self._record(step, row)

@@ -76,6 +76,8 @@ DASHBOARDS: dict[str, dict[str, list[str]]] = {
         "Infrastructure": ["failures/num_infrastructure"],
         "Data": ["failures/num_data"],
         "Leases lost": ["failures/num_leases_lost"],
+        "Groups that cannot be read": ["failures/num_unreadable"],
+        "Groups that rewards died over": ["failures/num_condemned"],
         "Scores that failed": ["reward/failed_scores"],
         "Workers": ["workers/num_*"],
         "Groups dropped, by reason": ["buffer/num_dropped_*"],

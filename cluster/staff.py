@@ -41,11 +41,9 @@ LOOK_S = 1.0
 
 
 class Staff:
-    """Workers by name. `launch(role, name, predecessor)` must run `serve` and call `ended` when it returns."""
+    """Workers by name. `launch(role, name)` must run `serve` and call `ended` when it returns."""
 
-    def __init__(
-        self, site: Site, buffer: Buffer, watchdog: Watchdog, launch: Callable[[str, str, str | None], None]
-    ) -> None:
+    def __init__(self, site: Site, buffer: Buffer, watchdog: Watchdog, launch: Callable[[str, str], None]) -> None:
         self._site, self._buffer, self._watchdog, self._launch = site, buffer, watchdog, launch
         self._wishes = Wishes(site.url, site.run_id, site.config.run.stall_s)
         self._coming: dict[str, Any] = {}
@@ -58,6 +56,8 @@ class Staff:
         self._roles = roles(site.config)
         self._beside: set[str] = set()
         """Engines in the places that the layout reserves beside the learner."""
+        self.explained: set[str] = set()
+        """Workers that died over a group which has been found out since."""
         self.may_work = asyncio.Event()
         self.closing = False
 
@@ -67,18 +67,17 @@ class Staff:
             for _ in range(count):
                 self.hire(role)
 
-    def hire(self, role: str, predecessor: str | None = None) -> None:
+    def hire(self, role: str) -> None:
         name = f"{role}-{self._born[role]}"
         self._born[role] += 1
         self._expected.add(name)
-        self._launch(role, name, predecessor)
+        self._launch(role, name)
 
-    async def serve(self, role: str, name: str, predecessor: str | None, ready: Callable[[], None]) -> None:
-        """A worker's whole life; returns when it has left, raises what it died of."""
-        if predecessor is not None:
-            await asyncio.to_thread(self._buffer.forsake, POLICY, predecessor)
+    async def serve(self, role: str, name: str, ready: Callable[[], None]) -> None:
+        """A worker's whole life; returns when it has left, raises what it died of. What it had in hand is free then."""
         worker = self._coming[name] = self._place(role, name)
         self._watchdog.expect(name)
+        died = True
         try:
             await worker.ready.remote()
             self._up[name] = self._coming.pop(name)
@@ -86,6 +85,7 @@ class Staff:
             ready()
             await self.may_work.wait()
             await worker.run.remote()
+            died = False
         finally:
             self._watchdog.forget(name)
             self._beside.discard(name)
@@ -94,6 +94,8 @@ class Staff:
                 if self._up.pop(name, None) is not None and name in self._leaving:
                     await result(worker.close.remote())
                 ray.kill(worker)
+                blame = died and name not in self._leaving
+                self.explained |= await asyncio.to_thread(self._buffer.forsake, POLICY, name, blame=blame)
 
     def _place(self, role: str, name: str) -> Any:
         place, config = PLACE[role.partition(":")[0]], self._site.config
@@ -111,7 +113,7 @@ class Staff:
                 leaving.cancel()
             return True
         self._expected.discard(name)
-        self.hire(role, name)
+        self.hire(role)
         return False
 
     def of(self, role: str) -> list[Any]:

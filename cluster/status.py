@@ -20,6 +20,7 @@ from cluster import cli, metrics
 from cluster.ray_address import check_address
 
 REFRESH_S = 2.0
+FAILURES = "failures/"
 
 State = Literal["live", "finished", "stopped", "failed", "silent"]
 
@@ -39,6 +40,8 @@ class Status:
     age_s: float | None
     """Since the last row of metrics was written."""
     directory: Path
+    failures: dict[str, int]
+    """Kind → how many so far: `infrastructure`, `data`, `unreadable`, `condemned`, `leases_lost`; without zeros."""
 
 
 def main(
@@ -46,7 +49,7 @@ def main(
     watch: Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")] = False,
     as_json: cli.AsJson = False,
 ) -> None:
-    """Show all runs as a table: state, step, reward, accuracy, speed, staleness.
+    """Show all runs as a table: state, step, reward, accuracy, speed, staleness, failures.
 
     live: its process is there · finished, stopped, failed: it ended so · silent: neither; it was killed, or runs where
     this command cannot see it (set RAY_ADDRESS).
@@ -99,6 +102,9 @@ def status(run: Path, locks: Collection[int], in_cluster: Collection[str] = ()) 
         staleness=values.get("policy/staleness_steps"),
         age_s=None if written is None else max(0.0, time.time() - written),
         directory=run,
+        failures={
+            key.removeprefix(f"{FAILURES}num_"): int(n) for key, n in values.items() if key.startswith(FAILURES) and n
+        },
     )
 
 
@@ -177,6 +183,7 @@ def _table(found: list[Status], base: Path) -> Any:
     table.add_column("state")
     for column in ("step", "reward", "accuracy", "tokens/s", "staleness", "last row"):
         table.add_column(column, justify="right")
+    table.add_column("failures")
     for row in found:
         table.add_row(
             row.run,
@@ -187,6 +194,7 @@ def _table(found: list[Status], base: Path) -> Any:
             number(row.tokens_per_s, ",.0f"),
             number(row.staleness, ".2f"),
             "–" if row.age_s is None else f"{_since(row.age_s)} ago",
+            ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in row.failures.items()) or "–",
         )
     return table
 

@@ -1,6 +1,7 @@
 """The driver's part: bring the actors up, watch them, restart what dies, and follow the numbers.
 
-    workers ─┐ a death costs one of `run.max_infrastructure_failures`; its groups are freed and another is placed
+    workers ─┐ a death costs one of `run.max_infrastructure_failures`, unless one of its groups is found to have caused
+             │ it; its groups are freed and another is placed
     learner ─┤ a death restarts the gang from the last checkpoint under a new epoch
     redis   ─┘ its server is started again, with everything that was acknowledged
     watchdog ─ who does not answer for `run.silent_s` is killed, which makes it one of the above
@@ -54,7 +55,8 @@ class Supervisor:
         self._buffer, self._recorder = site.buffer(), recorder
         self._follower = Follower(self._buffer, site.config, recorder, table, self._evaluate_soon, self._counts)
         self._watchdog = Watchdog(site.config.run.silent_s, store)
-        self._failures = 0
+        self._deaths: list[str] = []
+        """The workers that died, and an empty name for each other failure of infrastructure."""
         self._elastic = elastic
         self._staff = Staff(site, self._buffer, self._watchdog, self._launch)
         self._evaluation = Evaluation(self._staff, self._buffer, self._follower, site.config, Path(site.run_dir))
@@ -78,7 +80,7 @@ class Supervisor:
         return {
             "waiting": self._follower.waiting,
             "actors": self._watchdog.standing(),
-            "failures": self._failures,
+            "failures": self._failures(),
             "allowed_failures": allowed,
         }
 
@@ -92,7 +94,11 @@ class Supervisor:
 
     def _counts(self) -> dict[str, float]:
         workers = {f"workers/num_{role}": float(len(self._staff.of(role))) for role in self._staff.counts()}
-        return {"failures/num_infrastructure": float(self._failures), **workers}
+        return {"failures/num_infrastructure": float(self._failures()), **workers}
+
+    def _failures(self) -> int:
+        """Failures of infrastructure so far: a death that a group's reward has caused is a failure of that group."""
+        return sum(name not in self._staff.explained for name in self._deaths)
 
     async def run(self, resume_from: Path | None) -> int:
         """Run to the last step, or until asked to stop; returns the step reached.
@@ -147,7 +153,7 @@ class Supervisor:
 
     # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _launch(self, role: str, name: str, predecessor: str | None) -> None:
+    def _launch(self, role: str, name: str) -> None:
         def ended(task: asyncio.Task[None]) -> None:
             error = task.exception()  # of one that leaves it does not matter, but is to be looked at
             if self._staff.ended(role, name):
@@ -155,9 +161,9 @@ class Supervisor:
             if error is None:  # it has returned: a reward worker whose threads hang asks for that
                 log.warning("%s has ended by itself and is replaced", name)
             else:
-                self._spend(f"{name} died", error)
+                self._spend(f"{name} died", error, worker=name)
 
-        self._spawn(self._staff.serve(role, name, predecessor, self._follower.progressed), ended)
+        self._spawn(self._staff.serve(role, name, self._follower.progressed), ended)
 
     # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -236,18 +242,19 @@ class Supervisor:
 
     # ── budgets and deadlines ───────────────────────────────────────────────────────────────────────────────
 
-    def _spend(self, what: str, error: BaseException | None) -> None:
+    def _spend(self, what: str, error: BaseException | None, *, worker: str = "") -> None:
         """Count one failure of infrastructure; anything else ends the run as it is."""
         cause = cause_of(error)
         if cause is not None and not is_infrastructure(cause):
             raise cause from error
-        self._failures += 1
+        self._deaths.append(worker)
+        failures = self._failures()
         allowed = self._config.run.max_infrastructure_failures
         why = str(cause or "its process ended").partition("\n")[0]  # Ray goes on for pages
-        log.warning("%s (%d of %d): %s", what, self._failures, allowed, why)
-        if self._failures > allowed:
+        log.warning("%s (%d of %d): %s", what, failures, allowed, why)
+        if failures > allowed:
             raise BudgetSpent(
-                f"{self._failures} failures of infrastructure, run.max_infrastructure_failures = {allowed}. "
+                f"{failures} failures of infrastructure, run.max_infrastructure_failures = {allowed}. "
                 f"The last: {what}: {why}"
             ) from error
 

@@ -7,6 +7,7 @@ made while `contain` is in force raise `PluginExit` instead.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import sys
 import threading
 import time
@@ -18,6 +19,8 @@ from typing import Any
 TEXT_CHARS = 20_000
 """Longer notes and messages are cut."""
 TICK_S = 0.25
+ARM_S = 1.0
+"""The timer that ends a process whose interpreter stands still starts anew so often."""
 
 Asked = tuple[str, str]
 """A reward's name and a group's id."""
@@ -72,13 +75,24 @@ def _task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> as
 
 
 class LoopWatch:
-    """A thread that notices when the event loop stands still, and says which reward holds it."""
+    """A thread that notices when the event loop stands still, and says which reward holds it.
+
+    Where a reward holds the interpreter lock no thread of Python's gets on: a timer in C then ends the process.
+    """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, limit_s: Callable[[Asked], float], held: Callable[[Asked, str], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        limit_s: Callable[[Asked], float],
+        held: Callable[[Asked, str], None],
+        exit_s: float,
     ) -> None:
-        """`held(asked, where)` is called from the thread when a reward holds the loop for over `limit_s(asked)`."""
-        self._loop, self._limit_s, self._held = loop, limit_s, held
+        """`held(asked, where)` is called from the thread when a reward holds the loop for over `limit_s(asked)`.
+
+        The process ends, and writes what its threads do to its standard error, when the interpreter lock is held for
+        over `exit_s`.
+        """
+        self._loop, self._limit_s, self._held, self._exit_s = loop, limit_s, held, exit_s
         self._beats, self._ended = 0, threading.Event()
         self._thread_id = threading.get_ident()
         self._beat()
@@ -86,6 +100,7 @@ class LoopWatch:
 
     def close(self) -> None:
         self._ended.set()
+        faulthandler.cancel_dump_traceback_later()
         _holding.pop(self._loop, None)
 
     def _beat(self) -> None:
@@ -95,8 +110,12 @@ class LoopWatch:
 
     def _watch(self) -> None:
         seen, held_s, told = self._beats, 0.0, False
+        armed = float("-inf")
         while not self._ended.is_set():
             begun = time.monotonic()
+            if begun - armed > ARM_S:
+                faulthandler.dump_traceback_later(self._exit_s, exit=True, file=2)
+                armed = begun
             self._ended.wait(TICK_S)
             asked = _holding.get(self._loop)
             if self._beats != seen or asked is None:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from cluster.buffer import Suspicion
 from cluster.config import RewardSection, RunConfig
 from cluster.errors import KanaboError, PluginError
 from cluster.failpoints import failpoint
@@ -40,6 +41,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 MOST_HUNG = 64
 """Calls that never returned; with more the worker ends, and the run starts another in its place."""
 CAUSE_CHARS = 2000
+MIN_HANG_S, HANG_SHARE = 5.0, 0.4
+"""A worker ends when its interpreter stands still for this share of `run.silent_s` or `reward_workers.deadline_s`."""
 EXIT_BLOCKED = 75
 """Exit code of a worker whose event loop a reward has blocked."""
 
@@ -49,6 +52,9 @@ class ScoreBuffer(Protocol):
 
     def unscored(self, worker: str, limit: int, timeout_s: float) -> list[Group]: ...
     def answered(self, ids: Sequence[str]) -> list[set[tuple[str, str]]]: ...
+    def suspicions(self, ids: Sequence[str]) -> list[Suspicion]: ...
+    def tried(self, claim_id: str, signal: str) -> object: ...
+    def forsake(self, policy: str, worker: str) -> object: ...
     def relabel(self, versions: Mapping[str, str]) -> object: ...
     def score(self, claim_id: str, scores: Mapping[str, Scores]) -> object: ...
     def emit(self, kind: str, fields: Mapping[str, Any]) -> object: ...
@@ -68,7 +74,8 @@ class RewardWorker:
         self._tried: set[str] = set()
         """Signals that have answered once, or failed."""
         self._in_hand: dict[Asked, Group] = {}
-        self._silent_s = config.run.silent_s
+        # Sooner than the driver ends a worker that does not answer, and than its groups are handed to another one.
+        self._may_hang_s = max(MIN_HANG_S, HANG_SHARE * min(config.run.silent_s, config.reward_workers.deadline_s))
         self._sections = dict(zip(self.names, config.rewards, strict=True))
         self._signals = {n: build_signal(s, f"rewards[{i}]") for i, (n, s) in enumerate(self._sections.items())}
         self._late = [n for n in self.names if n not in config.admit_rewards]
@@ -91,7 +98,7 @@ class RewardWorker:
         """
         loop = asyncio.get_running_loop()
         contain(loop)
-        watch = LoopWatch(loop, self._may_hold_s, self._held)
+        watch = LoopWatch(loop, self._may_hold_s, self._held, self._may_hang_s)
         try:
             await asyncio.gather(*map(self._prepare, self._signals))
             own = {name: self._version(name) for name, signal in self._signals.items() if not signal.announced}
@@ -199,9 +206,9 @@ class RewardWorker:
             return UNVERSIONED
 
     def _may_hold_s(self, asked: Asked) -> float:
-        """How long a reward may hold the event loop. Sooner than the driver would end a worker that does not answer."""
+        """How long a reward may hold the event loop."""
         section = self._sections.get(asked[0])
-        return min(section.timeout_s if section else self._silent_s, self._silent_s / 2)
+        return min(section.timeout_s if section else self._may_hang_s, self._may_hang_s)
 
     def _held(self, asked: Asked, where: str) -> None:
         """From another thread: fail the group of the reward that holds the event loop, and end the worker."""
@@ -221,6 +228,7 @@ class RewardWorker:
                 self._count(name, signed)
                 costs = int(bool(self._fatal(name, signed)))
                 self._buffer.emit("reward", self._counts(costs, f"group {group.id}: {note}"))
+                self._buffer.forsake(group.claim.policy, self.name)  # this death is explained
         finally:
             self.end_process(EXIT_BLOCKED)
 
@@ -246,11 +254,13 @@ class RewardWorker:
             groups = await asyncio.to_thread(self._buffer.unscored, self.name, free, POLL_S)
             # A group that takes longer than its scoring lease comes again while it is in hand.
             groups = [g for g in groups if g.id not in self._active and g.id not in self._behind]
-            answered = await asyncio.to_thread(self._buffer.answered, [g.id for g in groups])
+            ids = [g.id for g in groups]
+            answered = await asyncio.to_thread(self._buffer.answered, ids)
+            suspicions = await asyncio.to_thread(self._buffer.suspicions, ids)
             if groups:
                 await asyncio.gather(*(self._refresh(name) for name in self._signals))
-            for group, known in zip(groups, answered, strict=True):
-                self._active[group.id] = asyncio.create_task(self._attach(group, known))
+            for group, known, suspicion in zip(groups, answered, suspicions, strict=True):
+                self._active[group.id] = asyncio.create_task(self._attach(group, known, suspicion))
         for id in [i for i, task in self._active.items() if task.done()]:
             self._active.pop(id).result()
         for id in [i for i, task in self._behind.items() if task.done()]:
@@ -258,11 +268,22 @@ class RewardWorker:
             if not task.cancelled():
                 task.result()
 
-    async def _attach(self, group: Group, answered: set[tuple[str, str]]) -> None:
-        """Ask what has not answered under its current version; late signals without being waited for."""
-        admit, late = (
-            [n for n in names if (n, self._version(n)) not in answered] for names in (self._admit, self._late)
-        )
+    async def _attach(self, group: Group, answered: set[tuple[str, str]], suspicion: Suspicion) -> None:
+        """Ask what has not answered under its current version; late signals without being waited for.
+
+        Of a group that is suspected of a worker's death one reward is asked alone, before any other is.
+        """
+        unanswered = [n for n in self.names if (n, self._version(n)) not in answered]
+        condemned = {n: self._condemned(n, group, suspicion) for n in unanswered if n in suspicion.condemned}
+        if condemned:
+            await self._store(group, condemned)
+        unanswered = [n for n in unanswered if n not in condemned]
+        if suspicion.trial:
+            if suspicion.trial in unanswered:
+                await self._submit(group, [suspicion.trial])
+            await asyncio.to_thread(self._buffer.tried, group.id, suspicion.trial)
+            return
+        admit, late = ([n for n in unanswered if n in names] for names in (self._admit, self._late))
         if admit:
             await self._submit(group, admit)
         if late:
@@ -285,8 +306,12 @@ class RewardWorker:
         finally:
             for key in keys:
                 self._in_hand.pop(key, None)
-        first = any(name not in self._tried for name in names)
-        self._tried.update(names)
+        await self._store(group, scores)
+
+    async def _store(self, group: Group, scores: Mapping[str, Scores]) -> None:
+        """Count the scores and attach them to their group."""
+        first = any(name not in self._tried for name in scores)
+        self._tried.update(scores)
         for name, given in scores.items():
             self._count(name, given)
         failpoint("rewards.before_score")
@@ -295,6 +320,16 @@ class RewardWorker:
             await self._emit_counts(1, f"group {group.id}: {failure}")
         elif first and self._counted["failed"]:
             await self._emit_counts(0)  # what fails from the start is told at once
+
+    def _condemned(self, name: str, group: Group, suspicion: Suspicion) -> Scores:
+        """Failed scores of a reward that ended two workers over this group, and is not asked a third time."""
+        workers = suspicion.condemned[name]
+        note = (
+            f"reward '{name}' is not asked about this group again: {workers} died while they had it in hand. The "
+            "reward ends its process, or holds the interpreter lock (a regular expression or C code that never returns)"
+        )
+        log.error("group %s: %s.", group.id, note)
+        return _signed(Scores.failed(len(group), note), self._sections[name], self._version(name), 1, 0.0)
 
     def _fatal(self, name: str, scores: Scores) -> str:
         """Why a signal that the group cannot do without failed on all of its rollouts; nothing if it did not."""

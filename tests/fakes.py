@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -149,3 +150,26 @@ class Overflowing(Advantage):
 
 
 _calls = 0
+
+
+def deadly(prompt: str) -> float:
+    """A reward that ends its process over one prompt, and never lets go of the interpreter over another.
+
+    The sixth and the twelfth prompt that it is asked about are those, whichever process asks.
+    """
+    seen = Path(os.environ["KANABO_TEST_MARKER"])
+    (seen / prompt.replace("/", "")).touch()
+    for number, name in ((6, "exits"), (12, "hangs")):
+        if len(list(seen.iterdir())) >= number:
+            with contextlib.suppress(FileExistsError), (seen.parent / name).open("x") as file:
+                file.write(prompt)
+    match [name for name in ("exits", "hangs") if _text(seen.parent / name) == prompt]:
+        case ["exits"]:
+            os._exit(1)
+        case ["hangs"]:
+            re.match(r"(a+)+$", "a" * 60 + "b")
+    return 0.0
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""

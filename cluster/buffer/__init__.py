@@ -15,17 +15,24 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
     server                   string  run id of the Redis process: has it restarted?
     group:ID                 hash    state, task, version, seq, token, worker, data, overdue, era; s:SIGNAL the scores
                                      it carries, carried:SIGNAL their version, new:SIGNAL of an era not yet complete,
-                                     v:SIGNAL:VERSION what has answered (with a zero byte between)
+                                     v:SIGNAL:VERSION what has answered (with a zero byte between); scorer the reward
+                                     worker that has it in hand; suspect the one that died with it in hand, tried the
+                                     rewards that were asked alone since, trial the one that is, condemned those that
+                                     a worker died over again
     era                      string  number of the newest era: the signals' versions that are current together
     era:N, last_eras         hash    signal → version; signal and version → the last era it was current in
     unscored                 zset    id → when it is due to be handed to a reward worker
+    suspects, excused        set     ids of groups that a reward worker had in hand when it died; reward workers that
+                                     ended themselves
     answer:REQUEST           string  what a call was answered, for ten minutes: a repeat gets the same
     events, bell:unscored    stream
+    unreadable               set     ids of groups that cannot be read
+    quarantine               list    (id, why, bytes) of the newest 100 of those
     wished, staffed          hash    role → how many workers a user wants, and how many are up
     policy:NAME:
       state                  hash    epoch, version, next_cut, frontier, seq, trimmed, published_step, left_at
       released, saved        hash    policy → the version that it has released, the step that it has saved
-      counters               hash    claimed, refused_…, overdue, …
+      counters               hash    claimed, refused_…, overdue, unreadable, condemned, …
       open, ready            zset    live groups (leased or pending; ready), ordered by version, then seq
       leases, deadlines      zset    id → when it passes, in Redis' own milliseconds
       requeued               list    tasks to claim before the frontier
@@ -39,7 +46,7 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
 from cluster.buffer.buffer import Buffer
 from cluster.buffer.history import LedgerLine
 from cluster.buffer.members import Members
-from cluster.buffer.stored import Limits, Stored
+from cluster.buffer.stored import Limits, Stored, Suspicion
 from cluster.buffer.wishes import Wishes
 
-__all__ = ["Buffer", "LedgerLine", "Limits", "Members", "Stored", "Wishes"]
+__all__ = ["Buffer", "LedgerLine", "Limits", "Members", "Stored", "Suspicion", "Wishes"]

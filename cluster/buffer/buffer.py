@@ -13,7 +13,7 @@ import msgspec
 
 from cluster.buffer import history
 from cluster.buffer.connection import PATIENCE_S, Connection
-from cluster.buffer.stored import Limits, Stored, stored_of
+from cluster.buffer.stored import Limits, Stored, Suspicion, stored_of, suspicion_of
 from cluster.errors import KanaboError, LeaseLost, StaleEpoch
 from cluster.types import Claim, CutRecord, Group, Manifest, Publication, Scores, decode, encode
 
@@ -118,32 +118,55 @@ class Buffer:
         """Drop a claimed group before `put`; `requeue` unless its task is at fault. Raises LeaseLost."""
         self._call("give_up", claim.policy, claim.id, claim.token, reason, int(requeue))
 
-    def forsake(self, policy: str, worker: str | None = None) -> None:
-        """This worker, or every one, is dead: drop what it had leased as `worker_died` and claim its tasks first, now
-        and not when the leases pass; hand out again what it was scoring."""
-        self._call("forsake", policy, worker or "")
+    def forsake(self, policy: str, worker: str | None = None, *, blame: bool = False) -> set[str]:
+        """Free what a dead worker, or every one, had in hand: drop its leases as `worker_died`, hand out again what it
+        was scoring.
+
+        With `blame` the groups that it was scoring are suspected of its death. Each is then tried alone, one reward at
+        a time; the reward of a group that a second worker dies over is condemned: it is not asked about that group
+        again, and its score is `failed`. Returns the workers whose deaths that explains; so is the death of one that
+        forsook its own hand before.
+        """
+        reply = self._call("forsake", policy, uuid4().hex, worker or "", int(blame))
+        return set(filter(None, reply[1].decode().split("\n")))
 
     # ── reward workers ──────────────────────────────────────────────────────────────────────────────────────
 
     def unscored(self, worker: str, limit: int, timeout_s: float) -> list[Group]:
         """Up to `limit` groups to score, oldest first; waits for one. What is not scored in time is handed out again.
 
+        A suspected group (`forsake`) is handed out alone, to a worker that has nothing else in hand; `suspicions` says
+        which reward to ask. A group that cannot be read is kept aside and dropped, and its task is claimed again.
         Groups of runs without `admit` signals come here too, once they are put, until they are cut.
         """
         reply = self._call_when(timeout_s, "unscored", "", uuid4().hex, worker, limit)
         if reply[0] != "ok":
             return []
         ids = reply[1].decode().split("\n")
-        found = zip(ids, self._fetch(ids, "data"), strict=True)
-        # One that cannot be read stays unscored: the learner drops it when its score deadline has passed.
-        groups = [self._group(id, data)[0] for id, data in found if data is not None]
-        return [group for group in groups if group is not None]
+        groups = []
+        for id, data in zip(ids, self._fetch(ids, "data"), strict=True):
+            group, error = self._group(id, data) if data is not None else (None, "")
+            if group is not None:
+                groups.append(group)
+            elif data is not None:
+                self._keep_aside(id, data, error)
+                self._call("unreadable", policy_of(id), id)
+        return groups
 
     def answered(self, ids: Sequence[str]) -> list[set[tuple[str, str]]]:
         """For each group the (signal, version) pairs that have answered."""
         found = self._fetch(list(ids), keys=True)
         parts = [[k[2:].decode().partition("\0") for k in keys if k.startswith(b"v:")] for keys in found]
         return [{(name, version) for name, _, version in named} for named in parts]
+
+    def suspicions(self, ids: Sequence[str]) -> list[Suspicion]:
+        """For each group its part in the deaths of reward workers."""
+        fields = zip(self._fetch(list(ids), "trial"), self._fetch(list(ids), "condemned"), strict=True)
+        return [suspicion_of(trial or b"", condemned or b"") for trial, condemned in fields]
+
+    def tried(self, claim_id: str, signal: str) -> None:
+        """Clear a suspected group's reward: it was asked alone, and the worker lives."""
+        self._call("tried", policy_of(claim_id), uuid4().hex, claim_id, signal)
 
     def relabel(self, versions: Mapping[str, str]) -> None:
         """The current version of each of these signals. Where it is new, stored groups are scored again.
@@ -301,15 +324,8 @@ class Buffer:
     def _keep_aside(self, id: str, data: bytes, error: object) -> None:
         """Keep the bytes of a group that cannot be read for inspection; the newest `KEPT_ASIDE` stay."""
         log.warning("group %s cannot be read and is left out: %s", id, error)
-        key, row = f"{self._redis.prefix}quarantine", msgspec.msgpack.encode((id, str(error), data))
-
-        def run() -> Any:
-            with self._redis.redis.pipeline(transaction=True) as pipe:
-                pipe.lpush(key, row)
-                pipe.ltrim(key, 0, KEPT_ASIDE - 1)
-                return pipe.execute()
-
-        self._redis.patiently(run)
+        row = msgspec.msgpack.encode((id, str(error), data))
+        self._call("keep_aside", policy_of(id), id, row, KEPT_ASIDE)
 
     # ── how ─────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
@@ -46,6 +46,22 @@ class Stored:
     """Its score deadline has passed."""
     outdated: bool = False
     """What it carries was scored under an older version than the current one of a signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """A group's part in the deaths of reward workers."""
+
+    trial: str = ""
+    """The one reward to ask now, since the group is suspected; all rewards where it is empty."""
+    condemned: Mapping[str, str] = field(default_factory=dict)
+    """Reward that is not to be asked about this group → the workers that died over it, in words."""
+
+
+def suspicion_of(trial: bytes, condemned: bytes) -> Suspicion:
+    """Return what the script `forsake` has written into these fields of a group."""
+    lines = [line.split("\0") for line in condemned.decode().split("\n") if line]
+    return Suspicion(trial.decode(), {name: " and ".join(filter(None, workers)) for name, *workers in lines})
 
 
 def stored_of(fields: dict[bytes, bytes], wanted: Mapping[bytes, bytes]) -> Stored | None:

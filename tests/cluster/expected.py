@@ -42,6 +42,13 @@ class Known:
     overdue: bool = False
     judging: Literal["", "due", "taken"] = ""
     scorer: str = ""
+    """Which reward worker has it in hand."""
+    unreadable: bool = False
+    suspected: bool = False
+    trial: str = ""
+    """The reward that a suspect is asked alone."""
+    cleared: set[str] = field(default_factory=set)
+    condemned: set[str] = field(default_factory=set)
     evidence: Evidence = field(default_factory=Evidence)
 
     @property
@@ -150,6 +157,27 @@ class Expected:
             if worker in ("", known.worker):
                 self.drop(known, "worker_died", requeue=True)
 
+    def judge_gone(self, known: Known, *, blame: bool) -> None:
+        """The worker that had this group in hand is gone: its death is the group's fault, perhaps."""
+        if blame and known.trial:
+            known.condemned.add(known.trial)
+            known.cleared.add(known.trial)
+        elif blame:
+            known.suspected = True
+        known.judging, known.scorer, known.trial = "due", "", ""
+
+    def tried(self, known: Known) -> None:
+        """Its worker lives."""
+        known.cleared.add(known.trial)
+        known.judging, known.scorer, known.trial = known.judging and "due", "", ""
+
+    def to_try(self, known: Known) -> str:
+        """The reward to ask a suspect alone; nothing once all have been tried."""
+        untried = [name for name in self.limits.admit if name not in known.cleared]
+        if not untried or not known.judging:
+            known.suspected, known.cleared, known.trial = False, set(), ""
+        return untried[0] if known.suspected else ""
+
     def score(self, known: Known, signal: str, version: str, value: float) -> None:
         """What is cut, or gone, is never touched."""
         if known.live:
@@ -174,7 +202,7 @@ class Expected:
         for known in self.live:
             if known.was_put:
                 known.evidence.forget(self.eras, changed)
-                known.judging = "due"
+                known.judging, known.scorer = "due", ""
 
     # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -188,7 +216,12 @@ class Expected:
         found, waiting = self.at("ready"), self.at("leased", "pending")
         if waiting and self.limits.when_late == "wait":
             found = [k for k in found if k.claim.version <= waiting[0].claim.version]
-        return found[: self.limits.groups_per_step], not waiting and not self.more_tasks()
+        found = found[: self.limits.groups_per_step]
+        if unreadable := [k for k in found if k.unreadable]:
+            for known in unreadable:
+                self.drop(known, "unreadable", requeue=True)
+            return self.ready(step)
+        return found, not waiting and not self.more_tasks()
 
     def cut(self, step: int, ids: Iterable[str], filtered: Iterable[str]) -> None:
         self.records[step] = tuple(ids)

@@ -27,8 +27,8 @@ JUDGES, WORKERS = ("judge-0", "judge-1"), ("worker-0", "worker-1")
 
 FREQUENCY = {
     "claim": 4, "put": 3, "all_work": 8, "renew": 1, "give_up": 2, "forsake": 2,
-    "lease_passes": 2, "score_deadline_passes": 2, "judge_takes_too_long": 1,
-    "take": 3, "score": 3, "relabel": 4,
+    "lease_passes": 2, "score_deadline_passes": 2, "judge_takes_too_long": 1, "poison": 2,
+    "take": 4, "judges_die": 3, "score": 3, "relabel": 4,
     "learner_goes_on": 16, "filter": 1, "checkpoint": 8,
     "crash": 1, "resume": 2, "roll_back": 4, "zombie_calls": 2, "restart_redis": 1,
     "old_call_arrives_again": 4,
@@ -132,12 +132,35 @@ class LapMachine(Moves, RuleBasedStateMachine):
                 learner.expected.drop(known, reason, requeue=requeue)
 
     def forsake(self, learner: Learner, index: int, everybody: bool) -> None:
+        """A worker is dead, or every one is."""
         worker = "" if everybody else [*WORKERS, *JUDGES][index % 4]
         self.buffer.forsake(learner.name, worker or None)
         learner.expected.forsake(worker)
         for known in self._known():
-            if known.judging == "taken" and worker in ("", known.scorer):
-                known.judging = "due"
+            if known.judging and known.scorer and worker in ("", known.scorer):
+                learner.expected.judge_gone(known, blame=False)
+
+    def judges_die(self, learner: Learner, index: int, some_left: bool) -> None:
+        """One dies over all that it has in hand; then judges take, and answer, die in turn or are slow."""
+        self._work(learner, judged=False)
+        self._take(JUDGES[index % 2], limit=2 if some_left else 12)
+        self._judge_dies(JUDGES[index % 2])
+        for turn in range(4):
+            judge = JUDGES[(index + turn // 2) % 2]
+            taken = self._take(judge, limit=3)
+            match (index // 2 + turn) % 3:
+                case 0:
+                    for known in taken:
+                        self._ask(known)
+                case 1:
+                    self._judge_dies(judge)
+
+    def poison(self, learner: Learner, index: int, _: bool) -> None:
+        """What is stored of a group is no group, as an earlier version may have left it."""
+        stored = (k for k in learner.expected.groups.values() if k.claim.id in learner.expected.stored_cuts or k.live)
+        if known := pick((k for k in stored if k.was_put and not k.unreadable), index):
+            self.redis.hset(f"{self.prefix}group:{known.claim.id}", "data", (b"", b"no group", b"\x80")[index % 3])
+            known.unreadable = True
 
     # ── time ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -167,16 +190,12 @@ class LapMachine(Moves, RuleBasedStateMachine):
 
     def take(self, _: Learner, index: int, answers: bool) -> None:
         """And score everything taken, or die over it."""
-        due = {k.claim.id: k for k in self._known() if k.judging == "due"}
-        judge, limit = JUDGES[index % 2], 1 + index % 4
-        taken = [group.id for group in self.buffer.unscored(judge, limit, 0)]
-        check(set(taken) <= set(due), "a judge is given what nobody else is scoring", taken, set(due))
-        check(len(taken) == min(limit, len(due)), "all that waits is handed out", taken, set(due))
-        for id in taken:
-            due[id].judging, due[id].scorer = "taken", judge
-        for id in taken if answers else ():
-            self._score_all(due[id])
-            check(not due[id].judging, "who has answered everything is not asked again", due[id], self.eras)
+        judge = JUDGES[index % 2]
+        for known in self._take(judge, limit=1 + index % 4):
+            if answers:
+                self._ask(known)
+        if not answers and index % 3 == 0:
+            self._judge_dies(judge)
 
     def score(self, learner: Learner, index: int, any_group: bool) -> None:
         """One signal of a group that waits; or of one that is trained, dropped, trimmed long since."""

@@ -105,13 +105,69 @@ class Moves:
 
     def _score(self, known: Known, signal: str, version: str, value: float) -> None:
         self.buffer.score(known.claim.id, {signal: Scores.of([value, value], version=version)})
-        learner = next(one for one in self.learners if one.name == known.claim.policy)
-        learner.expected.score(known, signal, version, value)
+        self._expected(known).score(known, signal, version, value)
 
     def _score_all(self, known: Known) -> None:
         """Under the versions of today."""
         for signal in SIGNALS:
             self._score(known, signal, self.eras.current.get(signal, "1"), 1.0)
+
+    def _take(self, judge: str, *, limit: int) -> list[Known]:
+        """What a judge is handed: a suspect alone, or as much as it asks for."""
+        due = {k.claim.id: k for k in self._known() if k.judging == "due"}
+        to_try = {k.claim.id: name for k in self._known() if (name := self._expected(k).to_try(k))}
+        held = [k for k in self._known() if k.judging == "taken" and k.scorer == judge]
+        before = len(self.wire.sent)
+        taken = {group.id: due.get(group.id) for group in self.buffer.unscored(judge, limit, 0)}
+        aside = [call.args[1] for call in self.wire.sent[before:] if call.script == "unreadable"]
+        wrong = [id for id in (*aside, *taken) if self._of(id).unreadable != (id in aside)]
+        check(not wrong, "what cannot be read is kept aside, and nothing else", wrong)
+        check(set(taken) <= set(due), "a judge is given what nobody else is scoring", taken, set(due))
+        if suspects := set(to_try) & set(due):
+            alone = {*taken, *aside} <= suspects and len(taken) + len(aside) == (not held)
+            check(alone, "a suspect is tried by a judge that holds nothing else", taken, suspects, held)
+        else:
+            wanted = 0 if any(k.trial for k in held) else min(limit, len(due))
+            check(len(taken) + len(aside) == wanted, "all that waits is handed out", taken, set(due), held)
+        for known in map(self._of, aside):
+            known.judging = ""
+            if known.at == "pending":
+                self._expected(known).drop(known, "unreadable", requeue=True)
+        suspicions = self.buffer.suspicions(list(taken))
+        for known, told in zip(taken.values(), suspicions, strict=True):
+            assert known
+            known.judging, known.scorer, known.trial = "taken", judge, to_try.get(known.claim.id, "")
+            check(told.trial == known.trial, "a suspect's rewards are tried one by one", known, told)
+            check(
+                set(told.condemned) == known.condemned, "only what a second judge died over is condemned", known, told
+            )
+        return [known for known in taken.values() if known]
+
+    def _ask(self, known: Known) -> None:
+        """Answer what was asked: everything, or the one reward that is on trial."""
+        if not known.trial:
+            self._score_all(known)
+            check(not known.judging, "who has answered everything is not asked again", known, self.eras)
+            return
+        self._score(known, known.trial, self.eras.current.get(known.trial, "1"), 1.0)
+        self.buffer.tried(known.claim.id, known.trial)
+        self._expected(known).tried(known)
+
+    def _judge_dies(self, judge: str) -> None:
+        """Over one of the groups that it has in hand, if it has any."""
+        held = [k for k in self._known() if k.judging and k.scorer == judge]
+        self.buffer.forsake(self.learners[0].name, judge, blame=True)
+        for known in held:
+            self._expected(known).judge_gone(known, blame=True)
+        for known in self._known() if held else ():
+            if known.at == "pending":
+                known.passed = False
+
+    def _of(self, id: str) -> Known:
+        return next(known for known in self._known() if known.claim.id == id)
+
+    def _expected(self, known: Known) -> Expected:
+        return next(one.expected for one in self.learners if one.name == known.claim.policy)
 
     def _work(self, learner: Learner, *, but_for_one: bool = False, judged: bool = True) -> None:
         """Everybody who lives does everything he can, perhaps but for a straggler who has the oldest group."""

@@ -119,6 +119,22 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     "scores of two versions are mixed": {"score": ("versions_of(era)[name] == version then", "true then")},
     "half of a new version is carried": {"score": ("and not any(still_missing) then", "then")},
     "a change of version asks nobody": {"relabel": ("        call('ZADD', run .. 'unscored', now, id)\n", "")},
+    # A reward that ends its worker: suspects are tried alone, and the guilty one is condemned.
+    "a death blames nothing": {"forsake": ("      call('SADD', run .. 'suspects', id)\n", "")},
+    "a suspect is handed out with others": {"unscored": ("suspect and num_held == 0 then", "suspect then")},
+    "a worker with a trial is handed more": {"unscored": ("not suspect and not on_trial", "not suspect")},
+    "a suspect that ends a second worker is tried again": {"forsake": ("if blame and trial then", "if false then")},
+    "a worker that leaves condemns what it had": {"forsake": ("if blame and trial then", "if trial then")},
+    "a reward that was asked alone is tried for ever": {"tried": ("tried(id, ARGV[4])\n", "")},
+    "a trial clears all rewards of its group": {
+        "tried": ("tried(id, ARGV[4])\n", "for _, name in ipairs(signals()) do tried(id, name) end\n")
+    },
+    # Stored bytes that cannot be read.
+    "the task of a group that cannot be read is lost": {
+        "unreadable": ("drop(ARGV[2], 'unreadable', true)", "drop(ARGV[2], 'unreadable', false)")
+    },
+    "a group that cannot be read goes on waiting": {"unreadable": ("  drop(ARGV[2], 'unreadable', true)\n", "")},
+    "a reward worker drops what the learner may have chosen": {"unreadable": ("== 'pending' then", "~= 'cut' then")},
     # Rule 12: the ledger.
     "the ledger is trimmed": {
         "prelude": (

@@ -20,7 +20,22 @@ class Sent:
     answer: list[Any]
 
 
-REPEATABLE = {"announce", "claim", "drop", "give_up", "put", "record", "release", "resume", "score", "trim", "unscored"}
+REPEATABLE = {
+    "announce",
+    "claim",
+    "drop",
+    "give_up",
+    "put",
+    "record",
+    "release",
+    "resume",
+    "score",
+    "trim",
+    "tried",
+    "unreadable",
+    "unscored",
+    "forsake",
+}
 
 
 AT_ONCE = {"relabel"}

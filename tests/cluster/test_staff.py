@@ -26,7 +26,7 @@ def workers(redis_url):
     """Of a recipe with two engines, in the making: `_up` is what a test says it is."""
     tree = {"rollout": {"workers": 2}, "placement": {"layout": "colocated"}}
     site = Site(config.parse(tree), "", redis_url, "staff", "")
-    made = Staff(site, site.buffer(), Watchdog(60, None), lambda role, name, predecessor: None)
+    made = Staff(site, site.buffer(), Watchdog(60, None), lambda role, name: None)
     made.begin()
     return made
 
@@ -66,7 +66,7 @@ async def test_who_waits_for_room_leaves_at_once_when_it_is_no_longer_wished_for
     waits = SimpleNamespace(ready=SimpleNamespace(remote=ready))
     monkeypatch.setitem(staff.PLACE, "rollout", lambda site, name, beside=False: waits)
     monkeypatch.setattr(staff.ray, "kill", kill)
-    serving = asyncio.create_task(workers.serve("rollout", "rollout-1", None, lambda: None))
+    serving = asyncio.create_task(workers.serve("rollout", "rollout-1", lambda: None))
     workers._let_go("rollout-1")
     assert workers.counts()["rollout"] == 2, "nobody is there yet who could be told"
     await asyncio.sleep(0)

@@ -73,8 +73,8 @@ def test_deaths_with_a_real_engine_and_sharded_learners(tmp_path, max_staleness,
 def test_spent_budgets_end_the_run_with_a_report(tmp_path):
     log = tmp_path / "log"
     overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=spent", "run.max_infrastructure_failures=1"]
-    assert jobs.run(overrides, log=log, timeout_s=240, KANABO_FAILPOINT="rewards.before_score") == 1
-    assert "2 failures of infrastructure, run.max_infrastructure_failures = 1. The last: reward-1 died" in said(log)
+    assert jobs.run(overrides, log=log, timeout_s=240, KANABO_FAILPOINT="rollout.before_put") == 1
+    assert "2 failures of infrastructure, run.max_infrastructure_failures = 1. The last: rollout-1 died" in said(log)
     assert jobs.summary(tmp_path / "spent")["steps"] == 0
     assert (tmp_path / "spent" / "error.txt").exists()
 
@@ -85,6 +85,30 @@ def test_whom_ray_ends_for_lack_of_memory_costs_the_budget_like_any_death(tmp_pa
     assert jobs.run(overrides, log=log, timeout_s=240, RAY_memory_usage_threshold="0.01") == 1
     assert "2 failures of infrastructure, run.max_infrastructure_failures = 1. The last: " in said(log)
     assert "running low on memory" in said(log)
+
+
+def test_rewards_that_end_or_hang_their_process_cost_their_own_groups_alone(tmp_path):
+    """One group's reward calls os._exit, another's never lets go of the interpreter: each is found out and failed."""
+    log, run = tmp_path / "log", tmp_path / "deadly"
+    (tmp_path / "seen").mkdir()
+    overrides = [
+        *FAKE, f"run.dir={tmp_path}", "run.name=deadly", "run.max_infrastructure_failures=1", "learner.steps=8",
+        'rewards=[{use = "exact"}, {use = "tests.fakes:deadly"}]', "reward_workers.deadline_s=15",
+    ]  # fmt: skip
+    code = jobs.run(overrides, log=log, timeout_s=240, KANABO_TEST_MARKER=str(tmp_path / "seen"))
+    assert code == 0, jobs.tail(log)
+    assert (tmp_path / "exits").exists()
+    assert (tmp_path / "hangs").exists()
+    summary = jobs.summary(run)
+    assert summary["steps"] == 8
+    assert summary["groups_lost"] == 0
+    last = {name: value for row in jobs.rows(run) for name, value in row.items()}
+    assert last["failures/num_infrastructure"] == 0, "each death is explained by a group"
+    assert last["failures/num_data"] == 2
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    causes = [sample["error"] for sample in samples if sample.get("reason") == "data_failure"]
+    assert len(causes) == 2
+    assert all("reward 'deadly' is not asked about this group again: reward-" in cause for cause in causes)
 
 
 def test_a_stall_names_what_everybody_waits_for(tmp_path):

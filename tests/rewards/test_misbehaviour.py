@@ -308,6 +308,7 @@ async def test_a_reward_that_holds_the_event_loop_is_named_and_its_group_failed(
     await worker.stop()
     await running
     assert ended == [75]
+    assert buffer.forsaken == "reward-0", "what else it had in hand is free, and not to blame"
     note = buffer.scores["policy/1/0"]["Blocks"].provenance[0].note
     assert "reward 'Blocks' held the event loop of reward-0" in note
     assert "test_misbehaviour.py" in note

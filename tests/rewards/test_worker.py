@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from cluster.buffer import Suspicion
 from cluster.config import parse
 from cluster.types import FAILED, SCORED, Scores
 from rewards.base import Signal
@@ -70,7 +71,7 @@ class MemoryBuffer:
 
     def __init__(self, groups):
         self.groups, self.scores, self.lock = list(groups), {g.id: {} for g in groups}, threading.Lock()
-        self.events = []
+        self.events, self.suspected, self.cleared, self.forsaken = [], {}, [], None
 
     def unscored(self, worker, limit, timeout_s):
         with self.lock:
@@ -82,6 +83,15 @@ class MemoryBuffer:
     def answered(self, ids):
         with self.lock:
             return [{(name, s.version) for name, s in self.scores[id].items()} for id in ids]
+
+    def suspicions(self, ids):
+        return [self.suspected.get(id, Suspicion()) for id in ids]
+
+    def tried(self, claim_id, signal):
+        self.cleared.append((claim_id, signal))
+
+    def forsake(self, policy, worker):
+        self.forsaken = worker
 
     def relabel(self, versions):
         self.versions = versions
@@ -275,3 +285,38 @@ async def test_on_the_real_buffer_a_scored_group_becomes_ready(buffer):
     await worker.stop()
     await running
     assert stored[0].scores["exact"].values.tolist() == [1, 0]
+
+
+async def test_of_a_suspected_group_one_reward_is_asked_and_cleared():
+    buffer = MemoryBuffer([group("85")])
+    buffer.suspected["policy/1/0"] = Suspicion("contains")
+    await work(
+        buffer, config({"use": "exact"}, {"use": f"{HERE}:contains"}, plugin(Slow, when="late")), until=["contains"]
+    )
+    assert list(buffer.scores["policy/1/0"]) == ["contains"]
+    assert buffer.cleared == [("policy/1/0", "contains")]
+
+
+async def test_a_late_reward_is_cleared_once_it_has_answered():
+    buffer = MemoryBuffer([group("85")])
+    buffer.suspected["policy/1/0"] = Suspicion("Slow")
+    await work(buffer, config({"use": "exact"}, plugin(Slow, when="late")), until=["Slow"])
+    assert list(buffer.scores["policy/1/0"]) == ["Slow"]
+    assert buffer.cleared == [("policy/1/0", "Slow")]
+
+
+async def test_a_condemned_reward_is_not_asked_and_fails_with_the_reason():
+    buffer = MemoryBuffer([group("85", "86")])
+    buffer.suspected["policy/1/0"] = Suspicion("", {"explosive": "reward-0 and reward-3"})
+    await work(buffer, config({"use": "exact"}, {"use": f"{HERE}:explosive"}))
+    scores = buffer.scores["policy/1/0"]
+    assert scores["exact"].values.tolist() == [1, 0]
+    assert (scores["explosive"].state == FAILED).all()
+    assert "reward-0 and reward-3 died while they had it in hand" in scores["explosive"].provenance[0].note
+    (event,) = buffer.costly()
+    assert "is not asked about this group again" in event["last_failure"]
+    assert event["failed"] == {"explosive": 2}
+
+
+def contains(completion):
+    return float("8" in completion)

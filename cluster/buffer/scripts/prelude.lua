@@ -90,6 +90,29 @@ local function make_ready(id)
   ring(bell('ready'))
 end
 
+-- Suspects: groups that a reward worker had in hand when it died. `tried` are the rewards that are asked no more alone.
+local function tried(id, name)
+  call('HSET', group_key(id), 'tried', (call('HGET', group_key(id), 'tried') or '\n') .. name .. '\n')
+end
+-- The suspect to try next and the reward to ask; those whose rewards have all been tried, or that left, are none any more.
+local function next_suspect()
+  local found, reward, first
+  for _, id in ipairs(call('SMEMBERS', run .. 'suspects')) do
+    local due, untried = call('ZSCORE', run .. 'unscored', id), nil
+    local so_far = call('HGET', group_key(id), 'tried') or '\n'
+    for _, name in ipairs(due and signals() or {}) do
+      if not untried and not string.find(so_far, '\n' .. name .. '\n', 1, true) then untried = name end
+    end
+    if not untried then
+      call('SREM', run .. 'suspects', id)
+      call('HDEL', group_key(id), 'suspect', 'tried', 'trial')
+    elseif tonumber(due) <= now and (not first or tonumber(due) < first) then
+      found, reward, first = id, untried, tonumber(due)
+    end
+  end
+  return found, reward
+end
+
 -- Passed leases and score deadlines are noticed by whoever comes next.
 local function expire()
   local passed = call('ZRANGEBYSCORE', own .. 'leases', '-inf', now)

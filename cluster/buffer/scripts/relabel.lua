@@ -25,6 +25,7 @@ for _, name in ipairs(call('SMEMBERS', run .. 'policies')) do
             call('HDEL', group_key(id), 'v:' .. signal .. '\0' .. versions[signal])
           end
         end
+        call('HDEL', group_key(id), 'scorer')
         call('ZADD', run .. 'unscored', now, id)
       end
     end

@@ -112,12 +112,14 @@ const STATES = [
 ];
 
 function where() {
-  const groups = run.status.buffer?.groups;
+  const { groups, counters = {} } = run.status.buffer ?? {};
   const title = h("h2", {}, "Where the groups are");
   if (!groups) return [title, empty("Only a running run has groups under way. Trained ones are under Groups.")];
   const shown = STATES.map(([state, text]) => ({ state, text, count: groups[state] }));
   const extra = [
     groups.requeued ? `${num(groups.requeued)} tasks are first in the queue again, after a worker or a lease was lost.` : "",
+    counters.unreadable ? `${num(counters.unreadable)} groups could not be read and were left out; their tasks are sampled again.` : "",
+    counters.condemned ? `${num(counters.condemned)} times a reward ended two workers over the same group, and was failed for that group.` : "",
     groups.trained_untrimmed ? `${num(groups.trained_untrimmed)} trained groups stay in Redis until the next checkpoint.` : "",
   ].filter(Boolean);
   return [title, bar(shown.map((s) => ({ ...s, href: s.state })), "groups"), ...extra.map((t) => h("p", { className: "muted" }, t))];

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cluster.buffer import Suspicion
 from cluster.config import DistilledSection, JudgeSection, RewardSection, RunConfig
 from cluster.errors import InfrastructureError
 from cluster.types import ABSTAINED, Event, Turn, decode, encode
@@ -194,6 +195,9 @@ class OneGroup:
 
     def answered(self, ids):
         return [{("oni", s.version) for s in self.scores} for _ in ids]
+
+    def suspicions(self, ids):
+        return [Suspicion() for _ in ids]
 
     def relabel(self, versions):
         self.versions.append(dict(versions))
