@@ -226,8 +226,19 @@ class Buffer:
         return decode(reply[1], CutRecord)
 
     def recorded(self, policy: str, step: int, *, timeout_s: float = 0.0) -> CutRecord | None:
-        """The record of a step, once there is one; None on time-out."""
+        """The record of a step, once there is one; None on time-out.
+
+        A record that cannot be read, of a step that is not trained, is forgotten: its groups are ready again.
+        """
         reply = self._call_when(timeout_s, "recorded", policy, step)
+        if reply[0] != "ok":
+            return None
+        try:
+            return decode(reply[1], CutRecord)
+        except msgspec.ValidationError as error:
+            log.warning("the record of step %d cannot be read, and its groups are ready again: %s", step, error)
+        self._call("unrecord", policy, step)
+        reply = self._call_when(0, "recorded", policy, step)
         return decode(reply[1], CutRecord) if reply[0] == "ok" else None
 
     def load(self, ids: Iterable[str]) -> list[Group]:

@@ -147,6 +147,28 @@ def test_a_run_that_resumes_with_poison_trains_on(buffer: Buffer, redis_url: str
     assert buffer.summary("policy")["groups_lost"] == 0
 
 
+@pytest.mark.parametrize("num_records", [1, 2])
+def test_a_record_that_cannot_be_read_is_forgotten_and_its_step_cut_anew(
+    buffer: Buffer, redis_url: str, num_records: int
+):
+    lap = Lap(buffer, PLAIN)
+    lap.fill()
+    manifest = lap.snapshot()
+    for _ in range(num_records):
+        lap.lap()
+    lap.fill()
+    lap.start(manifest)
+    client = redis.Redis.from_url(redis_url)
+    (key,) = client.scan_iter(f"*{buffer._args[1]}*:record:0")
+    client.set(key, b"no record")
+    assert buffer.recorded("policy", 0) is None
+    lap.fill()
+    for _ in range(4):
+        lap.lap()
+    lap.check_tasks()
+    assert buffer.summary("policy")["groups_trained"] == 8
+
+
 def test_a_look_at_groups_shows_those_that_cannot_be_read_as_empty(buffer: Buffer, redis_url: str):
     lap = Lap(buffer, PLAIN)
     claims = lap.fill()
