@@ -1,8 +1,9 @@
-"""Values from outside, made into the data model or refused by name: `checked_task`, `checked_group`, `checked_scores`.
+"""Values from outside, made into the data model or refused by name: `checked_task`, `checked_group`.
 
-Environments, task sources, chat templates, rewards and judges are foreign code. What they give passes here once, before
-anything is stored. Booleans, numpy scalars and integers become the numbers they are; lone surrogates become U+FFFD;
-everything else that does not fit raises DataError, which names the field.
+Environments, task sources and chat templates are foreign code. What they give passes here once, before anything is
+stored; what rewards give passes `rewards/accepted.py`, which is more forgiving. Booleans, numpy scalars and integers
+become the numbers they are; lone surrogates become U+FFFD; everything else that does not fit raises DataError, which
+names the field.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgspec
 import numpy as np
 
 from cluster.errors import DataError
-from cluster.types import SCORED, CutRecord, Event, Group, Rollout, Scores, Task
+from cluster.types import SCORED, CutRecord, Group, Rollout, Scores, Task
 
 MAX_DEPTH = 64
 """How deep lists and dicts of a task's `meta` may be nested."""
@@ -52,13 +53,6 @@ def checked_group(group: Any) -> Group:
     if not isinstance(group, Group):
         raise DataError(f"{brief(group)} is no Group.")
     return consistent_group(conformed(Group, group, "group"))
-
-
-def checked_scores(scores: Any, group: Group) -> Scores:
-    """Return the scores with the dtypes of the data model, once they fit the group. Raises DataError."""
-    if not isinstance(scores, Scores):
-        raise DataError(f"{brief(scores)} is no Scores; Scores.of([…]) makes them from a list of numbers.")
-    return fitting_scores(consistent_scores(conformed(Scores, scores, "scores")), group)
 
 
 def fitting_scores(scores: Scores, group: Group) -> Scores:
@@ -341,12 +335,6 @@ def _key(value: Any, where: str) -> Any:
 
 
 _SCALARS: dict[Any, Any] = {float: _float, int: _int, bool: _bool, str: _text, np.ndarray: _array, Any: _plain}
-
-
-def checked_event(event: Any, where: str) -> Event:
-    """Return an event with the types of the data model. Raises DataError."""
-    _check(isinstance(event, Event), where, lambda: f"is {brief(event)}; an Event is expected")
-    return conformed(Event, event, where)
 
 
 def repaired(raw: Any, type_: type[T]) -> T:
