@@ -9,6 +9,9 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayActorError
 
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
@@ -21,6 +24,10 @@ from rewards.anchors import Answers, agreement, anchors_of
 log = logging.getLogger(__name__)
 
 TRIES = 3
+
+
+class Deadly(Exception):
+    """Reward workers die over held-out groups."""
 
 
 class Evaluation:
@@ -42,6 +49,9 @@ class Evaluation:
             except INFRASTRUCTURE as error:  # a worker's death is counted where it is replaced
                 why = str(cause_of(error)).partition("\n")[0]
                 log.warning("the evaluation at step %d goes to another worker: %s", step, why)
+            except Deadly as error:
+                self._follower.evaluation_lost(step, str(error))
+                return
             else:
                 agreement = self._agreement(policy, step, answers)
                 if math.isnan(accuracy) and policy == POLICY:
@@ -53,13 +63,50 @@ class Evaluation:
     async def _ask(self, policy: str, catch_up: bool) -> tuple[float, Answers]:
         role = rollout_role(policy)
         await until(lambda: bool(self._staff.of(role) and self._staff.of("reward")))
-        worker, grader = self._staff.of(role)[0], self._staff.of("reward")[0]
+        worker = self._staff.of(role)[0]
         if catch_up:
             publication = await asyncio.to_thread(self._buffer.published, policy, timeout_s=5.0)
             assert publication is not None
             await worker.catch_up.remote(publication)
         groups = worker.heldout.remote(self._section.max_tasks, self._section.temperature)
-        return await grader.grade.remote(groups)
+        scores, answers = await self._grade(groups)
+        return sum(scores) / len(scores) if scores else math.nan, answers
+
+    async def _grade(self, groups: Any) -> tuple[list[float], Answers]:
+        """Grade the groups of an object reference, all by one worker; if it dies, one after another.
+
+        A group that a second worker dies over is left out, and explains both deaths. Raises Deadly after `TRIES` such
+        groups.
+        """
+        dead: set[str] = set()
+        name, grader = await self._grader(dead)
+        num_groups = await grader.count.remote(groups)  # from here on they are there, whatever becomes of their engine
+        try:
+            return await grader.grade.remote(groups)
+        except RayActorError as error:
+            log.warning("%s died while it graded held-out groups; they are graded one by one: %s", name, error)
+        dead.add(name)
+        scores, answers, guilty = [], {}, 0
+        for index in range(num_groups):
+            name, grader = await self._grader(dead)
+            try:
+                more, answered = await grader.grade.remote(groups, index)
+            except RayActorError:
+                guilty += 1
+                dead.add(name)
+                log.error("%s died over held-out task %d as well: it is left out of the evaluation", name, index)
+                self._staff.explained |= dead
+                if guilty == TRIES:
+                    raise Deadly(f"workers died over {guilty} held-out tasks, each twice: look at the reward") from None
+            else:
+                scores += more
+                answers |= answered
+        return scores, answers
+
+    async def _grader(self, dead: set[str]) -> tuple[str, Any]:
+        """A reward worker that lives; the staff may not know of the last deaths yet."""
+        await until(lambda: bool(self._staff.named("reward").keys() - dead))
+        return next((name, worker) for name, worker in self._staff.named("reward").items() if name not in dead)
 
     def _agreement(self, policy: str, step: int, answers: Answers) -> float:
         """With what the initial policy was sure of; NaN in a run that began without."""

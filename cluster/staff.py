@@ -116,9 +116,13 @@ class Staff:
         self.hire(role)
         return False
 
+    def named(self, role: str) -> dict[str, Any]:
+        """Workers that are up and stay, by name."""
+        return {name: worker for name, worker in self._up.items() if _is(name, role) and name not in self._leaving}
+
     def of(self, role: str) -> list[Any]:
         """Workers that are up and stay."""
-        return [worker for name, worker in self._up.items() if _is(name, role) and name not in self._leaving]
+        return list(self.named(role).values())
 
     def up(self) -> dict[str, int]:
         """How many of each role are up and stay."""

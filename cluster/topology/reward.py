@@ -61,13 +61,15 @@ class RewardActor:
     async def close(self) -> None:
         self._worker.close()
 
-    async def grade(self, groups: list[Group]) -> tuple[float, Answers]:
-        """Mean of `evaluation.reward` over held-out rollouts, NaN if none could be scored; and what was answered."""
+    async def count(self, groups: list[Group]) -> int:
+        return len(groups)
+
+    async def grade(self, groups: list[Group], index: int | None = None) -> tuple[list[float], Answers]:
+        """Known scores by `evaluation.reward` of the rollouts of all held-out groups, or of one; what they answered."""
+        groups = groups if index is None else groups[index : index + 1]
         name = self._graded or self._worker.names[0]
         scores = [(await self._worker.score(group, [name]))[name].values for group in groups]
-        known = np.concatenate(scores) if scores else np.array([])
-        known = known[np.isfinite(known)]
-        return float(known.mean()) if len(known) else float("nan"), answers(groups)
+        return [float(value) for values in scores for value in values if np.isfinite(value)], answers(groups)
 
 
 def _text(model_dir: str) -> Callable[[Sequence[int]], str]:
