@@ -152,7 +152,7 @@ class Overflowing(Advantage):
 _calls = 0
 
 
-def deadly(prompt: str) -> float:
+def deadly(prompt: str, completion: str) -> float:
     """A reward that ends its process over one prompt, and never lets go of the interpreter over another.
 
     The sixth and the twelfth prompt that it is asked about are those, whichever process asks.

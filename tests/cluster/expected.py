@@ -143,7 +143,7 @@ class Expected:
         for known in self.groups.values():
             if known.passed and known.at == "leased":
                 self.drop(known, "lease_expired", requeue=True)
-            elif known.passed and known.at == "pending":
+            elif known.passed and known.at == "pending" and not known.suspected:
                 known.at, known.overdue, known.judging = "ready", True, ""
             known.passed = False
 
@@ -175,6 +175,7 @@ class Expected:
         """The reward to ask a suspect alone; nothing once all have been tried."""
         untried = [name for name in self.limits.admit if name not in known.cleared]
         if not untried or not known.judging:
+            known.passed = known.passed and not (known.suspected and known.at == "pending")
             known.suspected, known.cleared, known.trial = False, set(), ""
         return untried[0] if known.suspected else ""
 

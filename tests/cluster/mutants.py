@@ -99,7 +99,7 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     # Rule 10: leases and deadlines.
     "leases do not pass": {"prelude": ("drop(passed[i], 'lease_expired', true)", "")},
     "score deadlines do not pass": {
-        "prelude": ("    count('overdue')\n    make_ready(id)\n", "    count('overdue')\n")
+        "prelude": ("      count('overdue')\n      make_ready(id)\n", "      count('overdue')\n")
     },
     "deadlines pass while Redis is away": {"fresh": ("call('ZADD', key, now + limit(period), member)", "")},
     # Rule 11: a roll-back is not a resume.
@@ -126,6 +126,7 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     "a suspect that ends a second worker is tried again": {"forsake": ("if blame and trial then", "if false then")},
     "a worker that leaves condemns what it had": {"forsake": ("if blame and trial then", "if trial then")},
     "a reward that was asked alone is tried for ever": {"tried": ("tried(id, ARGV[4])\n", "")},
+    "a suspect is overdue before it is tried": {"prelude": ("'suspect') == 1 then -- a", "'suspect') == 2 then -- a")},
     "a trial clears all rewards of its group": {
         "tried": ("tried(id, ARGV[4])\n", "for _, name in ipairs(signals()) do tried(id, name) end\n")
     },

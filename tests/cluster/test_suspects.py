@@ -171,3 +171,17 @@ def test_a_worker_that_dies_again_over_what_is_condemned_is_not_excused(buffer: 
         assert taken(buffer, f"reward-{life}") == [claim.id]
         explained.append(buffer.forsake("policy", f"reward-{life}", blame=True))
     assert explained == [set(), {"reward-0", "reward-1"}, set(), set()]
+
+
+def test_the_deadline_of_a_suspect_does_not_pass_before_its_trial(buffer: Buffer):
+    """A worker must come up first, which takes longer than some deadlines."""
+    lap = Lap(buffer, Limits(groups_per_step=1, max_staleness=0, admit=("judge",), score_deadline_s=0.3))
+    (claim,) = lap.claim_all()
+    buffer.put(group_of(claim))
+    taken(buffer, "reward-0")
+    buffer.forsake("policy", "reward-0", blame=True)
+    assert lap.ready(timeout_s=1.0) == []
+    assert taken(buffer, "reward-1") == [claim.id]
+    buffer.score(claim.id, {"judge": RIGHT})
+    buffer.tried(claim.id, "judge")
+    assert [stored.group.id for stored in lap.ready()] == [claim.id]

@@ -93,9 +93,9 @@ def test_rewards_that_end_or_hang_their_process_cost_their_own_groups_alone(tmp_
     (tmp_path / "seen").mkdir()
     overrides = [
         *FAKE, f"run.dir={tmp_path}", "run.name=deadly", "run.max_infrastructure_failures=1", "learner.steps=8",
-        'rewards=[{use = "exact"}, {use = "tests.fakes:deadly"}]', "reward_workers.deadline_s=15",
+        'rewards=[{use = "exact"}, {use = "tests.fakes:deadly"}]', "reward_workers.deadline_s=30",
     ]  # fmt: skip
-    code = jobs.run(overrides, log=log, timeout_s=240, KANABO_TEST_MARKER=str(tmp_path / "seen"))
+    code = jobs.run(overrides, log=log, timeout_s=280, KANABO_TEST_MARKER=str(tmp_path / "seen"))
     assert code == 0, jobs.tail(log)
     assert (tmp_path / "exits").exists()
     assert (tmp_path / "hangs").exists()

@@ -43,7 +43,8 @@ for _, id in ipairs(call('ZRANGE', run .. 'unscored', 0, -1)) do
   end
   if dead == '' and suspect then call('HSET', key, 'suspect', '') end -- names of workers are used anew
 end
--- Scores could not be sent, and trials take time: all score deadlines get one fresh period.
+-- No score could be sent, and trials take time: all score deadlines get one fresh period, and those of suspects do not
+-- pass before their trial.
 for _, name in ipairs(suspected and call('SMEMBERS', run .. 'policies') or {}) do
   local deadlines = run .. 'policy:' .. name .. ':deadlines'
   for _, id in ipairs(call('ZRANGE', deadlines, 0, -1)) do

@@ -106,6 +106,8 @@ local function next_suspect()
     if not untried then
       call('SREM', run .. 'suspects', id)
       call('HDEL', group_key(id), 'suspect', 'tried', 'trial')
+      local deadlines = run .. 'policy:' .. string.match(id, '^(.*)/%d+/%d+$') .. ':deadlines'
+      call('ZADD', deadlines, 'XX', now + limit('score_deadline_ms'), id)
     elseif tonumber(due) <= now and (not first or tonumber(due) < first) then
       found, reward, first = id, untried, tonumber(due)
     end
@@ -118,10 +120,14 @@ local function expire()
   local passed = call('ZRANGEBYSCORE', own .. 'leases', '-inf', now)
   for i = #passed, 1, -1 do drop(passed[i], 'lease_expired', true) end -- backwards: the oldest ends up first in the queue
   for _, id in ipairs(call('ZRANGEBYSCORE', own .. 'deadlines', '-inf', now)) do
-    call('HSET', group_key(id), 'overdue', 1)
-    call('ZREM', run .. 'unscored', id)
-    count('overdue')
-    make_ready(id)
+    if call('HEXISTS', group_key(id), 'suspect') == 1 then -- a worker must come up first, and try others before it
+      call('ZADD', own .. 'deadlines', now + limit('score_deadline_ms'), id)
+    else
+      call('HSET', group_key(id), 'overdue', 1)
+      call('ZREM', run .. 'unscored', id)
+      count('overdue')
+      make_ready(id)
+    end
   end
 end
 
