@@ -16,6 +16,8 @@ from rewards.judges.types import NAN, Completion, Request, Token
 MOST_NATS = 0.01
 """A log-prob may exceed 0 by rounding, not by more; what does is no probability."""
 
+MORE_ROOM = "A judge that thinks before it answers needs a larger max_tokens of the reward"
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -76,18 +78,19 @@ def read(request: Request, completions: Sequence[Completion]) -> Reading:
         raise Unreadable("there are reasons, but the verdict was not answered")
     for completion in {"label": (), "text": completions, "reason": completions[:1]}[request.mode]:
         if completion.finish != "stop":
-            raise Unreadable(f"the answer ended by '{completion.finish}' after {completion.completion_tokens} tokens")
+            problem = f"the answer ended by '{completion.finish}' after {completion.completion_tokens} tokens"
+            raise Unreadable(problem + (f"; {MORE_ROOM}" if completion.finish == "length" else ""))
     last, template = completions[-1], request.template
     try:
         parsed = template.parse(last.text, request.item, request.mode)
     except Unreadable as error:
-        # A label may be near certain although an unlikely token was drawn in its place.
-        estimate = None if request.mode == "text" else _estimate(request, _first_written(last.tokens))
+        # A label may be near certain although an unlikely token was drawn in its place. Where a label was drawn and the
+        # text holds none all the same, it begins a sentence ("A is worse") or a number ("1 mistake, so 4").
+        first = _first_written(last.tokens)
+        drawn = first is not None and _is_label(first.text, request.template.labels)
+        estimate = None if request.mode == "text" or drawn else _estimate(request, first)
         if estimate is None and last.finish == "length":
-            raise Unreadable(
-                f"{error}; it was cut after {last.completion_tokens} tokens. A judge that thinks before it answers "
-                "needs a larger max_tokens of the reward"
-            ) from error
+            raise Unreadable(f"{error}; it was cut after {last.completion_tokens} tokens. {MORE_ROOM}") from error
         if estimate is None:
             raise
         parsed = None
@@ -120,6 +123,10 @@ def _token_at(completion: Completion, start: int | None) -> Token | None:
         if len(written) > start:
             return token if completion.text.startswith(written) or written.startswith(completion.text) else None
     return None
+
+
+def _is_label(text: str, labels: Iterable[str]) -> bool:
+    return text.strip().casefold() in {label.casefold() for label in labels}
 
 
 def _first_written(tokens: Sequence[Token]) -> Token | None:

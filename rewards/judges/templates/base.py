@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from string import Formatter
 from typing import Any, ClassVar, Literal
 
@@ -28,10 +29,38 @@ Mode = Literal["label", "text", "reason"]
 answer, the verdict asked for in a second one (the reasons are then in the server's prefix cache)."""
 
 TAIL_CHARS = 80
-"""A verdict counts only if it begins so close to the end (RM-R1, arXiv:2505.02387, examines as much)."""
-VERDICT = re.compile(r"^[^\w\n]*(?P<word>verdict)[^\w\n]*?[:=](?P<value>[^\n]*)$", re.IGNORECASE | re.MULTILINE)
-TRIMMED = " \t\r*_`'\"[](){}<>.!"
-MARKS = re.compile(r"<{3,}")
+"""Of two verdicts, both count only if both begin so close to the end (RM-R1, arXiv:2505.02387, examines as much)."""
+VERDICT = re.compile(
+    r"^[^\w\n]*(?:(?:my|the|final|overall)[ \t]+){0,2}(?P<word>verdict)[^\w\n]*?[:=](?P<value>[^\n]*)$",
+    re.IGNORECASE | re.MULTILINE,
+)
+LINES = re.compile(r"[^\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+")
+PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x2212: ord("-"), 0x3000: ord(" ")}
+"""Full-width forms, and the sign of minus, as the characters of ASCII that they stand for; lengths stay."""
+MARKUP = re.compile(r"[\s`~*_=#$}\])-]*|</\w{1,20}>")
+"""A line that only closes something."""
+FENCE = ("```", "~~~")
+QUOTES = "\"'“”‘’«»„‚「『›‹"
+WRAPPED = {"(": ")", "[": "]", "{": "}", "<": ">", "`": "`", "$": "$", '"': '"', "'": "'", "“": "”", "【": "】"}
+QUOTING = re.compile(
+    r"\b(?:says|writes|wrote|claims|claimed|states|reads|ends|ended|contains|includes|inserts|inserted|adds|appends|"
+    r"appended|demands|asks|tells|instructs|quotes|quoted|quoting|injects|injected|tries|tried|wants|suggests|quote)\b"
+    r"(?:[^.!?]{0,80}:|[\s\"'“*_]{0,8})$",
+    re.IGNORECASE,
+)
+"""The end of a line behind which another's words stand."""
+TAKEN_BACK = re.compile(
+    r"\b(?:wait|actually|correction|sorry|scratch|second thought|reconsider\w*|revis\w+|instead|"
+    r"rather|i mean|make that)\b",
+    re.IGNORECASE,
+)
+MARKS = re.compile(r"(?:[<＜][\u200b-\u200f\u2060\ufeff]*+){3,}+")
+CONTROL = re.compile(
+    r"[<＜](?=/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn|[a-z:]*think(?:ing)?|thoughts?|reason(?:ing)?)>|[|｜]|<SYS>>|</SYS>>)"
+    r"|\[(?=/?(?:INST|THINK|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS)\])",
+    re.IGNORECASE,
+)
+"""Where a token begins that a chat template gives a meaning: the end of a turn, a role, a thought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +85,7 @@ class Parsed:
 class Template(Plugin):
     """Its fields are its options. `instructions` and `body` may be rewritten; their `{fields}` are checked."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     kind: ClassVar[str]
     modes: ClassVar[tuple[Mode, ...]] = ("label", "text", "reason")
     fields: ClassVar[tuple[str, ...]] = ("question", "response")
@@ -132,7 +161,7 @@ class Template(Plugin):
 
     def parse(self, text: str, item: Item, mode: Mode) -> Parsed:
         """Raises Unreadable, or Declined."""
-        return read_label(text, self.labels, alone=mode != "text")
+        return read_label(text, self.labels, item, alone=mode != "text")
 
 
 def marked(name: str, text: str) -> str:
@@ -141,32 +170,98 @@ def marked(name: str, text: str) -> str:
 
 
 def neutral(text: str) -> str:
-    """Without anything that looks like one of our markers."""
-    return MARKS.sub(lambda m: "‹" * len(m[0]), text)
+    """Without what looks like one of our markers or a chat template's tokens, and without what cannot be sent."""
+    text = MARKS.sub(lambda m: "‹" * sum(c in "<＜" for c in m[0]), text)
+    text = CONTROL.sub("‹", text).replace("\0", "\ufffd")
+    return text.encode("utf-16-le", errors="surrogatepass").decode("utf-16-le", errors="replace")
 
 
-def read_label(text: str, labels: Mapping[str, float], *, alone: bool) -> Parsed:
-    """The one label on a `Verdict:` line near the end; `alone`, the first line itself may be the label.
+class Said:
+    """What a judge said behind its thoughts: its lines that are not blank, each with its offset in the answer.
 
-    A label inside the reasons does not count, nor does one in a thought; two different verdicts are none.
+    Raises Unreadable if there are none. Lines at the end that only close something, such as a fence, are left out.
     """
-    begin = after_thought(text)
-    first = next((line for line in text[begin:].splitlines() if line.strip()), "")
+
+    def __init__(self, text: str, item: Item) -> None:
+        self.text, self._item = text.translate(PLAIN), item
+        self.begin = after_thought(self.text)
+        found = LINES.finditer(self.text, self.begin)
+        self.lines = [(m.start(), m[0]) for m in found if not m[0].isspace()]
+        while self.lines and MARKUP.fullmatch(self.lines[-1][1].strip()):
+            self.lines.pop()
+        if not self.lines:
+            raise Unreadable("the answer is empty of words")
+
+    def last(self, count: int = 1) -> list[str]:
+        """The last lines, as they are written."""
+        return [line for _, line in self.lines[-count:]]
+
+    def check_own(self, count: int = 1) -> None:
+        """Raises Unreadable if the last lines are a quotation: of what is judged, as a rule, and not the verdict.
+
+        They are where Markdown or quotation marks say so, where the line before says who said it, and where they stand
+        in a response behind that same line.
+        """
+        first = max(0, len(self.lines) - count)
+        lines = [line.strip() for _, line in self.lines]
+        before, own = lines[:first], lines[first:]
+        opened = bool(before) and before[-1].startswith(FENCE)
+        fenced = sum(line.startswith(FENCE) for line in before) % 2 == 1 and not opened
+        marked_up = any(line.startswith(">") for line in own)
+        in_quotes = own[-1].count('"') % 2 == 1 or own[-1].count("”") > own[-1].count("“")
+        if before:
+            in_quotes |= any(line.lstrip("*_-#` ")[:1] in tuple(QUOTES) for line in own)
+        introduced = bool(before) and QUOTING.search(before[-1][-200:]) is not None
+        if fenced or marked_up or in_quotes or introduced or (before and self._copied(before[-1], own[0])):
+            raise Unreadable(f"the end of the answer is a quotation: {own[-1][:80]!r}")
+
+    def _copied(self, before: str, line: str) -> bool:
+        before = before.strip(QUOTES + ">*_` ")
+        for response in self._item.responses:
+            if line not in response:
+                continue
+            theirs = [other.strip() for other in response.translate(PLAIN).splitlines() if other.strip()]
+            if any(b == line and before and before.endswith(a) for a, b in pairwise(theirs)):
+                return True
+        return False
+
+
+def read_label(text: str, labels: Mapping[str, float], item: Item, *, alone: bool) -> Parsed:
+    """The one label on a `Verdict:` line at the end; `alone`, the first line itself may be the label.
+
+    A label inside the reasons does not count, nor does one in a thought or in a quotation; two different verdicts are
+    none.
+    """
+    said = Said(text, item)
+    text = said.text
+    start, first = said.lines[0]
     if alone and (label := _label(first, labels)) is not None:
-        return Parsed((labels[label],), text.index(first, begin) + first.index(first.strip(TRIMMED)))
-    cut = max(begin, len(text.rstrip()) - TAIL_CHARS)
-    found = {_value(m): m for m in VERDICT.finditer(text, begin) if m.start("word") >= cut}
-    if not found:
-        raise Unreadable(f"no line 'Verdict: …' within the last {TAIL_CHARS} characters of {text[-120:]!r}")
-    if len(found) > 1:
-        raise Unreadable(f"{len(found)} verdicts: {', '.join(sorted(found))}")
-    written, match = found.popitem()
-    if written == "none":
-        raise Declined(text[begin:][:200].strip())
-    label = _label(written, labels)
+        _check_undisputed(said, label, labels)
+        return Parsed((labels[label],), start + first.index(bare(first)))
+    cut = max(said.begin, len(text.rstrip()) - TAIL_CHARS)
+    near = {bare(m["value"]).casefold() for m in VERDICT.finditer(text, said.begin) if m.start("word") >= cut} - {""}
+    if len(near) > 1:
+        raise Unreadable(f"{len(near)} verdicts: {', '.join(sorted(near))}")
+    start, last = said.lines[-1]
+    match = VERDICT.fullmatch(last)
+    if match is None:
+        raise Unreadable(f"no line 'Verdict: …' at the end of {text[-120:]!r}")
+    said.check_own()
+    written = bare(match["value"])
+    if written.casefold() == "none":
+        raise Declined(text[said.begin :][:200].strip())
+    label = _label(match["value"], labels)
     if label is None:
         raise Unreadable(f"the verdict '{written[:40]}' is none of {', '.join(labels)}")
-    return Parsed((labels[label],), match.start("value") + match["value"].index(match["value"].strip(TRIMMED)))
+    return Parsed((labels[label],), start + match.start("value") + match["value"].index(written))
+
+
+def check_declined(said: Said) -> None:
+    """Raises Declined if the judge's last line is `Verdict: none`."""
+    match = VERDICT.fullmatch(said.last()[0])
+    if match is not None and bare(match["value"]).casefold() == "none":
+        said.check_own()
+        raise Declined(said.text[said.begin :][:200].strip())
 
 
 def after_thought(text: str) -> int:
@@ -181,13 +276,42 @@ def after_thought(text: str) -> int:
     return begin
 
 
-def _value(match: re.Match[str]) -> str:
-    return match["value"].strip(TRIMMED).casefold()
+def bare(written: str) -> str:
+    """Without blanks, emphasis, the full stop behind it, and brackets or quotation marks that close.
+
+    What is left of `<4` and `.5` is all of it: they say something else than 4 and 5.
+    """
+    written = written.strip()
+    if len(written) > TAIL_CHARS:
+        return written
+    while True:
+        left = written.strip(" \t*_")
+        for macro in ("\\boxed{", "\\text{", "\\mathbf{"):
+            if left.startswith(macro) and left.endswith("}"):
+                left = left[len(macro) : -1]
+        if len(left) > 1 and WRAPPED.get(left[0]) == left[-1]:
+            left = left[1:-1]
+        if len(left) > 1 and left[-1] in ".!" and left[-2] not in ".!":
+            left = left[:-1]
+        if left == written:
+            return written
+        written = left
+
+
+def _check_undisputed(said: Said, label: str, labels: Mapping[str, float]) -> None:
+    """Raises Unreadable if what stands below the label takes it back."""
+    for place, (_, line) in enumerate(said.lines[1:]):
+        match = VERDICT.fullmatch(line)
+        other = _label(line if match is None else match["value"], labels)
+        if other not in (None, label) or (match is not None and other is None) or TAKEN_BACK.search(line):
+            raise Unreadable(f"the label '{label}' is taken back: {line[:80]!r}")
+        if place == 0 and line.lstrip()[:1].islower():
+            raise Unreadable(f"the label '{label}' is part of a sentence: {line[:80]!r}")
 
 
 def _label(written: str, labels: Mapping[str, float]) -> str | None:
-    bare = written.strip(TRIMMED).casefold()
-    return next((label for label in labels if label.casefold() == bare), None)
+    left = bare(written).casefold()
+    return next((label for label in labels if label.casefold() == left), None)
 
 
 def _names(where: str, text: str) -> set[str]:

@@ -8,10 +8,14 @@ from typing import ClassVar
 from pydantic import Field, PositiveFloat, model_validator
 
 from rewards.judges.errors import Unreadable
-from rewards.judges.templates.base import TRIMMED, Item, Mode, Parsed, Template, after_thought, read_label
+from rewards.judges.templates.base import Item, Mode, Parsed, Said, Template, check_declined
 from rewards.judges.templates.pointwise import STRICT
 
-LINE = re.compile(r"(\d+)[.:)] *\W{0,4}(yes|no)", re.IGNORECASE)
+LINE = re.compile(
+    r"[\s*_#-]*(?:criterion )?(?P<number>[0-9]{1,4})[*_]{0,3}[.:)]"
+    r"[\s*_`]{0,6}(?P<quote>['\"]?)(?P<held>yes|no)(?P=quote)[\s*_`]{0,6}[.!]?[\s*_`]{0,6}",
+    re.IGNORECASE,
+)
 
 
 class Checklist(Template):
@@ -46,12 +50,14 @@ class Checklist(Template):
 
     def parse(self, text: str, item: Item, mode: Mode) -> Parsed:
         """The last k lines, numbered 1 to k; a criterion mentioned before them does not count."""
-        lines = [line for line in text[after_thought(text) :].splitlines() if line.strip()]
-        k = len(self.criteria)
-        read = [LINE.fullmatch(line.strip(TRIMMED + "-")) for line in lines[-k:]]
-        if [m and int(m[1]) for m in read] != list(range(1, k + 1)):
-            read_label(text, {}, alone=False) if "verdict" in lines[-1].casefold() else None  # raises Declined
-            raise Unreadable(f"the last {k} lines are not '1: yes' to '{k}: no', but {lines[-k:]!r:.200}")
-        held = [m is not None and m[2].casefold() == "yes" for m in read]
+        said, k = Said(text, item), len(self.criteria)
+        check_declined(said)
+        read = [LINE.fullmatch(line) for line in said.last(k)]
+        if [m and int(m["number"]) for m in read] != list(range(1, k + 1)):
+            raise Unreadable(f"the last {k} lines are not '1: yes' to '{k}: no', but {said.last(k)!r:.200}")
+        said.check_own(k)
+        if len(said.lines) > k and LINE.fullmatch(said.last(k + 1)[0]):
+            raise Unreadable(f"more than one answer to a criterion: {said.last(2 * k)!r:.200}")
+        held = [m is not None and m["held"].casefold() == "yes" for m in read]
         weights = self.weights or (1.0,) * k
         return Parsed((sum(w for w, h in zip(weights, held, strict=True) if h) / sum(weights),))

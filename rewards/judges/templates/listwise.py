@@ -8,9 +8,11 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from rewards.judges.errors import Unreadable
-from rewards.judges.templates.base import TRIMMED, Item, Mode, Parsed, Template, after_thought, marked, read_label
+from rewards.judges.templates.base import Item, Mode, Parsed, Said, Template, bare, check_declined, marked
 
-SCORES = re.compile(r"(?:scores\W{0,4}[:=])?([-+\d,. ]+)", re.IGNORECASE)
+SCORES = re.compile(r"[\s*_#-]*scores\W{0,4}[:=](.*)", re.IGNORECASE)
+LONGEST = 20
+"""Digits of a number that is read at all."""
 
 
 class Listwise(Template):
@@ -51,16 +53,40 @@ class Listwise(Template):
         return super().blocks(item) | {"responses": "\n\n".join(shown)}
 
     def parse(self, text: str, item: Item, mode: Mode) -> Parsed:
-        """The integers of the last line; another number of them than of responses is not padded but unreadable."""
-        last = [line for line in text[after_thought(text) :].splitlines() if line.strip()][-1]
-        match = SCORES.fullmatch(last.replace("\\boxed{", "").replace("$", "").replace("[", "").strip(TRIMMED))
-        if match is None:
-            read_label(text, {}, alone=False) if "verdict" in last.casefold() else None  # raises Declined
+        """The integers of the last line; another number of them than of responses is not padded but unreadable.
+
+        Without `Scores:` they count in a box, or where there is no other line.
+        """
+        said = Said(text, item)
+        check_declined(said)
+        last = said.last()[0]
+        written = self._written(last, alone=len(said.lines) == 1)
+        if written is None:
             raise Unreadable(f"the last line is not 'Scores: …', but {last!r:.200}")
-        written = [part.strip() for part in match[1].split(",")]
+        said.check_own()
+        before = said.last(2)[0]
+        if len(said.lines) > 1 and self._written(before, alone=False) not in (None, written):
+            raise Unreadable(f"two lines of scores: {before!r:.100} and {last!r:.100}")
         if len(written) != len(item.responses):
             raise Unreadable(f"{len(written)} scores for {len(item.responses)} responses: {last!r:.200}")
         for part in written:
-            if not part.isdecimal() or not self.lowest <= int(part) <= self.highest:
+            if not part.isdecimal() or len(part) > LONGEST or not self.lowest <= int(part) <= self.highest:
                 raise Unreadable(f"the score '{part[:20]}' is no integer from {self.lowest} to {self.highest}")
         return Parsed(tuple(float(part) for part in written))
+
+    def _written(self, line: str, *, alone: bool) -> list[str] | None:
+        match = SCORES.fullmatch(bare(line) if len(line) < 80 else line.strip(" *_"))
+        values = match[1] if match else line
+        if match is None and not alone and "boxed{" not in line:
+            return None
+        values = _unwrapped(values)
+        return [part.strip() for part in values.split(",")] if values[:1].isdecimal() or match else None
+
+
+def _unwrapped(values: str) -> str:
+    """Without emphasis, dollar signs, one pair of brackets or box, and the full stop behind all of it."""
+    values = values.strip(" \t*_`$").removesuffix(".").strip(" \t*_`$")
+    for opening, closing in (("\\boxed{", "}"), ("[", "]"), ("(", ")")):
+        if values.startswith(opening) and values.endswith(closing):
+            return values[len(opening) : -1].strip()
+    return values

@@ -49,4 +49,4 @@ class PairwiseStrength(Pairwise):
         return f"Answer with exactly one of: {', '.join(STRENGTHS)}."
 
     def parse(self, text: str, item: Item, mode: Mode) -> Parsed:
-        return Parsed(read_label(text, STRENGTHS, alone=False).values)
+        return Parsed(read_label(text, STRENGTHS, item, alone=False).values)
