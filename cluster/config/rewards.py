@@ -81,11 +81,21 @@ class JudgeSection(Section):
     structured: Literal["off", "structured_outputs", "guided_choice"] = "off"
     """How a server is told to answer with a label only; `guided_choice` is for vLLM before 0.12."""
     omit: tuple[
-        Literal["max_tokens", "temperature", "seed", "logprobs", "top_logprobs", "structured_outputs", "guided_choice"],
+        Literal[
+            "max_tokens",
+            "temperature",
+            "seed",
+            "logprobs",
+            "top_logprobs",
+            "structured_outputs",
+            "guided_choice",
+            "system",
+        ],
         ...,
     ] = ()
-    """`url`: fields of a request that the server does not take. A server that refuses one by name is asked again
-    without it, so this is for servers that refuse without saying what."""
+    """`url`: fields of a request that the server does not take; `system`: its model has no such role, so instructions
+    stand at the head of the user's message. A server that refuses one by name is asked again without it, so this is for
+    servers that refuse without saying what."""
     canaries: str = ""
     """JSON lines of questions with known answers; a built-in set of attacks on judges by default."""
     canary_every: NonNegativeInt = 0

@@ -35,23 +35,28 @@ def _seed(request: Request, attempt: int) -> int:
     return int(request.key("")[:7], 16) + attempt - 1
 
 
-def first_call(request: Request, messages: tuple[Message, ...], attempt: int) -> Call:
+def first_call(request: Request, messages: tuple[Message, ...], attempt: int, *, room: bool = False) -> Call:
+    """`room`: this judge thinks before it answers, even with a label."""
     temperature = request.temperature if attempt == 1 else max(request.temperature, RETRY_TEMPERATURE)
     labels = tuple(request.template.labels)
     top = TOP_LOGPROBS if request.logprobs and labels else 0
     seed = _seed(request, attempt)
     if request.mode == "label":
-        return Call(messages, _verdict_tokens(request, attempt), temperature, seed, top, labels if attempt == 1 else ())
+        return Call(
+            messages, _verdict_tokens(request, attempt, room), temperature, seed, top, labels if attempt == 1 else ()
+        )
     return Call(messages, request.max_tokens, temperature, seed, top if request.mode == "text" else 0)
 
 
-def verdict_call(request: Request, messages: tuple[Message, ...], reasons: str, attempt: int) -> Call:
+def verdict_call(
+    request: Request, messages: tuple[Message, ...], reasons: str, attempt: int, *, room: bool = False
+) -> Call:
     """The reasons, and then the label alone: only this call may be held to the labels."""
     spoken = (*messages, Message("assistant", reasons), Message("user", request.template.follow_up()))
     labels = tuple(request.template.labels)
     top = TOP_LOGPROBS if request.logprobs else 0
-    return Call(spoken, _verdict_tokens(request, attempt), 0.0, _seed(request, attempt), top, labels)
+    return Call(spoken, _verdict_tokens(request, attempt, room), 0.0, _seed(request, attempt), top, labels)
 
 
-def _verdict_tokens(request: Request, attempt: int) -> int:
-    return VERDICT_TOKENS if attempt == 1 else max(VERDICT_TOKENS, request.max_tokens)
+def _verdict_tokens(request: Request, attempt: int, room: bool) -> int:
+    return VERDICT_TOKENS if attempt == 1 and not room else max(VERDICT_TOKENS, request.max_tokens)

@@ -6,18 +6,23 @@ header and is nowhere else: not in the name, not in messages, not in what a serv
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import math
 import os
-import re
 import zlib
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Literal
 
 import httpx
 
 from cluster.config import without_password
 from cluster.errors import ConfigError
+from rewards.judges.dialect import TOO_MUCH, Dialect
 from rewards.judges.errors import (
     JudgeAbsent,
     JudgeAnswerTooLong,
@@ -38,18 +43,16 @@ CONNECT_S = 5.0
 """An address that takes longer to accept a connection is dead: nothing that answers is so far away."""
 MAX_ANSWER_BYTES = 8 << 20
 """Twenty log-probs at each of 4,000 tokens are about 5 MB."""
+MOST_BRACKETS = 500_000
+"""Of JSON: every object and list in it takes fifty times its two bytes."""
 LONGEST_EXCERPT = 300
-OPTIONAL = ("max_tokens", "temperature", "seed", "top_logprobs", "logprobs", "structured_outputs", "guided_choice")
-"""Fields that a judge can do without. A server that refuses one is asked again without it, from then on."""
-RENAMED = {"max_tokens": "max_completion_tokens"}
-"""Newer names, used where a refusal mentions them."""
-TOO_MUCH = re.compile(
-    r"too (large|long|many)|context length|exceed|greater than|less than|at most|maximum", re.IGNORECASE
-)
-"""A refusal of a value, not of a field: the request would be another one without it."""
+LONGEST_NAME = 200
+"""Of a model, a version, a reason to end: they go into every score."""
+LONGEST_WAIT_S = 60.0
 MOST_TOKENS = 1 << 40
 """A count beyond this is none."""
 Structured = Literal["off", "structured_outputs", "guided_choice"]
+__all__ = ["MAX_ANSWER_BYTES", "TOO_MUCH", "HttpClient", "Structured", "key_from"]
 
 
 def key_from(name: str, where: str) -> str | None:
@@ -62,7 +65,11 @@ def key_from(name: str, where: str) -> str | None:
 
 
 class HttpClient:
-    """One base URL, which ends in `/v1` as a rule. One connection pool; closes with `close`."""
+    """One base URL, which ends in `/v1` as a rule; closes with `close`.
+
+    Each call has a connection of its own. On one that is used again, bytes that a server sent behind one answer would
+    be read as the answer to the next question.
+    """
 
     def __init__(
         self,
@@ -78,19 +85,19 @@ class HttpClient:
         body: Mapping[str, Any] | None = None,
         omit: Sequence[str] = (),
     ) -> None:
-        """`model` empty: the first that the server lists. `body`: further fields of every request. `omit`: fields of
-        `OPTIONAL` that the server does not take; others are found out by asking."""
+        """`model` empty: the first that the server lists. `body`: further fields of every request. `omit`: fields that
+        the server does not take, `system` for the role; others are found out by asking."""
         self.url, self._model, self._key = url.rstrip("/"), model, key
         self.name = without_password(self.url)
         self._revision, self._structured = revision, structured
         self._body, self._max_bytes = dict(body or {}), max_answer_bytes
-        self._dialect: dict[str, str] = dict.fromkeys(omit, "")
-        """Field → its name for this server, empty where the server refuses it."""
-        identity = {"Accept-Encoding": "identity"}
+        self._dialect, self._timeout_s = Dialect.omitting(omit), timeout_s
+        identity = {"Accept-Encoding": "identity", "Connection": "close", "Content-Type": "application/json"}
         self._client = httpx.AsyncClient(
             headers=identity | {"Authorization": f"Bearer {key}"} if key else identity,
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S)),
-            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=0),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none: a server could fill memory with them
             follow_redirects=False,  # a redirect would carry the key elsewhere
         )
 
@@ -111,39 +118,39 @@ class HttpClient:
         answer = await self._asked(body)
         try:
             return _completion(answer, self._revision)
-        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             raise JudgeProtocolError(
-                f"{self.name} answered with no chat completion ({type(error).__name__}: {error}): "
-                f"{self._excerpt(json.dumps(answer))}"
+                f"{self.name} answered with no chat completion ({type(error).__name__}: {self._excerpt(str(error))}): "
+                f"{self._excerpt(_shown(answer))}"
             ) from error
 
     async def _asked(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer, in the server's dialect: a field that it refuses by name is renamed or left out."""
-        while True:
-            spoken = {self._dialect.get(name, name): value for name, value in body.items()}
-            spoken.pop("", None)
-            try:
-                return await self._send("POST", f"{self.url}/chat/completions", spoken | self._body)
-            except JudgeRejected as error:
-                if not self._learn(str(error), spoken):
-                    raise
+        """The answer, in the server's dialect: a field that it refuses by name is renamed or left out.
 
-    def _learn(self, refusal: str, spoken: Mapping[str, Any]) -> bool:
-        """Take a refused field into the dialect; whether there was one."""
-        if TOO_MUCH.search(refusal):
-            return False
-        for name in OPTIONAL:
-            sent = self._dialect.get(name, name)
-            if sent not in spoken or sent in self._body or not re.search(rf"\b{sent}\b", refusal):
-                continue
-            newer = RENAMED.get(name, "")
-            self._dialect[name] = newer if sent == name and newer and newer in refusal else ""
-            if name == "logprobs":
-                self._dialect["top_logprobs"] = ""
-            log.warning("%s refuses '%s'; it is %s from now on", self.name, sent,
-                        f"called '{newer}'" if self._dialect[name] else "left out")  # fmt: skip
-            return True
-        return False
+        What was learnt counts once a request is taken: a server that refuses everything has no dialect.
+        """
+        dialect, first = self._dialect, None
+        while True:
+            spoken = dialect.spoken(body) | self._body
+            try:
+                answer = await self._send("POST", f"{self.url}/chat/completions", spoken)
+            except (JudgeRejected, JudgeServerError) as error:
+                first = first or error
+                changed = dialect.without(error.said, body, self._body)
+                if changed is None and first is not error:
+                    left_out = "; ".join(dialect.news(self._dialect))
+                    raise JudgeRejected(
+                        f"{first} It was asked again ({left_out}), and {error}", status=getattr(error, "status", 0)
+                    ) from error
+                if changed is None:
+                    raise
+                dialect = changed
+            else:
+                news = list(dialect.news(self._dialect))
+                self._dialect = self._dialect.joined(dialect)
+                if news:
+                    log.warning("%s does not take every field of a request. From now on %s", self.name, ", ".join(news))
+                return answer
 
     async def tokens(self, text: str) -> Sequence[str] | None:
         """By vLLM's `/tokenize`; None where a server has no such thing."""
@@ -154,7 +161,8 @@ class HttpClient:
         except JudgeRejected:
             return None
         strings = answer.get("token_strs")
-        return [str(s) for s in strings] if isinstance(strings, list) else None
+        known = isinstance(strings, list) and strings and all(isinstance(s, str) for s in strings)
+        return strings if known else None
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -163,24 +171,32 @@ class HttpClient:
         if not self._model:
             answer = await self._send("GET", f"{self.url}/models", None)
             try:
-                self._model = str(answer["data"][0]["id"])
-            except (KeyError, IndexError, TypeError) as error:
-                raise JudgeProtocolError(f"{self.name}/models lists no model; name one in 'model'.") from error
+                name = answer["data"][0]["id"]
+            except (LookupError, TypeError):
+                name = None
+            if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+                raise JudgeProtocolError(f"{self.name}/models lists no model; name one in 'model'.")
+            self._model = _encodable(name)
         return self._model
 
     async def _send(self, method: str, url: str, body: Any) -> dict[str, Any]:
         """The JSON object of a 200. Raises JudgeError."""
+        content = None if body is None else json.dumps(body).encode()
         try:
-            async with self._client.stream(method, url, json=body) as response:
+            async with asyncio.timeout(self._timeout_s), self._client.stream(method, url, content=content) as response:
                 data = await self._body_of(response)
+        except JudgeError:
+            raise
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise JudgeAbsent(f"{self.name}: {type(error).__name__}: {self._excerpt(str(error))}") from error
-        except httpx.TimeoutException as error:
+        except (httpx.TimeoutException, TimeoutError) as error:
             raise JudgeTimeout(f"{self.name} did not answer in time ({type(error).__name__}).") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except Exception as error:  # the border: what httpx and the libraries below it make of a server's bytes
             raise JudgeUnreachable(f"{self.name}: {type(error).__name__}: {self._excerpt(str(error))}") from error
         if response.status_code != 200:
             raise self._refusal(response, data)
+        if data.count(b"[") + data.count(b"{") > MOST_BRACKETS:
+            raise JudgeProtocolError(f"{self.name} answered with JSON of more than {MOST_BRACKETS} objects and lists.")
         try:
             answer = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -213,15 +229,17 @@ class HttpClient:
         return bytes(data)
 
     def _refusal(self, response: httpx.Response, data: bytes) -> JudgeError:
-        status, said = response.status_code, self._excerpt(data)
-        message = f"{self.name} answered {status}: {said}"
+        status = response.status_code
+        message = f"{self.name} answered {status}: {self._excerpt(data)}"
         if status in (401, 403):
             return JudgeUnauthorised(f"{message}. Check the variable that 'key_env' names.")
         if status == 429:
             return JudgeBusy(message, retry_after_s=_seconds(response.headers.get("retry-after")))
+        said = data.decode("utf-8", errors="replace")
         if status >= 500:
-            return JudgeServerError(message, retry_after_s=_seconds(response.headers.get("retry-after")))
-        return JudgeRejected(message, status=status)
+            wait_s = _seconds(response.headers.get("retry-after"))
+            return JudgeServerError(message, retry_after_s=wait_s, said=said)
+        return JudgeRejected(message, status=status, said=said)
 
     def _excerpt(self, text: str | bytes) -> str:
         if isinstance(text, bytes):
@@ -232,10 +250,23 @@ class HttpClient:
 
 
 def _seconds(header: str | None) -> float:
+    """Seconds, or until a date, that a server asks to wait; 0 for what is neither, a minute at most."""
     try:
-        return min(max(float(header or 0), 0.0), 60.0)
-    except ValueError:  # a date
-        return 0.0
+        seconds = float(header or 0)
+    except ValueError:
+        try:
+            at = parsedate_to_datetime(header or "")
+            seconds = (at - datetime.now(at.tzinfo and UTC)).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            return 0.0
+    return min(max(seconds, 0.0), LONGEST_WAIT_S) if not math.isnan(seconds) else 0.0
+
+
+def _shown(answer: Any) -> str:
+    try:
+        return json.dumps(answer)
+    except RecursionError:
+        return "(nested too deeply to be shown)"
 
 
 def _completion(answer: dict[str, Any], revision: str) -> Completion:
@@ -248,18 +279,22 @@ def _completion(answer: dict[str, Any], revision: str) -> Completion:
     content = (choice.get("logprobs") or {}).get("content") or []
     return Completion(
         _encodable(text),
-        _encodable(str(choice.get("finish_reason"))),
-        _encodable(str(answer.get("model", ""))),
+        _name(choice.get("finish_reason")),
+        _name(answer.get("model", "")),
         tuple(_token(t) for t in content),
         _count(usage.get("prompt_tokens")),
         _count(usage.get("completion_tokens")),
-        revision or _encodable(str(answer.get("system_fingerprint") or "")),
+        revision or _name(answer.get("system_fingerprint") or ""),
     )
 
 
 def _encodable(text: str) -> str:
     """Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark."""
     return text.encode("utf-8", errors="replace").decode()
+
+
+def _name(found: Any) -> str:
+    return _encodable(str(found)[:LONGEST_NAME])
 
 
 def _count(tokens: Any) -> int:

@@ -13,9 +13,10 @@ class JudgeError(InfrastructureError):
     blames_replica = True
     """Does it count towards opening the replica's circuit?"""
 
-    def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
+    def __init__(self, message: str, *, retry_after_s: float = 0.0, said: str = "") -> None:
+        """`said`: the server's own words in full, for reading and not for messages."""
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.said = retry_after_s, said
 
 
 class JudgeUnreachable(JudgeError):
@@ -52,9 +53,9 @@ class JudgeRejected(JudgeError):
     retry = False
     blames_replica = False
 
-    def __init__(self, message: str, *, status: int = 0) -> None:
+    def __init__(self, message: str, *, status: int = 0, said: str = "") -> None:
         """`status`: of the HTTP answer, 0 where there was none."""
-        super().__init__(message)
+        super().__init__(message, said=said)
         self.status = status
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from collections.abc import Sequence
 
@@ -20,6 +21,11 @@ class JudgeMetrics:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.asked = 0
+        """Requests to the pool, canaries included: scored, abstained, failed, cancelled or in flight."""
+        self.in_flight = 0
+        self.cancelled = 0
+        """Requests that their askers gave up."""
         self.verdicts = 0
         """Answered from replicas: scored, failed or abstained."""
         self.joined = 0
@@ -62,7 +68,7 @@ class JudgeMetrics:
 
     def snapshot(self, *, queue_depth: int = 0, queue_age_s: float = 0.0, open_circuits: int = 0) -> dict[str, float]:
         """By metric name; NaN for what has not been measured yet."""
-        asked = self.verdicts + self.hits
+        known, failed = self.verdicts + self.hits, sum(self.failures.values())
         p50, p95 = np.percentile(self.latencies_s, [50, 95]) if self.latencies_s else (float("nan"),) * 2
         values = {
             "queue_depth": float(queue_depth),
@@ -70,17 +76,23 @@ class JudgeMetrics:
             "open_circuits": float(open_circuits),
             "latency_p50_s": float(p50),
             "latency_p95_s": float(p95),
-            "hit_frac": _share(self.hits + self.joined, asked),
-            "invalid_frac": _share(sum(self.failures.values()), self.verdicts),
+            "hit_frac": _share(self.hits + self.joined, known),
+            "invalid_frac": _share(failed, self.verdicts),
             "abstained_frac": _share(self.abstained, self.verdicts),
             "consistency_frac": _share(self._consistent, self._pairs),
             "first_position_frac": _share(self._first, self._decided),
             "agreement_frac": _share(self._agreed, self._compared),
             "canary_frac": _share(self._canaries_right, self._canaries),
+            "num_asked": float(self.asked),
+            "num_answered": float(self.verdicts - failed),
+            "num_failed": float(failed),
+            "num_cancelled": float(self.cancelled),
+            "num_in_flight": float(self.in_flight),
             "num_calls": float(self.calls),
             "num_unreadable": float(self.unreadable),
             "cost_tokens": float(self.tokens),
         }
+        values |= {f"num_failed_{_snake(reason)}": float(count) for reason, count in self.failures.items()}
         return {f"judge/{self.name}_{key}": value for key, value in values.items()}
 
     def alarms(self) -> list[str]:
@@ -95,6 +107,11 @@ class JudgeMetrics:
         if self._canaries >= MIN_CANARIES and right < MIN_CANARY_FRAC:
             found.append(f"judge '{self.name}' gets only {right:.0%} of the questions with known answers right")
         return found
+
+
+def _snake(error: str) -> str:
+    """The name of an error as a part of a metric's: `JudgeTimeout` → `timeout`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", error.removeprefix("Judge")).lower()
 
 
 def _share(part: float, whole: float) -> float:

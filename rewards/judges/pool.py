@@ -78,6 +78,8 @@ class JudgePool:
         self._deadline_s, self._ttl_s = deadline_s, in_flight_ttl_s
         self._canaries, self._canary_every, self._num_asked = canaries, canary_every, 0
         self._background: set[asyncio.Task[None]] = set()
+        self._needs_room = False
+        """Whether verdicts had to be asked for again with room for a thought: then they get it at once."""
         self._accepted: set[str] = set()
         self._accepting = asyncio.Lock()
 
@@ -166,19 +168,30 @@ class JudgePool:
 
     async def _ask(self, request: Request) -> Verdict:
         begun = time.monotonic()
+        self.metrics.asked += 1
+        self.metrics.in_flight += 1
         try:
-            async with asyncio.timeout(self._deadline_s):
-                verdict = await self._broker.submit(self.key(request), lambda: self._judge(request))
-        except TimeoutError:
-            verdict = self._failed(request, self._overdue())
-        except (JudgeError, Unreadable) as error:
-            verdict = self._failed(request, error)
-        except Declined as error:
-            self.metrics.abstained += 1
-            verdict = self._unknown(request, f"the judge declines: {error}", ABSTAINED)
+            verdict = await self._verdict(request)
+        except BaseException:
+            self.metrics.cancelled += 1
+            raise
+        finally:
+            self.metrics.in_flight -= 1
         self.metrics.verdicts += 1
         self.metrics.latencies_s.append(time.monotonic() - begun)
         return verdict
+
+    async def _verdict(self, request: Request) -> Verdict:
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await self._broker.submit(self.key(request), lambda: self._judge(request))
+        except TimeoutError:
+            return self._failed(request, self._overdue())
+        except (JudgeError, Unreadable) as error:
+            return self._failed(request, error)
+        except Declined as error:
+            self.metrics.abstained += 1
+            return self._unknown(request, f"the judge declines: {error}", ABSTAINED)
 
     def _failed(self, request: Request, error: Exception) -> Verdict:
         self.metrics.failures[type(error).__name__] += 1
@@ -194,7 +207,7 @@ class JudgePool:
 
     async def _judge(self, request: Request) -> Verdict:
         """Two attempts at most. Raises JudgeError, Unreadable, Declined."""
-        begun, spent = time.monotonic(), 0
+        begun, spent, cut = time.monotonic(), 0, False
         for attempt in (1, 2):
             completions, replica = await self._answers(request, attempt, begun + self._ttl_s)
             spent += sum(c.prompt_tokens + c.completion_tokens for c in completions)
@@ -202,10 +215,14 @@ class JudgePool:
                 verdict = verdict_from(request, completions)
             except Unreadable as error:
                 self.metrics.unreadable += 1
-                replica.breaker.retract(str(error))
+                if completions[-1].finish == "length":
+                    cut = cut or attempt == 1
+                else:  # a cut answer is the fault of its budget
+                    replica.breaker.retract(str(error))
                 if attempt == 2:
                     raise
             else:
+                self._needs_room |= cut and request.mode != "text"
                 latency_s = time.monotonic() - begun
                 return replace(verdict, judge=self.name, attempt=attempt, latency_s=latency_s, cost_tokens=spent)
         raise AssertionError("the second attempt returns or raises")
@@ -213,11 +230,11 @@ class JudgePool:
     async def _answers(self, request: Request, attempt: int, until: float) -> tuple[list[Completion], Replica]:
         """The raw answers of one attempt, archived also when only the first of two came."""
         messages = request.messages
-        completion, replica = await self._complete(first_call(request, messages, attempt), until)
+        completion, replica = await self._complete(first_call(request, messages, attempt, room=self._needs_room), until)
         completions = [completion]
         try:
             if request.mode == "reason" and completion.finish == "stop":
-                second = verdict_call(request, messages, completion.text, attempt)
+                second = verdict_call(request, messages, completion.text, attempt, room=self._needs_room)
                 completion, replica = await self._complete(second, until)
                 completions.append(completion)
         finally:

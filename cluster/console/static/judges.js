@@ -15,6 +15,11 @@ const COLUMNS = [
   ["Same in both orders", "consistency_frac", percent, (v) => v < 0.7],
   ["Prefers the first", "first_position_frac", percent, (v) => Math.abs(v - 0.5) > 0.15],
   ["Circuits open", "open_circuits", num, (v) => v > 0],
+  ["Asked", "num_asked", num],
+  ["Answered", "num_answered", num],
+  ["Failed", "num_failed", num, (v) => v > 0],
+  ["Given up", "num_cancelled", num],
+  ["In flight", "num_in_flight", num],
   ["Calls", "num_calls", num],
   ["Cost", "cost_tokens", (v) => num(v, "tokens")],
 ];

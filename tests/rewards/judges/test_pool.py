@@ -20,11 +20,13 @@ from rewards.judges.asking import verdict_from
 from rewards.judges.breaker import Breaker
 from rewards.judges.canaries import Canary, red_team
 from rewards.judges.client import HttpClient
+from rewards.judges.errors import JudgeProtocolError
 from rewards.judges.keyword import KeywordJudge
 from rewards.judges.pool import JudgePool
 from rewards.judges.templates import TEMPLATES, Item
-from rewards.judges.types import Request
+from rewards.judges.types import Call, Completion, Request
 from rewards.judges.wrappers import Cached, Ensemble, Shuffled, Swap, Vote
+from tests.metrics_page import unexplained
 from tests.rewards.judges.servers import chat, half, says, serving
 
 
@@ -433,3 +435,35 @@ async def test_the_right_span_only_is_constrained():
     assert ["structured_outputs" in body for body in sent] == [False, True]
     assert sent[1]["messages"][2] == {"role": "assistant", "content": "It is fine."}
     assert sent[1]["max_tokens"] < 16
+
+
+def counts(pool: JudgePool) -> dict[str, float]:
+    return {k.rpartition("_num_")[2]: v for k, v in pool.snapshot().items() if "_num_" in k}
+
+
+async def test_what_was_asked_is_answered_failed_given_up_or_in_flight():
+    gate = asyncio.Event()
+
+    class Slow(KeywordJudge):
+        async def complete(self, call: Call) -> Completion:
+            if "wait" in call.messages[-1].content:
+                await gate.wait()
+            if "broken" in call.messages[-1].content:
+                raise JudgeProtocolError("no chat completion")
+            return await super().complete(call)
+
+    pool = JudgePool("j", [Slow()])
+    waiting = [asyncio.create_task(pool.ask(pointwise(f"wait {i}"))) for i in range(3)]
+    for text in ("good", "broken"):
+        await pool.ask(pointwise(text))
+    now = counts(pool)
+    assert (now["asked"], now["answered"], now["failed"], now["in_flight"], now["cancelled"]) == (5, 1, 1, 3, 0)
+    assert now["failed_protocol_error"] == 1
+    waiting[0].cancel()
+    await asyncio.gather(waiting[0], return_exceptions=True)
+    gate.set()
+    await asyncio.gather(*waiting[1:])
+    now = counts(pool)
+    assert (now["asked"], now["answered"], now["failed"], now["in_flight"], now["cancelled"]) == (5, 3, 1, 0, 1)
+    assert not unexplained(pool.snapshot())
+    await pool.close()
