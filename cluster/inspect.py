@@ -94,7 +94,7 @@ def main(
 def _rows(run: Path, connection: Connection, wanted: Filter, limit: int | None) -> Iterator[dict[str, Any]]:
     given = 0
     with cli.progress("reading groups") as advance:
-        for seen in _everything(run, connection, wanted):
+        for seen in stored_groups(run, connection, wanted):
             advance(1)
             if limit is not None and given >= limit:
                 return
@@ -104,7 +104,7 @@ def _rows(run: Path, connection: Connection, wanted: Filter, limit: int | None) 
                 yield row
 
 
-def _everything(run: Path, connection: Connection, wanted: Filter) -> Iterator[Seen]:
+def stored_groups(run: Path, connection: Connection, wanted: Filter = Filter()) -> Iterator[Seen]:
     """Groups on disk that the filter may keep, oldest step first; then those in Redis that are not on disk."""
     known: set[str] = set()
     for path in kept.files(run / "groups"):

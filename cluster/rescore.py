@@ -17,10 +17,11 @@ import numpy as np
 import typer
 
 from cluster import cli, config
-from cluster.buffer.look import Seen, count, look
+from cluster.buffer.look import Seen
 from cluster.config import RunConfig
 from cluster.errors import ConfigError, nearest
 from cluster.groupfile import writer
+from cluster.inspect import Filter, stored_groups
 from cluster.reach import connected
 from cluster.table import show_facts
 from cluster.types import Group, Scores
@@ -54,6 +55,8 @@ def main(
 ) -> None:
     """Score a run's stored groups again with another judge, template or signal, and compare.
 
+    RUN@N takes the groups that step N trained on.
+
     agreement: Somers' D within groups, 1 is the same order · sign_flip_frac: share of rollouts whose advantage would
     change its sign · flip_frac: groups whose best rollout is another · starc_distance: 0 where the two could not lead
     to different policies, 1 where they are opposite · cost and latency are of the new scores. Give a changed judge by
@@ -62,17 +65,19 @@ def main(
     Exit codes: 0 compared · 1 Redis does not answer, or nothing could be scored · 2 no such run or reward.
     """
     with cli.exit_codes():
-        found = cli.find_run(run, directory)
+        found, step = cli.find_step(run, directory)
         tree = tomllib.loads((found / "config.toml").read_text("utf-8"))
         settings = config.parse(config.overridden(tree, overrides or []), where=str(found / "config.toml"))
         settings, name = _with(settings, signal)
         against = against or name
-        with connected(found) as connection, cli.progress("reading groups", count(connection)) as advance:
-            stored = _comparable(_told(look(connection), advance), against, limit)
+        with connected(found) as connection, cli.progress("reading groups") as advance:
+            seen = stored_groups(found, connection, Filter(step=step))
+            stored = _comparable(_told(seen, advance), against, step, limit)
         if not stored:
             raise ConfigError(
-                f"run '{found.name}' has no stored group with scores of '{against}'. Groups of steps before the last "
-                "checkpoint are trimmed; kanabo inspect shows what is there."
+                f"run '{found.name}' has no stored group with scores of '{against}'"
+                f"{'' if step is None else f' in step {step}'}. tracking.kept_groups sets how many trained ones stay; "
+                "kanabo inspect shows what is there."
             )
         rows = asyncio.run(rescore(settings, name, against, stored))
         if to is not None:
@@ -114,8 +119,9 @@ def _told(seen: Iterable[Seen], advance: Any) -> Iterator[Seen]:
         yield one
 
 
-def _comparable(seen: Iterable[Seen], against: str, limit: int | None) -> list[Seen]:
-    return [s for s in seen if s.group is not None and against in s.scores][:limit]
+def _comparable(seen: Iterable[Seen], against: str, step: int | None, limit: int | None) -> list[Seen]:
+    known = (s for s in seen if s.group is not None and against in s.scores)
+    return [s for s in known if step is None or s.step == step - 1][:limit]
 
 
 async def rescore(settings: RunConfig, name: str, against: str, stored: Sequence[Seen]) -> list[Rescored]:

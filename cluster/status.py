@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import tomllib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,6 +45,9 @@ class Status:
 
 
 def main(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="Only these, by name or directory.", show_default="all")
+    ] = None,
     directory: cli.RunsDir = None,
     watch: Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")] = False,
     as_json: cli.AsJson = False,
@@ -54,16 +57,17 @@ def main(
     live: its process is there · finished, stopped, failed: it ended so · silent: neither; it was killed, or runs where
     this command cannot see it (set RAY_ADDRESS).
 
-    Exit codes: 0 shown · 2 wrong usage, or $RAY_ADDRESS names a cluster that does not answer.
+    Exit codes: 0 shown · 2 no such run, wrong usage, or $RAY_ADDRESS names a cluster that does not answer.
     """
     base = cli.runs_directory(directory)
-    if watch and not as_json:
-        _watch(base)
-        return
     with cli.exit_codes():
+        only = [cli.find_run(run, directory) for run in runs or ()]
+        if watch and not as_json:
+            _watch(base, only)
+            return
         in_cluster = live_in_cluster()
-    with cli.progress("reading runs", len(cli.run_directories(base))) as advance:
-        found = statuses(base, in_cluster, advance)
+    with cli.progress("reading runs", len(only or cli.run_directories(base))) as advance:
+        found = statuses(base, in_cluster, advance, only)
     if as_json:
         cli.print_json([asdict(status) for status in found])
     else:
@@ -73,11 +77,17 @@ def main(
 
 
 def statuses(
-    base: Path, in_cluster: Collection[str] = (), advance: Callable[[float], None] = lambda _: None
+    base: Path,
+    in_cluster: Collection[str] = (),
+    advance: Callable[[float], None] = lambda _: None,
+    only: Sequence[Path] = (),
 ) -> list[Status]:
-    """Of every run below `base`; `in_cluster` names those whose learner is an actor of the cluster."""
+    """Of every run below `base`, or of the directories in `only`.
+
+    `in_cluster` names those whose learner is an actor of the cluster.
+    """
     locks, found = held_locks(), []
-    for path in cli.run_directories(base):
+    for path in only or cli.run_directories(base):
         found.append(status(path, locks, in_cluster))
         advance(1)
     return found
@@ -156,18 +166,17 @@ def runs_of(actors: Iterable[str]) -> set[str]:
     return {words[1] for words in parts if len(words) == 5 and words[0] == "kanabo" and words[3] == "learner"}
 
 
-def _watch(base: Path) -> None:
+def _watch(base: Path, only: Sequence[Path]) -> None:
     from rich.live import Live
 
     from cluster.table import console
 
-    with cli.exit_codes():
-        in_cluster = live_in_cluster()  # asked once: it takes a second, and is a job in Ray's list
-    with Live(_table(statuses(base, in_cluster), base), console=console, auto_refresh=False) as live:
+    in_cluster = live_in_cluster()  # asked once: it takes a second, and is a job in Ray's list
+    with Live(_table(statuses(base, in_cluster, only=only), base), console=console, auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(REFRESH_S)
-                live.update(_table(statuses(base, in_cluster), base), refresh=True)
+                live.update(_table(statuses(base, in_cluster, only=only), base), refresh=True)
         except KeyboardInterrupt:
             return
 

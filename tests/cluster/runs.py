@@ -43,7 +43,8 @@ def keep(
     credit = (tuple(np.array([r], np.float32) for r in (0.5, -0.5)),) * n
     record = CutRecord("policy", step - 1, tuple(g.id for g in groups), (np.array(rewards),) * n, credit)
     learners = [tuple(np.where(r.loss_mask, r.logprobs + np.float32(0.25), np.nan) for r in g.rollouts) for g in groups]
-    keeper.add(step, groups, record, {g.id: {"judge": scores} for g in groups}, options.get("learners", learners))
+    evidence = scores if isinstance(scores, dict) else {"judge": scores}
+    keeper.add(step, groups, record, {g.id: evidence for g in groups}, options.get("learners", learners))
     keeper.finish()
 
 

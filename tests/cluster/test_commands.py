@@ -294,6 +294,7 @@ UNKNOWN = ["nosuch", "nosuch@latest", "nosuch@3", "short@", "short@x", "short@-1
         ("replay", "{}"),
         ("console", "{}"),
         ("scale", "{}", "rollout=1"),
+        ("status", "{}"),
     ],
     ids=lambda command: command[0],
 )
@@ -315,6 +316,14 @@ def test_the_newest_state_of_a_run_is_the_run(kanabo, tmp_path, short, command, 
     assert told.code == 2
     assert "there is no run" not in told.err
     assert "short" in told.err
+
+
+@pytest.mark.parametrize("alias", ["short", "short@latest"])
+def test_status_shows_the_runs_that_are_named(kanabo, tmp_path, short, alias):
+    make_run(tmp_path, "another")
+    told = kanabo("status", alias, "--dir", tmp_path, "--json")
+    assert (told.code, [row["run"] for row in told.document]) == (0, ["short"])
+    assert "another" not in kanabo("status", alias, "--dir", tmp_path).out
 
 
 def test_a_model_to_evaluate_may_be_a_checkpoint_of_a_run(tmp_path, short):

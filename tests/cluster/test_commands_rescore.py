@@ -6,8 +6,11 @@ import json
 
 import pytest
 
+from cluster.store import Store
 from cluster.types import Scores
 from rewards.base import Signal
+from tests.cluster.commands import make_run
+from tests.cluster.runs import group, keep
 from tests.cluster.test_commands_inspect import keys_of, stored  # noqa: F401  # a fixture
 
 
@@ -47,8 +50,6 @@ def test_what_fails_is_counted_and_is_no_number(kanabo, stored):  # noqa: F811
 
 
 def test_nothing_of_the_run_is_changed(kanabo, stored):  # noqa: F811
-    from cluster.store import Store
-
     with Store(stored / "redis") as store:
         before = keys_of(store.url, "a")
         assert kanabo("rescore", stored, "--signal", f"{__name__}:Reversed", "--against", "exact").code == 0
@@ -68,3 +69,18 @@ def test_mistakes_are_told(kanabo, stored, arguments, words):  # noqa: F811
     told = kanabo("rescore", stored, *arguments)
     assert (told.code, told.out) == (2, "")
     assert words in told.err
+
+
+def test_trained_groups_that_left_the_buffer_are_scored_again(kanabo, tmp_path):
+    """Of a run that has ended, whose groups are on disk alone; RUN@N takes those of one step."""
+    run = make_run(tmp_path, "over", steps=2)
+    with Store(run / "redis"):
+        pass
+    for step in (1, 2):
+        keep(run, step, [group(10 * step + i) for i in range(step)], (1.0, 0.0), {"exact": Scores.of([1.0, 0.0])})
+    arguments = ["--signal", f"{__name__}:Reversed", "--against", "exact", "--dir", tmp_path, "--json"]
+    for name, groups in (("over", 3), ("over@latest", 3), ("over@1", 1), ("over@2", 2)):
+        told = kanabo("rescore", name, *arguments)
+        assert told.code == 0, told.err
+        assert (told.document["num_groups"], told.document["agreement"]) == (groups, -1.0), name
+    assert kanabo("rescore", "over@3", *arguments).code == 2
