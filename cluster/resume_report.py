@@ -51,13 +51,15 @@ def report(settings: RunConfig, directory: Path, resume_from: Path | None) -> li
         step = checkpoint.read(resume_from).step
         left = max(0, settings.learner.steps - step)
         said = [f"Resumes from step {step} of {settings.learner.steps} ({resume_from}); {left} steps are left."]
-    found = [f"{key}: {_shown(old)} -> {_shown(new)}" for key, (old, new) in changes(before, settings).items()]
-    if found:
-        rest = [f"{len(found) - SHOWN} more"] if len(found) > SHOWN else []
-        said.append(f"Changed since its last start: {'; '.join([*found[:SHOWN], *rest])}.")
-    else:
-        said.append("The recipe is that of its last start.")
+    said.append(_changed(before, settings) or "The recipe is that of its last start.")
     return said
+
+
+def _changed(before: RunConfig, now: RunConfig) -> str:
+    """The changed keys in a sentence; empty where there are none."""
+    found = [f"{key}: {_shown(old)} -> {_shown(new)}" for key, (old, new) in changes(before, now).items()]
+    rest = [f"{len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    return f"Changed since its last start: {'; '.join([*found[:SHOWN], *rest])}." if found else ""
 
 
 def nothing_left(settings: RunConfig, directory: Path, resume_from: Path | None) -> str:
@@ -72,10 +74,13 @@ def nothing_left(settings: RunConfig, directory: Path, resume_from: Path | None)
         return ""
     if status.status(directory, status.held_locks()).state != "finished":
         return ""
+    before = stored(directory)
+    changed = _changed(before, settings) if before else ""
     return (
         f"The run in '{directory}' is finished: step {step} of learner.steps = {steps} is trained and saved, and "
         "summary.json is written. There is nothing left to do. Raise learner.steps to train on, choose another "
         "run.name for a new run, or take the model with `kanabo export`."
+        + (f" {changed} No step is left that this could act on." if changed else "")
     )
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
+import subprocess
+import sys
 import time
 
 import pytest
@@ -51,6 +55,25 @@ def test_a_finished_run_as_json_is_its_summary(tmp_path, finished, capsys):
     told = capsys.readouterr()
     assert json.loads(told.out)["wall_s"] == 12.5
     assert "nothing left to do" in " ".join(told.err.split())
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_finished_run_with_another_recipe_says_what_differs(tmp_path, finished, capsys, dry_run):
+    changed = ["learner.steps=2", "learner.schedule.lr=0.5"]
+    assert started(recipe_of(tmp_path, "a"), *changed, dry_run=dry_run) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "nothing left to do" in told
+    assert re.search(r"learner\.schedule\.lr: \S+ -> 0\.5", told)
+
+
+def test_a_finished_run_says_so_in_about_a_second_of_computing(tmp_path, finished):
+    """Of processor time: what else the machine does has no part in it."""
+    command = [sys.executable, "-m", "cluster.run", recipe_of(tmp_path, "a"), "learner.steps=2"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "nothing left to do" in " ".join(told.stdout.split())
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
 
 
 @pytest.mark.parametrize("case", ["more steps", "a failed end", "no summary", "an older summary", "no checkpoint"])
