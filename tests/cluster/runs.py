@@ -36,7 +36,12 @@ def group(seq: int, prompt: str = "2 + 2") -> Group:
 
 
 def keep(
-    directory: Path, step: int, groups: list[Group], rewards: tuple[float, float], scores=VERDICT, **options
+    directory: Path,
+    step: int,
+    groups: list[Group],
+    rewards: tuple[float, float],
+    scores: Scores | dict[str, Scores] = VERDICT,
+    **options,
 ) -> None:
     keeper = kept.Keeper(directory / "groups", options.get("limit", 10**6), done=options.get("done", 10**6))
     n = len(groups)

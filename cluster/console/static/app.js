@@ -1,6 +1,6 @@
 // The frame: which view is open, and when it looks again.
 import { address, changed, h, num } from "./page.js";
-import { lastStep, refresh, run } from "./run.js";
+import { refresh, run, stepsTaken } from "./run.js";
 import * as alarms from "./alarms.js";
 import * as curves from "./curves.js";
 import * as groups from "./groups.js";
@@ -51,7 +51,7 @@ function head() {
   document.getElementById("name").textContent = name;
   pill.textContent = live ? "running" : summary ? "ended" : "not running";
   pill.className = live ? "pill on" : "pill";
-  document.getElementById("progress").textContent = `step ${num(lastStep())} of ${num(steps)}`;
+  document.getElementById("progress").textContent = `step ${num(stepsTaken())} of ${num(steps)}`;
 }
 
 function problem(error) {

@@ -1,6 +1,6 @@
 // The lap: how many groups are where, how fast they move, and what waits for what.
 import { count, empty, h, link, num, seconds, show } from "./page.js";
-import { lastStep, rate, recent, run } from "./run.js";
+import { rate, recent, run, stepsTaken } from "./run.js";
 
 const SILENT_S = 12; // actors are asked every 5 s
 
@@ -88,7 +88,7 @@ function boxes() {
     ["put", known(sum(groups.pending, groups.ready, groups.cut)), "groups stored, not yet trained", `${num(recent("rollout/length_tokens"))} tokens a rollout`],
     ["score", known(groups.pending), "groups wait for scores", `rewards known: ${percent(recent("reward/known_frac"))}`, scoring],
     ["cut", known(groups.ready) && `${num(groups.ready)} of ${num(wanted)}`, "groups ready for the next step", `learner waited ${took("learner/wait_s")} a step`],
-    ["step", `${num(lastStep())} of ${num(steps)}`, "optimizer steps", `${took("learner/optimize_s")} each`, slow && slow.frac <= 0.1],
+    ["step", `${num(stepsTaken())} of ${num(steps)}`, "optimizer steps", `${took("learner/optimize_s")} each`, slow && slow.frac <= 0.1],
     ["publish", took("learner/publish_s"), "to hand over the weights", `engines pause ${took("weights/pause_s")}`],
     ["release", known(version), "is the version that new groups start with", `staleness ≤ ${num(max_staleness)}`],
   ];

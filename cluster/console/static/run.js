@@ -51,7 +51,10 @@ export function recent(name, count = 10) {
   return found.length ? found.reduce((a, b) => a + b) / found.length : null;
 }
 
-export const lastStep = () => ordered.at(-1) ?? 0;
+const lastStep = () => ordered.at(-1) ?? 0;
+
+/** Steps trained so far: of a live run, as the buffer has it, which every other sentence of the page is about too. */
+export const stepsTaken = () => run.status.buffer?.version ?? lastStep();
 
 /** Every step that anything was recorded of, in order. */
 export const steps = () => ordered;
