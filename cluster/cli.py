@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -152,6 +153,20 @@ def _directory(base: Path, run: str) -> Path | None:
         return next((path for path in (base / run, Path(run).absolute()) if (path / "config.toml").is_file()), None)
     except (OSError, ValueError):  # a name that is too long for the file system, or has a NUL
         return None
+
+
+def recipe_of(run: Path) -> dict[str, Any]:
+    """The tree of a run's own recipe. Raises ConfigError where it is damaged."""
+    path = run / "config.toml"
+    try:
+        tree = tomllib.loads(path.read_text("utf-8"))
+        if wrong := [name for name in ("learner", "buffer") if not isinstance(tree.get(name, {}), dict)]:
+            raise ValueError(f"[{wrong[0]}] is no section")
+        return tree
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error}. Restore it; a start of the run with its recipe writes it anew."
+        ) from error
 
 
 def run_directories(base: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +50,7 @@ def live_url(run: Path) -> str | None:
 
     Raises ConfigError if the URL needs a password that is not known here.
     """
-    recipe = tomllib.loads((run / "config.toml").read_text("utf-8"))
+    recipe = cli.recipe_of(run)
     url = recipe.get("buffer", {}).get("url")
     return _external(url) if url is not None else _own_server(run / "redis")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,7 +65,7 @@ def main(
     """
     with cli.exit_codes():
         found, step = cli.find_step(run, directory)
-        tree = tomllib.loads((found / "config.toml").read_text("utf-8"))
+        tree = cli.recipe_of(found)
         settings = config.parse(config.overridden(tree, overrides or []), where=str(found / "config.toml"))
         settings, name = _with(settings, signal)
         against = against or name

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-import tomllib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cluster import cli, metrics
+from cluster.errors import ConfigError
 from cluster.ray_address import check_address
 
 REFRESH_S = 2.0
@@ -98,7 +98,10 @@ def status(run: Path, locks: Collection[int], in_cluster: Collection[str] = ()) 
     rows = metrics.read(run)
     values = {key: value for row in rows for key, value in row.items() if value is not None}
     step = max((row["step"] for row in rows if "learner/step_s" in row), default=0)
-    recipe = tomllib.loads((run / "config.toml").read_text("utf-8"))
+    try:
+        recipe = cli.recipe_of(run)
+    except ConfigError:
+        recipe = {}  # the other runs are shown all the same
     steps = recipe.get("learner", {}).get("steps")
     written = _written(run / "metrics.jsonl") if rows else None
     return Status(

@@ -45,8 +45,13 @@ class Source:
         if not (directory / "config.toml").exists():
             raise ConfigError(f"'{directory}' holds no run: there is no config.toml. Name a run's own directory.")
         self.directory, self._alive = directory, alive
-        self._recipe = (directory / "config.toml").read_text("utf-8")
-        self._settings = config.parse(tomllib.loads(self._recipe), where=str(directory / "config.toml"))
+        where = directory / "config.toml"
+        try:
+            self._recipe = where.read_text("utf-8")
+            tree = tomllib.loads(self._recipe)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{where} cannot be read: {error}. Restore it, or remove the directory.") from error
+        self._settings = config.parse(tree, where=str(where))
         self._pieces = Pieces(alive.model_dir if alive else _tokenizer_of(directory))
         self._index = GroupIndex(directory / "groups", alive.buffer if alive else None, POLICY)
         self._lock = threading.Lock()
@@ -77,7 +82,7 @@ class Source:
             ],
             "buffer": buffer,
             "standing": standing,
-            "summary": json.loads(summary.read_text()) if ended else None,
+            "summary": _row(summary.read_bytes()) if ended else None,
         }
 
     def _buffer(self) -> dict[str, Any] | None:
@@ -105,7 +110,7 @@ class Source:
             block = file.read(READ_BYTES)
         whole = block[: block.rfind(b"\n") + 1]
         end = start + len(whole)
-        rows = [json.loads(line) for line in whole.splitlines()]
+        rows = [row for line in whole.splitlines() if (row := _row(line)) is not None]
         return {
             "rows": rows,
             "next": f"{found.st_ino}-{end}",
@@ -148,6 +153,15 @@ class Source:
         """The resolved recipe, and which of its keys are not the defaults."""
         changed = list(_changed(self._settings, config.RunConfig()))
         return {"text": self._recipe, "tree": tomllib.loads(self._recipe), "changed": changed}
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A JSON object that a run has written; None for what a full disk or a hand has made of it."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def in_agreement(standing: dict[str, Any], buffer: dict[str, Any], steps: int, groups_per_step: int) -> dict[str, Any]:

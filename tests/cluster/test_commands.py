@@ -341,3 +341,18 @@ def test_a_model_that_no_run_has_is_refused_in_one_line(kanabo, tmp_path, short,
     assert (told.code, told.out) == (2, "")
     assert told.err.startswith("error: ")
     assert told.err.count("\n") == 1, told.err
+
+
+@pytest.mark.parametrize("damage", [b"", b"[run\n", b"\xff\xfe", b"a = 1\na = 2\n", b"learner = 3\n", b"buffer = []\n"])
+def test_a_damaged_recipe_of_one_run_is_said_in_one_line_and_hides_no_other(kanabo, tmp_path, short, damage):
+    (make_run(tmp_path, "another") / "config.toml").write_bytes(damage)
+    told = kanabo("status", "--dir", tmp_path, "--json")
+    assert (told.code, {row["run"] for row in told.document}) == (0, {"short", "another"})
+    if not damage:
+        return  # an empty recipe is one with defaults
+    rescore, scale = ["rescore", "another", "--signal", "exact"], ["scale", "another", "rollout=1"]
+    for command in (["inspect", "another"], rescore, scale, ["console", "another"]):
+        told = kanabo(*command, "--dir", tmp_path)
+        assert told.code == 2, command
+        assert told.err.startswith("error: ")
+        assert "config.toml" in told.err

@@ -295,6 +295,16 @@ def test_metrics_come_in_parts_and_begin_anew_with_a_rewritten_file(tmp_path):
     assert (len(fourth["rows"]), fourth["reset"]) == (9, True)
 
 
+def test_damaged_files_of_a_run_are_passed_over(tmp_path):
+    run = write_run(tmp_path, {"step": 1})
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xff\x00\n[1]\n{"step": 2\n\n' + b"[" * 9999 + b'\n{"step": 3}\n')
+    (run / "summary.json").write_bytes(b"{")
+    site = client(run)
+    assert site.get("/api/metrics").json()["rows"] == [{"step": 1}, {"step": 3}]
+    assert site.get("/api/status").json()["summary"] is None
+
+
 def test_the_recipe_shows_what_was_chosen_and_no_password(tmp_path):
     write_run(tmp_path)
     chosen = config.parse(
