@@ -69,12 +69,12 @@ def main(
 
 def _check(settings: RunConfig, directory: Path, live: table.LiveTable, *, dry_run: bool) -> None:
     """Look at all that can be looked at before the start, and say what it means. Raises ConfigError."""
-    live.state("checking the recipe, the model, the tasks and the rewards")
+    live.waiting("checking the recipe, the model, the tasks and the rewards")
     warnings = check.everything(settings, directory, online=not dry_run)
     if settings.judges:
         from cluster import trial_judges
 
-        live.state("asking every judge one question")
+        live.waiting("asking every judge one question")
         warnings += trial_judges.judges(settings, check.tasks(settings)[0])
     for warning in warnings:
         live.warning(warning)
@@ -131,7 +131,7 @@ def run(settings: RunConfig, recipe: str, directory: Path, live: table.LiveTable
     begun = time.monotonic()
     with ExitStack() as at_exit:
         at_exit.callback(_shut_down)
-        live.state("joining the Ray cluster" if "RAY_ADDRESS" in os.environ else "starting Ray")
+        live.waiting("joining the Ray cluster" if "RAY_ADDRESS" in os.environ else "starting Ray")
         nodes.start_ray(settings)
         placement.check(settings)
         at_exit.enter_context(own(directory))  # before anything is written there
@@ -139,11 +139,11 @@ def run(settings: RunConfig, recipe: str, directory: Path, live: table.LiveTable
         if resume_from is not None:
             checkpoint.abandon_after(directory / "checkpoints", checkpoint.read(resume_from).step)
         making = time.monotonic()
-        live.state("making or loading the model")
+        live.waiting("making or loading the model")
         models = {name: str(prepare(settings.of_policy(name).model, settings.seed)) for name in settings.policy_names}
         begun += time.monotonic() - making  # a model is made or downloaded once, so its time is not the run's
         store = None
-        live.state("starting Redis" if settings.buffer.url is None else "asking Redis")
+        live.waiting("starting Redis" if settings.buffer.url is None else "asking Redis")
         if settings.buffer.url is None:
             store = at_exit.enter_context(Store(directory / "redis", bind=nodes.reachable_address()))
         url = store.url if store else str(settings.buffer.resolved())

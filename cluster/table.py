@@ -46,6 +46,14 @@ IMPORTANCE = (0, 2, 1, 3, 4, 7, 5, 6)
 """Places of the columns: the first stay where a terminal is narrow."""
 
 
+def _is_open_file(stream: Any) -> bool:
+    """Whether somebody may be waiting at its other end; a caller that keeps the output in memory is not."""
+    try:
+        return stream.fileno() >= 0
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
 class LiveTable:
     """The last steps, and a line on what the learner waits for. On a pipe it prints lines of progress instead."""
 
@@ -81,7 +89,7 @@ class LiveTable:
                 if isinstance(handler, logging.StreamHandler) and handler.stream is before:
                     self._handlers.append((handler, before))
                     handler.setStream(sys.stderr)
-        elif self._enabled:
+        elif self._enabled and _is_open_file(console.file):
             self._ticker.start()
         return self
 
@@ -133,7 +141,7 @@ class LiveTable:
             )
 
     def waiting(self, text: str) -> None:
-        """Where the groups are: what the learner waits for. For the table and the lines between steps."""
+        """Set what the run is at, for the table and for the lines that appear when nothing else does."""
         self._state = text
         if self._live:
             self._live.refresh()
