@@ -1,0 +1,144 @@
+"""Shipped recipes: how long each runs to be verified, its stages, and the metric that shows its method's effect.
+
+`tests/verify/test_recipes.py` runs them and keeps what it saw in `tests/verified.json`;
+`python -m tests.verify.recipes` writes that as docs/recipes_verified.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from tests.verify.keep import VERIFIED
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "recipes_verified.md"
+ENDS = 3
+"""An effect is a mean of so many rows at the beginning and at the end of a run."""
+
+
+class Case(NamedTuple):
+    """One recipe's run."""
+
+    effect: str
+    """The metric that the method changes."""
+    direction: str = ""
+    """`rises` or `falls` where the run is long enough to show it; empty where the figure is kept and not judged."""
+    steps: int = 20
+    stages: tuple[int, ...] = ()
+    """Steps after which another stage begins."""
+    overrides: tuple[str, ...] = ()
+    """What makes the run short, beside `learner.steps`."""
+
+
+def small(effect: str, *overrides: str, tokens: int = 64, steps: int = 3) -> Case:
+    """SmolLM2 on two cores: a few short steps show that groups are trained, and nothing of what is learnt."""
+    shorter = (
+        f"rollout.max_tokens={tokens}", "learner.groups_per_step=2", "learner.micro_tokens=1024",
+        "engine.max_model_len=512", "evaluation.max_tasks=2", *overrides,
+    )  # fmt: skip
+    return Case(effect, steps=steps, overrides=shorter)
+
+
+ACCURACY = "heldout/accuracy"
+CASES: dict[str, Case] = {
+    "b_star": Case(ACCURACY, "rises", stages=(4,)),
+    "cispo": Case(ACCURACY, "rises"),
+    "clip_delta": small("reward/step_scores_mean"),
+    "co_reward": Case("reward/co_reward_mean", "rises"),
+    "collapse": Case("reward/majority_mean", "rises"),
+    "comas": small("reward/comas_solution_mean", "evaluation.max_tasks=4", tokens=48),
+    "concise": small("reward/mean"),
+    "cooper": Case("reward/exact_mean", "rises"),
+    "cream": Case("pairs/label_mean", steps=18, stages=(6, 12), overrides=("checkpoint.every_steps=6",)),
+    "dapo": Case(ACCURACY, "rises"),
+    "dno": small("pairs/margin_mean"),
+    "dpo": small("pairs/chosen_log_ratio_nats"),
+    "dr_grpo": Case(ACCURACY, "rises"),
+    "gradient_and_pairs": small("pairs/chosen_log_ratio_nats"),
+    "gspo": Case(ACCURACY, "rises"),
+    "ipo": Case("loss/ipo", "falls"),
+    "laser": small("laser/accuracy_right", "learner.terms.0.options.mix_after_steps=2", steps=4)._replace(stages=(2,)),
+    "length_switch": small("reward/mean"),
+    "mm_upt": Case("reward/majority_mean", "rises"),
+    "monitors": Case("reward/mean", "rises"),
+    "over_optimisation": Case("reward/format_mean", "rises"),
+    "par": small("reward/judge_shaped_mean"),
+    "ppo": Case("value/explained_variance", "rises"),
+    "reinforce_plus_plus": Case(ACCURACY, "rises"),
+    "reward_model": small("reward/reward_model_mean", "distilled.reward_model.min_held_out=2"),
+    "rivals": Case("reward/judge_mean", "rises"),
+    "rlccf": Case("reward/crowd_mean", "rises"),
+    "rloo": Case(ACCURACY, "rises"),
+    "score": Case("reward/attempts_mean", "rises", stages=(10,), overrides=("controllers.0.options.at=10",)),
+    "self_aligned": Case(ACCURACY, "rises"),
+    "self_certainty": Case("reward/self_certainty_mean", "rises"),
+    "selm": small("selm/third_log_ratio_nats"),
+    "spear": Case("reward/exact_mean", "rises"),
+    "spiral": Case(ACCURACY, "rises"),
+    "spo": small("reward/mean"),
+    "ssr_zero": Case("reward/exact_mean", "rises"),
+    "step_length_switch": small("reward/mean", "learner.groups_per_step=5"),
+    "t_reg": small("t_reg/known_frac"),
+    "temporal": Case("pairs/margin_mean", steps=10),
+    # The keyword judge stands in for the user's server.
+    "think_rm": small("reward/std", "judges.judge={kind='keyword',options={keywords=['the','so','when']}}"),
+    "tp_grpo": small("reward/thoughts_mean"),
+}
+
+
+def stages_of(case: Case, rows: Sequence[dict]) -> list[list[dict]]:
+    """A run's steps, cut at the case's stages."""
+    bounds = [0, *case.stages, len(rows)]
+    return [list(rows[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def figure(case: Case, rows: Sequence[dict]) -> tuple[float, float] | None:
+    """The effect's metric at both ends of a run; None where no row has it."""
+    values = [row[case.effect] for row in rows if case.effect in row]
+    if not values:
+        return None
+    n = 1 if case.effect.startswith("heldout/") else min(ENDS, max(1, len(values) // 2))
+    return fmean(values[:n]), fmean(values[-n:])
+
+
+def page() -> str:
+    """docs/recipes_verified.md."""
+    rows: dict[str, dict[str, Any]] = {row["name"]: row for row in json.loads(VERIFIED.read_text())}
+    lines = [HEAD]
+    for name, case in CASES.items():
+        kept = rows.get(f"recipe_{name}")
+        lines.append(_line(name, kept, case) if kept else f"| `{name}` | | | `{case.effect}` | not run yet | | |")
+    return "\n".join(lines) + "\n"
+
+
+HEAD = """# Shipped recipes in real runs
+
+`make verify` runs each recipe of `deploy/recipes/methods/` with real engines, shortened as `tests/verify/recipes.py` says,
+and keeps what it saw in `tests/verified.json`. Groups are those that the steps of each stage trained on. The effect is a
+metric at both ends of the run: the mean of the first and of the last three rows, of `heldout/accuracy` the first and the
+last. An arrow stands where the test demands a direction. SmolLM2 runs for three short steps, which shows that a recipe
+trains and not what it teaches.
+
+This page is made by `python -m tests.verify.recipes`.
+
+| recipe | steps | groups trained, by stage | effect | from → to | seconds | commit |
+|---|---|---|---|---|---|---|"""
+
+
+def _line(name: str, kept: dict[str, Any], case: Case) -> str:
+    groups = " + ".join(f"{n:g}" for n in kept["groups_by_stage"])
+    arrow = {"rises": " ↑", "falls": " ↓"}.get(case.direction, "")
+    ends = kept["figure"]
+    shown = f"{ends[0]:.3g} → {ends[1]:.3g}" if ends else "–"
+    return (
+        f"| `{name}` | {kept['steps']} | {groups} | `{kept['effect']}`{arrow} | {shown} | {kept['wall_s']:.0f} "
+        f"| {kept['commit']} |"
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
