@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import checkpoint, leftovers, metrics, own
-from cluster.config import POLICY, RunConfig, load, without_password
+from cluster.config import RunConfig, load, without_password
 from cluster.errors import ConfigError, DataError, nearest, one_line
 from cluster.plugged import build_kind, plugins
-from cluster.registry import FIXED, Registry, is_alias
+from cluster.registry import FIXED, Registry, behind, named
 from cluster.types import Task
 
 if TYPE_CHECKING:
@@ -72,28 +72,68 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     warnings = [said for own in settings.policy_names for said in model(settings.of_policy(own), head, online=online)]
     judged(settings, head)
     aliases(settings, directory)
+    warnings += anchored(settings)
     sizes = leftovers.sizes(settings, directory, weights_bytes(settings))
     trial.rewards(settings, head)
     return [*skipped, *warnings, *sizes, *storage(settings)]
 
 
 def aliases(settings: RunConfig, directory: Path) -> None:
-    """Checkpoints that the recipe names by an alias are there. Raises ConfigError."""
+    """Models that the recipe names by an alias are there, and can be followed where they move. Raises ConfigError."""
     registry = Registry(settings, directory, "")  # what the run begins with may not be made yet
-    named = {f"generators.{name}.model": section.model for name, section in settings.generators.items()}
-    named |= {f"scorers.{name}.model": s.model for name, s in settings.scorers.items() if s.model != POLICY}
-    judges = {f"judges.{name}.model": j.model for name, j in settings.judges.items() if is_alias(j.model)}
-    for where, alias in (named | judges | {"learner.reference": settings.learner.reference}).items():
-        if alias == "previous" and settings.learner.lora:
+    for where, alias in named(settings).items():
+        back = behind(alias)
+        if back and settings.learner.lora:
             raise ConfigError(
-                f"{where} = 'previous', and what [learner.lora] saves are adapters without their model. Name "
+                f"{where} = '{alias}', and what [learner.lora] saves are adapters without their model. Name "
                 "'initial', or a directory that `kanabo export` has made."
             )
+        if back > 1 and not settings.checkpoint.every_steps:
+            raise ConfigError(
+                f"{where} = '{alias}' looks {back} checkpoints back, and checkpoint.every_steps = 0 makes none before "
+                "the end. Set checkpoint.every_steps to the steps of a round."
+            )
+        if where == "learner.reference" and back and settings.policies:
+            raise ConfigError(
+                f"learner.reference = '{alias}' beside [policies.…]: only a single policy's reference follows its "
+                "checkpoints. Name 'initial', RUN@N or a directory."
+            )
         try:
-            if alias not in FIXED:
+            if back:
+                registry.resolve(alias)  # its directory is the first weights' until there is a checkpoint
+            elif alias not in FIXED:
                 registry.directory(alias)
         except ConfigError as error:
             raise ConfigError(f"{where} = '{alias}': {error}") from error
+
+
+def anchored(settings: RunConfig) -> list[str]:
+    """Warnings about the past that `temporal` rejects, which is the first iteration's beginning in the later ones too.
+
+    Raises ConfigError where this run goes on from a checkpoint of an iteration before, and calls that the past.
+    """
+    warnings = []
+    for i, selector in enumerate(settings.selectors):
+        past = selector.options.get("past", "initial")
+        generator = settings.generators.get(past)
+        folder = Path(settings.model.path).expanduser()
+        if selector.use != "temporal" or generator is None or generator.model != "initial" or not folder.is_dir():
+            continue
+        here = f"generators.{past}.model = 'initial' is model.path = '{settings.model.path}'"
+        stored = folder.absolute().parent.parent / "config.toml"
+        before = load(stored) if (folder / "manifest.json").is_file() and stored.is_file() else None
+        if before is not None and any(s.use == "temporal" for s in before.selectors):
+            first = before.generators[past].model if past in before.generators else "initial"
+            anchor = f"{stored.parent}@initial" if first == "initial" else first
+            raise ConfigError(
+                f"selectors[{i}]: {here}, where the iteration before ended, so that the rejected sides would no longer "
+                f"be the first model's. Set generators.{past}.model = '{anchor}', what the first iteration began with."
+            )
+        warnings.append(
+            f"selectors[{i}]: {here}. If an iteration before ended there, set generators.{past}.model to what the "
+            "first began with, its RUN@initial or a directory; if this is the first model, name this directory."
+        )
+    return warnings
 
 
 def place(directory: Path) -> None:

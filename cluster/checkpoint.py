@@ -13,7 +13,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -53,10 +54,14 @@ def save(
     step: int,
     keep_last: int,
     members: Sequence[str] = (),
+    *,
+    scheduled: bool = True,
+    needed: Callable[[], Collection[Path]] = tuple,
 ) -> None:
     """Write `global_step_N` on all ranks; on return it is committed, or this process has died trying.
 
-    It waits for the parts of `members`, whose learners save the same step.
+    It waits for the parts of `members`, whose learners save the same step. The newest `keep_last` checkpoints stay, and
+    those that `needed` names once this one is committed.
     """
     target = directory / f"global_step_{step}"
     _write(target, engine)
@@ -65,7 +70,8 @@ def save(
 
         for name in members:
             _take(target, directory / STAGED / name, Members(buffer, policy, epoch), step)
-        manifest = buffer.snapshot(policy, epoch, step)
+        counted = {"scheduled": scheduled, "rounds": rounds(directory)[1] + scheduled}
+        manifest = replace(buffer.snapshot(policy, epoch, step), **counted)
         for path in target.rglob("*"):
             _fsync(path)
         failpoint("learner.after_files")
@@ -73,7 +79,8 @@ def save(
         failpoint("learner.after_manifest")
         buffer.trim(manifest)
         failpoint("learner.after_trim")
-        for old in committed(directory)[:-keep_last]:
+        stay = set(needed())
+        for old in [path for path in committed(directory)[:-keep_last] if path not in stay]:
             # The manifest first: half a directory without one does not count.
             (old / "manifest.json").unlink()
             shutil.rmtree(old)
@@ -134,6 +141,28 @@ def committed(directory: Path) -> list[Path]:
     found = [p.parent for p in directory.glob("global_step_*/manifest.json") if NAME.fullmatch(p.parent.name)]
     ours = [p for p in found if not p.is_symlink() and (p / "manifest.json").is_file()]
     return sorted(ours, key=lambda p: int(p.name.removeprefix("global_step_")))
+
+
+def rounds(directory: Path) -> tuple[dict[int, Path], int]:
+    """The scheduled checkpoints that are there, by their number in the run's history from 1, and how many there were.
+
+    A checkpoint at a stop or at the end of a run ends no round. One whose manifest does not say is taken for scheduled.
+    """
+    found: dict[int, Path] = {}
+    last = 0
+    for path in committed(directory):
+        try:
+            manifest = msgspec.json.decode((path / "manifest.json").read_bytes(), type=Manifest)
+        except (OSError, msgspec.DecodeError):
+            manifest = None
+        if manifest is None or manifest.rounds is None:
+            last += 1
+            found[last] = path
+            continue
+        last = manifest.rounds
+        if manifest.scheduled:
+            found[last] = path
+    return found, last
 
 
 def usable(directory: Path) -> list[Path]:

@@ -4,21 +4,28 @@ policy@latest     the policy as it is now: its engines         judge:NAME       
 policy@N          its checkpoint of step N                     distilled:NAME   [distilled.NAME]
 RUN@N             another run's, by directory or name          initial          what the run began with
 RUN@latest        that run's newest                            previous         the newest checkpoint, else initial
+RUN@initial       what another run began with                  previous@N       the Nth newest, previous being the first
 reference         learner.reference                            a directory      itself
+
+`previous` counts the checkpoints of `checkpoint.every_steps` alone, so that a stopped and resumed run has the same one.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from cluster import checkpoint
-from cluster.config import RunConfig
+from cluster.config import RunConfig, load
 from cluster.errors import ConfigError, nearest
 
 POLICY, LATEST = "policy", "latest"
 FIXED = ("initial", "previous", "reference")
+INITIAL = "initial_model.txt"
+"""In a run's directory: where the weights are that it began with."""
+PREVIOUS = re.compile(r"previous(?:@([1-9]\d*))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,7 @@ class Registry:
             if name in known:
                 return Model("judge" if kind == "judge" else "distilled", name)
             raise self._unknown(alias)
-        if alias in FIXED:
+        if alias in FIXED or PREVIOUS.fullmatch(alias):
             return self._fixed(alias)
         run, at, step = alias.rpartition("@")
         if at:
@@ -69,15 +76,53 @@ class Registry:
             )
         return model
 
+    def meant(self, alias: str) -> str:
+        """The alias itself, or the one that `learner.reference` is."""
+        meant = self.config.learner.reference if alias == "reference" else alias
+        return "initial" if meant == "reference" else meant
+
+    def moves(self, alias: str) -> bool:
+        """Whether an alias comes to stand for other weights while a run goes on."""
+        meant = self.meant(alias)
+        return bool(PREVIOUS.fullmatch(meant)) or meant.endswith(f"@{LATEST}")
+
+    def retained(self) -> set[Path]:
+        """Checkpoints that the recipe's aliases name, also if the run goes on from another one of the newest."""
+        numbered, last = checkpoint.rounds(self.run_dir / "checkpoints")
+        stay: set[Path] = set()
+        for alias in named(self.config).values():
+            if back := behind(self.meant(alias)):
+                oldest = last - (back - 1) - (self.config.checkpoint.keep_last - 1)
+                stay |= {path for number, path in numbered.items() if number >= oldest}
+            run, _, step = alias.rpartition("@")
+            if run == POLICY:
+                stay.add(self.run_dir / "checkpoints" / f"global_step_{step}")
+        return stay
+
     def _fixed(self, alias: str) -> Model:
-        if alias == "reference" and self.config.learner.reference not in ("reference", "initial"):
-            return self.directory(self.config.learner.reference)
-        found = checkpoint.committed(self.run_dir / "checkpoints")
-        return _saved(found[-1]) if alias == "previous" and found else Model("directory", self.model_dir)
+        meant = self.meant(alias)
+        if alias == "reference" and meant != "initial":
+            return self.directory(meant)
+        return self._previous(alias, back) if (back := behind(alias)) else Model("directory", self.model_dir)
+
+    def _previous(self, alias: str, back: int) -> Model:
+        """Raises ConfigError where that checkpoint has been removed: the first weights would be another model."""
+        numbered, last = checkpoint.rounds(self.run_dir / "checkpoints")
+        number = last - back + 1
+        if number < 1:
+            return Model("directory", self.model_dir)
+        if number not in numbered:
+            raise ConfigError(
+                f"'{alias}' is the checkpoint number {number} of {last} of '{self.run_dir}', which has been removed. "
+                f"Raise checkpoint.keep_last to {back} before the run begins, or name another model. {self._there()}"
+            )
+        return _saved(numbered[number])
 
     def _checkpoint(self, alias: str, run: str, step: str) -> Model:
         beside = self.run_dir.parent / run  # a name, as the commands take it
         directory = self.run_dir if run == POLICY else beside if (beside / "checkpoints").is_dir() else Path(run)
+        if step == "initial" and (directory / "config.toml").is_file():
+            return Model("directory", first_weights(directory))
         found = {str(_step(path)): path for path in checkpoint.committed(directory / "checkpoints")}
         if step == LATEST and found:
             return _saved(list(found.values())[-1])
@@ -111,6 +156,51 @@ class Registry:
 def is_alias(name: str) -> bool:
     """Whether a name can only be an alias, and no path or id of a model."""
     return name in FIXED or "@" in name
+
+
+def behind(alias: str) -> int:
+    """How many checkpoints back an alias `previous` or `previous@N` looks, the newest being 1; 0 of another alias."""
+    match = PREVIOUS.fullmatch(alias)
+    return int(match[1] or 1) if match else 0
+
+
+def named(config: RunConfig) -> dict[str, str]:
+    """The aliases of a recipe, by the keys that name them."""
+    generators = {f"generators.{name}.model": section.model for name, section in config.generators.items()}
+    scorers = {f"scorers.{name}.model": s.model for name, s in config.scorers.items() if s.model != POLICY}
+    judges = {f"judges.{name}.model": j.model for name, j in config.judges.items() if is_alias(j.model)}
+    return {**generators, **scorers, **judges, "learner.reference": config.learner.reference}
+
+
+def pinned(config: RunConfig, run_dir: Path) -> RunConfig:
+    """The recipe with the checkpoint that a reference `RUN@latest` was when this run began, or is now at its beginning.
+
+    Raises ConfigError if RUN has none.
+    """
+    run, _, step = config.learner.reference.rpartition("@")
+    if step != LATEST or run == POLICY:
+        return config
+    stored = run_dir / "config.toml"
+    before = load(stored).learner.reference if stored.is_file() else ""
+    if before.rpartition("@")[0] == run and before != config.learner.reference:
+        reference = before
+    else:
+        try:
+            reference = f"{run}@{Registry(config, run_dir, '').directory(config.learner.reference).step}"
+        except ConfigError as error:
+            raise ConfigError(f"learner.reference = '{config.learner.reference}': {error}") from error
+    return config.model_copy(update={"learner": config.learner.model_copy(update={"reference": reference})})
+
+
+def first_weights(run_dir: Path) -> str:
+    """The directory of the weights that the run in `run_dir` began with. Raises ConfigError if they are gone."""
+    file = run_dir / INITIAL
+    where = Path(file.read_text("utf-8") if file.is_file() else load(run_dir / "config.toml").model.path).expanduser()
+    if not (where / "config.json").is_file():
+        raise ConfigError(
+            f"'{run_dir}@initial' is '{where}', which is no directory of a model on this machine. Name a directory."
+        )
+    return str(where.absolute())
 
 
 def _saved(path: Path) -> Model:

@@ -23,6 +23,7 @@ from cluster import check, checkpoint, cli, config, metrics, resume_report, tabl
 from cluster.config import RunConfig
 from cluster.errors import BufferUnavailable, ConfigError, KanaboError
 from cluster.own import own
+from cluster.registry import INITIAL, pinned
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def main(
     try:
         settings = config.load(recipe, overrides or [])
         directory = check.run_directory(settings)
+        settings = pinned(settings, directory)
         if finished := _nothing_left(settings, directory):
             _say(finished)
             if as_json:
@@ -152,6 +154,7 @@ def run(settings: RunConfig, recipe: str, directory: Path, live: table.LiveTable
         for name in settings.policies:  # for `cluster.replay`, which takes it for a run of its own
             (directory / "policies" / name).mkdir(parents=True, exist_ok=True)
             (directory / "policies" / name / "config.toml").write_text(config.dump(settings.of_policy(name)))
+        (directory / INITIAL).write_text(models[topology.POLICY], "utf-8")
         run_id = check.run_id(settings, directory)
         site = topology.Site(settings, models.pop(topology.POLICY), url, run_id, str(directory), models)
         return asyncio.run(_drive(site, store, recipe, resume_from, begun, live, before))

@@ -385,6 +385,10 @@ class Manifest:
     """Tasks of groups that are claimed and not trained at `step`."""
     trained: tuple[str, ...]
     """Ids of the groups trained since the manifest before."""
+    scheduled: bool = True
+    """Whether `checkpoint.every_steps` asked for it, and no stop and no end of the run."""
+    rounds: int | None = None
+    """Scheduled checkpoints in the run's history up to this one; None where nobody counted."""
 
 
 T = TypeVar("T")

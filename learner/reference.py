@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,27 @@ def wants_reference(section: LearnerSection) -> bool:
     return section.reads_reference or loss.need_reference or build_terms(section).need_reference
 
 
+class Following:
+    """A reference that stands for another checkpoint after each one that is written: `previous`, `previous@N`."""
+
+    def __init__(self, find: Callable[[], str], load: Callable[[str], Reference]) -> None:
+        """`find` gives the directory that the alias stands for now, `load` the model in it."""
+        self._find, self._load = find, load
+        self.directory = find()
+        self._model: Reference | None = load(self.directory)
+
+    def logprobs(self, micro: Micro) -> Tensor:
+        """[B, L] nats, aligned and tempered as the engine's."""
+        assert self._model is not None
+        return self._model.logprobs(micro)
+
+    def move(self) -> None:
+        """Read the checkpoint that the alias stands for now, if it is another. Every rank does so between two steps."""
+        if (directory := self._find()) != self.directory:
+            self._model = None  # never two in memory
+            self._model, self.directory = self._load(directory), directory
+
+
 def resolved(config: RunConfig, run_dir: Path, model_dir: str | Path) -> LearnerSection:
     """The learner's section with a directory where it names its reference by an alias. Raises ConfigError."""
     section = config.learner
@@ -76,3 +98,19 @@ def reference_for(
     if section.reference != "initial":
         return Reference(section.reference, section, engine.device)
     return Unadapted(engine) if section.lora else Reference(model_dir, section, engine.device)
+
+
+def reference_of(
+    config: RunConfig, run_dir: Path, model_dir: str | Path, engine: DeepSpeedEngine
+) -> Reference | Unadapted | Following | None:
+    """The reference of a run: one that follows the checkpoints where `learner.reference` is an alias that moves.
+
+    Raises ConfigError if there is no such model.
+    """
+    registry = Registry(config, run_dir, str(model_dir))
+    if not registry.moves(config.learner.reference) or not wants_reference(config.learner):
+        return reference_for(resolved(config, run_dir, model_dir), model_dir, engine)
+    return Following(
+        lambda: registry.directory(config.learner.reference).where,
+        lambda directory: Reference(directory, config.learner, engine.device),
+    )

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,18 @@ class Kept:
     groups: tuple[Group, ...]
     epoch: int
     """The learner's, when it took the step."""
+    reference: str = ""
+    """Directory of the reference model then, where `learner.reference` moves."""
 
 
 class StepRecorder:
     """Keeps steps in `directory`. Its calls are collective: every rank makes them."""
 
-    def __init__(self, directory: Path, engine: Engine, epoch: int, every: int, *, loss: str) -> None:
+    def __init__(
+        self, directory: Path, engine: Engine, epoch: int, every: int, *, loss: str, reference: Callable[[], str] = str
+    ) -> None:
         self._directory, self._engine, self._epoch, self._every = directory, engine, epoch, every
-        self._loss = loss
+        self._loss, self._reference = loss, reference
         self._skipped, self._in_a_row = engine.num_skipped, 0
 
     def before(self, step: int, cut: Cut) -> None:
@@ -98,7 +103,9 @@ class StepRecorder:
         if self._engine.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            (folder / "cut.msgpack").write_bytes(encode(Kept(cut.record, tuple(cut.groups), self._epoch)))
+            (folder / "cut.msgpack").write_bytes(
+                encode(Kept(cut.record, tuple(cut.groups), self._epoch, self._reference()))
+            )
         self._engine.barrier()
         self._engine.save(folder / "learner")
         self._engine.barrier()
@@ -138,6 +145,8 @@ def rerun(
 ) -> dict[str, Any]:
     """Run a kept step again on one rank; returns its outcome, and the rollouts whose loss or gradient is not finite."""
     kept, before = load(folder)
+    if kept.reference:
+        config = config.model_copy(update={"learner": config.learner.model_copy(update={"reference": kept.reference})})
     section = steered(resolved(config, folder.parents[1], model_dir), kept.record.settings)
     torch.set_num_threads(before["threads"])  # sums over threads differ in their last bits
     join(rank, world, master, timeout_s=section.collective_timeout_s)

@@ -20,7 +20,7 @@ from learner.hindsight import Hindsight
 from learner.memory import Memory, WithMemory
 from learner.probe import Probe
 from learner.publish import NcclPublisher, PullPublisher
-from learner.reference import reference_for, resolved
+from learner.reference import Following, reference_of
 from learner.replay import StepRecorder
 from learner.shares import Share, owned, spread
 from learner.steering import Arrange, Steering, memory_of
@@ -90,9 +90,15 @@ def learn(
     token = build_terms(section).appended_token
     if token is not None and token >= engine.vocab_size:
         raise ConfigError(f"learner.terms append the token {token}; the model has {engine.vocab_size}. Name another.")
-    reference = reference_for(resolved(config, told.run_dir, told.model_dir), told.model_dir, engine)
+    reference = reference_of(config, told.run_dir, told.model_dir, engine)
+    follows = reference if isinstance(reference, Following) else None
     publisher = _publisher(told, buffer, engine, rollout_actors, memory)
-    saver = _Saver(engine, lambda engine, step: save(WithMemory(engine, memory), step), config.checkpoint.every_steps)
+    saver = _Saver(
+        engine,
+        lambda engine, step: save(WithMemory(engine, memory), step),
+        config.checkpoint.every_steps,
+        saved=follows.move if follows else lambda: None,
+    )
     kept = config.tracking.kept_groups
     leads = told.share.cuts
     members = Members(buffer, told.lap, told.epoch)
@@ -100,7 +106,10 @@ def learn(
     hindsight = Hindsight() if keeper else None
     every = config.checkpoint.record_every_steps
     own = told.run_dir if leads else told.run_dir / "policies" / told.policy
-    recorder = StepRecorder(own / "replay", engine, told.epoch, every, loss=section.loss.use)
+    recorder = StepRecorder(
+        own / "replay", engine, told.epoch, every, loss=section.loss.use,
+        reference=(lambda: follows.directory) if follows else lambda: "",
+    )  # fmt: skip
     hooks = Hooks(
         # Nobody but the one that cuts is asked to stop: a member that left earlier would be waited for.
         stop=stop if leads else lambda: members.left_at() == engine.step,
@@ -129,8 +138,10 @@ def learn(
 class _Saver:
     """Checkpoints, each step at most once. Collective."""
 
-    def __init__(self, engine: Engine, save: Callable[[Engine, int], None], every: int) -> None:
-        self._engine, self._save, self._every = engine, save, every
+    def __init__(
+        self, engine: Engine, save: Callable[[Engine, int], None], every: int, saved: Callable[[], None]
+    ) -> None:
+        self._engine, self._save, self._every, self._told = engine, save, every, saved
         self._saved = engine.step
 
     def when_due(self, done: int) -> None:
@@ -141,6 +152,8 @@ class _Saver:
         if self._engine.step > self._saved:
             self._saved = self._engine.step
             self._save(self._engine, self._saved)
+            self._engine.barrier()  # rank 0 alone commits it, and all ranks look for it
+            self._told()
 
 
 def _tell(told: Rank, buffer: Buffer, keeper: Keeper | None, hindsight: Hindsight | None, done: int, cut: Cut) -> None:

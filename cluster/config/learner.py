@@ -191,7 +191,9 @@ class LearnerSection(Section):
     """What is minimised beside it."""
     reference: str = "initial"
     """The model that the KL divergence is measured to, and that loss terms compare with: `initial`, `policy@N`, `RUN@N`
-    (a checkpoint in another run's directory), or a directory."""
+    (a checkpoint in another run's directory; `RUN@latest` is the newest when this run begins), `RUN@initial`, or a
+    directory. `previous` is the newest checkpoint of `checkpoint.every_steps`, `previous@2` the one before: such a
+    reference moves with every checkpoint, and a resumed run has the one that it had."""
     lora: LoraSection | None = None
     """Train adapters instead of the weights themselves; `initial` is then the model without them, kept only once."""
     collective_timeout_s: PositiveFloat = 300.0

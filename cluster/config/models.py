@@ -137,7 +137,7 @@ class CheckpointSection(Section):
     every_steps: NonNegativeInt = 0
     """0: only at the end and on a stop."""
     keep_last: PositiveInt = 2
-    """Older checkpoints are deleted."""
+    """Older checkpoints are deleted, except those that an alias of the recipe (`previous@2`, `policy@N`) names."""
     record_every_steps: NonNegativeInt = 0
     """Every so many steps are kept whole for `cluster.replay`; those with a non-finite gradient are in any case."""
 

@@ -118,8 +118,9 @@ class GeneratorSection(Section):
     sampled by other weights than are trained, so they are for losses on pairs: `learner.loss.coef` is 0."""
 
     model: str
-    """An alias: `initial`, `previous`, `policy@N`, `RUN@N` or `RUN@latest` for a checkpoint in another run's directory;
-    or a directory. An alias that comes to stand for other weights is followed."""
+    """An alias: `initial`, `previous`, `previous@2`, `policy@N`, `RUN@N` or `RUN@latest` for a checkpoint in another
+    run's directory, `RUN@initial` for what that run began with; or a directory. An alias that comes to stand for other
+    weights is followed."""
     rollouts: PositiveInt = 1
     """Episodes that it adds to a group."""
 
@@ -130,8 +131,9 @@ class ScorerSection(Section):
 
     model: str = "policy"
     """`policy`: the live one, at the newest version published, which its scores name; or an alias: `initial`, the run's
-    first weights, `previous`, its newest checkpoint, followed as it moves, `policy@N`, `RUN@N`, a directory. Of several
-    policies, the one that the recipe's own sections describe, whoever wrote what it reads."""
+    first weights, `previous`, its newest checkpoint, followed as it moves, `previous@2`, the one before that, and so
+    on, `policy@N`, `RUN@N`, a directory. Of several policies, the one that the recipe's own sections describe, whoever
+    wrote what it reads."""
     replicas: PositiveInt = 1
     """Processes; `python -m cluster.scale RUN scorer:NAME=3` changes it in a running job."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from cluster.registry import LATEST, Model, Registry
+from cluster.registry import Model, Registry
 from cluster.topology.site import Site
 
 log = logging.getLogger(__name__)
@@ -20,10 +20,10 @@ class Followed:
     """Raises ConfigError for an alias that stands for nothing on disk."""
 
     def __init__(self, site: Site, alias: str) -> None:
-        self.alias = alias
-        self.moves = alias == "previous" or alias.endswith(f"@{LATEST}")
-        """Whether it comes to stand for other weights while a run goes on."""
         self._registry = Registry(site.config, Path(site.run_dir), site.model_dir)
+        self.alias = self._registry.meant(alias)
+        self.moves = self._registry.moves(alias)
+        """Whether it comes to stand for other weights while a run goes on."""
         self.model = self._registry.directory(alias)
 
     async def follow(self, load: Callable[[Path, Model], Awaitable[object]]) -> None:

@@ -17,6 +17,7 @@ from cluster import checkpoint
 from cluster.config import RunConfig
 from cluster.nodes import openmp, remove_after_me, settle, threads
 from cluster.placement import options
+from cluster.registry import Registry
 from cluster.topology.site import POLICY, Site, learner_name
 
 
@@ -85,8 +86,12 @@ class LearnerActor:
         def save(engine: Any, step: int) -> None:
             target = Path(site.run_dir) / "checkpoints"
             if policy == POLICY:
-                keep, members = config.checkpoint.keep_last, tuple(site.config.policies)
-                checkpoint.save(target, engine, buffer, POLICY, epoch, step, keep, members)
+                section, members = config.checkpoint, tuple(site.config.policies)
+                checkpoint.save(
+                    target, engine, buffer, POLICY, epoch, step, section.keep_last, members,
+                    scheduled=bool(section.every_steps) and step % section.every_steps == 0,
+                    needed=Registry(site.config, Path(site.run_dir), site.model_dir).retained,
+                )  # fmt: skip
             else:
                 checkpoint.save_part(target, engine, buffer, POLICY, epoch, step, policy)
 

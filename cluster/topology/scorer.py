@@ -2,7 +2,7 @@
 
 ScorerActor ── signs the roster ──► Redis ──► Scorers.follow ──► `Scorer`s of whoever asks (reward workers)
      ▲ publications ── the learner's file: read where it lies, or through Ray's object store
-     ▲ an alias ────── a checkpoint's file, of `previous` the newest
+     ▲ an alias ────── a checkpoint's file: of `previous` the newest, of `previous@2` the one before
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ray.exceptions import RayActorError, RayError
 from cluster.errors import DataError, one_line
 from cluster.nodes import INFRASTRUCTURE, openmp, settle
 from cluster.placement import options
+from cluster.registry import behind
 from cluster.topology.followed import Followed
 from cluster.topology.site import POLICY, Site, first_to_end, learner_name, worker_name
 from cluster.types import Publication
@@ -141,7 +142,7 @@ def _version(followed: Followed, model: Model, site: Site) -> str:
     """Of an alias that moves: the step it stands at."""
     if not followed.moves:
         return followed.alias
-    run = POLICY if followed.alias == "previous" else followed.alias.rpartition("@")[0]
+    run = POLICY if behind(followed.alias) else followed.alias.rpartition("@")[0]
     return INITIAL if model.where == site.model_dir else f"{run}@{model.step}"
 
 

@@ -29,6 +29,9 @@ class Consistency(Selector):
     """Name of the reward that is asked for agreement; `weight = 0` keeps it out of the reward."""
     how: Literal["kendall", "spearman", "top"] = "kendall"
     """`top`: 1 where best and worst coincide, else 0."""
+    ranks: Literal["shared", "ordinal"] = "shared"
+    """Of equal scores. `shared`: they have one rank, and a group that a scorer calls all equal has no correlation;
+    `ordinal`: the earlier rollout ranks lower, so that every group has one."""
     average: bool = True
     """Label all pairs with the step's mean."""
     signal_fields: ClassVar[tuple[str, ...]] = ("first", "second")
@@ -43,7 +46,7 @@ class Consistency(Selector):
         first, second = (
             [values_of(name, s, m) for s, m in zip(scores, mixed, strict=True)] for name in (self.first, self.second)
         )
-        agreement = np.array([consistency(a, b, self.how) for a, b in zip(first, second, strict=True)])
+        agreement = np.array([consistency(a, b, self.how, self.ranks) for a, b in zip(first, second, strict=True)])
         known = agreement[np.isfinite(agreement)]
         if not len(known):  # nothing is known of any label
             return [with_pairs(m, ()) for m in mixed]
@@ -61,15 +64,24 @@ def _extremes(values: Float[np.ndarray, " G"]) -> list[tuple[int, int]]:
     return [(int(np.nanargmax(values)), int(np.nanargmin(values)))]
 
 
-def consistency(a: Float[np.ndarray, " G"], b: Float[np.ndarray, " G"], how: str) -> float:
+def consistency(a: Float[np.ndarray, " G"], b: Float[np.ndarray, " G"], how: str, ranks: str = "shared") -> float:
     """Agreement of two rankings, 0 to 1; NaN where one of them ranks nothing. Only what both know counts."""
     both = np.isfinite(a) & np.isfinite(b)
     a, b = a[both], b[both]
+    if ranks == "ordinal":
+        a, b = ordinal(a), ordinal(b)
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     if how == "top":
         return float(a.argmax() == b.argmax() and a.argmin() == b.argmin())
     return ((kendall(a, b) if how == "kendall" else spearman(a, b)) + 1) / 2
+
+
+def ordinal(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Ranks from 0, the lowest value first; of equal ones the earlier is lower."""
+    ranks = np.empty(len(values))
+    ranks[values.argsort(kind="stable")] = np.arange(len(values))
+    return ranks
 
 
 def kendall(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:

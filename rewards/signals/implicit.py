@@ -15,16 +15,16 @@ from rewards.scoring.rollouts import chosen, passage_of, scores_of
 class Implicit(Signal):
     """log π(y | x) − log π₀(y | x), nats, summed over the tokens that the policy chose; π and π₀ are two scorers.
 
-    DPO's reward without its β (arXiv:2305.18290). CREAM ranks a group by that of the policy of now and by that of its
-    checkpoint before, both against the first weights. Where π *is* the first weights, as before the first checkpoint,
-    all would be equal: then it is log π₀(y | x) / T, as in the released code (`rewarding.py`). That later rounds still
-    subtract the first weights is not documented there. A rollout without a chosen token abstains.
+    DPO's reward without its β (arXiv:2305.18290). CREAM ranks a group by that of the policy of now and by that of the
+    round before (`previous@2`), both against the first weights. Where π *is* the first weights, as before there is a
+    round before, all would be equal: then it is log π₀(y | x) / T, as in the released code (`rewarding.py`). That later
+    rounds still subtract the first weights is not documented there. A rollout without a chosen token abstains.
     """
 
     scope: ClassVar = "rollout"
     services: ClassVar = ("scorer",)
     scorer: str = "scorer"
-    """π: its section's name, `[scorers.NAME]`, of model `policy` or `previous`."""
+    """π: its section's name, `[scorers.NAME]`, of model `policy`, `previous` or `previous@2`."""
     base: str = "initial"
     """π₀: the same of model `initial`."""
 

@@ -100,6 +100,24 @@ def test_cream_labels_with_the_agreement_of_two_scorers():
     assert consistency(np.array(CURRENT), -np.array(PREVIOUS), "kendall") == pytest.approx(0.1)
 
 
+def test_ordinal_ranks_tell_equals_apart_by_their_order():
+    """By hand: ranks (0, 1, 2) of three equals, and (2, 0, 1) of 3, 1, 2; one pair of three in the same order."""
+    equal, other = np.array([1.0, 1.0, 1.0]), np.array([3.0, 1.0, 2.0])
+    assert np.isnan(consistency(equal, other, "kendall"))
+    assert consistency(equal, other, "kendall", "ordinal") == pytest.approx((-1 / 3 + 1) / 2)
+    assert consistency(equal, equal, "kendall", "ordinal") == 1.0
+    assert consistency(np.array([2.0, 1, 2]), np.array([9.0, 7, 8]), "kendall", "ordinal") == pytest.approx(2 / 3)
+    tied = {"now": Scores.of([1, 2, 3]), "before": Scores.of([1, 1, 1])}
+    (pair,) = (
+        Consistency(first="now", second="before", ranks="ordinal")
+        .select(group(*"abc"), tied, mixed_of(0, 0, 0)).pairs or ()
+    )  # fmt: skip
+    assert pair.label == 1.0
+    for a, b in (np.random.default_rng(0).random((2, 6)), np.random.default_rng(1).random((2, 9))):
+        for how in ("kendall", "spearman", "top"):
+            assert consistency(a, b, how, "ordinal") == pytest.approx(consistency(a, b, how)), "without ties"
+
+
 @pytest.mark.parametrize(("average", "labels"), [(True, [0.5, 0.5, 0.5]), (False, [1.0, 0.0, 0.5])])
 def test_cream_averages_over_the_step_and_a_group_without_ranks_gets_the_mean(average, labels):
     groups = [group(*"abc", seq=i) for i in range(3)]
