@@ -22,6 +22,8 @@ class Temporal(Selector):
     comes from is its rollout's policy name; in a group without past or future the pair is the best and worst of now.
     The paper trains twice, the second time with the future's responses there: the same selector with them in the group.
     `[generators.initial]` and `[generators.future]` write them, the latter from a checkpoint of a run that went ahead.
+    In later iterations, whose `model.path` is where the one before ended, the initial model is still the first one's:
+    `generators.initial.model = "RUN@initial"`, RUN being the first iteration's directory.
     """
 
     signal: str = ""

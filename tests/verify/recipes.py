@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -93,7 +94,7 @@ CASES: dict[str, Case] = {
 def stages_of(case: Case, rows: Sequence[dict]) -> list[list[dict]]:
     """A run's steps, cut at the case's stages."""
     bounds = [0, *case.stages, len(rows)]
-    return [list(rows[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [list(rows[a:b]) for a, b in pairwise(bounds)]
 
 
 def figure(case: Case, rows: Sequence[dict]) -> tuple[float, float] | None:
@@ -117,11 +118,11 @@ def page() -> str:
 
 HEAD = """# Shipped recipes in real runs
 
-`make verify` runs each recipe of `deploy/recipes/methods/` with real engines, shortened as `tests/verify/recipes.py` says,
-and keeps what it saw in `tests/verified.json`. Groups are those that the steps of each stage trained on. The effect is a
-metric at both ends of the run: the mean of the first and of the last three rows, of `heldout/accuracy` the first and the
-last. An arrow stands where the test demands a direction. SmolLM2 runs for three short steps, which shows that a recipe
-trains and not what it teaches.
+`make verify` runs each recipe of `deploy/recipes/methods/` with real engines, shortened as `tests/verify/recipes.py`
+says, and keeps what it saw in `tests/verified.json`. Groups are those that the steps of each stage trained on. The
+effect is a metric at both ends of the run: the mean of the first and of the last three rows, of `heldout/accuracy` the
+first and the last. An arrow stands where the test demands a direction. SmolLM2 runs for three short steps, which shows
+that a recipe trains and not what it teaches.
 
 This page is made by `python -m tests.verify.recipes`.
 
