@@ -17,6 +17,8 @@ from tests.verify.keep import VERIFIED
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "recipes_verified.md"
+LONG = 10
+"""Runs of fewer steps are small already."""
 ENDS = 3
 """An effect is a mean of so many rows at the beginning and at the end of a run."""
 
@@ -30,18 +32,31 @@ class Case(NamedTuple):
     """`rises` or `falls` where the run is long enough to show it; empty where the figure is kept and not judged."""
     steps: int = 20
     stages: tuple[int, ...] = ()
-    """Steps after which another stage begins."""
+    """Steps after which another stage begins; `{0}`, `{1}` … in `overrides`."""
     overrides: tuple[str, ...] = ()
     """What makes the run short, beside `learner.steps`."""
 
+    def capped(self, steps: int) -> Case:
+        """At most so many steps, and stages as much shorter. What so short a run shows is kept and not judged."""
+        if steps >= self.steps:
+            return self
+        shorter = tuple(max(1, round(stage * steps / self.steps)) for stage in self.stages)
+        few = ("learner.groups_per_step=8", "rollout.concurrent_groups=16", "learner.schedule.warmup_steps=0")
+        more = few if self.steps >= LONG else ()
+        return self._replace(steps=steps, direction="", stages=shorter, overrides=(*self.overrides, *more))
 
-def small(effect: str, *overrides: str, tokens: int = 64, steps: int = 3) -> Case:
+    def options(self) -> list[str]:
+        """Overrides of the recipe."""
+        return [f"learner.steps={self.steps}", *(option.format(*self.stages) for option in self.overrides)]
+
+
+def small(effect: str, *overrides: str, tokens: int = 64, steps: int = 3, stages: tuple[int, ...] = ()) -> Case:
     """SmolLM2 on two cores: a few short steps show that groups are trained, and nothing of what is learnt."""
     shorter = (
         f"rollout.max_tokens={tokens}", "learner.groups_per_step=2", "learner.micro_tokens=1024",
         "engine.max_model_len=512", "evaluation.max_tasks=2", *overrides,
     )  # fmt: skip
-    return Case(effect, steps=steps, overrides=shorter)
+    return Case(effect, steps=steps, stages=stages, overrides=shorter)
 
 
 ACCURACY = "heldout/accuracy"
@@ -54,7 +69,7 @@ CASES: dict[str, Case] = {
     "comas": small("reward/comas_solution_mean", "evaluation.max_tasks=4", tokens=48),
     "concise": small("reward/mean"),
     "cooper": Case("reward/exact_mean", "rises"),
-    "cream": Case("pairs/label_mean", steps=18, stages=(6, 12), overrides=("checkpoint.every_steps=6",)),
+    "cream": Case("pairs/label_mean", steps=18, stages=(6, 12), overrides=("checkpoint.every_steps={0}",)),
     "dapo": Case(ACCURACY, "rises"),
     "dno": small("pairs/margin_mean"),
     "dpo": small("pairs/chosen_log_ratio_nats"),
@@ -62,7 +77,7 @@ CASES: dict[str, Case] = {
     "gradient_and_pairs": small("pairs/chosen_log_ratio_nats"),
     "gspo": Case(ACCURACY, "rises"),
     "ipo": Case("loss/ipo", "falls"),
-    "laser": small("laser/accuracy_right", "learner.terms.0.options.mix_after_steps=2", steps=4)._replace(stages=(2,)),
+    "laser": small("laser/accuracy_right", "learner.terms.0.options.mix_after_steps={0}", steps=4, stages=(2,)),
     "length_switch": small("reward/mean"),
     "mm_upt": Case("reward/majority_mean", "rises"),
     "monitors": Case("reward/mean", "rises"),
@@ -74,7 +89,7 @@ CASES: dict[str, Case] = {
     "rivals": Case("reward/judge_mean", "rises"),
     "rlccf": Case("reward/crowd_mean", "rises"),
     "rloo": Case(ACCURACY, "rises"),
-    "score": Case("reward/attempts_mean", "rises", stages=(10,), overrides=("controllers.0.options.at=10",)),
+    "score": Case("reward/attempts_mean", "rises", stages=(10,), overrides=("controllers.0.options.at={0}",)),
     "self_aligned": Case(ACCURACY, "rises"),
     "self_certainty": Case("reward/self_certainty_mean", "rises"),
     "selm": small("selm/third_log_ratio_nats"),
@@ -86,7 +101,7 @@ CASES: dict[str, Case] = {
     "t_reg": small("t_reg/known_frac"),
     "temporal": Case("pairs/margin_mean", steps=10),
     # The keyword judge stands in for the user's server.
-    "think_rm": small("reward/std", "judges.judge={kind='keyword',options={keywords=['the','so','when']}}"),
+    "think_rm": small("reward/std", "judges.judge={{kind='keyword',options={{keywords=['the','so','when']}}}}"),
     "tp_grpo": small("reward/thoughts_mean"),
 }
 
@@ -119,10 +134,11 @@ def page() -> str:
 HEAD = """# Shipped recipes in real runs
 
 `make verify` runs each recipe of `deploy/recipes/methods/` with real engines, shortened as `tests/verify/recipes.py`
-says, and keeps what it saw in `tests/verified.json`. Groups are those that the steps of each stage trained on. The
-effect is a metric at both ends of the run: the mean of the first and of the last three rows, of `heldout/accuracy` the
-first and the last. An arrow stands where the test demands a direction. SmolLM2 runs for three short steps, which shows
-that a recipe trains and not what it teaches.
+says (KANABO_VERIFY_STEPS=N caps their steps), and keeps what it saw in `tests/verified.json`. Groups are those that
+the steps of each stage trained on. The effect is a metric at both ends of the run: the mean of the first and of the
+last three rows, of `heldout/accuracy` the first and the last. An arrow stands where the run was long enough for the
+test to demand a direction. SmolLM2 runs for three short steps, which shows that a recipe trains and not what it
+teaches.
 
 This page is made by `python -m tests.verify.recipes`.
 
@@ -132,7 +148,7 @@ This page is made by `python -m tests.verify.recipes`.
 
 def _line(name: str, kept: dict[str, Any], case: Case) -> str:
     groups = " + ".join(f"{n:g}" for n in kept["groups_by_stage"])
-    arrow = {"rises": " ↑", "falls": " ↓"}.get(case.direction, "")
+    arrow = {"rises": " ↑", "falls": " ↓"}.get(case.direction, "") if kept["steps"] == case.steps else ""
     ends = kept["figure"]
     shown = f"{ends[0]:.3g} → {ends[1]:.3g}" if ends else "–"
     return (
