@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from cluster.config.base import Section, Use
 
+BASELINE = "reinforce_plus_plus_baseline"
+"""REINFORCE++ with the option `group_baseline`, as verl calls it."""
 COMPARED_IN_GROUPS = ("group", "grpo", "dr_grpo", "leave_one_out", "rloo")
 """Advantage estimators that compare a rollout with the others of its group: one alone is worth nothing."""
+
+
+FIELD = {
+    "grpo": "grpo", "drgrpo": "dr_grpo", "rloo": "rloo", "leaveoneout": "leave_one_out", "group": "group",
+    "reinforceplusplus": "reinforce_plus_plus", "reinforceplusplusbaseline": BASELINE, "gae": "gae", "ppo": "ppo",
+    "dapo": "dapo", "gspo": "gspo", "cispo": "cispo",
+}  # fmt: skip
+"""What papers and other trainers call estimators and losses, without case and punctuation, and its name here."""
+LOSSES_ALONE = ("dapo", "gspo", "cispo")
+ESTIMATORS_ALONE = ("rloo", "leave_one_out", "reinforce_plus_plus", BASELINE, "group", "gae")
+
+
+def spelled(use: str) -> str:
+    """The name here of an estimator or loss, however papers and other trainers spell it; other names as they are."""
+    plain = re.sub(r"[^a-z0-9]", "", use.casefold().replace("++", "plusplus"))
+    return use if ":" in use else FIELD.get(plain, use)
 
 
 class ScheduleSection(Section):
@@ -63,6 +82,17 @@ class LossSection(Use):
     """For tokens sampled with the current weights, where engine and learner differ by rounding alone."""
     staleness: CorrectionSection | None = None
     """For tokens sampled with older weights."""
+
+    @field_validator("use")
+    @classmethod
+    def _spelled(cls, use: str) -> str:
+        name = spelled(use)
+        if name in ESTIMATORS_ALONE:
+            raise ValueError(
+                f"learner.loss.use = '{use}' is an advantage estimator. Set learner.advantage.use = '{name}', and as "
+                "the loss 'ppo', or 'truncated_is' for a plain policy gradient."
+            )
+        return name
 
     @model_validator(mode="after")
     def _constant(self) -> LossSection:
@@ -203,6 +233,19 @@ class LearnerSection(Section):
     `learner.lora.dropout` is a key of its own."""
     threads: NonNegativeInt = 0
     """CPU threads of one rank; 0 shares the cores out evenly among engines and ranks."""
+
+    @field_validator("advantage")
+    @classmethod
+    def _spelled(cls, advantage: Use) -> Use:
+        name, options = spelled(advantage.use), advantage.options
+        if name in LOSSES_ALONE:
+            raise ValueError(
+                f"learner.advantage.use = '{advantage.use}' is a policy loss. Set learner.loss.use = '{name}', and as "
+                "the estimator 'grpo'."
+            )
+        if name == BASELINE:
+            name, options = "reinforce_plus_plus", {"group_baseline": True, **options}
+        return advantage if name == advantage.use else Use(use=name, options=options)
 
     @property
     def reads_reference(self) -> bool:

@@ -214,10 +214,47 @@ def test_losses_go_by_the_names_of_their_papers():
 
 
 @pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("GRPO", "grpo"), ("Dr. GRPO", "dr_grpo"), ("drgrpo", "dr_grpo"), ("dr-grpo", "dr_grpo"), ("RLOO", "rloo"),
+        ("REINFORCE++", "reinforce_plus_plus"), ("reinforce++", "reinforce_plus_plus"), ("Group", "group"),
+        ("reinforce-plus-plus", "reinforce_plus_plus"), ("tp_grpo", "tp_grpo"), ("my.module:GRPO", "my.module:GRPO"),
+    ],
+)  # fmt: skip
+def test_an_estimator_is_known_however_its_name_is_written(typed, name):
+    assert parse({"learner": {"advantage": {"use": typed, "options": {"eps": 0.5}}}}).learner.advantage == Use(
+        use=name, options={"eps": 0.5}
+    )
+
+
+@pytest.mark.parametrize("use", ["reinforce_plus_plus_baseline", "REINFORCE++-baseline"])
+def test_reinforce_plus_plus_with_a_baseline_is_an_option_of_it(use):
+    found = parse({"learner": {"advantage": {"use": use}}}).learner.advantage
+    assert found == Use(use="reinforce_plus_plus", options={"group_baseline": True})
+    one, two = build(ADVANTAGES, found.use, found.options, "").of_step([np.array([1.0, 0.0]), np.array([3.0, 0.0])])
+    scale = np.sqrt((0.5**2 * 2 + 1.5**2 * 2) / 4)  # of what is left when each group's mean is off
+    np.testing.assert_allclose([*one, *two], np.array([0.5, -0.5, 1.5, -1.5]) / scale, rtol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"), [("DAPO", "dapo"), ("GSPO", "gspo"), ("CISPO", "cispo"), ("PPO", "ppo"), ("GRPO", "grpo")]
+)
+def test_a_loss_is_known_however_its_name_is_written(typed, name):
+    found = parse({"learner": {"loss": {"use": typed}}}).learner.loss.use
+    assert found == name
+    assert found in LOSSES
+
+
+@pytest.mark.parametrize(
     ("learner", "remedy"),
     [
         ({"loss": {"use": "dr_grpo"}}, "learner.loss.aggregate = 'constant'"),
+        ({"loss": {"use": "Dr.GRPO"}}, "learner.loss.aggregate = 'constant'"),
         ({"advantage": {"use": "gae"}}, r"\[learner.value\]"),
+        ({"advantage": {"use": "GAE"}}, r"\[learner.value\]"),
+        ({"advantage": {"use": "DAPO"}}, "learner.loss.use = 'dapo'"),
+        ({"loss": {"use": "REINFORCE++"}}, "learner.advantage.use = 'reinforce_plus_plus'"),
+        ({"loss": {"use": "rloo"}}, "learner.advantage.use = 'rloo'"),
     ],
 )
 def test_a_name_that_means_more_than_one_key_is_refused_with_the_others(learner, remedy):
