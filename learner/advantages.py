@@ -195,8 +195,7 @@ class ThoughtCredit(GroupAdvantage):
     depend on how many steps one has. Labels are `Mixed.token_weights` [T], 1 in such a thought, 0 elsewhere, of the
     reward `thoughts` through the selector `token_weights`; unknown (NaN) counts as 0, the group's advantage alone.
 
-    Of a group that is all right only the taken-back thoughts have a gradient: it is dropped unless
-    `learner.drop_zero_variance = false`.
+    Of a group that is all right only the taken-back thoughts have a gradient: it is kept for them.
     """
 
     token_level: ClassVar = True

@@ -146,6 +146,11 @@ def rerun(
     """Run a kept step again on one rank; returns its outcome, and the rollouts whose loss or gradient is not finite."""
     kept, before = load(folder)
     if kept.reference:
+        if not Path(kept.reference).is_dir():
+            raise ConfigError(
+                f"The reference model of this step, '{kept.reference}', has been removed. Run a later step again, or "
+                "raise checkpoint.keep_last for the next run."
+            )
         config = config.model_copy(update={"learner": config.learner.model_copy(update={"reference": kept.reference})})
     section = steered(resolved(config, folder.parents[1], model_dir), kept.record.settings)
     torch.set_num_threads(before["threads"])  # sums over threads differ in their last bits

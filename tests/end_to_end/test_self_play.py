@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from actors.models import prepare
-from cluster import kept
+from cluster import checkpoint, kept
 from cluster.config import ModelSection, RunConfig
+from cluster.errors import ConfigError
 from cluster.kept import KeptGroup
+from cluster.replay import replay
 from cluster.types import SCORED, Rollout
+from learner.replay import load
 from rewards.selectors.temporal import temporal_pair
 from rewards.shaping.progress import progress
 from tests.end_to_end import jobs
@@ -194,6 +197,31 @@ def test_the_past_and_a_future_are_asked_and_give_the_sides_of_pairs(tmp_path):
     assert len(steps_before) > 1, "the alias 'previous' must move with the checkpoints"
     assert {row["step"]: row["pairs/num_pairs"] for row in steps_of(run)} == pairs
     assert sum(pairs.values()) > 10
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(700)
+def test_creams_reference_is_where_its_round_began_also_after_a_killed_learner(tmp_path):
+    """Rounds of three steps; the learner dies in the third one and repeats it from its beginning."""
+    dead = tmp_path / "dead"
+    dead.mkdir()
+    run = lap(
+        tmp_path, "cream",
+        [*FAKE, "learner.groups_per_step=4", "checkpoint.every_steps=3", "checkpoint.keep_last=1",
+         "checkpoint.record_every_steps=1"],
+        steps=9, KANABO_FAILPOINT="learner.after_cut@8", KANABO_FAILPOINT_DIR=str(dead),
+    )  # fmt: skip
+    assert [p.name for p in dead.iterdir()] == ["learner.after_cut"], "the learner was not killed"
+    references = [Path(load(run / "replay" / f"step_{step}")[0].reference).name for step in range(1, 10)]
+    initial = Path((run / "initial_model.txt").read_text()).name
+    assert references == [initial] * 3 + ["global_step_3"] * 3 + ["global_step_6"] * 3
+    there = [path.name for path in checkpoint.committed(run / "checkpoints")]
+    assert there == ["global_step_6", "global_step_9"], "previous@2 keeps the round before, whatever keep_last says"
+    before, after = replay(run, 8)
+    assert before["weights_sha256"] == after["weights_sha256"], "a recorded step knows its reference"
+    with pytest.raises(ConfigError, match=r"global_step_3.* has been removed"):
+        replay(run, 5)
+    assert {row["step"] for row in steps_of(run) if row["learner/tokens"]} == set(range(1, 10))
 
 
 def written_by(model: Path, rollout: Rollout) -> bool:

@@ -157,3 +157,44 @@ async def test_the_bonus_for_tools_is_bounded():
     scores = await Events(event="call").score(replace(plain, rollouts=rollouts), services)
     services.close()
     assert scores.values == pytest.approx([0.0, 0.5, 1.0])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_course_of_rewards_is_replayed_as_a_plain_reimplementation_does(seed):
+    """Over 25 steps: what may be drawn, for which advantage, how many, and when the buffer starts again."""
+    luck = np.random.default_rng(seed)
+    size, tolerate, ramp = int(luck.choice([2, 4, 6])), int(luck.integers(1, 5)), int(luck.integers(1, 30))
+    plugin = Spear(buffer_size=size, tolerate_steps=tolerate, ramp_steps=ramp, num_means=12, trigger=1.5)
+    memory, means, buffer, replays = plugin.begin(), [], [], 0
+    for step in range(25):
+        groups = [group(*"abc", seq=10 * step + i) for i in range(3)]
+        rewards = luck.choice([0.0, 0.5, 1.0], (3, 3)).tolist()
+        credit = [[r - float(np.mean(of)) for r in of] for of in rewards]
+        now = cut_of(step, groups, rewards, credit)
+        middle = float(np.median(means[-12:])) if means else float("nan")
+        may = {(s, g, t): r for s, g, t, r in buffer if step - s <= tolerate and r > middle}
+        count = 0
+        if len(may) > 1.5 * size:
+            count = 1
+            while count * 2 <= len(may):
+                count *= 2
+            count = min(size, count)
+        strength = (1 - np.cos(np.pi * min(step, ramp) / ramp)) / 2
+        found = plugin.chosen(memory, groups, now.record)
+        drawn = {(r.group.id, r.group.rollouts[0].text): float(r.advantages[0][0]) for r in found}
+        assert len(drawn) == len(found) == count
+        allowed = {(g, t): strength * (r - middle) for (_, g, t), r in may.items()}
+        for key, advantage in drawn.items():
+            assert advantage == pytest.approx(allowed[key], abs=1e-6)
+        replays += bool(count)
+        now.record = replace(now.record, replayed=found)
+        memory = plugin.after(memory, now)
+        buffer = [] if count else [b for b in buffer if step - b[0] <= tolerate]
+        buffer += [
+            (step, g.id, r.text, reward)
+            for g, of, above in zip(groups, rewards, credit, strict=True)
+            for r, reward, gain in zip(g.rollouts, of, above, strict=True)
+            if gain > 0
+        ]
+        means += [float(np.mean(of)) for of in rewards]
+    assert replays or size > 2 or tolerate == 1
