@@ -11,6 +11,7 @@ from actors.models import prepare
 from cluster import checkpoint, kept
 from cluster.config import ModelSection, RunConfig
 from cluster.errors import ConfigError
+from cluster.export import export
 from cluster.kept import KeptGroup
 from cluster.replay import replay
 from cluster.types import SCORED, Rollout
@@ -197,6 +198,32 @@ def test_the_past_and_a_future_are_asked_and_give_the_sides_of_pairs(tmp_path):
     assert len(steps_before) > 1, "the alias 'previous' must move with the checkpoints"
     assert {row["step"]: row["pairs/num_pairs"] for row in steps_of(run)} == pairs
     assert sum(pairs.values()) > 10
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(900)
+def test_the_past_of_a_second_iteration_is_the_model_of_the_first(tmp_path):
+    """Temporal Self-Rewarding: M_1 is trained on, exported or not, and what is rejected is still M_0's."""
+    (tmp_path / "reward.py").write_text(ONES)
+    overrides = [
+        *FAKE, f"rewards.0={{use='{tmp_path}/reward.py:ones'}}", "evaluation.reward=ones", "learner.groups_per_step=4",
+        "learner.schedule.lr=3e-3", "checkpoint.every_steps=2", "generators.initial.rollouts=3",
+    ]  # fmt: skip
+    first = lap(tmp_path, "temporal", overrides, steps=4, name="first")
+    export(first / "checkpoints" / "global_step_4", tmp_path / "m1")
+    again = [*overrides, f"model.path={tmp_path}/m1"]
+    second = lap(tmp_path, "temporal", [*again, f"generators.initial.model='{first}@initial'"], steps=2, name="second")
+    initial = prepare(ModelSection(path="tiny:translator"), seed=0)
+    past = [r for g in groups_of(second) for r in g.group.rollouts if r.policy == "initial"]
+    assert len(past) == 2 * 4 * 3
+    assert all(written_by(initial, rollout) for rollout in past), "M_0"
+    assert np.mean([written_by(tmp_path / "m1", rollout) for rollout in past]) < 0.1, "and not M_1"
+    log = tmp_path / "warned"
+    assert (
+        jobs.run([*again, f"run.dir={tmp_path}", "--dry-run"], recipe="methods/temporal.toml", log=log, timeout_s=120)
+        == 0
+    )
+    assert "If an iteration before ended there" in " ".join(log.read_text().split())
 
 
 @pytest.mark.verify
