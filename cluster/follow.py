@@ -55,12 +55,13 @@ class Follower:
         self._data_failures = self._leases_lost = 0
         self._groups = 0
         self._accuracy: float | None = None
-        self.health = Health(config, self._warn)
-        self.not_measured: dict[str, str] = {}
-        """Figures of the summary that could not be measured, and why."""
+        before = metrics.read(recorder.directory)
+        self.health = Health(config, self._warn, before)
+        self.evaluations_lost: dict[int, str] = {}
+        """Why the evaluation of the weights of a step gave no accuracy, by step."""
         self._monitors = build_monitors(config)
         if self._monitors:  # after a resume they are where they were
-            for row in metrics.read(recorder.directory):
+            for row in before:
                 for monitor in self._monitors:
                     monitor.observe(row["step"], row)
 
@@ -108,8 +109,15 @@ class Follower:
 
     def evaluation_lost(self, step: int, why: str) -> None:
         """The evaluation of the weights of `step` gave no accuracy."""
-        self._warn(step, f"the evaluation at step {step} was lost: {why}")
-        self.not_measured["heldout_accuracy_final"] = f"the evaluation at step {step} was lost: {why}"
+        self._accuracy = None
+        self.evaluations_lost[step] = f"the evaluation at step {step} was lost: {why}"
+        self.health.say(f"evaluation: {why}", self.evaluations_lost[step])
+
+    def not_measured(self) -> dict[str, str]:
+        """Figures of the summary that could not be measured, and why."""
+        steps = {"heldout_accuracy_initial": 0, "heldout_accuracy_final": self._step}
+        lost = self.evaluations_lost
+        return {figure: lost[step] for figure, step in steps.items() if step in lost}
 
     def _warn(self, step: int, message: str) -> None:
         """Say what is wrong in the terminal, in the log and in the console."""

@@ -55,7 +55,8 @@ class Evaluation:
             else:
                 agreement = self._agreement(policy, step, answers)
                 if math.isnan(accuracy) and policy == POLICY:
-                    self._follower.evaluation_lost(step, "no held-out rollout could be scored")
+                    why = "no held-out rollout could be scored" if answers else "the task source has no held-out task"
+                    self._follower.evaluation_lost(step, why)
                 self._follower.heldout(step, accuracy, agreement, time.monotonic() - start, policy)
                 return
         self._follower.evaluation_lost(step, f"{TRIES} workers died over it, the last with: {why}")

@@ -14,8 +14,11 @@ SUMMARY_KEYS = (
     "recipe", "steps", "wall_s", "heldout_accuracy_initial", "heldout_accuracy_final", "groups_claimed",
     "groups_trained", "groups_dropped", "groups_lost", "groups_trained_twice", "scores_failed",
     "max_staleness_observed", "parity_floor_nats", "parity_mean_nats", "parity_max_nats", "samples_per_s",
-    "tokens_per_s", "learner_waiting_frac", "versions_published", "problem", "not_measured",
+    "tokens_per_s", "learner_waiting_frac", "versions_published", "problem", "warnings", "not_measured",
 )  # fmt: skip
+
+IN_WORDS = ("problem", "warnings", "not_measured")
+"""Of these, what is printed is sentences, below the figures."""
 
 
 def summarize(
@@ -25,12 +28,13 @@ def summarize(
     ledger: Mapping[str, Any],
     *,
     problem: str = "",
+    warnings: Sequence[str] = (),
     not_measured: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The summary of a run from its ledger and its recorded metrics.
 
-    `problem` is what went wrong, in words. `not_measured` gives reasons by figure; every figure that is None has one in
-    the summary: an older value never takes its place.
+    `problem` is why the run failed, `warnings` what else went wrong, in words. `not_measured` gives reasons by figure;
+    every figure that is None has one in the summary: neither an older value nor a default takes its place.
     """
     rows = metrics.read(directory)
     steps = [r for r in rows if "learner/step_s" in r]
@@ -46,7 +50,7 @@ def summarize(
         "heldout_accuracy_initial": accuracy.get(0),
         "heldout_accuracy_final": accuracy.get(reached),
         **ledger,
-        "scores_failed": int(sum(r.get("reward/failed_scores", 0) for r in steps)),
+        "scores_failed": int(sum(r.get("reward/failed_scores") or 0 for r in steps)) if steps else None,
         "parity_floor_nats": floor[0] if floor else None,
         "parity_mean_nats": _mean([r["policy/parity_mean_nats"] for r in parity]),
         "parity_max_nats": max((r["policy/parity_max_nats"] for r in parity), default=None),
@@ -55,10 +59,26 @@ def summarize(
         "learner_waiting_frac": sum(r["learner/wait_s"] for r in steps) / busy_s if busy_s else None,
         "versions_published": sum(r.get("weights/published", 0) for r in rows),
         "problem": problem,
+        "warnings": [*warnings, *_in_vain(steps)],
     }
+    if not values.get("groups_trained"):
+        values["max_staleness_observed"] = None
     absent = [key for key in SUMMARY_KEYS if key != "not_measured" and values.get(key) is None]
     reasons = {key: (not_measured or {}).get(key) or _reason(key, reached, bool(steps)) for key in absent}
     return {key: values.get(key) for key in SUMMARY_KEYS} | {"not_measured": reasons}
+
+
+def _in_vain(steps: Sequence[metrics.Row]) -> list[str]:
+    """Steps that trained on nothing, or whose update was skipped, in sentences."""
+    empty = sum(not row.get("learner/tokens") for row in steps)
+    counts = [row.get("learner/num_skipped") or 0 for row in steps]
+    # The count begins anew where the learner does.
+    skipped = int(sum(max(0, now - before) for before, now in zip([0, *counts], counts, strict=False)))
+    return [
+        f"{count} of {len(steps)} steps {what}."
+        for count, what in ((empty, "trained on nothing"), (skipped, "were skipped: their gradient was not finite"))
+        if count
+    ]
 
 
 def _reason(key: str, reached: int, stepped: bool) -> str:
@@ -67,7 +87,15 @@ def _reason(key: str, reached: int, stepped: bool) -> str:
         return f"no evaluation was made at step {at}"
     if key.startswith("parity"):
         return "no published version was probed"
+    if key == "max_staleness_observed" and stepped:
+        return "no group was trained"
     return "what became of the claims is unknown: Redis did not answer" if stepped else "no step was taken"
+
+
+def in_sentences(summary: Mapping[str, Any]) -> list[str]:
+    """What a summary says in words: figures that are missing, and warnings."""
+    missing = [f"{figure} is missing: {why}." for figure, why in summary["not_measured"].items()]
+    return [*missing, *summary["warnings"]]
 
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ import typer
 from cluster import check, checkpoint, cli, config, metrics, resume_report, table
 from cluster.config import RunConfig
 from cluster.errors import BufferUnavailable, ConfigError, KanaboError
+from cluster.health import NothingLearned
 from cluster.own import own
 from cluster.registry import INITIAL, pinned
 
@@ -195,6 +196,8 @@ async def _drive(
     failure = None
     try:
         await supervisor.run(resume_from)
+        if problem := supervisor.problem():
+            raise NothingLearned(problem)
     except Exception as error:  # the report must be written whatever the run died of
         failure = error
         traceback.print_exception(error, file=(directory / "error.txt").open("w"))
@@ -206,15 +209,21 @@ async def _drive(
         ledger = buffer.summary(topology.POLICY)
     except BufferUnavailable as error:
         failure, ledger = failure or error, {}  # what became of the claims is unknown
-    problem = str(failure) if failure is not None else supervisor.problem()
-    wall_s = time.monotonic() - begun
     summary = report.summarize(
-        recipe, directory, wall_s, ledger, problem=problem, not_measured=supervisor.not_measured()
+        recipe,
+        directory,
+        time.monotonic() - begun,
+        ledger,
+        problem="" if failure is None else str(failure),
+        warnings=supervisor.warnings(),
+        not_measured=supervisor.not_measured(),
     )
     report.write_summary(directory, summary)
     report.draw_curves(directory)
     live.close()
-    table.show_facts(f"kanabo · {directory}", summary)
+    table.show_facts(f"kanabo · {directory}", {k: v for k, v in summary.items() if k not in report.IN_WORDS})
+    for sentence in report.in_sentences(summary):
+        table.console.print(f"[yellow]warning[/] {_plain(sentence)}", highlight=False, soft_wrap=True)
     if failure is not None:
         kind = "" if isinstance(failure, KanaboError) else f"{type(failure).__name__}: "
         table.console.print(f"[bold red]failed[/] {kind}{_plain(str(failure))}", highlight=False, soft_wrap=True)

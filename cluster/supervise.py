@@ -85,12 +85,17 @@ class Supervisor:
         }
 
     def problem(self) -> str:
-        """What went wrong in a run that ended by itself, in words; nothing if it may have learnt something."""
-        return self._follower.health.problem()
+        """What went wrong in a run that ended by itself, in words; nothing if it learnt or was asked to stop."""
+        return "" if self._asked_to_stop.is_set() else self._follower.health.problem()
+
+    def warnings(self) -> list[str]:
+        """What a run that has ended was warned of, in sentences with their step."""
+        self._follower.health.finish()
+        return self._follower.health.warnings
 
     def not_measured(self) -> dict[str, str]:
         """Figures of the summary that could not be measured, and why."""
-        return self._follower.not_measured
+        return self._follower.not_measured()
 
     def _counts(self) -> dict[str, float]:
         workers = {f"workers/num_{role}": float(len(self._staff.of(role))) for role in self._staff.counts()}

@@ -21,7 +21,7 @@ from cluster.buffer import Suspicion
 from cluster.config import RewardSection, RunConfig
 from cluster.errors import KanaboError, PluginError
 from cluster.failpoints import failpoint
-from cluster.types import FAILED, Group, Provenance, Scores
+from cluster.types import ABSTAINED, FAILED, Group, Provenance, Scores
 from rewards.accepted import VERSION_CHARS
 from rewards.asking import ask, is_own
 from rewards.base import UNVERSIONED, Services
@@ -68,6 +68,8 @@ class RewardWorker:
         """Calls that failed, by signal."""
         self._counted: dict[str, Counter[str]] = {"asked": Counter(), "failed": Counter()}
         """Rollouts that were scored and those without a score for a failure, by signal, since the last event."""
+        self._abstentions: dict[str, str] = {}
+        """Why a signal abstained last, by signal."""
         self._last_failure = ""
         self._causes: dict[str, str] = {}
         """The last failure by signal."""
@@ -164,7 +166,7 @@ class RewardWorker:
         counted, self._counted = self._counted, {"asked": Counter(), "failed": Counter()}
         fields = {key: dict(counts) for key, counts in counted.items()}
         last = failure or self._last_failure
-        causes = dict(self._causes)
+        causes = {**self._abstentions, **self._causes}
         return {"worker": self.name, "data_failures": data_failures, "last_failure": last, **fields, "causes": causes}
 
     def _clogged(self) -> bool:
@@ -240,10 +242,10 @@ class RewardWorker:
         self._counted["asked"][name] += len(scores.state)
         if failed := int((scores.state == FAILED).sum()):
             self._counted["failed"][name] += failed
-            place = int((scores.state == FAILED).argmax())
-            notes = [p.note for p in scores.provenance]
-            note = (notes[place] if len(notes) > 1 else (notes or [""])[0]) or f"reward '{name}' failed"
+            note = _note_of(scores, FAILED) or f"reward '{name}' failed"
             self._last_failure = self._causes[name] = readable(note, CAUSE_CHARS)
+        elif (scores.state == ABSTAINED).all() and (note := _note_of(scores, ABSTAINED)):
+            self._abstentions[name] = readable(note, CAUSE_CHARS)
 
     async def _take(self) -> None:
         """Start scoring groups, as many as there are slots; waits for a slot or for groups."""
@@ -318,7 +320,7 @@ class RewardWorker:
         await asyncio.to_thread(self._buffer.score, group.id, scores)
         if failure := next((f for n, s in scores.items() if (f := self._fatal(n, s))), ""):
             await self._emit_counts(1, f"group {group.id}: {failure}")
-        elif first and self._counted["failed"]:
+        elif first and (self._counted["failed"] or self._abstentions):
             await self._emit_counts(0)  # what fails from the start is told at once
 
     def _condemned(self, name: str, group: Group, suspicion: Suspicion) -> Scores:
@@ -368,6 +370,12 @@ class RewardWorker:
             log.warning("%s (%d failures so far)", note, self.failures[name])
         failed = Scores.failed(len(group), note)
         return _signed(failed, section, version, attempt, latency_s), True
+
+
+def _note_of(scores: Scores, state: int) -> str:
+    """What stands beside the first score of that state."""
+    notes = [p.note for p in scores.provenance] or [""]
+    return notes[int((scores.state == state).argmax())] if len(notes) > 1 else notes[0]
 
 
 def _signed(scores: Scores, section: RewardSection, version: str, attempt: int, latency_s: float) -> Scores:

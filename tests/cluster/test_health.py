@@ -9,7 +9,7 @@ import pytest
 
 from cluster.config import parse
 from cluster.health import Health, NothingLearned
-from cluster.report import summarize
+from cluster.report import in_sentences, summarize
 from cluster.types import CutRecord, Scores
 from learner.cut import Cut, LeftOut
 from learner.start import samples
@@ -151,3 +151,114 @@ def test_samples_hold_what_was_dropped_with_the_reason():
     assert rows[1]["unscored"] == {"mine": "KeyError: 'score'"}
     assert rows[0]["reason"] == ""
     json.dumps(rows)
+
+
+def constant(value: float, *, known: float = 1.0, failed: float = 0.0, tokens: float = 0.0, **more: float) -> dict:
+    """A step in which every rollout has the same reward."""
+    return {
+        "learner/tokens": tokens, "reward/mean": value, "reward/std": 0.0, "reward/exact_mean": value,
+        "reward/exact_known_frac": known, "reward/exact_failed_frac": failed, **more,
+    }  # fmt: skip
+
+
+def test_a_constant_reward_is_named_with_its_value():
+    health, said = health_of(max_empty_steps=3)
+    for step in (1, 2):
+        health.step(step, constant(0.25, **{"buffer/num_dropped_zero_variance": 8.0}))
+    with pytest.raises(NothingLearned, match=r"Every rollout of the step got the reward 0.25 \('exact' has mean 0.25"):
+        health.step(3, constant(0.25, **{"buffer/num_dropped_zero_variance": 8.0}))
+    assert "got the reward 0.25" in said[0]
+
+
+def test_a_reward_constant_within_each_group_is_named_with_mean_and_std():
+    health, said = health_of()
+    health.step(1, constant(0.25, **{"buffer/num_dropped_zero_variance": 8.0}) | {"reward/std": 0.43})
+    assert "mean 0.25 and std 0.43, and none within a group" in said[0]
+
+
+def test_missing_scores_that_became_a_number_are_the_cause():
+    said = Said()
+    health = Health(parse({"rewards": [{"use": "exact", "missing": 0.0}]}), said)
+    row = constant(0.0, known=0.0, failed=1.0, **{"buffer/num_dropped_zero_variance": 8.0})
+    health.rewards({"asked": {"exact": 4}, "failed": {"exact": 4}, "causes": {"exact": "KeyError: 'score'"}})
+    health.step(1, row)
+    assert any("'exact' failed on 100% of the rollouts of step 1" in m and "KeyError: 'score'" in m for m in said)
+    assert any("'exact' has no score, so that missing = 0 took the place of all" in m for m in said)
+
+
+def test_a_reward_that_fails_beside_others_that_train_is_told_of_in_its_first_step():
+    said = Said()
+    health = Health(parse({"rewards": [{"use": "exact"}, {"use": "numeric", "missing": 0.0}]}), said)
+    health.rewards({"asked": {"numeric": 4}, "failed": {"numeric": 4}, "causes": {"numeric": "ZeroDivisionError"}})
+    health.step(1, {"learner/tokens": 9.0, "reward/exact_known_frac": 1.0, "reward/numeric_failed_frac": 0.75})
+    (message,) = said
+    assert "'numeric' failed on 75% of the rollouts of step 1" in message
+    assert "ZeroDivisionError" in message
+    assert health.warnings == [f"step 1: {message}"]
+    assert health.problem() == ""
+
+
+@pytest.mark.parametrize(("when", "told_at"), [("admit", 1), ("late", 3)])
+def test_a_reward_that_has_no_score_at_all_is_named_with_the_reason(when, told_at):
+    said = Said()
+    health = Health(parse({"rewards": [{"use": "exact"}, {"use": "numeric", "missing": 0.0, "when": when}]}), said)
+    health.rewards({"asked": {"numeric": 8}, "failed": {}, "causes": {"numeric": "no reference answer"}})
+    for step in range(1, 4):
+        health.step(step, {"learner/tokens": 9.0, "reward/numeric_known_frac": 0.0, "reward/numeric_failed_frac": 0.0})
+        assert bool(said) is (step >= told_at)
+    assert "'numeric' had no score for any rollout" in said[0]
+    assert "no reference answer" in said[0]
+
+
+def test_what_there_was_no_patience_for_is_told_at_the_end():
+    said = Said()
+    health = Health(parse({"rewards": [{"use": "exact"}, {"use": "numeric", "missing": 0.0, "when": "late"}]}), said)
+    health.step(1, {"learner/tokens": 9.0, "reward/numeric_known_frac": 0.0})
+    health.judges({"judge/helpful_invalid_frac": float("nan")}, "judge 'helpful': no replica answers")
+    assert not said
+    health.finish()
+    assert any("no judge has answered so far: judge 'helpful'" in message for message in said)
+    assert any("'numeric' had no score" in message for message in said)
+    health.finish()
+    assert len(said) == 2
+
+
+def test_a_step_that_leaves_the_weights_as_they_were_is_told_of():
+    health, said = health_of()
+    health.step(1, constant(1.0, tokens=50.0, **{"learner/grad_norm": 0.0}))
+    assert "step 1 trained on 50 tokens and changed nothing" in said[0]
+    health.step(2, {"learner/tokens": 50.0, "learner/grad_norm": 0.1, "learner/num_skipped": 1.0})
+    assert "the gradient of step 2 was not finite" in said[1]
+    resumed = Said()
+    again = Health(parse({"rewards": [{"use": "exact"}]}), resumed, [{"learner/tokens": 5, "learner/num_skipped": 1.0}])
+    again.step(3, {"learner/tokens": 50.0, "learner/grad_norm": 0.1, "learner/num_skipped": 1.0})
+    assert not resumed, "that was the life before"
+    again.step(4, {"learner/tokens": 0.0})
+    assert again.problem() == "", "the life before trained"
+
+
+def test_the_summary_tells_what_went_wrong_beside_training(tmp_path):
+    rows = [row(1), row(2) | {"learner/tokens": 0}, row(3, **{"learner/num_skipped": 1}), row(4)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    lost = {"heldout_accuracy_final": "the evaluation at step 4 was lost: no held-out rollout could be scored"}
+    found = summarize("r.toml", tmp_path, 1.0, {"groups_trained": 3}, warnings=["step 1: it fails"], not_measured=lost)
+    assert found["warnings"] == [
+        "step 1: it fails", "1 of 4 steps trained on nothing.",
+        "1 of 4 steps were skipped: their gradient was not finite.",
+    ]  # fmt: skip
+    said = in_sentences(found)
+    assert "heldout_accuracy_final is missing: the evaluation at step 4 was lost: no held-out rollout" in said[1]
+    assert said[-3:] == found["warnings"]
+
+
+def test_a_figure_of_nothing_is_no_zero(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row(1) | {"learner/tokens": 0}) + "\n")
+    ledger = {"groups_trained": 0, "max_staleness_observed": 0}
+    found = summarize("r.toml", tmp_path, 1.0, ledger)
+    assert found["max_staleness_observed"] is None
+    assert found["not_measured"]["max_staleness_observed"] == "no group was trained"
+    (tmp_path / "metrics.jsonl").unlink()
+    found = summarize("r.toml", tmp_path, 1.0, ledger)
+    assert found["scores_failed"] is None
+    assert found["not_measured"]["scores_failed"] == "no step was taken"
+    assert {key for key, value in found.items() if value is None} == found["not_measured"].keys()
