@@ -32,6 +32,7 @@ from cluster.buffer import Buffer
 from cluster.config import RunConfig, patched
 from cluster.errors import DataError, InfrastructureError, LeaseLost, StartFailed, one_line
 from cluster.failpoints import failpoint
+from cluster.samples import row_of
 from cluster.types import Claim, Group, Publication, Rollout, Task
 from cluster.validation import checked_group
 
@@ -88,6 +89,7 @@ class RolloutWorker:
         self._floor_nats: float | None = None
         self._compared = False
         self._progress = time.monotonic()
+        self._leases_lost = 0
         self._counts = {"groups": 0, "rollouts": 0, "tokens": 0, "data_failures": 0, "leases_lost": 0}
         self._last_failure = ""
 
@@ -160,6 +162,7 @@ class RolloutWorker:
                 groups.create_task(self._sample(claim)).add_done_callback(lambda _: self._places.release())
 
     async def _sample(self, claim: Claim) -> None:
+        group = None
         try:
             group = await self._group(claim, await self._call(self._task, claim.task))
             if episode.may_misbehave(self._environment):
@@ -169,7 +172,11 @@ class RolloutWorker:
             failpoint("rollout.after_put")
         except LeaseLost as error:
             self._counts["leases_lost"] += 1
+            self._leases_lost += 1
             log.warning("%s", error)
+            if group is not None and self._leases_lost.bit_count() == 1:  # the 1st, 2nd, 4th, 8th …
+                row = row_of(claim.version + 1, group, {}, reason="lease_lost") | {"error": str(error)}
+                await self._call(self._buffer.emit, "sample", row)
         except DataError as error:
             self._failed(f"group {claim.id} dropped: {error}")
             await self._call(self._buffer.give_up, claim, "data_failure", requeue=False)

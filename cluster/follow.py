@@ -17,6 +17,7 @@ from cluster.config import RunConfig
 from cluster.errors import BudgetSpent, KanaboError, calling
 from cluster.health import Health
 from cluster.metrics import Recorder
+from cluster.samples import row_of
 from cluster.table import LiveTable
 from cluster.topology import POLICY
 from rewards.monitors import build_monitors
@@ -54,6 +55,8 @@ class Follower:
         """Both by policy."""
         self._data_failures = self._leases_lost = 0
         self._groups = 0
+        self._dropped: Counter[int] = Counter()
+        """Groups that the buffer itself dropped, by the step before."""
         self._accuracy: float | None = None
         before = metrics.read(recorder.directory)
         self.health = Health(config, self._warn, before)
@@ -178,6 +181,15 @@ class Follower:
 
     def _on_sample(self, fields: dict[str, Any]) -> None:
         self._recorder.sample(fields)
+
+    def _on_dropped(self, fields: dict[str, Any]) -> None:
+        """The buffer itself dropped a group with its rollouts; what a learner drops comes as a sample."""
+        self._dropped[self._step] += 1
+        if self._dropped[self._step] > self._config.tracking.samples_per_step:
+            return
+        stored = self._buffer.dropped(fields["id"])
+        if stored is not None:
+            self._recorder.sample(row_of(self._step + 1, stored.group, stored.scores, reason=fields["reason"]))
 
     def _on_rollout(self, fields: dict[str, Any]) -> None:
         self._tokens += fields["tokens"]

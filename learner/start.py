@@ -13,7 +13,7 @@ from cluster.buffer import Buffer, Members
 from cluster.config import RunConfig
 from cluster.errors import ConfigError
 from cluster.kept import Keeper
-from cluster.types import SCORED, Group, Scores
+from cluster.samples import number, row_of
 from learner.cut import Cut
 from learner.engine import DeepSpeedEngine, Engine, join
 from learner.hindsight import Hindsight
@@ -207,32 +207,7 @@ def samples(step: int, cut: Cut, count: int) -> list[dict[str, Any]]:
     record, rows = cut.record, []
     trained = list(zip(cut.groups, record.rewards, record.advantages, strict=True))
     for group, rewards, advantages in trained[:count]:
-        advantage = _number(np.mean(advantages[0]))
-        rows.append(_sample(step, group, cut.scores.get(group.id, {}), rewards) | {"advantage": advantage})
-    for out in cut.left_out[:count]:
-        dropped = {"advantage": None, "trained": False, "reason": out.reason}
-        rows.append(_sample(step, out.group, out.scores, out.rewards) | dropped)
+        row = row_of(step, group, cut.scores.get(group.id, {}), rewards[0])
+        rows.append(row | {"advantage": number(np.mean(advantages[0]))})
+    rows += [row_of(step, out.group, out.scores, out.rewards[0], reason=out.reason) for out in cut.left_out[:count]]
     return rows
-
-
-def _sample(step: int, group: Group, scores: Mapping[str, Scores], rewards: np.ndarray) -> dict[str, Any]:
-    rollout = group.rollouts[0]
-    notes = {name: s.provenance[0].note for name, s in scores.items() if s.state[0] != SCORED and s.provenance}
-    return {
-        "step": step,
-        "group": group.id,
-        "task": group.task.id,
-        "prompt": group.task.prompt,
-        "answer": group.task.answer,
-        "text": rollout.text,
-        "finish": rollout.finish,
-        "scores": {name: _number(s.values[0]) for name, s in scores.items()},
-        "unscored": notes,
-        "reward": _number(rewards[0]),
-        "trained": True,
-        "reason": "",
-    }
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None

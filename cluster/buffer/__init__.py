@@ -25,6 +25,7 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
     suspects, excused        set     ids of groups that a reward worker had in hand when it died; reward workers that
                                      ended themselves
     answer:REQUEST           string  what a call was answered, for ten minutes: a repeat gets the same
+    dropped, dropped:ID      list, hash  the last groups that the buffer itself dropped, oldest first, as they were
     events, bell:unscored    stream
     unreadable               set     ids of groups that cannot be read
     quarantine               list    (id, why, bytes) of the newest 100 of those

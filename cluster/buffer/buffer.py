@@ -271,6 +271,15 @@ class Buffer:
                 found += [stored] if (stored := stored_of(fields, wanted)) else []
         return found
 
+    def dropped(self, id: str) -> Stored | None:
+        """A group that the buffer itself dropped, as it was; None if newer ones took its place or it is unreadable."""
+        key = f"{self._redis.prefix}dropped:{id}"
+        fields: Any = self._redis.patiently(lambda: self._redis.redis.hgetall(key))
+        try:
+            return stored_of(fields, {})
+        except msgspec.ValidationError:
+            return None
+
     def release(self, policy: str, epoch: int, version: int, *, by: str | None = None) -> None:
         """Admit more: version := step + 1, after `by` (the policy or a member) published its weights. The version is
         that which all of them have released. Raises StaleEpoch."""

@@ -71,10 +71,25 @@ local function remove(id)
   call('UNLINK', group_key(id))
 end
 
--- Final: a dropped group never returns. It admits one more at once; its task may be first in the queue.
-local function drop(id, reason, requeue)
+-- The last groups that the buffer itself dropped, rollouts and all: the driver writes them to `samples.jsonl`.
+local DROPPED_KEPT = 16
+local function keep_dropped(id, reason)
+  if call('HEXISTS', group_key(id), 'data') == 0 then return end
+  call('RENAME', group_key(id), run .. 'dropped:' .. id)
+  call('RPUSH', run .. 'dropped', id)
+  while call('LLEN', run .. 'dropped') > DROPPED_KEPT do
+    call('UNLINK', run .. 'dropped:' .. call('LPOP', run .. 'dropped'))
+  end
+  local fields = cmsgpack.pack({policy = policy, id = id, reason = reason})
+  call('XADD', run .. 'events', 'MAXLEN', '~', 10000, '*', 'kind', 'dropped', 'fields', fields)
+end
+
+-- Final: a dropped group never returns. It admits one more at once; its task may be first in the queue. `asked`: by
+-- a learner or a worker that has the group at hand.
+local function drop(id, reason, requeue, asked)
   local task = call('HGET', group_key(id), 'task')
   if requeue and task then call('LPUSH', own .. 'requeued', task) end
+  if not asked then keep_dropped(id, reason) end
   remove(id)
   settle(id, 'dropped:' .. reason)
   ring(bell('capacity'))
