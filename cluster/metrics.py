@@ -5,12 +5,15 @@ Names are `area/quantity_unit`; a value that is not finite is written as null, n
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
 import netrc
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +21,11 @@ from urllib.parse import urlsplit
 
 from cluster.config import TrackingSection
 from cluster.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room for a file."""
 
 ALIASES = {
     "reward/mean": "critic/rewards/mean",
@@ -58,8 +66,8 @@ class Recorder:
         self._wandb = _wandb(directory, tracking, name, config) if tracking.wandb != "off" else None
 
     def _open(self) -> None:
-        self._metrics = (self.directory / "metrics.jsonl").open("a", buffering=1)
-        self._samples = (self.directory / "samples.jsonl").open("a", buffering=1)
+        self._metrics = Lines(self.directory / "metrics.jsonl")
+        self._samples = Lines(self.directory / "samples.jsonl")
 
     def forget_after(self, step: int) -> None:
         """Remove rows of a history that did not survive: those of steps after `step`."""
@@ -80,32 +88,73 @@ class Recorder:
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Write one row; several rows may share a step."""
         row = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._metrics.write(json.dumps({"step": step, **row}) + "\n")
+        self._metrics.write(json.dumps({"step": step, **row}))
         for sink in self._sinks:
             sink.record(step, row)
         tracked = {k: v for k, v in row.items() if v is not None}
         tracked |= {ALIASES[k]: v for k, v in tracked.items() if k in ALIASES}
-        if self._board:
-            self._board.add_event(_event(step, tracked))
+        self._draw(step, tracked)
         if self._wandb:
             self._wandb.log({**tracked, "step": step})
 
+    def _draw(self, step: int, values: Mapping[str, float]) -> None:
+        if not self._board:
+            return
+        try:
+            self._board.add_event(_event(step, values))
+        except OSError as error:  # its thread has ended, and says so at every later call
+            log.warning("TensorBoard's file takes no more values: %s. metrics.jsonl has them all.", error)
+            self._board = None
+
     def sample(self, row: Mapping[str, Any]) -> None:
         """Write one rollout with its text, scores and advantage."""
-        self._samples.write(json.dumps(row) + "\n")
+        self._samples.write(json.dumps(row))
 
     def alarm(self, row: Mapping[str, Any]) -> None:
         """Write what a monitor said."""
-        with (self.directory / "alarms.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        alarms = Lines(self.directory / "alarms.jsonl")
+        alarms.write(json.dumps(row))
+        alarms.close()
 
     def close(self) -> None:
         self._metrics.close()
         self._samples.close()
         if self._board:
-            self._board.close()
+            with suppress(OSError):
+                self._board.close()
         if self._wandb:
             self._wandb.finish()
+
+
+class Lines:
+    """Appends lines to a file. What a full disk does not take is kept, and written before the next line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._left = path, b""
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, line: str) -> None:
+        """Append one line. Raises OSError for what is no lack of room."""
+        waited = bool(self._left)
+        self._left += line.encode() + b"\n"
+        try:
+            while self._left:
+                self._left = self._left[os.write(self._file, self._left) :]
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            if not waited:
+                log.warning("%s cannot be written: %s. Its lines are kept until there is room.", self._path, error)
+
+    def close(self) -> None:
+        """Close the file; lines that it still does not take are lost."""
+        try:
+            if self._left:
+                os.write(self._file, self._left)
+        except OSError as error:
+            log.warning("the last lines of %s are lost: %s", self._path, error)
+        finally:
+            os.close(self._file)
 
 
 def read(directory: Path) -> list[Row]:

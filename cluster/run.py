@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -200,12 +201,14 @@ async def _drive(
             raise NothingLearned(problem)
     except Exception as error:  # the report must be written whatever the run died of
         failure = error
-        traceback.print_exception(error, file=(directory / "error.txt").open("w"))
+        _write("error.txt", lambda: _write_trace(directory / "error.txt", error))
     await supervisor.close()
     if console:
         console.close()
     recorder.close()
     try:
+        if store is not None and not store.alive():
+            raise BufferUnavailable("the run's own Redis has ended")
         ledger = buffer.summary(topology.POLICY)
     except BufferUnavailable as error:
         failure, ledger = failure or error, {}  # what became of the claims is unknown
@@ -218,8 +221,8 @@ async def _drive(
         warnings=supervisor.warnings(),
         not_measured=supervisor.not_measured(),
     )
-    report.write_summary(directory, summary)
-    report.draw_curves(directory)
+    _write("summary.json", lambda: report.write_summary(directory, summary))
+    _write("curves.png", lambda: report.draw_curves(directory))
     live.close()
     table.show_facts(f"kanabo · {directory}", {k: v for k, v in summary.items() if k not in report.IN_WORDS})
     for sentence in report.in_sentences(summary):
@@ -233,6 +236,19 @@ async def _drive(
         table.console.print(f"The whole trace is in {directory / 'error.txt'}.", highlight=False, soft_wrap=True)
         return 1
     return 0
+
+
+def _write(name: str, write: Callable[[], None]) -> None:
+    """Write one of the run's last files; a disk that does not take it must not hide how the run ended."""
+    try:
+        write()
+    except OSError as error:
+        table.console.print(f"[yellow]warning[/] {name} was not written: {_plain(str(error))}", highlight=False)
+
+
+def _write_trace(path: Path, error: BaseException) -> None:
+    with path.open("w") as file:
+        traceback.print_exception(error, file=file)
 
 
 def _console(site, buffer, supervisor):

@@ -200,7 +200,8 @@ class Staff:
         ray.kill(worker)
 
     async def close(self) -> None:
-        """End all."""
+        """End all, and calls that wait for Redis."""
+        self._wishes.close()
         await end(self._up.values())
 
 

@@ -328,5 +328,6 @@ class Supervisor:
             self._table.state("ending the workers")
 
     async def close(self) -> None:
-        """End every actor, all at once: one that hangs is waited for before it is killed."""
+        """End calls that wait for Redis, and every actor, all at once: one that hangs is waited for and then killed."""
+        self._buffer.close()
         await asyncio.gather(self._staff.close(), *([self._gang.close()] if self._gang else []))
