@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 import typer
@@ -108,8 +109,8 @@ def wait(run: Wishes, numbers: dict[str, int], wait_s: float) -> None:
         while missing := coming(numbers, run.staffed()):
             if time.monotonic() > until:
                 raise KanaboError(
-                    f"after {wait_s:g} s {missing}. The request stays: the run goes on with it, and `kanabo status` "
-                    "and the console show what is up. Workers that never come lack room: see the run's own output."
+                    f"after {wait_s:g} s {missing}.{each(numbers, run.moving())} The request stays, and the run goes "
+                    "on with it. `kanabo scale` takes it back."
                 )
             time.sleep(0.2)
 
@@ -123,6 +124,11 @@ def coming(wanted: dict[str, int], up: dict[str, int]) -> str:
             what = "still to come" if missing > 0 else "still to leave"
             parts.append(f"{role}: {abs(missing)} {what} ({up.get(role, 0)} up, {count} requested)")
     return "; ".join(parts)
+
+
+def each(roles: Iterable[str], moving: Mapping[str, str]) -> str:
+    """What each worker of these roles that is still to join or to leave waits for, in sentences."""
+    return "".join(f" {name} {said}." for name, said in sorted(moving.items()) if name.rpartition("-")[0] in roles)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -20,8 +21,8 @@ from cluster import topology
 from cluster.buffer import Buffer, Wishes
 from cluster.elastic import Elastic
 from cluster.nodes import end, result
-from cluster.placement import request
-from cluster.room import roles
+from cluster.placement import on_gpu, request
+from cluster.room import place_of, roles
 from cluster.topology import POLICY, Site
 from cluster.watch import Watchdog
 
@@ -52,6 +53,10 @@ class Staff:
         """By name, who ends it if it does not finish."""
         self._expected: set[str] = set()
         """Those that are up or being placed, and are not to leave."""
+        self._since: dict[str, float] = {}
+        """When each worker began to join or to leave, by the clock that only goes forward."""
+        self._alive: set[str] = set()
+        """Workers whose process is there."""
         self._born: Counter[str] = Counter()
         self._roles = roles(site.config)
         self._beside: set[str] = set()
@@ -71,6 +76,7 @@ class Staff:
         name = f"{role}-{self._born[role]}"
         self._born[role] += 1
         self._expected.add(name)
+        self._since[name] = time.monotonic()
         self._launch(role, name)
 
     async def serve(self, role: str, name: str, ready: Callable[[], None]) -> None:
@@ -78,6 +84,7 @@ class Staff:
         worker = self._coming[name] = self._place(role, name)
         self._watchdog.expect(name)
         died = True
+        noting = asyncio.create_task(self._note_alive(name, worker))
         try:
             await worker.ready.remote()
             self._up[name] = self._coming.pop(name)
@@ -87,8 +94,10 @@ class Staff:
             await worker.run.remote()
             died = False
         finally:
+            noting.cancel()
             self._watchdog.forget(name)
             self._beside.discard(name)
+            self._alive.discard(name)
             self._coming.pop(name, None)
             if not self.closing:
                 if self._up.pop(name, None) is not None and name in self._leaving:
@@ -96,6 +105,11 @@ class Staff:
                 ray.kill(worker)
                 blame = died and name not in self._leaving
                 self.explained |= await asyncio.to_thread(self._buffer.forsake, POLICY, name, blame=blame)
+
+    async def _note_alive(self, name: str, worker: Any) -> None:
+        with suppress(Exception):  # its death is for `serve` to see
+            await worker.__ray_ready__.remote()
+            self._alive.add(name)
 
     def _place(self, role: str, name: str) -> Any:
         place, config = PLACE[role.partition(":")[0]], self._site.config
@@ -107,6 +121,7 @@ class Staff:
 
     def ended(self, role: str, name: str) -> bool:
         """Whether it was to leave. Its successor is placed if not."""
+        self._since.pop(name, None)
         if name in self._leaving:
             leaving = self._leaving.pop(name)
             if leaving is not None:
@@ -145,6 +160,28 @@ class Staff:
         """How many of each role are there or on their way."""
         return {role: sum(_is(name, role) for name in self._expected) for role in self._roles}
 
+    def moving(self) -> dict[str, str]:
+        """What each worker that is still to join or to leave does, and for how long, in words."""
+        now, says = time.monotonic(), {actor["name"]: actor["says"] for actor in self._watchdog.standing()}
+        joining = {name: self._joining(name) for name in self._expected - self._up.keys()}
+        leaving = {name: f"leaves: {says.get(name, 'its process ends')}" for name in self._leaving}
+        return {
+            name: f"{said} (for {now - self._since[name]:.0f} s)"
+            for name, said in (joining | leaving).items()
+            if name in self._since
+        }
+
+    def _joining(self, name: str) -> str:
+        if name in self._alive:
+            return "starts: its process is there and loads what it needs"
+        return f"waits for room: {self._wanted(name.rpartition('-')[0])}, or for its process to start"
+
+    def _wanted(self, role: str) -> str:
+        """What one worker of a role needs, and what the cluster has left."""
+        place, free = place_of(self._site.config, role, on_gpu()), ray.available_resources()
+        left = ", ".join(f"{free.get(name, 0):g} {name}" for name in place.resources)
+        return f"it needs {place} on one node, and all nodes together have {left} free"
+
     async def follow_load(self, elastic: Elastic) -> None:
         """Wish for more or fewer as the load says, and ask Ray's autoscaler for the room of all that are wished for."""
         asked: dict[str, int] = {}
@@ -166,6 +203,7 @@ class Staff:
         """Hire and let go until the numbers are those that were last wished for."""
         while True:
             await asyncio.to_thread(self._wishes.staff, self.up())
+            await asyncio.to_thread(self._wishes.tell_moving, await asyncio.to_thread(self.moving))
             wished = await asyncio.to_thread(self._wishes.wished)
             for role, count in self.counts().items():
                 more = wished.get(role, count) - count
@@ -188,6 +226,7 @@ class Staff:
             ray.kill(self._coming[name])
         else:
             return  # not placed yet, which takes a moment
+        self._since[name] = time.monotonic()
         log.warning("%s leaves", name)
         self._expected.discard(name)
 

@@ -30,6 +30,7 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
     unreadable               set     ids of groups that cannot be read
     quarantine               list    (id, why, bytes) of the newest 100 of those
     wished, staffed          hash    role → how many workers a user wants, and how many are up
+    moving                   hash    worker that is still to join or to leave → what it waits for, in words
     policy:NAME:
       state                  hash    epoch, version, next_cut, frontier, seq, trimmed, published_step, left_at
       released, saved        hash    policy → the version that it has released, the step that it has saved

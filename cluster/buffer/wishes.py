@@ -39,6 +39,26 @@ class Wishes:
     def staffed(self) -> dict[str, int]:
         return self._numbers("staffed")
 
+    def tell_moving(self, moving: Mapping[str, str]) -> None:
+        """What each worker that is still to join or to leave does now, by its name, in words."""
+        key = f"{self._connection.prefix}moving"
+
+        def run() -> Any:
+            with self._connection.redis.pipeline(transaction=True) as pipe:
+                pipe.delete(key)
+                if moving:
+                    pipe.hset(key, mapping={**moving})
+                return pipe.execute()
+
+        self._connection.patiently(run)
+
+    def moving(self) -> dict[str, str]:
+        """What the driver last told of workers that are still to join or to leave."""
+        found: Any = self._connection.patiently(
+            lambda: self._connection.redis.hgetall(f"{self._connection.prefix}moving")
+        )
+        return {name.decode(): said.decode() for name, said in found.items()}
+
     def _numbers(self, key: str) -> dict[str, int]:
         found: Any = self._connection.patiently(lambda: self._connection.redis.hgetall(self._connection.prefix + key))
         return {role.decode(): int(count) for role, count in found.items()}

@@ -22,7 +22,7 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     # Rule 3: dropped is final, and its task is claimed again first.
     "a dropped group's task is lost": {"prelude": ("if requeue and task then", "if false then")},
     "a filtered group's task comes back": {
-        "record": ("drop(ARGV[i], ARGV[i + 1], false, true)", "drop(ARGV[i], ARGV[i + 1], true, true)")
+        "record": ("drop(ARGV[i], ARGV[i + 1], false)", "drop(ARGV[i], ARGV[i + 1], true)")
     },
     "tasks that come back are claimed last": {
         "claim": (

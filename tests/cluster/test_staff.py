@@ -8,7 +8,10 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError
 
-from cluster import config, staff
+from cluster import config, scale, staff
+from cluster.buffer import Wishes
+from cluster.errors import KanaboError
+from cluster.heldout import until
 from cluster.staff import Staff
 from cluster.topology import Site
 from cluster.watch import Watchdog
@@ -76,3 +79,59 @@ async def test_who_waits_for_room_leaves_at_once_when_it_is_no_longer_wished_for
         await asyncio.wait_for(serving, 5)
     assert workers.ended("rollout", "rollout-1"), "it is not replaced"
     assert workers.counts()["rollout"] == 1
+
+
+async def test_workers_that_join_or_leave_say_what_they_wait_for_and_since_when(workers, monkeypatch, redis_url):
+    alive, up = asyncio.get_running_loop().create_future(), asyncio.get_running_loop().create_future()
+
+    async def begun() -> None:
+        await alive
+
+    async def ready() -> None:
+        await up
+
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    joins = SimpleNamespace(
+        ready=SimpleNamespace(remote=ready),
+        __ray_ready__=SimpleNamespace(remote=begun),
+        waiting=SimpleNamespace(remote=forever),
+        stop=SimpleNamespace(remote=nothing),
+        close=SimpleNamespace(remote=nothing),
+    )
+    monkeypatch.setitem(staff.PLACE, "rollout", lambda site, name, beside=False: joins)
+    monkeypatch.setattr(staff.ray, "kill", lambda who: None)
+    monkeypatch.setattr(staff.ray, "available_resources", lambda: {"CPU": 0.2})
+    monkeypatch.setattr(staff, "on_gpu", lambda: False)
+    serving = asyncio.create_task(workers.serve("rollout", "rollout-1", lambda: None))
+    await asyncio.sleep(0)
+    assert "waits for room: it needs 0.9 CPU on one node" in workers.moving()["rollout-1"]
+    assert "have 0.2 CPU free" in workers.moving()["rollout-1"]
+    assert "(for 0 s)" in workers.moving()["rollout-1"]
+    alive.set_result(None)
+    await until(lambda: workers.moving()["rollout-1"].startswith("starts: its process is there"))
+    up.set_result(None)
+    await until(lambda: "rollout-1" not in workers.moving())
+    workers._let_go("rollout-1")
+    assert workers.moving()["rollout-1"].startswith("leaves: ")
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    workers.ended("rollout", "rollout-1")
+    assert "rollout-1" not in workers.moving()
+
+
+def test_a_scale_that_times_out_names_each_worker_that_is_missing(redis_url):
+    wishes = Wishes(redis_url, "moving")
+    wishes.staff({"rollout": 1, "reward": 1})
+    said = "waits for room: it needs 0.9 CPU on one node (for 43 s)"
+    wishes.tell_moving({"rollout-1": said, "reward-7": "leaves: its process ends (for 2 s)"})
+    with pytest.raises(KanaboError) as late:
+        scale.wait(wishes, {"rollout": 2}, 0.1)
+    assert "rollout: 1 still to come (1 up, 2 requested)" in str(late.value)
+    assert f"rollout-1 {said}." in str(late.value)
+    assert "reward-7" not in str(late.value), "nobody asked about those"
+    wishes.tell_moving({})
+    assert wishes.moving() == {}
+    wishes.close()

@@ -98,7 +98,6 @@ def test_rollouts_that_are_all_cut_short(tmp_path):
     code, text, summary = job(tmp_path, "rollout.max_tokens=1", KEEP, "learner.drop_truncated=false")
     assert code == 0, text
     (said,) = [w for w in summary["warnings"] if "every rollout of the step was cut short" in w]
-    assert said.startswith("step 1:")
     assert f"warning {said}" in last_lines(text)
 
 

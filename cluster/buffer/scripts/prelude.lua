@@ -84,12 +84,12 @@ local function keep_dropped(id, reason)
   call('XADD', run .. 'events', 'MAXLEN', '~', 10000, '*', 'kind', 'dropped', 'fields', fields)
 end
 
--- Final: a dropped group never returns. It admits one more at once; its task may be first in the queue. `asked`: by
--- a learner or a worker that has the group at hand.
-local function drop(id, reason, requeue, asked)
+local at_hand = false -- who asks for a drop has the group at hand: nothing has to be kept
+-- Final: a dropped group never returns. It admits one more at once; its task may be first in the queue.
+local function drop(id, reason, requeue)
   local task = call('HGET', group_key(id), 'task')
   if requeue and task then call('LPUSH', own .. 'requeued', task) end
-  if not asked then keep_dropped(id, reason) end
+  if not at_hand then keep_dropped(id, reason) end
   remove(id)
   settle(id, 'dropped:' .. reason)
   ring(bell('capacity'))

@@ -30,8 +30,9 @@ end
 call('SET', own .. 'record:' .. step, ARGV[4])
 call('ZADD', own .. 'records', step, step)
 call('HSET', own .. 'state', 'next_cut', step + 1)
+at_hand = true
 for i = 6, first - 1, 2 do
-  if call('ZSCORE', own .. 'ready', ARGV[i]) then drop(ARGV[i], ARGV[i + 1], false, true) end
+  if call('ZSCORE', own .. 'ready', ARGV[i]) then drop(ARGV[i], ARGV[i + 1], false) end
 end
 ring(bell('cut'))
 return {'ok', ARGV[4]}
