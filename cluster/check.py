@@ -61,8 +61,8 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     """
     from cluster import trial
 
-    skipped = leftovers.look(directory)
     place(directory)
+    skipped = leftovers.look(directory)
     used_directory(settings, directory)
     resume_point(settings, directory)
     metrics.check_wandb(settings.tracking)
@@ -139,6 +139,13 @@ def anchored(settings: RunConfig) -> list[str]:
 def place(directory: Path) -> None:
     """The run's directory is there or can be made, and no other run is going on in it. Raises ConfigError."""
     there = next(p for p in (directory, *directory.parents) if p.exists())
+    for path in (directory, *directory.parents):
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(
+                f"run.dir: '{directory}' cannot be made, '{path}' is a link to something that is not there. Remove "
+                "the link, or give another run.dir."
+            )
+    leftovers.refuse_foreign(directory)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         why = "is not writable" if there.is_dir() else "is a file"
         raise ConfigError(

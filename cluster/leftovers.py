@@ -7,12 +7,13 @@ can be done without is skipped with a warning.
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 from pathlib import Path
 
 from cluster import checkpoint, kept
-from cluster.config import RunConfig
+from cluster.config import RunConfig, load
 from cluster.errors import ConfigError
 
 FILES = (
@@ -20,6 +21,10 @@ FILES = (
     "owner.lock", "redis/password", "redis/redis.conf", "redis/redis.log", "redis/redis.pid", "redis/owner.lock",
 )  # fmt: skip
 FOLDERS = ("redis", "checkpoints", "groups", "judges", "policies", "distilled", "replay")
+ALSO_WRITTEN = ("alarm.md", "alarm.png", "tensorboard", "wandb")
+"""Other names that a run writes to."""
+MARKS = {"id": re.compile(r".+-[0-9a-f]{6}\s*", re.DOTALL), "owner.lock": re.compile(r"\d*\s*")}
+"""A directory with one of these files, of such contents, is a run's: the lock is there before anything else."""
 MUST_SAY = ("id", "config.toml", "redis/password")
 """They are written once and read at every later start: empty ones are damaged."""
 SHARED_MEMORY = 32 * 2**20
@@ -36,6 +41,35 @@ def look(directory: Path) -> list[str]:
     for name in MUST_SAY:
         _says_something(directory / name)
     return [*_checkpoints(directory / "checkpoints"), *_archive(directory / "groups")]
+
+
+def refuse_foreign(directory: Path) -> None:
+    """Raises ConfigError for a directory that is no run's and holds something under a name that a run writes to."""
+    if not directory.is_dir() or any(_is_mark(directory / name, form) for name, form in MARKS.items()):
+        return
+    if (directory / "metrics.jsonl").is_file() and _is_recipe(directory / "config.toml"):
+        return
+    theirs = [name for name in (*FILES, *FOLDERS, *ALSO_WRITTEN) if os.path.lexists(directory / name)]
+    if theirs:
+        raise ConfigError(
+            f"run.dir, run.name: '{directory}' is not the directory of a run, and a run would overwrite what it holds: "
+            f"{', '.join(theirs)}. Choose another run.name or run.dir, or move that away."
+        )
+
+
+def _is_mark(path: Path, form: re.Pattern[str]) -> bool:
+    try:
+        return path.is_file() and form.fullmatch(path.read_text("utf-8")[:1000]) is not None
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _is_recipe(path: Path) -> bool:
+    try:
+        load(path)
+    except (ConfigError, OSError):
+        return False
+    return True
 
 
 def _of_kind(path: Path, kind: str) -> None:
