@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cluster import weight_files
 from cluster.config import ModelSection
 from cluster.errors import ConfigError, nearest, one_line
 from cluster.own import readable
@@ -33,6 +34,9 @@ TINY = "tiny:"
 TOKENIZER_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken")
 """A directory with a tokenizer has one of these files."""
+QUANTISED = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2")
+"""Types of tensors that only quantised weights have."""
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
 HUB_FILES = [*TOKENIZER_FILES, "*.safetensors"]
 
 
@@ -70,6 +74,95 @@ def load_tokenizer(section: ModelSection, seed: int, *, online: bool) -> Any | N
     return None if directory is None else _tokenizer_in(directory)
 
 
+def check_files(section: ModelSection) -> None:
+    """The model's weights, where they are on this machine already, are whole and can be trained.
+
+    Raises ConfigError with the file and what is wrong with it.
+    """
+    if section.path.startswith(TINY) or section.path == "smollm2":
+        return
+    directory = _directory(section.path) or _in_hub_cache(section.path, whole=True)
+    if directory is not None:
+        _check_weights(directory)
+
+
+def _check_configuration(directory: Path) -> None:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    file = directory / "config.json"
+    try:
+        tree = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"model.path: '{file}' is damaged: {one_line(error)} Copy it again.") from error
+    kind = tree.get("model_type") if isinstance(tree, dict) else None
+    if not isinstance(kind, str):
+        raise ConfigError(f"model.path: '{file}' names no model_type. A file written by save_pretrained is expected.")
+    if tree.get("quantization_config"):
+        method = tree["quantization_config"].get("quant_method", "unknown")
+        raise ConfigError(
+            f"model.path: '{directory}' is quantised ({method}), and quantised weights cannot be trained. Name the "
+            "model that it was made from, or save it dequantised."
+        )
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ConfigError(
+            f"model.path: '{file}' has model_type '{kind}', of which this version of transformers knows no causal "
+            f"language model. {nearest(kind, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}Code that a model brings along is not "
+            "run."
+        )
+    try:
+        AutoConfig.from_pretrained(directory)
+    except Exception as error:  # whatever the files of others make of it
+        said = " ".join(str(error).split())[:300].rstrip(
+            "."
+        )  # some put the field on one line and its fault on the next
+        raise ConfigError(f"model.path: '{file}' is no configuration of a '{kind}': {said}. Copy it again.") from error
+
+
+def _check_weights(directory: Path) -> None:
+    vocabulary = _vocabulary(directory)
+    for file in sorted(directory.glob("*.safetensors")):
+        try:
+            tensors = weight_files.header(file)
+        except ValueError as error:
+            raise ConfigError(f"model.path: '{file}' {error}. Copy it again.") from error
+        for name, tensor in tensors.items():
+            if tensor["dtype"] in QUANTISED:
+                raise ConfigError(
+                    f"model.path: '{file}' holds {name} as {tensor['dtype']}, and quantised weights cannot be trained. "
+                    "Name the model that it was made from, or save it dequantised."
+                )
+            rows = tensor["shape"][0] if tensor["shape"] else 0
+            if name.endswith(EMBEDDINGS) and vocabulary and rows != vocabulary:
+                raise ConfigError(
+                    f"model.path: '{file}' does not fit config.json: {name} has {rows} rows, and vocab_size is "
+                    f"{vocabulary}. Copy both from one model."
+                )
+
+
+def _vocabulary(directory: Path) -> int:
+    """`vocab_size` of config.json, 0 where it says none."""
+    tree = json.loads((directory / "config.json").read_text("utf-8"))
+    size = tree.get("vocab_size", (tree.get("text_config") or {}).get("vocab_size"))
+    return size if isinstance(size, int) else 0
+
+
+def _check_vocabulary(directory: Path, tokenizer: Any) -> None:
+    """The model has an embedding for each token. Added ones may lie beyond: many models have a pad token there."""
+    try:
+        size = _vocabulary(directory)
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return  # what is wrong with it is said elsewhere
+    added = set(tokenizer.added_tokens_decoder)
+    beyond = {i: token for token, i in tokenizer.get_vocab().items() if size <= i and i not in added}
+    if size and beyond:
+        number = min(beyond)
+        raise ConfigError(
+            f"model.path: the tokenizer in '{directory}' does not fit the model: it has the token {beyond[number]!r} "
+            f"with id {number}, and config.json says vocab_size = {size}. Copy both from one model."
+        )
+
+
 def _tokenizer_in(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
@@ -78,13 +171,17 @@ def _tokenizer_in(directory: Path) -> Any:
             f"model.path: '{directory}' has no tokenizer: none of {', '.join(VOCABULARIES)} is there. "
             "Copy it from the model that this one was made from; tokenizer.save_pretrained writes it."
         )
+    if (directory / "config.json").exists():  # a tokenizer is made by it
+        _check_configuration(directory)
     try:
-        return AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
     except Exception as error:  # whatever the files of others make of it
         raise ConfigError(
             f"model.path: the tokenizer in '{directory}' cannot be loaded: {one_line(error)} "
             "Files written by a tokenizer's save_pretrained are expected."
         ) from error
+    _check_vocabulary(directory, tokenizer)
+    return tokenizer
 
 
 def _no_options(section: ModelSection) -> None:
@@ -114,7 +211,11 @@ def _directory(path: str) -> Path | None:
 def _has_weights(directory: Path) -> bool:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        return all((directory / name).is_file() for name in set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = {str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+        except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"model.path: '{index}' is damaged: {one_line(error)} Copy it again.") from error
+        return all((directory / name).is_file() for name in names)
     return any(directory.glob("*.safetensors"))
 
 

@@ -202,10 +202,11 @@ def judged(settings: RunConfig, head: Sequence[Task]) -> None:
 def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[str]:
     """There is such a model, and its tokenizer can write the prompts of these tasks. Raises ConfigError."""
     from actors.chat import Chat
-    from actors.models import TINY, load_tokenizer
+    from actors.models import TINY, check_files, load_tokenizer
 
     path = settings.model.path
     tokenizer = load_tokenizer(settings.model, settings.seed, online=online)
+    check_files(settings.model)
     templated = tokenizer is not None and bool(tokenizer.chat_template)
     if templated:
         chat = Chat(tokenizer, stop=settings.rollout.stop)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from cluster import weight_files
 from cluster.errors import ConfigError
 from cluster.failpoints import failpoint
 from cluster.own import readable
@@ -183,14 +184,9 @@ def _damage(target: Path) -> str | None:
         return "manifest.json cannot be read"
     for file in sorted(target.rglob("*.safetensors")):
         try:
-            with file.open("rb") as opened:
-                length = int.from_bytes(opened.read(8), "little")
-                head = json.loads(opened.read(length)) if 0 < length <= 100 * 2**20 else None
-            ends = [tensor["data_offsets"][1] for name, tensor in (head or {}).items() if name != "__metadata__"]
-            if head is None or file.stat().st_size != 8 + length + max(ends, default=0):
-                return f"{file.relative_to(target)} is not whole"
-        except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
-            return f"{file.relative_to(target)} cannot be read"
+            weight_files.header(file)
+        except ValueError as error:
+            return f"{file.relative_to(target)} {error}"
     for file in (target / "learner" / "state.json", target / "config.json", target / "adapter_config.json"):
         try:
             if file.exists() and not isinstance(json.loads(file.read_text("utf-8")), dict):

@@ -83,12 +83,12 @@ def export(source: Path, target: Path, *, adapter: bool = False, policy: str = c
         there = [path for path in sorted(part.rglob("*")) if path.is_file() and _of_the_model(path, part)]
         files = [path for path in there if not (merging and path.name in ADAPTER)]
         total = sum(path.stat().st_size for path in files)
-        with cli.progress(f"copying {source.name}", total) as advance:
-            for path in files:
-                _copy(path, draft / path.relative_to(part), advance)
         if merging:
             with cli.progress("merging the adapter"):
                 _merge(part, draft, config.load(source.parent.parent / "config.toml").of_policy(policy))
+        with cli.progress(f"copying {source.name}", total) as advance:
+            for path in files:
+                _copy(path, draft / path.relative_to(part), advance)
         written = [path for path in draft.rglob("*") if path.is_file()]
         result = {"files": len(written), "bytes": sum(path.stat().st_size for path in written)}
         # A run removes a manifest before anything else: while it is there, all files were.
@@ -114,8 +114,10 @@ def _merge(source: Path, target: Path, settings: config.RunConfig) -> None:
     from transformers import AutoModelForCausalLM
 
     from actors.models import prepare
+    from learner.model import use_savable_generation_config
 
     base: Any = AutoModelForCausalLM.from_pretrained(prepare(settings.model, settings.seed))
+    use_savable_generation_config(base)
     precision = base.dtype
     merged: Any = PeftModel.from_pretrained(base.float(), str(source))
     merged.merge_and_unload().to(precision).save_pretrained(target)

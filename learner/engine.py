@@ -133,7 +133,14 @@ class DeepSpeedEngine:
         self.step, self.num_skipped = 0, 0
         if section.threads:
             torch.set_num_threads(section.threads)
-        model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=DTYPES[section.dtype])
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=DTYPES[section.dtype], output_loading_info=True
+        )
+        if missing := sorted(loaded["missing_keys"]):
+            raise ConfigError(
+                f"model.path: '{model_dir}' lacks {len(missing)} of the model's weights, {missing[0]} among them, "
+                "which would begin at random. Copy the weights again, with the config.json that they were saved with."
+            )
         self.vocab_size = int(model.config.vocab_size)
         self.max_positions = max_positions(model.config)
         self._copied = (

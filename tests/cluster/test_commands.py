@@ -220,6 +220,8 @@ def test_adapters_are_merged_into_their_base_or_given_alone(kanabo, tmp_path):
     from transformers import AutoModelForCausalLM
 
     base = random_llama(tmp_path / "base", tied=True)
+    sampling = {"do_sample": False, "temperature": 0.6, "eos_token_id": [2, 5]}  # transformers refuses to write it
+    (base / "generation_config.json").write_text(json.dumps(sampling))
     run = make_run(tmp_path, "a")
     (run / "config.toml").write_text(config.dump(config.parse({"model": {"path": str(base)}})))
     source = write_checkpoint(run, 3)
@@ -246,6 +248,8 @@ def test_adapters_are_merged_into_their_base_or_given_alone(kanabo, tmp_path):
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
     torch.testing.assert_close(merged[f"{stem}.weight"], before[f"{stem}.weight"] + 3 * delta, atol=1e-6, rtol=0)
     assert torch.equal(merged["lm_head.weight"], before["lm_head.weight"])
+    exported = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    assert exported["eos_token_id"] == [2, 5]
 
 
 def test_an_unknown_run_names_those_there_are(kanabo, tmp_path):

@@ -5,6 +5,8 @@ A job returns tensors and numbers; rank 0 stores them, and a failure's traceback
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from cluster.config import LearnerSection, LossSection, ScheduleSection, TermSection, ValueSection
+from cluster.errors import ConfigError
 from cluster.types import CutRecord, Group, Mixed, Pair
 from learner.advantages import Undivided
 from learner.engine import DeepSpeedEngine, Engine, join
@@ -237,6 +241,29 @@ def export(model_dir: Path, work: Path, stage: int) -> Any:
     return ours, theirs, sorted(p.name for p in directory.iterdir()), list(full_weights(engine)), engine.metadata()
 
 
+SAMPLING = {"bos_token_id": 1, "eos_token_id": [2, 5], "do_sample": False, "temperature": 0.6, "top_p": 0.9, "top_k": 1}
+"""A generation configuration that transformers reads and refuses to write."""
+
+
+def unsavable(model_dir: Path, work: Path) -> Any:
+    """What becomes of models whose files transformers reads and could not write, or that lack weights."""
+    odd, lacking = (Path(shutil.copytree(model_dir, work / name)) for name in ("odd", "lacking"))
+    (odd / "generation_config.json").write_text(json.dumps(SAMPLING))
+    engine = DeepSpeedEngine(odd, section_of("sgd"))
+    engine.try_export()
+    engine.export(work / "of-odd")
+    AutoModelForCausalLM.from_pretrained(work / "of-odd")
+    weights = load_file(lacking / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, lacking / "model.safetensors", metadata={"format": "pt"})
+    try:
+        DeepSpeedEngine(lacking, section_of("sgd"))
+        refused = ""
+    except ConfigError as error:
+        refused = str(error)
+    return json.loads((work / "of-odd" / "generation_config.json").read_text()), refused
+
+
 def not_finite(model_dir: Path, work: Path, stage: int) -> Any:
     """A step whose loss is NaN on one rank, between two good ones."""
     section = section_of("adamw", zero_stage=stage)
@@ -296,6 +323,7 @@ JOBS: dict[str, Callable[..., Any]] = {
         recomputed,
         resume,
         export,
+        unsavable,
         not_finite,
         preferences,
         reference,

@@ -22,7 +22,7 @@ PPO = ["ppo:0", "ppo:1", "ppo:2", "ppo:3", "ppo:0:single", "ppo:3:wide"]
 ONE_RANK = [
     "on_policy:sgd", "on_policy:adamw", "trajectory:sgd:0", "trajectory:adamw:0", "trajectory:sgd:1",
     "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:1:bfloat16", "resume:0", "export:0",
-    "not_finite:0", "preferences:0", "reference", "entropy_bonus",
+    "unsavable", "not_finite:0", "preferences:0", "reference", "entropy_bonus",
     *(f"trajectory:sgd:{stage}:float32:{layout}" for stage, layout in SPLITS), *PPO, "resume:0:critic",
     "critic_in_bf16", "recomputed", "resume:1::bfloat16", "resume:2", "resume:3",
 ]  # fmt: skip
@@ -220,6 +220,17 @@ def test_an_export_is_a_hugging_face_model_with_the_same_log_probs(request, rank
     assert "lm_head.weight" in names, "a tied head is sent under its own name"
     assert [name for name, _, _ in metadata] == names
     assert all(len(shape) and 0 not in shape for _, _, shape in metadata)
+
+
+def test_a_generation_configuration_that_cannot_be_written_is_exported_as_it_is(one):
+    exported, _ = one["unsavable"]
+    assert exported["eos_token_id"] == [2, 5]
+    assert (exported["do_sample"], exported["temperature"]) == (False, 0.6)
+
+
+def test_a_model_that_lacks_weights_is_refused(one):
+    _, refused = one["unsavable"]
+    assert "lacks 1 of the model's weights, model.layers.1.mlp.up_proj.weight" in refused
 
 
 @pytest.mark.parametrize(("ranks", "job"), [("one", "not_finite:0"), ("two", "not_finite:0"), ("two", "not_finite:3")])
