@@ -130,6 +130,13 @@ class DeafEngine(VllmEngine):
         return 0.0
 
 
+class UnmakeableEngine(FakeEngine):
+    """Fails while it is made, in a way that would repeat."""
+
+    def _load(self, path: str) -> None:
+        raise KeyError("the weights have no such name")
+
+
 class Forgetful(Advantage):
     """Has forgotten what the last rollout of every group is worth."""
 
