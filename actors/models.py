@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
+import inspect
 import json
 import logging
 import os
@@ -88,7 +89,7 @@ def check_files(section: ModelSection) -> None:
 
 def _check_configuration(directory: Path) -> None:
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     file = directory / "config.json"
     try:
@@ -111,12 +112,19 @@ def _check_configuration(directory: Path) -> None:
             "run."
         )
     try:
-        AutoConfig.from_pretrained(directory)
+        configuration = AutoConfig.from_pretrained(directory)
     except Exception as error:  # whatever the files of others make of it
         said = " ".join(str(error).split())[:300].rstrip(
             "."
         )  # some put the field on one line and its fault on the next
         raise ConfigError(f"model.path: '{file}' is no configuration of a '{kind}': {said}. Copy it again.") from error
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(configuration)]
+    if model._is_stateful or "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ConfigError(
+            f"model.path: '{directory}' is a '{kind}', which cannot be trained: several sequences share a row, where "
+            "only positions keep them apart, and this architecture hands on a state or takes no positions. Train one "
+            "with attention alone and position_ids, such as Qwen3 or Llama."
+        )
 
 
 def _check_weights(directory: Path) -> None:

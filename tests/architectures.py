@@ -27,6 +27,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2, tied": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 32}),
     "qwen3, tied": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "qwen3 moe": (
+        "Qwen3Moe",
+        {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+    ),
     "mistral": ("Mistral", {"sliding_window": None}),
     "gemma": ("Gemma", {"head_dim": 32}),
     "gemma 2": ("Gemma2", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 512}),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from cluster import check
 from cluster.config import parse
@@ -91,6 +91,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another tokenizer": (configuration(vocab_size=20), "tokenizer .* does not fit the model: .* id 20"),
     "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), "tokenizer"),
 }
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "rwkv", "jamba", "qwen3_next", "recurrent_gemma", "bloom", "mpt"])
+def test_an_architecture_whose_sequences_cannot_share_a_row_is_refused(model: Path, kind: str):
+    AutoConfig.for_model(kind).save_pretrained(model)
+    with pytest.raises(ConfigError, match=rf"model\.path.*is a '{kind}', which cannot be trained"):
+        checked(model)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
