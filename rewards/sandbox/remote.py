@@ -14,10 +14,12 @@ from __future__ import annotations
 import asyncio
 import builtins
 import collections
+import contextlib
 import datetime
 import decimal
 import fractions
 import inspect
+import io
 import json
 import operator
 import os
@@ -222,10 +224,12 @@ class Host:
         before = [json.dumps(message) for message in rest[0]] if rest else []
         args = [unpacked(message, self._objects.__getitem__) for message in (rest[0] if rest else ())]
         options = {k: unpacked(v, self._objects.__getitem__) for k, v in (rest[1] if len(rest) > 1 else {}).items()}
-        value = OPERATIONS[what](target, *args, **options)
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            value = OPERATIONS[what](target, *args, **options)
         if what == "next" and value is END:
             return {"end": True}
-        answer = {"value": self._packed(value)}
+        answer = {"value": self._packed(value), "printed": printed.getvalue()}
         if what == "call":
             after = [self._packed(arg) if isinstance(arg, MUTABLE) else None for arg in args]
             answer["args"] = [
@@ -321,6 +325,8 @@ class Link:
             raise StopIteration
         if "value" not in answer:
             raise Ended("no answer")
+        if isinstance(answer.get("printed"), str):  # tests may look at what is printed
+            sys.stdout.write(answer["printed"])
         for arg, after in zip(args, answer.get("args") or (), strict=False):
             if after is not None and isinstance(arg, MUTABLE):
                 _become(arg, unpacked(after, self.resolve))
@@ -468,13 +474,14 @@ def _ask(remote: Any, what: str, *args: Any) -> Any:
 class _OwnModule(types.ModuleType):
     """The program, where tests import it as a module."""
 
-    def __init__(self, name: str, link: Link, names: set[str]) -> None:
+    def __init__(self, name: str, link: Link, names: set[str], known: set[str]) -> None:
+        """`names` may be imported from it; `known` are those that `import *` gives."""
         super().__init__(name)
-        self.__all__ = sorted(names)
+        self.__all__, self.__dict__["_names"] = sorted(known), names
         self.__dict__["_ask"] = lambda known: link.ask("name", 0, (known,))
 
     def __getattr__(self, name: str) -> Any:
-        if name not in self.__all__:
+        if name not in self.__dict__["_names"]:
             raise AttributeError(f"the program defines no {name!r}")
         return self.__dict__["_ask"](name)
 
@@ -489,20 +496,21 @@ def examine(code: str, entry: str, given: dict[str, Any]) -> dict[str, Any]:
     hello = receive()
     if not isinstance(hello, dict) or not isinstance(hello.get("names"), list):
         return {"passed": False}  # the program raised
-    names = {name for name in hello["names"] if isinstance(name, str) and name.isidentifier()}
-    for name in OWN_MODULES:
-        sys.modules[name] = _OwnModule(name, link, names)
+    names = {name for name in hello["names"] if isinstance(name, str) and not name.startswith("__")}
     tests = compile(code, "tests.py", "exec")
+    known = _of_the_program(names, _mentioned(tests), entry, given)
+    for name in OWN_MODULES:
+        sys.modules[name] = _OwnModule(name, link, names, known)
     sys.modules["tests"] = sys.modules["__main__"] = module = types.ModuleType("tests")  # where unittest.main looks
     sys.argv = ["tests.py"]
     space = module.__dict__
     space.update(given, __name__="tests")
-    for name in _of_the_program(names, _mentioned(tests), entry, given):
+    for name in known:
         space[name] = link.ask("name", 0, (name,))
     passed = True
     try:
         exec(tests, space)
-        if entry and callable(space.get("check")):
+        if entry and isinstance(space.get("check"), types.FunctionType):  # of the tests, not of the program
             space["check"](eval(entry, space))
         _run_what_is_defined(space)
     except Undecided as error:

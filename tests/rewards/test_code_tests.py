@@ -4,10 +4,13 @@ import json
 
 import pytest
 import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.config import RewardSection
 from cluster.types import FAILED
 from rewards.base import Services
+from rewards.sandbox import remote
 from rewards.sandbox.launch import refusal
 from rewards.zoo import build_signal
 from tests.rewards.groups import group
@@ -35,6 +38,8 @@ FORMS = {
         "def test_it(a, b, c):\n    assert add(a, b) == c\nclass TestMore:\n    def test_more(self):\n"
         "        assert add(0, 0) == 0"
     },
+    "a star": "from solution import *\nfrom math import isclose\nfor a, b, c in [(1, 2, 3), (4, 5, 9)]:\n"
+    "    assert isclose(add(a, b), c) and abs(add(a, b) - c) < 1e-6 and all([add(a, b) == c])",
     "one for all": "pairs = [(1, 2), (4, 5)]\nassert list(map(lambda p: add(*p), pairs)) == [3, 9]",
     "zipped": "assert all(map(lambda p, r: add(*p) == r, [(1, 2), (4, 5)], [3, 9])), 'wrong'\nassert not add(0, 0)",
     "in a set": "assert add(1, 2) in {3}\nassert 9 in [add(4, 5)]",
@@ -79,7 +84,7 @@ CHEATS = {
         "import builtins, math, unittest\nbuiltins.all = builtins.any = lambda *a: True\nbuiltins.abs = lambda x: 0\n"
         "abs = lambda x: 0\nall = any = isclose = math.isclose = lambda *a, **k: True\n"
         "unittest.TestCase.assertEqual = unittest.TestCase.assertAlmostEqual = lambda *a: None\n"
-        "def check(c): pass\ndef add(a, b): return 0"
+        "def check(c): pass\n__name__ = '__main__'\ndef add(a, b): return 0"
     ),
     "a trace that leaves frames": (
         "import sys\ndef t(frame, event, arg):\n    frame.f_trace_lines = False\n    return t\nsys.settrace(t)\n"
@@ -213,6 +218,21 @@ async def test_a_function_with_the_name_of_a_known_one_is_the_programs(services)
     assert (await scored(services, humaneval, program.format("x[-1] * 2"), program.format(7))).values.tolist() == [1, 0]
 
 
+async def test_what_a_program_prints_is_there_for_its_tests(services):
+    tests = (
+        "import contextlib, io\nsaid = io.StringIO()\nwith contextlib.redirect_stdout(said):\n    hello()\n"
+        "assert said.getvalue() == 'hello\\n'"
+    )
+    programs = ["def hello():\n    print('hello')", "def hello():\n    print('bye')"]
+    assert (await scored(services, tests, *programs)).values.tolist() == [1, 0]
+
+
+async def test_a_check_of_the_programs_own_decides_nothing(services):
+    reference = {"test": "def verify(c):\n    assert c(1, 2) == 3", "entry_point": "add"}
+    scores = await scored(services, reference, "def check(c): return c(1, 2)\ndef add(a, b): return 0")
+    assert scores.state.tolist() == [FAILED]
+
+
 @pytest.mark.parametrize(
     ("tests", "why"),
     [
@@ -233,3 +253,42 @@ async def test_what_tests_expect_is_not_where_the_program_can_read_it(services):
     thief = "import sys\ndef square(x):\n    g = sys._getframe(1).f_globals\n    return g['wanted'][x - 2]"
     honest = "def square(x):\n    return x * x"
     assert (await scored(services, reference, thief, honest, partial=True)).values.tolist() == [0, 1]
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.fractions(),
+    lambda inner: (
+        st.lists(inner)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text() | st.integers(), inner)
+        | st.frozensets(st.integers() | st.text())
+    ),
+    max_leaves=20,
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.sampled_from([*remote.UNPACK, "ref", "dict", "array", ""]), inner)
+    ),
+    max_leaves=20,
+)
+
+
+def refuse(value: object) -> object:
+    raise LookupError(value)
+
+
+@given(PLAIN)
+async def test_any_plain_value_comes_back_equal_and_of_its_kind(value):
+    back = remote.unpacked(json.loads(json.dumps(remote.packed(value, refuse))), refuse)
+    assert back == value
+    assert type(back) is type(value)
+
+
+@given(JSON)
+async def test_any_message_is_a_plain_value_or_an_error(message):
+    try:
+        value = remote.unpacked(message, refuse)
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError):
+        return
+    remote.packed(value, refuse)  # nothing but plain values
