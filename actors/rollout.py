@@ -46,8 +46,11 @@ RENEW_FRAC = 0.25
 REPORT_S = 1.0
 FIRST_WEIGHTS_S = 300.0
 """The first hand-over of weights and its comparison take no longer, or the engine hangs."""
-FLOOR_NATS = {"float32": 0.05, "bfloat16": 1.0}
-"""By precision of the engine: an engine that has the learner's weights differs by less, on average over the probe."""
+FLOOR_NATS, COARSE_FLOOR_NATS = 0.05, 1.0
+"""An engine that has the learner's weights differs by less, on average over the probe: where both compute in float32,
+and where one of them does not."""
+COARSER = {"dtype", "quantization", "kv_cache_dtype"}
+"""Options of an engine that make it less precise."""
 FAR = 10
 """An engine's first comparison ends the run beyond so many times what is measured later."""
 GONE_S = 0.2
@@ -325,7 +328,9 @@ class RolloutWorker:
 
     def _check_first(self, mean: float, publication: Publication, *, handed_over: bool) -> None:
         """Raises StartFailed for an engine that samples from another model than is trained: every engine would."""
-        bound = FLOOR_NATS[self._config.model.dtype]
+        dtypes = {self._config.model.dtype, self._config.learner.dtype}
+        fine = dtypes == {"float32"} and not COARSER & self._config.engine.options.keys()
+        bound = FLOOR_NATS if fine else COARSE_FLOOR_NATS
         if handed_over and self._floor_nats is not None and publication.step == 0:  # the same weights as before
             bound = min(bound, FAR * (self._floor_nats + self._config.weights.max_drift_nats))
         if mean <= bound:
@@ -333,7 +338,7 @@ class RolloutWorker:
         after = "after the first weights were handed over" if handed_over else "with the weights of the model directory"
         raise StartFailed(
             f"model.path = '{self._config.model.path}': engine and learner differ by {mean:.3g} nats {after} (at most "
-            f"{bound:.3g} in {self._config.model.dtype}), so rollouts would be sampled from another model than is "
+            f"{bound:.3g} is the precision's), so rollouts would be sampled from another model than is "
             "trained. The engine runs this architecture otherwise than transformers, or does not take its weights: "
             "check engine.options and the engine's version, or train another model."
         )

@@ -56,9 +56,22 @@ def receive(model: Path, buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Cal
     from transformers import AutoTokenizer
 
     async def run(
-        loaded: float = 0.0, handed: float = 0.0, *, step: int = 0, dtype: str = "float32", kind: type = Probed
+        loaded: float = 0.0,
+        handed: float = 0.0,
+        *,
+        step: int = 0,
+        dtype: str = "float32",
+        learner: str = "float32",
+        kind: type = Probed,
     ) -> RolloutWorker:
-        settings = parse({"engine": {"max_model_len": 64}, "model": {"dtype": dtype}, "rollout": {"max_tokens": 4}})
+        settings = parse(
+            {
+                "engine": {"max_model_len": 64},
+                "model": {"dtype": dtype},
+                "learner": {"dtype": learner},
+                "rollout": {"max_tokens": 4},
+            }
+        )
         buffer.configure(Limits(2, 1))
         epoch = buffer.resume("policy", None)
         engine = kind(model, settings, stop_tokens=[2], version=rollout.INITIAL)
@@ -116,6 +129,7 @@ async def test_an_engine_that_runs_another_model_ends_the_run_before_anything_is
         {"loaded": 0.002, "handed": 0.008},
         {"handed": 0.03, "step": 7},
         {"loaded": 0.1, "handed": 0.3, "dtype": "bfloat16"},
+        {"loaded": 0.1, "handed": 0.3, "learner": "bfloat16"},
     ],
     ids=str,
 )
