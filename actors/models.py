@@ -118,7 +118,7 @@ def _check_configuration(directory: Path) -> None:
             "."
         )  # some put the field on one line and its fault on the next
         raise ConfigError(f"model.path: '{file}' is no configuration of a '{kind}': {said}. Copy it again.") from error
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(configuration)]
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(configuration)]
     if model._is_stateful or "position_ids" not in inspect.signature(model.forward).parameters:
         raise ConfigError(
             f"model.path: '{directory}' is a '{kind}', which cannot be trained: several sequences share a row, where "

@@ -133,9 +133,10 @@ class DeepSpeedEngine:
         self.step, self.num_skipped = 0, 0
         if section.threads:
             torch.set_num_threads(section.threads)
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        read: Any = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype=DTYPES[section.dtype], output_loading_info=True
         )
+        model, loaded = read
         if missing := sorted(loaded["missing_keys"]):
             raise ConfigError(
                 f"model.path: '{model_dir}' lacks {len(missing)} of the model's weights, {missing[0]} among them, "
