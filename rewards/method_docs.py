@@ -18,7 +18,8 @@ HEAD = """# Published methods
 Every row is a plug-in or a handful of pure functions; formula, shapes and what we had to guess are in the docstring. A
 recipe is in `deploy/recipes/methods/` and starts with `python -m cluster.run deploy/recipes/methods/NAME.toml`; a dash
 means that the functions are there and something they need is not: see below the table. The numbers of each method's
-own acceptance check are asserted in its test.
+own acceptance check are asserted in its test. What each recipe did in a real run is in
+[recipes_verified.md](recipes_verified.md).
 
 This page is made by `python -m rewards.method_docs`.
 

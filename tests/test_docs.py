@@ -15,6 +15,7 @@ from cluster import check
 from cluster.config import parse
 from rewards.judges.metrics import JudgeMetrics
 from tests.metrics_page import METRICS, ROWS, unexplained
+from tests.verify import recipes
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "deploy" / "README.md"])
@@ -125,3 +126,9 @@ def test_a_metric_is_explained_once_with_a_unit_and_a_meaning():
 
 def test_a_metric_that_nobody_explained_is_noticed():
     assert unexplained(["reward/mean", "reward/exact_mean", "step", "reward/meen"]) == ["reward/meen"]
+
+
+def test_the_table_of_real_runs_has_every_recipe_and_what_was_kept_of_it():
+    shipped = {path.stem for path in (ROOT / "deploy" / "recipes" / "methods").glob("*.toml")}
+    assert shipped == recipes.CASES.keys(), "tests/verify/recipes.py says how each recipe is run"
+    assert recipes.PAGE.read_text("utf-8") == recipes.page(), "run python -m tests.verify.recipes"
