@@ -59,26 +59,33 @@ def small(effect: str, *overrides: str, tokens: int = 64, steps: int = 3, stages
     return Case(effect, steps=steps, stages=stages, overrides=shorter)
 
 
+SUMS = (
+    "tasks={{use='reasoning_gym',options={{name='chain_sum',config={{min_terms=2,max_terms=2,min_digits=1,max_digits=1}},"
+    "size=100,num_heldout=1000}}}}",
+    "rewards.0.use=reasoning_gym", "rewards.0.name=math", "rewards.0.options={{extract='last_number'}}",
+)  # fmt: skip
+"""Tasks that SmolLM2 solves one time in five, as in smollm2.toml: of the word problems that the recipes come with it
+solved none of a run's groups, which then have equal rewards and no pairs."""
 ACCURACY = "heldout/accuracy"
 CASES: dict[str, Case] = {
     "b_star": Case(ACCURACY, "rises", stages=(4,)),
     "cispo": Case(ACCURACY, "rises"),
-    "clip_delta": small("reward/step_scores_mean"),
+    "clip_delta": small("reward/step_scores_mean", *SUMS),
     "co_reward": Case("reward/co_reward_mean", "rises"),
     "collapse": Case("reward/majority_mean", "rises"),
     "comas": small("reward/comas_solution_mean", "evaluation.max_tasks=4", tokens=48),
-    "concise": small("reward/mean"),
+    "concise": small("reward/mean", *SUMS),
     "cooper": Case("reward/exact_mean", "rises"),
     "cream": Case("pairs/label_mean", steps=18, stages=(6, 12), overrides=("checkpoint.every_steps={0}",)),
     "dapo": Case(ACCURACY, "rises"),
     "dno": small("pairs/margin_mean"),
-    "dpo": small("pairs/chosen_log_ratio_nats"),
+    "dpo": small("pairs/chosen_log_ratio_nats", *SUMS),
     "dr_grpo": Case(ACCURACY, "rises"),
-    "gradient_and_pairs": small("pairs/chosen_log_ratio_nats"),
+    "gradient_and_pairs": small("pairs/chosen_log_ratio_nats", *SUMS),
     "gspo": Case(ACCURACY, "rises"),
     "ipo": Case("loss/ipo", "falls"),
-    "laser": small("laser/accuracy_right", "learner.terms.0.options.mix_after_steps={0}", steps=4, stages=(2,)),
-    "length_switch": small("reward/mean"),
+    "laser": small("laser/accuracy_right", "learner.terms.0.options.mix_after_steps={0}", *SUMS, steps=4, stages=(2,)),
+    "length_switch": small("reward/mean", *SUMS),
     "mm_upt": Case("reward/majority_mean", "rises"),
     "monitors": Case("reward/mean", "rises"),
     "over_optimisation": Case("reward/format_mean", "rises"),
@@ -92,17 +99,17 @@ CASES: dict[str, Case] = {
     "score": Case("reward/attempts_mean", "rises", stages=(10,), overrides=("controllers.0.options.at={0}",)),
     "self_aligned": Case(ACCURACY, "rises"),
     "self_certainty": Case("reward/self_certainty_mean", "rises"),
-    "selm": small("selm/third_log_ratio_nats"),
+    "selm": small("selm/third_log_ratio_nats", *SUMS),
     "spear": Case("reward/exact_mean", "rises"),
     "spiral": Case(ACCURACY, "rises"),
     "spo": small("reward/mean"),
     "ssr_zero": Case("reward/exact_mean", "rises"),
-    "step_length_switch": small("reward/mean", "learner.groups_per_step=5"),
-    "t_reg": small("t_reg/known_frac"),
+    "step_length_switch": small("reward/mean", "learner.groups_per_step=5", *SUMS),
+    "t_reg": small("t_reg/known_frac", *SUMS),
     "temporal": Case("pairs/margin_mean", steps=10),
     # The keyword judge stands in for the user's server.
     "think_rm": small("reward/std", "judges.judge={{kind='keyword',options={{keywords=['the','so','when']}}}}"),
-    "tp_grpo": small("reward/thoughts_mean"),
+    "tp_grpo": small("reward/thoughts_mean", *SUMS),
 }
 
 
