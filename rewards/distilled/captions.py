@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from cluster.thoughts import spoken
 from cluster.types import Message
 from rewards.labels import pair_of
 
@@ -82,15 +83,16 @@ SPOIL = (
 """Cooper's negatives (arXiv:2508.05613): what their prompt asks for; the sentences are ours."""
 SOLUTION = "\n\nRight solution:\n"
 
-_TAG = re.compile(r"<label>(.*?)</label>", re.IGNORECASE | re.DOTALL)
+_OPEN, _CLOSE = re.compile(r"<label>", re.IGNORECASE), re.compile(r"</label>", re.IGNORECASE)
 
 
 def read_label(reply: str, words: dict[str, float]) -> float | None:
-    """The label's value. None unless there is exactly one tag with exactly one of the words in it."""
-    found = _TAG.findall(reply)
-    if len(found) != 1:
+    """The label's value. None unless one tag stands behind the judge's thoughts, with one of the words in it."""
+    said = spoken(reply)
+    opened, closed = list(_OPEN.finditer(said)), list(_CLOSE.finditer(said))
+    if len(opened) != 1 or len(closed) != 1:
         return None
-    return words.get(found[0].strip().strip(".!'\"").lower())
+    return words.get(said[opened[0].end() : closed[0].start()].strip().strip(".!'\"").lower())
 
 
 async def replies_of(complete: Complete, chats: Sequence[tuple[Message, ...]], **how: Any) -> list[str | None] | None:

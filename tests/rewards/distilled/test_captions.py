@@ -18,6 +18,12 @@ from rewards.labels import pair
         ("<label></label>", None),
         ("<label>quimb</label>", None),
         ("<label>florp", None),
+        ("<label>florp <label>drell</label>", None),
+        ("<think><label>florp</label></think>", None),
+        ("<think><label>florp</label></think><label>drell</label>", 0.0),
+        ("<think><label>florp</label>", None),
+        ("<label>" * 100_000, None),
+        ("</label>" * 100_000, None),
         ("", None),
     ],
 )
