@@ -6,10 +6,12 @@ A policy that plays several seats sees each seat's side alone: one transcript, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from actors.engine import Engine
 from actors.environments.base import End, Environment, Observation
 from actors.environments.single_turn import SingleTurn
 from cluster.errors import DataError, one_line
+from cluster.foreign_loops import RESTARTS, Call, Displaced, ForeignLoops
 from cluster.types import Event, Finish, Rollout, Task, Turn, VersionSpan
 from cluster.validation import brief, conformed
 
@@ -61,147 +64,257 @@ class Limits:
     """For each answer of the environment."""
 
 
-async def play(engine: Engine, chat: Chat, environment: Environment, task: Task, view: str, limits: Limits) -> Rollout:
+async def play(
+    engine: Engine,
+    chat: Chat,
+    environment: Environment,
+    task: Task,
+    view: str,
+    limits: Limits,
+    loops: ForeignLoops | None = None,
+) -> Rollout:
     """Play one episode to its end; of several seats' rollouts the one that moved first. Raises as `play_seats` does."""
-    return (await play_seats(engine, chat, environment, task, view, limits))[0]
+    return (await play_seats(engine, chat, environment, task, view, limits, loops))[0]
 
 
 async def play_seats(
-    engine: Engine, chat: Chat, environment: Environment, task: Task, view: str, limits: Limits
+    engine: Engine,
+    chat: Chat,
+    environment: Environment,
+    task: Task,
+    view: str,
+    limits: Limits,
+    loops: ForeignLoops | None = None,
+    group: object = None,
 ) -> list[Rollout]:
     """Play one episode to its end: a rollout for each seat that has spoken, in the order of their first turns.
 
-    Raises DataError if the environment fails or hangs or the prompt leaves no room; InfrastructureError if the engine
-    dies.
+    An environment of the user's own runs on one of `loops`, by default on one of this episode alone; episodes of one
+    `group` block no other's. Raises DataError if the environment fails or hangs or the prompt leaves no room;
+    InfrastructureError if the engine dies.
     """
+    if loops is None:
+        loops = ForeignLoops()
+        try:
+            return await play_seats(engine, chat, environment, task, view, limits, loops, group)
+        finally:
+            loops.close()
+    key = group if group is not None else object()
+    for _ in range(RESTARTS):
+        with contextlib.suppress(Displaced):  # an episode of another group blocks the loop
+            async with _side(environment, task, view, limits.environment_timeout_s, loops, key) as side:
+                return await _played(engine, chat, environment, side, task, view, limits)
+    raise DataError(f"the environment failed on task {task.id}: other episodes blocked its loop {RESTARTS} times.")
+
+
+async def _played(
+    engine: Engine, chat: Chat, environment: Environment, side: _Side, task: Task, view: str, limits: Limits
+) -> list[Rollout]:
     seats: dict[str, Transcript] = {}
     finish, end = "stop", End()
-    async with _Side(environment, task, view, limits.environment_timeout_s) as side:
-        step = await side.begin()
-        for _ in range(limits.max_turns):
-            if not isinstance(step, Observation):
+    step = await side.begin()
+    for _ in range(limits.max_turns):
+        if not isinstance(step, Observation):
+            break
+        begun = step.seat in seats
+        transcript = seats.setdefault(step.seat, Transcript())
+        if begun:
+            room = engine.max_model_len - len(transcript.tokens)
+            ids, step = _fitting(chat, step, transcript.tokens[-1], room, limits.max_tokens)
+            if len(ids) >= room:  # not even the mark fits: the episode ends before this observation
+                finish = "length"
+                transcript.events += step.events
                 break
-            begun = step.seat in seats
-            transcript = seats.setdefault(step.seat, Transcript())
-            if begun:
-                room = engine.max_model_len - len(transcript.tokens)
-                ids, step = _fitting(chat, step, transcript.tokens[-1], room, limits.max_tokens)
-                if len(ids) >= room:  # not even the mark fits: the episode ends before this observation
-                    finish = "length"
-                    transcript.events += step.events
-                    break
-            else:
-                ids = chat.prompt(step.messages)
-                if not ids:
-                    raise DataError(f"task {task.id}: its prompt has no token.")
-            transcript.opened = chat.opened(step.messages, first=not begun)
-            transcript.observe(ids, step)
-            finish, text = await _speak(engine, chat, transcript, limits, task)
-            full = len(transcript.tokens) >= engine.max_model_len
-            if finish == "length" and (environment.ends_when_cut or full):
-                break
-            step = await side.answer(transcript.opened + text)
-        if isinstance(step, End):
-            end = step
         else:
-            # Cut short within a turn, whose observation is written down already, or out of turns before the next one.
-            unseen = step.events if finish != "length" else ()
-            cut_in_turn = step.when_cut if finish == "length" else None
-            end, finish = cut_in_turn or End(step.reward, events=unseen), "length"
+            ids = chat.prompt(step.messages)
+            if not ids:
+                raise DataError(f"task {task.id}: its prompt has no token.")
+        transcript.opened = chat.opened(step.messages, first=not begun)
+        transcript.observe(ids, step)
+        finish, text = await _speak(engine, chat, transcript, limits, task)
+        full = len(transcript.tokens) >= engine.max_model_len
+        if finish == "length" and (environment.ends_when_cut or full):
+            break
+        step = await side.answer(transcript.opened + text)
+    if isinstance(step, End):
+        end = step
+    else:
+        # Cut short within a turn, whose observation is written down already, or out of turns before the next one.
+        unseen = step.events if finish != "length" else ()
+        cut_in_turn = step.when_cut if finish == "length" else None
+        end, finish = cut_in_turn or End(step.reward, events=unseen), "length"
     seats = seats or {"": Transcript()}
     return [_rollout(seat, t, finish, end, view, limits.temperature) for seat, t in seats.items()]
 
 
-class _Side:
-    """The environment's side of an episode: foreign code under a deadline, whose failures become DataError."""
+class _Side(Protocol):
+    """The environment's side of an episode."""
 
-    def __init__(self, environment: Environment, task: Task, view: str, timeout_s: float) -> None:
-        self._environment, self._task, self._view, self._timeout_s = environment, task, view, timeout_s
+    async def begin(self) -> Observation | End: ...
+    async def answer(self, text: str) -> Observation | End: ...
+    async def __aenter__(self) -> _Side: ...
+    async def __aexit__(self, *_: Any) -> None: ...
+
+
+def _side(environment: Environment, task: Task, view: str, timeout_s: float, loops: ForeignLoops, key: object) -> _Side:
+    if is_own(environment):
+        return _OwnSide(environment, task, view)
+    return _ForeignSide(environment, task, view, timeout_s, loops, key)
+
+
+class _OwnSide:
+    """An environment of Kanabo's: it neither blocks nor hangs, but what it shows and reads are texts of others."""
+
+    def __init__(self, environment: Environment, task: Task, view: str) -> None:
+        self._environment, self._task, self._view = environment, task, view
+        self._checks = may_misbehave(environment)
         self._episode: Any = None
-        self._foreign = may_misbehave(environment)
 
-    async def __aenter__(self) -> _Side:
+    async def __aenter__(self) -> _OwnSide:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        try:
-            if self._episode is not None:
-                await self._within(lambda: self._episode.aclose())
-        except DataError:
-            if kind is None:  # what is on its way already matters more than a failure to clean up after it
-                raise
+    async def __aexit__(self, *_: Any) -> None:
+        if self._episode is not None:
+            await self._episode.aclose()
 
     async def begin(self) -> Observation | End:
         def first() -> Any:
-            task = deepcopy(self._task) if self._foreign else self._task
-            self._episode = self._environment.play(task, self._view)
+            self._episode = self._environment.play(self._task, self._view)
             return self._episode.__anext__()
 
-        return self._checked(await self._within(first))
+        return await self._step(first)
 
     async def answer(self, text: str) -> Observation | End:
-        return self._checked(await self._within(lambda: self._episode.asend(text)))
+        return await self._step(lambda: self._episode.asend(text))
 
-    async def _within(self, step: Callable[[], Awaitable[Any]]) -> Any:
-        if not self._foreign:
-            try:
-                return await step()
-            except StopAsyncIteration:
-                return End()
-        # A task of its own, which is waited for and not joined: an environment may raise or swallow a cancellation.
-        running = asyncio.create_task(_outcome(step))
+    async def _step(self, step: Callable[[], Awaitable[Any]]) -> Observation | End:
         try:
-            done, _ = await asyncio.wait({running}, timeout=self._timeout_s)
-        finally:
-            running.cancel()
-        if not done:
-            why = f"no answer within rollout.environment_timeout_s = {self._timeout_s:g} s."
-            raise DataError(f"the environment failed on task {self._task.id}: {why}")
-        said, error = (None, asyncio.CancelledError()) if running.cancelled() else running.result()
-        if isinstance(error, StopAsyncIteration):
+            said = await step()
+            return _checked(said) if self._checks else said
+        except StopAsyncIteration:
             return End()
-        if error is not None:
-            raise DataError(f"the environment failed on task {self._task.id}: {_why(error)}") from error
-        return said
-
-    def _checked(self, said: Any) -> Observation | End:
-        """Return a copy with the types of the data model. Raises DataError."""
-        if not self._foreign:
-            return said
-        try:
-            if isinstance(said, Observation):
-                found = conformed(Observation, said, "observation")
-                if not found.messages:
-                    raise DataError("observation.messages is empty.")
-                return found
-            if isinstance(said, End):
-                return conformed(End, said, "end")
-            raise DataError("it is neither.")
         except DataError as error:
-            raise DataError(
-                f"the environment yielded {brief(said)} on task {self._task.id}; an Observation of messages "
-                f"or an End with a finite or unknown reward is expected: {error}"
-            ) from error
+            raise _failed(self._task, error) from error
+        except Exception as error:
+            raise _failed(self._task, one_line(error)) from error
+
+
+class _ForeignSide:
+    """An environment of the user's own: its generator lives on a loop of a thread, from its first line to its last.
+
+    One asyncio task runs all of it, so that it may hold a time-out or a session from one turn to the next. Nothing that
+    it makes leaves the thread: observations are copied there.
+    """
+
+    def __init__(
+        self, environment: Environment, task: Task, view: str, timeout_s: float, loops: ForeignLoops, key: object
+    ) -> None:
+        self._environment, self._task, self._view, self._timeout_s = environment, task, view, timeout_s
+        self._loops, self._key = loops, key
+        self._said: asyncio.Future[Observation | End]
+        self._text: asyncio.Future[str | None] | None = None
+        self._running: asyncio.Task[None]
+
+    async def __aenter__(self) -> _ForeignSide:
+        late = f"no answer within rollout.environment_timeout_s = {self._timeout_s:g} s."
+        self._said = asyncio.get_running_loop().create_future()
+        self._running = asyncio.create_task(self._loops.run(self._key, self._play, self._timeout_s, late=late))
+        self._running.add_done_callback(self._over)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None and not issubclass(kind, DataError):  # nothing waits for what is cleaned up
+            self._running.cancel()
+            return
+        if self._text is not None and not self._text.done():
+            self._text.set_result(None)
+        try:
+            await self._running
+        except DataError as error:
+            if kind is None:  # what is on its way already matters more than a failure to clean up after it
+                raise _failed(self._task, error) from error
+        except Displaced:
+            if kind is None:  # the episode is over, and only its end was blocked by another one
+                return
+
+    async def begin(self) -> Observation | End:
+        return await self._next()
+
+    async def answer(self, text: str) -> Observation | End:
+        assert self._text is not None
+        self._said = asyncio.get_running_loop().create_future()
+        self._text.set_result(text)
+        return await self._next()
+
+    async def _next(self) -> Observation | End:
+        try:
+            return await self._said
+        except DataError as error:
+            raise _failed(self._task, error) from error
+
+    def _over(self, running: asyncio.Task[None]) -> None:
+        if running.cancelled() or self._said.done():
+            return
+        error = running.exception()
+        if error is None:
+            self._said.set_result(End())
+        else:
+            self._said.set_exception(error)
+
+    async def _play(self, call: Call) -> None:
+        """On the thread's loop."""
+        episode: Any = self._environment.play(deepcopy(self._task), self._view)
+        try:
+            said = await episode.__anext__()
+            while True:
+                text = await call.outside(partial(self._told, _checked(said)))
+                if text is None:
+                    return
+                said = await episode.asend(text)
+        except StopAsyncIteration:
+            return
+        finally:
+            if (close := getattr(episode, "aclose", None)) is not None:
+                await close()
+
+    async def _told(self, shown: Observation | End) -> str | None:
+        """The policy's next turn; None if there is none."""
+        self._text = asyncio.get_running_loop().create_future()
+        if not self._said.done():
+            self._said.set_result(shown)
+        return await self._text
+
+
+def _failed(task: Task, why: object) -> DataError:
+    return DataError(f"the environment failed on task {task.id}: {why}")
+
+
+def _checked(said: Any) -> Observation | End:
+    """Return a copy with the types of the data model. Raises DataError."""
+    try:
+        if isinstance(said, Observation):
+            found = conformed(Observation, said, "observation")
+            if not found.messages:
+                raise DataError("observation.messages is empty.")
+            return found
+        if isinstance(said, End):
+            return conformed(End, said, "end")
+        raise DataError("it is neither.")
+    except DataError as error:
+        raise DataError(
+            f"it yielded {brief(said)}; an Observation of messages or an End with a finite or unknown reward is "
+            f"expected: {error}"
+        ) from error
+
+
+def is_own(environment: object) -> bool:
+    """Whether the environment is a part of Kanabo, which neither blocks nor hangs, and not a user's."""
+    return type(environment).__module__.startswith("actors.environments.")
 
 
 def may_misbehave(environment: Environment) -> bool:
     """Whether the environment has code or text of others: all but the one that only shows a checked task."""
     return type(environment) is not SingleTurn
-
-
-async def _outcome(step: Callable[[], Awaitable[Any]]) -> tuple[Any, BaseException | None]:
-    """Return what the step gave, or what it raised: a task that lets SystemExit through ends the whole event loop."""
-    try:
-        return await step(), None
-    except BaseException as error:
-        return None, error
-
-
-def _why(error: BaseException) -> str:
-    try:
-        return one_line(error)
-    except Exception:  # its text is foreign code too
-        return f"{type(error).__name__}."
 
 
 async def _speak(engine: Engine, chat: Chat, transcript: Transcript, limits: Limits, task: Task) -> tuple[Finish, str]:

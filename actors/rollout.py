@@ -32,6 +32,7 @@ from cluster.buffer import Buffer
 from cluster.config import RunConfig, patched
 from cluster.errors import DataError, InfrastructureError, LeaseLost, StartFailed, one_line
 from cluster.failpoints import failpoint
+from cluster.foreign_loops import ForeignLoops
 from cluster.samples import row_of
 from cluster.types import Claim, Group, Publication, Rollout, Task
 from cluster.validation import checked_group
@@ -53,6 +54,8 @@ COARSER = {"dtype", "quantization", "kv_cache_dtype"}
 """Options of an engine that make it less precise."""
 FAR = 10
 """An engine's first comparison ends the run beyond so many times what is measured later."""
+MOST_HUNG = 32
+"""Threads of the environment that never returned; with more the worker ends, and another takes its place."""
 GONE_S = 0.2
 """Between a learner's death and its successor's epoch the dead one's publication still stands."""
 
@@ -80,7 +83,11 @@ class RolloutWorker:
         self.name, self.policy, self.engine = name, policy, engine
         self._chat, self._environment, self._task_at = chat, environment, task_at
         self._buffer, self._config, self._fetch = buffer, config, fetch
-        self._claims, self._troupe = claims, Troupe(policy, self.play, others or {}, config.seed, generators)
+        self._loops = ForeignLoops()
+        self._claims = claims
+        self._troupe = Troupe(
+            policy, self.play, others or {}, config.seed, generators, self._loops, config.rollout.environment_timeout_s
+        )
         section = config.rollout
         self._steer({})
         self._places = asyncio.Semaphore(section.concurrent_groups)
@@ -97,13 +104,19 @@ class RolloutWorker:
         self._last_failure = ""
 
     async def run(self) -> None:
-        """Work until `stop`. Raises what ends the worker: InfrastructureError, or a bug of ours."""
-        async with asyncio.TaskGroup() as tasks:
-            if self._claims:
-                tasks.create_task(self._claim())
-            tasks.create_task(self._follow())
-            tasks.create_task(self._report())
-            tasks.create_task(self._mind_progress())
+        """Work until `stop`, or until so many threads hang that the process should be replaced.
+
+        Raises what ends the worker: InfrastructureError, or a bug of ours.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                if self._claims:
+                    tasks.create_task(self._claim())
+                tasks.create_task(self._follow())
+                tasks.create_task(self._report())
+                tasks.create_task(self._mind_progress())
+        finally:
+            self._loops.close()
 
     def waiting(self) -> str:
         """What it does now, in words."""
@@ -112,8 +125,14 @@ class RolloutWorker:
         if not self._in_flight:
             return f"waits for the buffer to admit a group (version {self.engine.version})"
         oldest_s = time.monotonic() - min(self._in_flight.values())
+        hung = (
+            f", {n} threads of the environment were given up and have not returned"
+            if (n := self._loops.num_hung)
+            else ""
+        )
         return (
             f"samples {len(self._in_flight)} episodes, the oldest for {oldest_s:.0f} s (version {self.engine.version})"
+            f"{hung}"
         )
 
     async def _mind_progress(self) -> None:
@@ -123,6 +142,13 @@ class RolloutWorker:
         """
         while not self._stopping.is_set():
             await asyncio.sleep(REPORT_S)
+            if (hung := self._loops.num_hung) > MOST_HUNG:
+                log.error(
+                    "%s: %d threads of its environment never returned (most: %d). It finishes its groups, ends and is "
+                    "replaced. Last failure: %s",
+                    self.name, hung, MOST_HUNG, self._last_failure or "none",
+                )  # fmt: skip
+                await self.stop()
             idle_s = time.monotonic() - self._progress
             if self._in_flight and idle_s > self._config.rollout.lease_s:
                 raise InfrastructureError(
@@ -137,13 +163,17 @@ class RolloutWorker:
             section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
         )
 
-    async def _play(self, task: Task, limits: episode.Limits, view: str = "orig") -> list[Rollout]:
+    async def _play(
+        self, task: Task, limits: episode.Limits, view: str = "orig", group: object = None
+    ) -> list[Rollout]:
         if not self._in_flight:
             self._progress = time.monotonic()
         key = object()
         self._in_flight[key] = time.monotonic()
         try:
-            return await episode.play_seats(self.engine, self._chat, self._environment, task, view, limits)
+            return await episode.play_seats(
+                self.engine, self._chat, self._environment, task, view, limits, self._loops, group
+            )
         finally:
             del self._in_flight[key]
             self._progress = time.monotonic()
@@ -215,7 +245,7 @@ class RolloutWorker:
                 await self._call(self._buffer.renew, claim)
 
         async def one(view: str) -> list[Rollout]:
-            rollouts = await self._play(task, self._limits, view)
+            rollouts = await self._play(task, self._limits, view, claim.id)
             await progress()
             return [replace(rollout, policy=self.policy) for rollout in rollouts]
 
@@ -242,7 +272,8 @@ class RolloutWorker:
             if publication is not None:
                 await self.receive(publication)
         views = ("orig",) if isinstance(self._environment, Meeting) else self._config.rollout.views
-        playing = [asyncio.create_task(self._play(task, self._limits, v)) for v in views for _ in range(count)]
+        group = object()
+        playing = [asyncio.create_task(self._play(task, self._limits, v, group)) for v in views for _ in range(count)]
         failpoint("rollout.mid_play")
         try:
             found = chain.from_iterable(await asyncio.gather(*playing))
@@ -351,6 +382,8 @@ class RolloutWorker:
             now = time.monotonic()
             counts, self._counts = self._counts, dict.fromkeys(self._counts, 0)
             fields = {"worker": self.name, "claims": self._claims, "seconds": now - last, **counts}
+            if self._loops.num_replaced:
+                fields["hung_threads"], fields["replaced_threads"] = self._loops.num_hung, self._loops.num_replaced
             await self._emit("rollout", {"last_failure": self._last_failure, **fields})
             last = now
 

@@ -57,6 +57,8 @@ class Follower:
         self._groups = 0
         self._dropped: Counter[int] = Counter()
         """Groups that the buffer itself dropped, by the step before."""
+        self._threads: dict[str, tuple[float, float]] = {}
+        """Of each rollout worker whose environment blocked: threads that hang, and all that were replaced."""
         self._accuracy: float | None = None
         before = metrics.read(recorder.directory)
         self.health = Health(config, self._warn, before)
@@ -151,6 +153,9 @@ class Follower:
             "failures/num_condemned": counters.get("condemned", 0),
             **self._counts(),
         }
+        if self._threads:
+            hung, replaced = (float(sum(counts)) for counts in zip(*self._threads.values(), strict=True))
+            row |= {"rollout/num_hung_threads": hung, "rollout/num_replaced_threads": replaced}
         self._record(step, row)
         self.health.step(step, row)
         shown = row if self._accuracy is None else {**row, "heldout/accuracy": self._accuracy}
@@ -198,6 +203,8 @@ class Follower:
             self._seconds += fields["seconds"] / there
         self._leases_lost += fields["leases_lost"]
         self._groups += fields["groups"]
+        if "hung_threads" in fields:
+            self._threads[fields["worker"]] = fields["hung_threads"], fields["replaced_threads"]
         self._spend(fields)
 
     def _on_reward(self, fields: dict[str, Any]) -> None:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from cluster.errors import ConfigError, nearest
 from cluster.plugins import Plugin
+from cluster.threads import Threads
 from cluster.types import Group, Scores, Task
 from rewards.sandbox.pool import Sandbox, Target
-from rewards.threads import Threads
 
 if TYPE_CHECKING:
     from rewards.distilled.follower import Follower

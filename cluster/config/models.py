@@ -77,7 +77,8 @@ class RolloutSection(Section):
     environment: Use = Use(use="single_turn")
     """What answers the policy; by default nothing does."""
     environment_timeout_s: PositiveFloat = 60.0
-    """For each answer of the environment; later than that its group is dropped and counted as a data failure."""
+    """For each answer of the environment, also where it blocks; later than that its group is dropped and counted as a
+    data failure."""
 
 
 class SelectorSection(Use):

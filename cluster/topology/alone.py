@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.config import RunConfig
+from cluster.foreign_loops import ForeignLoops
 from cluster.topology.site import POLICY
 from cluster.types import Group, Task
 from rewards.asking import ask
@@ -73,14 +74,18 @@ class Alone:
 
         section = self._settings.rollout
         limits = episode.Limits(section.max_tokens, section.max_turns, temperature, section.environment_timeout_s)
-        return await play_all(
-            lambda task: episode.play(self._engine, self._chat, self._environment, task, "orig", limits),
-            tasks,
-            policy=POLICY,
-            at_once=self._settings.engine.max_num_seqs,
-            failed=self._failed,
-            played=played,
-        )
+        loops = ForeignLoops()
+        try:
+            return await play_all(
+                lambda task: episode.play(self._engine, self._chat, self._environment, task, "orig", limits, loops),
+                tasks,
+                policy=POLICY,
+                at_once=self._settings.engine.max_num_seqs,
+                failed=self._failed,
+                played=played,
+            )
+        finally:
+            loops.close()
 
     async def grade(self, groups: Sequence[Group], graded: Callable[[], None]) -> list[float]:
         """The reward of each lone rollout; NaN if it is unknown."""

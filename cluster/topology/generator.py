@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.errors import DataError, InfrastructureError
+from cluster.foreign_loops import ForeignLoops
 from cluster.nodes import (
     CreatedSegments,
     end_children_with_me,
@@ -71,6 +72,7 @@ class GeneratorActor:
         self._limits = episode.Limits(
             section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
         )
+        self._loops = ForeignLoops()
         self._stopping = asyncio.Event()
 
     async def ready(self) -> int:
@@ -95,7 +97,9 @@ class GeneratorActor:
         """One episode. Raises DataError."""
         from actors import episode
 
-        rollouts = await episode.play_seats(self._engine, self._chat, self._environment, task, "orig", self._limits)
+        rollouts = await episode.play_seats(
+            self._engine, self._chat, self._environment, task, "orig", self._limits, self._loops, task.id
+        )
         return [replace(rollout, policy=self._name) for rollout in rollouts]
 
     async def stop(self) -> None:

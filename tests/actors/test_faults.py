@@ -279,7 +279,7 @@ async def test_the_others_of_a_failed_group_are_not_sampled_on(worker, buffer):
     with pytest.raises(DataError, match="the first"):
         await worker(Second())._group(claim, Task.of("0", "fine"))
     await asyncio.sleep(0.4)
-    assert PLAYED == ["begun", "begun"]
+    assert "ended" not in PLAYED
 
 
 PLAYED: list[str] = []
