@@ -21,7 +21,7 @@ from actors.environments.base import End, Environment, Observation
 from actors.environments.single_turn import SingleTurn
 from cluster.errors import DataError, one_line
 from cluster.foreign_loops import RESTARTS, Call, Displaced, ForeignLoops
-from cluster.types import Event, Finish, Rollout, Task, Turn, VersionSpan
+from cluster.types import Event, Finish, Message, Rollout, Task, Turn, VersionSpan
 from cluster.validation import brief, conformed
 
 
@@ -35,6 +35,8 @@ class Transcript:
     turns: list[Turn] = field(default_factory=list)
     spans: list[VersionSpan] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    num_cut: int = 0
+    """Observations that did not fit the context whole."""
     opened: str = ""
     """What the last observation opened for the policy's next turn."""
 
@@ -120,12 +122,19 @@ async def _played(
         transcript = seats.setdefault(step.seat, Transcript())
         if begun:
             room = engine.max_model_len - len(transcript.tokens)
-            ids, step = _fitting(chat, step, transcript.tokens[-1], room, limits.max_tokens)
+            ids, shown = _fitting(chat, step, transcript.tokens[-1], room, limits.max_tokens)
+            transcript.num_cut += shown is not step
+            step = shown
             if len(ids) >= room:  # not even the mark fits: the episode ends before this observation
                 finish = "length"
                 transcript.events += step.events
                 break
         else:
+            if sum(len(m.content) for m in step.messages) > MAX_CHARACTERS_PER_TOKEN * engine.max_model_len:
+                raise DataError(
+                    f"task {task.id}: its prompt has more than {engine.max_model_len} tokens, which is "
+                    "engine.max_model_len."
+                )
             ids = chat.prompt(step.messages)
             if not ids:
                 raise DataError(f"task {task.id}: its prompt has no token.")
@@ -355,25 +364,31 @@ CUT_MARK = "\n[cut: {left} of {whole} characters did not fit the context]"
 def _fitting(
     chat: Chat, observation: Observation, after: int, room: int, max_tokens: int
 ) -> tuple[list[int], Observation]:
-    """Return the observation's ids, cut in its longest message if the policy could not answer within `room`."""
-    most = max(len(m.content) for m in observation.messages)
-    # No token has more than so many characters, so this text cannot fit: do not tokenise it whole.
-    if most <= MAX_CHARACTERS_PER_TOKEN * max(room, 1):
+    """Return the observation's ids, its long messages cut if the policy could not answer within `room`."""
+    length = sum(len(m.content) for m in observation.messages)
+    # No token has more than so many characters, so a longer text cannot fit: do not tokenise it whole.
+    if length <= MAX_CHARACTERS_PER_TOKEN * max(room, 1):
         ids = chat.observation(observation.messages, after=after)
         if len(ids) < room:
             return ids, observation
     target = room - min(max_tokens, max(1, room // 2))
-    place = max(range(len(observation.messages)), key=lambda i: len(observation.messages[i].content))
-    text = observation.messages[place].content
-    keep = min(len(text), MAX_CHARACTERS_PER_TOKEN * max(target, 1))
+    if len(observation.messages) > max(target, 0):  # not even empty ones fit
+        return [0] * max(room, 0), replace(observation, messages=observation.messages[:1])
+    keep = min(max(len(m.content) for m in observation.messages), MAX_CHARACTERS_PER_TOKEN * max(target, 1))
     while True:
-        mark = CUT_MARK.format(left=len(text) - keep, whole=len(text))
-        cut = replace(observation.messages[place], content=text[:keep] + mark)
-        messages = (*observation.messages[:place], cut, *observation.messages[place + 1 :])
+        messages = tuple(_shortened(m, keep) for m in observation.messages)
         ids = chat.observation(messages, after=after)
         if len(ids) <= target or keep == 0:
             return ids, replace(observation, messages=messages)
         keep = min(keep - 1, keep * max(target, 0) // len(ids))
+
+
+def _shortened(message: Message, keep: int) -> Message:
+    """The message, or its first `keep` characters with the mark behind them."""
+    text = message.content
+    if len(text) <= keep + len(CUT_MARK):
+        return message
+    return replace(message, content=text[:keep] + CUT_MARK.format(left=len(text) - keep, whole=len(text)))
 
 
 MAX_CHARACTERS_PER_TOKEN = 64
@@ -401,5 +416,6 @@ def _rollout(seat: str, transcript: Transcript, finish: Finish, end: End, view: 
         events=(*transcript.events, *end.events, *end.seat_events.get(seat, ())),
         reward=end.rewards.get(seat, end.reward),
         role=seat,
+        num_cut_observations=transcript.num_cut,
         opened=next((t.opened for t in transcript.turns if t.role == "assistant"), ""),
     )

@@ -111,6 +111,8 @@ class Rollout:
     """Its seat, where several play in one episode; each seat has a rollout of its own."""
     opened: str = ""
     """What the prompt opened before the policy's first turn, such as `<think>\\n`: `text` begins inside it."""
+    num_cut_observations: int = 0
+    """Observations that were cut to fit the context, or left out because nothing of them fitted."""
 
     @property
     def truncated(self) -> bool:

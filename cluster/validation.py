@@ -117,6 +117,8 @@ def consistent_rollout(rollout: Rollout, where: str = "rollout") -> Rollout:
     _check(not np.isinf(logprobs).any(), f"{where}.logprobs", "holds an infinite value")
     _check(not (rollout.temperature < 0), f"{where}.temperature", f"is {rollout.temperature}, below 0")
     _check(rollout.attempt >= 0, f"{where}.attempt", f"is {rollout.attempt}, below 0")
+    num_cut = rollout.num_cut_observations
+    _check(num_cut >= 0, f"{where}.num_cut_observations", f"is {num_cut}, below 0")
     for name, parts in (("turns", rollout.turns), ("spans", rollout.spans)):
         last = 0
         for i, part in enumerate(parts):

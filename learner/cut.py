@@ -311,6 +311,7 @@ def _metrics(seen: _Seen, kept: list[str], step: int, discount: float, policies:
         "policy/staleness_max_steps": float(max(staleness, default=0)),
         "rollout/length_tokens": _mean([r.num_tokens for r in rollouts]),
         "rollout/truncated_frac": _mean([r.truncated for r in rollouts]),
+        "rollout/num_cut_observations": float(sum(r.num_cut_observations for r in rollouts)),
         "reward/outdated_frac": _mean([seen.stored[i].outdated for i in kept]),
         "learner/groups": float(len(kept)),
         **{f"reward/of_{name}_mean": _mean(rewards[np.isfinite(rewards) & (owners == name)]) for name in policies},

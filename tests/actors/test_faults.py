@@ -340,3 +340,40 @@ async def test_a_long_observation_is_cut_to_the_context_and_nothing_untrained_is
     rollout = group.rollouts[0]
     assert len(rollout.tokens) <= 64
     assert rollout.loss_mask[-1]
+
+
+class LongAnswers(Environment):
+    """Answers of the given lengths, the last one again and again; the last seat's are as long."""
+
+    ends_when_cut = False
+    lengths: tuple[int, ...]
+    messages: int = 1
+
+    async def play(self, task, view):
+        yield Observation(task.views[view])
+        for turn in range(20):
+            length = self.lengths[min(turn, len(self.lengths) - 1)]
+            yield Observation(tuple(Message("user", "x" * length) for _ in range(self.messages)))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "messages", "cut"),
+    [((100_000,), 1, True), ((1_000_000,), 1, True), ((0,), 1, False), ((9,), 1, None), ((5, 0, 400), 1, None),
+     ((20,), 500, True)],
+)  # fmt: skip
+async def test_answers_of_any_length_fit_the_context_and_are_counted_when_cut(lengths, messages, cut, worker):
+    environment = LongAnswers(lengths=lengths, messages=messages)
+    begun = time.monotonic()
+    (group,) = await worker(environment).heldout([Task.of("0", "fine")], temperature=1.0)
+    assert time.monotonic() - begun < 20
+    rollout = group.rollouts[0]
+    assert 0 < len(rollout.tokens) <= 64
+    assert rollout.loss_mask[-1]
+    if cut is not None:
+        assert (rollout.num_cut_observations > 0) == cut
+
+
+async def test_a_prompt_of_any_length_is_a_named_failure(worker):
+    one = worker()
+    assert await one.heldout([Task.of("0", "x" * 20_000_000)], temperature=1.0) == []
+    assert "task 0: its prompt has more than 64 tokens" in one._last_failure
