@@ -64,6 +64,27 @@ class Chat:
         own = unfinished(self._generation) if text.endswith(self._generation) else ""
         return own or opened_at_end(text)
 
+    def check_turns(self, messages: Sequence[Message], role: str) -> str:
+        """Return what is odd about a made-up conversation with observations of this role; "" where nothing is.
+
+        `messages` begin it; without them a made-up question does. Raises DataError if the template cannot write the
+        conversation, or an observation behind the policy's turn.
+        """
+        if not self._templated:
+            return ""
+        observations = [Message(role, f"Observation {number} of this check: 46.") for number in (1, 2)]
+        turns = [Message("assistant", f"Answer {number} of this check: 12.") for number in (1, 2)]
+        begin = tuple(messages) or (Message("user", "Question of this check: 34?"),)
+        self._render((*begin, turns[0], observations[0], turns[1], observations[1]))
+        appended = self._render_observation(observations[:1])
+        _, _, behind = self._render((*begin, turns[0], observations[0])).partition(turns[0].content)
+        if behind == appended:
+            return ""
+        return (
+            f"the model's chat template writes a conversation anew once a message of role '{role}' is added: behind "
+            f"the policy's answer stands {behind!r:.120}, and a rollout is continued with {appended!r:.120}."
+        )
+
     def text(self, tokens: Sequence[int]) -> str:
         """Decode what the policy wrote: only end-of-turn tokens are left out, other special tokens are text."""
         kept = [int(t) for t in tokens if int(t) not in self._ends]

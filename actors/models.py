@@ -59,12 +59,14 @@ def prepare(section: ModelSection, seed: int) -> Path:
 def load_tokenizer(section: ModelSection, seed: int, *, online: bool) -> Any | None:
     """The model's tokenizer, before its weights are made or downloaded; None where that is not known without them.
 
-    That is: models made here that are not in the cache yet, and, unless `online`, ids of Hugging Face that are not.
-    The models `tiny:…` are made with one that has no chat template. Raises ConfigError if there is no such model.
+    That is: SmolLM2 where it is not in the cache yet, and, unless `online`, ids of Hugging Face that are not.
+    Raises ConfigError if there is no such model.
     """
     if section.path.startswith(TINY):
         _tiny(section, seed)
-        return None
+        from actors.tiny.character import character_tokenizer
+
+        return character_tokenizer()
     _no_options(section)
     if section.path == "smollm2":
         made = _place("smollm2", _smollm2_key())

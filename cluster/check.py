@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster import checkpoint, leftovers, metrics, own
+from cluster import checkpoint, dataset, leftovers, metrics, own
 from cluster.config import RunConfig, load, without_password
 from cluster.errors import ConfigError, DataError, nearest, one_line
 from cluster.plugged import build_kind, plugins
@@ -75,7 +75,24 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     warnings += anchored(settings)
     sizes = leftovers.sizes(settings, directory, weights_bytes(settings))
     trial.rewards(settings, head)
-    return [*skipped, *warnings, *sizes, *storage(settings)]
+    return [*skipped, *warnings, *data(settings, directory, online=online), *sizes, *storage(settings)]
+
+
+def data(settings: RunConfig, directory: Path, *, online: bool) -> list[str]:
+    """What is remarkable about the rows of data files, in sentences. Raises ConfigError for another run's rows."""
+    from actors.models import load_tokenizer
+
+    rows = dataset.read(settings)
+    if rows is None:
+        return []
+    said = dataset.warnings(rows)
+    if begun(directory) and dataset.stored(directory):
+        return [*said, *dataset.check_same(directory, settings, rows)]
+    own = {name: settings.of_policy(name) for name in settings.policy_names}
+    tokenizers = {n: load_tokenizer(s.model, s.seed, online=online) for n, s in own.items()}
+    if None in tokenizers.values():
+        return said  # lengths are measured once the model is there
+    return [*said, *dataset.measure(settings, rows, tokenizers)[1]]
 
 
 def aliases(settings: RunConfig, directory: Path) -> None:
@@ -216,11 +233,43 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
                     chat.prompt(task.views[view])
         except DataError as error:
             raise ConfigError(f"model.path = '{path}': task {task.id}: {error}") from error
+        return list(_conversation(settings, chat, head))
     elif tokenizer is not None or path.startswith(TINY):
         _plain(path, head)
     elif path != "smollm2":
         return [f"not checked: model.path = '{path}', which is not in the local cache, and whether it has a template."]
     return []
+
+
+def _conversation(settings: RunConfig, chat: Any, head: Sequence[Task]) -> Iterator[str]:
+    """The template can write what the environment answers between the policy's turns, tried on made-up turns.
+
+    Raises ConfigError with the role that it cannot write; returns warnings.
+    """
+    from actors.environments import ENVIRONMENTS
+    from actors.environments.base import Environment
+
+    section = settings.rollout.environment
+    environment = build_kind(ENVIRONMENTS, section, "rollout.environment", "play")
+    roles = getattr(environment, "roles", Environment.roles)
+    if settings.rollout.max_turns < 2 or not roles:
+        return
+    begin = head[0].views["orig"] if head and getattr(environment, "shows_task", True) else ()
+    for role in roles:
+        try:
+            odd = chat.check_turns(begin, role)
+        except DataError as error:
+            raise ConfigError(
+                f"model.path = '{settings.model.path}': environment '{section.use}' answers in the role '{role}', and "
+                f"{error}"
+            ) from error
+        if odd:
+            yield f"model.path = '{settings.model.path}': {odd}"
+    if section.use not in ENVIRONMENTS and "roles" not in vars(type(environment)):
+        try:
+            chat.check_turns(begin, "tool")
+        except DataError as error:
+            yield f"If environment '{section.use}' answers in the role 'tool', its groups will fail: {error}"
 
 
 def _plain(path: str, head: Sequence[Task]) -> None:
@@ -271,9 +320,14 @@ def storage(settings: RunConfig) -> list[str]:
     return Buffer(url, settings.run.name).persistence()
 
 
+def begun(directory: Path) -> bool:
+    """Whether a run has begun in this directory."""
+    return (directory / "metrics.jsonl").exists() or bool(checkpoint.committed(directory / "checkpoints"))
+
+
 def used_directory(settings: RunConfig, directory: Path) -> None:
     """Raises ConfigError if the directory holds a run and `resume = "off"`, or a run of another recipe."""
-    if not (directory / "metrics.jsonl").exists() and not checkpoint.committed(directory / "checkpoints"):
+    if not begun(directory):
         return
     if settings.resume == "off":
         raise ConfigError(
@@ -283,6 +337,8 @@ def used_directory(settings: RunConfig, directory: Path) -> None:
     if not stored.exists():
         return
     before, now = identity(load(stored)), identity(settings)
+    if dataset.stored(directory):  # the rows themselves are compared
+        before, now = ({k: v for k, v in keys.items() if k not in dataset.PATHS} for keys in (before, now))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise ConfigError(

@@ -13,19 +13,20 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cluster import check, checkpoint, cli, config, metrics, resume_report, table
+from cluster import check, checkpoint, cli, config, dataset, metrics, resume_report, table
 from cluster.config import RunConfig
 from cluster.errors import BufferUnavailable, ConfigError, KanaboError
 from cluster.health import NothingLearned
 from cluster.own import own
 from cluster.registry import INITIAL, pinned
+from cluster.types import LeftOut
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,7 @@ def run(settings: RunConfig, recipe: str, directory: Path, live: table.LiveTable
         live.waiting("making or loading the model")
         models = {name: str(prepare(settings.of_policy(name).model, settings.seed)) for name in settings.policy_names}
         begun += time.monotonic() - making  # a model is made or downloaded once, so its time is not the run's
+        left_out = _data(settings, directory, models)
         store = None
         live.waiting("starting Redis" if settings.buffer.url is None else "asking Redis")
         if settings.buffer.url is None:
@@ -158,8 +160,33 @@ def run(settings: RunConfig, recipe: str, directory: Path, live: table.LiveTable
             (directory / "policies" / name / "config.toml").write_text(config.dump(settings.of_policy(name)))
         (directory / INITIAL).write_text(models[topology.POLICY], "utf-8")
         run_id = check.run_id(settings, directory)
-        site = topology.Site(settings, models.pop(topology.POLICY), url, run_id, str(directory), models)
+        site = topology.Site(settings, models.pop(topology.POLICY), url, run_id, str(directory), models, left_out)
         return asyncio.run(_drive(site, store, recipe, resume_from, begun, live, before))
+
+
+def _data(settings: RunConfig, directory: Path, models: Mapping[str, str]) -> LeftOut:
+    """Which rows are no tasks of this run, told and written down at its start. Raises ConfigError where none is left.
+
+    A run that has begun keeps what it has left out, or else its places in the data set would be those of other rows.
+    """
+    from transformers import AutoTokenizer
+
+    rows = dataset.read(settings)
+    if rows is None:
+        return LeftOut()
+    if check.begun(directory):
+        before = dataset.stored(directory)
+        if before is not None:
+            return dataset.left_out(before)
+        dataset.save(directory, settings, rows, LeftOut())
+        return LeftOut()
+    tokenizers = {name: AutoTokenizer.from_pretrained(model) for name, model in models.items()}
+    measured = bool(rows.measured)
+    found, said = dataset.measure(settings, rows, tokenizers)
+    for sentence in [] if measured else said:
+        table.console.print(f"[yellow]warning[/] {_plain(sentence)}", highlight=False, soft_wrap=True)
+    dataset.save(directory, settings, rows, found)
+    return found
 
 
 async def _drive(

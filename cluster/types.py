@@ -49,6 +49,14 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Places of rows that are longer than the context, among the training and among the held-out tasks."""
+
+    train: tuple[int, ...] = ()
+    heldout: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class VersionSpan:
     """Tokens [start, end) of a rollout were sampled under weights `version` (`epoch.step`)."""
 

@@ -68,5 +68,11 @@ class Environment(Plugin):
     ends_when_cut: ClassVar[bool] = True
     """Whether a turn that runs out of tokens ends the episode; else it is answered as it stands."""
 
+    shows_task: ClassVar[bool] = True
+    """Whether an episode begins with the task's prompt as it is, so that rows longer than the context are left out."""
+
+    roles: ClassVar[tuple[str, ...]] = ("user",)
+    """Roles of the observations after the first; before a run each is tried on the model's chat template."""
+
     def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
         raise NotImplementedError

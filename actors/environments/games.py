@@ -62,6 +62,7 @@ class Games(Environment):
     """
 
     seats: ClassVar[tuple[str, ...]] = ("0", "1")
+    shows_task: ClassVar[bool] = False
     style: Literal["full", "compact"] = "full"
     """`full`: the game's own words. `compact`: a dozen characters a turn, for KuhnPoker and TicTacToe: card and actions
     so far (`K:cb>`), or own mark and board (`X:O.X......>`)."""

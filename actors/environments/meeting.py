@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
 
 from actors.environments.base import End, Environment, Observation
 from cluster.types import Message, Rollout, Task
@@ -34,6 +35,9 @@ class Cast:
 
 class Meeting(Environment):
     """Subclasses hold options as fields and implement `hold` and `size`."""
+
+    roles: ClassVar[tuple[str, ...]] = ()
+    """Every utterance has a prompt of its own."""
 
     async def hold(self, task: Task, cast: Cast) -> Sequence[Rollout]:
         """The rollouts of one group. `view` may say what an utterance is for, `parent` which one it replies to."""

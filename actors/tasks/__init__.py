@@ -1,7 +1,7 @@
 """Where tasks come from, by name; your own is `package.module:Class`."""
 
 from actors.tasks.addition import Addition, Problem, addition_problems
-from actors.tasks.base import TaskSource, checked, order
+from actors.tasks.base import TaskSource, checked, order, without
 from actors.tasks.calculator import SumsOfThree
 from actors.tasks.files import Files
 from actors.tasks.games import GameTasks
@@ -24,4 +24,4 @@ TASKS: dict[str, type[TaskSource]] = {
     "files": Files,
 }
 
-__all__ = ["TASKS", "Problem", "TaskSource", "addition_problems", "checked", "order"]
+__all__ = ["TASKS", "Problem", "TaskSource", "addition_problems", "checked", "order", "without"]

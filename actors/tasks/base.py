@@ -60,6 +60,14 @@ class Lazy(Sequence[Task]):
         return self._make(self._indices[place])
 
 
+def without(tasks: Sequence[Task], places: Sequence[int]) -> Sequence[Task]:
+    """The tasks but those at `places`, in their order."""
+    if not places:
+        return tasks
+    kept = np.delete(np.arange(len(tasks)), np.array(places)).tolist()
+    return Lazy(tasks.__getitem__, kept)
+
+
 def order(seed: int, size: int, shuffle: bool) -> Callable[[int], tuple[int, int]]:
     """Position in the endless sequence → (pass, index of the task).
 

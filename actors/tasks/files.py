@@ -36,6 +36,10 @@ class Files(TaskSource):
     All these names read every format. Keys may be dotted. Files made for verl are read as they are: `prompt`,
     `reward_model.ground_truth`, `data_source`, `extra_info`. Every column reaches rewards and environments with its
     type, in `task.meta`; the reference in `task.meta["reference"]` where it is no text.
+
+    Before a run all rows are read, up to a million: equal prompts, columns of mixed types and rows longer than the
+    context are told, and the latter are left out for the run's life. A run knows its rows by their content: a moved
+    file is the same data set, and with other rows the run is not continued.
     """
 
     path: str
@@ -74,16 +78,35 @@ class Files(TaskSource):
 
     def heldout(self) -> Sequence[Task]:
         if self.heldout_path is not None:
-            rows = self._opened(self.heldout_path, self.heldout_split, "heldout_path")
-            taken = set(self._train_rows.labels.values())
-            rows.labels = {p: f"heldout/{label}" if label in taken else label for p, label in rows.labels.items()}
-            return self._tasks(rows, range(len(rows)))
+            return self._tasks(self._heldout_rows, range(len(self._heldout_rows)))
         rows = self._train_rows
         return self._tasks(rows, range(len(rows) - self.num_heldout, len(rows)))
 
     def head(self) -> Iterator[Task]:
         for tasks in (self.train(), self.heldout()):
             yield from islice(tasks, CHECKED_ROWS)
+
+    def located(self, index: int, *, heldout: bool) -> str:
+        """File and line, or row, of a training task or a held-out one."""
+        apart = heldout and self.heldout_path is not None
+        rows = self._heldout_rows if apart else self._train_rows
+        first = len(rows) - self.num_heldout if heldout and not apart else 0
+        path, number = rows.place(first + index)
+        return f"{path.name}:{number}"
+
+    def stamps(self) -> list[str]:
+        """Size and time of each file, which tell whether it is still what was read."""
+        paths = [*self._train_rows.labels, *(self._heldout_rows.labels if self.heldout_path is not None else ())]
+        files = [f for path in paths for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        return [f"{f} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
+
+    @cached_property
+    def _heldout_rows(self) -> Shards:
+        assert self.heldout_path is not None
+        rows = self._opened(self.heldout_path, self.heldout_split, "heldout_path")
+        taken = set(self._train_rows.labels.values())
+        rows.labels = {p: f"heldout/{label}" if label in taken else label for p, label in rows.labels.items()}
+        return rows
 
     @cached_property
     def _train_rows(self) -> Shards:

@@ -58,14 +58,15 @@ class RolloutActor:
         from actors.environments import ENVIRONMENTS
         from actors.rollout import RolloutWorker
         from actors.speaker import Speaker
-        from actors.tasks import TASKS, order
+        from actors.tasks import TASKS, order, without
         from cluster.plugins import build
 
         end_children_with_me()
         self._policy = policy = policy_of(name)
         config = site.config.of_policy(policy)
         source = build(TASKS, config.tasks.use, config.tasks.options, "tasks")
-        tasks, self._heldout = source.train(), source.heldout()
+        tasks = without(source.train(), site.left_out.train)
+        self._heldout = without(source.heldout(), site.left_out.heldout)
         place = order(config.seed, len(tasks), config.tasks.shuffle)
         chat = Chat(AutoTokenizer.from_pretrained(site.model_of(policy)), stop=config.rollout.stop)
         environment = config.rollout.environment

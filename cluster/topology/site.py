@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.buffer import Buffer
 from cluster.config import POLICY, RunConfig
+from cluster.types import LeftOut
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Site:
     run_dir: str
     others: Mapping[str, str] = field(default_factory=dict)
     """Model directories of the policies beside `policy`."""
+
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """Rows that are no tasks of this run."""
 
     def model_of(self, policy: str) -> str:
         return self.others.get(policy, self.model_dir)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, PrivateAttr
 
 from actors.environments.base import End, Environment, Observation
+from cluster.thoughts import spoken
 from cluster.types import Event, Message, Task
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class NetHack(Environment):
             step = Observation(self._opening(task.views[view], game), reward=total)
             for turn in count():
                 answer = yield step
-                word = _last_line(answer)
+                word = _last_line(spoken(answer))
                 if word.lower() in INVENTORY and not game.asks:
                     step = Observation.of(self._inventory(game), reward=total)
                     continue
