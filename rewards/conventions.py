@@ -40,8 +40,13 @@ GROUP: dict[Style, tuple[str, ...]] = {
     "openrlhf": ("queries", "prompts", "labels"),
     "verl_batch": ("data_sources", "solution_strs", "ground_truths", "extra_infos"),
 }
-MARKS: dict[str, Style] = {"completions": "trl", "queries": "openrlhf", "solution_strs": "verl_batch"}
-"""The parameter that gives a convention away."""
+MARKS: dict[str, Style] = {
+    "completions": "trl",
+    "completion_ids": "trl",
+    "queries": "openrlhf",
+    "solution_strs": "verl_batch",
+}
+"""A parameter that gives a convention away."""
 
 
 def style_of(names: Iterable[str]) -> Style:

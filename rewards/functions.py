@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +28,17 @@ from cluster.types import ABSTAINED, FAILED, SCORED, Group, Rollout, Scores, Tas
 from rewards.accepted import number
 from rewards.base import Services, Signal
 from rewards.containment import described, readable, shown
-from rewards.conventions import WRITTEN, Logged, Style, always_filled, columns_of, for_group, for_rollout, style_of
+from rewards.conventions import (
+    MARKS,
+    WRITTEN,
+    Logged,
+    Style,
+    always_filled,
+    columns_of,
+    for_group,
+    for_rollout,
+    style_of,
+)
 from rewards.sandbox.pool import Target
 from rewards.signals._states import scores
 
@@ -51,6 +65,8 @@ class FunctionSignal(Signal):
     _parameters: dict[str, inspect.Parameter] = PrivateAttr(default_factory=dict)
     _open_ended: bool = PrivateAttr(default=False)
     _where: str = PrivateAttr(default="rewards")
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+    """Options that are passed on with each call: not those that the function was made with."""
 
     @staticmethod
     def of(
@@ -62,6 +78,11 @@ class FunctionSignal(Signal):
             parameters = inspect.signature(function).parameters
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{where}.use = '{use}' has no readable signature: {described(error)}.") from error
+        if sandbox_s is None and _makes_a_reward(parameters, options):
+            function = _made(function, use, options, where)
+            parameters, options, signal._given = inspect.signature(function).parameters, {}, {}
+        else:
+            signal._given = options
         signal._function, signal._where = function, where
         signal._open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         signal._parameters = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
@@ -77,7 +98,8 @@ class FunctionSignal(Signal):
         if signal.style == "rollout" and not {*WRITTEN, "answer", "rollout"} & set(names):
             raise ConfigError(
                 f"{where}.use = '{use}' does not look at the rollout: give it a parameter 'completion' (for one), or "
-                "'completions' (for a group). Its parameters: " + (", ".join(names) or "none") + "."
+                "'completions' (for a group). A function that makes the reward needs all its parameters as options. "
+                "Its parameters: " + (", ".join(names) or "none") + "."
             )
         return signal
 
@@ -106,7 +128,7 @@ class FunctionSignal(Signal):
 
     def check(self, task: Task) -> None:
         """Raises ConfigError for a parameter that neither the run, nor a column of this task, nor an option fills."""
-        filled = {*always_filled(self.style), *columns_of(task), *self.options}
+        filled = {*always_filled(self.style), *columns_of(task), *self._given}
         for name, parameter in self._parameters.items():
             if parameter.default is parameter.empty and name not in filled:
                 columns = sorted(columns_of(task))
@@ -147,7 +169,7 @@ class FunctionSignal(Signal):
             return float("nan"), FAILED, f"{self.use}: {described(error)}"
 
     async def _call(self, services: Services, arguments: dict[str, Any]) -> Any:
-        arguments |= copy.deepcopy(self.options)
+        arguments |= copy.deepcopy(self._given)
         if self.sandbox_s is not None:
             given = {name: value for name, value in arguments.items() if name not in OF_THE_RUN}
             return await services.sandbox.call(self._target, [], self.sandbox_s, given)
@@ -157,6 +179,24 @@ class FunctionSignal(Signal):
             return await self._function(*first, **arguments)
         result = await services.thread(lambda: self._function(*first, **arguments))
         return await result if inspect.isawaitable(result) else result
+
+
+def _makes_a_reward(parameters: Mapping[str, inspect.Parameter], options: dict[str, Any]) -> bool:
+    """Whether this is a function that makes rewards: it looks at no rollout, and the options are all that it needs."""
+    looks = {*WRITTEN, "answer", "rollout", *MARKS} & parameters.keys()
+    wanted = {
+        n for n, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    }
+    return bool(parameters) and not looks and wanted <= options.keys() <= parameters.keys()
+
+
+def _made(function: Callable[..., Any], use: str, options: dict[str, Any], where: str) -> Callable[..., Any]:
+    """The reward that such a function makes of the options. Raises ConfigError."""
+    try:
+        made = function(**copy.deepcopy(options))
+    except BaseException as error:  # foreign code, named
+        raise ConfigError(f"{where}.use = '{use}' fails with its options: {described(error)}.") from error
+    return made if callable(made) else function
 
 
 def _again(use: str, options: dict[str, Any], where: str, sandbox_s: float | None) -> Signal:
@@ -209,12 +249,35 @@ def from_file(use: str, where: str) -> Any:
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise ConfigError(f"{where}.use = '{use}': there is no file '{file}'.")
-    spec = importlib.util.spec_from_file_location(f"kanabo_reward_{file.stem}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        return getattr(module, name)
+        module = _loaded(file)
+        found = getattr(module, name)
     except BaseException as error:  # foreign code, named
         raise ConfigError(f"{where}.use = '{use}' cannot be loaded: {described(error)}.") from error
+    if ProcessPoolExecutor in vars(module).values():
+        raise ConfigError(
+            f"{where}.use = '{use}' starts processes of its own, which cannot import a file by its path. Put the "
+            f"file where Python finds it and name it as 'package.module:{name}'."
+        )
+    return found
+
+
+def _loaded(file: Path) -> ModuleType:
+    """The file's module, whose relative imports find the files beside it; the package's own `__init__` is not run."""
+    inside = file.name == "__init__.py"
+    folder, stem = (file.parent.parent, file.parent.name) if inside else (file.parent, file.stem)
+    package = f"kanabo_rewards_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    parent = sys.modules.setdefault(package, ModuleType(package))
+    parent.__path__ = [str(folder)]
+    name = f"{package}.{stem}"
+    beside = [str(file.parent)] if inside else None
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=beside)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

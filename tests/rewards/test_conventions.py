@@ -1,6 +1,7 @@
 """Reward functions of other trainers, called as their authors meant: stand-ins with the published signatures."""
 
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -181,6 +182,67 @@ async def test_a_tuple_is_no_score_and_the_message_says_what_is_expected(service
     scores = await signal("prime_code").score(made, services)
     assert scores.state.tolist() == [FAILED]
     assert 'a number, {"score": number}, or None to abstain is expected' in scores.provenance[0].note
+
+
+# ── functions that make rewards, and files of packages ──────────────────────────────────────────────────────────
+
+
+def get_soft_overlong_punishment(max_completion_len: int, soft_punish_cache: int = 2):
+    def punishment(completion_ids, **kwargs):
+        return [-1.0 if len(ids) > max_completion_len - soft_punish_cache else 0.0 for ids in completion_ids]
+
+    return punishment
+
+
+class Scaled:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, completions, **kwargs):
+        return [self.factor * len(text) for text in completions]
+
+
+def get_scaled(factor=2.0):
+    return Scaled(factor)
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_function_that_makes_the_reward_is_called_with_the_options(again, services):
+    made = signal("get_soft_overlong_punishment", max_completion_len=5)
+    made = pickle.loads(pickle.dumps(made)) if again else made
+    made.check(group("abc").task)
+    assert (await made.score(group("abc", "abcd"), services)).values.tolist() == [0, -1]
+    assert (await signal("get_scaled").score(group("abc"), services)).values.tolist() == [6]
+    assert (await signal("get_scaled", factor=1.0).score(group("abc"), services)).values.tolist() == [3]
+
+
+def test_one_that_lacks_an_option_is_refused_before_the_run():
+    with pytest.raises(ConfigError, match=r"does not look at the rollout.*needs all its parameters as options"):
+        signal("get_soft_overlong_punishment", soft_punish_cache=2)
+
+
+async def test_a_file_may_import_the_files_beside_it(tmp_path, services):
+    (tmp_path / "grading").mkdir()
+    (tmp_path / "grading" / "__init__.py").write_text("raise RuntimeError('not asked for')")
+    (tmp_path / "grading" / "part.py").write_text("def same(a, b):\n    return float(a == b)\n")
+    mine = tmp_path / "grading" / "mine.py"
+    mine.write_text(
+        "from .part import same\n\ndef f(solution_str, ground_truth):\n    return same(solution_str, ground_truth)\n"
+    )
+    (tmp_path / "whole").mkdir()
+    whole = tmp_path / "whole" / "__init__.py"
+    whole.write_text("from .part import same\n\ndef f(completion, answer):\n    return same(completion, answer)\n")
+    (tmp_path / "whole" / "part.py").write_text("def same(a, b):\n    return 2 * float(a == b)\n")
+    for file, right in ((mine, 1), (whole, 2)):
+        made = build_signal(RewardSection(use=f"{file}:f"), "rewards[0]")
+        assert (await made.score(group("85", "86"), services)).values.tolist() == [right, 0]
+
+
+def test_a_file_that_starts_processes_is_refused_with_the_remedy(tmp_path):
+    file = tmp_path / "pool.py"
+    file.write_text("from concurrent.futures import ProcessPoolExecutor\n\ndef f(completion):\n    return 1.0\n")
+    with pytest.raises(ConfigError, match=r"starts processes of its own.*name it as 'package.module:f'"):
+        build_signal(RewardSection(use=f"{file}:f"), "rewards[0]")
 
 
 # ── OpenRLHF ────────────────────────────────────────────────────────────────────────────────────────────────────
