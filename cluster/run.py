@@ -147,6 +147,7 @@ def run(settings: RunConfig, recipe: str, directory: Path, live: table.LiveTable
         live.waiting("making or loading the model")
         models = {name: str(prepare(settings.of_policy(name).model, settings.seed)) for name in settings.policy_names}
         begun += time.monotonic() - making  # a model is made or downloaded once, so its time is not the run's
+        live.state("reading the data set")
         left_out = _data(settings, directory, models)
         store = None
         live.waiting("starting Redis" if settings.buffer.url is None else "asking Redis")
