@@ -143,7 +143,7 @@ async def test_a_judge_is_shown_the_thought_only_where_the_option_says_so(closed
     await values("judge", services, of(opened(text, "<think>\n")), thoughts=thoughts)
     services.close()
     assert ("secret" in judge.prompts[0]) == thoughts
-    assert ("<think>" in judge.prompts[0]) == thoughts
+    assert ("think>" in judge.prompts[0]) == thoughts  # whose tags may be written otherwise
     assert ("good" in judge.prompts[0]) == closed
 
 
