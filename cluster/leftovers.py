@@ -20,7 +20,7 @@ FILES = (
     "id", "config.toml", "metrics.jsonl", "samples.jsonl", "alarms.jsonl", "summary.json", "error.txt", "curves.png",
     "owner.lock", "redis/password", "redis/redis.conf", "redis/redis.log", "redis/redis.pid", "redis/owner.lock",
 )  # fmt: skip
-FOLDERS = ("redis", "checkpoints", "groups", "judges", "policies", "distilled", "replay")
+FOLDERS = ("dataset", "redis", "checkpoints", "groups", "judges", "policies", "distilled", "replay")
 ALSO_WRITTEN = ("alarm.md", "alarm.png", "tensorboard", "wandb")
 """Other names that a run writes to."""
 MARKS = {"id": re.compile(r".+-[0-9a-f]{6}\s*", re.DOTALL), "owner.lock": re.compile(r"\d*\s*")}
