@@ -18,10 +18,10 @@ from uuid import uuid4
 import numpy as np
 
 from actors.adapter import AdapterFolder
-from cluster.causes import failure, last_error, overheard, unless_logged
 from cluster.config import EngineSection, RunConfig
 from cluster.errors import ConfigError, InfrastructureError
-from cluster.failpoints import failpoint
+from cluster.process.causes import failure, last_error, overheard, unless_logged
+from cluster.process.failpoints import failpoint
 from cluster.types import Publication, VersionSpan
 
 REFUSED_SAMPLING = ("min_tokens", "bad_words", "structured_outputs", "top_p", "top_k", "min_p")

@@ -20,7 +20,7 @@ from actors.engine import Engine
 from actors.environments.base import End, Environment, Observation
 from actors.environments.single_turn import SingleTurn
 from cluster.errors import DataError, one_line
-from cluster.foreign_loops import RESTARTS, Call, Displaced, ForeignLoops
+from cluster.process.foreign_loops import RESTARTS, Call, Displaced, ForeignLoops
 from cluster.types import Event, Finish, Message, Rollout, Task, Turn, VersionSpan
 from cluster.validation import brief, conformed
 

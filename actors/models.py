@@ -22,11 +22,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cluster import weight_files
 from cluster.config import ModelSection
 from cluster.errors import ConfigError, nearest, one_line
-from cluster.own import readable
 from cluster.plugins import build as build_plugin
+from cluster.process.lock import readable
+from cluster.storage import weight_files
 
 log = logging.getLogger(__name__)
 

@@ -26,14 +26,14 @@ from actors.engine import Engine
 from actors.environments.base import Environment
 from actors.environments.meeting import Meeting
 from actors.evaluate import play_all
+from actors.multi_policy import Generators, Play, Troupe, is_older
 from actors.tasks import checked
-from actors.troupe import Generators, Play, Troupe, is_older
 from cluster.buffer import Buffer
 from cluster.config import RunConfig, patched
 from cluster.errors import DataError, InfrastructureError, LeaseLost, StartFailed, one_line
-from cluster.failpoints import failpoint
-from cluster.foreign_loops import ForeignLoops
-from cluster.samples import row_of
+from cluster.process.failpoints import failpoint
+from cluster.process.foreign_loops import ForeignLoops
+from cluster.storage.samples import row_of
 from cluster.types import Claim, Group, Publication, Rollout, Task
 from cluster.validation import checked_group
 

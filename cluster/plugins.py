@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.config.foreign import translated
+from cluster.config.foreign_keys import translated
 from cluster.errors import ConfigError, nearest
 
 

@@ -20,12 +20,17 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import check, checkpoint, cli, config, dataset, metrics, resume_report, table
+from cluster import config
+from cluster.commands import app, resume_report
 from cluster.config import RunConfig
+from cluster.driver import preflight, preflight_dataset
+from cluster.driver.health import NothingLearned
 from cluster.errors import BufferUnavailable, ConfigError, KanaboError
-from cluster.health import NothingLearned
-from cluster.own import own
-from cluster.registry import INITIAL, pinned
+from cluster.observability import live_table, metrics
+from cluster.process import cleanup
+from cluster.process.lock import own
+from cluster.storage import checkpoint
+from cluster.storage.model_aliases import INITIAL, pinned
 from cluster.types import LeftOut
 
 log = logging.getLogger(__name__)
@@ -33,9 +38,9 @@ log = logging.getLogger(__name__)
 
 def main(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe, e.g. deploy/recipes/quickstart.toml.")],
-    overrides: cli.Overrides = None,
+    overrides: app.Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, say what would run, start nothing.")] = False,
-    as_json: cli.AsJson = False,
+    as_json: app.AsJson = False,
 ) -> None:
     """Train as a recipe says.
 
@@ -43,57 +48,57 @@ def main(
 
     Exit codes: 0 done or stopped on request · 1 the run failed · 2 the recipe, or what it names, cannot run.
     """
-    table.console.stderr = as_json
+    live_table.console.stderr = as_json
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("actors.models").setLevel(logging.INFO)  # making a model takes a minute: say so
     try:
         settings = config.load(recipe, overrides or [])
-        directory = check.run_directory(settings)
+        directory = preflight.run_directory(settings)
         settings = pinned(settings, directory)
         if finished := _nothing_left(settings, directory):
             _say(finished)
             if as_json:
-                cli.print_json(config.tree_of(settings) if dry_run else _summary_of(directory))
+                app.print_json(config.tree_of(settings) if dry_run else _summary_of(directory))
             raise typer.Exit(0)
         shown = settings.tracking.live_table and not dry_run
-        with table.LiveTable(settings.run.name, settings.learner.steps, shown) as live:
+        with live_table.LiveTable(settings.run.name, settings.learner.steps, shown) as live:
             _check(settings, directory, live, dry_run=dry_run)
             code = 0 if dry_run else run(settings, recipe, directory, live)
         if dry_run:
             _tell_plan(settings, directory)
         if as_json:
-            cli.print_json(config.tree_of(settings) if dry_run else _summary_of(directory))
+            app.print_json(config.tree_of(settings) if dry_run else _summary_of(directory))
     except ConfigError as error:
-        table.console.print(f"[bold red]error[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        live_table.console.print(f"[bold red]error[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     except BufferUnavailable as error:  # before the lap had begun, so there is no summary
-        table.console.print(f"[bold red]failed[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        live_table.console.print(f"[bold red]failed[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     raise typer.Exit(code)
 
 
-def _check(settings: RunConfig, directory: Path, live: table.LiveTable, *, dry_run: bool) -> None:
+def _check(settings: RunConfig, directory: Path, live: live_table.LiveTable, *, dry_run: bool) -> None:
     """Look at all that can be looked at before the start, and say what it means. Raises ConfigError."""
     live.waiting("checking the recipe, the model, the tasks and the rewards")
-    warnings = check.everything(settings, directory, online=not dry_run)
+    warnings = preflight.everything(settings, directory, online=not dry_run)
     if settings.judges:
-        from cluster import trial_judges
+        from cluster.driver import preflight_judges
 
         live.waiting("asking every judge one question")
-        warnings += trial_judges.judges(settings, check.tasks(settings)[0])
+        warnings += preflight_judges.judges(settings, preflight.tasks(settings)[0])
     for warning in warnings:
         live.warning(warning)
-    for sentence in resume_report.report(settings, directory, check.resume_point(settings, directory)):
+    for sentence in resume_report.report(settings, directory, preflight.resume_point(settings, directory)):
         _say(sentence)
 
 
 def _tell_plan(settings: RunConfig, directory: Path) -> None:
     """What a run of this recipe would be. Raises ConfigError if the cluster that $RAY_ADDRESS names cannot hold it."""
-    from cluster import trial, trial_judges
-    from cluster.plan import plan
+    from cluster.driver import preflight_judges, preflight_rewards
+    from cluster.driver.dry_run import plan
 
-    table.console.print(plan(settings, directory), highlight=False, soft_wrap=True)
-    for untried in (*trial.untried(settings), *trial_judges.unasked(settings)):
+    live_table.console.print(plan(settings, directory), highlight=False, soft_wrap=True)
+    for untried in (*preflight_rewards.untried(settings), *preflight_judges.unasked(settings)):
         _say(untried)
     if "RAY_ADDRESS" in os.environ:
         _say(_room(settings))
@@ -103,9 +108,9 @@ def _nothing_left(settings: RunConfig, directory: Path) -> str:
     """Why nothing has to be started, in words; empty where something has. Raises ConfigError for another's run."""
     if not (directory / "metrics.jsonl").exists():
         return ""
-    check.place(directory)
-    check.used_directory(settings, directory)
-    return resume_report.nothing_left(settings, directory, check.resume_point(settings, directory))
+    preflight.place(directory)
+    preflight.used_directory(settings, directory)
+    return resume_report.nothing_left(settings, directory, preflight.resume_point(settings, directory))
 
 
 def _summary_of(directory: Path) -> dict[str, Any]:
@@ -114,33 +119,34 @@ def _summary_of(directory: Path) -> dict[str, Any]:
 
 def _room(settings: RunConfig) -> str:
     """Whether the cluster that $RAY_ADDRESS names could hold it, in words. Raises ConfigError if not."""
-    from cluster import nodes, placement
+    from cluster.placement import groups, ray_runtime
 
     try:
-        with cli.progress(f"asking Ray at {os.environ['RAY_ADDRESS']}"):
-            nodes.start_ray(settings)
-            placement.check(settings)
+        with app.progress(f"asking Ray at {os.environ['RAY_ADDRESS']}"):
+            ray_runtime.start_ray(settings)
+            groups.check(settings)
     finally:
         _shut_down()
     return f"The cluster at {os.environ['RAY_ADDRESS']} has room for all of it."
 
 
-def run(settings: RunConfig, recipe: str, directory: Path, live: table.LiveTable) -> int:
+def run(settings: RunConfig, recipe: str, directory: Path, live: live_table.LiveTable) -> int:
     """Run a checked recipe in `directory`; returns the exit code. Raises ConfigError before anything is trained."""
     from actors.models import prepare
-    from cluster import nodes, placement, topology
-    from cluster.store import Store
+    from cluster import workers
+    from cluster.buffer.server import Store
+    from cluster.placement import groups, ray_runtime
 
-    nodes.settle()
-    resume_from = check.resume_point(settings, directory)
+    cleanup.settle()
+    resume_from = preflight.resume_point(settings, directory)
     begun = time.monotonic()
     with ExitStack() as at_exit:
         at_exit.callback(_shut_down)
         live.waiting("joining the Ray cluster" if "RAY_ADDRESS" in os.environ else "starting Ray")
-        nodes.start_ray(settings)
-        placement.check(settings)
+        ray_runtime.start_ray(settings)
+        groups.check(settings)
         at_exit.enter_context(own(directory))  # before anything is written there
-        check.used_directory(settings, directory)
+        preflight.used_directory(settings, directory)
         if resume_from is not None:
             checkpoint.abandon_after(directory / "checkpoints", checkpoint.read(resume_from).step)
         making = time.monotonic()
@@ -152,16 +158,16 @@ def run(settings: RunConfig, recipe: str, directory: Path, live: table.LiveTable
         store = None
         live.waiting("starting Redis" if settings.buffer.url is None else "asking Redis")
         if settings.buffer.url is None:
-            store = at_exit.enter_context(Store(directory / "redis", bind=nodes.reachable_address()))
+            store = at_exit.enter_context(Store(directory / "redis", bind=ray_runtime.reachable_address()))
         url = store.url if store else str(settings.buffer.resolved())
         before = resume_report.stored(directory)
         (directory / "config.toml").write_text(config.dump(settings))
-        for name in settings.policies:  # for `cluster.replay`, which takes it for a run of its own
+        for name in settings.policies:  # for `cluster.commands.replay`, which takes it for a run of its own
             (directory / "policies" / name).mkdir(parents=True, exist_ok=True)
             (directory / "policies" / name / "config.toml").write_text(config.dump(settings.of_policy(name)))
-        (directory / INITIAL).write_text(models[topology.POLICY], "utf-8")
-        run_id = check.run_id(settings, directory)
-        site = topology.Site(settings, models.pop(topology.POLICY), url, run_id, str(directory), models, left_out)
+        (directory / INITIAL).write_text(models[workers.POLICY], "utf-8")
+        run_id = preflight.run_id(settings, directory)
+        site = workers.Site(settings, models.pop(workers.POLICY), url, run_id, str(directory), models, left_out)
         return asyncio.run(_drive(site, store, recipe, resume_from, begun, live, before))
 
 
@@ -172,21 +178,21 @@ def _data(settings: RunConfig, directory: Path, models: Mapping[str, str]) -> Le
     """
     from transformers import AutoTokenizer
 
-    rows = dataset.read(settings)
+    rows = preflight_dataset.read(settings)
     if rows is None:
         return LeftOut()
-    if check.begun(directory):
-        before = dataset.stored(directory)
+    if preflight.begun(directory):
+        before = preflight_dataset.stored(directory)
         if before is not None:
-            return dataset.left_out(before)
-        dataset.save(directory, settings, rows, LeftOut())
+            return preflight_dataset.left_out(before)
+        preflight_dataset.save(directory, settings, rows, LeftOut())
         return LeftOut()
     tokenizers = {name: AutoTokenizer.from_pretrained(model) for name, model in models.items()}
     measured = bool(rows.measured)
-    found, said = dataset.measure(settings, rows, tokenizers)
+    found, said = preflight_dataset.measure(settings, rows, tokenizers)
     for sentence in [] if measured else said:
-        table.console.print(f"[yellow]warning[/] {_plain(sentence)}", highlight=False, soft_wrap=True)
-    dataset.save(directory, settings, rows, found)
+        live_table.console.print(f"[yellow]warning[/] {_plain(sentence)}", highlight=False, soft_wrap=True)
+    preflight_dataset.save(directory, settings, rows, found)
     return found
 
 
@@ -196,30 +202,34 @@ async def _drive(
     recipe: str,
     resume_from: Path | None,
     begun: float,
-    live: table.LiveTable,
+    live: live_table.LiveTable,
     before: RunConfig | None = None,
 ) -> int:
-    from cluster import alarm, nodes, placement, report, scale, topology
+    from cluster import workers
     from cluster.buffer import Buffer, Wishes
-    from cluster.elastic import Elastic
-    from cluster.scraped import Scraped
-    from cluster.submitted import tell_job
-    from cluster.supervise import Supervisor
+    from cluster.commands import scale
+    from cluster.driver.autoscaler import Elastic
+    from cluster.driver.supervisor import Supervisor
+    from cluster.observability import alarm_report
+    from cluster.observability import summary as report
+    from cluster.observability.prometheus import Scraped
+    from cluster.placement import groups, ray_runtime
+    from cluster.placement.job_metadata import tell_job
 
     settings, directory = site.config, Path(site.run_dir)
     buffer = Buffer(site.url, site.run_id)  # not as patient as the lap's: it has not begun, or has ended
-    buffer.configure(check.limits(settings))
-    buffer.forsake(topology.POLICY)  # every worker of an earlier life is gone
+    buffer.configure(preflight.limits(settings))
+    buffer.forsake(workers.POLICY)  # every worker of an earlier life is gone
     for sentence in scale.former(Wishes(site.url, site.run_id), settings, before):
         live.warning(sentence)
-    placement.reserve(settings, site.run_id)
+    groups.reserve(settings, site.run_id)
     sinks = [Scraped(settings.run.name), elastic := Elastic(settings)]
     recorder = metrics.Recorder(directory, settings.tracking, settings.run.name, config.tree_of(settings), sinks)
     recorder.forget_after(checkpoint.read(resume_from).step if resume_from else -1)
     supervisor = Supervisor(site, store, recorder, live, elastic)
     console = _console(site, buffer, supervisor)
     tell_job({"run": settings.run.name, "recipe": recipe, "console": console.address if console else "none"})
-    table.console.print(f"metrics: {nodes.scraped_at()}", highlight=False, soft_wrap=True)
+    live_table.console.print(f"metrics: {ray_runtime.scraped_at()}", highlight=False, soft_wrap=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, supervisor.ask_to_stop)
     failure = None
@@ -237,7 +247,7 @@ async def _drive(
     try:
         if store is not None and not store.alive():
             raise BufferUnavailable("the run's own Redis has ended")
-        ledger = buffer.summary(topology.POLICY)
+        ledger = buffer.summary(workers.POLICY)
     except BufferUnavailable as error:
         failure, ledger = failure or error, {}  # what became of the claims is unknown
     summary = report.summarize(
@@ -252,16 +262,16 @@ async def _drive(
     _write("summary.json", lambda: report.write_summary(directory, summary))
     _write("curves.png", lambda: report.draw_curves(directory))
     live.close()
-    table.show_facts(f"kanabo · {directory}", {k: v for k, v in summary.items() if k not in report.IN_WORDS})
+    live_table.show_facts(f"kanabo · {directory}", {k: v for k, v in summary.items() if k not in report.IN_WORDS})
     for sentence in report.in_sentences(summary):
-        table.console.print(f"[yellow]warning[/] {_plain(sentence)}", highlight=False, soft_wrap=True)
+        live_table.console.print(f"[yellow]warning[/] {_plain(sentence)}", highlight=False, soft_wrap=True)
     if failure is not None:
         kind = "" if isinstance(failure, KanaboError) else f"{type(failure).__name__}: "
-        table.console.print(f"[bold red]failed[/] {kind}{_plain(str(failure))}", highlight=False, soft_wrap=True)
-        if isinstance(failure, alarm.Alarmed):
-            table.console.print(_plain(alarm.close(directory, failure)), highlight=False, soft_wrap=True)
+        live_table.console.print(f"[bold red]failed[/] {kind}{_plain(str(failure))}", highlight=False, soft_wrap=True)
+        if isinstance(failure, alarm_report.Alarmed):
+            live_table.console.print(_plain(alarm_report.close(directory, failure)), highlight=False, soft_wrap=True)
             return 1
-        table.console.print(f"The whole trace is in {directory / 'error.txt'}.", highlight=False, soft_wrap=True)
+        live_table.console.print(f"The whole trace is in {directory / 'error.txt'}.", highlight=False, soft_wrap=True)
         return 1
     return 0
 
@@ -271,7 +281,7 @@ def _write(name: str, write: Callable[[], None]) -> None:
     try:
         write()
     except OSError as error:
-        table.console.print(f"[yellow]warning[/] {name} was not written: {_plain(str(error))}", highlight=False)
+        live_table.console.print(f"[yellow]warning[/] {name} was not written: {_plain(str(error))}", highlight=False)
 
 
 def _write_trace(path: Path, error: BaseException) -> None:
@@ -284,12 +294,12 @@ def _console(site, buffer, supervisor):
     if not site.config.console.enabled:
         return None
     from cluster.buffer import Wishes
-    from cluster.console.server import Console
-    from cluster.console.source import Alive, Source
+    from cluster.observability.console.server import Console
+    from cluster.observability.console.source import Alive, Source
 
     alive = Alive(buffer, supervisor.standing, Path(site.model_dir), Wishes(site.url, site.run_id))
     console = Console(Source(Path(site.run_dir), alive), site.config.console)
-    table.console.print(f"console: {console.address}", highlight=False, soft_wrap=True)
+    live_table.console.print(f"console: {console.address}", highlight=False, soft_wrap=True)
     return console
 
 
@@ -300,7 +310,7 @@ def _shut_down() -> None:
 
 
 def _say(sentence: str) -> None:
-    table.console.print(_plain(sentence), highlight=False, soft_wrap=True)
+    live_table.console.print(_plain(sentence), highlight=False, soft_wrap=True)
 
 
 def _plain(text: str) -> str:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from cluster.config import LearnerSection, RunConfig
 from cluster.plugins import build
-from cluster.registry import Registry, is_alias
+from cluster.storage.model_aliases import Registry, is_alias
 from cluster.types import Micro
-from learner.engine import DTYPES, DeepSpeedEngine
-from learner.losses import LOSSES
-from learner.model import attach_row_selection, logprobs_of
-from learner.statistics import token_statistics
-from learner.terms import build_terms
+from learner.engine.deepspeed_engine import DeepSpeedEngine
+from learner.engine.forward import attach_row_selection, logprobs_of, token_statistics
+from learner.losses.policy_losses import LOSSES
+from learner.losses.sequence_losses import build_terms
+from learner.types import DTYPES
 
 
 class Reference:

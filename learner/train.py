@@ -3,61 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
-
-import torch
 
 from cluster.config import LearnerSection
-from cluster.failpoints import failpoint
 from cluster.plugins import build
-from cluster.types import Micro
-from learner.advantages import ADVANTAGES, Advantage, Undivided
-from learner.cut import Cut, CutBuffer, Mix, Select, Stored, cut, follow
-from learner.engine import Engine
-from learner.memory import NO_MEMORY, Memory
-from learner.pack import mini_batches, without_overlong
-from learner.shares import Share, owned
-from learner.steering import steered
+from cluster.process.failpoints import failpoint
+from learner.advantages.estimators import ADVANTAGES, Advantage, Undivided
+from learner.advantages.multi_policy import Share, owned
+from learner.batch.assemble import cut, follow
+from learner.batch.pack import mini_batches, without_overlong
+from learner.controllers.apply import steered
+from learner.plugin_state import NO_MEMORY, Memory
+from learner.types import Cut, Engine, Hooks, LoopBuffer, Mix, Publisher, ReferenceModel, Select
 from learner.update import Objective, optimize
-
-
-class LoopBuffer(CutBuffer, Protocol):
-    def release(self, policy: str, epoch: int, version: int, *, by: str | None = None) -> object: ...
-    def emit(self, kind: str, fields: dict[str, Any]) -> object: ...
-    def stored(self, ids: Sequence[str]) -> Sequence[Stored]: ...
-
-
-class Publisher(Protocol):
-    def publish(self, engine: Engine, step: int) -> None:
-        """Hand over the weights; on return engines have them, or know where to fetch them. Collective."""
-        ...
-
-
-class ReferenceModel(Protocol):
-    def logprobs(self, micro: Micro) -> torch.Tensor: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """What the roof wants to know or say. All but `stop` are called on every rank."""
-
-    stop: Callable[[], bool] = lambda: False
-    """Asked while waiting for groups: whether to leave before the next step."""
-    stage: Callable[[str], None] = lambda what: None
-    """What the loop does from now on, in words."""
-    before_step: Callable[[int, Cut], None] = lambda step, cut: None
-    """Before the optimizer step number `step` (from 0)."""
-    after_step: Callable[[int, Cut, dict[str, float]], None] = lambda step, cut, metrics: None
-    """After it, with its metrics, before its weights are published."""
-    logprobs: Callable[[Micro, torch.Tensor], None] = lambda micro, logprobs: None
-    """Each micro-batch, with its log-probs [B, L] under the weights at the start of the step."""
-    at_step: Callable[[int, Cut], None] = lambda done, cut: None
-    """After `done` steps, with what the last one trained on."""
-    checkpoint: Callable[[int], None] = lambda done: None
-    """After `done` steps, published and released, before the next cut."""
 
 
 def train(

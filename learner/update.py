@@ -20,14 +20,14 @@ from torch import Tensor
 from cluster.config import LearnerSection, LossSection
 from cluster.plugins import build
 from cluster.types import Batch, Micro
-from learner.advantages import Advantage
-from learner.critic import Credited, credit
-from learner.engine import Engine
-from learner.losses import LOSSES, PolicyLoss, objective
-from learner.pack import at_temperature_one, whole_batch
-from learner.sums import Credits
-from learner.terms import Terms, build_terms
-from learner.tokens import tokens_of
+from learner.advantages.estimators import Advantage
+from learner.advantages.gae import Credited, credit
+from learner.batch.pack import at_temperature_one, whole_batch
+from learner.losses.policy_losses import LOSSES, PolicyLoss, objective
+from learner.losses.sequence_losses import Terms, build_terms
+from learner.losses.sequence_sums import Credits
+from learner.tensors import tokens_of
+from learner.types import Engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from cluster.errors import ConfigError, nearest
 from cluster.plugins import Plugin
-from cluster.threads import Threads
+from cluster.process.threads import Threads
 from cluster.types import Group, Scores, Task
 from rewards.sandbox.pool import Sandbox, Target
 
 if TYPE_CHECKING:
-    from rewards.distilled.follower import Follower
-    from rewards.judges.pool import JudgePool
-    from rewards.scoring.pool import Scorer
+    from rewards.judges.pool.pool import JudgePool
+    from rewards.learned.client import Follower
+    from rewards.scorers.pool import Scorer
 
 T = TypeVar("T")
 

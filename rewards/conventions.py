@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from cluster.thoughts import whole_text
 from cluster.types import Group, Rollout, Task
-from rewards.answers import answer_of
+from rewards.parsing.answers import answer_of
 
 Style = Literal["rollout", "trl", "openrlhf", "verl_batch"]
 

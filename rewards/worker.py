@@ -20,13 +20,13 @@ from typing import Any, Protocol
 from cluster.buffer import Suspicion
 from cluster.config import RewardSection, RunConfig
 from cluster.errors import KanaboError, PluginError
-from cluster.failpoints import failpoint
+from cluster.process.failpoints import failpoint
 from cluster.types import ABSTAINED, FAILED, Group, Provenance, Scores
 from rewards.accepted import VERSION_CHARS
 from rewards.asking import ask, is_own
 from rewards.base import UNVERSIONED, Services
 from rewards.containment import Asked, LoopWatch, contain, described, readable
-from rewards.zoo import build_signal
+from rewards.registry import build_signal
 
 log = logging.getLogger(__name__)
 

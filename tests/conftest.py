@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from cluster.buffer import Buffer
-from cluster.store import Store
+from cluster.buffer.server import Store
 
 SMALL = ("bench", "deploy", "experiments", "learner", "rewards")
 """Folders whose tests need neither engines nor Ray."""

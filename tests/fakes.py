@@ -15,9 +15,9 @@ import psutil
 
 from actors.engine import Sample, VllmEngine
 from cluster.config import RunConfig
-from cluster.failpoints import failpoint
+from cluster.process.failpoints import failpoint
 from cluster.types import Publication, VersionSpan
-from learner.advantages import Advantage
+from learner.advantages.estimators import Advantage
 
 
 class FakeEngine:

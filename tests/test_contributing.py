@@ -14,9 +14,9 @@ from actors import episode
 from actors.engine import Sample
 from cluster.config import RunConfig, patched
 from cluster.types import Claim, CutRecord, Group, Pair, Rollout, Task, Turn, VersionSpan
-from learner.cut import Cut
-from learner.losses import Tokens
-from learner.memory import Memory
+from learner.losses.policy_losses import Tokens
+from learner.plugin_state import Memory
+from learner.types import Cut
 from rewards.base import Services
 from tests.learner.test_terms import sums_of
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import check
 from cluster.config import parse
+from cluster.driver import preflight
 from rewards.judges.metrics import JudgeMetrics
 from tests.metrics_page import METRICS, ROWS, unexplained
 from tests.verify import recipes
@@ -47,8 +47,8 @@ def test_the_examples_of_a_page_run_and_its_recipes_can_start(page, monkeypatch)
         exec(compile(block, f"docs/{page}.md, python block {number}", "exec"), vars(module))
     for block in blocks(page, "toml"):
         settings = parse(tomllib.loads(block), where=block)
-        check.plugins(settings)
-        check.judged(settings, check.tasks(settings))
+        preflight.plugins(settings)
+        preflight.judged(settings, preflight.tasks(settings))
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLES)

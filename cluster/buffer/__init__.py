@@ -45,10 +45,10 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
       bell:capacity, bell:ready, bell:version, bell:cut, bell:saved      streams of one entry
 """
 
-from cluster.buffer.buffer import Buffer
-from cluster.buffer.history import LedgerLine
-from cluster.buffer.members import Members
-from cluster.buffer.stored import Limits, Stored, Suspicion
-from cluster.buffer.wishes import Wishes
+from cluster.buffer.audit import LedgerLine
+from cluster.buffer.client import Buffer
+from cluster.buffer.policy_barrier import Members
+from cluster.buffer.scaling import Wishes
+from cluster.buffer.types import Limits, Stored, Suspicion
 
 __all__ = ["Buffer", "LedgerLine", "Limits", "Members", "Stored", "Suspicion", "Wishes"]

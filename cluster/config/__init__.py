@@ -1,7 +1,7 @@
 """The recipe: one frozen tree (`models`, `learner`), read from TOML and `section.key=value` overrides (`reading`)."""
 
 from cluster.config.base import Section, Use
-from cluster.config.cluster import PlacementSection
+from cluster.config.controllers import ControllerSection
 from cluster.config.engines import EngineSection, ModelSection
 from cluster.config.learner import (
     CorrectionSection,
@@ -12,7 +12,11 @@ from cluster.config.learner import (
     TermSection,
     ValueSection,
 )
-from cluster.config.models import (
+from cluster.config.loader import dump, load, overridden, parse, patched, tree_of, without_password
+from cluster.config.placement import PlacementSection
+from cluster.config.policies import POLICY, PolicySection
+from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
+from cluster.config.run_config import (
     BufferSection,
     ConsoleSection,
     EvaluationSection,
@@ -20,10 +24,6 @@ from cluster.config.models import (
     SelectorSection,
     TrackingSection,
 )
-from cluster.config.policies import POLICY, PolicySection
-from cluster.config.reading import dump, load, overridden, parse, patched, tree_of, without_password
-from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
-from cluster.config.steering import ControllerSection
 
 __all__ = [
     "POLICY",

@@ -12,7 +12,7 @@ from cluster.config.engines import EngineSection, ModelSection
 from cluster.config.learner import LearnerSection
 
 if TYPE_CHECKING:
-    from cluster.config.models import RunConfig
+    from cluster.config.run_config import RunConfig
 
 S = TypeVar("S", bound=Section)
 

@@ -58,7 +58,7 @@ class JudgeSection(Section):
     key_env: str = ""
     """Environment variable that holds the key."""
     replicas: PositiveInt = 1
-    """`vllm`: servers to start; `python -m cluster.scale RUN judge:NAME=3` changes it in a running job."""
+    """`vllm`: servers to start; `python -m cluster.commands.scale RUN judge:NAME=3` changes it in a running job."""
     cpus: PositiveFloat = 1.0
     """`vllm`: CPUs that Ray reserves for one replica, and its threads where there is no GPU."""
     gpus: PositiveFloat = 1.0
@@ -135,7 +135,7 @@ class ScorerSection(Section):
     on, `policy@N`, `RUN@N`, a directory. Of several policies, the one that the recipe's own sections describe, whoever
     wrote what it reads."""
     replicas: PositiveInt = 1
-    """Processes; `python -m cluster.scale RUN scorer:NAME=3` changes it in a running job."""
+    """Processes; `python -m cluster.commands.scale RUN scorer:NAME=3` changes it in a running job."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of its weights."""
     cpus: PositiveFloat = 1.0

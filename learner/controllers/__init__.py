@@ -1,8 +1,9 @@
 """Every controller by name: `[[controllers]]`. Yours is `package.module:Class`."""
 
-from learner.controllers.base import Considered, Controller
+from learner.controllers.base import Controller
 from learner.controllers.bstar import BStar
 from learner.controllers.schedules import Cosine, Stages
+from learner.types import Considered
 
 CONTROLLERS: dict[str, type[Controller]] = {
     "b_star": BStar,

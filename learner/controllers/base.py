@@ -1,27 +1,14 @@
-"""What a controller is: it changes settings of the running job between steps. Pure; see `learner.memory`."""
+"""What a controller is: it changes settings of the running job between steps. Pure; see `learner.plugin_state`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cluster.plugins import Plugin
-from cluster.types import Group, Mixed, Scores
+from learner.types import Considered
 
 if TYPE_CHECKING:
-    from learner.cut import Cut
-
-
-@dataclass(frozen=True, slots=True)
-class Considered:
-    """All groups that a step looked at before it decided, those that it drops included, with their evidence."""
-
-    groups: Sequence[Group]
-    scores: Sequence[dict[str, Scores]]
-    selected_under: Callable[[Mapping[str, Any]], Sequence[Mixed]]
-    """What mixer and selectors make of these groups if the recipe's dotted keys had these values: a rollout is trained
-    on where its reward is finite and its group's `drop` is None."""
+    from learner.types import Cut
 
 
 class Controller(Plugin):

@@ -8,10 +8,11 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from cluster.types import Group, Mixed, Scores
-from learner.controllers.base import Considered, Controller
+from learner.controllers.base import Controller
+from learner.types import Considered
 
 if TYPE_CHECKING:
-    from learner.cut import Cut
+    from learner.types import Cut
 
 
 class BStar(Controller):

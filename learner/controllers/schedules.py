@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PositiveInt
 
+from learner.batch.experience_replay import cosine
 from learner.controllers.base import Controller
 
 if TYPE_CHECKING:
-    from learner.cut import Cut
+    from learner.types import Cut
 
 
 class Stepwise(Controller):
@@ -54,8 +54,3 @@ class Cosine(Stepwise):
 
     def patch(self, memory: int) -> dict[str, Any]:
         return {self.key: self.end + (self.start - self.end) * cosine(memory, self.steps)}
-
-
-def cosine(step: int, steps: int) -> float:
-    """1 at step 0, 0 from `steps` on."""
-    return (math.cos(math.pi * min(step, steps) / steps) + 1) / 2

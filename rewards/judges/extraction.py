@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from cluster.errors import ConfigError
 from rewards.judges.errors import Unreadable
+from rewards.judges.statistics import sigmoid
 from rewards.judges.types import NAN, Completion, Request, Token
 
 MOST_NATS = 0.01
@@ -63,10 +64,6 @@ def expected_value(top: Iterable[tuple[str, float]], labels: Mapping[str, float]
 def preference(logprob_a: float, logprob_b: float) -> float:
     """P(A) = e^a / (e^a + e^b), nats."""
     return sigmoid(logprob_a - logprob_b)
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
 def read(request: Request, completions: Sequence[Completion]) -> Reading:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from rewards.judges.asking import first_call, verdict_call, verdict_from
 from rewards.judges.errors import (
     Declined,
     JudgeAbsent,
@@ -17,7 +16,8 @@ from rewards.judges.errors import (
     JudgeUnavailable,
     Unreadable,
 )
-from rewards.judges.pool import JudgePool
+from rewards.judges.pool.pool import JudgePool
+from rewards.judges.protocol import first_call, verdict_call, verdict_from
 from rewards.judges.types import Call, Completion, Request, Transport, Verdict
 
 Question = Request | Call

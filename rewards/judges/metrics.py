@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rewards.judges.measure import winner
+from rewards.judges.statistics import winner
 
 KEPT_LATENCIES = 1000
 MIN_PAIRS, MIN_CONSISTENCY, MAX_FIRST_BIAS = 50, 0.7, 0.1

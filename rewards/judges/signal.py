@@ -14,12 +14,12 @@ from pydantic import Field, PositiveInt, PrivateAttr, model_validator
 from cluster.plugins import build
 from cluster.thoughts import spoken_by, whole_text
 from cluster.types import ABSTAINED, FAILED, SCORED, Group, Provenance, Rollout, Scores, Task
+from rewards.aggregation.preferences import strength_advantages
 from rewards.base import Services, Signal
-from rewards.judges.measure import rank_scores, win_rates
+from rewards.judges.ensembles import Cached, Ensemble, Shuffled, Swap, Vote
+from rewards.judges.statistics import rank_scores, win_rates
 from rewards.judges.templates import TEMPLATES, Item, Mode, Template
 from rewards.judges.types import Judge, Request, Verdict, merged
-from rewards.judges.wrappers import Cached, Ensemble, Shuffled, Swap, Vote
-from rewards.pairs import strength_advantages
 
 CUT_OFF = "\n[The response ends here because it reached its limit of length.]"
 

@@ -15,9 +15,8 @@ from actors.engine import VllmEngine
 from cluster.config import parse
 from cluster.errors import StartFailed
 from cluster.types import Publication
-from learner.model import attach_row_selection, logprobs_of, tied_head
-from learner.probe import Probe
-from learner.statistics import token_statistics
+from learner.engine.forward import attach_row_selection, logprobs_of, tied_head, token_statistics
+from learner.publish.parity_probe import Probe
 from tests.architectures import ARCHITECTURES, build
 
 pytestmark = pytest.mark.engine

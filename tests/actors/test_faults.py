@@ -15,8 +15,8 @@ from actors.environments.single_turn import SingleTurn
 from actors.rollout import RolloutWorker
 from cluster.buffer import Buffer, Limits
 from cluster.config import parse
+from cluster.driver.event_consumer import Follower
 from cluster.errors import BudgetSpent, DataError
-from cluster.follow import Follower
 from cluster.types import Event, Message, Publication, Task
 from tests.fakes import FakeEngine
 from tests.models import random_llama

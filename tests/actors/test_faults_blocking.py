@@ -13,9 +13,9 @@ import pytest
 from actors import rollout
 from actors.environments import End, Environment, Observation
 from actors.environments.meeting import Meeting
-from actors.troupe import Troupe
+from actors.multi_policy import Troupe
 from cluster.errors import DataError
-from cluster.foreign_loops import ForeignLoops
+from cluster.process.foreign_loops import ForeignLoops
 from cluster.types import Claim, Task
 from tests.actors.test_faults import BAD, GROUPS, Faulty, dropped_and_named, model, worker  # noqa: F401
 from tests.actors.test_meeting import CLAIM, Heard

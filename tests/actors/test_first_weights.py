@@ -16,9 +16,9 @@ from actors.chat import Chat
 from actors.environments.single_turn import SingleTurn
 from actors.rollout import RolloutWorker
 from cluster.buffer import Buffer, Limits
-from cluster.causes import overheard, unless_logged
 from cluster.config import parse
 from cluster.errors import InfrastructureError, StartFailed
+from cluster.process.causes import overheard, unless_logged
 from cluster.types import Message, Publication, Task
 from tests.fakes import FakeEngine
 from tests.models import random_llama

@@ -11,7 +11,7 @@ import pytest
 from actors.environments.base import Observation
 from actors.environments.comas import CoMas
 from actors.environments.meeting import Cast, Meeting
-from actors.troupe import Troupe
+from actors.multi_policy import Troupe
 from cluster.errors import DataError, InfrastructureError
 from cluster.types import Claim, Rollout, Task
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cluster import check
 from cluster.config import parse
+from cluster.driver import preflight
 from cluster.errors import ConfigError
 from tests.models import random_llama
 
@@ -29,7 +29,7 @@ def model(original: Path, tmp_path: Path) -> Path:
 
 
 def checked(model: Path) -> list[str]:
-    return check.model(parse({"model": {"path": str(model)}}), [], online=False)
+    return preflight.model(parse({"model": {"path": str(model)}}), [], online=False)
 
 
 def configuration(**changes: object) -> Callable[[Path], object]:

@@ -7,8 +7,9 @@ import os
 
 import pytest
 
-from cluster import nodes, topology
+from cluster import workers
 from cluster.config import parse
+from cluster.placement import ray_runtime
 from tests.fakes import FakeEngine
 from tests.models import random_llama
 
@@ -47,7 +48,7 @@ def local_ray(tmp_path, monkeypatch):
     monkeypatch.setenv("KANABO_TEST_CALLS", str(tmp_path / "calls"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = parse({"engine": {"use": "tests.actors.test_nccl_client:RecordingEngine", "max_model_len": 320}})
-    nodes.start_ray(config)
+    ray_runtime.start_ray(config)
     yield config
     ray.shutdown()
 
@@ -56,8 +57,8 @@ def test_vllms_stock_client_drives_a_rollout_actor(tmp_path, local_ray, redis_ur
     import ray
     from vllm.distributed.weight_transfer import RayVLLMWeightSyncClient
 
-    site = topology.Site(local_ray, str(random_llama(tmp_path / "model", tied=False)), redis_url, "nccl", str(tmp_path))
-    actor = topology.place_rollout(site, "rollout-0")
+    site = workers.Site(local_ray, str(random_llama(tmp_path / "model", tied=False)), redis_url, "nccl", str(tmp_path))
+    actor = workers.place_rollout(site, "rollout-0")
     ray.get(actor.ready.remote(), timeout=120)
     client = RayVLLMWeightSyncClient([actor])
     client.init_weight_transfer_engine({"master_address": "10.0.0.1", "world_size": 2})

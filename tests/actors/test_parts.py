@@ -12,8 +12,8 @@ import pytest
 from actors import rollout
 from actors.chat import Chat
 from actors.environments.single_turn import SingleTurn
+from actors.multi_policy import Play, is_older
 from actors.rollout import RolloutWorker
-from actors.troupe import Play, is_older
 from cluster.buffer import Buffer, Limits
 from cluster.config import parse
 from cluster.errors import DataError, InfrastructureError

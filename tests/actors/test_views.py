@@ -10,8 +10,8 @@ from actors.chat import Chat
 from actors.environments.single_turn import SingleTurn
 from actors.rollout import RolloutWorker
 from actors.tasks import TASKS
-from cluster import check
 from cluster.config import parse
+from cluster.driver import preflight
 from cluster.errors import ConfigError, DataError
 from cluster.plugins import build
 from cluster.types import Claim, Message, Task
@@ -51,9 +51,11 @@ def test_files_have_a_column_for_each_view_and_a_source_without_one_is_refused(t
     [task] = build(TASKS, "jsonl", options, "tasks").train()
     assert task.views["swapped"] == (Message("system", "Add."), Message("user", "2+1="))
     settings = parse(RECIPE | {"tasks": {"use": "jsonl", "options": options}})
-    check.views(settings, check.tasks(settings))
+    preflight.views(settings, preflight.tasks(settings))
     wrong = parse(RECIPE | {"tasks": {"use": "jsonl", "options": options | {"views": {"swaped": "other"}}}})
     with pytest.raises(ConfigError, match=r"no view 'swapped'. Did you mean 'swaped'"):
-        check.views(wrong, check.tasks(wrong))
+        preflight.views(wrong, preflight.tasks(wrong))
     with pytest.raises(ConfigError, match=r"tasks\.options\.views\.swapped"):
-        check.tasks(parse(RECIPE | {"tasks": {"use": "jsonl", "options": options | {"views": {"swapped": "othr"}}}}))
+        preflight.tasks(
+            parse(RECIPE | {"tasks": {"use": "jsonl", "options": options | {"views": {"swapped": "othr"}}}})
+        )

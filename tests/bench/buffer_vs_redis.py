@@ -19,7 +19,7 @@ import numpy as np
 import redis
 
 from cluster.buffer import Buffer, Limits
-from cluster.store import Store
+from cluster.buffer.server import Store
 from cluster.types import Claim, CutRecord, Group, Publication, Scores, Task, encode
 from tests.bench.figures import Figure, alternate
 from tests.learner.groups import rollout

@@ -26,7 +26,7 @@ class Held:
     rank = 0
 
     def __init__(self, model: Any) -> None:
-        from learner.model import tied_head
+        from learner.engine.forward import tied_head
 
         self.tensors = {name: p.detach() for name, p in model.named_parameters()}
         if tied := tied_head(model):
@@ -47,9 +47,9 @@ async def _measure() -> Figure:
     from actors.models import prepare
     from actors.rollout import INITIAL
     from cluster.buffer import Buffer, Limits
+    from cluster.buffer.server import Store
     from cluster.config import parse
-    from cluster.store import Store
-    from learner.publish import PullPublisher
+    from learner.publish.publishers import PullPublisher
     from tests.bench.engine import Endless
 
     config = parse(

@@ -57,8 +57,8 @@ async def _measure(load: Load) -> Figure:
     from actors.rollout import INITIAL, RolloutWorker
     from actors.tasks import Addition
     from cluster.buffer import Buffer, Limits
+    from cluster.buffer.server import Store
     from cluster.config import parse
-    from cluster.store import Store
     from cluster.types import Publication
     from tests.bench.engine import Endless
 

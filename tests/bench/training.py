@@ -44,8 +44,8 @@ LOADS = (
 
 
 def measure() -> list[Figure]:
-    from cluster.nodes import settle
-    from learner.engine import join
+    from cluster.process.cleanup import settle
+    from learner.engine.deepspeed_engine import join
 
     settle()
     with socket.socket() as probe:
@@ -62,8 +62,8 @@ def measure() -> list[Figure]:
 
 def _measure(load: Load) -> Figure:
     from actors.models import prepare
-    from learner.engine import DeepSpeedEngine
-    from learner.pack import pack
+    from learner.batch.pack import pack
+    from learner.engine.deepspeed_engine import DeepSpeedEngine
     from learner.update import Objective, optimize
 
     section = LearnerSection.model_validate({"schedule": {"lr": LR}, "eps": EPS, "threads": os.cpu_count()})

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from cluster import checkpoint
 from cluster.config import RunConfig, dump
+from cluster.storage import checkpoint
 from cluster.types import Manifest
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import cli
+from cluster.commands import app
 from tests.cluster.commands import Said
 
 
@@ -21,7 +21,7 @@ def kanabo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
     def call(*arguments: object) -> Said:
         with pytest.raises(SystemExit) as ended:
-            cli.main([str(word) for word in arguments])
+            app.main([str(word) for word in arguments])
         out, err = capsys.readouterr()
         return Said(int(ended.value.code or 0), out, err)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.store import Store
+from cluster.buffer.server import Store
 
 
 @contextmanager

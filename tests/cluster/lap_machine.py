@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cluster.buffer import Buffer, Limits
-from cluster.store import Store
+from cluster.buffer.server import Store
 from tests.cluster.eras import Eras
 from tests.cluster.expected import Expected, Known, Saved, check
 from tests.cluster.lap_moves import SIGNALS, Learner, Moves, pick

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.buffer import Buffer, history
+from cluster.buffer import Buffer, audit
 from tests.cluster.expected import Expected, check
 
 
@@ -90,14 +90,14 @@ def _history(buffer: Buffer, expected: Expected, seen: dict[str, Any]) -> None:
         for id in cut:
             staleness = step - expected.groups[id].claim.version
             check(0 <= staleness <= expected.limits.max_staleness, "bound", id, staleness)
-    past = history.read(buffer._redis, expected.name)
+    past = audit.read(buffer._redis, expected.name)
     lines = {line.id: line.outcome for line in past.lines}
     told = {known.claim.id: expected.outcome(known) for known in expected.groups.values()}
     check(lines == told, "the ledger has a line for each claim", sorted(set(lines.items()) ^ set(told.items())))
     trained = {id: f"trained:{step}" for step, cut in enumerate(survives) for id in cut}
     kept = {id: line for id, line in lines.items() if line.startswith("trained")}
     check(kept == trained, "the ledger's trained groups are the surviving history", kept, trained)
-    summary = history.summary(past)
+    summary = audit.summary(past)
     check(summary["groups_claimed"] == len(lines), "the ledger adds up: claimed", summary)
     check(summary["groups_lost"] == 0, "the ledger adds up: lost", summary)
     check(summary["groups_trained_twice"] == 0, "the ledger adds up: trained twice", summary)

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from fastapi.testclient import TestClient
 
-from cluster import config, kept
-from cluster.console import server
-from cluster.console.source import Alive, Source
+from cluster import config
+from cluster.observability.console import server
+from cluster.observability.console.source import Alive, Source
+from cluster.storage import group_archive
 from cluster.types import FAILED, SCORED, Claim, CutRecord, Group, Provenance, Scores, Task
 from tests.cluster.lap import group_of
 
@@ -43,7 +44,7 @@ def keep(
     scores: Scores | dict[str, Scores] = VERDICT,
     **options,
 ) -> None:
-    keeper = kept.Keeper(directory / "groups", options.get("limit", 10**6), done=options.get("done", 10**6))
+    keeper = group_archive.Keeper(directory / "groups", options.get("limit", 10**6), done=options.get("done", 10**6))
     n = len(groups)
     credit = (tuple(np.array([r], np.float32) for r in (0.5, -0.5)),) * n
     record = CutRecord("policy", step - 1, tuple(g.id for g in groups), (np.array(rewards),) * n, credit)

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from cluster import alarm, checkpoint
-from cluster.alarm import Alarmed
+from cluster.observability import alarm_report
+from cluster.observability.alarm_report import Alarmed
+from cluster.storage import checkpoint
 from cluster.types import Manifest
 from rewards.monitors import Alarm
 
@@ -33,7 +34,7 @@ def steps(run) -> list[int]:
 
 
 def test_a_run_goes_back_to_the_last_good_checkpoint(run):
-    said = alarm.close(run, alarmed(good=25))
+    said = alarm_report.close(run, alarmed(good=25))
     assert steps(run) == [10, 20]
     assert (run / "checkpoints" / "abandoned_step_30").is_dir()
     assert "went back to step 20" in said
@@ -42,17 +43,17 @@ def test_a_run_goes_back_to_the_last_good_checkpoint(run):
 
 
 def test_without_a_good_one_it_starts_anew_and_says_so(run):
-    assert "no checkpoint of step 5 or before" in alarm.close(run, alarmed(good=5))
+    assert "no checkpoint of step 5 or before" in alarm_report.close(run, alarmed(good=5))
     assert steps(run) == []
 
 
 def test_stop_keeps_all(run):
-    assert "All checkpoints stay" in alarm.close(run, alarmed(good=0, roll_back=False))
+    assert "All checkpoints stay" in alarm_report.close(run, alarmed(good=0, roll_back=False))
     assert steps(run) == [10, 20, 30]
 
 
 def test_the_report_names_the_signal_and_shows_what_was_watched(run):
-    alarm.close(run, alarmed(good=20))
+    alarm_report.close(run, alarmed(good=20))
     report = (run / "alarm.md").read_text()
     assert "Given away by `heldout/accuracy`: accuracy fell." in report
     assert "| `heldout/accuracy` | 0.45 | 0.4125 |" in report

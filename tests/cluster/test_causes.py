@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from cluster.causes import failure, last_error, root_of
 from cluster.errors import InfrastructureError, StartFailed
+from cluster.process.causes import failure, last_error, root_of
 
 VLLM = """
 (EngineCore pid=7) WARNING 11-29 05:40:11 [x.py:1] something harmless
@@ -70,7 +70,7 @@ def test_the_root_of_nested_groups_is_what_is_no_failure_of_infrastructure(order
 def test_what_a_child_says_is_overheard_where_output_is_a_file(tmp_path):
     program = (
         "import subprocess, sys\n"
-        "from cluster.causes import overheard\n"
+        "from cluster.process.causes import overheard\n"
         "print('before', file=sys.stderr, flush=True)\n"
         "with overheard() as said:\n"
         "    subprocess.run([sys.executable, '-c', 'raise ValueError(\"deep inside\")'])\n"

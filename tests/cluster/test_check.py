@@ -15,11 +15,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cluster import check, config, metrics, nodes, run
-from cluster.check import everything
+from cluster import config, run
 from cluster.config import parse
+from cluster.driver import preflight
+from cluster.driver.preflight import everything
 from cluster.errors import ConfigError
-from cluster.own import own
+from cluster.observability import metrics
+from cluster.placement import ray_runtime
+from cluster.process.lock import own
 from tests.models import random_llama
 
 RECIPES = Path(__file__).parents[2] / "deploy" / "recipes"
@@ -53,7 +56,7 @@ def command(tmp_path, monkeypatch):
     def begun(*_):
         raise AssertionError("Ray was to be started")
 
-    monkeypatch.setattr(nodes, "start_ray", begun)
+    monkeypatch.setattr(ray_runtime, "start_ray", begun)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
 
@@ -130,7 +133,7 @@ OVERRIDES = {
     "a file as place": (["run.dir=/etc/hosts"], ["run.dir", "'/etc/hosts' is a file"]),
     "a function as environment": (["rollout.environment.use=json:dumps"], ["'json:dumps'", "no class"]),
     "a reward as loss": (
-        ["learner.loss.use=rewards.signals.exact:Exact"], ["learner.loss.use", "no method 'loss'", "clipped"],
+        ["learner.loss.use=rewards.builtin.exact:Exact"], ["learner.loss.use", "no method 'loss'", "clipped"],
     ),
     "sampling from another distribution": (["engine.options={top_p=0.9}"], ["engine.options.top_p", "Leave it out"]),
     "a key that is not set": (
@@ -377,7 +380,7 @@ def test_a_run_goes_on_with_what_may_change(command, tmp_path):
 
 
 def test_what_may_change_and_what_not_is_decided_by_key():
-    keys = set(check.identity(config.load(RECIPES / "gpu_qwen.toml")))
+    keys = set(preflight.identity(config.load(RECIPES / "gpu_qwen.toml")))
     assert {
         "model.path",
         "seed",
@@ -408,7 +411,7 @@ def test_a_cluster_that_is_too_small_is_said_within_30_seconds(command, tmp_path
     import ray
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setattr(nodes, "start_ray", lambda _: ray.init("local", num_cpus=2, include_dashboard=False))
+    monkeypatch.setattr(ray_runtime, "start_ray", lambda _: ray.init("local", num_cpus=2, include_dashboard=False))
     start = time.monotonic()
     answer = command("rollout.workers=3")
     assert time.monotonic() - start < 30
@@ -424,7 +427,7 @@ def test_a_cluster_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     start = time.monotonic()
     with pytest.raises(ConfigError, match=r"RAY_ADDRESS = '127\.0\.0\.1:1' cannot be joined"):
-        nodes.start_ray(config.parse({}))
+        ray_runtime.start_ray(config.parse({}))
     assert time.monotonic() - start < 15
 
 
@@ -476,14 +479,14 @@ def test_answers_that_no_context_has_room_for_are_refused_at_once(tokens, length
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_a_tracker_without_its_package_is_refused_at_once(tmp_path, mode, monkeypatch):
-    monkeypatch.setattr("cluster.metrics.find_spec", lambda name: None)
+    monkeypatch.setattr("cluster.observability.metrics.find_spec", lambda name: None)
     settings = parse({"tracking": {"wandb": mode}})
     with pytest.raises(ConfigError, match=rf"tracking\.wandb = '{mode}'.*pip install 'kanabo\[wandb\]'"):
         everything(settings, tmp_path / "run", online=False)
 
 
 def test_a_tracker_without_a_key_is_refused_at_once(monkeypatch, tmp_path):
-    monkeypatch.setattr("cluster.metrics.find_spec", lambda name: object())
+    monkeypatch.setattr("cluster.observability.metrics.find_spec", lambda name: object())
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="WANDB_API_KEY"):

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import typer
 
-from cluster import cli, config, evaluate, status
-from cluster.store import Store
+from cluster import config
+from cluster.buffer.server import Store
+from cluster.commands import app as cli
+from cluster.commands import evaluate, status
 from tests.cluster.commands import end, make_run, write_checkpoint
 from tests.models import random_llama
 
@@ -29,18 +31,20 @@ ROOT = Path(__file__).parents[2]
 
 def test_help_names_every_command_within_a_second():
     begun = time.monotonic()
-    told = subprocess.run([sys.executable, "-m", "cluster.cli", "--help"], capture_output=True, text=True, cwd=ROOT)
+    told = subprocess.run(
+        [sys.executable, "-m", "cluster.commands.app", "--help"], capture_output=True, text=True, cwd=ROOT
+    )
     assert time.monotonic() - begun < 1.0
     assert told.returncode == 0
     assert all(f"  {name} " in told.stdout for name in cli.COMMANDS)
 
 
 def test_help_imports_no_command_and_nothing_heavy():
-    call = "import sys, cluster.cli\ntry: cluster.cli.main(['--help'])\nexcept SystemExit: pass\n"
+    call = "import sys, cluster.commands.app\ntry: cluster.commands.app.main(['--help'])\nexcept SystemExit: pass\n"
     code = f"{call}print(sorted(sys.modules))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     loaded = told.stdout.splitlines()[-1]
-    for name in ("ray", "torch", "redis", "numpy", "pyarrow", "cluster.run", "cluster.doctor"):
+    for name in ("ray", "torch", "redis", "numpy", "pyarrow", "cluster.run", "cluster.commands.doctor"):
         assert f"'{name}'" not in loaded
 
 
@@ -198,7 +202,7 @@ def test_nothing_is_written_over(kanabo, tmp_path):
 
 def test_a_checkpoint_that_is_removed_meanwhile_leaves_no_half_model(kanabo, tmp_path, monkeypatch):
     source = write_checkpoint(make_run(tmp_path, "a"), 1)
-    from cluster import export
+    from cluster.commands import export
 
     copy = export._copy
 

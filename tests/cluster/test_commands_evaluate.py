@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
+from cluster.commands.evaluate import figures, resolve
 from cluster.errors import ConfigError
-from cluster.evaluate import figures, resolve
 from rewards.base import Signal
 from tests.rewards.groups import group
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from cluster import status
 from cluster.buffer import Buffer, Limits
 from cluster.buffer.connection import Connection
-from cluster.store import Store
+from cluster.buffer.server import Store
+from cluster.commands import status
 from cluster.types import Scores
 from tests.cluster.commands import make_run
 from tests.cluster.lap import Lap, group_of

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cluster.store import Store
+from cluster.buffer.server import Store
 from cluster.types import Scores
 from rewards.base import Signal
 from tests.cluster.commands import make_run

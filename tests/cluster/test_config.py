@@ -8,17 +8,17 @@ import tomllib
 import pytest
 from pydantic import PositiveInt
 
-from cluster import recipe_docs
+from cluster.commands import config_reference
 from cluster.config import Section, dump, parse
-from cluster.config.foreign import FOREIGN_KEYS, translated
-from cluster.config.models import RunConfig
+from cluster.config.foreign_keys import FOREIGN_KEYS, translated
+from cluster.config.run_config import RunConfig
 from cluster.errors import ConfigError
 from cluster.plugins import Plugin
 
 
 def options(place: str):
     from actors.tasks.files import Files
-    from learner.losses import LOSSES
+    from learner.losses.policy_losses import LOSSES
 
     return {"tasks.options": Files, "learner.loss.options": LOSSES["clipped"]}[place].model_fields
 
@@ -31,7 +31,7 @@ def test_every_name_that_we_give_exists(ours):
         return
     section = RunConfig
     for part in place.removesuffix("[0]").split("."):
-        section = recipe_docs._section_of(section.model_fields[part].annotation)
+        section = config_reference._section_of(section.model_fields[part].annotation)
         assert section is not None
     assert last in section.model_fields
 
@@ -44,7 +44,7 @@ def test_another_tools_tree_is_searched_for_what_it_sets():
 def sections(section):
     yield section
     for field in section.model_fields.values():
-        if inner := recipe_docs._section_of(field.annotation):
+        if inner := config_reference._section_of(field.annotation):
             yield from sections(inner)
 
 
@@ -53,14 +53,16 @@ def test_every_key_is_explained():
         f"{s.__name__}.{n}"
         for s in sections(RunConfig)
         for n, f in s.model_fields.items()
-        if not f.description and not recipe_docs._section_of(f.annotation)
+        if not f.description and not config_reference._section_of(f.annotation)
     ]
     assert not silent
 
 
 def options_of_the_page() -> list[list[str]]:
     """Rows of the page's tables of options: key, type, default, meaning."""
-    found = [re.split(r"(?<!\\)\|", line)[1:-1] for line in recipe_docs.page().splitlines() if line.startswith("| `")]
+    found = [
+        re.split(r"(?<!\\)\|", line)[1:-1] for line in config_reference.page().splitlines() if line.startswith("| `")
+    ]
     return [[cell.strip() for cell in row] for row in found if len(row) == 4]
 
 
@@ -88,14 +90,16 @@ def test_a_field_whose_default_alone_changes_keeps_its_meaning_and_annotations_k
         most: PositiveInt | None = None
         """Upper bound."""
 
-    rows = [recipe_docs._row(name, field, Other) for name, field in Other.model_fields.items()]
+    rows = [config_reference._row(name, field, Other) for name, field in Other.model_fields.items()]
     assert rows == [
         ("`share`", "number", "`0.1`", "Of the whole."), ("`most`", "integer > 0", "not set", "Upper bound."),
     ]  # fmt: skip
 
 
 def test_the_page_of_keys_is_up_to_date():
-    assert recipe_docs.PAGE.read_text("utf-8") == recipe_docs.page(), "run python -m cluster.recipe_docs"
+    assert config_reference.PAGE.read_text("utf-8") == config_reference.page(), (
+        "run python -m cluster.commands.config_reference"
+    )
 
 
 def test_the_page_has_types_bounds_defaults_and_meanings():
@@ -107,7 +111,7 @@ def test_the_page_has_types_bounds_defaults_and_meanings():
         inner: dict[str, Inner] = {}
         size: int = 3
 
-    text = "\n".join(recipe_docs._sections(Outer, "outer"))
+    text = "\n".join(config_reference._sections(Outer, "outer"))
     assert "| `size` | integer | `3` |" in text
     assert "## `[outer.inner]`" in text
     assert "| `share` | number | not set | Of the whole. |" in text

@@ -14,13 +14,14 @@ import pytest
 from fastapi.testclient import TestClient
 from tokenizers import Tokenizer, decoders, models
 
-from cluster import config, kept
+from cluster import config
 from cluster.buffer import Limits, Wishes
-from cluster.console import server
-from cluster.console.detail import Pieces
-from cluster.console.groups import GroupIndex, Query
-from cluster.console.source import Alive, Source
 from cluster.errors import ConfigError
+from cluster.observability.console import server
+from cluster.observability.console.detail import Pieces
+from cluster.observability.console.groups import GroupIndex, Query
+from cluster.observability.console.source import Alive, Source
+from cluster.storage import group_archive
 from cluster.types import ABSTAINED, Scores
 from tests.cluster.lap import Lap, group_of
 from tests.cluster.runs import VERDICT, client, group, keep, write_run
@@ -51,9 +52,9 @@ def page(tmp_path, lap, wishes):
 
 @pytest.fixture(autouse=True)
 def every_look_is_new(monkeypatch):
-    monkeypatch.setattr("cluster.console.groups.REFRESH_S", 0.0)
-    monkeypatch.setattr("cluster.console.source.FRESH_S", 0.0)
-    monkeypatch.setattr("cluster.console.source.Pieces.of", lambda self, tokens: [str(t) for t in tokens])
+    monkeypatch.setattr("cluster.observability.console.groups.REFRESH_S", 0.0)
+    monkeypatch.setattr("cluster.observability.console.source.FRESH_S", 0.0)
+    monkeypatch.setattr("cluster.observability.console.source.Pieces.of", lambda self, tokens: [str(t) for t in tokens])
 
 
 # ── groups ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -186,7 +187,7 @@ def test_unknown_rewards_come_last_in_either_order(tmp_path):
 def test_the_keeper_stays_within_its_bound_and_forgets_dead_histories(tmp_path):
     for step in range(1, 6):
         keep(tmp_path, step, [group(10 * step + i) for i in range(4)], (1.0, 0.0), limit=10)
-    assert [kept.step_of(p) for p in kept.files(tmp_path / "groups")] == [4, 5]
+    assert [group_archive.step_of(p) for p in group_archive.files(tmp_path / "groups")] == [4, 5]
     index = GroupIndex(tmp_path / "groups", None, "policy")
     assert index.find(Query())["total"] == 8
     keep(tmp_path, 4, [group(99)], (1.0, 0.0), done=3)

@@ -21,10 +21,10 @@ import pytest
 
 from cluster.buffer import Limits
 from cluster.config import ConsoleSection
-from cluster.console import limits
-from cluster.console.server import TOKEN_VARIABLE, Console
-from cluster.console.source import Alive, Source
 from cluster.errors import ConfigError
+from cluster.observability.console import limits
+from cluster.observability.console.server import TOKEN_VARIABLE, Console
+from cluster.observability.console.source import Alive, Source
 from tests.cluster.lap import Lap
 from tests.cluster.runs import client, group, keep, write_run
 
@@ -55,7 +55,17 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[Served]:
     run = write_run(tmp_path_factory.mktemp("limits") / "run")
-    command = [sys.executable, "-m", "cluster.console", run, "--host", "0.0.0.0", "--port", "18000", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "cluster.observability.console",
+        run,
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "18000",
+        "--json",
+    ]
     environment = {**os.environ, TOKEN_VARIABLE: TOKEN}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:

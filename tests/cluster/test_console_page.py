@@ -13,10 +13,10 @@ import pytest
 
 from cluster.buffer import Limits, Wishes
 from cluster.config import ConsoleSection
-from cluster.console import server
-from cluster.console.server import Console
-from cluster.console.source import Alive, Source
 from cluster.errors import ConfigError
+from cluster.observability.console import server
+from cluster.observability.console.server import Console
+from cluster.observability.console.source import Alive, Source
 from tests.cluster.browser import NARROW, WIDE, browser, needs_browser
 from tests.cluster.lap import Lap
 from tests.cluster.runs import client, group, keep, write_run

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from actors.environments import Environment, Observation
-from cluster import check
 from cluster.config import parse
+from cluster.driver import preflight
 from cluster.errors import ConfigError
 from tests.models import random_llama
 
@@ -61,7 +61,7 @@ def tried(tmp_path: Path, template: str, environment: str, *, turns: int = 3, sy
             "rewards": [{"use": "exact"}],
         }
     )
-    return check.model(settings, check.tasks(settings), online=False)
+    return preflight.model(settings, preflight.tasks(settings), online=False)
 
 
 @pytest.mark.parametrize("environment", ["Asks", "Calls", "Declared", "calculator", "attempts", "single_turn"])

@@ -13,8 +13,9 @@ import pytest
 from actors.chat import Chat
 from actors.models import load_tokenizer
 from actors.tasks import TASKS, order, without
-from cluster import check, config, dataset
+from cluster import config
 from cluster.config import ModelSection, RunConfig, parse
+from cluster.driver import preflight, preflight_dataset
 from cluster.errors import ConfigError
 from cluster.plugins import build
 from cluster.types import LeftOut, Message
@@ -45,14 +46,14 @@ def recipe(path: Path, *, length: int = 64, **options) -> RunConfig:
     return parse(tree)
 
 
-def rows_of(settings: RunConfig) -> dataset.Rows:
-    rows = dataset.read(settings)
+def rows_of(settings: RunConfig) -> preflight_dataset.Rows:
+    rows = preflight_dataset.read(settings)
     assert rows is not None
     return rows
 
 
 def told(settings: RunConfig, directory: Path) -> str:
-    return "\n".join(check.everything(settings, directory, online=False))
+    return "\n".join(preflight.everything(settings, directory, online=False))
 
 
 def test_held_out_prompts_that_are_trained_on_are_named_with_both_lines(tmp_path):
@@ -87,7 +88,7 @@ def test_rows_of_their_own_are_not_remarked_on(tmp_path):
 def test_roles_tell_equal_texts_apart(tmp_path):
     rows = [{"prompt": [{"role": r, "content": "1+1="} for r in roles]} for roles in (["user"], ["system", "user"])]
     settings = recipe(write(tmp_path / "train.jsonl", [{**row, "answer": "2"} for row in rows]))
-    assert not dataset.warnings(rows_of(settings))
+    assert not preflight_dataset.warnings(rows_of(settings))
 
 
 def test_a_column_of_several_types_is_named_with_the_first_row_of_each(tmp_path):
@@ -108,7 +109,7 @@ def test_rows_longer_than_the_context_are_named_and_left_out(tmp_path):
     assert "2 of 5 training rows are longer than the context (engine.max_model_len = 64 tokens)" in said
     assert "train.jsonl:5 (500 tokens)" in said
     assert "train.jsonl:2 (64 tokens)" in said
-    found, _ = dataset.measure(settings, rows_of(settings), {"policy": TINY})
+    found, _ = preflight_dataset.measure(settings, rows_of(settings), {"policy": TINY})
     assert (found.train, found.heldout) == ((1, 4), ())
 
 
@@ -116,7 +117,7 @@ def test_every_pass_visits_the_rows_that_fit_once(tmp_path):
     rows = sums(*range(7))
     rows[3]["prompt"] = "1" * 100
     settings = recipe(write(tmp_path / "train.jsonl", rows))
-    found, _ = dataset.measure(settings, rows_of(settings), {"policy": TINY})
+    found, _ = preflight_dataset.measure(settings, rows_of(settings), {"policy": TINY})
     tasks = without(build(TASKS, "jsonl", settings.tasks.options, "tasks").train(), found.train)
     place = order(0, len(tasks), True)
     for number in range(3):
@@ -138,7 +139,7 @@ def test_lengths_are_those_of_the_models_own_tokens_and_template(tmp_path):
     rows = [{"prompt": [{"role": "user", "content": t or "1"}], "answer": "1"} for t in texts if t.strip()]
     settings = recipe(write(tmp_path / "train.jsonl", rows), length=64)
     lengths = [len(Chat(tokenizer).prompt([Message("user", row["prompt"][0]["content"])])) for row in rows]
-    found, _ = dataset.measure(settings, rows_of(settings), {"policy": tokenizer})
+    found, _ = preflight_dataset.measure(settings, rows_of(settings), {"policy": tokenizer})
     assert found.train == tuple(i for i, n in enumerate(lengths) if n >= 64)
     assert 0 < len(found.train) < len(rows)
 
@@ -149,12 +150,12 @@ def begun(tmp_path):
     path = write(tmp_path / "train.jsonl", sums(*range(10)))
     directory = make_run(tmp_path, "a", steps=2)
     settings = recipe(path)
-    dataset.save(directory, settings, rows_of(settings), LeftOut())
+    preflight_dataset.save(directory, settings, rows_of(settings), LeftOut())
 
     def compare(rows: list[dict], name: str = "train.jsonl", **options) -> str:
         settings = recipe(write(tmp_path / name, rows), **options)
         try:
-            return "\n".join(dataset.check_same(directory, settings, rows_of(settings)))
+            return "\n".join(preflight_dataset.check_same(directory, settings, rows_of(settings)))
         except ConfigError as error:
             return f"refused: {error}"
 
@@ -205,7 +206,7 @@ def test_random_edits_are_counted():
         for place in sorted(draw.sample(range(30), cut), reverse=True):
             del after[place]
         after += [1000 + i for i in range(more)]
-        said = dataset.differences(before, np.array(after, np.uint64), str)
+        said = preflight_dataset.differences(before, np.array(after, np.uint64), str)
         changed = int(said.split(" ")[0]) if "changed" in said else 0
         count = {"added": 0, "removed": 0}
         for part in said.split("), "):
@@ -222,15 +223,15 @@ def test_a_run_keeps_the_rows_that_it_has_left_out(tmp_path):
     path = write(tmp_path / "train.jsonl", rows)
     directory, settings = make_run(tmp_path, "a", steps=2), recipe(path)
     read = rows_of(settings)
-    found, _ = dataset.measure(settings, read, {"policy": TINY})
-    dataset.save(directory, settings, read, found)
+    found, _ = preflight_dataset.measure(settings, read, {"policy": TINY})
+    preflight_dataset.save(directory, settings, read, found)
     longer = recipe(path, length=128)
     assert "max_model_len was 64 when the run began and is 128: the 1 training rows" in "\n".join(
-        dataset.check_same(directory, longer, rows_of(longer))
+        preflight_dataset.check_same(directory, longer, rows_of(longer))
     )
-    tree = dataset.stored(directory)
+    tree = preflight_dataset.stored(directory)
     assert tree is not None
-    assert dataset.left_out(tree) == found
+    assert preflight_dataset.left_out(tree) == found
 
 
 def test_the_digests_take_eight_bytes_a_row(begun):
@@ -243,9 +244,9 @@ def test_a_used_directory_takes_a_moved_file_and_no_other_rows(tmp_path, begun):
     settings = recipe(old)
     (begun[0] / "config.toml").write_text(config.dump(settings))
     moved = Path(shutil.copy(old, tmp_path / "moved.jsonl"))
-    check.used_directory(recipe(moved), begun[0])
-    assert check.data(recipe(moved), begun[0], online=False) == []
+    preflight.used_directory(recipe(moved), begun[0])
+    assert preflight.data(recipe(moved), begun[0], online=False) == []
     with moved.open("a") as file:
         file.write(json.dumps(sums(70)[0]) + "\n")
     with pytest.raises(ConfigError, match="1 is added"):
-        check.data(recipe(moved), begun[0], online=False)
+        preflight.data(recipe(moved), begun[0], online=False)

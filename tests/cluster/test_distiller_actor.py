@@ -8,11 +8,11 @@ from uuid import uuid4
 import pytest
 
 from cluster.config import parse
+from cluster.driver.worker_pool import PLACE, roles
 from cluster.errors import ConfigError
-from cluster.staff import PLACE, roles
-from cluster.topology import DistillerActor, Site, distiller
-from rewards.distilled.labeller import POLL_S
-from rewards.distilled.open import followers
+from cluster.workers import DistillerActor, Site, distiller
+from rewards.learned.factory import followers
+from rewards.learned.labeler import POLL_S
 
 RECIPE = {
     "rewards": [{"use": "oni", "name": "curious", "options": {"model": "news"}}],

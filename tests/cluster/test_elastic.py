@@ -8,7 +8,7 @@ import math
 import pytest
 
 from cluster import config
-from cluster.elastic import LONGEST_PATIENCE, Elastic, Thermostat, queue_age, waiting_share
+from cluster.driver.autoscaler import LONGEST_PATIENCE, Elastic, Thermostat, queue_age, waiting_share
 from cluster.errors import ConfigError
 
 NAN = math.nan

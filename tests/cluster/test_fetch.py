@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from cluster.topology.rollout import RolloutActor
 from cluster.types import Publication
+from cluster.workers.rollout import RolloutActor
 
 
 async def test_a_directory_that_was_tidied_away_is_made_again(tmp_path):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cluster.export import export
-from cluster.groupfile import writer
-from cluster.own import readable
+from cluster.commands.export import export
+from cluster.commands.group_rows import writer
+from cluster.process.lock import readable
 
 RECIPE = Path(__file__).parents[2] / "deploy" / "recipes" / "quickstart.toml"
 

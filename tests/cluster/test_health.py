@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from cluster.config import parse
-from cluster.health import Health, NothingLearned
-from cluster.report import in_sentences, summarize
+from cluster.driver.health import Health, NothingLearned
+from cluster.observability.summary import in_sentences, summarize
 from cluster.types import CutRecord, Scores
-from learner.cut import Cut, LeftOut
-from learner.start import samples
+from learner.rank import samples
+from learner.types import Cut, LeftOut
 from tests.rewards.groups import group
 
 

@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from cluster import config
-from cluster.heldout import Evaluation
+from cluster.driver.evaluator import Evaluation
 
 
 class Pool:

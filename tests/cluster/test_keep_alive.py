@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import config, supervise
-from cluster.store import Store
-from cluster.topology import Site
+from cluster import config
+from cluster.buffer.server import Store
+from cluster.driver import supervisor as supervise
+from cluster.workers import Site
 from tests.cluster.disk import disk, kill
 
 RECIPE = Path(__file__).parents[2] / "deploy" / "recipes" / "quickstart.toml"

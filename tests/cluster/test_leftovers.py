@@ -11,8 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cluster import check, checkpoint, config, kept, leftovers, metrics
+from cluster import config
+from cluster.driver import preflight
 from cluster.errors import ConfigError
+from cluster.observability import metrics
+from cluster.storage import checkpoint, group_archive, leftovers
 from cluster.types import Manifest, encode
 
 RECIPE = Path(__file__).parents[2] / "deploy" / "recipes" / "quickstart.toml"
@@ -90,16 +93,16 @@ def start(run: Path) -> list[str]:
     """What is read of a run's directory before its actors are placed."""
     recipe = settings(run.parent)
     warnings = leftovers.look(run)
-    check.place(run)
-    check.used_directory(recipe, run)
-    resumed = check.resume_point(recipe, run)
+    preflight.place(run)
+    preflight.used_directory(recipe, run)
+    resumed = preflight.resume_point(recipe, run)
     recorder = metrics.Recorder(run, recipe.tracking, "quickstart", {})
     recorder.forget_after(checkpoint.read(resumed).step if resumed else -1)
     recorder.close()
     metrics.read(run)
     metrics.read_alarms(run)
-    kept.Keeper(run / "groups", 100, done=2).finish()
-    check.run_id(recipe, run)
+    group_archive.Keeper(run / "groups", 100, done=2).finish()
+    preflight.run_id(recipe, run)
     return warnings
 
 
@@ -127,7 +130,7 @@ def test_what_can_be_done_without_is_skipped_with_a_warning(whole: Path, tmp_pat
     assert len(warnings) == 1
     assert "damaged" in warnings[0]
     if "global_step_2" in kind:
-        assert check.resume_point(settings(tmp_path), run) == run / "checkpoints" / "global_step_1"
+        assert preflight.resume_point(settings(tmp_path), run) == run / "checkpoints" / "global_step_1"
 
 
 def test_a_backup_beside_the_checkpoints_is_no_checkpoint(whole: Path, tmp_path: Path):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import checkpoint
 from cluster.buffer import Buffer, Limits, Members
 from cluster.errors import KanaboError, StaleEpoch
+from cluster.storage import checkpoint
 from cluster.types import Manifest, Publication
 from tests.cluster.lap import Lap
 from tests.cluster.test_buffer import answer, in_background

@@ -6,7 +6,7 @@ import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
 from cluster.errors import ConfigError, DataError, InfrastructureError, StartFailed
-from cluster.nodes import cause_of, is_infrastructure
+from cluster.placement.ray_errors import cause_of, is_infrastructure
 
 
 @pytest.mark.parametrize(

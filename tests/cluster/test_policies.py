@@ -6,10 +6,11 @@ import tomllib
 
 import pytest
 
-from cluster import check, room
 from cluster.config import ConsoleSection, RunConfig, dump, parse
+from cluster.driver import preflight
+from cluster.driver.dry_run import plan
 from cluster.errors import ConfigError
-from cluster.plan import plan
+from cluster.placement import resources
 
 BASE = {
     "model": {"path": "tiny:addition", "options": {"steps": 3}},
@@ -90,18 +91,18 @@ def test_the_plan_and_the_places_count_every_policy(tmp_path):
     assert "big: 1 engine (vllm), 1 learner rank (ZeRO-0, float32), model 'smollm2'." in said
     assert "like: 3 engines (vllm), 2 learner ranks" in said
     engines_and_ranks = (2 + 2) + (1 + 1) + (3 + 2)
-    assert room.needed_cpus(config) == pytest.approx(room.CPU_SHARE * engines_and_ranks + 0.1)
-    assert room.roles(config) == {"rollout": 2, "reward": 1, "rollout:big": 1, "rollout:like": 3}
-    places = room.places(several(big={"engine": {"tensor_parallel": 2}}), gpu=True)
+    assert resources.needed_cpus(config) == pytest.approx(resources.CPU_SHARE * engines_and_ranks + 0.1)
+    assert resources.roles(config) == {"rollout": 2, "reward": 1, "rollout:big": 1, "rollout:like": 3}
+    places = resources.places(several(big={"engine": {"tensor_parallel": 2}}), gpu=True)
     assert [p.resources["GPU"] for p in places if p.role == "rollout:big"] == [2, 2]
     assert sum(p.role.startswith("learner") for p in places) == 4
-    assert check.limits(config).members == ("big", "like")
+    assert preflight.limits(config).members == ("big", "like")
 
 
 def test_a_run_goes_on_with_the_same_policies_alone():
-    first = check.identity(several(big=BIG))
-    assert check.identity(several(big={**BIG, "engine": {"max_num_seqs": 9}})) == first
+    first = preflight.identity(several(big=BIG))
+    assert preflight.identity(several(big={**BIG, "engine": {"max_num_seqs": 9}})) == first
     for other in (several(), several(big=BIG, like={}), several(big={**BIG, "model": {"path": "tiny:addition"}})):
-        assert check.identity(other) != first
+        assert preflight.identity(other) != first
     console = parse(BASE).model_copy(update={"console": ConsoleSection(enabled=False)})
-    assert check.identity(console) == check.identity(parse(BASE))
+    assert preflight.identity(console) == preflight.identity(parse(BASE))

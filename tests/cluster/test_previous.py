@@ -15,15 +15,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster import check, checkpoint
 from cluster.config import dump, parse
+from cluster.driver import preflight
 from cluster.errors import ConfigError
-from cluster.registry import INITIAL, Model, Registry, pinned
-from cluster.topology import ScorerActor, Site
+from cluster.storage import checkpoint
+from cluster.storage.model_aliases import INITIAL, Model, Registry, pinned
 from cluster.types import Group, Manifest, Message, Mixed, Scores
-from rewards.scoring.types import Passage
-from rewards.selectors.consistency import Consistency
-from rewards.signals.implicit import implied
+from cluster.workers import ScorerActor, Site
+from rewards.aggregation.selectors.consistency import Consistency
+from rewards.builtin.implicit import implied
+from rewards.scorers.types import Passage
 from tests.cluster.test_members import Weights
 from tests.models import random_llama
 from tests.rewards.groups import group
@@ -140,8 +141,8 @@ def test_a_checkpoint_that_an_alias_names_by_its_step_stays(tmp_path):
 )
 def test_an_alias_that_could_not_be_followed_is_refused_before_the_start(tmp_path, tree, says):
     with pytest.raises(ConfigError, match=says):
-        check.aliases(parse(TWO_BACK | tree), tmp_path)
-    check.aliases(parse(TWO_BACK | {"learner": {"reference": "previous"}}), tmp_path)
+        preflight.aliases(parse(TWO_BACK | tree), tmp_path)
+    preflight.aliases(parse(TWO_BACK | {"learner": {"reference": "previous"}}), tmp_path)
 
 
 def test_another_runs_newest_checkpoint_is_chosen_once(tmp_path):
@@ -272,9 +273,9 @@ def test_the_second_iteration_anchors_in_the_first_ones_beginning(tmp_path):
     first = random_llama(tmp_path / "m0", tied=True)
     run = tmp_path / "runs" / "iteration1"
     iteration1 = parse(tree | {"model": {"path": str(first)}})
-    (warning,) = check.anchored(iteration1)
+    (warning,) = preflight.anchored(iteration1)
     assert "If an iteration before ended there" in warning
-    assert check.anchored(parse(tree | {"model": {"path": "tiny:translator"}})) == []
+    assert preflight.anchored(parse(tree | {"model": {"path": "tiny:translator"}})) == []
     run.mkdir(parents=True)
     (run / "config.toml").write_text(dump(iteration1))
     ended = random_llama(run / "checkpoints" / "global_step_5", tied=True, seed=1)
@@ -284,14 +285,14 @@ def test_the_second_iteration_anchors_in_the_first_ones_beginning(tmp_path):
     (exported / "manifest.json").unlink()
 
     with pytest.raises(ConfigError, match=rf"Set generators\.initial\.model = '{run}@initial'"):
-        check.anchored(parse(tree | {"model": {"path": str(ended)}}))
-    (warning,) = check.anchored(parse(tree | {"model": {"path": str(exported)}}))
+        preflight.anchored(parse(tree | {"model": {"path": str(ended)}}))
+    (warning,) = preflight.anchored(parse(tree | {"model": {"path": str(exported)}}))
     assert "RUN@initial" in warning
 
     for path in (ended, exported):
         anchored = {"generators": {"initial": {"model": f"{run}@initial", "rollouts": 7}}, "model": {"path": str(path)}}
         iteration2 = parse(tree | anchored)
-        assert check.anchored(iteration2) == []
+        assert preflight.anchored(iteration2) == []
         registry = Registry(iteration2, tmp_path / "runs" / "iteration2", str(path))
         assert registry.directory(iteration2.generators["initial"].model).where == str(first), "M_0, and not M_1"
         assert registry.resolve("initial").where == str(path)
@@ -301,4 +302,4 @@ def test_the_second_iteration_anchors_in_the_first_ones_beginning(tmp_path):
         third = random_llama(later / "checkpoints" / "global_step_5", tied=True, seed=2)
         checkpoint.commit(third, Manifest("policy", 5, 1, 0, (), (), ()))
         with pytest.raises(ConfigError, match=rf"Set generators\.initial\.model = '{run}@initial'"):
-            check.anchored(parse(tree | {"model": {"path": str(third)}}))
+            preflight.anchored(parse(tree | {"model": {"path": str(third)}}))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cluster import table
+from cluster.observability import live_table
 
 ROW = {"loss/policy": 0.1234, "reward/mean": 0.5, "learner/wait_s": 1.0}
 
@@ -26,12 +26,12 @@ class Clock:
 
 def _shown(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:
     out = io.StringIO()
-    monkeypatch.setattr(table, "console", Console(file=out, force_terminal=terminal, width=160, color_system=None))
+    monkeypatch.setattr(live_table, "console", Console(file=out, force_terminal=terminal, width=160, color_system=None))
     return out
 
 
 def _printed(out: io.StringIO, steps: int, clock: Clock) -> list[str]:
-    live = table.LiveTable("a run", steps, True, clock)
+    live = live_table.LiveTable("a run", steps, True, clock)
     for step in range(1, steps + 1):
         live.step(step, ROW)
     return [line for line in out.getvalue().splitlines() if line.startswith("step ")]
@@ -50,7 +50,7 @@ def test_a_long_run_prints_its_first_last_and_every_tenth_step(monkeypatch: pyte
 
 def test_a_run_without_steps_prints_where_it_is_within_ten_seconds(monkeypatch: pytest.MonkeyPatch):
     out, clock = _shown(monkeypatch, False), Clock()
-    live = table.LiveTable("a run", 5, True, clock)
+    live = live_table.LiveTable("a run", 5, True, clock)
     live.waiting("groups: 3 being sampled")
     printed = []
     for _ in range(30):  # the ticker asks once a second
@@ -72,7 +72,7 @@ def test_every_figure_of_a_line_of_progress_is_a_documented_metric(monkeypatch: 
             return default
 
     _shown(monkeypatch, False)
-    table.LiveTable("a run", 5, True, Clock()).step(1, Row())
+    live_table.LiveTable("a run", 5, True, Clock()).step(1, Row())
     documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text("utf-8")
     assert asked
     assert [key for key in asked if f"`{key}`" not in documented] == []
@@ -80,7 +80,7 @@ def test_every_figure_of_a_line_of_progress_is_a_documented_metric(monkeypatch: 
 
 def test_progress_that_is_switched_off_prints_nothing(monkeypatch: pytest.MonkeyPatch):
     out, clock = _shown(monkeypatch, False), Clock()
-    with table.LiveTable("a run", 5, False, clock) as live:
+    with live_table.LiveTable("a run", 5, False, clock) as live:
         live.step(1, ROW)
         clock.now += 60
         live.tick()
@@ -89,7 +89,7 @@ def test_progress_that_is_switched_off_prints_nothing(monkeypatch: pytest.Monkey
 
 def test_time_left_follows_the_pace_of_this_life(monkeypatch: pytest.MonkeyPatch):
     out, clock = _shown(monkeypatch, False), Clock()
-    live = table.LiveTable("a run", 50, True, clock)
+    live = live_table.LiveTable("a run", 50, True, clock)
     clock.now += 30  # engines start
     live.step(41, ROW)
     clock.now += 10
@@ -102,7 +102,7 @@ def test_time_left_follows_the_pace_of_this_life(monkeypatch: pytest.MonkeyPatch
 
 def test_a_roll_back_starts_the_measure_of_the_pace_again(monkeypatch: pytest.MonkeyPatch):
     out, clock = _shown(monkeypatch, False), Clock()
-    live = table.LiveTable("a run", 50, True, clock)
+    live = live_table.LiveTable("a run", 50, True, clock)
     for step in (8, 9, 5):
         clock.now += 10
         live.step(step, ROW)
@@ -117,7 +117,7 @@ def test_a_terminal_shows_times_and_loss_and_takes_log_lines_in(monkeypatch: pyt
     root = logging.getLogger()
     root.addHandler(handler)
     try:
-        with table.LiveTable("a run", 5, True, clock) as live:
+        with live_table.LiveTable("a run", 5, True, clock) as live:
             live.step(1, ROW)
             logging.getLogger("a.worker").warning("one more joins")
     finally:
@@ -133,14 +133,14 @@ def test_a_terminal_shows_times_and_loss_and_takes_log_lines_in(monkeypatch: pyt
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
 def test_a_header_is_never_cut_however_narrow_the_terminal(monkeypatch: pytest.MonkeyPatch, width: int):
     out, clock = io.StringIO(), Clock()
-    monkeypatch.setattr(table, "console", Console(file=out, force_terminal=True, width=width, color_system=None))
+    monkeypatch.setattr(live_table, "console", Console(file=out, force_terminal=True, width=width, color_system=None))
     long_values = {
         **ROW,
         "rollout/tokens_per_s": 1234567.0,
         "learner/wait_s": 12345.67,
         "buffer/outstanding_groups": 99999,
     }
-    with table.LiveTable("a run", 100_000, True, clock) as live:
+    with live_table.LiveTable("a run", 100_000, True, clock) as live:
         for step in range(1, 30):
             clock.now += 1
             live.step(step, long_values)
@@ -148,19 +148,19 @@ def test_a_header_is_never_cut_however_narrow_the_terminal(monkeypatch: pytest.M
     headers = {tuple(re.split(r"\W*[┃│]\W*", line.strip("┃│ \r\n"))) for line in shown.splitlines() if "┃" in line}
     assert headers
     for header in headers:
-        assert set(header) <= set(table.COLUMNS), header
+        assert set(header) <= set(live_table.COLUMNS), header
         assert header[0] == "step"
     assert "…" not in shown
     assert "elapsed" in shown
     if width >= 60:
         assert all({"step", "loss", "reward"} <= set(header) for header in headers)
     if width >= 120:
-        assert all(header == table.COLUMNS for header in headers)
+        assert all(header == live_table.COLUMNS for header in headers)
 
 
 def test_before_the_first_step_a_terminal_shows_one_line_that_goes(monkeypatch: pytest.MonkeyPatch):
     out, clock = _shown(monkeypatch, True), Clock()
-    with table.LiveTable("a run", 5, True, clock) as live:
+    with live_table.LiveTable("a run", 5, True, clock) as live:
         live.state("starting Ray")
         clock.now += 12
         live.state("starting engines")
@@ -170,7 +170,7 @@ def test_before_the_first_step_a_terminal_shows_one_line_that_goes(monkeypatch: 
 
 def test_what_a_run_does_before_its_first_step_is_said_on_a_pipe(monkeypatch: pytest.MonkeyPatch):
     out, clock = _shown(monkeypatch, False), Clock()
-    live = table.LiveTable("a run", 5, True, clock)
+    live = live_table.LiveTable("a run", 5, True, clock)
     for state in ("checking the recipe", "starting Ray"):
         live.state(state)
         for _ in range(9):

@@ -11,9 +11,9 @@ import pytest
 import redis
 
 from cluster.buffer import Buffer, Limits
-from cluster.buffer.look import look
+from cluster.buffer.browse import look
 from cluster.types import CutRecord, Scores, encode
-from learner.cut import follow
+from learner.batch.assemble import follow
 from tests.cluster.lap import RIGHT, Lap, group_of
 
 PLAIN = Limits(groups_per_step=2, max_staleness=1)
@@ -179,7 +179,7 @@ def test_a_look_at_groups_shows_those_that_cannot_be_read_as_empty(buffer: Buffe
 
 
 def test_only_the_newest_are_kept_aside(buffer: Buffer, redis_url: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("cluster.buffer.buffer.KEPT_ASIDE", 2)
+    monkeypatch.setattr("cluster.buffer.client.KEPT_ASIDE", 2)
     lap = Lap(buffer, replace(PLAIN, groups_per_step=4))
     claims = lap.fill()
     for claim in claims[:3]:

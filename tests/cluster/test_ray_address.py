@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from cluster import ray_address
 from cluster.errors import ConfigError
+from cluster.placement import ray_address
 
 SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
@@ -80,7 +80,7 @@ def test_auto_means_the_cluster_of_this_machine(tmp_path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "command", [["cluster.status"], ["cluster.run", "deploy/recipes/quickstart.toml", "run.dir={tmp}"]]
+    "command", [["cluster.commands.status"], ["cluster.run", "deploy/recipes/quickstart.toml", "run.dir={tmp}"]]
 )
 def test_a_command_ends_within_seconds_with_one_line(tmp_path, command: list[str]):
     begun = time.monotonic()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.metrics import Lines, Recorder, read
+from cluster.observability.metrics import Lines, Recorder, read
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def test_a_recorder_goes_on_while_the_disk_is_full_and_closes(tmp_path):
 import resource, sys, time
 from pathlib import Path
 from cluster.config import TrackingSection
-from cluster.metrics import Recorder
+from cluster.observability.metrics import Recorder
 recorder = Recorder(Path(sys.argv[1]), TrackingSection(tensorboard=True), "run", {})
 recorder.record(0, {"reward/mean": 0.0})
 resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))

@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from cluster.buffer import Buffer, Limits, connection
+from cluster.buffer.server import Store
 from cluster.errors import BufferUnavailable
-from cluster.store import Store
 from tests.cluster.lap import RIGHT, Lap, group_of
 
 LEASE_S = 1.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster import check, config
+from cluster import config
+from cluster.driver import preflight
 from cluster.errors import ConfigError
 
 
@@ -15,7 +16,7 @@ def settings_with(url: str) -> config.RunConfig:
 def test_the_variable_is_read_when_it_is_needed_and_never_dumped(monkeypatch, redis_url):
     settings = settings_with("env:MY_REDIS")
     monkeypatch.setenv("MY_REDIS", redis_url)
-    check.storage(settings)
+    preflight.storage(settings)
     assert settings.buffer.resolved() == redis_url
     password = redis_url.split(":")[2].split("@")[0]
     assert 'url = "env:MY_REDIS"' in config.dump(settings)
@@ -29,14 +30,14 @@ def test_a_variable_that_is_not_set_is_refused_before_anything_starts(monkeypatc
     if value is not None:
         monkeypatch.setenv("MY_REDIS", value)
     with pytest.raises(ConfigError, match="has no MY_REDIS"):
-        check.storage(settings_with("env:MY_REDIS"))
+        preflight.storage(settings_with("env:MY_REDIS"))
 
 
 @pytest.mark.parametrize("url", ["redis://:se/cret@host:6379/0", "http://:secret@host", "secret"])
 def test_what_is_no_url_is_refused_without_showing_it(monkeypatch, url):
     monkeypatch.setenv("MY_REDIS", url)
     with pytest.raises(ConfigError) as refused:
-        check.storage(settings_with("env:MY_REDIS"))
+        preflight.storage(settings_with("env:MY_REDIS"))
     assert "env:MY_REDIS" in str(refused.value)
     assert "cret" not in str(refused.value)
     assert refused.value.__cause__ is None

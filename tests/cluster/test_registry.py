@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster import check
 from cluster.config import JudgeSection, parse
+from cluster.driver import preflight
 from cluster.errors import ConfigError
-from cluster.registry import Model, Registry, is_alias
-from cluster.topology import Site, judge
+from cluster.storage.model_aliases import Model, Registry, is_alias
+from cluster.workers import Site, judge
 from learner.reference import resolved
 
 LOSS = {"loss": {"coef": 0}, "terms": [{"use": "nll"}]}
@@ -116,8 +116,8 @@ def test_a_reference_and_a_judge_may_be_an_old_checkpoint(registry):
 )
 def test_a_run_is_told_before_it_starts_which_checkpoint_is_missing(section, says, tmp_path):
     with pytest.raises(ConfigError, match=says):
-        check.aliases(parse(section), tmp_path)
-    check.aliases(parse({"generators": {"past": {"model": "initial"}}, "learner": LOSS}), tmp_path)
+        preflight.aliases(parse(section), tmp_path)
+    preflight.aliases(parse({"generators": {"past": {"model": "initial"}}, "learner": LOSS}), tmp_path)
 
 
 def test_who_needs_weights_is_not_given_a_name(registry):

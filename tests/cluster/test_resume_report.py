@@ -13,9 +13,11 @@ import time
 import pytest
 import typer
 
-from cluster import check, config, resume_report, run, scale
+from cluster import config, run
 from cluster.buffer import Wishes
+from cluster.commands import resume_report, scale
 from cluster.config import parse
+from cluster.driver import preflight
 from cluster.errors import KanaboError
 from tests.cluster.commands import end, make_run, write_checkpoint
 
@@ -89,7 +91,7 @@ def test_a_run_with_something_left_is_not_finished(tmp_path, case):
         {"run": {"name": "a", "dir": str(tmp_path)}, "learner": {"steps": 3 if case == "more steps" else 2}}
     )
 
-    assert not resume_report.nothing_left(settings, directory, check.resume_point(settings, directory))
+    assert not resume_report.nothing_left(settings, directory, preflight.resume_point(settings, directory))
 
 
 def test_the_dry_run_names_the_step_and_every_key_that_differs(tmp_path, capsys):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cluster import config
+from cluster.driver.dry_run import plan
 from cluster.errors import ConfigError
-from cluster.plan import plan
-from cluster.room import Place, labelled, matches, places, reserved, unplaceable
+from cluster.placement.resources import Place, labelled, matches, places, reserved, unplaceable
 
 ENGINE, RANK = Place("rollout", {"CPU": 1, "GPU": 2}), Place("learner", {"CPU": 1, "GPU": 1})
 

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from cluster import run
-from cluster.own import own
+from cluster.process.lock import own
 
 RECIPE = Path(__file__).parents[2] / "deploy" / "recipes" / "quickstart.toml"
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from cluster.buffer import Buffer, Limits
 from cluster.config import LearnerSection, RewardSection, TrackingSection, parse
-from cluster.follow import Follower
-from cluster.metrics import Recorder
-from cluster.table import LiveTable
+from cluster.driver.event_consumer import Follower
+from cluster.observability.live_table import LiveTable
+from cluster.observability.metrics import Recorder
 from cluster.types import Claim, Scores
-from learner.advantages import GroupAdvantage
-from learner.cut import cut
-from learner.start import samples
-from rewards.mix import Mixer
+from learner.advantages.estimators import GroupAdvantage
+from learner.batch.assemble import cut
+from learner.rank import samples
+from rewards.aggregation.mixer import Mixer
 from tests.cluster.lap import Lap, group_of, record_of
 
 KEPT = 16

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from cluster.buffer import Limits
-from cluster.check import aliases
 from cluster.config import parse
+from cluster.driver.preflight import aliases
+from cluster.driver.worker_pool import PLACE, Staff, roles
 from cluster.errors import ConfigError
-from cluster.staff import PLACE, Staff, roles
-from cluster.topology import ScorerActor, Site, scorer
 from cluster.types import Message, Publication
-from rewards.scoring.types import Passage, ScorerUnavailable
+from cluster.workers import ScorerActor, Site, scorer
+from rewards.scorers.types import Passage, ScorerUnavailable
 from tests.models import random_llama
 
 RECIPE = {
@@ -134,7 +134,7 @@ def test_a_scorer_of_a_checkpoint_that_is_not_there_is_refused_before_anything_s
 async def test_a_tokenizer_that_many_threads_ask_at_once_is_loaded_once(site, monkeypatch):
     import transformers
 
-    from cluster.topology import reward
+    from cluster.workers import reward
 
     loaded = []
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from cluster import scraped
+from cluster.observability import prometheus
 
 
 @pytest.fixture
@@ -24,12 +24,12 @@ def said(monkeypatch) -> list[tuple[str, float]]:
         def set(self, value):
             heard.append((self.name, value))
 
-    monkeypatch.setattr(scraped, "Gauge", Gauge)
+    monkeypatch.setattr(prometheus, "Gauge", Gauge)
     return heard
 
 
 def test_what_is_known_once_a_run_is_said_with_every_row(said):
-    sink = scraped.Scraped("first")
+    sink = prometheus.Scraped("first")
     sink.record(0, {"policy/parity_floor_nats": 1e-6})
     said.clear()
     sink.record(3, {"reward/mean": 0.5})
@@ -39,7 +39,7 @@ def test_what_is_known_once_a_run_is_said_with_every_row(said):
 
 
 def test_what_is_not_known_is_not_said_and_takes_nothing_back(said):
-    sink = scraped.Scraped("first")
+    sink = prometheus.Scraped("first")
     sink.record(1, {"reward/mean": 0.5, "heldout/accuracy": None, "loss/policy": math.nan})
     sink.record(2, {"reward/mean": math.nan})
     assert [value for name, value in said if name == "kanabo_reward_mean"] == [0.5, 0.5]

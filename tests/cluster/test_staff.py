@@ -8,13 +8,15 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError
 
-from cluster import config, scale, staff
+from cluster import config
 from cluster.buffer import Wishes
+from cluster.commands import scale
+from cluster.driver import worker_pool
+from cluster.driver.evaluator import until
+from cluster.driver.watchdog import Watchdog
+from cluster.driver.worker_pool import Staff
 from cluster.errors import KanaboError
-from cluster.heldout import until
-from cluster.staff import Staff
-from cluster.topology import Site
-from cluster.watch import Watchdog
+from cluster.workers import Site
 
 
 async def nothing() -> None: ...
@@ -47,7 +49,7 @@ async def test_the_lap_begins_with_all_engines_or_with_as_many_as_are_wished_for
 
 def test_a_place_beside_the_learner_is_free_again_once_its_engine_has_gone(workers, monkeypatch):
     placed = []
-    monkeypatch.setitem(staff.PLACE, "rollout", lambda site, name, beside=False: placed.append(beside))
+    monkeypatch.setitem(worker_pool.PLACE, "rollout", lambda site, name, beside=False: placed.append(beside))
     for name in ("rollout-0", "rollout-1", "rollout-2"):
         workers._place("rollout", name)
     workers._beside.discard("rollout-0")
@@ -67,8 +69,8 @@ async def test_who_waits_for_room_leaves_at_once_when_it_is_no_longer_wished_for
             room.set_exception(ActorDiedError())
 
     waits = SimpleNamespace(ready=SimpleNamespace(remote=ready))
-    monkeypatch.setitem(staff.PLACE, "rollout", lambda site, name, beside=False: waits)
-    monkeypatch.setattr(staff.ray, "kill", kill)
+    monkeypatch.setitem(worker_pool.PLACE, "rollout", lambda site, name, beside=False: waits)
+    monkeypatch.setattr(worker_pool.ray, "kill", kill)
     serving = asyncio.create_task(workers.serve("rollout", "rollout-1", lambda: None))
     workers._let_go("rollout-1")
     assert workers.counts()["rollout"] == 2, "nobody is there yet who could be told"
@@ -100,10 +102,10 @@ async def test_workers_that_join_or_leave_say_what_they_wait_for_and_since_when(
         stop=SimpleNamespace(remote=nothing),
         close=SimpleNamespace(remote=nothing),
     )
-    monkeypatch.setitem(staff.PLACE, "rollout", lambda site, name, beside=False: joins)
-    monkeypatch.setattr(staff.ray, "kill", lambda who: None)
-    monkeypatch.setattr(staff.ray, "available_resources", lambda: {"CPU": 0.2})
-    monkeypatch.setattr(staff, "on_gpu", lambda: False)
+    monkeypatch.setitem(worker_pool.PLACE, "rollout", lambda site, name, beside=False: joins)
+    monkeypatch.setattr(worker_pool.ray, "kill", lambda who: None)
+    monkeypatch.setattr(worker_pool.ray, "available_resources", lambda: {"CPU": 0.2})
+    monkeypatch.setattr(worker_pool, "on_gpu", lambda: False)
     serving = asyncio.create_task(workers.serve("rollout", "rollout-1", lambda: None))
     await asyncio.sleep(0)
     assert "waits for room: it needs 0.9 CPU on one node" in workers.moving()["rollout-1"]

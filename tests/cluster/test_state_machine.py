@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from cluster.buffer import connection
-from cluster.store import Store
+from cluster.buffer.server import Store
 from tests.cluster.expected import Broken
 from tests.cluster.lap_machine import LapMachine
 from tests.cluster.mutants import MUTANTS, RARE, source

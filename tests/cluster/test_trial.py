@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cluster.config import parse
+from cluster.driver.preflight_rewards import made_up, rewards, untried
 from cluster.errors import ConfigError
-from cluster.trial import made_up, rewards, untried
 from cluster.types import Task
 
 TASK = Task.of("t-1", "What is 40 + 2?", "42")
@@ -28,7 +28,7 @@ def settings(tmp_path, source: str, **reward):
 
 @pytest.mark.parametrize("kind", FAILING)
 def test_a_reward_that_fails_on_everything_is_refused_with_its_cause(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr("cluster.trial.BLOCKED_S", 1.0)
+    monkeypatch.setattr("cluster.driver.preflight_rewards.BLOCKED_S", 1.0)
     source, cause = FAILING[kind]
     with pytest.raises(ConfigError, match=rf"rewards\[0\][\s\S]*t-1[\s\S]*{cause}"):
         rewards(settings(tmp_path, source), [TASK])

@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 
 from cluster.config import parse
+from cluster.driver.preflight_judges import judges, unasked
 from cluster.errors import ConfigError
-from cluster.trial_judges import judges, unasked
 from cluster.types import Task
 from tests.cluster.test_check import command  # noqa: F401 - a fixture
 from tests.rewards.judges.servers import chat, half, says, serving

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster import cli
+from cluster.commands import app
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
@@ -68,14 +68,14 @@ def test_pods_run_as_the_user_that_the_image_makes():
 
 def test_the_installed_command_names_what_is_there():
     module, _, function = PROJECT["project"]["scripts"]["kanabo"].partition(":")
-    assert getattr(import_module(module), function) is cli.main
+    assert getattr(import_module(module), function) is app.main
 
 
 def test_files_and_commands_of_the_readme_exist():
     for path in re.findall(r"(?<![\w/])(?:deploy|tests)/[\w./-]*\w", README):
         assert (ROOT / path).exists(), path
     named = re.findall(r"(?:^|-- |`)kanabo (\w+)", README, re.M)
-    assert set(named) == set(cli.COMMANDS)
+    assert set(named) == set(app.COMMANDS)
     for module in re.findall(r"python -m (cluster\.[a-z]+)", README):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists()
 

@@ -20,7 +20,7 @@ import yaml
 
 from cluster import config
 from cluster.buffer import Buffer
-from cluster.store import find_server
+from cluster.buffer.server import find_server
 from tests.deploy.schemas import SCHEMAS
 
 ROOT = Path(__file__).parents[2]

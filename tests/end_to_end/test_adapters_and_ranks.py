@@ -40,7 +40,7 @@ def test_a_run_goes_on_with_more_ranks_and_with_fewer(tmp_path):
 
 @pytest.mark.timeout(1000)
 def test_adapters_go_the_whole_lap_and_on_with_two_ranks(tmp_path):
-    from cluster.export import export
+    from cluster.commands.export import export
 
     options = [*jobs.TINY, "learner.lora.rank=8", "learner.lora.alpha=16", "learner.loss.kl_coef=0.01"]
     options += ["learner.schedule.lr=5e-3", "weights.probe_every=1"]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cluster.reach import connected
+from cluster.commands.run_lookup import connected
 from tests.end_to_end import jobs
 from tests.end_to_end.autoscaling import autoscaling
 from tests.end_to_end.test_failures import FAKE

@@ -12,10 +12,10 @@ import time
 import psutil
 import pytest
 
-from cluster import checkpoint
-from cluster.failpoints import FAILPOINTS
-from cluster.nodes import CLOSE_S
-from cluster.replay import replay
+from cluster.commands.replay import replay
+from cluster.placement.ray_errors import CLOSE_S
+from cluster.process.failpoints import FAILPOINTS
+from cluster.storage import checkpoint
 from tests.end_to_end import jobs
 
 FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.drop_zero_variance=false"]
@@ -205,7 +205,7 @@ def test_gradients_that_are_not_finite_are_skipped_kept_and_end_the_run(tmp_path
     ]  # fmt: skip
     assert jobs.run(overrides, log=log, timeout_s=240) == 1
     assert "3 steps in a row, the last 8, were not finite" in said(log)
-    assert f"python -m cluster.replay {run} --step 8" in said(log)
+    assert f"python -m cluster.commands.replay {run} --step 8" in said(log)
     skipped = [r["learner/num_skipped"] for r in jobs.rows(run) if "learner/num_skipped" in r]
     assert skipped == [0, 0, 1, 1, 1, 2, 3]
     assert {p.name for p in (run / "replay").iterdir()} == {f"step_{n}" for n in (2, 3, 4, 6, 7, 8)}
@@ -214,14 +214,16 @@ def test_gradients_that_are_not_finite_are_skipped_kept_and_end_the_run(tmp_path
     assert before["weights_sha256"] == after["weights_sha256"]
     assert float.fromhex(before["metrics"]["learner/grad_norm"]) > 0
     again = subprocess.run(
-        [sys.executable, "-m", "cluster.replay", str(run), "--step", "8", "--json"], capture_output=True, cwd=jobs.ROOT
+        [sys.executable, "-m", "cluster.commands.replay", str(run), "--step", "8", "--json"],
+        capture_output=True,
+        cwd=jobs.ROOT,
     )
     assert again.returncode == 0, again.stderr
     told = json.loads(again.stdout)
     assert not told["different"]
     assert len(told["after"]["suspects"]) == 64
     none = subprocess.run(
-        [sys.executable, "-m", "cluster.replay", str(run), "--step", "5"], capture_output=True, cwd=jobs.ROOT
+        [sys.executable, "-m", "cluster.commands.replay", str(run), "--step", "5"], capture_output=True, cwd=jobs.ROOT
     )
     assert none.returncode == 2
     assert b"There are: 2, 3, 4, 6, 7, 8." in none.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import kept
+from cluster.storage import group_archive
 from cluster.types import SCORED
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
@@ -47,9 +47,9 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
-def trained(run: Path) -> Iterator[kept.KeptGroup]:
-    for path in kept.files(run / "groups"):
-        yield from (kept.read(path, entry) for entry in kept.index(path))
+def trained(run: Path) -> Iterator[group_archive.KeptGroup]:
+    for path in group_archive.files(run / "groups"):
+        yield from (group_archive.read(path, entry) for entry in group_archive.index(path))
 
 
 @contextmanager

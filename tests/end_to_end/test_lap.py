@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster import kept
-from cluster.report import SUMMARY_KEYS
+from cluster.observability.summary import SUMMARY_KEYS
+from cluster.storage import group_archive
 from tests.end_to_end import jobs
 from tests.metrics_page import unexplained
 
 FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.drop_zero_variance=false"]
 
 
-def kept_groups(directory) -> list[kept.Glance]:
+def kept_groups(directory) -> list[group_archive.Glance]:
     """What the console shows of trained groups once they are trimmed."""
-    return [glance for path in kept.files(directory / "groups") for glance in kept.index(path)]
+    return [glance for path in group_archive.files(directory / "groups") for glance in group_archive.index(path)]
 
 
 def test_a_run_leaves_what_it_promises(tmp_path):
@@ -50,8 +50,8 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert "console: http://127.0.0.1:" in log.read_text()
     assert not unexplained(name for row in jobs.rows(directory) for name in row), "docs/metrics.md lacks them"
     assert len(kept_groups(directory)) == summary["groups_trained"]
-    path = kept.files(directory / "groups")[-1]
-    opened = kept.read(path, kept.index(path)[0])
+    path = group_archive.files(directory / "groups")[-1]
+    opened = group_archive.read(path, group_archive.index(path)[0])
     for rollout, learners in zip(opened.group.rollouts, opened.logprobs, strict=True):
         np.testing.assert_array_equal(np.isfinite(learners), rollout.loss_mask, "the learner's own log-probs are kept")
     checkpoint = directory / "checkpoints" / "global_step_6"

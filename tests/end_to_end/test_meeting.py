@@ -12,15 +12,16 @@ from actors.chat import Chat
 from actors.environments.comas import CoMas
 from actors.rollout import INITIAL, RolloutWorker
 from cluster.buffer import Buffer
-from cluster.check import limits
 from cluster.config import RunConfig, parse
+from cluster.driver.preflight import limits
 from cluster.types import Publication, Task
-from learner.advantages import ReinforcePlusPlus
-from learner.cut import Cut, cut
-from learner.pack import pack
-from learner.shares import owned
-from rewards.mix import Mixer
-from rewards.signals.comas import interaction_rewards, read_score
+from learner.advantages.estimators import ReinforcePlusPlus
+from learner.advantages.multi_policy import owned
+from learner.batch.assemble import cut
+from learner.batch.pack import pack
+from learner.types import Cut
+from rewards.aggregation.mixer import Mixer
+from rewards.builtin.comas import interaction_rewards, read_score
 from rewards.worker import RewardWorker
 from tests.fakes import FakeEngine
 from tests.models import random_llama

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster import kept
-from cluster.kept import KeptGroup
-from rewards.answers import votes_of
-from rewards.pairs import strength_advantages
-from rewards.shaping.brevity import concise_rewards
-from rewards.shaping.par import preference_reward
+from cluster.storage import group_archive
+from cluster.storage.group_archive import KeptGroup
+from rewards.aggregation.preferences import strength_advantages
+from rewards.aggregation.shaping.brevity import concise_rewards
+from rewards.aggregation.shaping.par import preference_reward
+from rewards.parsing.answers import votes_of
 from tests.end_to_end import jobs
 
 pytestmark = pytest.mark.verify
@@ -47,9 +47,9 @@ def lap(tmp_path: Path, method: str, *overrides: str, steps: int = 4) -> tuple[l
 
 
 def groups_of(run: Path) -> Iterator[KeptGroup]:
-    for path in sorted(kept.files(run / "groups")):
-        for entry in kept.index(path):
-            yield kept.read(path, entry)
+    for path in sorted(group_archive.files(run / "groups")):
+        for entry in group_archive.index(path):
+            yield group_archive.read(path, entry)
 
 
 def centred(values: np.ndarray) -> np.ndarray:

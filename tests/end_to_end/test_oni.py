@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster import kept
 from cluster.config import load
-from learner.advantages import GroupAdvantage
-from learner.turns import advantages_of, returns_of
-from rewards.mix import Mixer
+from cluster.storage import group_archive
+from learner.advantages.estimators import GroupAdvantage
+from learner.advantages.returns import advantages_of, returns_of
+from rewards.aggregation.mixer import Mixer
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
 
@@ -58,8 +58,12 @@ def overrides_of(tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def trained(run: Path) -> list[kept.KeptGroup]:
-    return [kept.read(path, entry) for path in kept.files(run / "groups") for entry in kept.index(path)]
+def trained(run: Path) -> list[group_archive.KeptGroup]:
+    return [
+        group_archive.read(path, entry)
+        for path in group_archive.files(run / "groups")
+        for entry in group_archive.index(path)
+    ]
 
 
 def test_versions_come_while_it_trains_and_a_cut_follows_the_one_it_carries(tmp_path):
@@ -93,12 +97,12 @@ def test_versions_come_while_it_trains_and_a_cut_follows_the_one_it_carries(tmp_
     versions_are_whole(trained(run))
     credit_follows_the_evidence(trained(run), run)
     newest = max(int(p.name.removeprefix("step_")) for p in (run / "replay").glob("step_*"))
-    command = [sys.executable, "-m", "cluster.replay", str(run), "--step", str(newest)]
+    command = [sys.executable, "-m", "cluster.commands.replay", str(run), "--step", str(newest)]
     again = subprocess.run(command, cwd=jobs.ROOT, capture_output=True, text=True, timeout=200)
     assert again.returncode == 0, again.stdout + again.stderr
 
 
-def versions_are_whole(groups: list[kept.KeptGroup]) -> None:
+def versions_are_whole(groups: list[group_archive.KeptGroup]) -> None:
     """Under one version a caption is worth one thing, whatever group it is in; and versions differ."""
     known: dict[str, dict[str, float]] = {}
     for found in groups:
@@ -117,7 +121,7 @@ def versions_are_whole(groups: list[kept.KeptGroup]) -> None:
     assert max(worth.values()) > 5
 
 
-def credit_follows_the_evidence(groups: list[kept.KeptGroup], run: Path) -> None:
+def credit_follows_the_evidence(groups: list[group_archive.KeptGroup], run: Path) -> None:
     config = load(run / "config.toml")
     mixer = Mixer(config.rewards, config.reward_names, config.reward_workers.min_valid)
     later = 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from safetensors import safe_open
 
-from cluster.replay import replay
+from cluster.commands.replay import replay
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE, said
 

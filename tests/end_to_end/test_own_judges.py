@@ -17,12 +17,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import kept
-from cluster.nodes import mapped_shared_memory
-from cluster.reach import connected
+from cluster.commands.run_lookup import connected
+from cluster.placement.ray_runtime import mapped_shared_memory
+from cluster.storage import group_archive
 from cluster.types import SCORED, Scores, decode
-from rewards.distilled.captions import WORDS, read_label
-from rewards.judges.archive import Record
+from rewards.judges.pool.archive import Record
+from rewards.learned.caption_labels import WORDS, read_label
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
 from tests.end_to_end.test_scale import scale
@@ -58,10 +58,10 @@ def recipe(tmp_path: Path, *judges: str, when: str = "late", alone: bool = False
 
 def scores_of(run: Path, name: str) -> Iterator[tuple[int, Scores]]:
     """(step, scores) of trained groups, as far as they had scores when the batch was cut."""
-    for path in kept.files(run / "groups"):
+    for path in group_archive.files(run / "groups"):
         groups = []
         with contextlib.suppress(FileNotFoundError):  # trimmed meanwhile: the run goes on
-            groups = [kept.read(path, entry) for entry in kept.index(path)]
+            groups = [group_archive.read(path, entry) for entry in group_archive.index(path)]
         for group in groups:
             if name in group.scores:
                 yield group.step, group.scores[name]

@@ -18,7 +18,8 @@ from ray._private.state import actors
 from ray.cluster_utils import Cluster
 from ray.experimental import internal_kv
 
-from cluster import config, placement
+from cluster import config
+from cluster.placement import groups
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
 
@@ -55,7 +56,7 @@ def node_of(role: str) -> str:
 
 
 def place(settings, run_id: str, role: str, **how):
-    return ray.remote(Where).options(**placement.options(settings, run_id, role, **how)).remote()
+    return ray.remote(Where).options(**groups.options(settings, run_id, role, **how)).remote()
 
 
 def end(*workers) -> None:
@@ -65,8 +66,8 @@ def end(*workers) -> None:
 
 def test_roles_go_to_nodes_with_their_label_and_the_learners_room_stays_theirs(cluster):
     settings = config.parse({"placement": {"layout": "separated"}})
-    placement.check(settings)
-    placement.reserve(settings, "apart")
+    groups.check(settings)
+    groups.reserve(settings, "apart")
     engine, reward = place(settings, "apart", "rollout"), place(settings, "apart", "reward")
     for role, worker in {"rollout": engine, "reward": reward}.items():
         assert ray.get(worker.node.remote(), timeout=60)[0] == node_of(role)
@@ -82,8 +83,8 @@ def test_an_engine_beside_a_learner_shares_its_node_and_its_gpu(cluster):
     settings = config.parse(
         {"placement": {"layout": "colocated"}, "rollout": {"workers": 2}, "engine": {"gpu_memory_frac": 0.4}}
     )
-    placement.check(settings)
-    placement.reserve(settings, "together")
+    groups.check(settings)
+    groups.reserve(settings, "together")
     rank = place(settings, "together", "learner", rank=0)
     engines = [place(settings, "together", "rollout", beside=True) for _ in range(2)]
     seen = ray.get([worker.node.remote() for worker in (rank, *engines)], timeout=60)
@@ -101,9 +102,9 @@ def asked() -> list[dict]:
 
 
 def test_the_autoscaler_is_asked_for_the_room_of_all(cluster):
-    placement.request(config.parse({}), {"rollout": 3, "reward": 1})
+    groups.request(config.parse({}), {"rollout": 3, "reward": 1})
     assert asked() == [{"CPU": 1, "GPU": 1}] * 4 + [{"CPU": 0.1}]
-    placement.request(config.parse({}), None)
+    groups.request(config.parse({}), None)
     assert asked() == []
 
 

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 import redis
 
-from cluster import checkpoint
 from cluster.buffer import Buffer
-from cluster.store import Store
+from cluster.buffer.server import Store
+from cluster.storage import checkpoint
 from cluster.types import Claim, CutRecord, Event, Group, Publication, Scores, decode, encode
 from tests.end_to_end import jobs
 

@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from actors.models import prepare
-from cluster import kept
 from cluster.config import ModelSection
-from rewards.answers import votes_of
-from rewards.signals.comas import interaction_rewards, read_score
-from rewards.signals.crowd import consistency, weighted_votes
+from cluster.storage import group_archive
+from rewards.builtin.comas import interaction_rewards, read_score
+from rewards.builtin.crowd import consistency, weighted_votes
+from rewards.parsing.answers import votes_of
 from tests.end_to_end import jobs
 from tests.metrics_page import unexplained
 
@@ -40,8 +40,12 @@ def changes(checkpoint: Path, *others: str) -> list[float]:
     return [float(np.abs(weights(part) - first).max()) for part in parts]
 
 
-def kept_groups(directory: Path) -> list[kept.KeptGroup]:
-    return [kept.read(path, glance) for path in kept.files(directory / "groups") for glance in kept.index(path)]
+def kept_groups(directory: Path) -> list[group_archive.KeptGroup]:
+    return [
+        group_archive.read(path, glance)
+        for path in group_archive.files(directory / "groups")
+        for glance in group_archive.index(path)
+    ]
 
 
 def check_groups(directory: Path, size: int) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from cluster import kept
+from cluster.storage import group_archive
 from tests.end_to_end import jobs
 from tests.metrics_page import unexplained
 
@@ -39,7 +39,7 @@ OVERRIDES = [
 
 class Job(NamedTuple):
     rows: list[dict]
-    groups: list[kept.KeptGroup]
+    groups: list[group_archive.KeptGroup]
     """What was trained on."""
 
     @property
@@ -58,10 +58,13 @@ def job(tmp_path_factory) -> Job:
     assert code == 0, jobs.tail(log)
     summary = jobs.summary(run)
     assert summary["groups_lost"] == summary["groups_trained_twice"] == summary["scores_failed"] == 0
-    return Job(jobs.rows(run), [kept.read(p, entry) for p in kept.files(run / "groups") for entry in kept.index(p)])
+    return Job(
+        jobs.rows(run),
+        [group_archive.read(p, entry) for p in group_archive.files(run / "groups") for entry in group_archive.index(p)],
+    )
 
 
-def versions(groups: list[kept.KeptGroup], reward: str) -> dict[int, set[int]]:
+def versions(groups: list[group_archive.KeptGroup], reward: str) -> dict[int, set[int]]:
     """Step → versions of the model that scored its groups; under one version a text is worth one thing."""
     found: dict[int, set[int]] = {}
     worth: dict[tuple[str, str, str], float] = {}

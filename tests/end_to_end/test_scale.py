@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from cluster.buffer.connection import Connection
-from cluster.reach import connected
+from cluster.commands.run_lookup import connected
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
 from tests.verify.keep import keep
 
 
 def scale(run: Path, *wishes: str, wait_s: float) -> None:
-    command = [sys.executable, "-m", "cluster.scale", str(run), *wishes, "--wait", str(wait_s)]
+    command = [sys.executable, "-m", "cluster.commands.scale", str(run), *wishes, "--wait", str(wait_s)]
     done = subprocess.run(command, cwd=jobs.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

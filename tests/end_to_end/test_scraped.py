@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 
-from cluster import grafana
+from cluster.observability import grafana
 from rewards.monitors import Alarm, Monitor
 from tests.end_to_end import jobs
 
@@ -74,5 +74,7 @@ def test_every_panel_has_its_metric_in_a_running_job(tmp_path):
 def test_committed_dashboards_are_those_of_the_code(tmp_path):
     for written in grafana.write(tmp_path):
         committed = jobs.ROOT / "deploy" / "grafana" / written.name
-        assert json.loads(committed.read_text()) == json.loads(written.read_text()), "run python -m cluster.grafana"
+        assert json.loads(committed.read_text()) == json.loads(written.read_text()), (
+            "run python -m cluster.observability.grafana"
+        )
         assert all(p.get("targets") for p in json.loads(written.read_text())["panels"] if p["type"] != "row")

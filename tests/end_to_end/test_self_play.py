@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from actors.models import prepare
-from cluster import checkpoint, kept
+from cluster.commands.export import export
+from cluster.commands.replay import replay
 from cluster.config import ModelSection, RunConfig
 from cluster.errors import ConfigError
-from cluster.export import export
-from cluster.kept import KeptGroup
-from cluster.replay import replay
+from cluster.storage import checkpoint, group_archive
+from cluster.storage.group_archive import KeptGroup
 from cluster.types import SCORED, Rollout
-from learner.replay import load
-from rewards.selectors.temporal import temporal_pair
-from rewards.shaping.progress import progress
+from learner.step_replay import load
+from rewards.aggregation.selectors.temporal import temporal_pair
+from rewards.aggregation.shaping.progress import progress
 from tests.end_to_end import jobs
 from tests.fakes import FakeEngine
 
@@ -38,7 +38,11 @@ def lap(tmp_path: Path, recipe: str, overrides: list[str], *, steps: int, name: 
 
 def groups_of(run: Path) -> list[KeptGroup]:
     """Trained groups, in the order of the steps."""
-    return [kept.read(path, entry) for path in sorted(kept.files(run / "groups")) for entry in kept.index(path)]
+    return [
+        group_archive.read(path, entry)
+        for path in sorted(group_archive.files(run / "groups"))
+        for entry in group_archive.index(path)
+    ]
 
 
 def steps_of(run: Path) -> list[dict]:

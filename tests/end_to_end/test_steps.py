@@ -10,14 +10,14 @@ import pytest
 
 from cluster.config import RunConfig, parse
 from cluster.types import Group, Scores, Turn
-from learner.advantages import ADVANTAGES
-from learner.turns import advantages_of, returns_of
+from learner.advantages.estimators import ADVANTAGES
+from learner.advantages.returns import advantages_of, returns_of
+from rewards.aggregation.mixer import Mixer
+from rewards.aggregation.selectors import Selection
 from rewards.base import Services
-from rewards.judges.archive import MemoryArchive
-from rewards.judges.open import open_judges
-from rewards.mix import Mixer
-from rewards.selectors import Selection
-from rewards.zoo import build_signal
+from rewards.judges.factory import open_judges
+from rewards.judges.pool.archive import MemoryArchive
+from rewards.registry import build_signal
 from tests.rewards.groups import group
 
 JUDGE = {"judge": {"kind": "keyword", "options": {"keywords": ["ok", "7"]}}}

@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cluster.submitted import tell_job
+from cluster.placement.job_metadata import tell_job
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
 from tests.end_to_end.test_lap import free_ports

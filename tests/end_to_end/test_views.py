@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cluster import kept
-from cluster.kept import KeptGroup
-from rewards.answers import final_answer
-from rewards.selectors.votes import borda_winner
-from rewards.signals.co_reward import majority
+from cluster.storage import group_archive
+from cluster.storage.group_archive import KeptGroup
+from rewards.aggregation.selectors.votes import borda_winner
+from rewards.builtin.co_reward import majority
+from rewards.parsing.answers import final_answer
 from tests.end_to_end import jobs
 
 FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "evaluation.max_tasks=1", "rollout.group_size=6"]
@@ -33,9 +33,9 @@ def lap(tmp_path: Path, method: str, *overrides: str, steps: int = 4) -> tuple[P
 
 
 def groups(run: Path) -> Iterator[KeptGroup]:
-    for path in kept.files(run / "groups"):
-        for entry in kept.index(path):
-            yield kept.read(path, entry)
+    for path in group_archive.files(run / "groups"):
+        for entry in group_archive.index(path):
+            yield group_archive.read(path, entry)
 
 
 def initial_logprobs(tokens: np.ndarray) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from actors.tasks.addition import Problem
 from actors.tiny.addition import greedy_accuracy
 from actors.tiny.character import EOS, PAD, encode
-from learner.surrogates import clipped_policy_loss
+from learner.losses.surrogates import clipped_policy_loss
 from rewards.monitors.overoptimisation import sampled_kl
 
 NEW_TOKENS = 4

@@ -24,11 +24,11 @@ from actors.models import prepare
 from actors.tasks.addition import Problem, addition_problems
 from actors.tiny.addition import sums
 from cluster.config import ModelSection
-from learner.advantages import GroupAdvantage
-from rewards.distilled.bradley_terry import BradleyTerry
-from rewards.distilled.cooper import first_right
-from rewards.labels import BETWEEN, pair
-from rewards.shaping.par import preference_reward, sigmoid
+from learner.advantages.estimators import GroupAdvantage
+from rewards.aggregation.shaping.par import preference_reward, sigmoid
+from rewards.learned.bradley_terry import BradleyTerry
+from rewards.learned.cooper import first_right
+from rewards.learned.labels import BETWEEN, pair
 from tests.experiments.adder import Answers, Policy
 from tests.experiments.loophole_page import Curve, plot, table
 from tests.experiments.mistakes import changed, mistaken

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from cluster import metrics
+from cluster.observability import metrics
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from actors.tasks.addition import addition_problems
-from rewards.labels import pair_of
+from rewards.learned.labels import pair_of
 from tests.experiments import loophole
 from tests.experiments.loophole_page import COLOURS, Curve, alarm, collapse, table
 from tests.experiments.mistakes import MISTAKES, mistaken

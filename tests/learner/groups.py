@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from cluster.types import Claim, CutRecord, Group, Mixed, Rollout, Scores, Task
-from learner.advantages import Advantage, GroupAdvantage
-from learner.cut import Mix
+from learner.advantages.estimators import Advantage, GroupAdvantage
+from learner.types import Mix
 
 VOCABULARY = 11
 

@@ -22,12 +22,13 @@ from transformers import AutoModelForCausalLM
 from cluster.config import LearnerSection, LossSection, ScheduleSection, TermSection, ValueSection
 from cluster.errors import ConfigError
 from cluster.types import CutRecord, Group, Mixed, Pair
-from learner.advantages import Undivided
-from learner.engine import DeepSpeedEngine, Engine, join
-from learner.pack import pack
+from learner.advantages.estimators import Undivided
+from learner.batch.pack import pack
+from learner.engine.deepspeed_engine import DeepSpeedEngine, join
+from learner.losses.sequence_losses import build_terms
 from learner.reference import Reference
-from learner.terms import build_terms
 from learner.train import train
+from learner.types import Engine
 from learner.update import Objective, optimize
 from tests.learner.groups import each, ppo_groups, random_groups, random_rewards, record_of
 from tests.learner.plain import plain_loop, plain_ppo, rewards_of

@@ -9,9 +9,9 @@ import torch
 
 from cluster.config import LoraSection, LossSection, ScheduleSection
 from cluster.errors import ConfigError
-from learner.engine import DeepSpeedEngine
-from learner.pack import pack
-from learner.publish import PullPublisher
+from learner.batch.pack import pack
+from learner.engine.deepspeed_engine import DeepSpeedEngine
+from learner.publish.publishers import PullPublisher
 from learner.reference import Reference, reference_for
 from tests.learner.groups import random_groups, random_rewards, record_of
 from tests.learner.jobs import JOBS, VOCABULARY, full_weights, main, section_of, steps_on_random_groups

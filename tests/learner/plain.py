@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from cluster.config import LearnerSection
 from cluster.types import Group, Rollout
-from learner.advantages import GroupAdvantage
+from learner.advantages.estimators import GroupAdvantage
 from tests.learner.groups import group
 
 TEMPERATURE = 0.8

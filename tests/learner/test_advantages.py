@@ -3,7 +3,15 @@ import pytest
 
 from cluster.errors import PluginError
 from cluster.plugins import build
-from learner.advantages import ADVANTAGES, Advantage, GroupAdvantage, LeaveOneOut, ReinforcePlusPlus, Undivided, checked
+from learner.advantages.estimators import (
+    ADVANTAGES,
+    Advantage,
+    GroupAdvantage,
+    LeaveOneOut,
+    ReinforcePlusPlus,
+    Undivided,
+    checked,
+)
 from tests.learner.groups import random_groups
 
 NAN = float("nan")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from learner.collectives import collective_failures, limit_waits
+from learner.engine.deepspeed_engine import collective_failures, limit_waits
 
 TIMEOUT_S = 2.0
 

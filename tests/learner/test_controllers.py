@@ -11,11 +11,11 @@ from cluster.config import LearnerSection, load, parse
 from cluster.errors import ConfigError
 from cluster.types import CutRecord, Group, Scores, decode, encode
 from learner.controllers import Considered
+from learner.controllers.apply import Steering, memory_of, steered
 from learner.controllers.bstar import BStar, balance_of
-from learner.cut import Cut
-from learner.steering import Steering, memory_of, steered
-from rewards.mix import Mixer
-from rewards.selectors.threshold import Threshold, best, share
+from learner.types import Cut
+from rewards.aggregation.mixer import Mixer
+from rewards.aggregation.selectors.threshold import Threshold, best, share
 from tests.rewards.groups import group
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from cluster.config import CorrectionSection, LossSection
-from learner.corrections import corrected, masked_weight, ratio_at, truncated_weight
-from learner.losses import Clipped, Decoupled, TruncatedImportance, objective
-from learner.tokens import Tokens
+from learner.losses.importance import corrected, masked_weight, ratio_at, truncated_weight
+from learner.losses.policy_losses import Clipped, Decoupled, TruncatedImportance, objective
+from learner.tensors import Tokens
 
 LN2 = 0.6931471805599453
 MASK = torch.tensor([[False, True, True, True, True]])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cluster.types import Mixed
-from learner.advantages import GroupAdvantage, ThoughtCredit, TokenReturns
-from learner.shares import advantages_among
-from learner.turns import advantages_of
+from learner.advantages.estimators import GroupAdvantage, ThoughtCredit, TokenReturns
+from learner.advantages.multi_policy import advantages_among
+from learner.advantages.returns import advantages_of
 from tests.learner.groups import group, rollout
 
 NAN = float("nan")

@@ -10,9 +10,10 @@ import pytest
 from cluster.buffer import Buffer, Limits
 from cluster.config import LearnerSection, LossSection, TermSection
 from cluster.types import Group, Mixed, Pair, Scores
-from learner import cut as cutting
-from learner.advantages import Advantage, GroupAdvantage, ReinforcePlusPlus
-from learner.cut import Cut, cut, follow
+from learner.advantages.estimators import Advantage, GroupAdvantage, ReinforcePlusPlus
+from learner.batch import assemble as cutting
+from learner.batch.assemble import cut, follow
+from learner.types import Cut
 from tests.cluster.lap import Lap, group_of
 from tests.learner.groups import each
 

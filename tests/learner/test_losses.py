@@ -8,9 +8,18 @@ import torch
 from cluster.config import CorrectionSection, LossSection, parse
 from cluster.errors import ConfigError, PluginError
 from cluster.types import Micro
-from learner.losses import LOSSES, Cispo, Clipped, Decoupled, Gspo, PolicyLoss, TruncatedImportance, objective
-from learner.surrogates import decoupled_policy_loss
-from learner.tokens import Tokens, tokens_of
+from learner.losses.policy_losses import (
+    LOSSES,
+    Cispo,
+    Clipped,
+    Decoupled,
+    Gspo,
+    PolicyLoss,
+    TruncatedImportance,
+    objective,
+)
+from learner.losses.surrogates import decoupled_policy_loss
+from learner.tensors import Tokens, tokens_of
 
 LN2 = float(np.log(2.0))
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from cluster.types import Manifest
-from learner import cut as cutting
-from learner.advantages import GroupAdvantage
+from learner.advantages.estimators import GroupAdvantage
+from learner.batch import assemble as cutting
+from learner.batch.experience_replay import Spear
 from learner.controllers import CONTROLLERS
-from learner.memory import ADVANTAGE, REHEARSAL, Memory
-from learner.rehearsal import Spear
-from learner.train import Hooks, train
+from learner.plugin_state import ADVANTAGE, REHEARSAL, Memory
+from learner.train import train
+from learner.types import Hooks
 from tests.cluster.lap import Lap, Limits
 from tests.learner.groups import each
 from tests.learner.test_train import TableEngine, Workers, mix, rows, section_of

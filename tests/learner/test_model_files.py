@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from actors.models import load_tokenizer
 from cluster.config import ModelSection
 from cluster.errors import ConfigError
-from learner.model import use_savable_generation_config
+from learner.engine.forward import use_savable_generation_config
 from tests.models import random_llama
 
 

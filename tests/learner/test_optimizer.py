@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cluster.config import LearnerSection, ScheduleSection
-from learner.optimizer import lr_at, make_optimizer
+from learner.engine.optimizer import lr_at, make_optimizer
 
 
 def test_warm_up_rises_to_the_full_rate_and_stays_there_without_decay():

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from cluster.config import CorrectionSection, LearnerSection, LossSection
 from cluster.types import VersionSpan
-from learner.losses import LOSSES, objective
-from learner.pack import pack, without_overlong
-from learner.tokens import tokens_of
+from learner.batch.pack import pack, without_overlong
+from learner.losses.policy_losses import LOSSES, objective
+from learner.tensors import tokens_of
 from tests.learner.groups import VOCABULARY, bigram_logprobs, random_groups, random_rewards, record_of
 
 LENGTHS = st.lists(

@@ -8,11 +8,11 @@ import pytest
 from cluster.config import parse
 from cluster.errors import ConfigError, PluginError, calling
 from cluster.types import Mixed, Scores
-from learner.memory import Memory
-from rewards.mix import Mixer
+from learner.plugin_state import Memory
+from rewards.aggregation.mixer import Mixer
+from rewards.aggregation.selectors import Selection, Selector
+from rewards.aggregation.shaping import Shaper
 from rewards.monitors import Monitor
-from rewards.selectors import Selection, Selector
-from rewards.shaping import Shaper
 from tests.rewards.groups import group
 
 HERE = "tests.learner.test_plugin_border"

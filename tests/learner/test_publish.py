@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.types import Publication
-from learner.publish import PullPublisher
+from learner.publish.publishers import PullPublisher
 
 
 class Weights:
@@ -85,7 +85,7 @@ def test_weights_travel_in_the_engines_precision(board, tmp_path):
 
 def test_vllms_trainer_sees_the_same_parameters_in_both_channels():
     pytest.importorskip("vllm")
-    from learner.publish import engine_source
+    from learner.publish.publishers import engine_source
 
     class Sized(Weights):
         def metadata(self):

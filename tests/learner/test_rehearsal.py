@@ -10,17 +10,17 @@ import torch
 
 from cluster.config import LearnerSection
 from cluster.types import CutRecord, Event, Group, decode, encode
-from learner.controllers.schedules import Cosine, cosine
-from learner.covariance import covariances, left_out
-from learner.cut import Cut
-from learner.hindsight import Hindsight
-from learner.losses import ClippedCovariance
-from learner.memory import REHEARSAL, Memory
-from learner.pack import pack
-from learner.rehearsal import Spear, baseline, num_replayed
-from learner.tokens import Tokens
+from learner.batch.experience_replay import Spear, baseline, cosine, num_replayed
+from learner.batch.pack import pack
+from learner.batch.trained_logprobs import Hindsight
+from learner.controllers.schedules import Cosine
+from learner.losses.policy_losses import ClippedCovariance
+from learner.losses.surrogates import covariances, left_out
+from learner.plugin_state import REHEARSAL, Memory
+from learner.tensors import Tokens
+from learner.types import Cut
 from rewards.base import Services
-from rewards.signals.events import Events
+from rewards.builtin.events import Events
 from tests.rewards.groups import group
 
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from cluster.types import CutRecord, Group, Turn
-from learner.advantages import ADVANTAGES, RoleBaseline
-from learner.cut import Cut
-from learner.memory import ADVANTAGE, Memory
-from learner.roles import role_advantages
-from learner.turns import advantages_of
+from learner.advantages.estimators import ADVANTAGES, RoleBaseline, role_advantages
+from learner.advantages.returns import advantages_of
+from learner.plugin_state import ADVANTAGE, Memory
+from learner.types import Cut
 from tests.rewards.groups import group
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cluster.types import Claim, CutRecord, Group, Rollout, Task
-from learner.advantages import GroupAdvantage, ReinforcePlusPlus
-from learner.shares import Share, advantages_among, no_gradient, owned, spread
+from learner.advantages.estimators import GroupAdvantage, ReinforcePlusPlus
+from learner.advantages.multi_policy import Share, advantages_among, no_gradient, owned, spread
 
 TOKENS = np.arange(4, dtype=np.int32)
 

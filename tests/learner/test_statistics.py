@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from learner import statistics
-from learner.statistics import token_statistics
+from learner.engine import forward
+from learner.engine.forward import token_statistics
 
 
 def plain(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,7 +20,7 @@ def plain(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, tor
 @pytest.mark.parametrize("rows", [1, 3, 7])  # of a chunk; 7 leaves a shorter last one
 def test_values_and_gradients_are_those_of_the_formulas(monkeypatch, entropy_grad, rows):
     torch.manual_seed(0)
-    monkeypatch.setitem(statistics.CHUNK_BYTES, "cpu", rows * 4 * 11)
+    monkeypatch.setitem(forward.CHUNK_BYTES, "cpu", rows * 4 * 11)
     logits = (3 * torch.randn(20, 11)).requires_grad_()
     tokens = torch.randint(11, (20,))
     weights = torch.randn(2, 20)

@@ -13,12 +13,12 @@ from torch import Tensor
 from cluster.config import LearnerSection, LossSection, TermSection
 from cluster.errors import ConfigError
 from cluster.types import CutRecord, Group, Pair
-from learner.pack import pack
-from learner.sums import Pairs, Sums
-from learner.terms import build_terms
-from learner.terms.laser import LaSeR, standardised_in_group, verification_loss
-from learner.terms.preferences import Dpo, Ipo, preference_loss
-from learner.terms.regularisers import Nll, Selm, TReg
+from learner.batch.pack import pack
+from learner.losses.sequence_losses import build_terms
+from learner.losses.sequence_losses.laser import LaSeR, standardised_in_group, verification_loss
+from learner.losses.sequence_losses.preference import Dpo, Ipo, preference_loss
+from learner.losses.sequence_losses.regularizers import Nll, Selm, TReg
+from learner.losses.sequence_sums import Pairs, Sums
 from learner.update import Objective, optimize
 from tests.learner.groups import VOCABULARY, bigram_logprobs, random_groups, random_rewards, record_of
 from tests.learner.test_train import TableEngine

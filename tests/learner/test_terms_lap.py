@@ -21,11 +21,11 @@ from cluster.config import (
     Use,
 )
 from cluster.types import Group, Scores
-from learner import cut as cutting
-from learner.cut import Mix
-from learner.train import Hooks, train
-from rewards.mix import Mixer
-from rewards.selectors import Selection
+from learner.batch import assemble as cutting
+from learner.train import train
+from learner.types import Hooks, Mix
+from rewards.aggregation.mixer import Mixer
+from rewards.aggregation.selectors import Selection
 from tests.cluster.lap import Lap
 from tests.learner.groups import bigram_logprobs
 from tests.learner.test_train import GOOD, TableEngine, Workers

@@ -15,10 +15,10 @@ from cluster.buffer import Buffer, Limits
 from cluster.config import CorrectionSection, LearnerSection, LossSection, ScheduleSection, Use
 from cluster.errors import PluginError
 from cluster.types import Group, Mixed, Rollout, Scores
-from learner import cut as cutting
-from learner.cut import Cut
-from learner.pack import pack
-from learner.train import Hooks, train
+from learner.batch import assemble as cutting
+from learner.batch.pack import pack
+from learner.train import train
+from learner.types import Cut, Hooks
 from learner.update import Objective, optimize
 from tests.cluster.lap import Lap
 from tests.learner.groups import VOCABULARY, bigram_logprobs, each, group, random_groups, random_rewards, record_of

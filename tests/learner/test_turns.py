@@ -11,10 +11,10 @@ from cluster.buffer import Limits
 from cluster.config import LearnerSection
 from cluster.types import CutRecord as Record
 from cluster.types import Mixed, Turn, decode, encode
-from learner.advantages import GroupAdvantage, LeaveOneOut, ReinforcePlusPlus
-from learner.cut import cut
-from learner.pack import pack
-from learner.turns import advantages_of, all_equal, returns_of, returns_to_go, tells_nothing, turn_starts
+from learner.advantages.estimators import GroupAdvantage, LeaveOneOut, ReinforcePlusPlus
+from learner.advantages.returns import advantages_of, all_equal, returns_of, returns_to_go, tells_nothing, turn_starts
+from learner.batch.assemble import cut
+from learner.batch.pack import pack
 from tests.cluster.lap import Lap
 from tests.learner.groups import each, group, rollout
 

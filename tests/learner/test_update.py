@@ -14,12 +14,12 @@ from cluster.config.base import Use
 from cluster.errors import ConfigError
 from cluster.plugins import build
 from cluster.types import CutRecord, Group, Micro, Pair
-from learner.advantages import ADVANTAGES
-from learner.critic import credit
-from learner.hindsight import Hindsight
-from learner.losses import LOSSES
-from learner.pack import mini_batches, pack, whole_batch
-from learner.tokens import log_importance
+from learner.advantages.estimators import ADVANTAGES
+from learner.advantages.gae import credit
+from learner.batch.pack import mini_batches, pack, whole_batch
+from learner.batch.trained_logprobs import Hindsight
+from learner.losses.policy_losses import LOSSES
+from learner.tensors import log_importance
 from learner.update import Objective, optimize
 from tests.learner.groups import random_groups, random_rewards, record_of
 from tests.learner.test_critic import TABLE

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rewards.anchors import agreement, anchors_of, answers
+from rewards.monitors.anchor_tasks import agreement, anchors_of, answers
 from tests.rewards.groups import group
 
 
 @pytest.fixture(autouse=True)
 def half(monkeypatch):
-    monkeypatch.setattr("rewards.anchors.SHARE", 0.5)
+    monkeypatch.setattr("rewards.monitors.anchor_tasks.SHARE", 0.5)
 
 
 def answered(task: str, answer: str | None, logprob: float):

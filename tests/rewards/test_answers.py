@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from rewards.answers import final_answer
+from rewards.parsing.answers import final_answer
 from rewards.parsing.equality import number
 
 GOLDEN = [

@@ -10,8 +10,8 @@ from cluster.config import RewardSection
 from cluster.types import ABSTAINED, FAILED
 from rewards.base import Services
 from rewards.cases import cases_of, program_of, same_output
+from rewards.registry import build_signal
 from rewards.sandbox.launch import refusal
-from rewards.zoo import build_signal
 from tests.rewards.groups import group
 
 pytestmark = [

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from cluster.config import RewardSection
 from cluster.types import FAILED
 from rewards.base import Services
+from rewards.registry import build_signal
 from rewards.sandbox import remote
 from rewards.sandbox.launch import refusal
-from rewards.zoo import build_signal
 from tests.rewards.groups import group
 
 pytestmark = [

@@ -11,8 +11,8 @@ from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.types import ABSTAINED, FAILED, SCORED, Message, Turn
 from rewards.base import Services
-from rewards.functions import FunctionSignal
-from rewards.zoo import build_signal
+from rewards.function_reward import FunctionSignal
+from rewards.registry import build_signal
 from tests.rewards.groups import group
 
 HERE = "tests.rewards.test_conventions"

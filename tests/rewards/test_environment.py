@@ -6,7 +6,7 @@ import numpy as np
 
 from cluster.types import Event
 from rewards.base import Services
-from rewards.signals.environment import EnvironmentReward
+from rewards.builtin.environment import EnvironmentReward
 from tests.rewards.distilled.test_signal import of, played
 
 

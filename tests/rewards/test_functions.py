@@ -9,7 +9,7 @@ from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.types import ABSTAINED, FAILED, SCORED
 from rewards.base import Services
-from rewards.zoo import build_signal
+from rewards.registry import build_signal
 from tests.rewards.groups import group
 
 

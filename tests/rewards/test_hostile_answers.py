@@ -8,9 +8,9 @@ from reasoning_gym.factory import DATASETS
 from cluster.config import RewardSection
 from cluster.types import FAILED
 from rewards.base import Services
+from rewards.registry import build_signal
 from rewards.sandbox.expressions import check_expression, check_literal
 from rewards.sandbox.launch import refusal
-from rewards.zoo import build_signal
 from tests.rewards.groups import group
 
 pytestmark = [

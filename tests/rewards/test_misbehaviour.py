@@ -61,7 +61,7 @@ async def test_whatever_a_reward_raises_is_its_failure_with_the_cause(error, bes
 
 
 async def test_sys_exit_in_one_rollouts_function_is_that_rollouts_failure(services):
-    from rewards.functions import FunctionSignal
+    from rewards.function_reward import FunctionSignal
 
     def leaves(completion):
         return sys.exit(1) if completion == "boom" else 1.0

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.config import RewardSection
 from cluster.types import Scores
-from rewards.mix import Mixer
+from rewards.aggregation.mixer import Mixer
 from tests.rewards.groups import group
 
 GROUP = group("a", "b", "c", "d")

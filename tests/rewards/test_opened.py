@@ -11,10 +11,10 @@ import pytest
 from cluster.config import RewardSection
 from cluster.types import Group, Rollout, Turn
 from rewards.base import Services
-from rewards.judges.keyword import KeywordJudge
-from rewards.judges.pool import JudgePool
+from rewards.judges.backends.keyword import KeywordJudge
+from rewards.judges.pool.pool import JudgePool
 from rewards.judges.types import Call
-from rewards.zoo import build_signal
+from rewards.registry import build_signal
 from tests.rewards.groups import group
 
 TAGS = [

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from cluster.config import RewardSection
 from cluster.types import Scores
-from rewards.mix import Mixer
-from rewards.shadow import agreement, sign_flip_frac
+from rewards.aggregation.mixer import Mixer
+from rewards.aggregation.shadow_metrics import agreement, sign_flip_frac
 from tests.rewards.groups import group
 
 NAN = float("nan")

@@ -11,14 +11,14 @@ import pytest_asyncio
 from cluster.config import RewardSection
 from cluster.types import ABSTAINED, FAILED, SCORED, Scores, decode, encode
 from rewards.base import Services
-from rewards.distilled.bradley_terry import BradleyTerry
-from rewards.distilled.follower import Follower
-from rewards.distilled.publishing import Announcement, MemoryBoard, write
-from rewards.judges.keyword import KeywordJudge
-from rewards.judges.pool import JudgePool
-from rewards.labels import MemoryLabels
-from rewards.scoring.pool import Scorer
-from rewards.zoo import SIGNALS, build_signal
+from rewards.judges.backends.keyword import KeywordJudge
+from rewards.judges.pool.pool import JudgePool
+from rewards.learned.bradley_terry import BradleyTerry
+from rewards.learned.client import Follower
+from rewards.learned.labels import MemoryLabels
+from rewards.learned.publishing import Announcement, MemoryBoard, write
+from rewards.registry import SIGNALS, build_signal
+from rewards.scorers.pool import Scorer
 from tests.rewards.groups import group, rollout
 from tests.rewards.scoring.stand_in import Given, reading_of
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from cluster.config import RewardSection, parse
 from cluster.errors import ConfigError
 from cluster.types import ABSTAINED, FAILED, SCORED, Group, Rollout, Scores, Turn
+from rewards.aggregation.mixer import Mixer
 from rewards.base import Services
-from rewards.judges.keyword import KeywordJudge
-from rewards.judges.pool import JudgePool
-from rewards.mix import Mixer
+from rewards.builtin.steps import StepScores, Thoughts, answer_steps
+from rewards.judges.backends.keyword import KeywordJudge
+from rewards.judges.pool.pool import JudgePool
+from rewards.parsing.steps import Step, paragraphs, steps_of, text_ends, token_ends
+from rewards.registry import build_signal
 from rewards.sandbox.launch import refusal
-from rewards.signals.steps import StepScores, Thoughts, answer_steps
-from rewards.steps import Step, paragraphs, steps_of, text_ends, token_ends
-from rewards.zoo import build_signal
 from tests.rewards.groups import group
 
 PIECES = ["", "a", "b", "ab", "\n", "\n\n", "good", "bad", " ", "</think>", ".", "85", "\n\nb"]

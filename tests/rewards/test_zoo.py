@@ -4,7 +4,7 @@ import pytest
 
 from cluster.config import RewardSection
 from cluster.errors import ConfigError
-from rewards.zoo import SIGNALS, build_signal
+from rewards.registry import SIGNALS, build_signal
 
 OPTIONS = {"length_penalty": {"max_tokens": 8, "cache_tokens": 4}}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster import checkpoint
+from cluster.storage import checkpoint
 from tests.end_to_end import jobs
 from tests.verify.keep import keep
 

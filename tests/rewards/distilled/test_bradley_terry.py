@@ -7,17 +7,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from rewards.distilled.bradley_terry import BradleyTerry
-from rewards.distilled.models import MODELS
-from rewards.distilled.preferences import (
-    ascended,
-    contrastive_loss,
-    corrected_labels,
-    preference_loss,
-    spread,
-    strengths,
-)
-from rewards.labels import pair, pair_of
+from rewards.learned.bradley_terry import BradleyTerry
+from rewards.learned.labels import pair, pair_of
+from rewards.learned.models import MODELS
+from rewards.learned.preferences import ascended, contrastive_loss, corrected_labels, preference_loss, spread, strengths
 from tests.models import random_llama
 from tests.rewards.distilled.judges import captions
 

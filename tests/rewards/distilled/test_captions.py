@@ -2,8 +2,9 @@
 
 import pytest
 
-from rewards.distilled.captions import GOALS, PAIR_WORDS, WORDS, CaptionJudge, read_label
-from rewards.labels import pair
+from rewards.judges.backends.keyword import PAIR_WORDS
+from rewards.learned.caption_labels import GOALS, WORDS, CaptionJudge, read_label
+from rewards.learned.labels import pair
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ import torch
 from cluster.config import DistilledSection
 from cluster.errors import ConfigError
 from cluster.types import decode
-from rewards.distilled import distiller as module
-from rewards.distilled.distiller import Checkpoint, Distiller, is_held_out, passes
-from rewards.distilled.publishing import MemoryBoard, RedisBoard, read
-from rewards.distilled.store import RedisLabels
-from rewards.labels import Label, MemoryLabels
+from rewards.learned import trainer as module
+from rewards.learned.label_store import RedisLabels
+from rewards.learned.labels import Label, MemoryLabels
+from rewards.learned.publishing import MemoryBoard, RedisBoard, read
+from rewards.learned.trainer import Checkpoint, Distiller, is_held_out, passes
 from tests.rewards.distilled.judges import captions, is_good
 
 QUICK = {"publish_every_s": 1e-9, "min_held_out": 4, "min_agreement": 0.0, "held_out_frac": 0.3}
@@ -273,9 +273,9 @@ SCRIPT = """
 import asyncio, sys
 from pathlib import Path
 from cluster.config import DistilledSection
-from rewards.distilled.distiller import Distiller
-from rewards.distilled.publishing import RedisBoard
-from rewards.distilled.store import RedisLabels
+from rewards.learned.trainer import Distiller
+from rewards.learned.publishing import RedisBoard
+from rewards.learned.label_store import RedisLabels
 
 async def main():
     url, run, directory, section = sys.argv[1:]

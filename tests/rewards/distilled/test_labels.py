@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rewards.distilled import labeller as module
-from rewards.distilled.labeller import Labeller
-from rewards.distilled.store import RedisLabels
-from rewards.labels import Label, MemoryLabels, pair, pair_of
+from rewards.learned import labeler as module
+from rewards.learned.label_store import RedisLabels
+from rewards.learned.labeler import Labeller
+from rewards.learned.labels import Label, MemoryLabels, pair, pair_of
 from tests.rewards.distilled.judges import KeywordJudge, is_good
 
 BOUND, FOREVER_S = 6, 3600.0

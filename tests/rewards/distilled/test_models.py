@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.distilled.encoders import CharCNN, Net
-from rewards.distilled.losses import (
+from rewards.learned.encoders import CharCNN, Net
+from rewards.learned.labels import pair
+from rewards.learned.losses import (
     Moments,
     above_threshold,
     class_weights,
@@ -15,8 +16,7 @@ from rewards.distilled.losses import (
     normalised,
     ranking_loss,
 )
-from rewards.distilled.models import MODELS, Classification, Ranking, Retrieval
-from rewards.labels import pair
+from rewards.learned.models import MODELS, Classification, Ranking, Retrieval
 from tests.rewards.distilled.judges import captions, is_good
 
 FAST = {"batch_size": 32, "lr": 1e-3, "early_steps": 40}

@@ -10,9 +10,9 @@ from cluster.config import parse
 from cluster.errors import ConfigError
 from cluster.types import Event
 from rewards.base import Services
-from rewards.distilled.open import followers, parts, relabelling
-from rewards.distilled.signal import Oni
-from rewards.labels import Label
+from rewards.learned.factory import followers, parts, relabelling
+from rewards.learned.labels import Label
+from rewards.learned.oni import Oni
 from tests.rewards.distilled.judges import is_good
 from tests.rewards.distilled.test_signal import of, played
 
@@ -72,7 +72,7 @@ def test_an_unknown_model_is_an_error_of_the_recipe(redis_url):
 def test_labels_of_a_table_survive_pickling(redis_url):
     import pickle
 
-    from rewards.distilled.store import RedisLabels
+    from rewards.learned.label_store import RedisLabels
 
     labels = RedisLabels(redis_url, f"test-{uuid4().hex[:12]}", "oni", version="b", max_backlog=3, ttl_s=5.0)
     again = pickle.loads(pickle.dumps(labels))

@@ -12,25 +12,25 @@ import torch
 
 from cluster.config import DistilledSection, parse
 from cluster.errors import ConfigError, InfrastructureError
+from rewards.aggregation.shaping.par import sigmoid
 from rewards.base import Services
-from rewards.distilled.bradley_terry import BradleyTerry
-from rewards.distilled.cooper import Cooper, Spoiler, first_right
-from rewards.distilled.distiller import Distiller
-from rewards.distilled.follower import Follower
-from rewards.distilled.labeller import Labeller
-from rewards.distilled.learned import LearnedReward
-from rewards.distilled.open import can_begin, judge_of, placed
-from rewards.distilled.preferences import preference_loss, verification_loss
-from rewards.distilled.publishing import Announcement, MemoryBoard, write
-from rewards.distilled.responses import ResponseJudge, read, written
-from rewards.distilled.store import RedisLabels
-from rewards.judges.keyword import KeywordJudge
+from rewards.builtin.exact import Exact
+from rewards.judges.backends.keyword import KeywordJudge
 from rewards.judges.types import Call
-from rewards.labels import MAX_SHOWN, Against, Label, MemoryLabels, pair, pair_of
+from rewards.learned.bradley_terry import BradleyTerry
+from rewards.learned.client import Follower
+from rewards.learned.cooper import Cooper, Spoiler, first_right
+from rewards.learned.factory import can_begin, judge_of, placed
+from rewards.learned.label_store import RedisLabels
+from rewards.learned.labeler import Labeller
+from rewards.learned.labels import MAX_SHOWN, Against, Label, MemoryLabels, pair, pair_of
+from rewards.learned.preferences import preference_loss, verification_loss
+from rewards.learned.publishing import Announcement, MemoryBoard, write
+from rewards.learned.response_labels import ResponseJudge, read, written
+from rewards.learned.reward_model import LearnedReward
+from rewards.learned.trainer import Distiller
 from rewards.monitors.cliff import flip_rate
 from rewards.monitors.starc import group_distance
-from rewards.shaping.par import sigmoid
-from rewards.signals.exact import Exact
 from tests.rewards.groups import group
 
 FAST = {"batch_size": 4, "early_steps": 1}
@@ -253,7 +253,7 @@ async def test_a_new_version_is_compared_with_the_one_before_on_groups_that_were
     )  # fmt: skip
     labels = MemoryLabels()
     distiller = Distiller("rm", section, labels=labels, board=MemoryBoard(), directory=tmp_path, relabel=lambda _: None)
-    monkeypatch.setattr("rewards.distilled.distiller.passes", lambda *_: True)
+    monkeypatch.setattr("rewards.learned.trainer.passes", lambda *_: True)
     groups = [tuple(f"{i} {word}" for word in ("one", "two", "three")) for i in range(4)]
     scores = []
     for part in range(2):
@@ -277,9 +277,9 @@ async def test_when_no_more_labels_come_it_learns_on_from_those_there_are_until_
     section = DistilledSection(
         use="bradley_terry", options=FAST, min_held_out=1, held_out_frac=0.3, publish_every_s=1e-9
     )
-    monkeypatch.setattr("rewards.distilled.distiller.POLL_S", 0.01)
+    monkeypatch.setattr("rewards.learned.trainer.POLL_S", 0.01)
     good = iter([False, False, True])
-    monkeypatch.setattr("rewards.distilled.distiller.passes", lambda *_: next(good))
+    monkeypatch.setattr("rewards.learned.trainer.passes", lambda *_: next(good))
     labels = MemoryLabels()
     labels.add({pair(f"good {i}", f"bad {i}"): Label(1.0) for i in range(12)})
     distiller = Distiller("rm", section, labels=labels, board=MemoryBoard(), directory=tmp_path, relabel=lambda _: None)

@@ -13,14 +13,14 @@ from cluster.errors import InfrastructureError
 from cluster.types import ABSTAINED, Event, Turn, decode, encode
 from cluster.types import Scores as Evidence
 from rewards.base import Services
-from rewards.distilled.distiller import Distiller
-from rewards.distilled.follower import Follower
-from rewards.distilled.labeller import Labeller
-from rewards.distilled.models import Ranking, Retrieval
-from rewards.distilled.publishing import Announcement, MemoryBoard, write
-from rewards.distilled.signal import Oni, event_rewards
-from rewards.labels import Label, MemoryLabels, pair_of
-from rewards.tokens import per_token
+from rewards.learned.client import Follower
+from rewards.learned.labeler import Labeller
+from rewards.learned.labels import Label, MemoryLabels, pair_of
+from rewards.learned.models import Ranking, Retrieval
+from rewards.learned.oni import Oni, event_rewards
+from rewards.learned.publishing import Announcement, MemoryBoard, write
+from rewards.learned.trainer import Distiller
+from rewards.parsing.tokens import per_token
 from rewards.worker import RewardWorker
 from tests.rewards.distilled.judges import KeywordJudge
 from tests.rewards.groups import group, rollout

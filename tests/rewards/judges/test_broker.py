@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from rewards.judges.breaker import Breaker
-from rewards.judges.broker import Broker
 from rewards.judges.errors import JudgeOverflow, JudgeServerError, JudgeTimeout
+from rewards.judges.pool.circuit_breaker import Breaker
+from rewards.judges.pool.request_queue import Broker
 
 
 class Asked:

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from cluster.errors import ConfigError
 from cluster.types import Message
-from rewards.judges.client import HttpClient, key_from
+from rewards.judges.backends.http import HttpClient, key_from
 from rewards.judges.errors import (
     JudgeAnswerTooLong,
     JudgeBusy,

@@ -11,9 +11,9 @@ import pytest
 from aiohttp import web
 
 from cluster.types import Message, encode
-from rewards.judges.client import HttpClient
+from rewards.judges.backends.http import HttpClient
 from rewards.judges.errors import JudgeAnswerTooLong, JudgeProtocolError, JudgeRejected, JudgeServerError
-from rewards.judges.pool import JudgePool
+from rewards.judges.pool.pool import JudgePool
 from rewards.judges.templates import TEMPLATES, Item
 from rewards.judges.types import Call, Request
 from tests.rewards.judges.servers import chat, says, serving

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cluster.errors import ConfigError
 from rewards.judges.errors import Unreadable
 from rewards.judges.extraction import check_labels, expected_value, preference, read
-from rewards.judges.measure import (
+from rewards.judges.statistics import (
     agreed,
     averaged,
     brier,

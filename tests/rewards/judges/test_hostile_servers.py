@@ -12,10 +12,10 @@ import pytest
 
 from cluster.types import FAILED, Message, encode
 from rewards.judges import errors
-from rewards.judges.breaker import Breaker
-from rewards.judges.client import HttpClient
+from rewards.judges.backends.http import HttpClient
 from rewards.judges.errors import JudgeAbsent, JudgeError
-from rewards.judges.pool import JudgePool
+from rewards.judges.pool.circuit_breaker import Breaker
+from rewards.judges.pool.pool import JudgePool
 from rewards.judges.templates import TEMPLATES, Item
 from rewards.judges.types import Call, Completion, Request
 from tests.rewards.judges.hostile_servers import GOOD, Answer, answers, framed, hostile

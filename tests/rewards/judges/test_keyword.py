@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from rewards.distilled.asking import Asking
-from rewards.distilled.captions import CaptionJudge
-from rewards.judges.keyword import KeywordJudge
-from rewards.judges.pool import JudgePool
+from rewards.judges.backends.keyword import KeywordJudge
+from rewards.judges.pool.pool import JudgePool
 from rewards.judges.templates import Item
 from rewards.judges.templates.strength import PairwiseStrength
 from rewards.judges.types import Request
-from rewards.labels import pair
+from rewards.learned.caption_labels import CaptionJudge
+from rewards.learned.labeler import Asking
+from rewards.learned.labels import pair
 
 CAPTIONS = [f"You see here {'an apple' if i % 3 == 0 else 'a rock'} of size {i}." for i in range(300)]
 RIGHT = [float(i % 3 == 0) for i in range(300)]

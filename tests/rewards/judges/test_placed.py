@@ -13,22 +13,23 @@ from uuid import uuid4
 import pytest
 
 from cluster.buffer import Wishes
+from cluster.buffer.discovery import Roster, keep_signing
+from cluster.buffer.scaling import apply
 from cluster.config import parse
 from cluster.errors import ConfigError
-from cluster.scale import apply
 from cluster.types import FAILED, SCORED
 from rewards.base import Services
-from rewards.judges import roster
-from rewards.judges.archive import MemoryArchive
-from rewards.judges.breaker import Breaker
-from rewards.judges.client import HttpClient
+from rewards.judges.backends import discovery
+from rewards.judges.backends.discovery import follow
+from rewards.judges.backends.http import HttpClient
+from rewards.judges.backends.keyword import KeywordJudge
+from rewards.judges.ensembles import Cached
 from rewards.judges.errors import JudgeAbsent
-from rewards.judges.keyword import KeywordJudge
-from rewards.judges.open import open_judges
-from rewards.judges.pool import JudgePool
-from rewards.judges.roster import Roster, follow, keep_signing
+from rewards.judges.factory import open_judges
+from rewards.judges.pool.archive import MemoryArchive
+from rewards.judges.pool.circuit_breaker import Breaker
+from rewards.judges.pool.pool import JudgePool
 from rewards.judges.types import Call, Completion
-from rewards.judges.wrappers import Cached
 from rewards.worker import RewardWorker
 from tests.rewards.groups import group
 from tests.rewards.judges.servers import chat, says, serving
@@ -59,7 +60,7 @@ def test_who_has_not_signed_for_long_is_gone(at_the_roster, monkeypatch):
     at_the_roster.sign("own-0", "http://a")
     assert at_the_roster.there() == {"own-0": "http://a", "own-1": "http://b"}
     at_the_roster.leave("own-1")
-    monkeypatch.setattr(roster, "GOOD_S", 0.05)
+    monkeypatch.setattr(discovery, "GOOD_S", 0.05)
     at_the_roster.sign("own-2", "http://c")
     assert list(at_the_roster.there()) == ["own-0", "own-2"]
     time.sleep(0.1)
@@ -86,7 +87,7 @@ async def until(condition) -> None:
 
 
 async def test_replicas_join_and_leave_without_disturbing_calls_under_way(at_the_roster, monkeypatch):
-    monkeypatch.setattr(roster, "FOLLOW_S", 0.02)
+    monkeypatch.setattr(discovery, "FOLLOW_S", 0.02)
     made = {name: KeywordJudge(name=name, latency_s=0.4) for name in ("own-0", "own-1")}
     closed = []
 
@@ -120,7 +121,7 @@ async def test_replicas_join_and_leave_without_disturbing_calls_under_way(at_the
 
 
 async def test_another_address_is_another_replica_and_another_version_is_not(at_the_roster, monkeypatch):
-    monkeypatch.setattr(roster, "FOLLOW_S", 0.02)
+    monkeypatch.setattr(discovery, "FOLLOW_S", 0.02)
     met = []
 
     async def connect(name: str, says: str) -> KeywordJudge:
@@ -234,7 +235,7 @@ def test_another_model_is_another_judge():
 
 
 async def test_a_changed_model_has_stored_groups_judged_again():
-    from rewards.zoo import build_signal
+    from rewards.registry import build_signal
 
     versions = []
     for model in ("a", "b", "a"):
@@ -298,8 +299,8 @@ def test_only_judges_that_groups_wait_for_hold_up_the_start():
 
 
 def test_judges_of_the_run_take_places_of_their_own():
-    from cluster.nodes import needed_cpus
-    from cluster.staff import roles
+    from cluster.driver.worker_pool import roles
+    from cluster.placement.ray_runtime import needed_cpus
 
     judges = {"a": {"kind": "vllm", "model": "m", "replicas": 2, "cpus": 3}, "b": {"kind": "policy"}}
     with_judges, without = parse({"judges": judges}), parse({})

@@ -13,19 +13,19 @@ from aiohttp import web
 
 from cluster.errors import BufferUnavailable, ConfigError
 from cluster.types import ABSTAINED, FAILED, SCORED
-from rewards.distilled.asking import Asking
-from rewards.distilled.captions import WORDS, CaptionJudge, read_label
-from rewards.judges.archive import MemoryArchive, RedisArchive
-from rewards.judges.asking import verdict_from
-from rewards.judges.breaker import Breaker
+from rewards.judges.backends.http import HttpClient
+from rewards.judges.backends.keyword import KeywordJudge
 from rewards.judges.canaries import Canary, red_team
-from rewards.judges.client import HttpClient
+from rewards.judges.ensembles import Cached, Ensemble, Shuffled, Swap, Vote
 from rewards.judges.errors import JudgeProtocolError
-from rewards.judges.keyword import KeywordJudge
-from rewards.judges.pool import JudgePool
+from rewards.judges.pool.archive import MemoryArchive, RedisArchive
+from rewards.judges.pool.circuit_breaker import Breaker
+from rewards.judges.pool.pool import JudgePool
+from rewards.judges.protocol import verdict_from
 from rewards.judges.templates import TEMPLATES, Item
 from rewards.judges.types import Call, Completion, Request
-from rewards.judges.wrappers import Cached, Ensemble, Shuffled, Swap, Vote
+from rewards.learned.caption_labels import WORDS, CaptionJudge, read_label
+from rewards.learned.labeler import Asking
 from tests.metrics_page import unexplained
 from tests.rewards.judges.servers import chat, half, says, serving
 

@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ConfigError, InfrastructureError, StartFailed
-from cluster.topology.judge import kv_cache_bytes
 from cluster.types import FAILED, SCORED
-from rewards.judges.client import HttpClient
+from cluster.workers.judge import kv_cache_bytes
+from rewards.judges.backends.http import HttpClient
+from rewards.judges.backends.vllm_server import VllmServer
+from rewards.judges.ensembles import Swap
 from rewards.judges.errors import JudgeUnauthorised
-from rewards.judges.pool import JudgePool
-from rewards.judges.server import VllmServer
+from rewards.judges.pool.pool import JudgePool
 from rewards.judges.templates import TEMPLATES, Item
 from rewards.judges.types import Request
-from rewards.judges.wrappers import Swap
 from tests.models import random_llama
 
 TINY = {"max_model_len": 512, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 8}
@@ -140,7 +140,7 @@ def test_a_server_ends_with_the_process_that_started_it(tmp_path):
     (tmp_path / "model").mkdir()
     script = textwrap.dedent(f"""
         import asyncio, sys
-        from rewards.judges.server import VllmServer
+        from rewards.judges.backends.vllm_server import VllmServer
         async def main():
             server = VllmServer("{tmp_path}/model", "{tmp_path}")
             server.command = lambda: [sys.executable, "-c", "import time; time.sleep(600)"]

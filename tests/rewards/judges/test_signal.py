@@ -14,15 +14,15 @@ from cluster.config import RewardSection, dump, parse
 from cluster.errors import ConfigError
 from cluster.types import ABSTAINED, FAILED, SCORED, Message
 from rewards.base import Services
-from rewards.judges.archive import MemoryArchive
-from rewards.judges.breaker import Breaker
-from rewards.judges.client import HttpClient
-from rewards.judges.keyword import KeywordJudge
-from rewards.judges.open import open_judges
-from rewards.judges.pool import JudgePool
+from rewards.judges.backends.http import HttpClient
+from rewards.judges.backends.keyword import KeywordJudge
+from rewards.judges.factory import open_judges
+from rewards.judges.pool.archive import MemoryArchive
+from rewards.judges.pool.circuit_breaker import Breaker
+from rewards.judges.pool.pool import JudgePool
 from rewards.judges.types import Call
+from rewards.registry import build_signal
 from rewards.worker import RewardWorker
-from rewards.zoo import build_signal
 from tests.rewards.groups import group
 from tests.rewards.judges.servers import chat, serving
 

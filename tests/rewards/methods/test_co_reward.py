@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from cluster.config import RewardSection, parse
+from cluster.driver.preflight_plugins import plugins
 from cluster.errors import ConfigError
-from cluster.plugged import plugins
 from cluster.types import ABSTAINED, Group
+from rewards.aggregation.mixer import Mixer
 from rewards.base import Services
-from rewards.mix import Mixer
-from rewards.signals.co_reward import CoReward, ViewAgreement, cross_labels
+from rewards.builtin.co_reward import CoReward, ViewAgreement, cross_labels
 from tests.rewards.groups import group
 
 EXACTLY = {"extract": "tag"}

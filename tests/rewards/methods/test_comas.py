@@ -9,7 +9,7 @@ import pytest
 
 from cluster.types import ABSTAINED, SCORED, Group
 from rewards.base import Services
-from rewards.signals.comas import CoMasReward, interaction_rewards, read_score
+from rewards.builtin.comas import CoMasReward, interaction_rewards, read_score
 from tests.rewards.groups import group
 
 

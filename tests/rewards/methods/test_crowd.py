@@ -9,7 +9,7 @@ import pytest
 
 from cluster.types import ABSTAINED, Group, Scores
 from rewards.base import Services
-from rewards.signals.crowd import (
+from rewards.builtin.crowd import (
     Crowd,
     CrowdAgreement,
     CrowdShare,

@@ -9,8 +9,8 @@ import pytest
 
 from cluster.types import ABSTAINED
 from rewards.base import Services
-from rewards.scoring.pool import Scorer
-from rewards.signals.implicit import Implicit, implied
+from rewards.builtin.implicit import Implicit, implied
+from rewards.scorers.pool import Scorer
 from tests.rewards.groups import group
 from tests.rewards.scoring.stand_in import Given, of_logprobs
 

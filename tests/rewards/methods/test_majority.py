@@ -10,10 +10,10 @@ import pytest
 
 from cluster.config import load
 from cluster.types import ABSTAINED, Scores
-from learner.advantages import GroupAdvantage
+from learner.advantages.estimators import GroupAdvantage
+from rewards.aggregation.mixer import Mixer
 from rewards.base import Services
-from rewards.mix import Mixer
-from rewards.signals.majority import Majority
+from rewards.builtin.majority import Majority
 from tests.rewards.groups import group
 
 ROOT = Path(__file__).parents[3]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rewards.method_docs import METHODS, PAGE, page
+from rewards.methods_reference import METHODS, PAGE, page
 from tests.rewards.methods.test_recipes import RECIPES
 
 
 def test_the_page_of_methods_is_up_to_date():
-    assert PAGE.read_text("utf-8") == page(), "run python -m rewards.method_docs"
+    assert PAGE.read_text("utf-8") == page(), "run python -m rewards.methods_reference"
 
 
 def test_every_recipe_and_test_that_it_names_exists_and_no_recipe_is_left_out():

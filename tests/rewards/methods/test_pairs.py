@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 
 from cluster.config import RewardSection
 from cluster.types import Pair
-from learner.advantages import GroupAdvantage
-from rewards.base import Services
-from rewards.judges.client import HttpClient
-from rewards.judges.measure import win_rates
-from rewards.judges.pool import JudgePool
-from rewards.judges.templates import TEMPLATES, Item
-from rewards.pairs import (
+from learner.advantages.estimators import GroupAdvantage
+from rewards.aggregation.preferences import (
     large_margin_pairs,
     pairs_of,
     rate_against,
@@ -24,7 +19,12 @@ from rewards.pairs import (
     self_play_update,
     strength_advantages,
 )
-from rewards.zoo import build_signal
+from rewards.base import Services
+from rewards.judges.backends.http import HttpClient
+from rewards.judges.pool.pool import JudgePool
+from rewards.judges.statistics import win_rates
+from rewards.judges.templates import TEMPLATES, Item
+from rewards.registry import build_signal
 from tests.rewards.groups import group
 from tests.rewards.judges.servers import chat, serving
 

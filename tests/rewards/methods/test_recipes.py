@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import check
 from cluster.config import load
+from cluster.driver import preflight
 
 ROOT = Path(__file__).parents[3]
 RECIPES = sorted((ROOT / "deploy" / "recipes" / "methods").glob("*.toml"))
@@ -18,5 +18,5 @@ def test_a_recipe_passes_every_check(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     settings = load(recipe, [f"run.dir={tmp_path}/runs"])
     assert settings.run.name == recipe.stem
-    assert not check.everything(settings, check.run_directory(settings), online=False)
+    assert not preflight.everything(settings, preflight.run_directory(settings), online=False)
     assert recipe.read_text("utf-8").startswith("# ")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.types import ABSTAINED, Message
-from rewards.signals.self_aligned import SelfAligned, self_aligned
+from rewards.builtin.self_aligned import SelfAligned, self_aligned
 from tests.rewards.groups import group
 from tests.rewards.scoring.stand_in import of_logprobs, services_with
 

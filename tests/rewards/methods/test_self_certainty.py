@@ -9,10 +9,10 @@ import pytest
 
 from cluster.errors import ConfigError
 from cluster.types import ABSTAINED, SCORED, Mixed, Scores
+from rewards.aggregation.selectors import SELECTORS
+from rewards.aggregation.selectors.votes import Borda, borda_votes, borda_winner
 from rewards.base import UNVERSIONED, Services
-from rewards.selectors import SELECTORS
-from rewards.selectors.votes import Borda, borda_votes, borda_winner
-from rewards.signals.self_certainty import SelfCertainty, certainty
+from rewards.builtin.self_certainty import SelfCertainty, certainty
 from tests.rewards.groups import group
 from tests.rewards.scoring.stand_in import reading_of, services_with
 

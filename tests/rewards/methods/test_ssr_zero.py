@@ -11,13 +11,13 @@ from actors.tasks.translation import Translation, translated
 from actors.tiny.translator import TranslatorModel, candidate, marking
 from cluster.config import RewardSection, load
 from cluster.types import FAILED, SCORED, Scores
-from learner.advantages import GroupAdvantage
+from learner.advantages.estimators import GroupAdvantage
+from rewards.aggregation.mixer import Mixer
 from rewards.base import Services
-from rewards.judges.pool import JudgePool
+from rewards.judges.pool.pool import JudgePool
 from rewards.judges.templates import TEMPLATES, Item
 from rewards.judges.types import Call, Completion
-from rewards.mix import Mixer
-from rewards.zoo import build_signal
+from rewards.registry import build_signal
 from tests.rewards.groups import group
 
 RECIPE = "deploy/recipes/methods/ssr_zero.toml"

@@ -10,8 +10,8 @@ import pytest
 from cluster.errors import ConfigError
 from cluster.plugins import build
 from cluster.types import ABSTAINED, Message
-from rewards.signals.token_contrast import TokenContrast, token_contrast
-from rewards.zoo import SIGNALS
+from rewards.builtin.token_contrast import TokenContrast, token_contrast
+from rewards.registry import SIGNALS
 from tests.rewards.groups import group
 from tests.rewards.scoring.stand_in import of_logprobs, services_with
 

@@ -9,10 +9,10 @@ import pytest
 
 from cluster.config import RewardSection
 from cluster.types import ABSTAINED
+from rewards.aggregation.mixer import Mixer
 from rewards.base import Services
-from rewards.mix import Mixer
 from rewards.monitors.collapse import CollapseGuard
-from rewards.zoo import build_signal
+from rewards.registry import build_signal
 from tests.rewards.groups import group
 
 SHARE, ENTROPY = CollapseGuard().reads

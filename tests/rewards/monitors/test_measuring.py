@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from cluster.config import parse
+from cluster.driver.event_consumer import Follower
 from cluster.errors import ConfigError
-from cluster.follow import Follower
 from cluster.types import Scores
-from rewards.mix import Mixer
+from rewards.aggregation.mixer import Mixer
 from rewards.monitors import build_monitors
 from rewards.monitors.cliff import PolicyCliff
 from rewards.monitors.overoptimisation import OverOptimisation

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from pydantic import PrivateAttr
 
-from cluster import check, metrics
-from cluster.alarm import Alarmed
 from cluster.config import RunConfig, parse
+from cluster.driver import preflight
+from cluster.driver.event_consumer import Follower
 from cluster.errors import ConfigError
-from cluster.follow import Follower
+from cluster.observability import metrics
+from cluster.observability.alarm_report import Alarmed
 from rewards.monitors import Alarm, Monitor, build_monitors
 
 
@@ -106,7 +107,7 @@ def test_every_step_of_the_learner_is_watched(follow, tmp_path):
 )
 def test_a_blind_or_unknown_monitor_is_refused_before_anything_starts(more, words):
     with pytest.raises(ConfigError, match=words):
-        check.plugins(parse(more))
+        preflight.plugins(parse(more))
 
 
 def test_a_seeing_one_is_not():

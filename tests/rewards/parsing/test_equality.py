@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rewards.answers import final_answer, reference_of
+from rewards.parsing.answers import final_answer, reference_of
 from rewards.parsing.equality import is_empty, key, number, reading, same, votes
 from tests.rewards.parsing.pairs import KINDS, lines, pairs
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rewards.base import Services
-from rewards.scoring.pool import Scorer
-from rewards.scoring.types import Passage, Reading
+from rewards.scorers.pool import Scorer
+from rewards.scorers.types import Passage, Reading
 
 Read = Callable[[Passage], Reading]
 

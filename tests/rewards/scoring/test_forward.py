@@ -11,10 +11,10 @@ import torch
 
 from cluster.errors import DataError
 from cluster.types import Message
-from rewards.scoring.forward import Forward, statistics
-from rewards.scoring.pool import Scorer
-from rewards.scoring.server import ScoringServer
-from rewards.scoring.types import Passage, ScorerUnavailable
+from rewards.scorers.forward import Forward, statistics
+from rewards.scorers.pool import Scorer
+from rewards.scorers.server import ScoringServer
+from rewards.scorers.types import Passage, ScorerUnavailable
 from tests.models import random_llama
 
 ENTROPY, SUM = "entropy", "sum_logprobs"

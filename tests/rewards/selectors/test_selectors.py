@@ -10,10 +10,10 @@ import pytest
 from cluster.config import SelectorSection
 from cluster.errors import ConfigError
 from cluster.types import Group, Mixed, Pair, Scores
-from rewards.selectors import Selection
-from rewards.selectors.consistency import Consistency, consistency, kendall, spearman
-from rewards.selectors.pairs import Best, BestWorst, LargeMargin, Likeliest, TokenWeights
-from rewards.selectors.temporal import Temporal
+from rewards.aggregation.selectors import Selection
+from rewards.aggregation.selectors.consistency import Consistency, consistency, kendall, spearman
+from rewards.aggregation.selectors.pairs import Best, BestWorst, LargeMargin, Likeliest, TokenWeights
+from rewards.aggregation.selectors.temporal import Temporal
 from tests.rewards.groups import group
 
 NAN = float("nan")

@@ -10,8 +10,8 @@ import pytest
 
 from cluster.config import RewardSection, Use, load
 from cluster.types import Scores
-from rewards.mix import Mixer
-from rewards.shaping.brevity import Concise, LengthSwitch, StepLengthSwitch, switched_rewards
+from rewards.aggregation.mixer import Mixer
+from rewards.aggregation.shaping.brevity import Concise, LengthSwitch, StepLengthSwitch, switched_rewards
 from tests.rewards.groups import group, rollout
 
 NAN = float("nan")

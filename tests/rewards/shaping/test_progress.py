@@ -13,16 +13,16 @@ from actors.environments.attempts import Attempts as Asked
 from cluster.config import LearnerSection, RewardSection
 from cluster.errors import ConfigError
 from cluster.types import ABSTAINED, FAILED, Group, Rollout, Task, Turn
-from learner.advantages import LeaveOneOut
-from learner.losses import TurnwiseReinforce
+from learner.advantages.estimators import LeaveOneOut
+from learner.advantages.returns import advantages_of, returns_of
+from learner.losses.policy_losses import TurnwiseReinforce
+from learner.losses.surrogates import mean_by_turn, penalised, turn_of_token
 from learner.reference import wants_reference
-from learner.tokens import Tokens
-from learner.turns import advantages_of, returns_of
-from learner.turnwise import mean_by_turn, penalised, turn_of_token
+from learner.tensors import Tokens
+from rewards.aggregation.mixer import Mixer
+from rewards.aggregation.shaping.progress import progress
 from rewards.base import Services
-from rewards.mix import Mixer
-from rewards.shaping.progress import progress
-from rewards.signals.attempts import Attempts
+from rewards.builtin.attempts import Attempts
 from tests.actors.typist import Letters, Typist
 from tests.rewards.groups import group
 

@@ -12,13 +12,13 @@ import pytest
 from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.types import Group, Scores
-from learner.advantages import GroupAdvantage
-from learner.memory import Remembering
-from rewards.mix import Mixer
-from rewards.shaping import SHAPERS, Shaper
-from rewards.shaping.par import sigmoid
-from rewards.shaping.rivals import fitted_quantile
-from rewards.shaping.running import Running
+from learner.advantages.estimators import GroupAdvantage
+from learner.plugin_state import Remembering
+from rewards.aggregation.mixer import Mixer
+from rewards.aggregation.shaping import SHAPERS, Shaper
+from rewards.aggregation.shaping.par import sigmoid
+from rewards.aggregation.shaping.rivals import fitted_quantile
+from rewards.aggregation.shaping.running import Running
 from tests.rewards.groups import group, rollout
 
 REFERENCES = [0.5, 1, 3]

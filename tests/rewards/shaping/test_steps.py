@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.shaping.steps import ClipDelta, clipped_steps, returns_to_go, step_deltas, token_rewards
+from rewards.aggregation.shaping.steps import ClipDelta, clipped_steps, returns_to_go, step_deltas, token_rewards
 
 Q = np.array([0.9, 0.8, 0.3, 0.95])
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=30)

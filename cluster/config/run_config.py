@@ -1,0 +1,327 @@
+"""What a recipe may say: one frozen tree. The docstrings are its documentation (docs/recipes.md is made of them)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from cluster.config.base import Section, Use
+from cluster.config.controllers import ControllerSection, check_steering
+from cluster.config.engines import EngineSection, ModelSection
+from cluster.config.learner import COMPARED_IN_GROUPS, LearnerSection
+from cluster.config.placement import ElasticSection, PlacementSection, check_colocated, check_elastic
+from cluster.config.policies import POLICY, PolicySection, check_policies, of_policy
+from cluster.config.rewards import (
+    DistilledSection,
+    GeneratorSection,
+    JudgeSection,
+    RewardSection,
+    RewardWorkersSection,
+    ScorerSection,
+)
+from cluster.errors import ConfigError, nearest
+
+
+class RunSection(Section):
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Letters, digits, dots, dashes and underscores."""
+    dir: str = "runs"
+    """Runs live in `dir/name`. Under a submitted job a relative one is refused, unless $KANABO_RUNS is set."""
+    grace_s: PositiveFloat = 60.0
+    """After SIGTERM or Ctrl-C: finish the step, checkpoint and leave within this time."""
+    silent_s: PositiveFloat = 60.0
+    """An actor that does not answer for so long is killed and replaced."""
+    stall_s: PositiveFloat = 600.0
+    """Without a step for so long the run names what it waits for and ends."""
+    max_infrastructure_failures: NonNegativeInt = 8
+    """Restarts of dead workers, engines and Redis before the run gives up."""
+    max_data_failures: NonNegativeInt = 64
+    """Groups that a task's row, an environment or a reward may fail on, however short the run is."""
+    max_data_failure_frac: float = Field(default=0.05, ge=0, le=1)
+    """A long run may lose this share of its groups, where that is more than `max_data_failures`."""
+    max_empty_steps: PositiveInt = 3
+    """Steps in a row that train on nothing (all their groups dropped) before the run fails with the cause."""
+
+
+class TasksSection(Use):
+    use: str = "addition"
+    """The source: a name below, or `package.module:Class`."""
+    shuffle: bool = True
+    """Every pass in another order, which depends on seed and pass alone; else in the order of the source."""
+
+
+class RolloutSection(Section):
+    workers: PositiveInt = 1
+    """Engines, each in a process of its own."""
+    group_size: PositiveInt = 16
+    """Rollouts per task (G)."""
+    views: tuple[str, ...] = Field(default=("orig",), min_length=1)
+    """Which of a task's prompts are sampled, such as a rewording's: a group then has `group_size` rollouts of each.
+    Advantages are taken among rollouts of one view."""
+    temperature: PositiveFloat = 1.0
+    """Of sampling while training."""
+    max_tokens: PositiveInt = 256
+    """Tokens the policy may write per turn."""
+    max_turns: PositiveInt = 1
+    """Turns the policy may take in one episode."""
+    stop: tuple[str | int, ...] = ()
+    """Further tokens, by text or id, and strings that end a turn, beside the end-of-turn tokens of the model. The text
+    keeps them, and the tokens stay as sampled up to the one that completes the string."""
+    concurrent_groups: PositiveInt = 64
+    """Groups a worker keeps in flight."""
+    lease_s: PositiveFloat = 600.0
+    """Without progress for so long a group is dropped and its task claimed again."""
+    environment: Use = Use(use="single_turn")
+    """What answers the policy; by default nothing does."""
+    environment_timeout_s: PositiveFloat = 60.0
+    """For each answer of the environment, also where it blocks; later than that its group is dropped and counted as a
+    data failure."""
+
+
+class SelectorSection(Use):
+    """`[[selectors]]`: which rollouts and pairs are trained on, decided when a batch is cut; each sees what those above
+    it left."""
+
+
+class MonitorSection(Use):
+    """`[[monitors]]`: what watches the metrics."""
+
+    on_alarm: Literal["warn", "stop", "rollback"] = "warn"
+    """Say so and go on; or end the run as failed, with a report; or that, and go back to the last checkpoint from
+    before the trouble, which `kanabo export` and a resume then take."""
+
+
+class BufferSection(Section):
+    url: str | None = None
+    """`redis://…` of your own, or `env:NAME` for a variable of the driver that holds it, so that the password is on no
+    command line and in no file; without it the run starts a server in its directory."""
+
+    def resolved(self) -> str | None:
+        """The URL itself, password included: not for logs or dumps. Raises ConfigError if `env:NAME` names nothing."""
+        if self.url is None or not self.url.startswith("env:"):
+            return self.url
+        name = self.url.removeprefix("env:")
+        if not os.environ.get(name):
+            raise ConfigError(
+                f"buffer.url = '{self.url}', but the driver's environment has no {name}. Set it where the driver runs "
+                "(the Ray head's container, or env_vars of the runtime environment) to redis://:PASSWORD@HOST:6379/0."
+            )
+        return os.environ[name]
+
+
+class WeightsSection(Section):
+    transport: Literal["pull", "nccl"] = "pull"
+    """`pull`: engines fetch a published version (shared memory on one node, Ray's object store across nodes)."""
+    pause_mode: Literal["keep", "wait", "abort"] = "keep"
+    """Rollouts under way: go on with the new weights, finish first, or be cut and continued."""
+    probe_every: PositiveInt = 1
+    """Every so many publishes the engines' log-probs are compared with the learner's."""
+    max_drift_nats: PositiveFloat = 1e-3
+    """The run stops when the mean difference exceeds three times its floor plus this, twice running."""
+
+
+class EvaluationSection(Section):
+    every_steps: NonNegativeInt = 0
+    """0: only before the first and after the last step."""
+    max_tasks: PositiveInt = 1000
+    """Held-out tasks, one rollout each."""
+    reward: str = ""
+    """Whose mean is the held-out accuracy, by default the first. A vote calls any lone rollout right."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 is greedy."""
+
+
+class CheckpointSection(Section):
+    every_steps: NonNegativeInt = 0
+    """0: only at the end and on a stop."""
+    keep_last: PositiveInt = 2
+    """Older checkpoints are deleted, except those that an alias of the recipe (`previous@2`, `policy@N`) names."""
+    record_every_steps: NonNegativeInt = 0
+    """Every so many steps are kept whole for `cluster.commands.replay`; those with a non-finite gradient are in any case."""
+
+
+class TrackingSection(Section):
+    tensorboard: bool = True
+    """Write files for TensorBoard."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases; its package is an extra."""
+    samples_per_step: NonNegativeInt = 4
+    """Rollouts a step that are written to samples.jsonl with text, scores and advantage."""
+    kept_groups: NonNegativeInt = 2000
+    """The last so many trained groups stay in the run's directory, tokens and scores included, for the console."""
+    engine_stats: bool = True
+    """Export vLLM's own metrics with the run's, labelled `model_name` = `run.name`."""
+    live_table: bool = True
+    """Show progress in the terminal."""
+
+
+class ConsoleSection(Section):
+    """The run's web page."""
+
+    enabled: bool = True
+    """Serve it while the run goes on."""
+    host: str = "127.0.0.1"
+    """Where it listens. Anything but a loopback address demands a token: $KANABO_CONSOLE_TOKEN, or one made up and
+    printed."""
+    port: int = Field(default=8266, ge=1, le=65535)
+    """Port; the next free one where it is taken."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names under which browsers may open it, besides loopback names and `host`: that of a proxy, for example.
+    `*.domain` stands for all names below a domain."""
+
+
+class RunConfig(Section):
+    """A whole recipe."""
+
+    seed: NonNegativeInt = 0
+    """Of the order of tasks, of models made here and of sampling."""
+    resume: str = "auto"
+    """`auto` continues the run's last checkpoint, `off` refuses a used directory, a path continues that checkpoint."""
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    tasks: TasksSection = TasksSection()
+    rollout: RolloutSection = RolloutSection()
+    engine: EngineSection = EngineSection()
+    rewards: tuple[RewardSection, ...] = (RewardSection(use="exact"),)
+    selectors: tuple[SelectorSection, ...] = ()
+    reward_workers: RewardWorkersSection = RewardWorkersSection()
+    judges: dict[str, JudgeSection] = {}
+    scorers: dict[str, ScorerSection] = {}
+    distilled: dict[str, DistilledSection] = {}
+    generators: dict[str, GeneratorSection] = {}
+    monitors: tuple[MonitorSection, ...] = ()
+    controllers: tuple[ControllerSection, ...] = ()
+    learner: LearnerSection = LearnerSection()
+    policies: dict[str, PolicySection] = {}
+    placement: PlacementSection = PlacementSection()
+    elastic: ElasticSection = ElasticSection()
+    buffer: BufferSection = BufferSection()
+    weights: WeightsSection = WeightsSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    tracking: TrackingSection = TrackingSection()
+    console: ConsoleSection = ConsoleSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if not any(r.weight != 0 for r in self.rewards):
+            raise ValueError("rewards: at least one needs a weight other than 0, or nothing is learned.")
+        names = self.reward_names
+        if len(set(names)) < len(names):
+            raise ValueError(f"rewards have the names {', '.join(names)}; give each its own with 'name = …'.")
+        if self.evaluation.reward and self.evaluation.reward not in names:
+            raise ValueError(
+                f"evaluation.reward = '{self.evaluation.reward}' is none of the rewards. "
+                f"{nearest(self.evaluation.reward, names)}There are: {', '.join(names)}."
+            )
+        for i, reward in enumerate(self.rewards):
+            for name in _asked(reward):
+                if name not in self.judges:
+                    near = nearest(name, self.judges)
+                    raise ValueError(f"rewards[{i}] asks the judge '{name}'. {near}Add a section [judges.{name}].")
+        if self.learner.lora and self.weights.transport == "nccl":
+            raise ValueError(
+                "weights.transport = 'nccl' broadcasts whole models, and [learner.lora] publishes adapters: a small "
+                'file each. Set weights.transport = "pull".'
+            )
+        _check_budgets(self)
+        check_steering(self)
+        live = next((name for name, scorer in self.scorers.items() if scorer.model == "policy"), None)
+        if live is not None and (self.learner.lora or self.weights.transport != "pull"):
+            raise ValueError(
+                f"scorers.{live} reads with the live policy's weights, which it can fetch only where whole models are "
+                'published as files: use weights.transport = "pull" without [learner.lora], or model = "initial".'
+            )
+        share = sum(j.engine_share for j in self.judges.values() if j.kind == "policy")
+        if share >= 1:
+            raise ValueError(f"judges of kind 'policy' have engine_share = {share:g} together; leave some to rollouts.")
+        for i, reward in enumerate(self.rewards):
+            model = reward.options.get("model", "oni")
+            if reward.use == "oni" and model not in self.distilled:
+                near = nearest(model, self.distilled)
+                raise ValueError(f"rewards[{i}] uses the model '{model}'. {near}Add a section [distilled.{model}].")
+        for name, section in self.distilled.items():
+            if section.judge not in self.judges:
+                near = nearest(section.judge, self.judges)
+                raise ValueError(
+                    f"distilled.{name} asks the judge '{section.judge}'. {near}Add a section [judges.{section.judge}]."
+                )
+        compared = self.learner.value is None and self.learner.advantage.use in COMPARED_IN_GROUPS
+        if self.rollout.group_size == 1 and compared:
+            raise ValueError(
+                "rollout.group_size = 1, but learner.advantage.use = "
+                f"'{self.learner.advantage.use}' compares the rollouts of a group; use at least 2."
+            )
+        if self.rollout.group_size == 1 and self.learner.drop_zero_variance:
+            raise ValueError(
+                "rollout.group_size = 1 and learner.drop_zero_variance = true: a single reward has no variance, "
+                "and every group would be dropped. Set learner.drop_zero_variance = false."
+            )
+        if len(set(self.rollout.views)) < len(self.rollout.views):
+            raise ValueError(f"rollout.views = {list(self.rollout.views)} names a view twice.")
+        if len(self.rollout.views) > 1 and self.policies:
+            raise ValueError(
+                f"rollout.views = {list(self.rollout.views)} beside [policies.…]: only one policy would answer all of "
+                "them. Use one view, or one policy."
+            )
+        if len(self.rollout.views) > 1 and self.selectors:
+            raise ValueError(
+                f"[[selectors]] choose among rollouts of one prompt, and rollout.views = {list(self.rollout.views)} "
+                "makes groups of several. Use one view, or no selector."
+            )
+        check_colocated(self)
+        check_elastic(self)
+        if self.learner.loss.coef == 0 and not self.learner.terms:
+            raise ValueError("learner.loss.coef = 0 and there are no [[learner.terms]]: nothing is minimised.")
+        check_policies(self)
+        return self
+
+    @property
+    def policy_names(self) -> tuple[str, ...]:
+        """All policies; the first is the one that every recipe has, and its workers claim."""
+        return (POLICY, *self.policies)
+
+    def of_policy(self, name: str) -> RunConfig:
+        """The recipe as this policy has it, in which it is the only one: its model, engine, learner and workers."""
+        return of_policy(self, name)
+
+    @property
+    def reward_names(self) -> list[str]:
+        return [r.name or r.use.rsplit(":", 1)[-1] for r in self.rewards]
+
+    @property
+    def admit_rewards(self) -> list[str]:
+        return [n for n, r in zip(self.reward_names, self.rewards, strict=True) if r.when == "admit"]
+
+    @property
+    def admit_judges(self) -> list[str]:
+        """Judges that an `admit` reward asks."""
+        return sorted({name for reward in self.rewards if reward.when == "admit" for name in _asked(reward)})
+
+
+def _check_budgets(config: RunConfig) -> None:
+    """Raises ValueError for an answer that no engine's context has room for."""
+    for name in config.policy_names:
+        section = f"policies.{name}.engine" if name in config.policies else "engine"
+        length = config.policies[name].engine if name in config.policies else config.engine
+        if name in config.policies and "max_model_len" not in length.model_fields_set:
+            continue
+        if config.rollout.max_tokens >= length.max_model_len:
+            raise ValueError(
+                f"rollout.max_tokens = {config.rollout.max_tokens} leaves no room for a prompt in {section}."
+                f"max_model_len = {length.max_model_len}, which holds prompt and answers together. Lower the first, or "
+                "raise the second."
+            )
+
+
+ASKING = ("judge", "ssr_zero", "step_scores", "thoughts")
+"""Rewards whose option `judge` names who they ask."""
+
+
+def _asked(reward: RewardSection) -> Sequence[str]:
+    """Judges that a reward asks."""
+    asked = reward.options.get("judge", "judge") if reward.use in ASKING else ()
+    return (asked,) if isinstance(asked, str) else asked

@@ -1,0 +1,264 @@
+"""The driver's ear: events that workers leave in Redis become rows of metrics, samples and the live table."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from cluster.buffer import Buffer
+from cluster.config import RunConfig
+from cluster.driver.health import Health
+from cluster.errors import BudgetSpent, KanaboError, calling
+from cluster.observability import metrics
+from cluster.observability.alarm_report import Alarmed
+from cluster.observability.live_table import LiveTable
+from cluster.observability.metrics import Recorder
+from cluster.storage.samples import row_of
+from cluster.workers import POLICY
+from rewards.monitors import build_monitors
+
+log = logging.getLogger(__name__)
+
+
+class ParityLost(KanaboError):
+    """Engines no longer sample from the learner's distribution."""
+
+
+class Follower:
+    """Reads the run's event stream; one method per kind of event."""
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        config: RunConfig,
+        recorder: Recorder,
+        table: LiveTable,
+        evaluate: Callable[[int], None],
+        counts: Callable[[], dict[str, float]] = dict,
+    ) -> None:
+        """`counts`: metrics that the driver itself knows, for every step."""
+        self._buffer, self._config, self._recorder, self._table = buffer, config, recorder, table
+        self._evaluate, self._counts = evaluate, counts
+        self.epoch = 0
+        self.waiting = "Nothing has been trained yet"
+        self._step = 0
+        self._after = "0"
+        self._progress = time.monotonic()
+        self._tokens, self._seconds = 0.0, 0.0
+        self._floors: dict[str, float] = {}
+        self._drifts: Counter[str] = Counter()
+        """Both by policy."""
+        self._data_failures = self._leases_lost = 0
+        self._groups = 0
+        self._dropped: Counter[int] = Counter()
+        """Groups that the buffer itself dropped, by the step before."""
+        self._threads: dict[str, tuple[float, float]] = {}
+        """Of each rollout worker whose environment blocked: threads that hang, and all that were replaced."""
+        self._accuracy: float | None = None
+        before = metrics.read(recorder.directory)
+        self.health = Health(config, self._warn, before)
+        self.evaluations_lost: dict[int, str] = {}
+        """Why the evaluation of the weights of a step gave no accuracy, by step."""
+        self._monitors = build_monitors(config)
+        if self._monitors:  # after a resume they are where they were
+            for row in before:
+                for monitor in self._monitors:
+                    monitor.observe(row["step"], row)
+
+    def new_epoch(self, epoch: int, step: int) -> None:
+        self.epoch, self._step = epoch, step
+        self.progressed()
+
+    def progressed(self) -> None:
+        self._progress = time.monotonic()
+
+    def idle_s(self) -> float:
+        return time.monotonic() - self._progress
+
+    def skip(self) -> None:
+        """Pass over what an earlier life of this run left."""
+        while events := self._buffer.events(self._after):
+            self._after = events[-1][0]
+
+    async def run(self) -> None:
+        while True:
+            await self._read(timeout_s=1.0)
+
+    async def drain(self) -> None:
+        """Read what is left."""
+        while await self._read(timeout_s=0.05):
+            pass
+
+    async def _read(self, timeout_s: float) -> int:
+        events = await asyncio.to_thread(self._buffer.events, self._after, timeout_s)
+        for position, kind, fields in events:
+            self._after = position
+            handler = getattr(self, f"_on_{kind}", None)
+            if handler:
+                handler(fields)
+        return len(events)
+
+    def first_weights(self, step: int) -> None:
+        self._recorder.record(step, {"weights/published": 1})
+
+    def heldout(self, step: int, accuracy: float, agreement: float, seconds: float, policy: str = POLICY) -> None:
+        row = {"heldout/accuracy": accuracy, "heldout/anchor_agreement": agreement, "heldout/seconds_s": seconds}
+        if policy == POLICY:
+            self._accuracy = accuracy
+        self._record(step, _of(policy, row))
+
+    def evaluation_lost(self, step: int, why: str) -> None:
+        """The evaluation of the weights of `step` gave no accuracy."""
+        self._accuracy = None
+        self.evaluations_lost[step] = f"the evaluation at step {step} was lost: {why}"
+        self.health.say(f"evaluation: {why}", self.evaluations_lost[step])
+
+    def not_measured(self) -> dict[str, str]:
+        """Figures of the summary that could not be measured, and why."""
+        steps = {"heldout_accuracy_initial": 0, "heldout_accuracy_final": self._step}
+        lost = self.evaluations_lost
+        return {figure: lost[step] for figure, step in steps.items() if step in lost}
+
+    def _warn(self, step: int, message: str) -> None:
+        """Say what is wrong in the terminal, in the log and in the console."""
+        log.warning("%s", message)
+        self._table.warning(message)
+        self._recorder.alarm({"monitor": "health", "step": step, "signal": "", "message": message, "good": step})
+
+    def _on_step(self, fields: dict[str, Any]) -> None:
+        if fields["epoch"] != self.epoch:
+            return
+        self.progressed()
+        if fields["policy"] != POLICY:
+            self._record(fields["step"], _of(fields["policy"], fields["metrics"]))
+            return
+        step = self._step = fields["step"]
+        rate = self._tokens / self._seconds if self._seconds else float("nan")
+        self._tokens, self._seconds = 0.0, 0.0
+        status = self._buffer.status(POLICY)
+        groups, counters = status["groups"], status["counters"]
+        row = {
+            **fields["metrics"],
+            "rollout/tokens_per_s": rate,
+            "buffer/outstanding_groups": groups["leased"] + groups["pending"] + groups["ready"],
+            "weights/published": 1,
+            "failures/num_data": self._data_failures,
+            "failures/num_leases_lost": self._leases_lost,
+            "failures/num_unreadable": counters.get("unreadable", 0),
+            "failures/num_condemned": counters.get("condemned", 0),
+            **self._counts(),
+        }
+        if self._threads:
+            hung, replaced = (float(sum(counts)) for counts in zip(*self._threads.values(), strict=True))
+            row |= {"rollout/num_hung_threads": hung, "rollout/num_replaced_threads": replaced}
+        self._record(step, row)
+        self.health.step(step, row)
+        shown = row if self._accuracy is None else {**row, "heldout/accuracy": self._accuracy}
+        self._table.step(step, shown)
+        self.waiting = f"The learner took step {step} and waits for groups"
+        self._table.waiting(
+            f"groups: {groups['leased']} being sampled, {groups['pending']} wait for scores, {groups['ready']} ready"
+        )
+        every = self._config.evaluation.every_steps
+        if every and step % every == 0 and step < self._config.learner.steps:
+            self._evaluate(step)
+
+    def _record(self, step: int, row: dict[str, float]) -> None:
+        """Write a row and show it to the monitors. Raises Alarmed."""
+        self._recorder.record(step, row)
+        for monitor, section in zip(self._monitors, self._config.monitors, strict=True):
+            with calling(f"the monitor {type(monitor).__name__}"):
+                alarm, found = monitor.observe(step, row), monitor.report()
+            if found:
+                self._recorder.record(step, dict(found))
+            if alarm is None:
+                continue
+            log.warning("%s at step %d: %s", alarm.monitor, alarm.step, alarm.message)
+            self._recorder.record(step, {f"monitor/{alarm.monitor}_alarms": 1})
+            self._recorder.alarm(asdict(alarm))
+            if section.on_alarm != "warn":
+                raise Alarmed(alarm, monitor.reads, roll_back=section.on_alarm == "rollback")
+
+    def _on_sample(self, fields: dict[str, Any]) -> None:
+        self._recorder.sample(fields)
+
+    def _on_dropped(self, fields: dict[str, Any]) -> None:
+        """The buffer itself dropped a group with its rollouts; what a learner drops comes as a sample."""
+        self._dropped[self._step] += 1
+        if self._dropped[self._step] > self._config.tracking.samples_per_step:
+            return
+        stored = self._buffer.dropped(fields["id"])
+        if stored is not None:
+            self._recorder.sample(row_of(self._step + 1, stored.group, stored.scores, reason=fields["reason"]))
+
+    def _on_rollout(self, fields: dict[str, Any]) -> None:
+        self._tokens += fields["tokens"]
+        if fields["claims"]:  # the tokens of other policies' engines are in the groups of those that claim
+            there = self._counts().get("workers/num_rollout") or self._config.rollout.workers
+            self._seconds += fields["seconds"] / there
+        self._leases_lost += fields["leases_lost"]
+        self._groups += fields["groups"]
+        if "hung_threads" in fields:
+            self._threads[fields["worker"]] = fields["hung_threads"], fields["replaced_threads"]
+        self._spend(fields)
+
+    def _on_reward(self, fields: dict[str, Any]) -> None:
+        self.health.rewards(fields)
+        self._spend(fields)
+
+    def _spend(self, fields: dict[str, Any]) -> None:
+        if not fields["data_failures"]:
+            return
+        self._data_failures += fields["data_failures"]
+        failure = {"step": self._step + 1, "trained": False, "reason": "data_failure", "error": fields["last_failure"]}
+        self._recorder.sample(failure)
+        section = self._config.run
+        allowed = max(section.max_data_failures, int(section.max_data_failure_frac * self._groups))
+        if self._data_failures > allowed:
+            raise BudgetSpent(
+                f"{self._data_failures} groups failed in a task, an environment or a reward; allowed are {allowed} "
+                f"(run.max_data_failures = {section.max_data_failures}, run.max_data_failure_frac = "
+                f"{section.max_data_failure_frac:g} of {self._groups} groups). Fix the cause, or raise one of the two. "
+                f"The last: {fields['last_failure']}"
+            )
+
+    def _on_judges(self, fields: dict[str, Any]) -> None:
+        self.health.judges(fields["metrics"], fields.get("trouble", ""))
+        self._recorder.record(self._step, fields["metrics"])
+
+    def _on_distilled(self, fields: dict[str, Any]) -> None:
+        self._recorder.record(self._step, fields["metrics"])
+
+    def _on_update(self, fields: dict[str, Any]) -> None:
+        row = {"weights/fetch_s": fields["fetch_s"], "weights/pause_s": fields["pause_s"]}
+        self._recorder.record(self._step, _of(fields["policy"], row))
+
+    def _on_floor(self, fields: dict[str, Any]) -> None:
+        policy = fields["policy"]
+        self._floors[policy] = max(self._floors.get(policy, 0.0), fields["mean"])
+        self._recorder.record(self._step, _of(policy, {"policy/parity_floor_nats": fields["mean"]}))
+
+    def _on_parity(self, fields: dict[str, Any]) -> None:
+        policy, mean, worst = fields["policy"], fields["mean"], fields["max"]
+        row = {"policy/parity_mean_nats": mean, "policy/parity_max_nats": worst}
+        self._recorder.record(self._step, _of(policy, row))
+        # Without a floor the run was resumed: the initial weights, whose floor it was, are gone.
+        floor = self._floors.setdefault(policy, mean)
+        bound = 3 * floor + self._config.weights.max_drift_nats
+        self._drifts[policy] = self._drifts[policy] + 1 if mean > bound or mean != mean else 0
+        if self._drifts[policy] >= 2:
+            raise ParityLost(
+                f"engine and learner differ by {mean:.3g} nats (bound {bound:.3g}) at version {fields['version']}, "
+                "twice running: rollouts are sampled from other weights than are trained. "
+                f"Check weights.transport and engine.options of '{policy}'."
+            )
+
+
+def _of(policy: str, row: dict[str, float]) -> dict[str, float]:
+    """Metrics of a policy beside the one that claims are called `NAME/area/quantity`."""
+    return row if policy == POLICY else {f"{policy}/{name}": value for name, value in row.items()}

@@ -1,0 +1,91 @@
+"""Every plug-in of a recipe, built once before anything starts: a wrong name or option ends here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.config import RunConfig, Use
+from cluster.errors import ConfigError, nearest
+from cluster.plugins import build, lookup
+
+
+def plugins(settings: RunConfig) -> None:
+    """Build every plug-in once, so that a wrong name or option is known before an engine starts."""
+    from actors.engine import ENGINES, check_options
+    from actors.environments import ENVIRONMENTS
+    from learner.advantages.estimators import ADVANTAGES
+    from learner.controllers.apply import memory_of
+    from learner.losses.policy_losses import LOSSES
+    from rewards.aggregation.shaping import SHAPERS
+    from rewards.judges.backends.http import key_from
+    from rewards.learned.factory import can_begin
+    from rewards.monitors import build_monitors
+    from rewards.registry import build_signal
+    from rewards.sandbox.launch import require
+
+    environment = settings.rollout.environment
+    seats = len(build_kind(ENVIRONMENTS, environment, "rollout.environment", "play").seats)
+    if settings.rollout.group_size % seats:
+        raise ConfigError(
+            f"rollout.group_size = {settings.rollout.group_size} is no multiple of the {seats} seats of "
+            f"rollout.environment.use = '{environment.use}', each of which leaves a rollout. Use {8 * seats} or so."
+        )
+    for own in map(settings.of_policy, settings.policy_names):
+        lookup(ENGINES, own.engine.use, "engine")
+        check_options(own.engine)
+        build_kind(LOSSES, own.learner.loss, "learner.loss", "loss")
+    for i, reward in enumerate(settings.rewards):
+        signal = build_signal(reward, f"rewards[{i}]")
+        if len(settings.rollout.views) < signal.min_views:
+            raise ConfigError(
+                f"rewards[{i}] = '{reward.use}' compares {signal.min_views} views of a task, and rollout.views = "
+                f"{list(settings.rollout.views)}. Name another, such as a rewording."
+            )
+        if signal.evaluates():
+            require(f"rewards[{i}] = '{reward.use}' evaluates what the policy writes")
+        if reward.shape is not None:
+            build_kind(SHAPERS, reward.shape, f"rewards[{i}].shape", "shape")
+    build_monitors(settings)
+    build_kind(ADVANTAGES, settings.learner.advantage, "learner.advantage", "of_step")
+    if memory_of(settings, {}).remembering and settings.policies:
+        raise ConfigError(
+            "[[controllers]], learner.rehearsal and the advantage 'role_baseline' remember what one policy did, and "
+            "this recipe has several. Leave them out, or [policies]."
+        )
+    can_begin(settings)
+    for name, judge in settings.judges.items():
+        key_from(judge.key_env, f"judges.{name}")
+    _selection(settings)
+
+
+def build_kind(known: Mapping[str, Any], section: Use, where: str, method: str) -> Any:
+    """The plug-in, which has the method that its kind is asked for. Raises ConfigError."""
+    built = build(known, section.use, section.options, where)
+    if not callable(getattr(built, method, None)):
+        raise ConfigError(
+            f"{where}.use = '{section.use}' has no method '{method}', so it is a plug-in of another kind. "
+            f"Known here: {', '.join(sorted(known))}."
+        )
+    return built
+
+
+def _selection(settings: RunConfig) -> None:
+    """Selectors name rewards that there are, and make the pairs that loss terms train on. Raises ConfigError."""
+    from learner.losses.sequence_losses import build_terms
+    from rewards.aggregation.selectors import SELECTORS
+
+    names = settings.reward_names
+    for i, section in enumerate(settings.selectors):
+        selector = build_kind(SELECTORS, section, f"selectors[{i}]", "of_step")
+        for field in selector.signal_fields:
+            name = getattr(selector, field)
+            if name and name not in names:
+                raise ConfigError(
+                    f"selectors[{i}].options.{field} = '{name}' is none of the rewards. {nearest(name, names)}"
+                    f"There are: {', '.join(names)}."
+                )
+    if build_terms(settings.learner).need_pairs and not settings.selectors:
+        raise ConfigError(
+            'learner.terms holds a loss on pairs, and nothing makes pairs. Add [[selectors]], use = "best_worst".'
+        )

@@ -1,0 +1,126 @@
+"""Rewards tried before the run: each scores a made-up group of a real task, as a reward worker would ask it.
+
+A reward that raises, hangs or returns another shape for every rollout would let the run train on nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from cluster.config import RewardSection, RunConfig
+from cluster.errors import ConfigError
+from cluster.types import FAILED, Claim, Group, Rollout, Task, Turn, VersionSpan
+from rewards.asking import ask, is_own
+from rewards.base import Services, Signal
+from rewards.function_reward import FunctionSignal
+
+OFFLINE = {"thread", "verify", "log"}
+"""Services that a reward has before the run; judges, models and the tokenizer come with it."""
+JUDGE = "judge"
+"""`cluster.driver.preflight_judges` tries these: a reward that needs no other service is asked for its questions."""
+BLOCKED_S = 5.0
+"""A reward that is cut off and holds the event loop is given up after so much longer than its time-out."""
+CLAIM = Claim("trial/0/0", "policy", 0, 0, 0, 0, "trial")
+
+
+def rewards(settings: RunConfig, head: Sequence[Task]) -> None:
+    """Try every reward that can be tried before the run on a made-up group of the first task.
+
+    Raises ConfigError for a reward that fails on all rollouts of the group.
+    """
+    from rewards.registry import build_signal
+
+    if not head:
+        return
+    group = made_up(settings, head[0])
+    for i, section in enumerate(settings.rewards):
+        signal = build_signal(section, f"rewards[{i}]")
+        if not _later(signal) and not signal.declines(head[0]):
+            _try(signal, section, group, f"rewards[{i}] = '{section.use}'", settings.reward_names[i])
+
+
+def untried(settings: RunConfig) -> list[str]:
+    """The rewards that cannot be tried before the run, each with what it needs of it, in sentences."""
+    from rewards.registry import build_signal
+
+    built = ((i, s, build_signal(s, f"rewards[{i}]")) for i, s in enumerate(settings.rewards))
+    return [
+        f"rewards[{i}] = '{section.use}' needs {', '.join(later)} of the run: it was not tried."
+        for i, section, signal in built
+        if (later := [service for service in _later(signal) if service != JUDGE])
+    ]
+
+
+def _later(signal: Signal) -> list[str]:
+    return sorted(set(signal.services) - OFFLINE)
+
+
+def _try(signal: Signal, section: RewardSection, group: Group, where: str, name: str) -> None:
+    answer: list[str] = []
+
+    def asked() -> None:
+        answer.append(asyncio.run(_failure(signal, section, group, name)))
+
+    # In a thread: an async reward that blocks would hold the command for ever.
+    thread = threading.Thread(target=asked, daemon=True, name=f"trial of {name}")
+    thread.start()
+    thread.join(section.timeout_s + BLOCKED_S)
+    failure = answer[0] if answer else f"no answer within {section.timeout_s:g} s: it blocks the event loop"
+    if failure:
+        raise ConfigError(
+            f"{where} failed on a made-up rollout of task {group.task.id}: {failure} "
+            "Fix the reward: in the run it would fail on every rollout."
+        )
+
+
+async def _failure(signal: Signal, section: RewardSection, group: Group, name: str) -> str:
+    """Why the reward failed on the whole group; nothing if it did not."""
+    services = Services(threads=2)
+    try:
+        await signal.prepare(services)
+        scores, note = await ask(signal, group, services, section.timeout_s, name)
+    finally:
+        services.close()
+    foreign = isinstance(signal, FunctionSignal) or not is_own(signal)
+    if note or not foreign or not (scores.state == FAILED).all():
+        return note  # ours may fail where no environment has played
+    return next((p.note for p in scores.provenance if p.note), "every score is failed")
+
+
+def made_up(settings: RunConfig, task: Task) -> Group:
+    """A group as rollout workers make it, with answers in the usual forms; its tokens mean nothing."""
+    answer = "" if task.answer is None else task.answer
+    texts = [
+        answer,
+        f"<think>Step by step.</think>\n<answer>{answer}</answer>",
+        f"The answer is \\boxed{{{answer}}}.",
+        "I do not know.",
+    ]
+    size = max(2, settings.rollout.group_size)
+    rollouts = [
+        replace(_rollout(texts[i % len(texts)], settings.rollout.max_turns), view=view)
+        for view in settings.rollout.views
+        for i in range(size)
+    ]
+    return Group(CLAIM, task, tuple(rollouts))
+
+
+def _rollout(text: str, turns: int) -> Rollout:
+    count = 2 + 3 * min(turns, 2)
+    mask = np.arange(count) >= 2
+    spoken = tuple(Turn("assistant", 2 + 3 * i, 5 + 3 * i, text) for i in range(min(turns, 2)))
+    return Rollout(
+        tokens=np.arange(1, count + 1, dtype=np.int32),
+        loss_mask=mask,
+        logprobs=np.where(mask, -1.0, 0.0).astype(np.float32),
+        text="\n".join(turn.text for turn in spoken),
+        turns=(Turn("user", 0, 2, ""), *spoken),
+        spans=(VersionSpan("0.0", 2, count),),
+        finish="stop",
+        reward=0.0,
+    )

@@ -1,0 +1,249 @@
+"""The workers of a run: placed by role, replaced when they die, more or fewer when that is wished.
+
+wished ──► joining: placed, engine up, newest weights, first claim
+           leaving: claims no more, finishes what it has in hand, or is ended after `rollout.lease_s`;
+                    one that is not up yet, perhaps for lack of room, is ended at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import ray
+
+from cluster import workers
+from cluster.buffer import Buffer, Wishes
+from cluster.driver.autoscaler import Elastic
+from cluster.driver.watchdog import Watchdog
+from cluster.placement.groups import on_gpu, request
+from cluster.placement.ray_errors import end, result
+from cluster.placement.resources import place_of, roles
+from cluster.workers import POLICY, Site
+
+log = logging.getLogger(__name__)
+
+PLACE: dict[str, Callable[..., Any]] = {
+    "rollout": workers.place_rollout,
+    "reward": workers.place_reward,
+    "distiller": workers.place_distiller,
+    "judge": workers.place_judge,
+    "generator": workers.place_generator,
+    "scorer": workers.place_scorer,
+}
+"""By kind of role; a role is a kind, or `kind:NAME` where a recipe names several of it."""
+LOOK_S = 1.0
+"""How often the wished numbers are read."""
+
+
+class Staff:
+    """Workers by name. `launch(role, name)` must run `serve` and call `ended` when it returns."""
+
+    def __init__(self, site: Site, buffer: Buffer, watchdog: Watchdog, launch: Callable[[str, str], None]) -> None:
+        self._site, self._buffer, self._watchdog, self._launch = site, buffer, watchdog, launch
+        self._wishes = Wishes(site.url, site.run_id, site.config.run.stall_s)
+        self._coming: dict[str, Any] = {}
+        self._up: dict[str, Any] = {}
+        self._leaving: dict[str, asyncio.Task[None] | None] = {}
+        """By name, who ends it if it does not finish."""
+        self._expected: set[str] = set()
+        """Those that are up or being placed, and are not to leave."""
+        self._since: dict[str, float] = {}
+        """When each worker began to join or to leave, by the clock that only goes forward."""
+        self._alive: set[str] = set()
+        """Workers whose process is there."""
+        self._born: Counter[str] = Counter()
+        self._roles = roles(site.config)
+        self._beside: set[str] = set()
+        """Engines in the places that the layout reserves beside the learner."""
+        self.explained: set[str] = set()
+        """Workers that died over a group which has been found out since."""
+        self.may_work = asyncio.Event()
+        self.closing = False
+
+    def begin(self) -> None:
+        """Hire all that the recipe asks for."""
+        for role, count in self._roles.items():
+            for _ in range(count):
+                self.hire(role)
+
+    def hire(self, role: str) -> None:
+        name = f"{role}-{self._born[role]}"
+        self._born[role] += 1
+        self._expected.add(name)
+        self._since[name] = time.monotonic()
+        self._launch(role, name)
+
+    async def serve(self, role: str, name: str, ready: Callable[[], None]) -> None:
+        """A worker's whole life; returns when it has left, raises what it died of. What it had in hand is free then."""
+        worker = self._coming[name] = self._place(role, name)
+        self._watchdog.expect(name)
+        died = True
+        noting = asyncio.create_task(self._note_alive(name, worker))
+        try:
+            await worker.ready.remote()
+            self._up[name] = self._coming.pop(name)
+            self._watchdog.watch(name, worker)
+            ready()
+            await self.may_work.wait()
+            await worker.run.remote()
+            died = False
+        finally:
+            noting.cancel()
+            self._watchdog.forget(name)
+            self._beside.discard(name)
+            self._alive.discard(name)
+            self._coming.pop(name, None)
+            if not self.closing:
+                if self._up.pop(name, None) is not None and name in self._leaving:
+                    await result(worker.close.remote())
+                ray.kill(worker)
+                blame = died and name not in self._leaving
+                self.explained |= await asyncio.to_thread(self._buffer.forsake, POLICY, name, blame=blame)
+
+    async def _note_alive(self, name: str, worker: Any) -> None:
+        with suppress(Exception):  # its death is for `serve` to see
+            await worker.__ray_ready__.remote()
+            self._alive.add(name)
+
+    def _place(self, role: str, name: str) -> Any:
+        place, config = PLACE[role.partition(":")[0]], self._site.config
+        reserved = config.rollout.workers if config.placement.layout == "colocated" else 0
+        if role == "rollout" and len(self._beside) < reserved:
+            self._beside.add(name)
+            return place(self._site, name, beside=True)
+        return place(self._site, name)
+
+    def ended(self, role: str, name: str) -> bool:
+        """Whether it was to leave. Its successor is placed if not."""
+        self._since.pop(name, None)
+        if name in self._leaving:
+            leaving = self._leaving.pop(name)
+            if leaving is not None:
+                leaving.cancel()
+            return True
+        self._expected.discard(name)
+        self.hire(role)
+        return False
+
+    def named(self, role: str) -> dict[str, Any]:
+        """Workers that are up and stay, by name."""
+        return {name: worker for name, worker in self._up.items() if _is(name, role) and name not in self._leaving}
+
+    def of(self, role: str) -> list[Any]:
+        """Workers that are up and stay."""
+        return list(self.named(role).values())
+
+    def up(self) -> dict[str, int]:
+        """How many of each role are up and stay."""
+        return {role: len(self.of(role)) for role in self._roles}
+
+    def complete(self) -> bool:
+        """Are those up that the lap cannot begin without: all engines and generators, a replica of each judge that
+        groups wait for, and one of each scorer?
+
+        Nothing waits for the judges of `late` rewards alone, nor for engines that leave because fewer are wished for.
+        """
+        asked = {f"judge:{name}" for name in self._site.config.admit_judges} & self._roles.keys()
+        asked |= {role for role in self._roles if role.startswith(("scorer:", "generator:"))}
+        counts = self.counts()
+        engines = {role: count for role, count in self._roles.items() if role.partition(":")[0] == "rollout"}
+        placed = all(len(self.of(role)) >= min(count, counts[role]) for role, count in engines.items())
+        return placed and all(self.of(role) for role in asked)
+
+    def counts(self) -> dict[str, int]:
+        """How many of each role are there or on their way."""
+        return {role: sum(_is(name, role) for name in self._expected) for role in self._roles}
+
+    def moving(self) -> dict[str, str]:
+        """What each worker that is still to join or to leave does, and for how long, in words."""
+        now, says = time.monotonic(), {actor["name"]: actor["says"] for actor in self._watchdog.standing()}
+        joining = {name: self._joining(name) for name in self._expected - self._up.keys()}
+        leaving = {name: f"leaves: {says.get(name, 'its process ends')}" for name in self._leaving}
+        return {
+            name: f"{said} (for {now - self._since[name]:.0f} s)"
+            for name, said in (joining | leaving).items()
+            if name in self._since
+        }
+
+    def _joining(self, name: str) -> str:
+        if name in self._alive:
+            return "starts: its process is there and loads what it needs"
+        return f"waits for room: {self._wanted(name.rpartition('-')[0])}, or for its process to start"
+
+    def _wanted(self, role: str) -> str:
+        """What one worker of a role needs, and what the cluster has left."""
+        place, free = place_of(self._site.config, role, on_gpu()), ray.available_resources()
+        left = ", ".join(f"{free.get(name, 0):g} {name}" for name in place.resources)
+        return f"it needs {place} on one node, and all nodes together have {left} free"
+
+    async def follow_load(self, elastic: Elastic) -> None:
+        """Wish for more or fewer as the load says, and ask Ray's autoscaler for the room of all that are wished for."""
+        asked: dict[str, int] = {}
+        try:
+            while True:
+                for role, count in elastic.wanted(self.counts(), self.up()).items():
+                    log.warning("%s: %d are wanted for this load", role, count)
+                    await asyncio.to_thread(self._wishes.wish, role, count)
+                wished = await asyncio.to_thread(self._wishes.wished)
+                wanted = {role: wished.get(role, count) for role, count in self.counts().items()}
+                if wanted != asked:
+                    await asyncio.to_thread(request, self._site.config, wanted)
+                    asked = wanted
+                await asyncio.sleep(LOOK_S)
+        finally:
+            request(self._site.config, None)
+
+    async def follow_wishes(self) -> None:
+        """Hire and let go until the numbers are those that were last wished for."""
+        while True:
+            await asyncio.to_thread(self._wishes.staff, self.up())
+            await asyncio.to_thread(self._wishes.tell_moving, await asyncio.to_thread(self.moving))
+            wished = await asyncio.to_thread(self._wishes.wished)
+            for role, count in self.counts().items():
+                more = wished.get(role, count) - count
+                for _ in range(more):
+                    log.warning("%s: one more joins", role)
+                    self.hire(role)
+                for name in self._youngest(role)[: max(0, -more)]:
+                    self._let_go(name)
+            await asyncio.sleep(LOOK_S)
+
+    def _youngest(self, role: str) -> list[str]:
+        names = [name for name in self._expected if _is(name, role)]
+        return sorted(names, key=lambda name: -int(name.rsplit("-", 1)[1]))
+
+    def _let_go(self, name: str) -> None:
+        if name in self._up:
+            self._leaving[name] = asyncio.create_task(self._dismiss(name, self._up[name]))
+        elif name in self._coming:
+            self._leaving[name] = None
+            ray.kill(self._coming[name])
+        else:
+            return  # not placed yet, which takes a moment
+        self._since[name] = time.monotonic()
+        log.warning("%s leaves", name)
+        self._expected.discard(name)
+
+    async def _dismiss(self, name: str, worker: Any) -> None:
+        """Ask it to finish; after `rollout.lease_s` it holds nothing that is still its own."""
+        begun = time.monotonic()
+        await worker.stop.remote()
+        await asyncio.sleep(self._site.config.rollout.lease_s - (time.monotonic() - begun))
+        log.warning("%s did not finish within rollout.lease_s: ended", name)
+        ray.kill(worker)
+
+    async def close(self) -> None:
+        """End all, and calls that wait for Redis."""
+        self._wishes.close()
+        await end(self._up.values())
+
+
+def _is(name: str, role: str) -> bool:
+    """Names are `ROLE-number`."""
+    return name.rpartition("-")[0] == role

@@ -1,0 +1,84 @@
+"""A distilled reward model with the labeller it learns from, as a Ray actor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.placement.groups import options
+from cluster.workers.context import Site, first_to_end
+from cluster.workers.judge import Judges
+
+REPORT_S = 5.0
+
+
+class DistillerActor:
+    """Who learns `[distilled.NAME]` and who asks its judge for labels; a successor goes on from the checkpoint."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        from rewards.learned.factory import parts
+        from rewards.learned.labeler import Asking
+
+        config, self._name = site.config, name
+        self._model = model_of_worker(name)
+        judge = config.distilled[self._model].judge
+        self._judges = Judges(site)
+        self._judge = self._judges.pools[judge]
+        self._buffer = site.buffer()
+        self._distiller, self._labeller = parts(
+            self._model,
+            config,
+            site.url,
+            site.run_id,
+            Path(site.run_dir) / "distilled",
+            Asking(self._judge, config.judges[judge].max_in_flight),
+            site.model_dir,
+        )
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    async def run(self) -> None:
+        """Label and learn until `stop`. Raises what the table, the disk and the buffer raise."""
+        reports = asyncio.create_task(self._report())
+        following = self._judges.follow()
+        working = asyncio.gather(self._distiller.run(), self._labeller.run())
+        try:
+            await first_to_end(working, reports, *following)
+        finally:
+            for task in (working, reports, *following):
+                task.cancel()
+            for pool in self._judges.pools.values():
+                await pool.close()
+
+    async def stop(self) -> None:
+        await self._labeller.stop()
+        await self._distiller.stop()
+
+    async def waiting(self) -> str:
+        return self._distiller.waiting()
+
+    async def close(self) -> None:
+        await self.stop()
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_S)
+            own = await asyncio.to_thread(self._distiller.snapshot)
+            asked = {f"distilled/{self._model}_{key}": value for key, value in self._labeller.snapshot().items()}
+            fields = {"worker": self._name, "metrics": {**own, **asked, **self._judge.snapshot()}}
+            await asyncio.to_thread(self._buffer.emit, "distilled", fields)
+
+
+def model_of_worker(name: str) -> str:
+    """`oni` of `distiller:oni-0`."""
+    return name.rpartition("-")[0].partition(":")[2]
+
+
+def place_distiller(site: Site, name: str) -> Any:
+    where = options(site.config, site.run_id, name.rpartition("-")[0])
+    return ray.remote(DistillerActor).options(max_concurrency=1000, **where).remote(site, name)

@@ -1,0 +1,167 @@
+"""A model that is asked and never trained: an old checkpoint, the first weights, another run's, as a Ray actor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from cluster.errors import DataError, InfrastructureError
+from cluster.placement.groups import options
+from cluster.placement.ray_runtime import CreatedSegments, remove_segments_after_me
+from cluster.placement.resources import openmp, threads
+from cluster.process.cleanup import end_children_with_me, remove_after_me
+from cluster.process.foreign_loops import ForeignLoops
+from cluster.storage.model_aliases import Model
+from cluster.types import Publication, Rollout, Task
+from cluster.workers.context import Site, first_to_end, worker_name
+from cluster.workers.weight_follower import Followed
+
+log = logging.getLogger(__name__)
+
+SUCCESSORS = 16
+"""So many lives of a generator may pass between two looks for it."""
+LOOK_S = 1.0
+"""How often one is looked for while it is not there."""
+
+
+class GeneratorActor:
+    """The engine of `[generators.NAME]`: plays the tasks that rollout workers hand it."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        from transformers import AutoTokenizer
+
+        from actors import episode
+        from actors.chat import Chat
+        from actors.engine import ENGINES
+        from actors.environments import ENVIRONMENTS
+        from cluster.plugins import build, lookup
+
+        end_children_with_me()
+        spool = Path(tempfile.mkdtemp(prefix="kanabo-"))  # short, because a socket's path may have 107 characters
+        remove_after_me(spool)
+        os.environ["VLLM_RPC_BASE_PATH"] = str(spool)  # a killed engine leaves its sockets behind
+        self._name = generator_of(name)
+        self._followed = Followed(site, site.config.generators[self._name].model)
+        model = self._followed.model
+        section = site.config.rollout
+        self._chat = Chat(AutoTokenizer.from_pretrained(site.model_dir), stop=section.stop)
+        # Engines of one seed and one model would say the same.
+        number = len(site.config.policy_names) + list(site.config.generators).index(self._name)
+        config = site.config.model_copy(update={"seed": site.config.seed + number})
+        with CreatedSegments() as created:
+            self._engine: Any = lookup(ENGINES, config.engine.use, "engine")(
+                model.where, config, stop_tokens=self._chat.stop_tokens, version=f"0.{model.step}"
+            )
+        remove_segments_after_me(created.found)
+        environment = section.environment
+        self._environment = build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment")
+        self._limits = episode.Limits(
+            section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
+        )
+        self._loops = ForeignLoops()
+        self._stopping = asyncio.Event()
+
+    async def ready(self) -> int:
+        with CreatedSegments() as created:
+            await self._engine.start()
+        remove_segments_after_me(created.found)
+        return os.getpid()
+
+    async def run(self) -> None:
+        """Answer until `stop`; an alias that moves, `previous` or `…@latest`, is followed."""
+        following = [asyncio.create_task(self._followed.follow(self._load))] if self._followed.moves else []
+        try:
+            await first_to_end(asyncio.create_task(self._stopping.wait()), *following)
+        finally:
+            for task in following:
+                task.cancel()
+
+    async def _load(self, path: Path, model: Model) -> None:
+        await self._engine.update(Publication(self._name, 0, model.step, {}), str(path))
+
+    async def play(self, task: Task) -> list[Rollout]:
+        """One episode. Raises DataError."""
+        from actors import episode
+
+        rollouts = await episode.play_seats(
+            self._engine, self._chat, self._environment, task, "orig", self._limits, self._loops, task.id
+        )
+        return [replace(rollout, policy=self._name) for rollout in rollouts]
+
+    async def stop(self) -> None:
+        self._stopping.set()
+
+    async def waiting(self) -> str:
+        model = self._followed.model
+        return f"answers as '{self._followed.alias}' ({model.where}, step {model.step})"
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+
+class Generators:
+    """A run's generators, for a rollout worker that asks each for its share of every group."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.shares: Mapping[str, int] = {name: section.rollouts for name, section in site.config.generators.items()}
+        self._number = dict.fromkeys(self.shares, 0)
+        """Of the newest that was there: who is replaced has a successor with a higher one."""
+
+    async def play(self, name: str, task: Task) -> list[Rollout]:
+        """One episode of that generator; one that has died is waited for, until the lease of the group passes.
+
+        Raises DataError, or InfrastructureError when nobody has answered for so long.
+        """
+        waited, lease_s = 0.0, self._site.config.rollout.lease_s
+        while waited < lease_s:
+            try:
+                actor = await asyncio.to_thread(self._actor, name)
+                return await actor.play.remote(task)
+            except RayTaskError as error:
+                if isinstance(error.cause, DataError):
+                    raise error.cause from error
+                raise
+            except (ValueError, RayActorError) as error:
+                log.warning("generator '%s' is not there: %s", name, str(error).partition("\n")[0])
+                waited += LOOK_S
+                await asyncio.sleep(LOOK_S)
+        raise InfrastructureError(f"generator '{name}' has not answered within rollout.lease_s = {lease_s:g} s.")
+
+    def _actor(self, name: str) -> Any:
+        """Raises ValueError if it is being replaced."""
+        for number in range(self._number[name], self._number[name] + SUCCESSORS):
+            try:
+                actor = ray.get_actor(worker_name(self._site.run_id, f"generator:{name}-{number}"))
+            except ValueError:
+                continue
+            self._number[name] = number
+            return actor
+        raise ValueError(f"no generator '{name}' is up")
+
+
+def generator_of(name: str) -> str:
+    """`past` of the worker `generator:past-0`."""
+    return name.partition(":")[2].rpartition("-")[0]
+
+
+def place_generator(site: Site, name: str) -> Any:
+    return (
+        ray.remote(GeneratorActor)
+        .options(
+            name=worker_name(site.run_id, name),
+            max_concurrency=1000,
+            runtime_env=openmp(threads(site.config, "engine")),
+            **options(site.config, site.run_id, name.rpartition("-")[0]),
+        )
+        .remote(site, name)
+    )

@@ -1,0 +1,140 @@
+"""One rank of a learner, as a Ray actor."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.config import RunConfig
+from cluster.placement.groups import options
+from cluster.placement.resources import openmp, threads
+from cluster.process.cleanup import remove_after_me, settle
+from cluster.storage import checkpoint
+from cluster.storage.model_aliases import Registry
+from cluster.workers.context import POLICY, Site, learner_name
+
+
+class LearnerActor:
+    """One rank of a policy's learner: a DeepSpeed engine and the training loop."""
+
+    def __init__(self, site: Site, policy: str, rank: int) -> None:
+        settle()
+        self._site, self._policy, self._rank = site, policy, rank
+        self._stopping = False
+        self._published: Path | None = None
+        self._stage, self._since = "has just started", time.monotonic()
+
+    def address(self) -> tuple[str, int]:
+        """Where the ranks meet: this node's address and a free port."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def stop(self) -> None:
+        """Finish the step under way, checkpoint, return."""
+        self._stopping = True
+
+    def waiting(self) -> str:
+        return f"{self._stage} for {time.monotonic() - self._since:.0f} s"
+
+    def _enter(self, stage: str) -> None:
+        self._stage, self._since = stage, time.monotonic()
+
+    def blob(self, path: str) -> np.ndarray:
+        """A published file, for engines on other nodes."""
+        return np.fromfile(path, np.uint8)
+
+    def close(self) -> None:
+        """Remove the published files; engines may fetch them until the run's last evaluation."""
+        if self._published is not None:
+            shutil.rmtree(self._published, ignore_errors=True)
+
+    def run(self, epoch: int, resume_from: str | None, master: tuple[str, int], rollout_actors: list[Any]) -> int:
+        """Train from the checkpoint, or the initial model, to the end or until `stop`; returns the step reached."""
+        from learner.engine.deepspeed_engine import collective_failures
+        from learner.publish.publishers import weights_folder
+        from learner.rank import Rank, learn
+
+        site, policy, buffer = self._site, self._policy, self._site.buffer()
+        config = site.config.of_policy(policy)
+        if self._rank == 0:
+            self._published = weights_folder(site.run_id, policy, epoch)
+            remove_after_me(self._published)
+        told = Rank(
+            config=config,
+            model_dir=site.model_of(policy),
+            run_id=site.run_id,
+            run_dir=Path(site.run_dir),
+            policy=policy,
+            rank=self._rank,
+            epoch=epoch,
+            resume_from=checkpoint.part(Path(resume_from), policy, POLICY) if resume_from else None,
+            master=master,
+            policies=site.config.policy_names if site.config.policies else (),
+        )
+
+        def save(engine: Any, step: int) -> None:
+            target = Path(site.run_dir) / "checkpoints"
+            if policy == POLICY:
+                section, members = config.checkpoint, tuple(site.config.policies)
+                checkpoint.save(
+                    target, engine, buffer, POLICY, epoch, step, section.keep_last, members,
+                    scheduled=bool(section.every_steps) and step % section.every_steps == 0,
+                    needed=Registry(site.config, Path(site.run_dir), site.model_dir).retained,
+                )  # fmt: skip
+            else:
+                checkpoint.save_part(target, engine, buffer, POLICY, epoch, step, policy)
+
+        with collective_failures(self._rank, config.learner.collective_timeout_s):
+            return learn(
+                told,
+                buffer,
+                lambda config, memory: (_mixer(config, memory.of).of_step, _selection(config)),
+                remembering=_mixer(config).memories,
+                rollout_actors=rollout_actors,
+                stop=lambda: self._stopping,
+                save=save,
+                stage=self._enter,
+            )
+
+
+def _mixer(config: RunConfig, remembered: Callable[[str], Any] = lambda name: None) -> Any:
+    from rewards.aggregation.mixer import Mixer
+    from rewards.monitors import build_monitors
+
+    names, min_valid = config.reward_names, config.reward_workers.min_valid
+    return Mixer(config.rewards, names, min_valid, build_monitors(config), remembered)
+
+
+def _selection(config: RunConfig) -> Any:
+    from rewards.aggregation.selectors import Selection
+
+    return Selection(config.selectors) if config.selectors else None
+
+
+def place_learner(site: Site, policy: str, rank: int) -> Any:
+    if policy == POLICY:
+        where = options(site.config, site.run_id, "learner", rank=rank)
+    else:  # no layout reserves places for these
+        where = options(site.config, site.run_id, f"learner:{policy}")
+    return (
+        ray.remote(LearnerActor)
+        .options(
+            name=learner_name(site.run_id, policy, rank),
+            max_concurrency=4,  # `run` holds one thread for good; stop, ready and blob need others
+            runtime_env=openmp(threads(site.config, "learner", policy)),
+            **where,
+        )
+        .remote(site, policy, rank)
+    )

@@ -1,0 +1,97 @@
+"""A reward worker with what its signals may call, as a Ray actor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.placement.groups import options
+from cluster.process.cleanup import collect_less
+from cluster.types import Group
+from cluster.workers.context import Site, first_to_end
+from cluster.workers.judge import Judges
+from cluster.workers.scorer import Scorers
+from rewards.monitors.anchor_tasks import Answers, answers
+
+
+class RewardActor:
+    """A reward worker, and the same signals for held-out tasks."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        from rewards.base import Services
+        from rewards.learned.factory import followers
+        from rewards.worker import RewardWorker
+
+        self._judges = Judges(site)
+        self._following: list[asyncio.Task[None]] = []
+        self._scorers = Scorers(site)
+        services = Services(
+            judges=self._judges.pools,
+            distilled=followers(site.config, site.url, site.run_id, site.model_dir),
+            scorers=self._scorers.pools,
+            text=_text(site.model_dir),
+        )
+        self._graded = site.config.evaluation.reward
+        self._worker = RewardWorker(name, buffer=site.buffer(), config=site.config, services=services)
+
+    async def ready(self) -> int:
+        self._following = [*self._judges.follow(), *self._scorers.follow()]
+        collect_less()
+        return os.getpid()
+
+    async def run(self) -> None:
+        working = asyncio.create_task(self._worker.run())
+        await first_to_end(working, *self._following)
+        for task in self._following:
+            task.cancel()
+
+    async def stop(self) -> None:
+        await self._worker.stop()
+
+    async def waiting(self) -> str:
+        return self._worker.waiting()
+
+    async def close(self) -> None:
+        self._worker.close()
+
+    async def count(self, groups: list[Group]) -> int:
+        return len(groups)
+
+    async def grade(self, groups: list[Group], index: int | None = None) -> tuple[list[float], Answers]:
+        """Known scores by `evaluation.reward` of the rollouts of all held-out groups, or of one; what they answered."""
+        groups = groups if index is None else groups[index : index + 1]
+        name = self._graded or self._worker.names[0]
+        scores = [(await self._worker.score(group, [name]))[name].values for group in groups]
+        return [float(value) for values in scores for value in values if np.isfinite(value)], answers(groups)
+
+
+def _text(model_dir: str) -> Callable[[Sequence[int]], str]:
+    """The policy's tokenizer, loaded when it is first asked, from whichever thread."""
+    loading = Lock()
+
+    @cache
+    def chat() -> Any:
+        from transformers import AutoTokenizer
+
+        from actors.chat import Chat
+
+        return Chat(AutoTokenizer.from_pretrained(model_dir))
+
+    def text(tokens: Sequence[int]) -> str:
+        with loading:  # transformers' own imports fail where two threads begin them
+            loaded = chat()
+        return loaded.text(tokens)
+
+    return text
+
+
+def place_reward(site: Site, name: str) -> Any:
+    where = options(site.config, site.run_id, "reward")
+    return ray.remote(RewardActor).options(max_concurrency=1000, **where).remote(site, name)

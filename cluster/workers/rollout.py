@@ -1,0 +1,200 @@
+"""A rollout worker with its engine, as a Ray actor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+
+from cluster.buffer.discovery import keep_signing
+from cluster.config import RunConfig
+from cluster.placement.groups import options
+from cluster.placement.ray_errors import INFRASTRUCTURE
+from cluster.placement.ray_runtime import CreatedSegments, remove_segments_after_me
+from cluster.placement.resources import openmp, threads
+from cluster.process.cleanup import collect_less, end_children_with_me, remove_after_me
+from cluster.types import Group, Message, Publication, Rollout, Task
+from cluster.workers.context import POLICY, Site, first_to_end, learner_name, policy_of, rollout_role, worker_name
+from cluster.workers.generator import Generators
+from cluster.workers.judge import roster
+from cluster.workers.peer_policies import Players, players_roster
+
+if TYPE_CHECKING:
+    from actors.speaker import Answer
+
+
+def _engine(site: Site, policy: str, config: RunConfig, stop_tokens: Sequence[int]) -> Any:
+    from actors.engine import ENGINES
+    from actors.rollout import INITIAL
+    from cluster.plugins import lookup
+
+    engine = lookup(ENGINES, config.engine.use, "engine")
+    # Engines of one seed and one model would say the same.
+    config = config.model_copy(update={"seed": config.seed + site.config.policy_names.index(policy)})
+    return engine(site.model_of(policy), config, stop_tokens=stop_tokens, version=INITIAL)
+
+
+class RolloutActor:
+    """A rollout worker, its engine, and the methods vLLM's stock trainer client calls."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        from transformers import AutoTokenizer
+
+        from actors.chat import Chat
+        from actors.environments import ENVIRONMENTS
+        from actors.rollout import RolloutWorker
+        from actors.speaker import Speaker
+        from actors.tasks import TASKS, order, without
+        from cluster.plugins import build
+
+        end_children_with_me()
+        self._policy = policy = policy_of(name)
+        config = site.config.of_policy(policy)
+        source = build(TASKS, config.tasks.use, config.tasks.options, "tasks")
+        tasks = without(source.train(), site.left_out.train)
+        self._heldout = without(source.heldout(), site.left_out.heldout)
+        place = order(config.seed, len(tasks), config.tasks.shuffle)
+        chat = Chat(AutoTokenizer.from_pretrained(site.model_of(policy)), stop=config.rollout.stop)
+        environment = config.rollout.environment
+        memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+        # Short, because a socket's path may have 107 characters.
+        self._spool = Path(tempfile.mkdtemp(prefix=f"kanabo-{site.run_id[-6:]}-", dir=memory))
+        remove_after_me(self._spool)
+        self._fetched, sockets = self._spool / "weights", self._spool / "sockets"
+        self._fetched.mkdir()
+        sockets.mkdir()
+        os.environ["VLLM_RPC_BASE_PATH"] = str(sockets)  # a killed engine leaves them behind
+        with CreatedSegments() as created:
+            self._engine = _engine(site, policy, config, chat.stop_tokens)
+        remove_segments_after_me(created.found)
+        self._site, self._name = site, name
+        # The policy that judges is the one whose workers claim.
+        judging = config.judges.items() if policy == POLICY else ()
+        shares = {n: j.engine_share for n, j in judging if j.kind == "policy"}
+        self._judges = list(shares)
+        self._speaker = Speaker(self._engine, chat, max(1, int(sum(shares.values()) * config.engine.max_num_seqs)))
+        self._signing: list[asyncio.Task[None]] = []
+        self.worker = RolloutWorker(
+            name,
+            policy=policy,
+            engine=self._engine,
+            chat=chat,
+            environment=build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment"),
+            task_at=lambda position: tasks[place(position)[1]],
+            buffer=site.buffer(),
+            config=config,
+            fetch=self._fetch,
+            claims=policy == POLICY,
+            others={other: Players(site, other).play for other in site.config.policies} if policy == POLICY else {},
+            generators=Generators(site) if config.generators else None,
+        )
+
+    async def ready(self) -> int:
+        """Bring the engine up; returns this actor's process id."""
+        with CreatedSegments() as created:
+            await self._engine.start()
+        remove_segments_after_me(created.found)
+        for judge in self._judges:
+            signing = keep_signing(roster(self._site, judge), self._name, lambda: self._engine.version)
+            self._signing.append(asyncio.create_task(signing))
+        if self._policy != POLICY:
+            signing = keep_signing(players_roster(self._site, self._policy), self._name, lambda: self._engine.version)
+            self._signing.append(asyncio.create_task(signing))
+        collect_less()
+        return os.getpid()
+
+    async def run(self) -> None:
+        working = asyncio.create_task(self.worker.run())
+        await first_to_end(working, *self._signing)
+        for signing in self._signing:
+            signing.cancel()
+        await asyncio.gather(*self._signing, return_exceptions=True)  # off the roster before this actor is ended
+
+    async def stop(self) -> None:
+        await self.worker.stop()
+
+    async def answer(self, messages: Sequence[Message], **how: Any) -> Answer:
+        """Judge with the weights of now; takes no more of the engine than `judges.NAME.engine_share`."""
+        return await self._speaker.answer(messages, **how)
+
+    async def play(self, task: Task, count: int, at_least: str) -> tuple[Rollout, ...]:
+        """This policy's part of a group that another one's worker has claimed."""
+        return await self.worker.play(task, count, at_least)
+
+    async def waiting(self) -> str:
+        return self.worker.waiting()
+
+    async def catch_up(self, publication: Publication) -> None:
+        """Sample with this publication from now on, whether or not the worker is running."""
+        await self.worker.receive(publication)
+
+    async def heldout(self, max_tasks: int, temperature: float) -> list[Group]:
+        return await self.worker.heldout(self._heldout[:max_tasks], temperature)
+
+    async def close(self) -> None:
+        await self._engine.close()
+        shutil.rmtree(self._spool, ignore_errors=True)  # vLLM removes its sockets at the same time
+
+    async def _fetch(self, publication: Publication) -> str:
+        """The published file: linked on the learner's node, else through Ray's object store.
+
+        Raises FileNotFoundError if newer versions have pushed it out, or its learner has died.
+        """
+        path = Path(publication.info["path"])
+        # Whoever tidies up /dev/shm may take it; what is missing then would pass for a version that is gone.
+        self._fetched.mkdir(parents=True, exist_ok=True)
+        for old in self._fetched.iterdir():
+            old.unlink()
+        mine = self._fetched / path.name
+        if publication.info["host"] == socket.gethostname():
+            # A link of our own: the publisher keeps few versions, and a file must not vanish while it is read.
+            os.link(path, mine)
+            return str(mine)
+        try:
+            learner: Any = ray.get_actor(learner_name(self._site.run_id, self._policy, 0))
+            data: np.ndarray = await learner.blob.remote(str(path))
+        except (ValueError, *INFRASTRUCTURE) as error:
+            raise FileNotFoundError(f"'{path}' has died with the learner that published it") from error
+        await asyncio.to_thread(mine.write_bytes, data.data)
+        return str(mine)
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        await self._engine.init_weight_transfer_engine(request)
+
+    async def start_weight_update(self) -> None:
+        await self._engine.start_weight_update()
+
+    async def update_weights(self, request: Any) -> None:
+        await self._engine.update_weights(request)
+
+    async def finish_weight_update(self) -> None:
+        await self._engine.finish_weight_update()
+
+    async def update_weight_version(self, version: str) -> None:
+        await self._engine.update_weight_version(version)
+
+    async def shutdown_weight_transfer_engine(self) -> None:
+        await self._engine.shutdown_weight_transfer_engine()
+
+
+def place_rollout(site: Site, name: str, *, beside: bool = False) -> Any:
+    """`beside`: in one of the places that the layout reserves beside the learner."""
+    policy = policy_of(name)
+    return (
+        ray.remote(RolloutActor)
+        .options(
+            name=worker_name(site.run_id, name),
+            max_concurrency=1000,
+            runtime_env=openmp(threads(site.config, "engine", policy)),
+            **options(site.config, site.run_id, rollout_role(policy), beside=beside),
+        )
+        .remote(site, name)
+    )

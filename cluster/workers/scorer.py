@@ -1,0 +1,249 @@
+"""Models that read rollouts for rewards: an actor each, on a roster while it is there, with weights that are followed.
+
+ScorerActor ── signs the roster ──► Redis ──► Scorers.follow ──► `Scorer`s of whoever asks (reward workers)
+     ▲ publications ── the learner's file: read where it lies, or through Ray's object store
+     ▲ an alias ────── a checkpoint's file: of `previous` the newest, of `previous@2` the one before
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from cluster.buffer.discovery import Roster, keep_signing
+from cluster.errors import DataError, one_line
+from cluster.placement.groups import options
+from cluster.placement.ray_errors import INFRASTRUCTURE
+from cluster.placement.resources import openmp
+from cluster.process.cleanup import settle
+from cluster.storage.model_aliases import behind
+from cluster.types import Publication
+from cluster.workers.context import POLICY, Site, first_to_end, learner_name, worker_name
+from cluster.workers.weight_follower import Followed
+from rewards.judges.backends.discovery import FOLLOW_S
+from rewards.scorers.pool import Scorer
+from rewards.scorers.types import INITIAL, Passage, Reading, ScorerReplica, ScorerUnavailable
+
+if TYPE_CHECKING:
+    from cluster.storage.model_aliases import Model
+    from rewards.scorers.forward import Forward
+
+WAIT_S = 5.0
+"""One wait for a publication."""
+GONE_S = 0.2
+"""Until a newer publication stands where the file of this one is gone."""
+
+
+def roster(site: Site, scorer: str) -> Roster:
+    return Roster(site.url, site.run_id, f"scorer:{scorer}", site.config.run.stall_s)
+
+
+class ScorerActor:
+    """One replica of `[scorers.NAME]`."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        settle()
+        self._site, self._name = site, name
+        self._scorer = scorer_of(name)
+        self._section = site.config.scorers[self._scorer]
+        self._followed = Followed(site, self._section.model) if self._section.model != POLICY else None
+        """None where it reads as the live policy."""
+        self._buffer = site.buffer()
+        self._server: Any = None
+        self._has_weights = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    async def ready(self) -> int:
+        """Load the model; returns this actor's process id."""
+        from rewards.scorers.server import ScoringServer
+
+        forward = await asyncio.to_thread(self._forward)
+        section = self._section
+        self._server = ScoringServer(forward, batch_tokens=section.batch_tokens, max_queue=section.max_queue)
+        if self._followed is not None:
+            self._has_weights.set()
+        return os.getpid()
+
+    def _forward(self) -> Forward:
+        from transformers import AutoTokenizer
+
+        from actors.chat import Chat
+        from rewards.scorers.forward import Forward
+
+        section, site, followed = self._section, self._site, self._followed
+        chat = Chat(AutoTokenizer.from_pretrained(site.model_dir))
+        return Forward(
+            followed.model.where if followed else site.model_dir,
+            chat.prompt,
+            dtype=section.dtype,
+            batch_tokens=section.batch_tokens,
+            version=_version(followed, followed.model, site) if followed else POLICY,
+        )
+
+    async def run(self) -> None:
+        """Read until `stop`. Raises what the model and the buffer raise."""
+        signing = keep_signing(roster(self._site, self._scorer), self._name, lambda: self._server.version)
+        tasks = [asyncio.create_task(t) for t in (self._server.run(), signing)]
+        if self._followed is None:
+            tasks.append(asyncio.create_task(self._follow()))
+        elif self._followed.moves:
+            tasks.append(asyncio.create_task(self._followed.follow(self._load)))
+        try:
+            await first_to_end(asyncio.create_task(self._stopping.wait()), *tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # off the roster before this actor is ended
+
+    async def stop(self) -> None:
+        """What is read already is answered; the rest goes to another replica."""
+        self._stopping.set()
+
+    async def read(self, passages: Sequence[Passage], timeout_s: float) -> list[Reading]:
+        """Raises ScorerUnavailable, DataError."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._has_weights.wait()
+        except TimeoutError:
+            raise ScorerUnavailable("it waits for the policy's first publication") from None
+        return await self._server.read(passages, timeout_s)
+
+    async def waiting(self) -> str:
+        return f"reads as version {self._server.version}, {self._server.num_waiting} passages wait"
+
+    async def close(self) -> None:
+        await self.stop()
+
+    async def _follow(self) -> None:
+        version = None
+        while True:
+            publication = await asyncio.to_thread(self._buffer.published, POLICY, other_than=version, timeout_s=WAIT_S)
+            if publication is None:
+                continue
+            try:
+                await self._server.load(partial(_load, publication, self._site))
+            except FileNotFoundError:  # there is, or will be, a newer one
+                await asyncio.sleep(GONE_S)
+                continue
+            version = publication.version
+            self._has_weights.set()
+
+    async def _load(self, path: Path, model: Model) -> None:
+        assert self._followed is not None
+        await self._server.load(partial(_load_file, path, _version(self._followed, model, self._site)))
+
+
+def _version(followed: Followed, model: Model, site: Site) -> str:
+    """Of an alias that moves: the step it stands at."""
+    if not followed.moves:
+        return followed.alias
+    run = POLICY if behind(followed.alias) else followed.alias.rpartition("@")[0]
+    return INITIAL if model.where == site.model_dir else f"{run}@{model.step}"
+
+
+def _load_file(path: Path, version: str, forward: Forward) -> None:
+    """Raises FileNotFoundError."""
+    forward.load(_tensors_of(path), version)
+
+
+def _tensors_of(path: str | Path) -> Iterator[tuple[str, Any]]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:  # stays readable while it is open, whoever removes it
+        for name in file.keys():  # noqa: SIM118
+            yield name, file.get_tensor(name)
+
+
+def _load(publication: Publication, site: Site, forward: Forward) -> None:
+    """Raises FileNotFoundError if newer versions have pushed it out, or its learner has died."""
+    forward.load(_tensors(publication, site), publication.version)
+
+
+def _tensors(publication: Publication, site: Site) -> Iterator[tuple[str, Any]]:
+    from safetensors.torch import load
+
+    path = publication.info["path"]
+    if publication.info["host"] == socket.gethostname():
+        yield from _tensors_of(path)
+        return
+    try:
+        learner: Any = ray.get_actor(learner_name(site.run_id, POLICY, 0))
+        data: Any = ray.get(learner.blob.remote(path))
+    except (ValueError, *INFRASTRUCTURE) as error:
+        raise FileNotFoundError(f"'{path}' has died with the learner that published it") from error
+    yield from load(data.tobytes()).items()
+
+
+class Scorers:
+    """A run's scorers, for one process that asks them."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.pools = {n: Scorer(n, deadline_s=s.deadline_s) for n, s in site.config.scorers.items()}
+
+    def follow(self) -> list[asyncio.Task[None]]:
+        """Tasks that let replicas join and leave; they end by an error or by being cancelled."""
+        return [asyncio.create_task(self._follow(pool)) for pool in self.pools.values()]
+
+    async def _follow(self, pool: Scorer) -> None:
+        signed = roster(self._site, pool.name)
+        while True:
+            there = await asyncio.to_thread(signed.there)
+            if there.keys() != pool.replicas.keys():
+                found = {name: await self._replica(name) for name in there}
+                await pool.follow({name: replica for name, replica in found.items() if replica is not None})
+            await asyncio.sleep(FOLLOW_S)
+
+    async def _replica(self, name: str) -> ScorerReplica | None:
+        try:
+            return ActorReplica(await asyncio.to_thread(ray.get_actor, worker_name(self._site.run_id, name)))
+        except ValueError:  # the roster still has one that has ended
+            return None
+
+
+class ActorReplica:
+    """A `ScorerActor` as whoever asks it sees it."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def read(self, passages: Sequence[Passage], timeout_s: float) -> list[Reading]:
+        asked = self._actor.read.remote(passages, timeout_s)
+        try:
+            return await asked
+        except asyncio.CancelledError:
+            ray.cancel(asked)
+            raise
+        except RayActorError as error:
+            raise ScorerUnavailable(f"it has ended: {one_line(error)}") from error
+        except (DataError, ScorerUnavailable):
+            raise
+        except RayError as error:
+            raise ScorerUnavailable(one_line(error)) from error
+
+
+def scorer_of(name: str) -> str:
+    """The scorer whose replica has this name, `scorer:NAME-number`."""
+    return name.partition(":")[2].rpartition("-")[0]
+
+
+def place_scorer(site: Site, name: str) -> Any:
+    section = site.config.scorers[scorer_of(name)]
+    return (
+        ray.remote(ScorerActor)
+        .options(
+            name=worker_name(site.run_id, name),
+            max_concurrency=1000,
+            runtime_env=openmp(max(1, int(section.cpus))),
+            **options(site.config, site.run_id, f"scorer:{scorer_of(name)}"),
+        )
+        .remote(site, name)
+    )

@@ -1,0 +1,351 @@
+"""Advantages: what a reward is worth against the others of its group or of the step. Plug-ins, pure, numpy.
+
+Rewards of truncated rollouts count like any other; under `learner.drop_truncated` they are NaN here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import Field
+
+from cluster.errors import PluginError, one_line
+from cluster.plugins import Plugin
+from cluster.types import Group, Mixed
+
+if TYPE_CHECKING:
+    from learner.types import Cut
+from cluster.types import Rollout
+
+
+class Advantage(Plugin):
+    """Base of advantage estimators: rewards [G] of a group → advantages [G], or `of_step` for all groups at once.
+
+    A NaN reward is a rollout that is left out: it moves nobody's baseline and its advantage is NaN. Who needs to know
+    what stood in earlier steps, or more of the groups than their rewards, overrides `of_groups` and has a memory
+    (`learner.plugin_state`).
+    """
+
+    token_level: ClassVar[bool] = False
+    """Whether it says each token's advantage itself, by `of_group`. Others see what a turn, or a rollout, returns."""
+
+    @property
+    def uses_equal_rewards(self) -> bool:
+        """Whether a group whose rewards are all equal has advantages other than 0."""
+        return False
+
+    def of_group(self, group: Group, mixed: Mixed) -> list[Float[np.ndarray, " _"]]:
+        """Per rollout [T], or [1] for all its tokens, from the rewards and what is known of single tokens."""
+        raise NotImplementedError
+
+    def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
+        """Of one group, by its own rewards alone."""
+        raise NotImplementedError
+
+    def of_step(self, rewards_G: Sequence[Float[np.ndarray, " G"]]) -> list[Float[np.ndarray, " G"]]:
+        """Of every group that a step trains on, in their order; groups may differ in size."""
+        return [self.advantages(rewards) for rewards in rewards_G]
+
+    def of_groups(
+        self, groups: Sequence[Group], rewards_G: Sequence[Float[np.ndarray, " G"]], memory: Any
+    ) -> Sequence[Any]:
+        """The same for who looks at the groups, or remembers: per group [G], or per rollout one number a token."""
+        return self.of_step(rewards_G)
+
+
+class GroupAdvantage(Advantage):
+    """Reward minus the group's mean, in units of its standard deviation (GRPO, arXiv:2402.03300).
+
+    Without `normalize_std` it is the estimator of Dr. GRPO (arXiv:2503.20783), which does not favour groups
+    that are nearly all right or nearly all wrong; its other half is `learner.loss.aggregate = "constant"`.
+    """
+
+    normalize_std: bool = True
+    """Divide by the standard deviation of the group's rewards."""
+    eps: float = 1e-6
+    """Added to the standard deviation before the division."""
+
+    def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
+        centred = centre(rewards)
+        return standardize(centred, self.eps) if self.normalize_std else centred
+
+
+class DrGrpo(GroupAdvantage):
+    """Reward minus the group's mean (Dr. GRPO, arXiv:2503.20783); its loss is `learner.loss.use = "dr_grpo"`."""
+
+    normalize_std: bool = False
+
+
+class LeaveOneOut(Advantage):
+    """Reward minus the mean of the *other* rollouts' (RLOO, arXiv:2402.14740): unbiased, no division by a spread."""
+
+    def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
+        known = np.isfinite(rewards)
+        result = np.full(rewards.shape, np.nan)
+        count = int(known.sum())
+        if count == 1:
+            result[known] = 0.0  # nobody to compare with
+        elif count > 1:
+            result[known] = (rewards[known] - rewards[known].mean()) * count / (count - 1)
+        return result
+
+
+class ReinforcePlusPlus(Advantage):
+    """Reward in units of the step's standard deviation, from the step's mean (REINFORCE++, arXiv:2501.03262).
+
+    With `group_baseline` the group's mean is taken off first: the paper's variant for several rollouts a task. Hard and
+    easy groups keep the size of their signal, where `group` makes them equal. Mean and deviation are over rollouts.
+    Without `group_baseline` a group of equal rewards has a signal too, so such groups are kept. The paper's KL term is
+    `learner.loss.kl_coef` here, in the loss; in the reward it is PPO's alone, see `learner.value`.
+    """
+
+    group_baseline: bool = False
+    """Take the group's mean off before the step's statistics."""
+    eps: float = 1e-6
+    """Added to the standard deviation before the division."""
+
+    @property
+    def uses_equal_rewards(self) -> bool:
+        return not self.group_baseline
+
+    def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
+        """Of a group that is the whole step."""
+        return self.of_step([rewards])[0]
+
+    def of_step(self, rewards_G: Sequence[Float[np.ndarray, " G"]]) -> list[Float[np.ndarray, " G"]]:
+        if not rewards_G:
+            return []
+        rewards = [centre(r) for r in rewards_G] if self.group_baseline else list(rewards_G)
+        standard = standardize(centre(np.concatenate(rewards)), self.eps)
+        return np.split(standard, np.cumsum([len(r) for r in rewards])[:-1])
+
+
+class RoleBaseline(Advantage):
+    """Role-conditioned advantage estimation: A = R − b of its game and seat, and then b ← decay · b + (1 − decay) · R.
+
+    b is used before it moves, starts at 0 and is one per (task's source, rollout's role): the seat that opens wins more
+    often than the other, and that is no merit of its moves. Groups play no part: let a group be a single game, as many
+    games of one deal would pull b to its cards. Groups of equal rewards are kept: a draw moves baselines
+    too. The order is that of groups and rollouts in the step. The released code keeps baselines per worker; here there
+    is one set, on rank 0, in the checkpoint. Advantages are [1] a rollout, or [T] where `gamma` < 1: turn k of K gets
+    A · γ^(K − 1 − k).
+    """
+
+    decay: float = Field(default=0.95, ge=0, lt=1)
+    """Weight of the old baseline in the moving average."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """Discount per turn from the last one back."""
+
+    @property
+    def uses_equal_rewards(self) -> bool:
+        return True
+
+    def begin(self) -> Baselines:
+        return {}
+
+    def of_groups(self, groups: Sequence[Group], rewards_G: Sequence[Float[np.ndarray, " G"]], memory: Any) -> Any:
+        advantages_G, _ = role_advantages(keys_of(groups), rewards_G, memory, self.decay)
+        if self.gamma == 1:
+            return advantages_G
+        return [
+            [discounted(r, a, self.gamma) for r, a in zip(g.rollouts, advantages, strict=True)]
+            for g, advantages in zip(groups, advantages_G, strict=True)
+        ]
+
+    def after(self, memory: Baselines, cut: Cut) -> Baselines:
+        return role_advantages(keys_of(cut.groups), cut.record.rewards, memory, self.decay)[1]
+
+    def told(self, memory: Baselines) -> dict[str, float]:
+        return {f"advantage/baseline_{key}": value for key, value in memory.items()}
+
+
+class TokenReturns(GroupAdvantage):
+    """What is still to come from each token on, minus the group's mean of the whole, in units of its deviation.
+
+        A_{i,t} = (r_i − Σ_{t'<t} u_{i,t'} − mean_j r_j) / std_j r_j,        r_i the whole reward, Σ_t u_{i,t} included
+
+    Undiscounted. u [T] is the part of the reward that came at a token (`Mixed.tokens`): a process reward at a step's
+    last token counts for that step and those before it, and for none after it. Without such parts it is `group`. For
+    step rewards such as `clip_delta`, whose paper (arXiv:2410.15115) has PPO's value function for a baseline: the
+    group's mean in its place is ours.
+    """
+
+    token_level: ClassVar = True
+
+    def of_group(self, group: Group, mixed: Mixed) -> list[Float[np.ndarray, " _"]]:
+        whole = self.advantages(mixed.rewards)
+        if mixed.tokens is None:
+            return [np.array([a]) for a in whole]
+        unit = spread(mixed.rewards, self.eps) if self.normalize_std else 1.0
+        return [a - (np.cumsum(u) - u) / unit for a, u in zip(whole, mixed.tokens, strict=True)]
+
+
+class ThoughtCredit(GroupAdvantage):
+    """The group's advantage of the outcome, less where a right solution erred and nothing where a wrong one did not.
+
+        right: r̂ − α · acc in a thought that it takes back, else r̂
+        wrong: 0 in a thought unlike its answer, else r̂
+
+    TP-GRPO (arXiv:2507.23317, by a write-up of it: the closed form of its two propositions). r̂ is the outcome reward
+    against its group's; acc the share of right rollouts in the group, so that a policy that cannot yet solve a task is
+    not corrected for how it explores; thoughts are runs of equally labelled steps, and being closed the form does not
+    depend on how many steps one has. Labels are `Mixed.token_weights` [T], 1 in such a thought, 0 elsewhere, of the
+    reward `thoughts` through the selector `token_weights`; unknown (NaN) counts as 0, the group's advantage alone.
+
+    Of a group that is all right only the taken-back thoughts have a gradient: it is kept for them.
+    """
+
+    token_level: ClassVar = True
+    alpha: float = 1.0
+    """α; the paper's is not known to us."""
+    correct: float = 1.0
+    """Rewards from here on are right."""
+
+    def of_group(self, group: Group, mixed: Mixed) -> list[Float[np.ndarray, " _"]]:
+        outcome = self.advantages(mixed.rewards)
+        if mixed.token_weights is None:
+            return [np.array([a]) for a in outcome]
+        right, known = mixed.rewards >= self.correct, np.isfinite(mixed.rewards)
+        correction = self.alpha * right[known].mean() if known.any() else 0.0
+        flags = [np.nan_to_num(w) for w in mixed.token_weights]
+        return [
+            a - correction * flag if ok else a * (1 - flag) for a, ok, flag in zip(outcome, right, flags, strict=True)
+        ]
+
+
+class Undivided(Advantage):
+    """The reward itself: what a cut records where a critic divides it among the tokens later (`learner.critic`)."""
+
+    def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
+        return rewards
+
+
+def checked(
+    advantage: Advantage,
+    use: str,
+    groups: Sequence[Group],
+    rewards_G: Sequence[Float[np.ndarray, " G"]],
+    mixed_G: Sequence[Mixed] | None = None,
+    memory: Any = None,
+) -> list[list[Float[np.ndarray, " N"]]]:
+    """What the plug-in named `use` says of a step: per group and rollout [1], or one for each of its T tokens.
+
+    It is asked by `of_group` where there is `mixed_G`, else by `of_step`.
+
+    Raises PluginError, which ends the run, where it raises, has another shape, or is not a finite number for a rollout
+    whose reward is known. An advantage is the recipe's own code and deterministic: it would fail again.
+    """
+    where = f"learner.advantage.use = '{use}'"
+    try:
+        if mixed_G is None:
+            found = list(advantage.of_groups(groups, rewards_G, memory))
+        else:
+            found = [advantage.of_group(*each) for each in zip(groups, mixed_G, strict=True)]
+    except BaseException as error:  # whatever the recipe's own code raises
+        shown = "; ".join(f"{g.id}: {np.array2string(r, precision=6)}" for g, r in zip(groups, rewards_G, strict=True))
+        raise PluginError(f"{where} raised {one_line(error)} The rewards by group were {shown:.500}.") from error
+    if len(found) != len(groups):
+        raise PluginError(
+            f"{where} gave the advantages of {len(found)} groups, but the step has {len(groups)}. "
+            "`of_step` must return one array for each group, in their order."
+        )
+    return [_of_group(where, *row) for row in zip(groups, rewards_G, found, strict=True)]
+
+
+def _of_group(where: str, group: Group, rewards: Float[np.ndarray, " G"], found: Any) -> list[np.ndarray]:
+    where = f"{where}, group {group.id}"
+    shape = (len(found),) if isinstance(found, list | tuple) else np.shape(found)
+    if not shape or shape[0] != len(group):
+        raise PluginError(f"{where}: advantages have shape {shape}, its rewards ({len(group)},). Return [G] or [G][T].")
+    result = []
+    for i, (rollout, reward, credit) in enumerate(zip(group.rollouts, rewards, found, strict=True)):
+        try:
+            with np.errstate(over="ignore"):  # is found out below
+                values = np.asarray(credit, np.float32).reshape(-1)
+        except (TypeError, ValueError) as error:
+            raise PluginError(f"{where}, rollout {i}: {credit!r:.80} is no number. Return floats.") from error
+        if len(values) not in (1, len(rollout.tokens)):
+            raise PluginError(
+                f"{where}, rollout {i}: {len(values)} advantages. Return 1, or one for each of its "
+                f"{len(rollout.tokens)} tokens, prompt included."
+            )
+        bad = values[~np.isfinite(values) & (rollout.loss_mask if len(values) > 1 else True)]
+        if np.isfinite(reward) and len(bad):
+            raise PluginError(
+                f"{where}, rollout {i}: the advantage is {bad[0]}, though its reward {reward:g} is known. Return a "
+                "finite number: 0 leaves a rollout out, NaN is for rewards that are NaN."
+            )
+        result.append(values)
+    return result
+
+
+def centre(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Minus the mean of the known ones; NaN stays NaN. Exactly 0 where all are equal, whatever the mean's rounding."""
+    known = values[np.isfinite(values)]
+    if len(known) == 0:
+        return np.full(values.shape, np.nan)
+    if np.ptp(known) == 0:
+        return np.where(np.isfinite(values), 0.0, np.nan)
+    return values - known.mean()
+
+
+def standardize(values: Float[np.ndarray, " N"], eps: float) -> Float[np.ndarray, " N"]:
+    """Centred values over the sample deviation of the known ones; fewer than two, or all 0, are left as they are."""
+    return values / spread(values, eps)
+
+
+def spread(values: Float[np.ndarray, " N"], eps: float) -> float:
+    """Sample deviation of the known ones plus `eps`; 1 of fewer than two, or where all are equal."""
+    known = values[np.isfinite(values)]
+    return float(known.std(ddof=1) + eps) if len(known) > 1 and np.ptp(known) else 1.0
+
+
+ADVANTAGES: dict[str, type[Advantage]] = {
+    "group": GroupAdvantage,
+    "grpo": GroupAdvantage,
+    "dr_grpo": DrGrpo,
+    "leave_one_out": LeaveOneOut,
+    "rloo": LeaveOneOut,
+    "reinforce_plus_plus": ReinforcePlusPlus,
+    "reinforce++": ReinforcePlusPlus,
+    "role_baseline": RoleBaseline,
+    "token_returns": TokenReturns,
+    "tp_grpo": ThoughtCredit,
+}
+
+
+Baselines = dict[str, float]
+"""By game and seat."""
+
+
+def role_advantages(
+    keys_G: Sequence[Sequence[str]], rewards_G: Sequence[Float[np.ndarray, " G"]], before: Baselines, decay: float
+) -> tuple[list[Float[np.ndarray, " G"]], Baselines]:
+    """Advantages, one rollout after the other, and the baselines after the last. A NaN moves none and stays NaN."""
+    baselines, advantages_G = dict(before), []
+    for keys, rewards in zip(keys_G, rewards_G, strict=True):
+        advantages = np.full(len(rewards), np.nan)
+        for i, (key, reward) in enumerate(zip(keys, rewards, strict=True)):
+            if np.isfinite(reward):
+                baseline = baselines.get(key, 0.0)
+                advantages[i] = reward - baseline
+                baselines[key] = decay * baseline + (1 - decay) * float(reward)
+        advantages_G.append(advantages)
+    return advantages_G, baselines
+
+
+def discounted(rollout: Rollout, advantage: float, gamma: float) -> Float[np.ndarray, " T"]:
+    """The advantage of each token: less by γ for every turn of this seat that came after its own."""
+    ours = [turn for turn in rollout.turns if turn.role == "assistant"]
+    result = np.full(len(rollout.tokens), np.nan if np.isnan(advantage) else 0.0)
+    for k, turn in enumerate(ours):
+        result[turn.start : turn.end] = advantage * gamma ** (len(ours) - 1 - k)
+    return result
+
+
+def keys_of(groups: Sequence[Group]) -> list[list[str]]:
+    """Game and seat of every rollout."""
+    return [[f"{g.task.source or 'task'}_{r.role or 'alone'}" for r in g.rollouts] for g in groups]

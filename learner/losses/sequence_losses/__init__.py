@@ -1,0 +1,29 @@
+"""Every loss term by name: `[[learner.terms]]`. Yours is `package.module:Class`."""
+
+from cluster.config import LearnerSection
+from cluster.plugins import build
+from learner.losses.sequence_losses.base import NO_TERMS, LossTerm, Terms
+from learner.losses.sequence_losses.laser import LaSeR
+from learner.losses.sequence_losses.preference import Dpo, Ipo
+from learner.losses.sequence_losses.regularizers import Nll, Selm, TReg
+
+TERMS: dict[str, type[LossTerm]] = {
+    "dpo": Dpo,
+    "ipo": Ipo,
+    "laser": LaSeR,
+    "nll": Nll,
+    "selm": Selm,
+    "t_reg": TReg,
+}
+
+__all__ = ["NO_TERMS", "TERMS", "LossTerm", "Terms", "build_terms"]
+
+
+def build_terms(section: LearnerSection) -> Terms:
+    """The terms that a recipe names. Raises ConfigError."""
+    return Terms(
+        [
+            (t.use.rsplit(":", 1)[-1], t.coef, build(TERMS, t.use, t.options, f"learner.terms[{i}]"))
+            for i, t in enumerate(section.terms)
+        ]
+    )

@@ -1,0 +1,148 @@
+"""What plug-ins remember from step to step, on rank 0: part of every checkpoint, and the same when steps are repeated.
+
+    before a cut    advantages, replays and settings are decided with what is remembered, and are part of its record
+    after it        every memory takes the cut in: memory' = after(memory, cut), which is pure
+    a checkpoint    has the memories; a step repeated from its record is taken in again, with the same result
+
+Memories are plain values that MessagePack has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import msgspec
+
+from cluster.errors import ConfigError, calling
+from cluster.types import CutRecord, Group
+from learner.controllers.base import Controller
+from learner.types import Considered
+
+if TYPE_CHECKING:
+    from learner.types import Cut, Mix, Select
+
+FILE = "memory.msgpack"
+ADVANTAGE, REHEARSAL = "advantage", "rehearsal"
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A plug-in with a memory."""
+
+    def begin(self) -> Any:
+        """The memory before the first step."""
+        ...
+
+    def after(self, memory: Any, cut: Cut) -> Any:
+        """The memory after a step. Pure: the same cut gives the same."""
+        ...
+
+    def told(self, memory: Any) -> dict[str, float]:
+        """Metrics of what is remembered before a step."""
+        ...
+
+
+class Memory:
+    """The memories of a learner by name; plug-ins without one have None."""
+
+    def __init__(self, plugins: Mapping[str, Any]) -> None:
+        self._plugins = plugins
+        self._remembering = {name: p for name, p in plugins.items() if isinstance(p, Remembering)}
+        self._observing = {name: p for name, p in plugins.items() if isinstance(p, Controller)}
+        self._memories = {name: _called(name, p.begin) for name, p in self._remembering.items()}
+        self.arrange: Callable[[Mapping[str, Any]], tuple[Mix, Select | None]] | None = None
+        """Set by what steers the recipe (`learner.controllers.apply`)."""
+
+    @property
+    def remembering(self) -> list[str]:
+        """Names of those that have a memory."""
+        return list(self._remembering)
+
+    def of(self, name: str) -> Any:
+        return self._memories.get(name)
+
+    def arranged(self, settings: Mapping[str, Any]) -> tuple[Mix, Select | None]:
+        """Mixer and selection as the recipe would have them with these settings over the present ones."""
+        assert self.arrange is not None, "no recipe is being steered"
+        return self.arrange(settings)
+
+    def completed(self, record: CutRecord, groups: Sequence[Group], considered: Considered | None = None) -> CutRecord:
+        """A decided cut with what the memories add to it: replayed rollouts, settings, metrics, observations."""
+        told: dict[str, float] = {}
+        for name, p in self._remembering.items():
+            told |= _called(name, p.told, self.of(name))
+        noted = (
+            {name: _called(name, p.observe, considered) for name, p in self._observing.items()} if considered else {}
+        )
+        observed = {name: value for name, value in noted.items() if value is not None}
+        record = replace(record, metrics=record.metrics | told, settings=self.settings(), observed=observed)
+        if (rehearsal := self._plugins.get(REHEARSAL)) is None:
+            return record
+        replayed = rehearsal.chosen(self.of(REHEARSAL), groups, record)
+        count = float(sum(len(r.group) for r in replayed))
+        return replace(record, replayed=replayed, metrics=record.metrics | {"replay/num_rollouts": count})
+
+    def settings(self) -> dict[str, Any]:
+        """What controllers make of the recipe now: dotted key → value."""
+        found: dict[str, Any] = {}
+        for name, plugin in self._plugins.items():
+            if callable(patch := getattr(plugin, "patch", None)):
+                settings: Any = _called(name, patch, self.of(name))
+                found |= settings
+        return found
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether `after` wants the evidence of a cut, also of a repeated one."""
+        return any(getattr(plugin, "reads_scores", False) for plugin in self._plugins.values())
+
+    def after(self, cut: Cut) -> None:
+        """Take a step in."""
+        observed = cut.record.observed
+        self._memories = {
+            name: _called(name, p.after, self._memories[name], replace(cut, observed=observed.get(name)))
+            for name, p in self._remembering.items()
+        }
+
+    def save(self, directory: Path) -> None:
+        if self._remembering:
+            (directory / FILE).write_bytes(msgspec.msgpack.encode(self._memories))
+
+    def load(self, directory: Path) -> None:
+        """Go on from a checkpoint. Raises ConfigError where it has no memory of a plug-in that needs one."""
+        if not self._remembering:
+            return
+        path = directory / FILE
+        found = msgspec.msgpack.decode(path.read_bytes()) if path.exists() else {}
+        missing = [name for name in self._remembering if name not in found]
+        if missing:
+            raise ConfigError(
+                f"the checkpoint '{directory.parent}' has no memory of {', '.join(missing)}: it was written without. "
+                "Resume with the recipe it was written with, or start anew."
+            )
+        self._memories = {name: found[name] for name in self._remembering}
+
+
+NO_MEMORY = Memory({})
+
+
+class WithMemory:
+    """An engine whose checkpoints hold the memories too."""
+
+    def __init__(self, engine: Any, memory: Memory) -> None:
+        self.rank, self.export, self.barrier = engine.rank, engine.export, engine.barrier
+        self._engine, self._memory = engine, memory
+
+    def save(self, directory: Path) -> None:
+        self._engine.save(directory)
+        if self.rank == 0:
+            self._memory.save(directory)
+
+
+def _called(name: str, method: Callable[..., Any], *args: Any) -> Any:
+    """What the plug-in of that name answers. Raises PluginError for whatever it raises."""
+    with calling(f"plug-in '{name}' ({method.__name__})"):
+        return method(*args)

@@ -1,0 +1,51 @@
+"""What signals that score with a model learnt during the run have in common."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+from pydantic import PrivateAttr
+
+from cluster.config import DistilledSection
+from rewards.base import UNVERSIONED, Services, Signal
+from rewards.learned.caption_labels import CaptionJudge, Complete
+from rewards.learned.client import Follower
+from rewards.learned.labeler import Judge
+
+
+class Versioned(Judge, Protocol):
+    """Who labels, with a version that changes with what is asked and of whom."""
+
+    version: str
+
+
+class DistilledSignal(Signal):
+    """Scores with the version of `[distilled.NAME]` that was published last, and says how its labels are made."""
+
+    model: str
+    """The section `[distilled.NAME]`."""
+    services: ClassVar = ("distilled",)
+    announced: ClassVar = True
+    _follower: Follower | None = PrivateAttr(None)
+
+    async def prepare(self, services: Services) -> None:
+        self._follower = services.distilled(self.model)
+        await self._follower.refresh()
+
+    async def refresh(self, services: Services) -> None:
+        await services.distilled(self.model).refresh()
+
+    def version(self) -> str:
+        return self._follower.version if self._follower else UNVERSIONED
+
+    def labels_per_group(self, group_size: int) -> int | None:
+        """How many it asks for at most; None where that depends on what happens."""
+        return None
+
+    def labels_by(self, section: DistilledSection, complete: Complete | None, *, compares: bool) -> Versioned:
+        """Who makes the labels of the keys that this signal submits; without `complete` it only knows its version."""
+        return caption_judge(section, complete, compares=compares)
+
+
+def caption_judge(section: DistilledSection, complete: Complete | None, *, compares: bool) -> CaptionJudge:
+    return CaptionJudge(complete, goal=section.goal, judge=section.judge, compares=compares)

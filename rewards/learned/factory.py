@@ -1,0 +1,154 @@
+"""What a run's processes need of the distilled models that its recipe names.
+
+reward worker   Services(distilled=followers(config, url, run))
+distiller       parts(name, config, url, run, directory, complete): a Distiller and a Labeller to run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.buffer import Buffer
+from cluster.config import DistilledSection, RunConfig
+from cluster.errors import ConfigError
+from cluster.plugins import lookup
+from rewards.learned.base import DistilledSignal, Versioned, caption_judge
+from rewards.learned.caption_labels import Complete
+from rewards.learned.client import Follower
+from rewards.learned.label_store import RedisLabels
+from rewards.learned.labeler import Labeller
+from rewards.learned.models import MODELS, model_of
+from rewards.learned.publishing import RedisBoard
+from rewards.learned.trainer import Distiller
+from rewards.registry import build_signal
+
+INITIAL = "initial"
+"""As an encoder: the policy's initial model."""
+
+
+def followers(config: RunConfig, url: str, run: str, model_dir: str = "") -> dict[str, Follower]:
+    """One per `[distilled.NAME]`, for a reward worker; `model_dir` is what `encoder = "initial"` means."""
+    found = {}
+    for name in config.distilled:
+        section = placed(config, name, model_dir)
+
+        def build(name: str = name, section: DistilledSection = section):
+            return model_of(name, section)
+
+        found[name] = Follower(
+            name, section.use, build, labels=labels_of(name, config, url, run), board=RedisBoard(url, run)
+        )
+    return found
+
+
+def parts(
+    name: str, config: RunConfig, url: str, run: str, directory: Path, complete: Complete, model_dir: str = ""
+) -> tuple[Distiller, Labeller]:
+    """Who learns the model of that name, and who labels for it; `complete` asks the section's judge.
+
+    Both belong to a process of their own; `directory` is one that every reward worker can read.
+    """
+    section = placed(config, name, model_dir)
+    judge = judge_of(name, config, complete)
+    labels = labels_of(name, config, url, run)
+    return (
+        Distiller(
+            name,
+            section,
+            labels=labels,
+            board=RedisBoard(url, run),
+            directory=directory / name,
+            relabel=relabelling(name, config, Buffer(url, run)),
+        ),
+        Labeller(
+            labels,
+            judge,
+            name=section.judge,
+            version=judge.version,
+            batch_size=section.batch_size,
+            max_in_flight=section.max_in_flight,
+            max_attempts=section.max_attempts,
+            # Below the time in flight, or a slow answer is asked for twice.
+            timeout_s=0.8 * section.in_flight_ttl_s,
+        ),
+    )
+
+
+def placed(config: RunConfig, name: str, model_dir: str) -> DistilledSection:
+    """The section of that name, with `encoder = "initial"` as the directory of the policy's initial model."""
+    section = config.distilled[name]
+    if section.options.get("encoder") != INITIAL:
+        return section
+    assert model_dir, f"distilled.{name} begins with the initial model, and nobody said where that is"
+    return section.model_copy(update={"options": {**section.options, "encoder": model_dir}})
+
+
+def labels_of(name: str, config: RunConfig, url: str, run: str) -> RedisLabels:
+    section, version = config.distilled[name], judge_of(name, config, None).version
+    return RedisLabels(
+        url,
+        run,
+        name,
+        version=version,
+        max_backlog=section.max_backlog,
+        ttl_s=section.in_flight_ttl_s,
+        order=section.order,
+    )
+
+
+def judge_of(name: str, config: RunConfig, complete: Complete | None) -> Versioned:
+    """Who labels for the model of that name: what the rewards that use it say. Raises ConfigError if they disagree."""
+    section = config.distilled[name]
+    compares = lookup(MODELS, section.use, f"distilled.{name}").compares
+    users = using(name, config)
+    found = {reward: signal.labels_by(section, complete, compares=compares) for reward, signal in users.items()}
+    if len({judge.version for judge in found.values()}) > 1:
+        raise ConfigError(
+            f"distilled.{name} is used by the rewards {', '.join(found)}, which want labels of different kinds. "
+            "Give each a section of its own."
+        )
+    return next(iter(found.values()), None) or caption_judge(section, complete, compares=compares)
+
+
+def can_begin(config: RunConfig) -> None:
+    """Groups that wait for a first version must be enough to publish one: while they wait no others are sampled.
+
+    Raises ConfigError unless they bring twice the held-out labels that are needed, since which are held out is chance;
+    and if held-out tasks, which are graded before the first group, would wait as well.
+    """
+    graded = config.evaluation.reward or config.reward_names[0]
+    num_groups = (config.learner.max_staleness + 1) * config.learner.groups_per_step
+    for name, section in config.distilled.items():
+        for reward, signal in using(name, config).items():
+            waits = config.rewards[config.reward_names.index(reward)].on_missing == "wait"
+            each = signal.labels_per_group(config.rollout.group_size)
+            if not waits or each is None:
+                continue
+            if reward == graded:
+                raise ConfigError(
+                    f"reward '{reward}' waits for the first version of distilled.{name}, and cannot grade held-out "
+                    "tasks before there is one. Set evaluation.reward to another reward, which may have weight = 0."
+                )
+            labels = num_groups * each
+            held_out = labels * section.held_out_frac
+            if held_out < 2 * section.min_held_out:
+                raise ConfigError(
+                    f"distilled.{name} might never be published: reward '{reward}' lets the first {num_groups} groups "
+                    f"wait for it, which bring at most {labels} labels, {held_out:g} of them held out, and "
+                    f"min_held_out = {section.min_held_out}. Raise held_out_frac, lower min_held_out to half of "
+                    "that, or set missing = 0.0 instead of on_missing = 'wait'."
+                )
+
+
+def using(name: str, config: RunConfig) -> dict[str, DistilledSignal]:
+    """The rewards that use the model, by name."""
+    built = [build_signal(section, f"rewards[{i}]") for i, section in enumerate(config.rewards)]
+    users = zip(config.reward_names, built, strict=True)
+    return {reward: signal for reward, signal in users if isinstance(signal, DistilledSignal) and signal.model == name}
+
+
+def relabelling(name: str, config: RunConfig, buffer: Buffer) -> Callable[[str], None]:
+    """Tells the buffer of a new version of every reward that uses this model."""
+    rewards = [*using(name, config)]
+    return lambda version: buffer.relabel(dict.fromkeys(rewards, version)) if rewards else None

@@ -1,0 +1,66 @@
+"""A reward model that learns from a judge's preferences while the policy does (Bradley-Terry; arXiv:2401.06080)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from pydantic import NonNegativeInt
+
+from cluster.config import DistilledSection
+from cluster.errors import InfrastructureError
+from cluster.thoughts import spoken_by
+from cluster.types import Group, Provenance, Scores
+from rewards.base import Services
+from rewards.learned.base import DistilledSignal, Versioned
+from rewards.learned.caption_labels import Complete
+from rewards.learned.client import Follower
+from rewards.learned.labels import pair
+from rewards.learned.response_labels import ResponseJudge, written
+
+
+class LearnedReward(DistilledSignal):
+    """r(x, y) [G] of the reward model published last, a logit: P(y beats y′) = σ(r(x, y) − r(x, y′)).
+
+    Of every group it asks for labels of `pairs` pairs of distinct responses, drawn at random, and waits for none. Until
+    a first version is published it fails: with `on_missing = "wait"` groups wait for it, `missing = 0.0` trains on the
+    other rewards meanwhile. Texts are those of `responses.written`,
+    without thoughts.
+    """
+
+    model: str = "reward_model"
+    """The section `[distilled.NAME]` of the reward model."""
+    pairs: NonNegativeInt = 4
+    """Per group; a group of G distinct responses has G(G−1)/2."""
+
+    async def score(self, group: Group, services: Services) -> Scores:
+        texts = [written(group.task, spoken_by(rollout)) for rollout in group.rollouts]
+        distinct = list(dict.fromkeys(texts))
+        possible = list(combinations(distinct, 2))
+        # By the group's id: scored again under the next version, it asks for nothing new.
+        picked = random.Random(group.id).sample(possible, min(self.pairs, len(possible)))
+        follower = services.distilled(self.model)
+        await follower.submit([pair(*texts) for texts in picked], group=distinct)
+        values, version = await scores_of(follower, texts)
+        return Scores.of(values, Provenance(model=self.model), version=version)
+
+    def labels_per_group(self, group_size: int) -> int | None:
+        return min(self.pairs, group_size * (group_size - 1) // 2)
+
+    def labels_by(self, section: DistilledSection, complete: Complete | None, *, compares: bool) -> Versioned:
+        return ResponseJudge(complete, judge=section.judge)
+
+
+async def scores_of(follower: Follower, texts: Sequence[str]) -> tuple[np.ndarray, str]:
+    """[N] and the version that gave them. Raises InfrastructureError while there is none."""
+    if not follower.published:
+        await follower.refresh()
+    predicted = await follower.predict(texts)
+    if not follower.published:
+        raise InfrastructureError(
+            f"no version of the distilled model '{follower.name}' is published yet. Its labels come during the run: "
+            "on_missing = 'wait' lets groups wait for the first, missing = 0.0 does without."
+        )
+    return predicted.values, predicted.version

@@ -1,0 +1,216 @@
+"""docs/methods.md: which published method is where. `python -m rewards.methods_reference` writes it anew; a test compares.
+
+Lines are counted from the sources that `METHODS` names.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "methods.md"
+HEAD = """# Published methods
+
+Every row is a plug-in or a handful of pure functions; formula, shapes and what we had to guess are in the docstring. A
+recipe is in `deploy/recipes/methods/` and starts with `python -m cluster.run deploy/recipes/methods/NAME.toml`; a dash
+means that the functions are there and something they need is not: see below the table. The numbers of each method's
+own acceptance check are asserted in its test. What each recipe did in a real run is in
+[recipes_verified.md](recipes_verified.md).
+
+This page is made by `python -m rewards.methods_reference`.
+
+| method | source | kind | code | lines | recipe | test |
+|---|---|---|---|---|---|---|
+"""
+FOOT = """
+Lines are those of the classes and functions named, docstrings included.
+
+What is not wired in, and what it would take:
+
+- **DNO's replay**, **SPO's queue**: pairs of earlier steps, the last N rollouts of a task, kept across groups.
+- **SPO's exact step**: a policy over a list of responses; `dno` with `label = "margin"` is its regression form.
+- **TP-GRPO**: its rounds of fifty steps on rollouts of one version, judged at leisure; `learner.max_staleness` and
+  `reward_workers.deadline_s` bound both here.
+- **RewardMATH**'s own set of problems, each with one right and nine wrong solutions: the monitor `one_to_many` takes
+  the run's rollouts instead, as many as a group has.
+"""
+
+
+class Method(NamedTuple):
+    name: str
+    source: str
+    kind: str
+    code: tuple[str, ...]
+    """`module:name`, the first being the plug-in if there is one."""
+    recipe: str
+    """In deploy/recipes/methods, without its ending; empty where there is none."""
+    test: str
+    """In tests/rewards, or in tests where it begins with `learner/`."""
+
+    @property
+    def test_file(self) -> Path:
+        return ROOT / "tests" / (self.test if self.test.startswith("learner/") else f"rewards/{self.test}")
+
+
+SELECTORS, PREFERENCES, REGULARISERS = (
+    "rewards.aggregation.selectors",
+    "learner.losses.sequence_losses.preference",
+    "learner.losses.sequence_losses.regularizers",
+)
+SHAPING, MONITORS, MEASURE = "rewards.aggregation.shaping", "rewards.monitors", "rewards.judges.statistics"
+DISTILLED = "rewards.learned"
+METHODS = (
+    Method("PAR", "2502.18770", "shaper", (f"{SHAPING}.par:Par", f"{SHAPING}.par:preference_reward"), "par",
+           "shaping/test_shaping.py"),
+    Method("PAR's rivals", "2502.18770", "shaper",
+           (f"{SHAPING}.rivals:Centred", f"{SHAPING}.rivals:LogSigmoidCentred"), "rivals", "shaping/test_shaping.py"),
+    Method("PAR's rivals: running statistics", "2502.18770", "shaper",
+           (f"{SHAPING}.running:RunningScores", f"{SHAPING}.running:Running"), "rivals",
+           "shaping/test_shaping.py"),
+    Method("MM-UPT, TTRL", "2505.22453", "signal", ("rewards.builtin.majority:Majority",), "mm_upt",
+           "methods/test_majority.py"),
+    Method("SSR-Zero", "2505.16637", "signal, template",
+           ("rewards.builtin.ssr_zero:SsrZero", "rewards.judges.templates.assessment:Assessment"), "ssr_zero",
+           "methods/test_ssr_zero.py"),
+    Method("SPIRAL", "2506.24119", "environment, advantage",
+           ("actors.environments.games:Games", "learner.advantages.estimators:RoleBaseline", "learner.roles:role_advantages"),
+           "spiral", "learner/test_roles.py"),
+    Method("SPEAR", "2509.22601", "rehearsal, signal, controller, loss",
+           ("learner.batch.experience_replay:Spear", "rewards.builtin.events:Events", "learner.controllers.schedules:Cosine",
+            "learner.losses.surrogates:left_out"), "spear", "learner/test_rehearsal.py"),
+    Method("B-STaR", "2412.17256", "controller, selector",
+           ("learner.controllers.bstar:BStar", "learner.controllers.bstar:balance_of",
+            f"{SELECTORS}.threshold:Threshold"),
+           "b_star", "learner/test_controllers.py"),
+    Method("SCoRe", "2409.12917", "environment, signal, shaper, loss, controller",
+           ("actors.environments.attempts:Attempts", "rewards.builtin.attempts:Attempts",
+            f"{SHAPING}.progress:Progress", "learner.losses.policy_losses:TurnwiseReinforce", "learner.losses.surrogates:penalised",
+            "learner.controllers.schedules:Stages"), "score", "shaping/test_progress.py"),
+    Method("RLCCF", "2508.12338", "signal, several policies",
+           ("rewards.builtin.crowd:Crowd", "rewards.builtin.crowd:weighted_votes", "rewards.builtin.crowd:consistency",
+            "rewards.builtin.crowd:CrowdShare", "rewards.builtin.crowd:CrowdAgreement"), "rlccf",
+           "methods/test_crowd.py"),
+    Method("CoMAS", "2510.08529", "meeting, signal, several policies",
+           ("actors.environments.comas:CoMas", "rewards.builtin.comas:CoMasReward",
+            "rewards.builtin.comas:interaction_rewards", f"{MONITORS}.band:Band"), "comas", "methods/test_comas.py"),
+    Method("SPO", "2401.04056", "signal", (f"{MEASURE}:win_rates",), "spo",
+           "methods/test_pairs.py"),
+    Method("SPO: exact step, queue", "2401.04056", "functions",
+           ("rewards.aggregation.preferences:self_play_update", "rewards.aggregation.preferences:rate_against"), "", "methods/test_pairs.py"),
+    Method("Think-RM", "2505.16265", "signal",
+           ("rewards.judges.templates.strength:PairwiseStrength", "rewards.aggregation.preferences:strength_advantages"), "think_rm",
+           "methods/test_pairs.py"),
+    Method("DPO", "2305.18290", "loss term, selector", (f"{PREFERENCES}:Dpo", f"{SELECTORS}.pairs:BestWorst"), "dpo",
+           "learner/test_terms.py"),
+    Method("DPO beside a policy gradient", "2305.18290", "loss term, selector",
+           (f"{PREFERENCES}:Dpo", f"{SELECTORS}.pairs:BestWorst"), "gradient_and_pairs", "learner/test_terms.py"),
+    Method("IPO", "2310.12036", "loss term", (f"{PREFERENCES}:Ipo",), "ipo", "learner/test_terms.py"),
+    Method("DNO", "2404.03715", "selector, loss term",
+           (f"{SELECTORS}.pairs:LargeMargin", "rewards.aggregation.preferences:large_margin_pairs", f"{PREFERENCES}:Dpo"), "dno",
+           "selectors/test_selectors.py"),
+    Method("DNO: replay of old pairs", "2404.03715", "functions", ("rewards.aggregation.preferences:replay_caps",), "",
+           "methods/test_pairs.py"),
+    Method("SELM", "2405.19332", "loss term, selector",
+           (f"{REGULARISERS}:Selm", f"{SELECTORS}.pairs:Likeliest"), "selm", "learner/test_terms.py"),
+    Method("T-REG", "2412.02685", "loss term, signal, selector",
+           (f"{REGULARISERS}:TReg", "rewards.builtin.token_contrast:TokenContrast",
+            f"{SELECTORS}.pairs:TokenWeights"), "t_reg", "methods/test_token_contrast.py"),
+    Method("CREAM", "2410.12735", "signal, selector",
+           ("rewards.builtin.implicit:Implicit", f"{SELECTORS}.consistency:Consistency",
+            f"{SELECTORS}.consistency:consistency"), "cream", "methods/test_implicit.py"),
+    Method("Temporal Self-Rewarding", "2508.06026", "selector",
+           (f"{SELECTORS}.temporal:Temporal", f"{SELECTORS}.temporal:temporal_pair"), "temporal",
+           "selectors/test_selectors.py"),
+    Method("LaSeR", "2510.14943", "loss term",
+           ("learner.losses.sequence_losses.laser:LaSeR", "learner.losses.sequence_losses.laser:verification_loss"), "laser", "learner/test_terms.py"),
+    Method("DAPO", "2503.14476", "loss", ("learner.losses.policy_losses:Dapo",), "dapo", "learner/test_update.py"),
+    Method("GSPO", "2507.18071", "loss", ("learner.losses.policy_losses:Gspo", "learner.losses.surrogates:gspo_loss"), "gspo",
+           "learner/test_losses.py"),
+    Method("CISPO", "2506.13585", "loss", ("learner.losses.policy_losses:Cispo", "learner.losses.surrogates:bounded_importance_loss"),
+           "cispo", "learner/test_losses.py"),
+    Method("Dr. GRPO", "2503.20783", "advantage, loss", ("learner.advantages.estimators:DrGrpo",), "dr_grpo",
+           "learner/test_update.py"),
+    Method("RLOO", "2402.14740", "advantage", ("learner.advantages.estimators:LeaveOneOut",), "rloo",
+           "learner/test_advantages.py"),
+    Method("REINFORCE++", "2501.03262", "advantage", ("learner.advantages.estimators:ReinforcePlusPlus",), "reinforce_plus_plus",
+           "learner/test_advantages.py"),
+    Method("PPO", "1707.06347", "critic", ("learner.engine.value_head:ValueHead", "learner.values:generalized_advantages"), "ppo",
+           "learner/test_critic.py"),
+    Method("Best of N, trained on", "2308.08998", "selector, loss term",
+           (f"{SELECTORS}.pairs:Best", f"{REGULARISERS}:Nll"), "", "selectors/test_selectors.py"),
+    Method("Self-Rewarded Efficiency RL", "2506.15647", "shaper",
+           (f"{SHAPING}.brevity:Concise", f"{SHAPING}.brevity:concise_rewards"), "concise",
+           "shaping/test_brevity.py"),
+    Method("GRPO-λ, switched within a group", "2505.18086", "shaper",
+           (f"{SHAPING}.brevity:LengthSwitch", f"{SHAPING}.brevity:brief_rewards"), "length_switch",
+           "shaping/test_brevity.py"),
+    Method("GRPO-λ", "2505.18086", "shaper",
+           (f"{SHAPING}.brevity:StepLengthSwitch", f"{SHAPING}.brevity:switched_rewards"), "step_length_switch",
+           "shaping/test_brevity.py"),
+    Method("Clip and Delta", "2410.15115", "shaper, advantage",
+           (f"{SHAPING}.steps:ClipDelta", f"{SHAPING}.steps:clipped_steps", f"{SHAPING}.steps:step_deltas",
+            "learner.advantages.estimators:TokenReturns"), "clip_delta", "shaping/test_steps.py"),
+    Method("TP-GRPO", "2507.23317", "signal, advantage",
+           ("rewards.builtin.steps:Thoughts", "learner.advantages.estimators:ThoughtCredit"), "tp_grpo", "learner/test_credit.py"),
+    Method("Co-Reward", "2508.00410", "signal",
+           ("rewards.builtin.co_reward:CoReward", "rewards.builtin.co_reward:cross_labels",
+            "rewards.builtin.co_reward:ViewAgreement"), "co_reward", "methods/test_co_reward.py"),
+    Method("Self-Certainty, Borda voting", "2502.18581", "signal, selector",
+           ("rewards.builtin.self_certainty:SelfCertainty", f"{SELECTORS}.votes:Borda",
+            f"{SELECTORS}.votes:borda_votes"), "self_certainty", "methods/test_self_certainty.py"),
+    Method("Self-Aligned Reward", "2509.05489", "signal",
+           ("rewards.builtin.self_aligned:SelfAligned", "rewards.builtin.self_aligned:self_aligned"), "self_aligned",
+           "methods/test_self_aligned.py"),
+    Method("Collapse guard", "", "monitor",
+           (f"{MONITORS}.collapse:CollapseGuard", "rewards.builtin.agreement:AnswerEntropy"), "mm_upt",
+           "monitors/test_collapse.py"),
+    Method("Collapse guard on a real collapse", "", "monitor",
+           (f"{MONITORS}.collapse:CollapseGuard", "rewards.monitors.anchor_tasks:agreement"), "collapse",
+           "monitors/test_collapse.py"),
+    Method("Bradley-Terry reward model, Secrets II", "2401.06080", "signal, distilled model",
+           (f"{DISTILLED}.learned:LearnedReward", f"{DISTILLED}.bradley_terry:BradleyTerry",
+            f"{DISTILLED}.preferences:preference_loss", f"{DISTILLED}.preferences:corrected_labels",
+            f"{DISTILLED}.preferences:spread"), "reward_model", "distilled/test_bradley_terry.py"),
+    Method("Cooper", "2508.05613", "signal, distilled model",
+           (f"{DISTILLED}.cooper:Cooper", f"{DISTILLED}.cooper:Spoiler"), "cooper",
+           "distilled/test_reward_models.py"),
+    Method("Over-optimisation", "2406.02900", "monitor", (f"{MONITORS}.overoptimisation:OverOptimisation",),
+           "over_optimisation", "monitors/test_statistics.py"),
+    Method("STARC", "2309.15257", "monitor",
+           (f"{MONITORS}.starc:Starc", f"{MONITORS}.starc:canonical", f"{MONITORS}.starc:group_distance"), "monitors",
+           "monitors/test_measuring.py"),
+    Method("Policy cliff", "2507.20150", "monitor",
+           (f"{MONITORS}.cliff:PolicyCliff", f"{MONITORS}.cliff:softmax_distance", f"{MONITORS}.cliff:fragile_frac"),
+           "monitors", "monitors/test_measuring.py"),
+    Method("RewardMATH", "2410.01729", "monitor",
+           (f"{MONITORS}.rewardmath:OneToMany", f"{MONITORS}.rewardmath:rank_of_right"), "monitors",
+           "monitors/test_measuring.py"),
+)  # fmt: skip
+
+
+def page() -> str:
+    """The whole page."""
+    return HEAD + "\n".join(_rows()) + "\n" + FOOT
+
+
+def _rows() -> Iterator[str]:
+    for method in METHODS:
+        found = [pkgutil.resolve_name(name) for name in method.code]
+        lines = sum(len(inspect.getsourcelines(f)[0]) for f in found)
+        source = f"[{method.source}](https://arxiv.org/abs/{method.source})" if method.source else "ours"
+        code = "; ".join(f"`{_file(f)}` {f.__name__}" for f in found)
+        recipe = f"`{method.recipe}`" if method.recipe else "–"
+        yield f"| {method.name} | {source} | {method.kind} | {code} | {lines} | {recipe} | `{method.test}` |"
+
+
+def _file(found: object) -> str:
+    path = Path(str(inspect.getsourcefile(found)))  # pyright: ignore[reportArgumentType]
+    return path.relative_to(ROOT).as_posix().removeprefix("rewards/")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
