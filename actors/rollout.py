@@ -35,7 +35,7 @@ from cluster.process.failpoints import failpoint
 from cluster.process.foreign_loops import ForeignLoops
 from cluster.storage.samples import row_of
 from cluster.types import Claim, Group, Publication, Rollout, Task
-from cluster.validation import checked_group
+from cluster.types.validation import checked_group
 
 log = logging.getLogger(__name__)
 

@@ -22,19 +22,19 @@ P = TypeVar("P")
 
 
 def lookup(known: Mapping[str, Any], use: str, where: str) -> Any:
-    """The object that `use` names.
+    """Return the object that `use` names: an entry of `known`, which may be a path, or a path itself.
 
-    Raises ConfigError if neither the dict nor an import has it.
+    A path is `package.module:name`. Raises ConfigError if neither the dict nor an import has it.
     """
-    if use in known:
+    if use in known and not isinstance(known[use], str):
         return known[use]
-    if ":" not in use:
+    if use not in known and ":" not in use:
         raise ConfigError(
             f"{where}.use = '{use}' is unknown. {nearest(use, known)}Known: {', '.join(sorted(known))}. "
             "For your own, write 'package.module:ClassName'."
         )
     try:
-        return pkgutil.resolve_name(use)
+        return pkgutil.resolve_name(known.get(use, use))
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{where}.use = '{use}' cannot be imported: {error}. "
@@ -42,7 +42,7 @@ def lookup(known: Mapping[str, Any], use: str, where: str) -> Any:
         ) from error
 
 
-def build(known: Mapping[str, type[P]], use: str, options: Mapping[str, Any], where: str) -> P:
+def build(known: Mapping[str, type[P] | str], use: str, options: Mapping[str, Any], where: str) -> P:
     """An instance of the plug-in `use` with these options.
 
     Raises ConfigError for an unknown name, an unknown option or a wrong value.

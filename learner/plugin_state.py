@@ -18,7 +18,6 @@ import msgspec
 
 from cluster.errors import ConfigError, calling
 from cluster.types import CutRecord, Group
-from learner.controllers.base import Controller
 from learner.types import Considered
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Memory:
     def __init__(self, plugins: Mapping[str, Any]) -> None:
         self._plugins = plugins
         self._remembering = {name: p for name, p in plugins.items() if isinstance(p, Remembering)}
-        self._observing = {name: p for name, p in plugins.items() if isinstance(p, Controller)}
+        self._observing = {name: p for name, p in plugins.items() if callable(getattr(p, "observe", None))}
         self._memories = {name: _called(name, p.begin) for name, p in self._remembering.items()}
         self.arrange: Callable[[Mapping[str, Any]], tuple[Mix, Select | None]] | None = None
         """Set by what steers the recipe (`learner.controllers.apply`)."""

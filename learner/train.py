@@ -16,7 +16,7 @@ from learner.batch.assemble import cut, follow
 from learner.batch.pack import mini_batches, without_overlong
 from learner.controllers.apply import steered
 from learner.plugin_state import NO_MEMORY, Memory
-from learner.types import Cut, Engine, Hooks, LoopBuffer, Mix, Publisher, ReferenceModel, Select
+from learner.types import NO_HOOKS, Cut, Engine, Hooks, LoopBuffer, Mix, Publisher, ReferenceModel, Select
 from learner.update import Objective, optimize
 
 
@@ -33,7 +33,7 @@ def train(
     memory: Memory = NO_MEMORY,
     share: Share | None = None,
     reference: ReferenceModel | None = None,
-    hooks: Hooks = Hooks(),
+    hooks: Hooks = NO_HOOKS,
     max_positions: int | None = None,
 ) -> int:
     """Train from `engine.step` to the end or until `hooks.stop`; returns the step reached.

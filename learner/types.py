@@ -140,6 +140,9 @@ class Hooks:
     """After `done` steps, published and released, before the next cut."""
 
 
+NO_HOOKS = Hooks()
+
+
 @dataclass(frozen=True, slots=True)
 class Considered:
     """All groups that a step looked at before it decided, those that it drops included, with their evidence."""

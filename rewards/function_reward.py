@@ -22,8 +22,8 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import PrivateAttr
 
-from cluster.config import RewardSection
 from cluster.errors import ConfigError, nearest
+from cluster.plugins import lookup
 from cluster.types import ABSTAINED, FAILED, SCORED, Group, Rollout, Scores, Task
 from rewards.accepted import number
 from rewards.base import Services, Signal
@@ -200,10 +200,7 @@ def _made(function: Callable[..., Any], use: str, options: dict[str, Any], where
 
 
 def _again(use: str, options: dict[str, Any], where: str, sandbox_s: float | None) -> Signal:
-    from rewards.registry import build_signal
-
-    given = {} if sandbox_s is None else {"untrusted": True, "timeout_s": sandbox_s * CALLS_IN_TIME}
-    return build_signal(RewardSection(use=use, options=options, **given), where)
+    return FunctionSignal.of(loaded(use, {}, where), use, options, where, sandbox_s)
 
 
 def _listed(values: Any, style: Style) -> list[Any] | tuple[Any, ...] | None:
@@ -241,6 +238,11 @@ def _noted(verdict: Verdict, logged: Logged, place: int) -> Verdict:
 
 def _said(extra: dict[Any, Any]) -> str:
     return readable(", ".join(f"{key}={shown(value)}" for key, value in extra.items()), EXTRA_CHARS)
+
+
+def loaded(use: str, known: Mapping[str, Any], where: str) -> Any:
+    """The class or function that `use` names in `known`, in a file or in a module. Raises ConfigError."""
+    return from_file(use, where) if ".py:" in use else lookup(known, use, where)
 
 
 def from_file(use: str, where: str) -> Any:

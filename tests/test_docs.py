@@ -104,10 +104,10 @@ def test_every_metric_of_the_sources_is_explained_and_every_explained_one_is_the
 
 def test_what_is_put_together_from_parts_is_explained_part_by_part():
     judge = set(JudgeMetrics("NAME").snapshot())
-    assert judge == {m for m in METRICS if m.startswith("judge/")}
-    distilled = ROOT / "rewards" / "distilled"
-    own = re.findall(r"\{area\}_(\w+)", (distilled / "distiller.py").read_text())
-    asked = re.findall(r"\"(num_\w+)\":", (distilled / "labeller.py").read_text())
+    assert judge | {"judge/NAME_num_failed_REASON"} == {m for m in METRICS if m.startswith("judge/")}
+    distilled = ROOT / "rewards" / "learned"
+    own = re.findall(r"\{area\}_(\w+)", (distilled / "trainer.py").read_text())
+    asked = re.findall(r"\"(num_\w+)\":", (distilled / "labeler.py").read_text())
     parts = {*own, *asked, "known_frac", "num_seen"}
     assert {f"distilled/NAME_{part}" for part in parts} == {m for m in METRICS if m.startswith("distilled/")}
     laps = re.findall(r"clock\.lap\(\"(\w+)\"\)", (ROOT / "learner" / "train.py").read_text())

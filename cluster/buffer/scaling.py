@@ -1,4 +1,4 @@
-"""How many workers of each role are wanted, and how many are up: what driver and `cluster.commands.scale` tell each other."""
+"""Desired and actual number of workers per role: what the driver and `kanabo scale` exchange through Redis."""
 
 from __future__ import annotations
 

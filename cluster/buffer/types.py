@@ -11,7 +11,7 @@ import msgspec
 
 from cluster.errors import DataError
 from cluster.types import Group, Scores, decode
-from cluster.validation import fitting_scores
+from cluster.types.validation import fitting_scores
 
 log = logging.getLogger(__name__)
 

@@ -35,8 +35,6 @@ COMMANDS = {
     "doctor": "What is installed and reachable here, and the remedy for what is not.",
 }
 """Names of the modules with a `main`. Only the one that is called is imported."""
-PACKAGES = ("console",)
-"""Those whose `main` is in `__main__`."""
 
 RunName = Annotated[
     str,
@@ -63,8 +61,12 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: '{name}' is no command. {nearest(name, COMMANDS)}See kanabo --help.", file=sys.stderr)
         raise SystemExit(2)
     sys.path.insert(0, os.getcwd())  # as `python -m` does: a recipe may name a reward of the folder it is called in
-    module = f"cluster.{name}.__main__" if name in PACKAGES else f"cluster.{name}"
-    start(import_module(module).main, f"kanabo {name}", arguments[1:])
+    start(import_module(module_of(name)).main, f"kanabo {name}", arguments[1:])
+
+
+def module_of(name: str) -> str:
+    """The module that has the `main` of a command."""
+    return "cluster.run" if name == "run" else f"cluster.commands.{name}"
 
 
 def start(command: Callable[..., None], program: str | None = None, arguments: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""docs/recipes.md, made of the config models and the plug-ins: `python -m cluster.commands.config_reference` writes it anew."""
+"""Write docs/recipes.md from the config models and the plug-ins: `python -m cluster.commands.config_reference`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from pydantic_core import PydanticUndefined
 from cluster.config.foreign_keys import FOREIGN_KEYS
 from cluster.config.policies import PolicySection
 from cluster.config.run_config import RunConfig
+from cluster.plugins import lookup
 
-PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
+PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 HEAD = """# Recipes
 
 A recipe is one TOML file; `deploy/recipes/` has some to start from. `python -m cluster.run RECIPE` runs it, any key can
@@ -68,12 +69,12 @@ def _plugins() -> Iterator[str]:
     from rewards.aggregation.selectors import SELECTORS
     from rewards.aggregation.shaping import SHAPERS
     from rewards.monitors import MONITORS
-    from rewards.registry import SIGNALS
+    from rewards.registry import REWARDS
 
     kinds: dict[str, Mapping[str, type[BaseModel]]] = {
         "tasks": TASKS,
         "rollout.environment": ENVIRONMENTS,
-        "rewards": SIGNALS,
+        "rewards": {name: lookup(REWARDS, name, "rewards") for name in REWARDS},
         "rewards.shape": SHAPERS,
         "selectors": SELECTORS,
         "monitors": MONITORS,

@@ -52,7 +52,7 @@ def packages() -> Iterator[Finding]:
     """Installed versions against the lock file they were installed from, which deploy/install.sh notes."""
     note = Path(sys.prefix) / "installed"
     name = note.read_text().split()[0] if note.exists() else f"requirements-{'gpu' if _gpus() else 'cpu'}.lock"
-    lock = Path(__file__).resolve().parent.parent / name
+    lock = Path(__file__).resolve().parents[2] / name
     if not lock.exists():
         yield Finding("packages", "warn", f"there is no {lock.name} beside the code to compare with")
         return

@@ -1,4 +1,4 @@
-"""A checkpoint as a plain Hugging Face directory: `python -m cluster.commands.export RUN [--step N] [--policy NAME] --to DIR`.
+"""A checkpoint as a plain directory: `python -m cluster.commands.export RUN [--step N] [--policy NAME] --to DIR`.
 
 Adapters (`[learner.lora]`) are merged into the model that the run began with, or given alone in peft's format.
 

@@ -100,12 +100,12 @@ def _with(settings: RunConfig, signal: str) -> tuple[RunConfig, str]:
         raise ConfigError(f"--signal is missing. Rewards of this run: {', '.join(names)}.")
     if signal in names:
         return settings, signal
-    from rewards.registry import SIGNALS
+    from rewards.registry import REWARDS
 
-    if signal not in SIGNALS and ":" not in signal:
+    if signal not in REWARDS and ":" not in signal:
         raise ConfigError(
             f"--signal '{signal}' is neither a reward of this run ({', '.join(names)}) nor one by name. "
-            f"{nearest(signal, [*names, *SIGNALS])}Known: {', '.join(sorted(SIGNALS))}."
+            f"{nearest(signal, [*names, *REWARDS])}Known: {', '.join(sorted(REWARDS))}."
         )
     tree = config.tree_of(settings)
     tree["rewards"] = [*tree["rewards"], {"use": signal, "weight": 0.0}]

@@ -140,7 +140,7 @@ class CheckpointSection(Section):
     keep_last: PositiveInt = 2
     """Older checkpoints are deleted, except those that an alias of the recipe (`previous@2`, `policy@N`) names."""
     record_every_steps: NonNegativeInt = 0
-    """Every so many steps are kept whole for `cluster.commands.replay`; those with a non-finite gradient are in any case."""
+    """Every this many steps, one step is stored for `kanabo replay`; a step with a non-finite gradient always is."""
 
 
 class TrackingSection(Section):

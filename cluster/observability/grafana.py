@@ -1,4 +1,4 @@
-"""The committed Grafana dashboards, made with Ray's own panel classes: `python -m cluster.observability.grafana [DIR]`."""
+"""Grafana dashboards, made with Ray's panel classes: `python -m cluster.observability.grafana [DIR]`."""
 
 from __future__ import annotations
 

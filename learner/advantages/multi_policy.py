@@ -75,7 +75,7 @@ def advantages_among(
     mixed_G: Sequence[Mixed] = (),
     memory: Any = None,
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
-    """`learner.advantages.returns.advantages_of`, for each of `policies` as if there were no other; for none, of all at once."""
+    """Apply `advantages_of` to each of `policies` as if it were alone; without policies, to all groups at once."""
     if not policies:
         return advantages_of(advantage, use, groups, returns_G, mixed_G, memory)
     result: list[dict[int, np.ndarray]] = [{} for _ in groups]

@@ -21,8 +21,8 @@ class Mixer:
     """Weighted sum of the signals, and what their unknown scores mean.
 
     Per signal a known score is shaped; an unknown one takes its `missing` value, or leaves its rollout out, or drops
-    the group. A signal of weight 0 is a shadow: it is recorded and compared with what is trained on (`rewards.aggregation.shadow_metrics`),
-    and decides nothing. Raises ConfigError for an unknown shaper.
+    the group. A signal of weight 0 is a shadow: it is recorded and compared with the trained reward
+    (`rewards.aggregation.shadow_metrics`), and decides nothing. Raises ConfigError for an unknown shaper.
 
     A signal that says at which token its reward came counts there, so that each turn is credited with what follows it
     (`Mixed.tokens`); a rollout's reward from it is the sum over tokens, and an unknown token is an unknown score. All

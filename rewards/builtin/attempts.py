@@ -11,6 +11,7 @@ from pydantic import PrivateAttr, model_validator
 from cluster.config import RewardSection
 from cluster.types import Group, Provenance, Rollout, Scores, Task, Turn
 from rewards.base import Services, Signal
+from rewards.registry import build_signal
 
 ATTEMPTS = 2
 Value = Literal["last", "first", "gained", "lost"]
@@ -36,8 +37,6 @@ class Attempts(Signal):
 
     @model_validator(mode="after")
     def _built(self) -> Attempts:
-        from rewards.registry import build_signal
-
         section = RewardSection(use=self.verifier, options=self.verifier_options)
         self._verifier = build_signal(section, f"the verifier '{self.verifier}' of 'attempts'")
         return self

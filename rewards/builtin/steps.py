@@ -19,6 +19,7 @@ from rewards.judges.ensembles import Cached
 from rewards.judges.templates import TEMPLATES, Item, Template
 from rewards.judges.types import Request, Verdict
 from rewards.parsing.steps import PARAGRAPH, Step, steps_of
+from rewards.registry import build_signal
 from rewards.sandbox.pool import Target
 
 ENDS = Target("rewards.sandbox.patterns", "ends")
@@ -153,8 +154,6 @@ class Thoughts(_StepJudge):
 
     @model_validator(mode="after")
     def _built(self) -> Thoughts:
-        from rewards.registry import build_signal
-
         section = RewardSection(use=self.verifier, options=self.verifier_options)
         self._verifier = build_signal(section, "rewards.thoughts.verifier")
         self._reflections = build(TEMPLATES, "step_reflections", self.reflections_options, "reflections")

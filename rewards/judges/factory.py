@@ -14,7 +14,7 @@ from rewards.judges.pool.pool import JudgePool, Split
 from rewards.judges.types import Transport
 
 PLACED = ("vllm", "policy")
-"""Kinds whose replicas the run places: they appear and vanish while it goes on (`rewards.judges.backends.discovery`)."""
+"""Kinds whose replicas the run starts; replicas come and go during the run (`rewards.judges.backends.discovery`)."""
 
 
 def open_judges(

@@ -22,6 +22,7 @@ from rewards.learned.caption_labels import Complete, replies_of
 from rewards.learned.labels import Against
 from rewards.learned.response_labels import read, written
 from rewards.learned.reward_model import scores_of
+from rewards.registry import build_signal
 
 TEMPERATURE = 0.7
 EXTRA_TOKENS = 500
@@ -78,8 +79,6 @@ class Cooper(DistilledSignal):
         return Spoiler(complete, self._rule(), judge=section.judge)
 
     def _rule(self) -> Signal:
-        from rewards.registry import build_signal  # late: the zoo names this class
-
         if self._built is None:
             self._built = build_signal(RewardSection(use=self.rule, options=self.rule_options), "rule")
         return self._built

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from cluster.buffer import Buffer, Limits
 from cluster.config import parse
 from cluster.driver.event_consumer import Follower
 from cluster.errors import BudgetSpent, DataError
+from cluster.observability.metrics import Recorder
 from cluster.types import Event, Message, Publication, Task
 from tests.fakes import FakeEngine
 from tests.models import random_llama
@@ -293,10 +295,10 @@ async def test_a_held_out_task_that_fails_is_left_out_and_counted(worker):
     assert "no such room" in one._last_failure
 
 
-def test_failures_of_rollouts_and_rewards_share_a_budget_and_the_last_is_named(buffer):
+def test_failures_of_rollouts_and_rewards_share_a_budget_and_the_last_is_named(buffer, tmp_path):
     settings = parse({"run": {"max_data_failures": 3}})
-    samples: list[dict] = []
-    follower = Follower(buffer, settings, SimpleNamespace(sample=samples.append), SimpleNamespace(), lambda _: None)
+    recorder = Recorder(tmp_path, settings.tracking, "faults", {})
+    follower = Follower(buffer, settings, recorder, SimpleNamespace(), lambda _: None)
     sampled = {
         "tokens": 0,
         "claims": True,
@@ -310,13 +312,16 @@ def test_failures_of_rollouts_and_rewards_share_a_budget_and_the_last_is_named(b
     follower._on_reward({"data_failures": 1, "last_failure": "y."})
     with pytest.raises(BudgetSpent, match=r"4 groups failed.*max_data_failures = 3.*The last: group 7: judge is drunk"):
         follower._on_reward({"data_failures": 1, "last_failure": "group 7: judge is drunk"})
+    recorder.close()
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text("utf-8").splitlines()]
     assert [row["error"] for row in samples] == ["group policy/1/0 dropped: x.", "y.", "group 7: judge is drunk"]
     assert {row["reason"] for row in samples} == {"data_failure"}
 
 
-def test_a_long_run_may_lose_a_share_of_its_groups(buffer):
+def test_a_long_run_may_lose_a_share_of_its_groups(buffer, tmp_path):
     settings = parse({"run": {"max_data_failures": 3, "max_data_failure_frac": 0.1}})
-    follower = Follower(buffer, settings, SimpleNamespace(sample=lambda row: None), SimpleNamespace(), lambda _: None)
+    recorder = Recorder(tmp_path, settings.tracking, "faults", {})
+    follower = Follower(buffer, settings, recorder, SimpleNamespace(), lambda _: None)
     counts = {"tokens": 0, "claims": True, "seconds": 1.0, "leases_lost": 0, "groups": 1000, "last_failure": "x."}
     follower._on_rollout(counts | {"data_failures": 100})
     with pytest.raises(BudgetSpent, match="allowed are 100"):

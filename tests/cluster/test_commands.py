@@ -58,7 +58,7 @@ def test_every_command_says_what_it_does_and_its_exit_codes(kanabo, name):
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_what_is_to_be_filled_in_is_in_capitals_and_said(name):
-    module = import_module(f"cluster.{name}.__main__" if name in cli.PACKAGES else f"cluster.{name}")
+    module = import_module(cli.module_of(name))
     app = typer.Typer()
     app.command()(module.main)
     for parameter in typer.main.get_command(app).params:

@@ -76,7 +76,7 @@ def test_files_and_commands_of_the_readme_exist():
         assert (ROOT / path).exists(), path
     named = re.findall(r"(?:^|-- |`)kanabo (\w+)", README, re.M)
     assert set(named) == set(app.COMMANDS)
-    for module in re.findall(r"python -m (cluster\.[a-z]+)", README):
+    for module in re.findall(r"python -m (cluster(?:\.[a-z_]+)+)", README):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists()
 
 

@@ -17,7 +17,7 @@ from rewards.learned.bradley_terry import BradleyTerry
 from rewards.learned.client import Follower
 from rewards.learned.labels import MemoryLabels
 from rewards.learned.publishing import Announcement, MemoryBoard, write
-from rewards.registry import SIGNALS, build_signal
+from rewards.registry import REWARDS, build_signal
 from rewards.scorers.pool import Scorer
 from tests.rewards.groups import group, rollout
 from tests.rewards.scoring.stand_in import Given, reading_of
@@ -59,7 +59,7 @@ async def values(name, services, *texts, answer: str | None = "85", **options):
     return (await signal(name, **options).score(group(*texts, answer=answer), services)).values.tolist()
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", REWARDS)
 async def test_one_score_per_rollout_and_unknown_is_nan(name, services):
     for answer in ("85", None, "no number"):
         scores = await signal(name).score(group(*TEXTS, answer=answer), services)
@@ -69,7 +69,7 @@ async def test_one_score_per_rollout_and_unknown_is_nan(name, services):
         assert np.array_equal(again.values, scores.values, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", REWARDS)
 async def test_every_reward_survives_pickling(name, services):
     made = signal(name)
     again = pickle.loads(pickle.dumps(made))

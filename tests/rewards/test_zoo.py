@@ -4,12 +4,12 @@ import pytest
 
 from cluster.config import RewardSection
 from cluster.errors import ConfigError
-from rewards.registry import SIGNALS, build_signal
+from rewards.registry import REWARDS, build_signal
 
 OPTIONS = {"length_penalty": {"max_tokens": 8, "cache_tokens": 4}}
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", REWARDS)
 def test_an_option_nobody_knows_is_refused(name):
     with pytest.raises(ConfigError, match=r"rewards\[0\].*tolerence"):
         build_signal(RewardSection(use=name, options={**OPTIONS.get(name, {}), "tolerence": 1}), "rewards[0]")

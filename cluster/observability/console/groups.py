@@ -1,7 +1,7 @@
 """Which groups there are, by every filter of the page, without reading tokens per request.
 
-Trained groups come from the run's directory (`cluster.storage.group_archive`), those under way from Redis. Each is summarised once, when
-it is first seen; a request looks for what is new, for a bounded time, and answers from memory.
+Trained groups come from the run's directory (`cluster.storage.group_archive`), those under way from Redis. Each group
+is summarised once, when it is first seen; a request looks for new groups, for a bounded time, and answers from memory.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 On a loopback address it is open to this machine's users. On any other address every request needs the token, as
 `Authorization: Bearer`, or once as `?token=…`, which becomes a cookie. It answers under its own names only: a foreign
-page that has its name point here is refused. `cluster.observability.console.limits` bounds what it takes from strangers.
+page that has its name point here is refused. `limits` beside this file bounds what it takes from strangers.
 """
 
 from __future__ import annotations

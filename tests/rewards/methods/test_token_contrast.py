@@ -11,7 +11,7 @@ from cluster.errors import ConfigError
 from cluster.plugins import build
 from cluster.types import ABSTAINED, Message
 from rewards.builtin.token_contrast import TokenContrast, token_contrast
-from rewards.registry import SIGNALS
+from rewards.registry import REWARDS
 from tests.rewards.groups import group
 from tests.rewards.scoring.stand_in import of_logprobs, services_with
 
@@ -60,4 +60,4 @@ async def test_tokens_that_nobody_chose_have_no_credit_and_a_rollout_without_any
 
 def test_a_prompt_with_an_unknown_field_is_refused():
     with pytest.raises(ConfigError, match=r"unknown field \{answer\}"):
-        build(SIGNALS, "token_contrast", {"better": "{answer}"}, "rewards[0]")
+        build(REWARDS, "token_contrast", {"better": "{answer}"}, "rewards[0]")

@@ -7,12 +7,9 @@ Log-probs are in nats. An unknown number is NaN, never 0.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import msgspec
 import numpy as np
-
-from cluster.errors import one_line
 
 SCORED, FAILED, ABSTAINED = 0, 1, 2
 """States of one score. Only SCORED has a value."""
@@ -399,55 +396,3 @@ class Manifest:
     """Whether `checkpoint.every_steps` asked for it, and no stop and no end of the run."""
     rounds: int | None = None
     """Scheduled checkpoints in the run's history up to this one; None where nobody counted."""
-
-
-T = TypeVar("T")
-
-
-def _to_wire(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return (value.dtype.str, value.shape, np.ascontiguousarray(value).tobytes())
-    if isinstance(value, np.generic):
-        return value.item()
-    raise NotImplementedError(f"{type(value).__name__} has no place in the data model")
-
-
-def _from_wire(type_: type, value: Any) -> Any:
-    if type_ is np.ndarray:
-        dtype, shape, data = value
-        return np.frombuffer(data, np.dtype(dtype)).reshape(shape)
-    raise NotImplementedError(f"{type_.__name__} has no place in the data model")
-
-
-_encoder = msgspec.msgpack.Encoder(enc_hook=_to_wire)
-_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
-
-
-def encode(value: Any) -> bytes:
-    """MessagePack; arrays as (dtype, shape, raw bytes)."""
-    return _encoder.encode(value)
-
-
-def decode(data: bytes, type_: type[T]) -> T:
-    """Return what `encode` was given, checked against `type_`; groups, scores and records also for consistency.
-
-    Values that an earlier version stored with another type, such as a reward of true, become the numbers they are.
-    Arrays are read-only views of `data`. Raises msgspec.ValidationError if the bytes are not a consistent `type_`.
-    """
-    from cluster import validation  # it needs the types of this module
-
-    if type_ not in _decoders:
-        _decoders[type_] = msgspec.msgpack.Decoder(type_, dec_hook=_from_wire)
-    try:
-        try:
-            found: Any = _decoders[type_].decode(data)
-        except msgspec.ValidationError:
-            if type_ not in validation.CONSISTENT:
-                raise
-            found = validation.repaired(msgspec.msgpack.decode(data), type_)
-        check: Any = validation.CONSISTENT.get(type_)
-        return found if check is None else check(found)
-    except msgspec.ValidationError:
-        raise
-    except Exception as error:
-        raise msgspec.ValidationError(f"unreadable {type_.__name__}: {one_line(error)}") from error

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from cluster.errors import DataError
-from cluster.types import SCORED, CutRecord, Group, Rollout, Scores, Task
+from cluster.types.records import SCORED, CutRecord, Group, Rollout, Scores, Task
 
 MAX_DEPTH = 64
 """How deep lists and dicts of a task's `meta` may be nested."""
