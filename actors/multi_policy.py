@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from actors.environments.meeting import Cast, Meeting
+from actors.environments.meeting import MultiPolicyEnvironment, Participants
 from actors.episode import is_own
 from cluster.errors import DataError, InfrastructureError, LeaseLost, one_line
 from cluster.process.foreign_loops import RESTARTS, Call, Displaced, ForeignLoops
@@ -35,7 +35,7 @@ class Generators(Protocol):
         ...
 
 
-class Troupe:
+class MultiPolicySampler:
     def __init__(
         self,
         policy: str,
@@ -65,7 +65,7 @@ class Troupe:
         return [asyncio.create_task(self._generators.play(name, task)) for name in names]
 
     async def meet(
-        self, meeting: Meeting, claim: Claim, task: Task, progress: Callable[[], Awaitable[None]]
+        self, meeting: MultiPolicyEnvironment, claim: Claim, task: Task, progress: Callable[[], Awaitable[None]]
     ) -> tuple[Rollout, ...]:
         """A group of a meeting; `progress` is called after every utterance. Raises DataError if the meeting fails."""
 
@@ -78,7 +78,9 @@ class Troupe:
         failed = f"the meeting failed on task {task.id}: "
         if is_own(meeting):
             try:
-                return _checked(await meeting.hold(task, Cast(tuple(self._plays), speak, random)), tuple(self._plays))
+                return _checked(
+                    await meeting.hold(task, Participants(tuple(self._plays), speak, random)), tuple(self._plays)
+                )
             except (DataError, InfrastructureError, LeaseLost):
                 raise
             except Exception as error:
@@ -89,7 +91,7 @@ class Troupe:
                 prompt = conformed(tuple[Message, ...], prompt, "prompt")
                 return _read_only(await call.outside(partial(speak, policy, prompt)))
 
-            given = await meeting.hold(deepcopy(task), Cast(tuple(self._plays), say, random))
+            given = await meeting.hold(deepcopy(task), Participants(tuple(self._plays), say, random))
             return conformed(tuple[Rollout, ...], _checked(given, tuple(self._plays)), "rollouts")
 
         late = f"no utterance and no end within rollout.environment_timeout_s = {self._timeout_s:g} s."

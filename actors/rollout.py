@@ -24,9 +24,9 @@ from actors import episode
 from actors.chat import Chat
 from actors.engine import Engine
 from actors.environments.base import Environment
-from actors.environments.meeting import Meeting
+from actors.environments.meeting import MultiPolicyEnvironment
 from actors.evaluate import play_all
-from actors.multi_policy import Generators, Play, Troupe, is_older
+from actors.multi_policy import Generators, MultiPolicySampler, Play, is_older
 from actors.tasks import checked
 from cluster.buffer import Buffer
 from cluster.config import RunConfig, patched
@@ -85,7 +85,7 @@ class RolloutWorker:
         self._buffer, self._config, self._fetch = buffer, config, fetch
         self._loops = ForeignLoops()
         self._claims = claims
-        self._troupe = Troupe(
+        self._sampler = MultiPolicySampler(
             policy, self.play, others or {}, config.seed, generators, self._loops, config.rollout.environment_timeout_s
         )
         section = config.rollout
@@ -249,12 +249,12 @@ class RolloutWorker:
             await progress()
             return [replace(rollout, policy=self.policy) for rollout in rollouts]
 
-        if isinstance(self._environment, Meeting):
-            return Group(claim, task, await self._troupe.meet(self._environment, claim, task, progress))
+        if isinstance(self._environment, MultiPolicyEnvironment):
+            return Group(claim, task, await self._sampler.meet(self._environment, claim, task, progress))
         count = self._section.group_size // len(self._environment.seats)
         playing = [asyncio.create_task(one(view)) for view in views for _ in range(count)]
-        playing += self._troupe.generated(task)
-        elsewhere = self._troupe.elsewhere(claim, task, count)
+        playing += self._sampler.generated(task)
+        elsewhere = self._sampler.elsewhere(claim, task, count)
         try:
             own = chain.from_iterable(await asyncio.gather(*playing))
             return Group(claim, task, tuple(chain(own, *await asyncio.gather(*elsewhere))))
@@ -271,7 +271,7 @@ class RolloutWorker:
             )
             if publication is not None:
                 await self.receive(publication)
-        views = ("orig",) if isinstance(self._environment, Meeting) else self._config.rollout.views
+        views = ("orig",) if isinstance(self._environment, MultiPolicyEnvironment) else self._config.rollout.views
         group = object()
         playing = [asyncio.create_task(self._play(task, self._limits, v, group)) for v in views for _ in range(count)]
         failpoint("rollout.mid_play")
@@ -363,7 +363,7 @@ class RolloutWorker:
         fine = dtypes == {"float32"} and not COARSER & self._config.engine.options.keys()
         bound = FLOOR_NATS if fine else COARSE_FLOOR_NATS
         if handed_over and self._floor_nats is not None and publication.step == 0:  # the same weights as before
-            bound = min(bound, FAR * (self._floor_nats + self._config.weights.max_drift_nats))
+            bound = min(bound, FAR * (self._floor_nats + self._config.weights.max_logprob_diff_nats))
         if mean <= bound:
             return
         after = "after the first weights were handed over" if handed_over else "with the weights of the model directory"

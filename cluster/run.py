@@ -28,7 +28,7 @@ from cluster.driver.health import NothingLearned
 from cluster.errors import BufferUnavailable, ConfigError, KanaboError
 from cluster.observability import live_table, metrics
 from cluster.process import cleanup
-from cluster.process.lock import own
+from cluster.process.lock import acquire_run_lock
 from cluster.storage import checkpoint
 from cluster.storage.model_aliases import INITIAL, pinned
 from cluster.types import LeftOut
@@ -145,7 +145,7 @@ def run(settings: RunConfig, recipe: str, directory: Path, live: live_table.Live
         live.waiting("joining the Ray cluster" if "RAY_ADDRESS" in os.environ else "starting Ray")
         ray_runtime.start_ray(settings)
         groups.check(settings)
-        at_exit.enter_context(own(directory))  # before anything is written there
+        at_exit.enter_context(acquire_run_lock(directory))  # before anything is written there
         preflight.used_directory(settings, directory)
         if resume_from is not None:
             checkpoint.abandon_after(directory / "checkpoints", checkpoint.read(resume_from).step)
@@ -167,8 +167,10 @@ def run(settings: RunConfig, recipe: str, directory: Path, live: live_table.Live
             (directory / "policies" / name / "config.toml").write_text(config.dump(settings.of_policy(name)))
         (directory / INITIAL).write_text(models[workers.POLICY], "utf-8")
         run_id = preflight.run_id(settings, directory)
-        site = workers.Site(settings, models.pop(workers.POLICY), url, run_id, str(directory), models, left_out)
-        return asyncio.run(_drive(site, store, recipe, resume_from, begun, live, before))
+        context = workers.RunContext(
+            settings, models.pop(workers.POLICY), url, run_id, str(directory), models, left_out
+        )
+        return asyncio.run(_drive(context, store, recipe, resume_from, begun, live, before))
 
 
 def _data(settings: RunConfig, directory: Path, models: Mapping[str, str]) -> LeftOut:
@@ -197,7 +199,7 @@ def _data(settings: RunConfig, directory: Path, models: Mapping[str, str]) -> Le
 
 
 async def _drive(
-    site,
+    context,
     store,
     recipe: str,
     resume_from: Path | None,
@@ -206,28 +208,28 @@ async def _drive(
     before: RunConfig | None = None,
 ) -> int:
     from cluster import workers
-    from cluster.buffer import Buffer, Wishes
+    from cluster.buffer import Buffer, ReplicaCounts
     from cluster.commands import scale
-    from cluster.driver.autoscaler import Elastic
+    from cluster.driver.autoscaler import Autoscaler
     from cluster.driver.supervisor import Supervisor
     from cluster.observability import alarm_report
     from cluster.observability import summary as report
-    from cluster.observability.prometheus import Scraped
+    from cluster.observability.prometheus import PrometheusExporter
     from cluster.placement import groups, ray_runtime
     from cluster.placement.job_metadata import tell_job
 
-    settings, directory = site.config, Path(site.run_dir)
-    buffer = Buffer(site.url, site.run_id)  # not as patient as the lap's: it has not begun, or has ended
+    settings, directory = context.config, Path(context.run_dir)
+    buffer = Buffer(context.url, context.run_id)  # not as patient as the lap's: it has not begun, or has ended
     buffer.configure(preflight.limits(settings))
     buffer.forsake(workers.POLICY)  # every worker of an earlier life is gone
-    for sentence in scale.former(Wishes(site.url, site.run_id), settings, before):
+    for sentence in scale.former(ReplicaCounts(context.url, context.run_id), settings, before):
         live.warning(sentence)
-    groups.reserve(settings, site.run_id)
-    sinks = [Scraped(settings.run.name), elastic := Elastic(settings)]
+    groups.reserve(settings, context.run_id)
+    sinks = [PrometheusExporter(settings.run.name), elastic := Autoscaler(settings)]
     recorder = metrics.Recorder(directory, settings.tracking, settings.run.name, config.tree_of(settings), sinks)
     recorder.forget_after(checkpoint.read(resume_from).step if resume_from else -1)
-    supervisor = Supervisor(site, store, recorder, live, elastic)
-    console = _console(site, buffer, supervisor)
+    supervisor = Supervisor(context, store, recorder, live, elastic)
+    console = _console(context, buffer, supervisor)
     tell_job({"run": settings.run.name, "recipe": recipe, "console": console.address if console else "none"})
     live_table.console.print(f"metrics: {ray_runtime.scraped_at()}", highlight=False, soft_wrap=True)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -289,16 +291,16 @@ def _write_trace(path: Path, error: BaseException) -> None:
         traceback.print_exception(error, file=file)
 
 
-def _console(site, buffer, supervisor):
+def _console(context, buffer, supervisor):
     """The run's web page, if the recipe wants one; its address is printed."""
-    if not site.config.console.enabled:
+    if not context.config.console.enabled:
         return None
-    from cluster.buffer import Wishes
+    from cluster.buffer import ReplicaCounts
     from cluster.observability.console.server import Console
     from cluster.observability.console.source import Alive, Source
 
-    alive = Alive(buffer, supervisor.standing, Path(site.model_dir), Wishes(site.url, site.run_id))
-    console = Console(Source(Path(site.run_dir), alive), site.config.console)
+    alive = Alive(buffer, supervisor.standing, Path(context.model_dir), ReplicaCounts(context.url, context.run_id))
+    console = Console(Source(Path(context.run_dir), alive), context.config.console)
     live_table.console.print(f"console: {console.address}", highlight=False, soft_wrap=True)
     return console
 

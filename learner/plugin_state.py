@@ -17,25 +17,25 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import msgspec
 
 from cluster.errors import ConfigError, calling
-from cluster.types import CutRecord, Group
+from cluster.types import BatchRecord, Group
 from learner.types import Considered
 
 if TYPE_CHECKING:
-    from learner.types import Cut, Mix, Select
+    from learner.types import AssembledBatch, Mix, Select
 
 FILE = "memory.msgpack"
 ADVANTAGE, REHEARSAL = "advantage", "rehearsal"
 
 
 @runtime_checkable
-class Remembering(Protocol):
+class StatefulPlugin(Protocol):
     """A plug-in with a memory."""
 
     def begin(self) -> Any:
         """The memory before the first step."""
         ...
 
-    def after(self, memory: Any, cut: Cut) -> Any:
+    def after(self, memory: Any, cut: AssembledBatch) -> Any:
         """The memory after a step. Pure: the same cut gives the same."""
         ...
 
@@ -44,12 +44,12 @@ class Remembering(Protocol):
         ...
 
 
-class Memory:
+class PluginState:
     """The memories of a learner by name; plug-ins without one have None."""
 
     def __init__(self, plugins: Mapping[str, Any]) -> None:
         self._plugins = plugins
-        self._remembering = {name: p for name, p in plugins.items() if isinstance(p, Remembering)}
+        self._remembering = {name: p for name, p in plugins.items() if isinstance(p, StatefulPlugin)}
         self._observing = {name: p for name, p in plugins.items() if callable(getattr(p, "observe", None))}
         self._memories = {name: _called(name, p.begin) for name, p in self._remembering.items()}
         self.arrange: Callable[[Mapping[str, Any]], tuple[Mix, Select | None]] | None = None
@@ -68,7 +68,9 @@ class Memory:
         assert self.arrange is not None, "no recipe is being steered"
         return self.arrange(settings)
 
-    def completed(self, record: CutRecord, groups: Sequence[Group], considered: Considered | None = None) -> CutRecord:
+    def completed(
+        self, record: BatchRecord, groups: Sequence[Group], considered: Considered | None = None
+    ) -> BatchRecord:
         """A decided cut with what the memories add to it: replayed rollouts, settings, metrics, observations."""
         told: dict[str, float] = {}
         for name, p in self._remembering.items():
@@ -98,7 +100,7 @@ class Memory:
         """Whether `after` wants the evidence of a cut, also of a repeated one."""
         return any(getattr(plugin, "reads_scores", False) for plugin in self._plugins.values())
 
-    def after(self, cut: Cut) -> None:
+    def after(self, cut: AssembledBatch) -> None:
         """Take a step in."""
         observed = cut.record.observed
         self._memories = {
@@ -125,13 +127,13 @@ class Memory:
         self._memories = {name: found[name] for name in self._remembering}
 
 
-NO_MEMORY = Memory({})
+NO_STATE = PluginState({})
 
 
-class WithMemory:
+class WithPluginState:
     """An engine whose checkpoints hold the memories too."""
 
-    def __init__(self, engine: Any, memory: Memory) -> None:
+    def __init__(self, engine: Any, memory: PluginState) -> None:
         self.rank, self.export, self.barrier = engine.rank, engine.export, engine.barrier
         self._engine, self._memory = engine, memory
 

@@ -12,20 +12,20 @@ import numpy as np
 from cluster.buffer import Buffer, Members
 from cluster.config import RunConfig
 from cluster.errors import ConfigError
-from cluster.storage.group_archive import Keeper
+from cluster.storage.group_archive import GroupArchive
 from cluster.storage.samples import number, row_of
 from learner.advantages.multi_policy import Share, owned, spread
 from learner.batch.trained_logprobs import Hindsight
 from learner.controllers.apply import Arrange, Steering, memory_of
 from learner.engine.deepspeed_engine import DeepSpeedEngine, join
 from learner.losses.sequence_losses import build_terms
-from learner.plugin_state import Memory, WithMemory
+from learner.plugin_state import PluginState, WithPluginState
 from learner.publish.parity_probe import Probe
 from learner.publish.publishers import NcclPublisher, PullPublisher
 from learner.reference import Following, reference_of
 from learner.step_replay import StepRecorder
 from learner.train import train
-from learner.types import Cut, Engine, Hooks
+from learner.types import AssembledBatch, Engine, Hooks
 
 MASTER_PORT_OF_ENGINES = 1
 """The engines' NCCL group meets one port above the ranks' own."""
@@ -95,14 +95,16 @@ def learn(
     publisher = _publisher(told, buffer, engine, rollout_actors, memory)
     saver = _Saver(
         engine,
-        lambda engine, step: save(WithMemory(engine, memory), step),
+        lambda engine, step: save(WithPluginState(engine, memory), step),
         config.checkpoint.every_steps,
         saved=follows.move if follows else lambda: None,
     )
-    kept = config.tracking.kept_groups
+    kept = config.tracking.archived_groups
     leads = told.share.cuts
     members = Members(buffer, told.lap, told.epoch)
-    keeper = Keeper(told.run_dir / "groups", kept, done=engine.step) if told.rank == 0 and leads and kept else None
+    keeper = (
+        GroupArchive(told.run_dir / "groups", kept, done=engine.step) if told.rank == 0 and leads and kept else None
+    )
     hindsight = Hindsight() if keeper else None
     every = config.checkpoint.record_every_steps
     own = told.run_dir if leads else told.run_dir / "policies" / told.policy
@@ -156,7 +158,9 @@ class _Saver:
             self._told()
 
 
-def _tell(told: Rank, buffer: Buffer, keeper: Keeper | None, hindsight: Hindsight | None, done: int, cut: Cut) -> None:
+def _tell(
+    told: Rank, buffer: Buffer, keeper: GroupArchive | None, hindsight: Hindsight | None, done: int, cut: AssembledBatch
+) -> None:
     """What a step trained on, for the console and for `samples.jsonl`; rank 0 does."""
     if keeper and hindsight:
         # A cut that is repeated after a crash knows rewards alone; its evidence is still stored.
@@ -172,7 +176,7 @@ def _tell(told: Rank, buffer: Buffer, keeper: Keeper | None, hindsight: Hindsigh
 
 
 def _publisher(
-    told: Rank, buffer: Buffer, engine: DeepSpeedEngine, actors: list[Any], memory: Memory
+    told: Rank, buffer: Buffer, engine: DeepSpeedEngine, actors: list[Any], memory: PluginState
 ) -> PullPublisher | NcclPublisher:
     config = told.config
     probe = Probe(engine.vocab_size, config.engine.max_model_len)
@@ -199,7 +203,7 @@ def _publisher(
     )
 
 
-def samples(step: int, cut: Cut, count: int) -> list[dict[str, Any]]:
+def samples(step: int, cut: AssembledBatch, count: int) -> list[dict[str, Any]]:
     """The first rollout of each of `count` trained groups and of `count` dropped ones, as plain values.
 
     A dropped group has the reason that it was dropped for, and no advantage.

@@ -13,7 +13,7 @@ from torch import Tensor
 from cluster.config import LearnerSection, RunConfig
 from cluster.plugins import build
 from cluster.storage.model_aliases import Registry, is_alias
-from cluster.types import Micro
+from cluster.types import MicroBatch
 from learner.engine.deepspeed_engine import DeepSpeedEngine
 from learner.engine.forward import attach_row_selection, logprobs_of, token_statistics
 from learner.losses.policy_losses import LOSSES
@@ -34,7 +34,7 @@ class Reference:
         self._statistics = partial(token_statistics, entropy_grad=False)
 
     @torch.no_grad()
-    def logprobs(self, micro: Micro) -> Tensor:
+    def logprobs(self, micro: MicroBatch) -> Tensor:
         """[B, L] nats, aligned and tempered as the engine's."""
         return logprobs_of(self._model, self._select, micro, self._device, self._statistics)[0]
 
@@ -45,7 +45,7 @@ class Unadapted:
     def __init__(self, engine: DeepSpeedEngine) -> None:
         self._engine = engine
 
-    def logprobs(self, micro: Micro) -> Tensor:
+    def logprobs(self, micro: MicroBatch) -> Tensor:
         """[B, L] nats, aligned and tempered as the engine's."""
         return self._engine.initial_logprobs(micro)
 
@@ -65,7 +65,7 @@ class Following:
         self.directory = find()
         self._model: Reference | None = load(self.directory)
 
-    def logprobs(self, micro: Micro) -> Tensor:
+    def logprobs(self, micro: MicroBatch) -> Tensor:
         """[B, L] nats, aligned and tempered as the engine's."""
         assert self._model is not None
         return self._model.logprobs(micro)

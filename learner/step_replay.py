@@ -24,12 +24,12 @@ import torch
 from cluster.config import RunConfig
 from cluster.errors import ConfigError, Diverged
 from cluster.process.lock import readable
-from cluster.types import CutRecord, Group, decode, encode
+from cluster.types import BatchRecord, Group, decode, encode
 from learner.batch.pack import mini_batches
 from learner.controllers.apply import steered
 from learner.engine.deepspeed_engine import DeepSpeedEngine, join
 from learner.reference import reference_for, resolved
-from learner.types import Cut, Engine
+from learner.types import AssembledBatch, Engine
 from learner.update import Objective, optimize
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -39,7 +39,7 @@ MAX_SKIPPED_IN_A_ROW = 3
 class Kept:
     """A step's input."""
 
-    record: CutRecord
+    record: BatchRecord
     groups: tuple[Group, ...]
     epoch: int
     """The learner's, when it took the step."""
@@ -57,12 +57,12 @@ class StepRecorder:
         self._loss, self._reference = loss, reference
         self._skipped, self._in_a_row = engine.num_skipped, 0
 
-    def before(self, step: int, cut: Cut) -> None:
+    def before(self, step: int, cut: AssembledBatch) -> None:
         """Before the optimizer step: keep its input, if it is one of those to keep."""
         if self._wanted(step):
             self._keep(step, cut)
 
-    def after(self, step: int, cut: Cut, metrics: dict[str, float]) -> None:
+    def after(self, step: int, cut: AssembledBatch, metrics: dict[str, float]) -> None:
         """After it. Raises Diverged when too many gradients in a row were not finite."""
         skipped = self._engine.num_skipped > self._skipped
         self._skipped = self._engine.num_skipped
@@ -98,7 +98,7 @@ class StepRecorder:
     def _folder(self, step: int) -> Path:
         return self._directory / f"step_{step + 1}"
 
-    def _keep(self, step: int, cut: Cut) -> None:
+    def _keep(self, step: int, cut: AssembledBatch) -> None:
         folder = self._folder(step)
         if self._engine.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)

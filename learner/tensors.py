@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cluster.types import Micro
+from cluster.types import MicroBatch
 
 Aggregate = Literal["token", "sequence", "constant"]
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class TokenBatch:
     """What a loss may look at, beside the log-probs."""
 
     loss_mask: Bool[Tensor, "B L"]
@@ -42,19 +42,19 @@ MAX_LOG_RATIO = 20.0
 
 
 def tokens_of(
-    micro: Micro,
+    micro: MicroBatch,
     aggregate: Aggregate,
     device: torch.device | str = "cpu",
     reference_logprobs: Tensor | None = None,
     proximal_logprobs: Tensor | None = None,
-) -> Tokens:
+) -> TokenBatch:
     """The micro-batch's tensors."""
     rollout = np.unique(micro.rollout, return_inverse=True)[1].reshape(micro.rollout.shape)
     weight = micro.loss_mask.astype(np.float32)
     if aggregate == "sequence":
         lengths = np.bincount(rollout[micro.loss_mask], minlength=1)
         weight[micro.loss_mask] /= lengths[rollout[micro.loss_mask]]
-    return Tokens(
+    return TokenBatch(
         loss_mask=torch.tensor(micro.loss_mask, device=device),
         weight=torch.tensor(weight, device=device),
         behaviour_logprobs=torch.tensor(micro.logprobs, device=device),

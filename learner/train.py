@@ -15,8 +15,8 @@ from learner.advantages.multi_policy import Share, owned
 from learner.batch.assemble import cut, follow
 from learner.batch.pack import mini_batches, without_overlong
 from learner.controllers.apply import steered
-from learner.plugin_state import NO_MEMORY, Memory
-from learner.types import NO_HOOKS, Cut, Engine, Hooks, LoopBuffer, Mix, Publisher, ReferenceModel, Select
+from learner.plugin_state import NO_STATE, PluginState
+from learner.types import NO_HOOKS, AssembledBatch, Engine, Hooks, LoopBuffer, Mix, Publisher, ReferenceModel, Select
 from learner.update import Objective, optimize
 
 
@@ -30,7 +30,7 @@ def train(
     policy: str,
     epoch: int,
     select: Select | None = None,
-    memory: Memory = NO_MEMORY,
+    memory: PluginState = NO_STATE,
     share: Share | None = None,
     reference: ReferenceModel | None = None,
     hooks: Hooks = NO_HOOKS,
@@ -103,8 +103,11 @@ def train(
 
 
 def _same_on_all(
-    engine: Engine, decide: Callable[..., Cut | None] | None, fetch: Callable[..., Cut | None], stop: Callable[[], bool]
-) -> Cut | None:
+    engine: Engine,
+    decide: Callable[..., AssembledBatch | None] | None,
+    fetch: Callable[..., AssembledBatch | None],
+    stop: Callable[[], bool],
+) -> AssembledBatch | None:
     """The step's cut: decided on rank 0, if this learner decides, and fetched by the others; None on all at a stop."""
     now = decide(stop=stop) if decide is not None and engine.rank == 0 else fetch(stop=stop)
     # Rank 0 alone knows whether there is a cut; a rank told to stop a moment earlier fetches it all the same.
@@ -115,7 +118,7 @@ def _same_on_all(
     return now
 
 
-def _own_part(now: Cut, share: Share) -> Cut:
+def _own_part(now: AssembledBatch, share: Share) -> AssembledBatch:
     if not share.policies:
         return now
     groups, record = owned(now.groups, now.record, share.policy)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.types import CutRecord, Group, Micro, Mixed, Scores
+from cluster.types import BatchRecord, Group, GroupReward, MicroBatch, Scores
 
-Mix = Callable[[Sequence[Group], Sequence[dict[str, Scores]]], list[Mixed]]
+Mix = Callable[[Sequence[Group], Sequence[dict[str, Scores]]], list[GroupReward]]
 """The step's groups and their evidence → what each is worth."""
 
-Select = Callable[[Sequence[Group], Sequence[dict[str, Scores]], list[Mixed]], list[Mixed]]
+Select = Callable[[Sequence[Group], Sequence[dict[str, Scores]], list[GroupReward]], list[GroupReward]]
 """The same → which of their rollouts and pairs are trained on; a reward of NaN leaves its rollout out."""
 
 
@@ -29,14 +29,14 @@ class Stored(Protocol):
     def outdated(self) -> bool: ...
 
 
-class CutBuffer(Protocol):
+class AssemblyBuffer(Protocol):
     """The part of `cluster.buffer.Buffer` that a cut uses."""
 
-    def recorded(self, policy: str, step: int, *, timeout_s: float = 0) -> CutRecord | None: ...
+    def recorded(self, policy: str, step: int, *, timeout_s: float = 0) -> BatchRecord | None: ...
     def load(self, ids: Sequence[str]) -> list[Group]: ...
     def ready(self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float) -> Sequence[Stored]: ...
     def drop(self, policy: str, epoch: int, ids_with_reason: dict[str, str], *, requeue: bool = False) -> object: ...
-    def record(self, epoch: int, record: CutRecord, filtered: dict[str, str]) -> CutRecord: ...
+    def record(self, epoch: int, record: BatchRecord, filtered: dict[str, str]) -> BatchRecord: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ class LeftOut:
 
 
 @dataclass(slots=True)
-class Cut:
+class AssembledBatch:
     """A recorded cut and its groups; `wait_s` is how long rollouts and scores were waited for."""
 
-    record: CutRecord
+    record: BatchRecord
     groups: list[Group]
     wait_s: float = 0.0
     scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
@@ -78,11 +78,11 @@ class Engine(Protocol):
     num_skipped: int
     """Updates left out because their gradient was not finite."""
 
-    def logprobs(self, micro: Micro) -> tuple[Tensor, Tensor]:
+    def logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """[B, L] nats at the micro's temperatures: log-prob of each trained token, entropy there; 0 elsewhere."""
         ...
 
-    def logprobs_and_values(self, micro: Micro) -> tuple[Tensor, Tensor, Tensor]:
+    def logprobs_and_values(self, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
         """The same, and [B, L + 1] values (`ValueHead.values`); of an engine with `learner.value` only."""
         ...
 
@@ -104,7 +104,7 @@ class Engine(Protocol):
     def export(self, directory: Path) -> None: ...
 
 
-class LoopBuffer(CutBuffer, Protocol):
+class LoopBuffer(AssemblyBuffer, Protocol):
     def release(self, policy: str, epoch: int, version: int, *, by: str | None = None) -> object: ...
     def emit(self, kind: str, fields: dict[str, Any]) -> object: ...
     def stored(self, ids: Sequence[str]) -> Sequence[Stored]: ...
@@ -117,7 +117,7 @@ class Publisher(Protocol):
 
 
 class ReferenceModel(Protocol):
-    def logprobs(self, micro: Micro) -> torch.Tensor: ...
+    def logprobs(self, micro: MicroBatch) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +128,13 @@ class Hooks:
     """Asked while waiting for groups: whether to leave before the next step."""
     stage: Callable[[str], None] = lambda what: None
     """What the loop does from now on, in words."""
-    before_step: Callable[[int, Cut], None] = lambda step, cut: None
+    before_step: Callable[[int, AssembledBatch], None] = lambda step, cut: None
     """Before the optimizer step number `step` (from 0)."""
-    after_step: Callable[[int, Cut, dict[str, float]], None] = lambda step, cut, metrics: None
+    after_step: Callable[[int, AssembledBatch, dict[str, float]], None] = lambda step, cut, metrics: None
     """After it, with its metrics, before its weights are published."""
-    logprobs: Callable[[Micro, torch.Tensor], None] = lambda micro, logprobs: None
+    logprobs: Callable[[MicroBatch, torch.Tensor], None] = lambda micro, logprobs: None
     """Each micro-batch, with its log-probs [B, L] under the weights at the start of the step."""
-    at_step: Callable[[int, Cut], None] = lambda done, cut: None
+    at_step: Callable[[int, AssembledBatch], None] = lambda done, cut: None
     """After `done` steps, with what the last one trained on."""
     checkpoint: Callable[[int], None] = lambda done: None
     """After `done` steps, published and released, before the next cut."""
@@ -149,6 +149,6 @@ class Considered:
 
     groups: Sequence[Group]
     scores: Sequence[dict[str, Scores]]
-    selected_under: Callable[[Mapping[str, Any]], Sequence[Mixed]]
+    selected_under: Callable[[Mapping[str, Any]], Sequence[GroupReward]]
     """What mixer and selectors make of these groups if the recipe's dotted keys had these values: a rollout is trained
     on where its reward is finite and its group's `drop` is None."""

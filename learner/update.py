@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cluster.config import LearnerSection, LossSection
 from cluster.plugins import build
-from cluster.types import Batch, Micro
+from cluster.types import Batch, MicroBatch
 from learner.advantages.estimators import Advantage
 from learner.advantages.gae import Credited, credit
 from learner.batch.pack import at_temperature_one, whole_batch
@@ -88,7 +88,7 @@ def optimize(
     engine: Engine,
     reference: Any = None,
     *,
-    heard: Callable[[Micro, torch.Tensor], None] = lambda micro, logprobs: None,
+    heard: Callable[[MicroBatch, torch.Tensor], None] = lambda micro, logprobs: None,
 ) -> dict[str, float]:
     """Take the step's optimizer steps, one per mini-batch and pass; returns metrics of all of them. Collective.
 
@@ -125,7 +125,7 @@ def _prepared(
     wanted: Objective,
     engine: Engine,
     reference: Any,
-    heard: Callable[[Micro, Tensor], None],
+    heard: Callable[[MicroBatch, Tensor], None],
     *,
     several: bool,
 ) -> list[_MiniBatch]:
@@ -165,7 +165,7 @@ def _accumulate(
     wanted: Objective,
     engine: Engine,
     sums: dict[str, Tensor],
-    heard: Callable[[Micro, Tensor], None] | None,
+    heard: Callable[[MicroBatch, Tensor], None] | None,
 ) -> dict[str, float]:
     """Add the mini-batch's gradient and its metrics' sums; returns metrics that are none. Collective."""
     section, batch, credited = wanted.section, part.batch, part.credited
@@ -188,7 +188,7 @@ def _accumulate(
 
 
 def _backward(
-    engine: Engine, micro: Micro, loss: Tensor, credits: Credits, logprobs: Float[Tensor, "B L"], *, tempered: bool
+    engine: Engine, micro: MicroBatch, loss: Tensor, credits: Credits, logprobs: Float[Tensor, "B L"], *, tempered: bool
 ) -> None:
     """Add the gradient of `loss` and of the loss terms, which look at log-probs at temperature 1."""
     if not tempered or not len(credits.logprobs):
@@ -199,7 +199,7 @@ def _backward(
     engine.backward(credits.surrogate(micro, engine.logprobs(at_temperature_one(micro))[0], None))
 
 
-def _forward(engine: Engine, micro: Micro, credited: Credited | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _forward(engine: Engine, micro: MicroBatch, credited: Credited | None) -> tuple[Tensor, Tensor, Tensor | None]:
     return engine.logprobs_and_values(micro) if credited else (*engine.logprobs(micro), None)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from cluster.types import Group, Rollout, Scores
 from rewards.accepted import accepted
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.containment import ASKED, contain, described, readable
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ OWN = "rewards"
 """Signals of this package are not handed copies."""
 
 
-async def ask(signal: Signal, group: Group, services: Services, timeout_s: float, name: str = "") -> tuple[Scores, str]:
+async def ask(signal: Reward, group: Group, services: Services, timeout_s: float, name: str = "") -> tuple[Scores, str]:
     """Its answer, and why the call failed if it did: time-out, exception and wrong shape are `failed` scores.
 
     Whatever the signal raises, SystemExit and CancelledError included, stays here; only the caller's own cancellation
@@ -62,7 +62,7 @@ async def ask(signal: Signal, group: Group, services: Services, timeout_s: float
     return Scores.failed(len(group), note), note
 
 
-async def _called(signal: Signal, group: Group, services: Services) -> tuple[Any, BaseException | None]:
+async def _called(signal: Reward, group: Group, services: Services) -> tuple[Any, BaseException | None]:
     try:
         given = group if is_own(signal) else copied(group)
         if inspect.iscoroutinefunction(signal.score):
@@ -73,7 +73,7 @@ async def _called(signal: Signal, group: Group, services: Services) -> tuple[Any
         return None, error
 
 
-def is_own(signal: Signal) -> bool:
+def is_own(signal: Reward) -> bool:
     """Whether the signal is a part of Kanabo, and not a user's."""
     return type(signal).__module__.partition(".")[0] == OWN
 

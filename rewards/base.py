@@ -25,8 +25,8 @@ from rewards.sandbox.pool import Sandbox, Target
 
 if TYPE_CHECKING:
     from rewards.judges.pool.pool import JudgePool
-    from rewards.learned.client import Follower
-    from rewards.scorers.pool import Scorer
+    from rewards.learned.client import RewardModelClient
+    from rewards.scorers.pool import LogprobScorer
 
 T = TypeVar("T")
 
@@ -42,8 +42,8 @@ class Services:
         *,
         threads: int = 16,
         judges: Mapping[str, JudgePool] | None = None,
-        distilled: Mapping[str, Follower] | None = None,
-        scorers: Mapping[str, Scorer] | None = None,
+        distilled: Mapping[str, RewardModelClient] | None = None,
+        scorers: Mapping[str, LogprobScorer] | None = None,
         text: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
         self._judges = judges or {}
@@ -110,14 +110,14 @@ class Services:
         for judge in self._judges.values():
             await judge.close()
 
-    def distilled(self, name: str) -> Follower:
+    def distilled(self, name: str) -> RewardModelClient:
         """The distilled model of that name. Raises ConfigError."""
         if name not in self._distilled:
             known = f"{nearest(name, self._distilled)}Known: {', '.join(sorted(self._distilled)) or 'none'}."
             raise ConfigError(f"there is no distilled model '{name}'. {known} Add a section [distilled.{name}].")
         return self._distilled[name]
 
-    def scorer(self, name: str) -> Scorer:
+    def scorer(self, name: str) -> LogprobScorer:
         """The model of that name that reads rollouts: log-probs and whole distributions. Raises ConfigError."""
         if name not in self._scorers:
             known = f"{nearest(name, self._scorers)}Known: {', '.join(sorted(self._scorers)) or 'none'}."
@@ -142,7 +142,7 @@ class Services:
         self.threads.close()
 
 
-class Signal(Plugin):
+class Reward(Plugin):
     """A reward. Its fields are its options, its class attributes say what it needs."""
 
     scope: ClassVar[Literal["rollout", "group", "task", "batch"]] = "rollout"

@@ -26,7 +26,7 @@ from cluster.errors import ConfigError, nearest
 from cluster.plugins import lookup
 from cluster.types import ABSTAINED, FAILED, SCORED, Group, Rollout, Scores, Task
 from rewards.accepted import number
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.containment import described, readable, shown
 from rewards.conventions import (
     MARKS,
@@ -53,7 +53,7 @@ EXPECTED = 'a number, {"score": number}, or None to abstain'
 Verdict = tuple[float, int, str]
 
 
-class FunctionSignal(Signal):
+class FunctionReward(Reward):
     """A function as reward. Its options are passed on by name."""
 
     services: ClassVar = ("thread",)
@@ -71,9 +71,9 @@ class FunctionSignal(Signal):
     @staticmethod
     def of(
         function: Callable[..., Any], use: str, options: dict[str, Any], where: str, sandbox_s: float | None = None
-    ) -> FunctionSignal:
+    ) -> FunctionReward:
         """Raises ConfigError for options it does not take, and for a function that does not look at the rollout."""
-        signal = FunctionSignal(use=use, options=options, sandbox_s=sandbox_s)
+        signal = FunctionReward(use=use, options=options, sandbox_s=sandbox_s)
         try:
             parameters = inspect.signature(function).parameters
         except (ValueError, TypeError) as error:
@@ -199,8 +199,8 @@ def _made(function: Callable[..., Any], use: str, options: dict[str, Any], where
     return made if callable(made) else function
 
 
-def _again(use: str, options: dict[str, Any], where: str, sandbox_s: float | None) -> Signal:
-    return FunctionSignal.of(loaded(use, {}, where), use, options, where, sandbox_s)
+def _again(use: str, options: dict[str, Any], where: str, sandbox_s: float | None) -> Reward:
+    return FunctionReward.of(loaded(use, {}, where), use, options, where, sandbox_s)
 
 
 def _listed(values: Any, style: Style) -> list[Any] | tuple[Any, ...] | None:

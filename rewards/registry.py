@@ -8,8 +8,8 @@ from typing import Any
 from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.plugins import build
-from rewards.base import Signal
-from rewards.function_reward import CALLS_IN_TIME, FunctionSignal, loaded
+from rewards.base import Reward
+from rewards.function_reward import CALLS_IN_TIME, FunctionReward, loaded
 
 REWARDS: dict[str, str] = {
     "environment": "rewards.builtin.environment:EnvironmentReward",
@@ -27,7 +27,7 @@ REWARDS: dict[str, str] = {
     "exact": "rewards.builtin.exact:Exact",
     "format": "rewards.builtin.format:Format",
     "implicit": "rewards.builtin.implicit:Implicit",
-    "judge": "rewards.judges.signal:JudgeSignal",
+    "judge": "rewards.judges.signal:JudgeReward",
     "length_penalty": "rewards.builtin.length_penalty:LengthPenalty",
     "majority": "rewards.builtin.majority:Majority",
     "math": "rewards.builtin.math:Math",
@@ -45,10 +45,10 @@ REWARDS: dict[str, str] = {
 }
 
 
-def build_signal(section: RewardSection, where: str) -> Signal:
+def build_reward(section: RewardSection, where: str) -> Reward:
     """The reward that a section of the recipe names; `where` is that section's place. Raises ConfigError."""
     found: Any = loaded(section.use, REWARDS, where)
-    if inspect.isclass(found) and issubclass(found, Signal):
+    if inspect.isclass(found) and issubclass(found, Reward):
         if section.untrusted:
             raise ConfigError(
                 f"{where}.untrusted = true, but '{section.use}' is a class, which runs in the reward worker. A "
@@ -57,7 +57,7 @@ def build_signal(section: RewardSection, where: str) -> Signal:
         return build({section.use: found}, section.use, section.options, where)
     if callable(found) and not inspect.isclass(found):
         sandbox_s = section.timeout_s / CALLS_IN_TIME if section.untrusted else None
-        return FunctionSignal.of(found, section.use, section.options, where, sandbox_s)
+        return FunctionReward.of(found, section.use, section.options, where, sandbox_s)
     raise ConfigError(
         f"{where}.use = '{section.use}' is {found!r:.80}. A reward is a subclass of rewards.base.Signal, or a function "
         "(prompt, completion, …) -> float."

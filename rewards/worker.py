@@ -26,7 +26,7 @@ from rewards.accepted import VERSION_CHARS
 from rewards.asking import ask, is_own
 from rewards.base import UNVERSIONED, Services
 from rewards.containment import Asked, LoopWatch, contain, described, readable
-from rewards.registry import build_signal
+from rewards.registry import build_reward
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ MOST_HUNG = 64
 """Calls that never returned; with more the worker ends, and the run starts another in its place."""
 CAUSE_CHARS = 2000
 MIN_HANG_S, HANG_SHARE = 5.0, 0.4
-"""A worker ends when its interpreter stands still for this share of `run.silent_s` or `reward_workers.deadline_s`."""
+"""A worker ends when its interpreter stands still for this share of `run.heartbeat_timeout_s` or of
+`reward_workers.deadline_s`."""
 EXIT_BLOCKED = 75
 """Exit code of a worker whose event loop a reward has blocked."""
 
@@ -77,9 +78,11 @@ class RewardWorker:
         """Signals that have answered once, or failed."""
         self._in_hand: dict[Asked, Group] = {}
         # Sooner than the driver ends a worker that does not answer, and than its groups are handed to another one.
-        self._may_hang_s = max(MIN_HANG_S, HANG_SHARE * min(config.run.silent_s, config.reward_workers.deadline_s))
+        self._may_hang_s = max(
+            MIN_HANG_S, HANG_SHARE * min(config.run.heartbeat_timeout_s, config.reward_workers.deadline_s)
+        )
         self._sections = dict(zip(self.names, config.rewards, strict=True))
-        self._signals = {n: build_signal(s, f"rewards[{i}]") for i, (n, s) in enumerate(self._sections.items())}
+        self._signals = {n: build_reward(s, f"rewards[{i}]") for i, (n, s) in enumerate(self._sections.items())}
         self._late = [n for n in self.names if n not in config.admit_rewards]
         self._admit = config.admit_rewards
         self._settings = config.reward_workers

@@ -13,10 +13,10 @@ import torch
 from actors import episode
 from actors.engine import Sample
 from cluster.config import RunConfig, patched
-from cluster.types import Claim, CutRecord, Group, Pair, Rollout, Task, Turn, VersionSpan
-from learner.losses.policy_losses import Tokens
-from learner.plugin_state import Memory
-from learner.types import Cut
+from cluster.types import BatchRecord, Claim, Group, Pair, Rollout, Task, Turn, VersionSpan
+from learner.losses.policy_losses import TokenBatch
+from learner.plugin_state import PluginState
+from learner.types import AssembledBatch
 from rewards.base import Services
 from tests.learner.test_terms import sums_of
 
@@ -103,7 +103,9 @@ def test_the_loss_has_the_policy_gradient():
     mask = torch.tensor([[False, True, True]])
     advantages = torch.tensor([[7.0, 0.5, -1.0]])
     none = torch.zeros(1, 3, dtype=torch.int64)
-    loss, _ = example("loss")().loss(logprobs, Tokens(mask, mask.float(), torch.zeros(1, 3), advantages, none, none))
+    loss, _ = example("loss")().loss(
+        logprobs, TokenBatch(mask, mask.float(), torch.zeros(1, 3), advantages, none, none)
+    )
     loss.backward()
     assert loss.item() == pytest.approx(0.5 * 2 + -1.0 * 3)
     assert logprobs.grad.tolist() == [[0.0, -0.5, 1.0]]
@@ -119,11 +121,11 @@ def test_the_term_wants_a_margin():
 
 def test_the_controller_cools_the_sampling_down_and_says_so():
     controller = example("controller")(rate=0.8)
-    memory = Memory({"controllers.0": controller})
+    memory = PluginState({"controllers.0": controller})
     found = []
     for step in range(5):
         found.append(memory.settings()["rollout.temperature"])
-        memory.after(Cut(CutRecord("policy", step, (), (), ()), []))
+        memory.after(AssembledBatch(BatchRecord("policy", step, (), (), ()), []))
     assert found == pytest.approx([1.0, 0.8, 0.64, 0.512, 0.5])
     assert patched(RunConfig(), memory.settings()).rollout.temperature == 0.5
     assert controller.told(0.7) == {"settings/rollout.temperature": 0.7}

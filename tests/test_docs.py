@@ -23,7 +23,7 @@ WITH_EXAMPLES = ("rewards", "environments")
 MODULE = "docs_example"
 """What the pages call the user's own module."""
 AREAS = (
-    "reward|rollout|buffer|policy|learner|loss|weights|heldout|workers|failures|judge|scorer|distilled|monitor|value"
+    "reward|rollout|buffer|policy|learner|loss|weights|eval|workers|failures|judge|scorer|distilled|monitor|value"
     "|advantage|replay|settings"
 )
 NAMED = re.compile(rf"(?:{AREAS})/[A-Za-z0-9_\0]+")

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from actors.environments.meeting import Cast, Meeting
+from actors.environments.meeting import MultiPolicyEnvironment, Participants
 from cluster.thoughts import spoken_by
 from cluster.types import Rollout, Task
 
@@ -22,7 +22,7 @@ CLIPPED = 2000
 """Characters that are quoted of one utterance."""
 
 
-class CoMas(Meeting):
+class CoMas(MultiPolicyEnvironment):
     """Rounds of three utterances, each by a policy drawn evenly: a solution, which sees the last exchanges, an
     evaluation of it, and a score of 1 to 3 for how well the solution stands up to the evaluation.
 
@@ -54,7 +54,7 @@ class CoMas(Meeting):
     def size(self, num_policies: int) -> int:
         return 3 * self._rounds(num_policies)
 
-    async def hold(self, task: Task, cast: Cast) -> Sequence[Rollout]:
+    async def hold(self, task: Task, cast: Participants) -> Sequence[Rollout]:
         rollouts: list[Rollout] = []
         exchanges: list[str] = []
 

@@ -20,7 +20,7 @@ from cluster.types import Message, Rollout, Task
 
 
 @dataclass(frozen=True, slots=True)
-class Cast:
+class Participants:
     """Who takes part."""
 
     policies: tuple[str, ...]
@@ -33,13 +33,13 @@ class Cast:
         return await self.speak(policy, (Message("user", prompt),))
 
 
-class Meeting(Environment):
+class MultiPolicyEnvironment(Environment):
     """Subclasses hold options as fields and implement `hold` and `size`."""
 
     roles: ClassVar[tuple[str, ...]] = ()
     """Every utterance has a prompt of its own."""
 
-    async def hold(self, task: Task, cast: Cast) -> Sequence[Rollout]:
+    async def hold(self, task: Task, cast: Participants) -> Sequence[Rollout]:
         """The rollouts of one group. `view` may say what an utterance is for, `parent` which one it replies to."""
         raise NotImplementedError
 

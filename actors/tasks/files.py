@@ -105,7 +105,7 @@ class Files(TaskSource):
         assert self.heldout_path is not None
         rows = self._opened(self.heldout_path, self.heldout_split, "heldout_path")
         taken = set(self._train_rows.labels.values())
-        rows.labels = {p: f"heldout/{label}" if label in taken else label for p, label in rows.labels.items()}
+        rows.labels = {p: f"held-out {label}" if label in taken else label for p, label in rows.labels.items()}
         return rows
 
     @cached_property

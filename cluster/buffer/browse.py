@@ -10,7 +10,7 @@ import msgspec
 
 from cluster.buffer.connection import Connection
 from cluster.buffer.types import scores_of
-from cluster.types import CutRecord, Group, Scores, decode
+from cluster.types import BatchRecord, Group, Scores, decode
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ def look(connection: Connection) -> Iterator[Seen]:
         own = f"{connection.prefix}policy:{policy}:"
         version = int(connection.patiently(lambda own=own: connection.redis.hget(own + "state", "version")) or 0)  # type: ignore[arg-type]
         places = list(_places(connection, policy).items())
-        records: dict[int, CutRecord] = {}
+        records: dict[int, BatchRecord] = {}
         for i in range(0, len(places), CHUNK):
             yield from _chunk(connection, policy, version, places[i : i + CHUNK], records)
 
@@ -60,7 +60,7 @@ def _chunk(
     policy: str,
     version: int,
     places: list[tuple[str, int | None]],
-    records: dict[int, CutRecord],
+    records: dict[int, BatchRecord],
 ) -> Iterator[Seen]:
     own = f"{connection.prefix}policy:{policy}:"
     new = sorted({step for _, step in places if step is not None and step not in records})
@@ -74,7 +74,7 @@ def _chunk(
             return pipe.execute()
 
     found = connection.patiently(run)
-    read = {step: _readable(data, CutRecord) for step, data in zip(new, found, strict=False)}
+    read = {step: _readable(data, BatchRecord) for step, data in zip(new, found, strict=False)}
     records |= {step: record for step, record in read.items() if record is not None}
     for (id, step), fields in zip(places, found[len(new) :], strict=True):
         if fields:
@@ -82,7 +82,7 @@ def _chunk(
 
 
 def _seen(
-    id: str, policy: str, step: int | None, version: int, fields: dict[bytes, bytes], record: CutRecord | None
+    id: str, policy: str, step: int | None, version: int, fields: dict[bytes, bytes], record: BatchRecord | None
 ) -> Seen:
     state = fields[b"state"].decode()
     group = _readable(fields.get(b"data"), Group)

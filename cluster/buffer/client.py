@@ -15,7 +15,7 @@ from cluster.buffer import audit
 from cluster.buffer.connection import PATIENCE_S, Connection
 from cluster.buffer.types import Limits, Stored, Suspicion, stored_of, suspicion_of
 from cluster.errors import KanaboError, LeaseLost, StaleEpoch
-from cluster.types import Claim, CutRecord, Group, Manifest, Publication, Scores, decode, encode
+from cluster.types import BatchRecord, Claim, Group, Manifest, Publication, Scores, decode, encode
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class Buffer:
         args = [x for pair in ids_with_reason.items() for x in pair]
         self._call("drop", policy, epoch, int(requeue), *args)
 
-    def record(self, epoch: int, record: CutRecord, filtered: Mapping[str, str] | None = None) -> CutRecord:
+    def record(self, epoch: int, record: BatchRecord, filtered: Mapping[str, str] | None = None) -> BatchRecord:
         """Decide what a step trains on: its groups leave `ready` at once. A step has one record, the first.
 
         `filtered` (id → reason) are dropped in the same move, and not replaced for this step.
@@ -223,9 +223,9 @@ class Buffer:
         pairs = [x for pair in (filtered or {}).items() for x in pair]
         args = (record.step, encode(record), len(pairs) // 2, *pairs, *record.groups)
         reply = self._call("record", record.policy, epoch, *args)
-        return decode(reply[1], CutRecord)
+        return decode(reply[1], BatchRecord)
 
-    def recorded(self, policy: str, step: int, *, timeout_s: float = 0.0) -> CutRecord | None:
+    def recorded(self, policy: str, step: int, *, timeout_s: float = 0.0) -> BatchRecord | None:
         """The record of a step, once there is one; None on time-out.
 
         A record that cannot be read, of a step that is not trained, is forgotten: its groups are ready again.
@@ -234,12 +234,12 @@ class Buffer:
         if reply[0] != "ok":
             return None
         try:
-            return decode(reply[1], CutRecord)
+            return decode(reply[1], BatchRecord)
         except msgspec.ValidationError as error:
             log.warning("the record of step %d cannot be read, and its groups are ready again: %s", step, error)
         self._call("unrecord", policy, step)
         reply = self._call_when(0, "recorded", policy, step)
-        return decode(reply[1], CutRecord) if reply[0] == "ok" else None
+        return decode(reply[1], BatchRecord) if reply[0] == "ok" else None
 
     def load(self, ids: Iterable[str]) -> list[Group]:
         """Stored groups by id, without those that cannot be read: each of them is kept aside, with a warning.

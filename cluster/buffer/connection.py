@@ -34,7 +34,7 @@ SOCKET_TIMEOUT_S = 20.0
 MAX_BLOCK_S = 10.0
 """One blocking read; below the socket's time-out. Longer waits are several of them."""
 PATIENCE_S = 30.0
-"""A call waits so long for a Redis that is away or refuses to write; actors of a run wait for `run.stall_s`."""
+"""How long a call waits for a Redis that is away or refuses writes; a run's actors wait `run.progress_timeout_s`."""
 QUIET_S = 1.0
 """Trouble that is over sooner, such as a restart of an empty server, is not worth a line in the log."""
 REPEAT_S = 30.0

@@ -10,7 +10,7 @@ from cluster.buffer.connection import PATIENCE_S, Connection
 from cluster.errors import ConfigError
 
 
-class Wishes:
+class ReplicaCounts:
     """Of one run. Raises what a Buffer's calls raise when Redis is away."""
 
     def __init__(self, url: str, run: str, patience_s: float = PATIENCE_S) -> None:
@@ -73,7 +73,7 @@ MAX_WORKERS = 10_000
 """Of a role. More is a slip of the finger."""
 
 
-def apply(run: Wishes, wishes: list[str]) -> dict[str, int]:
+def apply(run: ReplicaCounts, wishes: list[str]) -> dict[str, int]:
     """Wish for what `role=N`, `role=+N` and `role=-N` say; the numbers that came out. Raises ConfigError."""
     there, numbers = run.staffed(), {}
     known = sorted({*ROLES, *there})

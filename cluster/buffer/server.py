@@ -35,7 +35,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from cluster.errors import BufferUnavailable, ConfigError
-from cluster.process.lock import own
+from cluster.process.lock import acquire_run_lock
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Store:
         self._ended.set()
         self._admin = redis.Redis()  # connects at its first call
         self._pid = 0
-        self._lock = own(self.directory)
+        self._lock = acquire_run_lock(self.directory)
         try:
             self._password = _password(self.directory)
             end_leftover(self.directory)

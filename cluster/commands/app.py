@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.config import with_new_names
 from cluster.errors import ConfigError, KanaboError, nearest
 
 COMMANDS = {
@@ -164,7 +165,7 @@ def recipe_of(run: Path) -> dict[str, Any]:
         tree = tomllib.loads(path.read_text("utf-8"))
         if wrong := [name for name in ("learner", "buffer") if not isinstance(tree.get(name, {}), dict)]:
             raise ValueError(f"[{wrong[0]}] is no section")
-        return tree
+        return with_new_names(tree)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} cannot be read: {error}. Restore it; a start of the run with its recipe writes it anew."

@@ -87,7 +87,7 @@ def export(source: Path, target: Path, *, adapter: bool = False, policy: str = c
         total = sum(path.stat().st_size for path in files)
         if merging:
             with app.progress("merging the adapter"):
-                _merge(part, draft, config.load(source.parent.parent / "config.toml").of_policy(policy))
+                _merge(part, draft, config.stored(source.parent.parent).of_policy(policy))
         with app.progress(f"copying {source.name}", total) as advance:
             for path in files:
                 _copy(path, draft / path.relative_to(part), advance)

@@ -1,7 +1,7 @@
 """Stored groups of a run, with scores and rewards: `python -m cluster.commands.inspect RUN [--to FILE] [filters]`.
 
 Works beside a live run, and on one that has ended: then its Redis is started for as long as this takes. Groups that the
-last checkpoint has trimmed from Redis are read from the run's `groups/`, which has the last `tracking.kept_groups`.
+last checkpoint has trimmed from Redis are read from the run's `groups/`, which has the last `tracking.archived_groups`.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def stored_groups(run: Path, connection: Connection, wanted: Filter = Filter()) 
             yield seen
 
 
-def _trained(found: group_archive.KeptGroup) -> Seen:
+def _trained(found: group_archive.ArchivedGroup) -> Seen:
     claim = found.group.claim
     return Seen(
         id=claim.id,

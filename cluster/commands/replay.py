@@ -63,7 +63,7 @@ def replay(run: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
     folder = run / "replay" / f"step_{step}"
     before = load(folder)[1]
-    settings = config.load(run / "config.toml")
+    settings = config.stored(run)
     model_dir = str(prepare(settings.model, settings.seed))
     world = settings.learner.ranks
     with socket.create_server(("127.0.0.1", 0)) as probe:

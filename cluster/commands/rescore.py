@@ -76,8 +76,8 @@ def main(
         if not stored:
             raise ConfigError(
                 f"run '{found.name}' has no stored group with scores of '{against}'"
-                f"{'' if step is None else f' in step {step}'}. tracking.kept_groups sets how many trained ones stay; "
-                "kanabo inspect shows what is there."
+                f"{'' if step is None else f' in step {step}'}. tracking.archived_groups sets how many trained "
+                "groups stay; kanabo inspect shows what is there."
             )
         rows = asyncio.run(rescore(settings, name, against, stored))
         if to is not None:
@@ -130,11 +130,11 @@ async def rescore(settings: RunConfig, name: str, against: str, stored: Sequence
     from rewards.base import Services
     from rewards.judges.factory import open_judges
     from rewards.judges.pool.archive import MemoryArchive
-    from rewards.registry import build_signal
+    from rewards.registry import build_reward
 
     place = list(settings.reward_names).index(name)
     section = settings.rewards[place]
-    signal = build_signal(section, f"rewards[{place}]")
+    signal = build_reward(section, f"rewards[{place}]")
     services = Services(judges=open_judges(settings.judges, MemoryArchive()))
     places = asyncio.Semaphore(AT_ONCE)
 

@@ -21,7 +21,7 @@ def stored(directory: Path) -> RunConfig | None:
     """The recipe that the run was started with last; None where there is none that can be read."""
     path = directory / "config.toml"
     try:
-        return config.load(path) if path.exists() else None
+        return config.stored(directory) if path.exists() else None
     except ConfigError:
         return None
 

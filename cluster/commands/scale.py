@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.buffer import Wishes
+from cluster.buffer import ReplicaCounts
 from cluster.buffer.scaling import apply
 from cluster.commands import app
 from cluster.commands.run_lookup import live_url, run_id
@@ -39,7 +39,7 @@ def main(
         url = live_url(found)
         if url is None:
             raise ConfigError(f"run '{found.name}' is not running: nothing answers for it. Start it first.")
-        wishes_of_run = Wishes(url, run_id(found))
+        wishes_of_run = ReplicaCounts(url, run_id(found))
         numbers = apply(wishes_of_run, wishes)
         if wait_s:
             wait(wishes_of_run, numbers, wait_s)
@@ -50,7 +50,7 @@ def main(
         print(", ".join(f"{role}: {count}" for role, count in numbers.items()))
 
 
-def former(run: Wishes, settings: RunConfig, before: RunConfig | None) -> list[str]:
+def former(run: ReplicaCounts, settings: RunConfig, before: RunConfig | None) -> list[str]:
     """What an earlier life of the run was scaled to, in sentences: applied again unless the recipe changed since.
 
     `before` is the recipe of that life. A number that the recipe changes since then takes the request's place.
@@ -73,7 +73,7 @@ def former(run: Wishes, settings: RunConfig, before: RunConfig | None) -> list[s
     return said
 
 
-def wait(run: Wishes, numbers: dict[str, int], wait_s: float) -> None:
+def wait(run: ReplicaCounts, numbers: dict[str, int], wait_s: float) -> None:
     """Wait until the requested numbers are up. Raises KanaboError that says what is still coming."""
     until = time.monotonic() + wait_s
     with app.progress("waiting for the workers"):

@@ -3,6 +3,7 @@
 from cluster.config.base import Section, Use
 from cluster.config.controllers import ControllerSection
 from cluster.config.engines import EngineSection, ModelSection
+from cluster.config.foreign_keys import with_new_names
 from cluster.config.learner import (
     CorrectionSection,
     LearnerSection,
@@ -12,10 +13,10 @@ from cluster.config.learner import (
     TermSection,
     ValueSection,
 )
-from cluster.config.loader import dump, load, overridden, parse, patched, tree_of, without_password
+from cluster.config.loader import dump, load, overridden, parse, patched, stored, tree_of, without_password
 from cluster.config.placement import PlacementSection
 from cluster.config.policies import POLICY, PolicySection
-from cluster.config.rewards import DistilledSection, JudgeSection, RewardSection
+from cluster.config.rewards import JudgeSection, RewardModelSection, RewardSection
 from cluster.config.run_config import (
     BufferSection,
     ConsoleSection,
@@ -31,7 +32,6 @@ __all__ = [
     "ConsoleSection",
     "ControllerSection",
     "CorrectionSection",
-    "DistilledSection",
     "EngineSection",
     "EvaluationSection",
     "JudgeSection",
@@ -41,6 +41,7 @@ __all__ = [
     "ModelSection",
     "PlacementSection",
     "PolicySection",
+    "RewardModelSection",
     "RewardSection",
     "RunConfig",
     "ScheduleSection",
@@ -55,6 +56,8 @@ __all__ = [
     "overridden",
     "parse",
     "patched",
+    "stored",
     "tree_of",
+    "with_new_names",
     "without_password",
 ]

@@ -1,4 +1,4 @@
-"""What users of other tools type (verl, OpenRLHF, TRL), and our name for it."""
+"""Keys that users of other tools and of earlier versions type, and their names here."""
 
 from __future__ import annotations
 
@@ -100,6 +100,26 @@ FOREIGN_KEYS = {
     "save_steps": "checkpoint.every_steps",
     "save_freq": "checkpoint.every_steps",
 }
+
+
+RENAMED_KEYS = {
+    "run.grace_s": "run.shutdown_timeout_s",
+    "run.silent_s": "run.heartbeat_timeout_s",
+    "run.stall_s": "run.progress_timeout_s",
+    "tracking.kept_groups": "tracking.archived_groups",
+    "weights.max_drift_nats": "weights.max_logprob_diff_nats",
+}
+"""Keys of version 0.1 that have another name now."""
+
+
+def with_new_names(tree: dict[str, Any]) -> dict[str, Any]:
+    """The recipe that a run directory of an earlier version holds, under the keys of this version."""
+    for old, new in RENAMED_KEYS.items():
+        section, _, key = old.partition(".")
+        there = tree.get(section)
+        if isinstance(there, dict) and key in there:
+            there[new.partition(".")[2]] = there.pop(key)
+    return tree
 
 
 def translated(key: str, value: Any = None) -> str:

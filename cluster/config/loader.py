@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from cluster.config.foreign_keys import translated
+from cluster.config.foreign_keys import RENAMED_KEYS, translated, with_new_names
 from cluster.config.run_config import RunConfig
 from cluster.errors import ConfigError, nearest
 
@@ -27,7 +27,20 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError that says what is wrong, where, and what to do.
     """
-    path = Path(recipe)
+    return parse(overridden(_tree(Path(recipe)), overrides), where=str(recipe))
+
+
+def stored(run: Path) -> RunConfig:
+    """Read the recipe that a run directory holds; keys of an earlier version have their new names.
+
+    Raises ConfigError.
+    """
+    path = run / "config.toml"
+    return parse(with_new_names(_tree(path)), where=str(path))
+
+
+def _tree(path: Path) -> dict[str, Any]:
+    """What a recipe's file says. Raises ConfigError."""
     try:
         text = path.read_text("utf-8-sig")  # some editors begin a file with a mark
     except FileNotFoundError as error:
@@ -43,7 +56,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"recipe '{path}' is not valid TOML: {error}. Strings need quotes, see toml.io.") from error
     if not tree:
         raise ConfigError(f"recipe '{path}' is empty. See deploy/recipes/ for ones to start from.")
-    return parse(overridden(tree, overrides), where=str(path))
+    return tree
 
 
 def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -130,6 +143,8 @@ def _finding(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         known = sorted(_section(error["loc"][:-1]).model_fields)
         key = str(error["loc"][-1])
+        if loc in RENAMED_KEYS:
+            return f"'{loc}' is now '{RENAMED_KEYS[loc]}'. Rename the key."
         hint = translated(key) or nearest(key, known) or translated(key, error["input"])
         if not hint and "options" in known:
             hint = f"Fields of a plug-in go into '{loc.removesuffix(key)}options'. "

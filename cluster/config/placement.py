@@ -36,7 +36,7 @@ class PlacementSection(Section):
         return self
 
 
-class ElasticRolloutSection(Section):
+class AutoscalingRolloutSection(Section):
     """Engines follow the share of its steps that the learner waits for groups."""
 
     max_workers: NonNegativeInt = 0
@@ -52,13 +52,13 @@ class ElasticRolloutSection(Section):
     twice as many."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> ElasticRolloutSection:
+    def _ordered(self) -> AutoscalingRolloutSection:
         _in_order("rollout", self.min_workers, self.max_workers or self.min_workers)
         _in_order("rollout", self.shrink_below_frac, self.grow_above_frac)
         return self
 
 
-class ElasticJudgeSection(Section):
+class AutoscalingJudgeSection(Section):
     """`[elastic.judges.NAME]`: replicas of a judge of kind `vllm` follow the longest wait of a question."""
 
     max_replicas: PositiveInt
@@ -73,7 +73,7 @@ class ElasticJudgeSection(Section):
     """Reports in a row before one joins or leaves; each reward worker makes one every 5 s."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> ElasticJudgeSection:
+    def _ordered(self) -> AutoscalingJudgeSection:
         _in_order("judges.NAME", self.min_replicas, self.max_replicas)
         _in_order("judges.NAME", self.shrink_below_s, self.grow_above_s)
         return self
@@ -84,16 +84,16 @@ def _in_order(what: str, low: float, high: float) -> None:
         raise ValueError(f"elastic.{what}: a lower bound, {low:g}, is above its upper one, {high:g}.")
 
 
-class ElasticSection(Section):
+class AutoscalingSection(Section):
     """More or fewer workers as the run needs them; off unless set. Ray's autoscaler is asked for their room by
     `request_resources`; a cluster holds one such request, the last. What `kanabo scale` says holds until the load
     changes it."""
 
-    rollout: ElasticRolloutSection = ElasticRolloutSection()
-    judges: dict[str, ElasticJudgeSection] = {}
+    rollout: AutoscalingRolloutSection = AutoscalingRolloutSection()
+    judges: dict[str, AutoscalingJudgeSection] = {}
 
 
-def check_elastic(config: RunConfig) -> None:
+def check_autoscaling(config: RunConfig) -> None:
     """Raises ValueError for a judge whose replicas are not the run's to add."""
     for name in config.elastic.judges:
         if name not in config.judges or config.judges[name].kind != "vllm":

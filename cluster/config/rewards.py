@@ -151,7 +151,7 @@ class ScorerSection(Section):
     unknown."""
 
 
-class DistilledSection(Use):
+class RewardModelSection(Use):
     """A reward model that learns from labels during the run; rewards use `[distilled.NAME]` by `model = "NAME"`."""
 
     use: str = "classification"

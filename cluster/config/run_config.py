@@ -12,12 +12,12 @@ from cluster.config.base import Section, Use
 from cluster.config.controllers import ControllerSection, check_steering
 from cluster.config.engines import EngineSection, ModelSection
 from cluster.config.learner import COMPARED_IN_GROUPS, LearnerSection
-from cluster.config.placement import ElasticSection, PlacementSection, check_colocated, check_elastic
+from cluster.config.placement import AutoscalingSection, PlacementSection, check_autoscaling, check_colocated
 from cluster.config.policies import POLICY, PolicySection, check_policies, of_policy
 from cluster.config.rewards import (
-    DistilledSection,
     GeneratorSection,
     JudgeSection,
+    RewardModelSection,
     RewardSection,
     RewardWorkersSection,
     ScorerSection,
@@ -30,11 +30,11 @@ class RunSection(Section):
     """Letters, digits, dots, dashes and underscores."""
     dir: str = "runs"
     """Runs live in `dir/name`. Under a submitted job a relative one is refused, unless $KANABO_RUNS is set."""
-    grace_s: PositiveFloat = 60.0
+    shutdown_timeout_s: PositiveFloat = 60.0
     """After SIGTERM or Ctrl-C: finish the step, checkpoint and leave within this time."""
-    silent_s: PositiveFloat = 60.0
+    heartbeat_timeout_s: PositiveFloat = 60.0
     """An actor that does not answer for so long is killed and replaced."""
-    stall_s: PositiveFloat = 600.0
+    progress_timeout_s: PositiveFloat = 600.0
     """Without a step for so long the run names what it waits for and ends."""
     max_infrastructure_failures: NonNegativeInt = 8
     """Restarts of dead workers, engines and Redis before the run gives up."""
@@ -119,7 +119,7 @@ class WeightsSection(Section):
     """Rollouts under way: go on with the new weights, finish first, or be cut and continued."""
     probe_every: PositiveInt = 1
     """Every so many publishes the engines' log-probs are compared with the learner's."""
-    max_drift_nats: PositiveFloat = 1e-3
+    max_logprob_diff_nats: PositiveFloat = 1e-3
     """The run stops when the mean difference exceeds three times its floor plus this, twice running."""
 
 
@@ -150,7 +150,7 @@ class TrackingSection(Section):
     """Weights & Biases; its package is an extra."""
     samples_per_step: NonNegativeInt = 4
     """Rollouts a step that are written to samples.jsonl with text, scores and advantage."""
-    kept_groups: NonNegativeInt = 2000
+    archived_groups: NonNegativeInt = 2000
     """The last so many trained groups stay in the run's directory, tokens and scores included, for the console."""
     engine_stats: bool = True
     """Export vLLM's own metrics with the run's, labelled `model_name` = `run.name`."""
@@ -190,14 +190,14 @@ class RunConfig(Section):
     reward_workers: RewardWorkersSection = RewardWorkersSection()
     judges: dict[str, JudgeSection] = {}
     scorers: dict[str, ScorerSection] = {}
-    distilled: dict[str, DistilledSection] = {}
+    distilled: dict[str, RewardModelSection] = {}
     generators: dict[str, GeneratorSection] = {}
     monitors: tuple[MonitorSection, ...] = ()
     controllers: tuple[ControllerSection, ...] = ()
     learner: LearnerSection = LearnerSection()
     policies: dict[str, PolicySection] = {}
     placement: PlacementSection = PlacementSection()
-    elastic: ElasticSection = ElasticSection()
+    elastic: AutoscalingSection = AutoscalingSection()
     buffer: BufferSection = BufferSection()
     weights: WeightsSection = WeightsSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -273,7 +273,7 @@ class RunConfig(Section):
                 "makes groups of several. Use one view, or no selector."
             )
         check_colocated(self)
-        check_elastic(self)
+        check_autoscaling(self)
         if self.learner.loss.coef == 0 and not self.learner.terms:
             raise ValueError("learner.loss.coef = 0 and there are no [[learner.terms]]: nothing is minimised.")
         check_policies(self)

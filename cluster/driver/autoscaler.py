@@ -18,7 +18,7 @@ LONGEST_PATIENCE = 64
 
 
 @dataclass
-class Thermostat:
+class HysteresisController:
     """Says +1 after `times` values in a row above `high`, -1 after as many below `low`, and then begins anew.
 
     When the one that left is missed at once, `low` was no sign that it can be spared: the patience before the next -1
@@ -62,23 +62,23 @@ class Thermostat:
 class _Following:
     """One role, and what of a row it follows."""
 
-    thermostat: Thermostat
+    controller: HysteresisController
     least: int
     most: int
     load: Callable[[Row], float]
     due: int = 0
 
 
-class Elastic:
+class Autoscaler:
     """Hears every row of a run (a sink of its recorder) and says which roles should grow or shrink by one."""
 
     def __init__(self, config: RunConfig) -> None:
         rollout, self._following = config.elastic.rollout, {}
         if rollout.max_workers:
-            heat = Thermostat(rollout.grow_above_frac, rollout.shrink_below_frac, rollout.times)
+            heat = HysteresisController(rollout.grow_above_frac, rollout.shrink_below_frac, rollout.times)
             self._following["rollout"] = _Following(heat, rollout.min_workers, rollout.max_workers, waiting_share)
         for name, judge in config.elastic.judges.items():
-            heat = Thermostat(judge.grow_above_s, judge.shrink_below_s, judge.times)
+            heat = HysteresisController(judge.grow_above_s, judge.shrink_below_s, judge.times)
             age = queue_age(name)
             self._following[f"judge:{name}"] = _Following(heat, judge.min_replicas, judge.max_replicas, age)
 
@@ -88,7 +88,7 @@ class Elastic:
 
     def record(self, step: int, values: Row) -> None:
         for follows in self._following.values():
-            follows.due = follows.thermostat.observe(follows.load(values)) or follows.due
+            follows.due = follows.controller.observe(follows.load(values)) or follows.due
 
     def wanted(self, counts: Mapping[str, int], up: Mapping[str, int]) -> dict[str, int]:
         """The new number of each role that is to change, from those that are to be there and those that are up.
@@ -99,7 +99,7 @@ class Elastic:
         for role, follows in self._following.items():
             due, follows.due = follows.due, 0
             if counts[role] != up[role]:
-                follows.thermostat.forget()
+                follows.controller.forget()
             elif (due > 0 and counts[role] < follows.most) or (due < 0 and counts[role] > follows.least):
                 changed[role] = counts[role] + due
         return changed

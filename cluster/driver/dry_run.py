@@ -54,12 +54,12 @@ def _updates(learner: LearnerSection) -> str:
 def _meeting(settings: RunConfig) -> Any:
     """The environment that makes whole groups, if the recipe has one."""
     from actors.environments import ENVIRONMENTS
-    from actors.environments.meeting import Meeting
+    from actors.environments.meeting import MultiPolicyEnvironment
     from cluster.plugins import build
 
     section = settings.rollout.environment
     environment = build(ENVIRONMENTS, section.use, section.options, "rollout.environment")
-    return environment if isinstance(environment, Meeting) else None
+    return environment if isinstance(environment, MultiPolicyEnvironment) else None
 
 
 def _places(policy: RunConfig) -> str:

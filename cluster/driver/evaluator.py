@@ -15,8 +15,8 @@ from ray.exceptions import RayActorError
 
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
-from cluster.driver.event_consumer import Follower
-from cluster.driver.worker_pool import Staff
+from cluster.driver.event_consumer import EventConsumer
+from cluster.driver.worker_pool import WorkerPool
 from cluster.placement.ray_errors import INFRASTRUCTURE, cause_of
 from cluster.workers import POLICY, rollout_role
 from rewards.monitors.anchor_tasks import Answers, agreement, anchors_of
@@ -31,8 +31,10 @@ class Deadly(Exception):
 
 
 class Evaluation:
-    def __init__(self, staff: Staff, buffer: Buffer, follower: Follower, config: RunConfig, directory: Path) -> None:
-        self._staff, self._buffer, self._follower, self._section = staff, buffer, follower, config.evaluation
+    def __init__(
+        self, staff: WorkerPool, buffer: Buffer, follower: EventConsumer, config: RunConfig, directory: Path
+    ) -> None:
+        self._worker_pool, self._buffer, self._follower, self._section = staff, buffer, follower, config.evaluation
         self._policies, self._directory = config.policy_names, directory
 
     async def run(self, step: int, *, catch_up: bool = True) -> None:
@@ -63,8 +65,8 @@ class Evaluation:
 
     async def _ask(self, policy: str, catch_up: bool) -> tuple[float, Answers]:
         role = rollout_role(policy)
-        await until(lambda: bool(self._staff.of(role) and self._staff.of("reward")))
-        worker = self._staff.of(role)[0]
+        await until(lambda: bool(self._worker_pool.of(role) and self._worker_pool.of("reward")))
+        worker = self._worker_pool.of(role)[0]
         if catch_up:
             publication = await asyncio.to_thread(self._buffer.published, policy, timeout_s=5.0)
             assert publication is not None
@@ -96,7 +98,7 @@ class Evaluation:
                 guilty += 1
                 dead.add(name)
                 log.error("%s died over held-out task %d as well: it is left out of the evaluation", name, index)
-                self._staff.explained |= dead
+                self._worker_pool.explained |= dead
                 if guilty == TRIES:
                     raise Deadly(f"workers died over {guilty} held-out tasks, each twice: look at the reward") from None
             else:
@@ -106,8 +108,8 @@ class Evaluation:
 
     async def _grader(self, dead: set[str]) -> tuple[str, Any]:
         """A reward worker that lives; the staff may not know of the last deaths yet."""
-        await until(lambda: bool(self._staff.named("reward").keys() - dead))
-        return next((name, worker) for name, worker in self._staff.named("reward").items() if name not in dead)
+        await until(lambda: bool(self._worker_pool.named("reward").keys() - dead))
+        return next((name, worker) for name, worker in self._worker_pool.named("reward").items() if name not in dead)
 
     def _agreement(self, policy: str, step: int, answers: Answers) -> float:
         """With what the initial policy was sure of; NaN in a run that began without."""
@@ -118,6 +120,6 @@ class Evaluation:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Whoever waits here is under the deadline of `run.stall_s`."""
+    """Whoever waits here is under the deadline of `run.progress_timeout_s`."""
     while not true():  # noqa: ASYNC110 - what changes it is many things
         await asyncio.sleep(0.2)

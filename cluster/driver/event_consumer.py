@@ -29,7 +29,7 @@ class ParityLost(KanaboError):
     """Engines no longer sample from the learner's distribution."""
 
 
-class Follower:
+class EventConsumer:
     """Reads the run's event stream; one method per kind of event."""
 
     def __init__(
@@ -107,7 +107,7 @@ class Follower:
         self._recorder.record(step, {"weights/published": 1})
 
     def heldout(self, step: int, accuracy: float, agreement: float, seconds: float, policy: str = POLICY) -> None:
-        row = {"heldout/accuracy": accuracy, "heldout/anchor_agreement": agreement, "heldout/seconds_s": seconds}
+        row = {"eval/accuracy": accuracy, "eval/anchor_agreement": agreement, "eval/seconds_s": seconds}
         if policy == POLICY:
             self._accuracy = accuracy
         self._record(step, _of(policy, row))
@@ -120,7 +120,7 @@ class Follower:
 
     def not_measured(self) -> dict[str, str]:
         """Figures of the summary that could not be measured, and why."""
-        steps = {"heldout_accuracy_initial": 0, "heldout_accuracy_final": self._step}
+        steps = {"eval_accuracy_initial": 0, "eval_accuracy_final": self._step}
         lost = self.evaluations_lost
         return {figure: lost[step] for figure, step in steps.items() if step in lost}
 
@@ -158,7 +158,7 @@ class Follower:
             row |= {"rollout/num_hung_threads": hung, "rollout/num_replaced_threads": replaced}
         self._record(step, row)
         self.health.step(step, row)
-        shown = row if self._accuracy is None else {**row, "heldout/accuracy": self._accuracy}
+        shown = row if self._accuracy is None else {**row, "eval/accuracy": self._accuracy}
         self._table.step(step, shown)
         self.waiting = f"The learner took step {step} and waits for groups"
         self._table.waiting(
@@ -249,7 +249,7 @@ class Follower:
         self._recorder.record(self._step, _of(policy, row))
         # Without a floor the run was resumed: the initial weights, whose floor it was, are gone.
         floor = self._floors.setdefault(policy, mean)
-        bound = 3 * floor + self._config.weights.max_drift_nats
+        bound = 3 * floor + self._config.weights.max_logprob_diff_nats
         self._drifts[policy] = self._drifts[policy] + 1 if mean > bound or mean != mean else 0
         if self._drifts[policy] >= 2:
             raise ParityLost(

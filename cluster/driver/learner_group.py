@@ -13,20 +13,20 @@ import ray
 from cluster import workers
 from cluster.driver.watchdog import Watchdog
 from cluster.placement.ray_errors import end, result
-from cluster.workers import POLICY, Site
+from cluster.workers import POLICY, RunContext
 
 
-def _place(site: Site, policy: str) -> dict[str, Any]:
+def _place(context: RunContext, policy: str) -> dict[str, Any]:
     """A policy's ranks by name."""
     kind = "learner" if policy == POLICY else f"learner:{policy}"
-    ranks = range(site.config.of_policy(policy).learner.ranks)
-    return {f"{kind}-{rank}": workers.place_learner(site, policy, rank) for rank in ranks}
+    ranks = range(context.config.of_policy(policy).learner.ranks)
+    return {f"{kind}-{rank}": workers.place_learner(context, policy, rank) for rank in ranks}
 
 
-class Gang:
-    def __init__(self, site: Site, watchdog: Watchdog) -> None:
+class LearnerGroup:
+    def __init__(self, context: RunContext, watchdog: Watchdog) -> None:
         self._watchdog = watchdog
-        self._policies = {name: _place(site, name) for name in site.config.policy_names}
+        self._policies = {name: _place(context, name) for name in context.config.policy_names}
         self._ranks = {name: rank for ranks in self._policies.values() for name, rank in ranks.items()}
 
     async def run(self, epoch: int, resume_from: Path | None, engines: Callable[[str], list[Any]]) -> int:

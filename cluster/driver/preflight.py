@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.config import RunConfig, load, without_password
+from cluster.config import RunConfig, without_password
+from cluster.config import stored as read_stored
 from cluster.driver import preflight_dataset
 from cluster.driver.preflight_plugins import build_kind, plugins
 from cluster.errors import ConfigError, DataError, nearest, one_line
@@ -135,7 +136,7 @@ def anchored(settings: RunConfig) -> list[str]:
             continue
         here = f"generators.{past}.model = 'initial' is model.path = '{settings.model.path}'"
         stored = folder.absolute().parent.parent / "config.toml"
-        before = load(stored) if (folder / "manifest.json").is_file() and stored.is_file() else None
+        before = read_stored(stored.parent) if (folder / "manifest.json").is_file() and stored.is_file() else None
         if before is not None and any(s.use == "temporal" for s in before.selectors):
             first = before.generators[past].model if past in before.generators else "initial"
             anchor = f"{stored.parent}@initial" if first == "initial" else first
@@ -199,10 +200,10 @@ def views(settings: RunConfig, head: Sequence[Task]) -> None:
 
 def judged(settings: RunConfig, head: Sequence[Task]) -> None:
     """Every reward finds what it needs in these tasks, and none declines them all. Raises ConfigError."""
-    from rewards.registry import build_signal
+    from rewards.registry import build_reward
 
     for i, reward in enumerate(settings.rewards):
-        signal = build_signal(reward, f"rewards[{i}]")
+        signal = build_reward(reward, f"rewards[{i}]")
         for task in head:
             signal.check(task)
         if reward.weight != 0 and reward.missing is None and head and all(map(signal.declines, head)):
@@ -333,7 +334,7 @@ def used_directory(settings: RunConfig, directory: Path) -> None:
     stored = directory / "config.toml"
     if not stored.exists():
         return
-    before, now = identity(load(stored)), identity(settings)
+    before, now = identity(read_stored(directory)), identity(settings)
     if preflight_dataset.stored(directory):  # the rows themselves are compared
         before, now = ({k: v for k, v in keys.items() if k not in preflight_dataset.PATHS} for keys in (before, now))
     for key in sorted(before.keys() | now.keys()):

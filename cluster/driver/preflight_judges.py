@@ -103,11 +103,11 @@ async def _questions(
     settings: RunConfig, sections: Mapping[str, JudgeSection], group: Group
 ) -> dict[str, list[_Asked]]:
     """What each reward asks first of each judge."""
-    from rewards.registry import build_signal
+    from rewards.registry import build_reward
 
     found: dict[str, list[_Asked]] = {name: [] for name in sections}
     for i, section in enumerate(settings.rewards):
-        signal = build_signal(section, f"rewards[{i}]")
+        signal = build_reward(section, f"rewards[{i}]")
         if "judge" not in signal.services or signal.declines(group.task):
             continue
         listeners = {name: Listener(name) for name in settings.judges}

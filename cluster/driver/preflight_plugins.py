@@ -21,7 +21,7 @@ def plugins(settings: RunConfig) -> None:
     from rewards.judges.backends.http import key_from
     from rewards.learned.factory import can_begin
     from rewards.monitors import build_monitors
-    from rewards.registry import build_signal
+    from rewards.registry import build_reward
     from rewards.sandbox.launch import require
 
     environment = settings.rollout.environment
@@ -36,7 +36,7 @@ def plugins(settings: RunConfig) -> None:
         check_options(own.engine)
         build_kind(LOSSES, own.learner.loss, "learner.loss", "loss")
     for i, reward in enumerate(settings.rewards):
-        signal = build_signal(reward, f"rewards[{i}]")
+        signal = build_reward(reward, f"rewards[{i}]")
         if len(settings.rollout.views) < signal.min_views:
             raise ConfigError(
                 f"rewards[{i}] = '{reward.use}' compares {signal.min_views} views of a task, and rollout.views = "

@@ -16,8 +16,8 @@ from cluster.config import RewardSection, RunConfig
 from cluster.errors import ConfigError
 from cluster.types import FAILED, Claim, Group, Rollout, Task, Turn, VersionSpan
 from rewards.asking import ask, is_own
-from rewards.base import Services, Signal
-from rewards.function_reward import FunctionSignal
+from rewards.base import Reward, Services
+from rewards.function_reward import FunctionReward
 
 OFFLINE = {"thread", "verify", "log"}
 """Services that a reward has before the run; judges, models and the tokenizer come with it."""
@@ -33,22 +33,22 @@ def rewards(settings: RunConfig, head: Sequence[Task]) -> None:
 
     Raises ConfigError for a reward that fails on all rollouts of the group.
     """
-    from rewards.registry import build_signal
+    from rewards.registry import build_reward
 
     if not head:
         return
     group = made_up(settings, head[0])
     for i, section in enumerate(settings.rewards):
-        signal = build_signal(section, f"rewards[{i}]")
+        signal = build_reward(section, f"rewards[{i}]")
         if not _later(signal) and not signal.declines(head[0]):
             _try(signal, section, group, f"rewards[{i}] = '{section.use}'", settings.reward_names[i])
 
 
 def untried(settings: RunConfig) -> list[str]:
     """The rewards that cannot be tried before the run, each with what it needs of it, in sentences."""
-    from rewards.registry import build_signal
+    from rewards.registry import build_reward
 
-    built = ((i, s, build_signal(s, f"rewards[{i}]")) for i, s in enumerate(settings.rewards))
+    built = ((i, s, build_reward(s, f"rewards[{i}]")) for i, s in enumerate(settings.rewards))
     return [
         f"rewards[{i}] = '{section.use}' needs {', '.join(later)} of the run: it was not tried."
         for i, section, signal in built
@@ -56,11 +56,11 @@ def untried(settings: RunConfig) -> list[str]:
     ]
 
 
-def _later(signal: Signal) -> list[str]:
+def _later(signal: Reward) -> list[str]:
     return sorted(set(signal.services) - OFFLINE)
 
 
-def _try(signal: Signal, section: RewardSection, group: Group, where: str, name: str) -> None:
+def _try(signal: Reward, section: RewardSection, group: Group, where: str, name: str) -> None:
     answer: list[str] = []
 
     def asked() -> None:
@@ -78,7 +78,7 @@ def _try(signal: Signal, section: RewardSection, group: Group, where: str, name:
         )
 
 
-async def _failure(signal: Signal, section: RewardSection, group: Group, name: str) -> str:
+async def _failure(signal: Reward, section: RewardSection, group: Group, name: str) -> str:
     """Why the reward failed on the whole group; nothing if it did not."""
     services = Services(threads=2)
     try:
@@ -86,7 +86,7 @@ async def _failure(signal: Signal, section: RewardSection, group: Group, name: s
         scores, note = await ask(signal, group, services, section.timeout_s, name)
     finally:
         services.close()
-    foreign = isinstance(signal, FunctionSignal) or not is_own(signal)
+    foreign = isinstance(signal, FunctionReward) or not is_own(signal)
     if note or not foreign or not (scores.state == FAILED).all():
         return note  # ours may fail where no environment has played
     return next((p.note for p in scores.provenance if p.note), "every score is failed")

@@ -4,8 +4,8 @@
              │ it; its groups are freed and another is placed
     learner ─┤ a death restarts the gang from the last checkpoint under a new epoch
     redis   ─┘ its server is started again, with everything that was acknowledged
-    watchdog ─ who does not answer for `run.silent_s` is killed, which makes it one of the above
-    follower ─ metrics, parity, samples; no step within `run.stall_s` ends the run with what everybody waits for
+    watchdog ─ who does not answer for `run.heartbeat_timeout_s` is killed, which makes it one of the above
+    consumer ─ metrics, samples; no step within `run.progress_timeout_s` fails the run with a report
 
 Every task of the driver is waited for in one place, `_watch_all`. The driver never holds a token: held-out groups go
 from a rollout actor to a reward actor by reference.
@@ -25,19 +25,19 @@ from typing import Any, TypeVar
 from cluster.buffer import Buffer
 from cluster.buffer.audit import in_words
 from cluster.buffer.server import DiskFull, Store
-from cluster.driver.autoscaler import Elastic
+from cluster.driver.autoscaler import Autoscaler
 from cluster.driver.evaluator import Evaluation, until
-from cluster.driver.event_consumer import Follower
-from cluster.driver.learner_group import Gang
+from cluster.driver.event_consumer import EventConsumer
+from cluster.driver.learner_group import LearnerGroup
 from cluster.driver.watchdog import Watchdog
-from cluster.driver.worker_pool import Staff
+from cluster.driver.worker_pool import WorkerPool
 from cluster.errors import BudgetSpent, BufferUnavailable, Stalled
 from cluster.observability import metrics
 from cluster.observability.live_table import LiveTable
 from cluster.placement.ray_errors import cause_of, is_infrastructure
 from cluster.storage import checkpoint
 from cluster.types import Publication
-from cluster.workers import POLICY, Site, rollout_role
+from cluster.workers import POLICY, RunContext, rollout_role
 
 log = logging.getLogger(__name__)
 
@@ -50,18 +50,25 @@ class Supervisor:
     """One run, from placing its actors to its last evaluation."""
 
     def __init__(
-        self, site: Site, store: Store | None, recorder: metrics.Recorder, table: LiveTable, elastic: Elastic
+        self,
+        context: RunContext,
+        store: Store | None,
+        recorder: metrics.Recorder,
+        table: LiveTable,
+        elastic: Autoscaler,
     ) -> None:
-        self._site, self._config, self._store, self._table = site, site.config, store, table
-        self._buffer, self._recorder = site.buffer(), recorder
-        self._follower = Follower(self._buffer, site.config, recorder, table, self._evaluate_soon, self._counts)
-        self._watchdog = Watchdog(site.config.run.silent_s, store)
+        self._context, self._config, self._store, self._table = context, context.config, store, table
+        self._buffer, self._recorder = context.buffer(), recorder
+        self._follower = EventConsumer(self._buffer, context.config, recorder, table, self._evaluate_soon, self._counts)
+        self._watchdog = Watchdog(context.config.run.heartbeat_timeout_s, store)
         self._deaths: list[str] = []
         """The workers that died, and an empty name for each other failure of infrastructure."""
-        self._elastic = elastic
-        self._staff = Staff(site, self._buffer, self._watchdog, self._launch)
-        self._evaluation = Evaluation(self._staff, self._buffer, self._follower, site.config, Path(site.run_dir))
-        self._gang: Gang | None = None
+        self._autoscaler = elastic
+        self._worker_pool = WorkerPool(context, self._buffer, self._watchdog, self._launch)
+        self._evaluation = Evaluation(
+            self._worker_pool, self._buffer, self._follower, context.config, Path(context.run_dir)
+        )
+        self._learner_group: LearnerGroup | None = None
         self._resume_from: Path | None = None
         self._tasks: dict[asyncio.Task[Any], Callable[[asyncio.Task[Any]], None]] = {}
         """What runs, and what to do when it ends."""
@@ -99,12 +106,12 @@ class Supervisor:
         return self._follower.not_measured()
 
     def _counts(self) -> dict[str, float]:
-        workers = {f"workers/num_{role}": float(len(self._staff.of(role))) for role in self._staff.counts()}
+        workers = {f"workers/num_{role}": float(len(self._worker_pool.of(role))) for role in self._worker_pool.counts()}
         return {"failures/num_infrastructure": float(self._failures()), **workers}
 
     def _failures(self) -> int:
         """Failures of infrastructure so far: a death that a group's reward has caused is a failure of that group."""
-        return sum(name not in self._staff.explained for name in self._deaths)
+        return sum(name not in self._worker_pool.explained for name in self._deaths)
 
     async def run(self, resume_from: Path | None) -> int:
         """Run to the last step, or until asked to stop; returns the step reached.
@@ -114,11 +121,11 @@ class Supervisor:
         self._follower.skip()
         self._table.state("starting engines")
         self._resume_from = resume_from
-        self._staff.begin()
+        self._worker_pool.begin()
         self._spawn(self._learn(resume_from), self._learner_ended)
-        background: list[Any] = [self._follower.run, self._relay_stop, self._staff.follow_wishes]
-        if self._elastic.on:
-            background.append(partial(self._staff.follow_load, self._elastic))
+        background: list[Any] = [self._follower.run, self._relay_stop, self._worker_pool.follow_wishes]
+        if self._autoscaler.on:
+            background.append(partial(self._worker_pool.follow_load, self._autoscaler))
         if self._store is not None:
             background += [self._keep_store, self._watchdog.watch_store]
         for forever in background:
@@ -126,7 +133,7 @@ class Supervisor:
         try:
             await self._watch_all()
         finally:
-            self._done = self._staff.closing = True
+            self._done = self._worker_pool.closing = True
             self._watchdog.close()
             for task in self._tasks:
                 task.cancel()
@@ -162,14 +169,14 @@ class Supervisor:
     def _launch(self, role: str, name: str) -> None:
         def ended(task: asyncio.Task[None]) -> None:
             error = task.exception()  # of one that leaves it does not matter, but is to be looked at
-            if self._staff.ended(role, name):
+            if self._worker_pool.ended(role, name):
                 return
             if error is None:  # it has returned: a reward worker whose threads hang asks for that
                 log.warning("%s has ended by itself and is replaced", name)
             else:
                 self._spend(f"{name} died", error, worker=name)
 
-        self._spawn(self._staff.serve(role, name, self._follower.progressed), ended)
+        self._spawn(self._worker_pool.serve(role, name, self._follower.progressed), ended)
 
     # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -177,18 +184,20 @@ class Supervisor:
         """One life of the gang, in a new epoch, from a checkpoint or from the initial model; the step reached."""
         manifest = checkpoint.read(resume_from) if resume_from else None
         step = manifest.step if manifest else 0
-        if not self._staff.may_work.is_set():
-            await until(lambda: self._staff.complete() or self._asked_to_stop.is_set())
+        if not self._worker_pool.may_work.is_set():
+            await until(lambda: self._worker_pool.complete() or self._asked_to_stop.is_set())
         if self._asked_to_stop.is_set():
             return step
         self._table.state("starting the learner")
         epoch = await asyncio.to_thread(self._buffer.resume, POLICY, manifest)
         self._follower.new_epoch(epoch, step)
-        self._gang = Gang(self._site, self._watchdog)
-        run = asyncio.create_task(self._gang.run(epoch, resume_from, lambda name: self._staff.of(rollout_role(name))))
+        self._learner_group = LearnerGroup(self._context, self._watchdog)
+        run = asyncio.create_task(
+            self._learner_group.run(epoch, resume_from, lambda name: self._worker_pool.of(rollout_role(name)))
+        )
         first = asyncio.create_task(self._first_weights())
         if self._asked_to_stop.is_set():
-            await self._gang.stop()
+            await self._learner_group.stop()
         try:
             await asyncio.wait({first, run}, return_when=asyncio.FIRST_COMPLETED)
             if first.done():
@@ -203,12 +212,12 @@ class Supervisor:
         publications = [await self._first_of(name) for name in self._config.policy_names]
         step = publications[0].step
         self._follower.first_weights(step)
-        if not self._staff.may_work.is_set():
+        if not self._worker_pool.may_work.is_set():
             # One that dies here is missed, and replaced, when it is to work.
             caught_up = (
                 engine.catch_up.remote(first)
                 for first in publications
-                for engine in self._staff.of(rollout_role(first.policy))
+                for engine in self._worker_pool.of(rollout_role(first.policy))
             )
             for error in await asyncio.gather(*caught_up, return_exceptions=True):
                 cause = cause_of(error) if isinstance(error, BaseException) else None
@@ -217,7 +226,7 @@ class Supervisor:
             if step == 0:
                 self._table.state("evaluating the weights that the run begins with")
                 await self._evaluation.run(0)
-            self._staff.may_work.set()
+            self._worker_pool.may_work.set()
             self._table.state("sampling the first groups")
 
     async def _first_of(self, policy: str) -> Publication:
@@ -232,15 +241,15 @@ class Supervisor:
             self._spawn(self._last_evaluation(), self._finished)
             return
         self._spend("the learner died", task.exception())
-        if self._gang is not None:
-            self._gang.kill()
+        if self._learner_group is not None:
+            self._learner_group.kill()
         resume_from = self._newest() or self._resume_from
         self._recorder.forget_after(checkpoint.read(resume_from).step if resume_from else 0)
         self._spawn(self._learn(resume_from), self._learner_ended)
 
     def _newest(self) -> Path | None:
         """The last committed checkpoint of this run."""
-        return (checkpoint.usable(Path(self._site.run_dir) / "checkpoints") or [None])[-1]
+        return (checkpoint.usable(Path(self._context.run_dir) / "checkpoints") or [None])[-1]
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         task.result()
@@ -278,7 +287,7 @@ class Supervisor:
                     break
                 except DiskFull as error:
                     self._follower.waiting = str(error)
-                    log.warning("%s Trying again every %.0f s, within run.stall_s.", error, DISK_RETRY_S)
+                    log.warning("%s Trying again every %.0f s, within run.progress_timeout_s.", error, DISK_RETRY_S)
                     if self._asked_to_stop.is_set():
                         raise Stalled(f"asked to stop while nothing can be saved: {error}") from error
                     with suppress(TimeoutError):
@@ -288,27 +297,29 @@ class Supervisor:
         if time.monotonic() > self._leave_by:
             raise Stalled(
                 "asked to stop, the learner did not save its step within "
-                f"run.grace_s = {self._config.run.grace_s:g} s:{self._watchdog.report()}\n"
+                f"run.shutdown_timeout_s = {self._config.run.shutdown_timeout_s:g} s:{self._watchdog.report()}\n"
                 f"The next start continues from {self._newest() or 'the first step'}."
             )
-        if self._follower.idle_s() > self._config.run.stall_s:
+        if self._follower.idle_s() > self._config.run.progress_timeout_s:
             try:  # with a connection that is not as patient as a stalled run has been
-                status = await asyncio.to_thread(Buffer(self._site.url, self._site.run_id).status, POLICY)
+                status = await asyncio.to_thread(Buffer(self._context.url, self._context.run_id).status, POLICY)
                 stored = in_words(status)
             except BufferUnavailable as error:
                 stored = str(error)
             raise Stalled(
-                f"no step within run.stall_s = {self._config.run.stall_s:g} s. {self._follower.waiting}:"
+                f"no step within run.progress_timeout_s = {self._config.run.progress_timeout_s:g} s. "
+                f"{self._follower.waiting}:"
                 f"{self._watchdog.report()}\n  the buffer is at {stored}\n"
-                "Look at whoever is silent or has waited longest; if steps just take so long, raise run.stall_s."
+                "Look at the worker that is silent or has waited longest; if a step takes longer than that, raise "
+                "run.progress_timeout_s."
             )
 
     async def _relay_stop(self) -> None:
         await self._asked_to_stop.wait()
-        self._leave_by = time.monotonic() + self._config.run.grace_s
+        self._leave_by = time.monotonic() + self._config.run.shutdown_timeout_s
         self._table.state("stopping: the step under way is finished and saved")
-        if self._gang is not None:
-            await self._gang.stop()
+        if self._learner_group is not None:
+            await self._learner_group.stop()
 
     # ── evaluation ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -331,4 +342,4 @@ class Supervisor:
     async def close(self) -> None:
         """End calls that wait for Redis, and every actor, all at once: one that hangs is waited for and then killed."""
         self._buffer.close()
-        await asyncio.gather(self._staff.close(), *([self._gang.close()] if self._gang else []))
+        await asyncio.gather(self._worker_pool.close(), *([self._learner_group.close()] if self._learner_group else []))

@@ -27,8 +27,8 @@ STORE_SILENT_S = 15.0
 class Watchdog:
     """Watches actors with a method `waiting() -> str`, and the run's own redis-server."""
 
-    def __init__(self, silent_s: float, store: Store | None) -> None:
-        self._silent_s, self._store = silent_s, store
+    def __init__(self, heartbeat_timeout_s: float, store: Store | None) -> None:
+        self._timeout_s, self._store = heartbeat_timeout_s, store
         self._answered: dict[str, float] = {}
         self._said: dict[str, str] = {}
         self._watching: dict[str, asyncio.Task[None]] = {}
@@ -91,8 +91,12 @@ class Watchdog:
             asked = asyncio.ensure_future(_ask(actor))
             try:
                 while not (await asyncio.wait({asked}, timeout=PING_S))[0]:
-                    if time.monotonic() - self._answered[name] > self._silent_s:
-                        log.warning("%s has not answered for run.silent_s = %.0f s: killed", name, self._silent_s)
+                    if time.monotonic() - self._answered[name] > self._timeout_s:
+                        log.warning(
+                            "%s has not answered for run.heartbeat_timeout_s = %.0f s: killed",
+                            name,
+                            self._timeout_s,
+                        )
                         ray.kill(actor)
                         return
             finally:

@@ -18,13 +18,13 @@ from typing import Any
 import ray
 
 from cluster import workers
-from cluster.buffer import Buffer, Wishes
-from cluster.driver.autoscaler import Elastic
+from cluster.buffer import Buffer, ReplicaCounts
+from cluster.driver.autoscaler import Autoscaler
 from cluster.driver.watchdog import Watchdog
 from cluster.placement.groups import on_gpu, request
 from cluster.placement.ray_errors import end, result
 from cluster.placement.resources import place_of, roles
-from cluster.workers import POLICY, Site
+from cluster.workers import POLICY, RunContext
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +41,14 @@ LOOK_S = 1.0
 """How often the wished numbers are read."""
 
 
-class Staff:
+class WorkerPool:
     """Workers by name. `launch(role, name)` must run `serve` and call `ended` when it returns."""
 
-    def __init__(self, site: Site, buffer: Buffer, watchdog: Watchdog, launch: Callable[[str, str], None]) -> None:
-        self._site, self._buffer, self._watchdog, self._launch = site, buffer, watchdog, launch
-        self._wishes = Wishes(site.url, site.run_id, site.config.run.stall_s)
+    def __init__(
+        self, context: RunContext, buffer: Buffer, watchdog: Watchdog, launch: Callable[[str, str], None]
+    ) -> None:
+        self._context, self._buffer, self._watchdog, self._launch = context, buffer, watchdog, launch
+        self._wishes = ReplicaCounts(context.url, context.run_id, context.config.run.progress_timeout_s)
         self._coming: dict[str, Any] = {}
         self._up: dict[str, Any] = {}
         self._leaving: dict[str, asyncio.Task[None] | None] = {}
@@ -58,7 +60,7 @@ class Staff:
         self._alive: set[str] = set()
         """Workers whose process is there."""
         self._born: Counter[str] = Counter()
-        self._roles = roles(site.config)
+        self._roles = roles(context.config)
         self._beside: set[str] = set()
         """Engines in the places that the layout reserves beside the learner."""
         self.explained: set[str] = set()
@@ -70,9 +72,9 @@ class Staff:
         """Hire all that the recipe asks for."""
         for role, count in self._roles.items():
             for _ in range(count):
-                self.hire(role)
+                self.add(role)
 
-    def hire(self, role: str) -> None:
+    def add(self, role: str) -> None:
         name = f"{role}-{self._born[role]}"
         self._born[role] += 1
         self._expected.add(name)
@@ -112,12 +114,12 @@ class Staff:
             self._alive.add(name)
 
     def _place(self, role: str, name: str) -> Any:
-        place, config = PLACE[role.partition(":")[0]], self._site.config
+        place, config = PLACE[role.partition(":")[0]], self._context.config
         reserved = config.rollout.workers if config.placement.layout == "colocated" else 0
         if role == "rollout" and len(self._beside) < reserved:
             self._beside.add(name)
-            return place(self._site, name, beside=True)
-        return place(self._site, name)
+            return place(self._context, name, beside=True)
+        return place(self._context, name)
 
     def ended(self, role: str, name: str) -> bool:
         """Whether it was to leave. Its successor is placed if not."""
@@ -128,7 +130,7 @@ class Staff:
                 leaving.cancel()
             return True
         self._expected.discard(name)
-        self.hire(role)
+        self.add(role)
         return False
 
     def named(self, role: str) -> dict[str, Any]:
@@ -149,7 +151,7 @@ class Staff:
 
         Nothing waits for the judges of `late` rewards alone, nor for engines that leave because fewer are wished for.
         """
-        asked = {f"judge:{name}" for name in self._site.config.admit_judges} & self._roles.keys()
+        asked = {f"judge:{name}" for name in self._context.config.admit_judges} & self._roles.keys()
         asked |= {role for role in self._roles if role.startswith(("scorer:", "generator:"))}
         counts = self.counts()
         engines = {role: count for role, count in self._roles.items() if role.partition(":")[0] == "rollout"}
@@ -178,11 +180,11 @@ class Staff:
 
     def _wanted(self, role: str) -> str:
         """What one worker of a role needs, and what the cluster has left."""
-        place, free = place_of(self._site.config, role, on_gpu()), ray.available_resources()
+        place, free = place_of(self._context.config, role, on_gpu()), ray.available_resources()
         left = ", ".join(f"{free.get(name, 0):g} {name}" for name in place.resources)
         return f"it needs {place} on one node, and all nodes together have {left} free"
 
-    async def follow_load(self, elastic: Elastic) -> None:
+    async def follow_load(self, elastic: Autoscaler) -> None:
         """Wish for more or fewer as the load says, and ask Ray's autoscaler for the room of all that are wished for."""
         asked: dict[str, int] = {}
         try:
@@ -193,11 +195,11 @@ class Staff:
                 wished = await asyncio.to_thread(self._wishes.wished)
                 wanted = {role: wished.get(role, count) for role, count in self.counts().items()}
                 if wanted != asked:
-                    await asyncio.to_thread(request, self._site.config, wanted)
+                    await asyncio.to_thread(request, self._context.config, wanted)
                     asked = wanted
                 await asyncio.sleep(LOOK_S)
         finally:
-            request(self._site.config, None)
+            request(self._context.config, None)
 
     async def follow_wishes(self) -> None:
         """Hire and let go until the numbers are those that were last wished for."""
@@ -209,7 +211,7 @@ class Staff:
                 more = wished.get(role, count) - count
                 for _ in range(more):
                     log.warning("%s: one more joins", role)
-                    self.hire(role)
+                    self.add(role)
                 for name in self._youngest(role)[: max(0, -more)]:
                     self._let_go(name)
             await asyncio.sleep(LOOK_S)
@@ -234,7 +236,7 @@ class Staff:
         """Ask it to finish; after `rollout.lease_s` it holds nothing that is still its own."""
         begun = time.monotonic()
         await worker.stop.remote()
-        await asyncio.sleep(self._site.config.rollout.lease_s - (time.monotonic() - begun))
+        await asyncio.sleep(self._context.config.rollout.lease_s - (time.monotonic() - begun))
         log.warning("%s did not finish within rollout.lease_s: ended", name)
         ray.kill(worker)
 

@@ -17,7 +17,7 @@ PLACE = Path("deploy/grafana")
 
 DASHBOARDS: dict[str, dict[str, list[str]]] = {
     "Lap": {
-        "Reward and held-out accuracy": ["reward/mean", "heldout/accuracy"],
+        "Reward and held-out accuracy": ["reward/mean", "eval/accuracy"],
         "Steps": ["learner/steps"],
         "Tokens a second, sampled": ["rollout/tokens_per_s"],
         "Seconds of a step, and of waiting in it": ["learner/step_s", "learner/wait_s"],

@@ -123,7 +123,7 @@ class LiveTable:
                 f"{step}/{self._steps}",
                 number(row.get("loss/policy"), ".4f"),
                 number(row.get("reward/mean"), ".3f"),
-                number(row.get("heldout/accuracy"), ".3f"),
+                number(row.get("eval/accuracy"), ".3f"),
                 number(row.get("rollout/tokens_per_s"), ",.0f"),
                 number(row.get("policy/staleness_steps"), ".2f"),
                 number(row.get("buffer/outstanding_groups"), ".0f"),

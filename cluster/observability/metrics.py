@@ -11,6 +11,7 @@ import logging
 import math
 import netrc
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -30,7 +31,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ALIASES = {
     "reward/mean": "critic/rewards/mean",
     "rollout/length_tokens": "response_length/mean",
-    "heldout/accuracy": "val/accuracy",
+    "eval/accuracy": "val/accuracy",
     "loss/policy": "actor/pg_loss",
     "loss/entropy_nats": "actor/entropy",
     "learner/grad_norm": "actor/grad_norm",
@@ -167,6 +168,10 @@ def read_alarms(directory: Path) -> list[dict[str, Any]]:
     return _rows(directory / "alarms.jsonl")
 
 
+_OLD_EVALUATION = re.compile(r"(?<![^/])heldout/")
+"""How version 0.1 began the names of evaluation metrics, in metrics.jsonl of its runs."""
+
+
 def _rows(path: Path) -> list[Row]:
     rows = []
     for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else []:
@@ -175,7 +180,7 @@ def _rows(path: Path) -> list[Row]:
         except (ValueError, RecursionError):
             continue  # torn by a crash or damaged: the others count
         if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
+            rows.append({_OLD_EVALUATION.sub("eval/", name): value for name, value in row.items()})
     return rows
 
 

@@ -17,7 +17,7 @@ def exported(name: str) -> str:
     return "kanabo_" + re.sub(r"[^a-zA-Z0-9_]", "_", name)
 
 
-class Scraped:
+class PrometheusExporter:
     """The last value of every metric, labelled with the run. What is not finite is not exported.
 
     Each is set again with every row: an agent of Ray forgets what is not, and some are known once a run.

@@ -11,7 +11,7 @@ from typing import Any
 from cluster.observability import metrics
 
 SUMMARY_KEYS = (
-    "recipe", "steps", "wall_s", "heldout_accuracy_initial", "heldout_accuracy_final", "groups_claimed",
+    "recipe", "steps", "wall_s", "eval_accuracy_initial", "eval_accuracy_final", "groups_claimed",
     "groups_trained", "groups_dropped", "groups_lost", "groups_trained_twice", "scores_failed",
     "max_staleness_observed", "parity_floor_nats", "parity_mean_nats", "parity_max_nats", "samples_per_s",
     "tokens_per_s", "learner_waiting_frac", "versions_published", "problem", "warnings", "not_measured",
@@ -39,7 +39,7 @@ def summarize(
     rows = metrics.read(directory)
     steps = [r for r in rows if "learner/step_s" in r]
     reached = max((r["step"] for r in steps), default=0)
-    accuracy = {r["step"]: r["heldout/accuracy"] for r in rows if r.get("heldout/accuracy") is not None}
+    accuracy = {r["step"]: r["eval/accuracy"] for r in rows if r.get("eval/accuracy") is not None}
     parity = [r for r in rows if "policy/parity_mean_nats" in r]
     floor = [r["policy/parity_floor_nats"] for r in rows if r.get("policy/parity_floor_nats") is not None]
     busy_s = sum(r["learner/step_s"] for r in steps)
@@ -47,8 +47,8 @@ def summarize(
         "recipe": recipe,
         "steps": reached,
         "wall_s": wall_s,
-        "heldout_accuracy_initial": accuracy.get(0),
-        "heldout_accuracy_final": accuracy.get(reached),
+        "eval_accuracy_initial": accuracy.get(0),
+        "eval_accuracy_final": accuracy.get(reached),
         **ledger,
         "scores_failed": int(sum(r.get("reward/failed_scores") or 0 for r in steps)) if steps else None,
         "parity_floor_nats": floor[0] if floor else None,
@@ -82,7 +82,7 @@ def _in_vain(steps: Sequence[metrics.Row]) -> list[str]:
 
 
 def _reason(key: str, reached: int, stepped: bool) -> str:
-    if key.startswith("heldout_accuracy"):
+    if key.startswith("eval_accuracy"):
         at = 0 if key.endswith("initial") else reached
         return f"no evaluation was made at step {at}"
     if key.startswith("parity"):
@@ -104,7 +104,7 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
 
 
 CURVES = (
-    ("reward and held-out accuracy", ("reward/mean", "heldout/accuracy")),
+    ("reward and held-out accuracy", ("reward/mean", "eval/accuracy")),
     ("staleness (steps)", ("policy/staleness_steps",)),
     ("entropy (nats)", ("loss/entropy_nats",)),
     ("gradient norm", ("learner/grad_norm",)),

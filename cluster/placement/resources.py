@@ -26,7 +26,7 @@ NODES_OF = {"distiller": "reward", "generator": "rollout", "scorer": "judge"}
 
 
 @dataclass(frozen=True)
-class Place:
+class ResourceRequest:
     """Room for one process, or for several that stay together."""
 
     role: str
@@ -39,7 +39,7 @@ class Place:
         return room + (f" on nodes with {_labels(self.selector)}" if self.selector else "")
 
 
-def place_of(config: RunConfig, role: str, gpu: bool) -> Place:
+def place_of(config: RunConfig, role: str, gpu: bool) -> ResourceRequest:
     """What one worker of a role asks for where it is placed alone; a role is a kind, or `kind:NAME`."""
     kind, _, name = role.partition(":")
     own = config.of_policy(name) if name in config.policies else config
@@ -57,7 +57,7 @@ def place_of(config: RunConfig, role: str, gpu: bool) -> Place:
         scorer = config.scorers[name]
         wanted["scorer"] = {"CPU": scorer.cpus, "GPU": scorer.gpus}
     resources = {name: amount for name, amount in wanted[kind].items() if gpu or name != "GPU"}
-    return Place(role, resources, _selector(config, role))
+    return ResourceRequest(role, resources, _selector(config, role))
 
 
 def _selector(config: RunConfig, role: str) -> dict[str, str]:
@@ -66,7 +66,7 @@ def _selector(config: RunConfig, role: str) -> dict[str, str]:
     return own | section.nodes.get(kind, {}) | section.nodes.get(role, {})
 
 
-def places(config: RunConfig, gpu: bool, counts: Mapping[str, int] | None = None) -> list[Place]:
+def places(config: RunConfig, gpu: bool, counts: Mapping[str, int] | None = None) -> list[ResourceRequest]:
     """All that the run takes, with so many workers of each role, by default as many as the recipe says."""
     counts = roles(config) if counts is None else counts
     alone, bundles = dict(counts), reserved(config, gpu)
@@ -98,7 +98,7 @@ def needed_cpus(config: RunConfig) -> float:
     return sum(place.resources["CPU"] for place in places(config, gpu=False))
 
 
-def reserved(config: RunConfig, gpu: bool) -> list[Place]:
+def reserved(config: RunConfig, gpu: bool) -> list[ResourceRequest]:
     """The bundles of the run's placement group, one for each rank of the learner; none where it has no group."""
     rank = place_of(config, "learner", gpu)
     if config.placement.layout == "any":
@@ -109,14 +109,16 @@ def reserved(config: RunConfig, gpu: bool) -> list[Place]:
     room = {"CPU": 1.0 + engines} | ({"GPU": 1.0} if gpu else {})
     role = f"learner with {engines} rollout"
     selector = rank.selector | _selector(config, "rollout")
-    return [Place(role, room, selector)] * config.learner.ranks
+    return [ResourceRequest(role, room, selector)] * config.learner.ranks
 
 
 def engines_of_rank(config: RunConfig) -> int:
     return config.rollout.workers // config.learner.ranks
 
 
-def unplaceable(wanted: Sequence[Place], nodes: Sequence[tuple[Mapping[str, float], Mapping[str, str]]]) -> list[str]:
+def unplaceable(
+    wanted: Sequence[ResourceRequest], nodes: Sequence[tuple[Mapping[str, float], Mapping[str, str]]]
+) -> list[str]:
     """What of `wanted` finds no node: "rollout: 2 of 4 places with 2 GPU on nodes with …", or nothing.
 
     `nodes`: resources and labels of each. First fit; the choosy before the others, then the largest first: exact where
@@ -144,7 +146,7 @@ def unplaceable(wanted: Sequence[Place], nodes: Sequence[tuple[Mapping[str, floa
     ]
 
 
-def _difficulty(place: Place) -> tuple[int, float, float]:
+def _difficulty(place: ResourceRequest) -> tuple[int, float, float]:
     return len(place.selector), place.resources.get("GPU", 0), place.resources.get("CPU", 0)
 
 

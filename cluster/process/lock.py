@@ -10,7 +10,7 @@ from cluster.errors import ConfigError
 LOCK = "owner.lock"
 
 
-def own(directory: Path) -> TextIO:
+def acquire_run_lock(directory: Path) -> TextIO:
     """The lock on a directory, which is made if need be; held until the file is closed or the process ends.
 
     Raises ConfigError naming who holds it.

@@ -1,6 +1,6 @@
 """Trained groups that outlive the buffer: the last few thousand, on disk, for people to look at.
 
-    groups/step_00000017.kept   length of the index, index (MessagePack), then one encoded `KeptGroup` after another
+    groups/step_00000017.kept   length of the index, index (MessagePack), then one encoded `ArchivedGroup` after another
 
 One file a step, written beside the step by a thread and renamed into place: a reader finds whole files only. Lists
 are made from the indices; the tokens of a group are read when somebody opens it.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.types import CutRecord, Group, Scores, decode, encode
+from cluster.types import BatchRecord, Group, Scores, decode, encode
 
 NAME = re.compile(r"step_\d+\.kept")
 PROMPT_CHARACTERS = 300
@@ -25,7 +25,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
+class GroupSummary:
     """What a list shows of a group, without its tokens."""
 
     id: str
@@ -51,7 +51,7 @@ class Glance:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptGroup:
+class ArchivedGroup:
     """A group as it was trained on."""
 
     group: Group
@@ -66,8 +66,8 @@ class KeptGroup:
     another rank did. Empty if nobody said."""
 
 
-def glance(group: Group, scores: Mapping[str, Scores]) -> Glance:
-    return Glance(
+def glance(group: Group, scores: Mapping[str, Scores]) -> GroupSummary:
+    return GroupSummary(
         id=group.id,
         task=group.task.id,
         prompt=next(iter(group.task.views.values()))[-1].content[:PROMPT_CHARACTERS],
@@ -81,7 +81,7 @@ def glance(group: Group, scores: Mapping[str, Scores]) -> Glance:
     )
 
 
-class Keeper:
+class GroupArchive:
     """Writes what a step trained on, in a thread of its own, and removes the oldest beyond `limit` groups."""
 
     def __init__(self, directory: Path, limit: int, *, done: int = 0) -> None:
@@ -99,7 +99,7 @@ class Keeper:
         self,
         step: int,
         groups: Sequence[Group],
-        record: CutRecord,
+        record: BatchRecord,
         scores: Mapping[str, Mapping[str, Scores]],
         logprobs: Sequence[tuple[np.ndarray, ...]] = (),
     ) -> None:
@@ -120,7 +120,7 @@ class Keeper:
         self,
         step: int,
         groups: Sequence[Group],
-        record: CutRecord,
+        record: BatchRecord,
         scores: Mapping[str, Mapping[str, Scores]],
         logprobs: Sequence[tuple[np.ndarray, ...]],
     ) -> None:
@@ -129,7 +129,7 @@ class Keeper:
         credit = list(zip(groups, record.rewards, record.advantages, said, strict=True))[-self._limit :]
         for group, rewards, advantages, learners in credit:
             evidence = dict(scores.get(group.id, {}))
-            body = encode(KeptGroup(group, step, rewards, advantages, evidence, learners))
+            body = encode(ArchivedGroup(group, step, rewards, advantages, evidence, learners))
             found = glance(group, evidence)
             mixed = tuple(map(float, rewards))
             entries.append(replace(found, step=step, rewards=mixed, offset=offset, size=len(body)))
@@ -154,7 +154,7 @@ def files(directory: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def try_index(path: Path) -> list[Glance] | None:
+def try_index(path: Path) -> list[GroupSummary] | None:
     """What a file holds; None for one that is damaged, or was removed meanwhile."""
     try:
         return index(path)
@@ -166,24 +166,24 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step_"))
 
 
-def index(path: Path) -> list[Glance]:
+def index(path: Path) -> list[GroupSummary]:
     """What a file holds. Raises FileNotFoundError if it was removed meanwhile."""
     with path.open("rb") as file:
         (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
         if length > path.stat().st_size:
             raise ValueError(f"'{path}' is damaged: its index would be longer than the file.")
-        found = decode(file.read(length), list[Glance])
+        found = decode(file.read(length), list[GroupSummary])
         if sum(entry.size for entry in found) + _LENGTH.size + length > path.stat().st_size:
             raise ValueError(f"'{path}' is damaged: groups at its end are missing.")
         return found
 
 
-def read(path: Path, entry: Glance) -> KeptGroup:
+def read(path: Path, entry: GroupSummary) -> ArchivedGroup:
     """One group, tokens included. Raises FileNotFoundError if its file was removed meanwhile."""
     with path.open("rb") as file:
         (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
         file.seek(_LENGTH.size + length + entry.offset)
-        return decode(file.read(entry.size), KeptGroup)
+        return decode(file.read(entry.size), ArchivedGroup)
 
 
 def _mean(values: np.ndarray) -> float:

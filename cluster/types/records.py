@@ -248,7 +248,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Mixed:
+class GroupReward:
     """One group's scores as the scalar that is trained on."""
 
     rewards: np.ndarray
@@ -281,7 +281,7 @@ class Replayed:
 
 
 @dataclass(frozen=True, slots=True)
-class CutRecord:
+class BatchRecord:
     """What one step trains on, decided once and written before any rank sees a batch."""
 
     policy: str
@@ -305,7 +305,7 @@ class CutRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Micro:
+class MicroBatch:
     """Rows of packed sequences that go through the model at once. All arrays are [B, L]."""
 
     tokens: np.ndarray
@@ -330,8 +330,8 @@ class Micro:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """The trained rollouts of a step, all ranks', in the order that `Micro.rollout` counts them."""
+class TrainedRollouts:
+    """The trained rollouts of a step, all ranks', in the order that `MicroBatch.rollout` counts them."""
 
     group: np.ndarray
     """[N] int64: place of its group in the step."""
@@ -346,14 +346,14 @@ class Batch:
     """What one rank trains on in one step."""
 
     step: int
-    micros: tuple[Micro, ...]
+    micros: tuple[MicroBatch, ...]
     num_tokens: int
     """Trained tokens of the whole step, all ranks."""
     num_rollouts: int
     """Trained rollouts of the whole step, all ranks."""
-    trained: Trained
+    trained: TrainedRollouts
     rewards: np.ndarray
-    """[N] float64: of each of them, whatever the rank; `Micro.rollout` is the place."""
+    """[N] float64: of each of them, whatever the rank; `MicroBatch.rollout` is the place."""
     truncated: np.ndarray
     """[N] bool: cut short by its budget."""
     metrics: dict[str, float] = field(default_factory=dict)

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from cluster.errors import DataError
-from cluster.types.records import SCORED, CutRecord, Group, Rollout, Scores, Task
+from cluster.types.records import SCORED, BatchRecord, Group, Rollout, Scores, Task
 
 MAX_DEPTH = 64
 """How deep lists and dicts of a task's `meta` may be nested."""
@@ -134,7 +134,7 @@ def consistent_rollout(rollout: Rollout, where: str = "rollout") -> Rollout:
     return replace(rollout, tokens=tokens, loss_mask=mask, logprobs=logprobs)
 
 
-def consistent_record(record: CutRecord) -> CutRecord:
+def consistent_record(record: BatchRecord) -> BatchRecord:
     """Return a record whose lists have one entry for each of its groups. Raises DataError."""
     count = len(record.groups)
     _check(len(set(record.groups)) == count, "record.groups", "names a group twice")
@@ -347,7 +347,7 @@ def repaired(raw: Any, type_: type[T]) -> T:
 CONSISTENT: Mapping[Any, Any] = {
     Group: consistent_group,
     Scores: consistent_scores,
-    CutRecord: consistent_record,
+    BatchRecord: consistent_record,
     Rollout: consistent_rollout,
 }
 """By type: the check that `cluster.types.decode` runs on what it has read."""

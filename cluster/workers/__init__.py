@@ -3,8 +3,8 @@
 actors/, rewards/ and learner/ never import one another; only this package knows all three.
 """
 
-from cluster.workers.context import POLICY, Site, learner_name, policy_of, rollout_role
-from cluster.workers.distiller import DistillerActor, place_distiller
+from cluster.workers.context import POLICY, RunContext, learner_name, policy_of, rollout_role
+from cluster.workers.distiller import RewardModelActor, place_distiller
 from cluster.workers.generator import GeneratorActor, place_generator
 from cluster.workers.judge import JudgeActor, place_judge
 from cluster.workers.learner import LearnerActor, place_learner
@@ -14,14 +14,14 @@ from cluster.workers.scorer import ScorerActor, place_scorer
 
 __all__ = [
     "POLICY",
-    "DistillerActor",
     "GeneratorActor",
     "JudgeActor",
     "LearnerActor",
     "RewardActor",
+    "RewardModelActor",
     "RolloutActor",
+    "RunContext",
     "ScorerActor",
-    "Site",
     "learner_name",
     "place_distiller",
     "place_generator",

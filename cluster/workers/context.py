@@ -13,7 +13,7 @@ from cluster.types import LeftOut
 
 
 @dataclass(frozen=True)
-class Site:
+class RunContext:
     """The recipe, and where the run keeps what."""
 
     config: RunConfig
@@ -32,7 +32,9 @@ class Site:
         return self.others.get(policy, self.model_dir)
 
     def buffer(self) -> Buffer:
-        return Buffer(self.url, self.run_id, self.config.run.stall_s)  # what waits longer ends the run anyway
+        return Buffer(
+            self.url, self.run_id, self.config.run.progress_timeout_s
+        )  # what waits longer ends the run anyway
 
 
 def worker_name(run_id: str, name: str) -> str:

@@ -10,33 +10,33 @@ from typing import Any
 import ray
 
 from cluster.placement.groups import options
-from cluster.workers.context import Site, first_to_end
+from cluster.workers.context import RunContext, first_to_end
 from cluster.workers.judge import Judges
 
 REPORT_S = 5.0
 
 
-class DistillerActor:
+class RewardModelActor:
     """Who learns `[distilled.NAME]` and who asks its judge for labels; a successor goes on from the checkpoint."""
 
-    def __init__(self, site: Site, name: str) -> None:
+    def __init__(self, context: RunContext, name: str) -> None:
         from rewards.learned.factory import parts
         from rewards.learned.labeler import Asking
 
-        config, self._name = site.config, name
+        config, self._name = context.config, name
         self._model = model_of_worker(name)
         judge = config.distilled[self._model].judge
-        self._judges = Judges(site)
+        self._judges = Judges(context)
         self._judge = self._judges.pools[judge]
-        self._buffer = site.buffer()
+        self._buffer = context.buffer()
         self._distiller, self._labeller = parts(
             self._model,
             config,
-            site.url,
-            site.run_id,
-            Path(site.run_dir) / "distilled",
+            context.url,
+            context.run_id,
+            Path(context.run_dir) / "distilled",
             Asking(self._judge, config.judges[judge].max_in_flight),
-            site.model_dir,
+            context.model_dir,
         )
 
     def ready(self) -> int:
@@ -79,6 +79,6 @@ def model_of_worker(name: str) -> str:
     return name.rpartition("-")[0].partition(":")[2]
 
 
-def place_distiller(site: Site, name: str) -> Any:
-    where = options(site.config, site.run_id, name.rpartition("-")[0])
-    return ray.remote(DistillerActor).options(max_concurrency=1000, **where).remote(site, name)
+def place_distiller(context: RunContext, name: str) -> Any:
+    where = options(context.config, context.run_id, name.rpartition("-")[0])
+    return ray.remote(RewardModelActor).options(max_concurrency=1000, **where).remote(context, name)

@@ -22,8 +22,8 @@ from cluster.process.cleanup import end_children_with_me, remove_after_me
 from cluster.process.foreign_loops import ForeignLoops
 from cluster.storage.model_aliases import Model
 from cluster.types import Publication, Rollout, Task
-from cluster.workers.context import Site, first_to_end, worker_name
-from cluster.workers.weight_follower import Followed
+from cluster.workers.context import RunContext, first_to_end, worker_name
+from cluster.workers.weight_follower import WeightFollower
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ LOOK_S = 1.0
 class GeneratorActor:
     """The engine of `[generators.NAME]`: plays the tasks that rollout workers hand it."""
 
-    def __init__(self, site: Site, name: str) -> None:
+    def __init__(self, context: RunContext, name: str) -> None:
         from transformers import AutoTokenizer
 
         from actors import episode
@@ -50,13 +50,13 @@ class GeneratorActor:
         remove_after_me(spool)
         os.environ["VLLM_RPC_BASE_PATH"] = str(spool)  # a killed engine leaves its sockets behind
         self._name = generator_of(name)
-        self._followed = Followed(site, site.config.generators[self._name].model)
+        self._followed = WeightFollower(context, context.config.generators[self._name].model)
         model = self._followed.model
-        section = site.config.rollout
-        self._chat = Chat(AutoTokenizer.from_pretrained(site.model_dir), stop=section.stop)
+        section = context.config.rollout
+        self._chat = Chat(AutoTokenizer.from_pretrained(context.model_dir), stop=section.stop)
         # Engines of one seed and one model would say the same.
-        number = len(site.config.policy_names) + list(site.config.generators).index(self._name)
-        config = site.config.model_copy(update={"seed": site.config.seed + number})
+        number = len(context.config.policy_names) + list(context.config.generators).index(self._name)
+        config = context.config.model_copy(update={"seed": context.config.seed + number})
         with CreatedSegments() as created:
             self._engine: Any = lookup(ENGINES, config.engine.use, "engine")(
                 model.where, config, stop_tokens=self._chat.stop_tokens, version=f"0.{model.step}"
@@ -111,9 +111,9 @@ class GeneratorActor:
 class Generators:
     """A run's generators, for a rollout worker that asks each for its share of every group."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self.shares: Mapping[str, int] = {name: section.rollouts for name, section in site.config.generators.items()}
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self.shares: Mapping[str, int] = {name: section.rollouts for name, section in context.config.generators.items()}
         self._number = dict.fromkeys(self.shares, 0)
         """Of the newest that was there: who is replaced has a successor with a higher one."""
 
@@ -122,7 +122,7 @@ class Generators:
 
         Raises DataError, or InfrastructureError when nobody has answered for so long.
         """
-        waited, lease_s = 0.0, self._site.config.rollout.lease_s
+        waited, lease_s = 0.0, self._context.config.rollout.lease_s
         while waited < lease_s:
             try:
                 actor = await asyncio.to_thread(self._actor, name)
@@ -141,7 +141,7 @@ class Generators:
         """Raises ValueError if it is being replaced."""
         for number in range(self._number[name], self._number[name] + SUCCESSORS):
             try:
-                actor = ray.get_actor(worker_name(self._site.run_id, f"generator:{name}-{number}"))
+                actor = ray.get_actor(worker_name(self._context.run_id, f"generator:{name}-{number}"))
             except ValueError:
                 continue
             self._number[name] = number
@@ -154,14 +154,14 @@ def generator_of(name: str) -> str:
     return name.partition(":")[2].rpartition("-")[0]
 
 
-def place_generator(site: Site, name: str) -> Any:
+def place_generator(context: RunContext, name: str) -> Any:
     return (
         ray.remote(GeneratorActor)
         .options(
-            name=worker_name(site.run_id, name),
+            name=worker_name(context.run_id, name),
             max_concurrency=1000,
-            runtime_env=openmp(threads(site.config, "engine")),
-            **options(site.config, site.run_id, name.rpartition("-")[0]),
+            runtime_env=openmp(threads(context.config, "engine")),
+            **options(context.config, context.run_id, name.rpartition("-")[0]),
         )
-        .remote(site, name)
+        .remote(context, name)
     )

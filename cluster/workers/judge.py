@@ -23,7 +23,7 @@ from cluster.placement.ray_runtime import CreatedSegments, available_bytes, remo
 from cluster.placement.resources import openmp
 from cluster.process.cleanup import settle
 from cluster.storage.model_aliases import Registry, is_alias
-from cluster.workers.context import Site, first_to_end, worker_name
+from cluster.workers.context import RunContext, first_to_end, worker_name
 from rewards.judges.backends.discovery import Connect, follow
 from rewards.judges.backends.vllm_server import VllmServer, client_of
 from rewards.judges.errors import JudgeAbsent, JudgeRejected, JudgeServerError
@@ -36,18 +36,18 @@ LEAVE_S = 2.0
 """Until those who follow the roster have seen that a replica left; then what it has under way ends."""
 
 
-def roster(site: Site, judge: str) -> Roster:
-    return Roster(site.url, site.run_id, judge, site.config.run.stall_s)
+def roster(context: RunContext, judge: str) -> Roster:
+    return Roster(context.url, context.run_id, judge, context.config.run.progress_timeout_s)
 
 
 class JudgeActor:
     """One replica of a judge: a server that lives and dies with this actor, on the roster while it answers."""
 
-    def __init__(self, site: Site, name: str) -> None:
+    def __init__(self, context: RunContext, name: str) -> None:
         settle()
-        self._site, self._name = site, name
+        self._context, self._name = context, name
         self._judge = judge_of(name)
-        self._section = site.config.judges[self._judge]
+        self._section = context.config.judges[self._judge]
         self._server: VllmServer | None = None
         self._signing: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -57,8 +57,8 @@ class JudgeActor:
         section = self._section
         split = {"tensor_parallel_size": len(ray.get_gpu_ids())} if len(ray.get_gpu_ids()) > 1 else {}
         self._server = VllmServer(
-            await asyncio.to_thread(_model, self._site, section),
-            Path(self._site.run_dir) / "judges",
+            await asyncio.to_thread(_model, self._context, section),
+            Path(self._context.run_dir) / "judges",
             served_name=section.model,
             host=ray.util.get_node_ip_address(),
             options=_memory(section) | split | _revision(section) | section.options,
@@ -68,7 +68,7 @@ class JudgeActor:
             created.look(self._server.pid)
         remove_segments_after_me(created.found)
         url = self._server.url
-        self._signing = asyncio.create_task(keep_signing(roster(self._site, self._judge), self._name, lambda: url))
+        self._signing = asyncio.create_task(keep_signing(roster(self._context, self._judge), self._name, lambda: url))
         return os.getpid()
 
     async def run(self) -> None:
@@ -108,21 +108,21 @@ class JudgeActor:
 class Judges:
     """A run's judges, for one process that asks them."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        sections = site.config.judges
-        split = {name: found for name, s in sections.items() if (found := _split(site, s)) is not None}
-        self.pools = open_judges(sections, RedisArchive(site.url, site.run_id), split)
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        sections = context.config.judges
+        split = {name: found for name, s in sections.items() if (found := _split(context, s)) is not None}
+        self.pools = open_judges(sections, RedisArchive(context.url, context.run_id), split)
 
     def follow(self) -> list[asyncio.Task[None]]:
         """Tasks that let the replicas the run places join and leave; they end by an error or by being cancelled."""
         kinds: dict[str, Connect] = {}
-        for name, section in self._site.config.judges.items():
+        for name, section in self._context.config.judges.items():
             if section.kind == "vllm":
-                kinds[name] = partial(_server, self._site, section)
+                kinds[name] = partial(_server, self._context, section)
             elif section.kind == "policy":
-                kinds[name] = partial(_policy, self._site)
-        follows = (follow(self.pools[name], roster(self._site, name), connect) for name, connect in kinds.items())
+                kinds[name] = partial(_policy, self._context)
+        follows = (follow(self.pools[name], roster(self._context, name), connect) for name, connect in kinds.items())
         return [asyncio.create_task(task) for task in follows]
 
 
@@ -169,9 +169,9 @@ class PolicyTransport:
         """The engine is not ours to end."""
 
 
-async def _server(site: Site, section: JudgeSection, name: str, url: str) -> Transport:
+async def _server(context: RunContext, section: JudgeSection, name: str, url: str) -> Transport:
     try:
-        key = await (await _actor(site, name)).key.remote(url)
+        key = await (await _actor(context, name)).key.remote(url)
     except RayActorError as error:
         raise JudgeAbsent(f"{name} has ended: {one_line(error)}") from error
     if key is None:  # the roster still has one of an earlier life of the run
@@ -186,26 +186,26 @@ async def _server(site: Site, section: JudgeSection, name: str, url: str) -> Tra
     )
 
 
-async def _policy(site: Site, name: str, _version: str) -> Transport:
-    return PolicyTransport(name, await _actor(site, name))
+async def _policy(context: RunContext, name: str, _version: str) -> Transport:
+    return PolicyTransport(name, await _actor(context, name))
 
 
-async def _actor(site: Site, name: str) -> Any:
+async def _actor(context: RunContext, name: str) -> Any:
     """Raises JudgeAbsent."""
     try:
-        return await asyncio.to_thread(ray.get_actor, worker_name(site.run_id, name))
+        return await asyncio.to_thread(ray.get_actor, worker_name(context.run_id, name))
     except ValueError as error:
         raise JudgeAbsent(f"{name} has ended: {one_line(error)}") from error
 
 
-def _split(site: Site, section: JudgeSection) -> Split | None:
+def _split(context: RunContext, section: JudgeSection) -> Split | None:
     """The judge's tokenizer, so that labels are checked before it is up; None where the run does not place it."""
     from actors.models import load_tokenizer
 
     if section.kind == "policy" or is_alias(section.model):
-        tokenizer = load_tokenizer(ModelSection(path=site.model_dir), site.config.seed, online=False)
+        tokenizer = load_tokenizer(ModelSection(path=context.model_dir), context.config.seed, online=False)
     elif section.kind == "vllm" and not section.revision:
-        tokenizer = load_tokenizer(ModelSection(path=section.model), site.config.seed, online=True)
+        tokenizer = load_tokenizer(ModelSection(path=section.model), context.config.seed, online=True)
     else:
         return None
     if tokenizer is None:
@@ -217,13 +217,13 @@ def _split(site: Site, section: JudgeSection) -> Split | None:
     return split
 
 
-def _model(site: Site, section: JudgeSection) -> str:
+def _model(context: RunContext, section: JudgeSection) -> str:
     """A revision is vLLM's to fetch, an alias is a checkpoint; all else is made or downloaded as the policy's model."""
     from actors.models import prepare
 
     if is_alias(section.model):
-        return Registry(site.config, Path(site.run_dir), site.model_dir).directory(section.model).where
-    return section.model if section.revision else str(prepare(ModelSection(path=section.model), site.config.seed))
+        return Registry(context.config, Path(context.run_dir), context.model_dir).directory(section.model).where
+    return section.model if section.revision else str(prepare(ModelSection(path=section.model), context.config.seed))
 
 
 def _memory(section: JudgeSection) -> dict[str, int]:
@@ -251,15 +251,15 @@ def judge_of(name: str) -> str:
     return name.partition(":")[2].rpartition("-")[0]
 
 
-def place_judge(site: Site, name: str) -> Any:
+def place_judge(context: RunContext, name: str) -> Any:
     judge = judge_of(name)
     return (
         ray.remote(JudgeActor)
         .options(
-            name=worker_name(site.run_id, name),
+            name=worker_name(context.run_id, name),
             max_concurrency=100,
-            runtime_env=openmp(max(1, int(site.config.judges[judge].cpus))),
-            **options(site.config, site.run_id, f"judge:{judge}"),
+            runtime_env=openmp(max(1, int(context.config.judges[judge].cpus))),
+            **options(context.config, context.run_id, f"judge:{judge}"),
         )
-        .remote(site, name)
+        .remote(context, name)
     )

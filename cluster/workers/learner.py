@@ -19,15 +19,15 @@ from cluster.placement.resources import openmp, threads
 from cluster.process.cleanup import remove_after_me, settle
 from cluster.storage import checkpoint
 from cluster.storage.model_aliases import Registry
-from cluster.workers.context import POLICY, Site, learner_name
+from cluster.workers.context import POLICY, RunContext, learner_name
 
 
 class LearnerActor:
     """One rank of a policy's learner: a DeepSpeed engine and the training loop."""
 
-    def __init__(self, site: Site, policy: str, rank: int) -> None:
+    def __init__(self, context: RunContext, policy: str, rank: int) -> None:
         settle()
-        self._site, self._policy, self._rank = site, policy, rank
+        self._context, self._policy, self._rank = context, policy, rank
         self._stopping = False
         self._published: Path | None = None
         self._stage, self._since = "has just started", time.monotonic()
@@ -66,32 +66,32 @@ class LearnerActor:
         from learner.publish.publishers import weights_folder
         from learner.rank import Rank, learn
 
-        site, policy, buffer = self._site, self._policy, self._site.buffer()
-        config = site.config.of_policy(policy)
+        context, policy, buffer = self._context, self._policy, self._context.buffer()
+        config = context.config.of_policy(policy)
         if self._rank == 0:
-            self._published = weights_folder(site.run_id, policy, epoch)
+            self._published = weights_folder(context.run_id, policy, epoch)
             remove_after_me(self._published)
         told = Rank(
             config=config,
-            model_dir=site.model_of(policy),
-            run_id=site.run_id,
-            run_dir=Path(site.run_dir),
+            model_dir=context.model_of(policy),
+            run_id=context.run_id,
+            run_dir=Path(context.run_dir),
             policy=policy,
             rank=self._rank,
             epoch=epoch,
             resume_from=checkpoint.part(Path(resume_from), policy, POLICY) if resume_from else None,
             master=master,
-            policies=site.config.policy_names if site.config.policies else (),
+            policies=context.config.policy_names if context.config.policies else (),
         )
 
         def save(engine: Any, step: int) -> None:
-            target = Path(site.run_dir) / "checkpoints"
+            target = Path(context.run_dir) / "checkpoints"
             if policy == POLICY:
-                section, members = config.checkpoint, tuple(site.config.policies)
+                section, members = config.checkpoint, tuple(context.config.policies)
                 checkpoint.save(
                     target, engine, buffer, POLICY, epoch, step, section.keep_last, members,
                     scheduled=bool(section.every_steps) and step % section.every_steps == 0,
-                    needed=Registry(site.config, Path(site.run_dir), site.model_dir).retained,
+                    needed=Registry(context.config, Path(context.run_dir), context.model_dir).retained,
                 )  # fmt: skip
             else:
                 checkpoint.save_part(target, engine, buffer, POLICY, epoch, step, policy)
@@ -123,18 +123,18 @@ def _selection(config: RunConfig) -> Any:
     return Selection(config.selectors) if config.selectors else None
 
 
-def place_learner(site: Site, policy: str, rank: int) -> Any:
+def place_learner(context: RunContext, policy: str, rank: int) -> Any:
     if policy == POLICY:
-        where = options(site.config, site.run_id, "learner", rank=rank)
+        where = options(context.config, context.run_id, "learner", rank=rank)
     else:  # no layout reserves places for these
-        where = options(site.config, site.run_id, f"learner:{policy}")
+        where = options(context.config, context.run_id, f"learner:{policy}")
     return (
         ray.remote(LearnerActor)
         .options(
-            name=learner_name(site.run_id, policy, rank),
+            name=learner_name(context.run_id, policy, rank),
             max_concurrency=4,  # `run` holds one thread for good; stop, ready and blob need others
-            runtime_env=openmp(threads(site.config, "learner", policy)),
+            runtime_env=openmp(threads(context.config, "learner", policy)),
             **where,
         )
-        .remote(site, policy, rank)
+        .remote(context, policy, rank)
     )

@@ -17,7 +17,7 @@ from cluster.buffer.discovery import Roster
 from cluster.errors import one_line
 from cluster.placement.ray_errors import INFRASTRUCTURE, cause_of
 from cluster.types import Rollout, Task
-from cluster.workers.context import Site, worker_name
+from cluster.workers.context import RunContext, worker_name
 
 log = logging.getLogger(__name__)
 
@@ -25,16 +25,16 @@ LOOK_S = 0.5
 """The roster is not read more often than this."""
 
 
-def players_roster(site: Site, policy: str) -> Roster:
-    return Roster(site.url, site.run_id, f"policy:{policy}", site.config.run.stall_s)
+def players_roster(context: RunContext, policy: str) -> Roster:
+    return Roster(context.url, context.run_id, f"policy:{policy}", context.config.run.progress_timeout_s)
 
 
-class Players:
+class PeerPolicyClient:
     """Of one policy. An engine that dies under a call is not asked again; the call goes to another one."""
 
-    def __init__(self, site: Site, policy: str) -> None:
-        self._site, self._policy = site, policy
-        self._roster = players_roster(site, policy)
+    def __init__(self, context: RunContext, policy: str) -> None:
+        self._context, self._policy = context, policy
+        self._roster = players_roster(context, policy)
         self._there: list[str] = []
         self._looked = -LOOK_S
         self._looking = asyncio.Lock()
@@ -59,7 +59,7 @@ class Players:
                 self._busy[name] -= 1
 
     async def _ask(self, name: str, task: Task, count: int, at_least: str) -> tuple[Rollout, ...]:
-        actor: Any = await asyncio.to_thread(ray.get_actor, worker_name(self._site.run_id, name))
+        actor: Any = await asyncio.to_thread(ray.get_actor, worker_name(self._context.run_id, name))
         asked = actor.play.remote(task, count, at_least)
         try:
             return await asked

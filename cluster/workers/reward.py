@@ -15,7 +15,7 @@ import ray
 from cluster.placement.groups import options
 from cluster.process.cleanup import collect_less
 from cluster.types import Group
-from cluster.workers.context import Site, first_to_end
+from cluster.workers.context import RunContext, first_to_end
 from cluster.workers.judge import Judges
 from cluster.workers.scorer import Scorers
 from rewards.monitors.anchor_tasks import Answers, answers
@@ -24,22 +24,22 @@ from rewards.monitors.anchor_tasks import Answers, answers
 class RewardActor:
     """A reward worker, and the same signals for held-out tasks."""
 
-    def __init__(self, site: Site, name: str) -> None:
+    def __init__(self, context: RunContext, name: str) -> None:
         from rewards.base import Services
         from rewards.learned.factory import followers
         from rewards.worker import RewardWorker
 
-        self._judges = Judges(site)
+        self._judges = Judges(context)
         self._following: list[asyncio.Task[None]] = []
-        self._scorers = Scorers(site)
+        self._scorers = Scorers(context)
         services = Services(
             judges=self._judges.pools,
-            distilled=followers(site.config, site.url, site.run_id, site.model_dir),
+            distilled=followers(context.config, context.url, context.run_id, context.model_dir),
             scorers=self._scorers.pools,
-            text=_text(site.model_dir),
+            text=_text(context.model_dir),
         )
-        self._graded = site.config.evaluation.reward
-        self._worker = RewardWorker(name, buffer=site.buffer(), config=site.config, services=services)
+        self._graded = context.config.evaluation.reward
+        self._worker = RewardWorker(name, buffer=context.buffer(), config=context.config, services=services)
 
     async def ready(self) -> int:
         self._following = [*self._judges.follow(), *self._scorers.follow()]
@@ -92,6 +92,6 @@ def _text(model_dir: str) -> Callable[[Sequence[int]], str]:
     return text
 
 
-def place_reward(site: Site, name: str) -> Any:
-    where = options(site.config, site.run_id, "reward")
-    return ray.remote(RewardActor).options(max_concurrency=1000, **where).remote(site, name)
+def place_reward(context: RunContext, name: str) -> Any:
+    where = options(context.config, context.run_id, "reward")
+    return ray.remote(RewardActor).options(max_concurrency=1000, **where).remote(context, name)

@@ -22,30 +22,30 @@ from cluster.placement.ray_runtime import CreatedSegments, remove_segments_after
 from cluster.placement.resources import openmp, threads
 from cluster.process.cleanup import collect_less, end_children_with_me, remove_after_me
 from cluster.types import Group, Message, Publication, Rollout, Task
-from cluster.workers.context import POLICY, Site, first_to_end, learner_name, policy_of, rollout_role, worker_name
+from cluster.workers.context import POLICY, RunContext, first_to_end, learner_name, policy_of, rollout_role, worker_name
 from cluster.workers.generator import Generators
 from cluster.workers.judge import roster
-from cluster.workers.peer_policies import Players, players_roster
+from cluster.workers.peer_policies import PeerPolicyClient, players_roster
 
 if TYPE_CHECKING:
     from actors.speaker import Answer
 
 
-def _engine(site: Site, policy: str, config: RunConfig, stop_tokens: Sequence[int]) -> Any:
+def _engine(context: RunContext, policy: str, config: RunConfig, stop_tokens: Sequence[int]) -> Any:
     from actors.engine import ENGINES
     from actors.rollout import INITIAL
     from cluster.plugins import lookup
 
     engine = lookup(ENGINES, config.engine.use, "engine")
     # Engines of one seed and one model would say the same.
-    config = config.model_copy(update={"seed": config.seed + site.config.policy_names.index(policy)})
-    return engine(site.model_of(policy), config, stop_tokens=stop_tokens, version=INITIAL)
+    config = config.model_copy(update={"seed": config.seed + context.config.policy_names.index(policy)})
+    return engine(context.model_of(policy), config, stop_tokens=stop_tokens, version=INITIAL)
 
 
 class RolloutActor:
     """A rollout worker, its engine, and the methods vLLM's stock trainer client calls."""
 
-    def __init__(self, site: Site, name: str) -> None:
+    def __init__(self, context: RunContext, name: str) -> None:
         from transformers import AutoTokenizer
 
         from actors.chat import Chat
@@ -57,25 +57,25 @@ class RolloutActor:
 
         end_children_with_me()
         self._policy = policy = policy_of(name)
-        config = site.config.of_policy(policy)
+        config = context.config.of_policy(policy)
         source = build(TASKS, config.tasks.use, config.tasks.options, "tasks")
-        tasks = without(source.train(), site.left_out.train)
-        self._heldout = without(source.heldout(), site.left_out.heldout)
+        tasks = without(source.train(), context.left_out.train)
+        self._heldout = without(source.heldout(), context.left_out.heldout)
         place = order(config.seed, len(tasks), config.tasks.shuffle)
-        chat = Chat(AutoTokenizer.from_pretrained(site.model_of(policy)), stop=config.rollout.stop)
+        chat = Chat(AutoTokenizer.from_pretrained(context.model_of(policy)), stop=config.rollout.stop)
         environment = config.rollout.environment
         memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
         # Short, because a socket's path may have 107 characters.
-        self._spool = Path(tempfile.mkdtemp(prefix=f"kanabo-{site.run_id[-6:]}-", dir=memory))
+        self._spool = Path(tempfile.mkdtemp(prefix=f"kanabo-{context.run_id[-6:]}-", dir=memory))
         remove_after_me(self._spool)
         self._fetched, sockets = self._spool / "weights", self._spool / "sockets"
         self._fetched.mkdir()
         sockets.mkdir()
         os.environ["VLLM_RPC_BASE_PATH"] = str(sockets)  # a killed engine leaves them behind
         with CreatedSegments() as created:
-            self._engine = _engine(site, policy, config, chat.stop_tokens)
+            self._engine = _engine(context, policy, config, chat.stop_tokens)
         remove_segments_after_me(created.found)
-        self._site, self._name = site, name
+        self._context, self._name = context, name
         # The policy that judges is the one whose workers claim.
         judging = config.judges.items() if policy == POLICY else ()
         shares = {n: j.engine_share for n, j in judging if j.kind == "policy"}
@@ -89,12 +89,14 @@ class RolloutActor:
             chat=chat,
             environment=build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment"),
             task_at=lambda position: tasks[place(position)[1]],
-            buffer=site.buffer(),
+            buffer=context.buffer(),
             config=config,
             fetch=self._fetch,
             claims=policy == POLICY,
-            others={other: Players(site, other).play for other in site.config.policies} if policy == POLICY else {},
-            generators=Generators(site) if config.generators else None,
+            others={other: PeerPolicyClient(context, other).play for other in context.config.policies}
+            if policy == POLICY
+            else {},
+            generators=Generators(context) if config.generators else None,
         )
 
     async def ready(self) -> int:
@@ -103,10 +105,12 @@ class RolloutActor:
             await self._engine.start()
         remove_segments_after_me(created.found)
         for judge in self._judges:
-            signing = keep_signing(roster(self._site, judge), self._name, lambda: self._engine.version)
+            signing = keep_signing(roster(self._context, judge), self._name, lambda: self._engine.version)
             self._signing.append(asyncio.create_task(signing))
         if self._policy != POLICY:
-            signing = keep_signing(players_roster(self._site, self._policy), self._name, lambda: self._engine.version)
+            signing = keep_signing(
+                players_roster(self._context, self._policy), self._name, lambda: self._engine.version
+            )
             self._signing.append(asyncio.create_task(signing))
         collect_less()
         return os.getpid()
@@ -159,7 +163,7 @@ class RolloutActor:
             os.link(path, mine)
             return str(mine)
         try:
-            learner: Any = ray.get_actor(learner_name(self._site.run_id, self._policy, 0))
+            learner: Any = ray.get_actor(learner_name(self._context.run_id, self._policy, 0))
             data: np.ndarray = await learner.blob.remote(str(path))
         except (ValueError, *INFRASTRUCTURE) as error:
             raise FileNotFoundError(f"'{path}' has died with the learner that published it") from error
@@ -185,16 +189,16 @@ class RolloutActor:
         await self._engine.shutdown_weight_transfer_engine()
 
 
-def place_rollout(site: Site, name: str, *, beside: bool = False) -> Any:
+def place_rollout(context: RunContext, name: str, *, beside: bool = False) -> Any:
     """`beside`: in one of the places that the layout reserves beside the learner."""
     policy = policy_of(name)
     return (
         ray.remote(RolloutActor)
         .options(
-            name=worker_name(site.run_id, name),
+            name=worker_name(context.run_id, name),
             max_concurrency=1000,
-            runtime_env=openmp(threads(site.config, "engine", policy)),
-            **options(site.config, site.run_id, rollout_role(policy), beside=beside),
+            runtime_env=openmp(threads(context.config, "engine", policy)),
+            **options(context.config, context.run_id, rollout_role(policy), beside=beside),
         )
-        .remote(site, name)
+        .remote(context, name)
     )

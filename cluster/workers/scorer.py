@@ -26,11 +26,11 @@ from cluster.placement.resources import openmp
 from cluster.process.cleanup import settle
 from cluster.storage.model_aliases import behind
 from cluster.types import Publication
-from cluster.workers.context import POLICY, Site, first_to_end, learner_name, worker_name
-from cluster.workers.weight_follower import Followed
+from cluster.workers.context import POLICY, RunContext, first_to_end, learner_name, worker_name
+from cluster.workers.weight_follower import WeightFollower
 from rewards.judges.backends.discovery import FOLLOW_S
-from rewards.scorers.pool import Scorer
-from rewards.scorers.types import INITIAL, Passage, Reading, ScorerReplica, ScorerUnavailable
+from rewards.scorers.pool import LogprobScorer
+from rewards.scorers.types import INITIAL, ScorerReplica, ScorerUnavailable, TokenSequence, TokenStats
 
 if TYPE_CHECKING:
     from cluster.storage.model_aliases import Model
@@ -42,21 +42,21 @@ GONE_S = 0.2
 """Until a newer publication stands where the file of this one is gone."""
 
 
-def roster(site: Site, scorer: str) -> Roster:
-    return Roster(site.url, site.run_id, f"scorer:{scorer}", site.config.run.stall_s)
+def roster(context: RunContext, scorer: str) -> Roster:
+    return Roster(context.url, context.run_id, f"scorer:{scorer}", context.config.run.progress_timeout_s)
 
 
 class ScorerActor:
     """One replica of `[scorers.NAME]`."""
 
-    def __init__(self, site: Site, name: str) -> None:
+    def __init__(self, context: RunContext, name: str) -> None:
         settle()
-        self._site, self._name = site, name
+        self._context, self._name = context, name
         self._scorer = scorer_of(name)
-        self._section = site.config.scorers[self._scorer]
-        self._followed = Followed(site, self._section.model) if self._section.model != POLICY else None
+        self._section = context.config.scorers[self._scorer]
+        self._followed = WeightFollower(context, self._section.model) if self._section.model != POLICY else None
         """None where it reads as the live policy."""
-        self._buffer = site.buffer()
+        self._buffer = context.buffer()
         self._server: Any = None
         self._has_weights = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -78,19 +78,19 @@ class ScorerActor:
         from actors.chat import Chat
         from rewards.scorers.forward import Forward
 
-        section, site, followed = self._section, self._site, self._followed
-        chat = Chat(AutoTokenizer.from_pretrained(site.model_dir))
+        section, context, followed = self._section, self._context, self._followed
+        chat = Chat(AutoTokenizer.from_pretrained(context.model_dir))
         return Forward(
-            followed.model.where if followed else site.model_dir,
+            followed.model.where if followed else context.model_dir,
             chat.prompt,
             dtype=section.dtype,
             batch_tokens=section.batch_tokens,
-            version=_version(followed, followed.model, site) if followed else POLICY,
+            version=_version(followed, followed.model, context) if followed else POLICY,
         )
 
     async def run(self) -> None:
         """Read until `stop`. Raises what the model and the buffer raise."""
-        signing = keep_signing(roster(self._site, self._scorer), self._name, lambda: self._server.version)
+        signing = keep_signing(roster(self._context, self._scorer), self._name, lambda: self._server.version)
         tasks = [asyncio.create_task(t) for t in (self._server.run(), signing)]
         if self._followed is None:
             tasks.append(asyncio.create_task(self._follow()))
@@ -107,7 +107,7 @@ class ScorerActor:
         """What is read already is answered; the rest goes to another replica."""
         self._stopping.set()
 
-    async def read(self, passages: Sequence[Passage], timeout_s: float) -> list[Reading]:
+    async def read(self, passages: Sequence[TokenSequence], timeout_s: float) -> list[TokenStats]:
         """Raises ScorerUnavailable, DataError."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -129,7 +129,7 @@ class ScorerActor:
             if publication is None:
                 continue
             try:
-                await self._server.load(partial(_load, publication, self._site))
+                await self._server.load(partial(_load, publication, self._context))
             except FileNotFoundError:  # there is, or will be, a newer one
                 await asyncio.sleep(GONE_S)
                 continue
@@ -138,15 +138,15 @@ class ScorerActor:
 
     async def _load(self, path: Path, model: Model) -> None:
         assert self._followed is not None
-        await self._server.load(partial(_load_file, path, _version(self._followed, model, self._site)))
+        await self._server.load(partial(_load_file, path, _version(self._followed, model, self._context)))
 
 
-def _version(followed: Followed, model: Model, site: Site) -> str:
+def _version(followed: WeightFollower, model: Model, context: RunContext) -> str:
     """Of an alias that moves: the step it stands at."""
     if not followed.moves:
         return followed.alias
     run = POLICY if behind(followed.alias) else followed.alias.rpartition("@")[0]
-    return INITIAL if model.where == site.model_dir else f"{run}@{model.step}"
+    return INITIAL if model.where == context.model_dir else f"{run}@{model.step}"
 
 
 def _load_file(path: Path, version: str, forward: Forward) -> None:
@@ -162,12 +162,12 @@ def _tensors_of(path: str | Path) -> Iterator[tuple[str, Any]]:
             yield name, file.get_tensor(name)
 
 
-def _load(publication: Publication, site: Site, forward: Forward) -> None:
+def _load(publication: Publication, context: RunContext, forward: Forward) -> None:
     """Raises FileNotFoundError if newer versions have pushed it out, or its learner has died."""
-    forward.load(_tensors(publication, site), publication.version)
+    forward.load(_tensors(publication, context), publication.version)
 
 
-def _tensors(publication: Publication, site: Site) -> Iterator[tuple[str, Any]]:
+def _tensors(publication: Publication, context: RunContext) -> Iterator[tuple[str, Any]]:
     from safetensors.torch import load
 
     path = publication.info["path"]
@@ -175,7 +175,7 @@ def _tensors(publication: Publication, site: Site) -> Iterator[tuple[str, Any]]:
         yield from _tensors_of(path)
         return
     try:
-        learner: Any = ray.get_actor(learner_name(site.run_id, POLICY, 0))
+        learner: Any = ray.get_actor(learner_name(context.run_id, POLICY, 0))
         data: Any = ray.get(learner.blob.remote(path))
     except (ValueError, *INFRASTRUCTURE) as error:
         raise FileNotFoundError(f"'{path}' has died with the learner that published it") from error
@@ -185,16 +185,16 @@ def _tensors(publication: Publication, site: Site) -> Iterator[tuple[str, Any]]:
 class Scorers:
     """A run's scorers, for one process that asks them."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self.pools = {n: Scorer(n, deadline_s=s.deadline_s) for n, s in site.config.scorers.items()}
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self.pools = {n: LogprobScorer(n, deadline_s=s.deadline_s) for n, s in context.config.scorers.items()}
 
     def follow(self) -> list[asyncio.Task[None]]:
         """Tasks that let replicas join and leave; they end by an error or by being cancelled."""
         return [asyncio.create_task(self._follow(pool)) for pool in self.pools.values()]
 
-    async def _follow(self, pool: Scorer) -> None:
-        signed = roster(self._site, pool.name)
+    async def _follow(self, pool: LogprobScorer) -> None:
+        signed = roster(self._context, pool.name)
         while True:
             there = await asyncio.to_thread(signed.there)
             if there.keys() != pool.replicas.keys():
@@ -204,7 +204,7 @@ class Scorers:
 
     async def _replica(self, name: str) -> ScorerReplica | None:
         try:
-            return ActorReplica(await asyncio.to_thread(ray.get_actor, worker_name(self._site.run_id, name)))
+            return ActorReplica(await asyncio.to_thread(ray.get_actor, worker_name(self._context.run_id, name)))
         except ValueError:  # the roster still has one that has ended
             return None
 
@@ -215,7 +215,7 @@ class ActorReplica:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    async def read(self, passages: Sequence[Passage], timeout_s: float) -> list[Reading]:
+    async def read(self, passages: Sequence[TokenSequence], timeout_s: float) -> list[TokenStats]:
         asked = self._actor.read.remote(passages, timeout_s)
         try:
             return await asked
@@ -235,15 +235,15 @@ def scorer_of(name: str) -> str:
     return name.partition(":")[2].rpartition("-")[0]
 
 
-def place_scorer(site: Site, name: str) -> Any:
-    section = site.config.scorers[scorer_of(name)]
+def place_scorer(context: RunContext, name: str) -> Any:
+    section = context.config.scorers[scorer_of(name)]
     return (
         ray.remote(ScorerActor)
         .options(
-            name=worker_name(site.run_id, name),
+            name=worker_name(context.run_id, name),
             max_concurrency=1000,
             runtime_env=openmp(max(1, int(section.cpus))),
-            **options(site.config, site.run_id, f"scorer:{scorer_of(name)}"),
+            **options(context.config, context.run_id, f"scorer:{scorer_of(name)}"),
         )
-        .remote(site, name)
+        .remote(context, name)
     )

@@ -36,7 +36,7 @@ class Alone:
         from rewards.base import Services
         from rewards.judges.factory import open_judges
         from rewards.judges.pool.archive import MemoryArchive
-        from rewards.registry import build_signal
+        from rewards.registry import build_reward
 
         self._settings = settings
         source = build(TASKS, settings.tasks.use, settings.tasks.options, "tasks")
@@ -47,7 +47,7 @@ class Alone:
             log.warning("tasks.use = '%s' holds nothing out: these are tasks to train on", settings.tasks.use)
         self.reward = settings.evaluation.reward or settings.reward_names[0]
         place = settings.reward_names.index(self.reward)
-        self._signal = build_signal(settings.rewards[place], f"rewards[{place}]")
+        self._signal = build_reward(settings.rewards[place], f"rewards[{place}]")
         self._timeout_s = settings.rewards[place].timeout_s
         environment = settings.rollout.environment
         self._environment = build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment")

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from cluster.storage.model_aliases import Model, Registry
-from cluster.workers.context import Site
+from cluster.workers.context import RunContext
 
 log = logging.getLogger(__name__)
 
@@ -16,11 +16,11 @@ LOOK_S = 1.0
 """How often to look whether the alias stands for other weights now."""
 
 
-class Followed:
+class WeightFollower:
     """Raises ConfigError for an alias that stands for nothing on disk."""
 
-    def __init__(self, site: Site, alias: str) -> None:
-        self._registry = Registry(site.config, Path(site.run_dir), site.model_dir)
+    def __init__(self, context: RunContext, alias: str) -> None:
+        self._registry = Registry(context.config, Path(context.run_dir), context.model_dir)
         self.alias = self._registry.meant(alias)
         self.moves = self._registry.moves(alias)
         """Whether it comes to stand for other weights while a run goes on."""

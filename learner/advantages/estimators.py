@@ -14,10 +14,10 @@ from pydantic import Field
 
 from cluster.errors import PluginError, one_line
 from cluster.plugins import Plugin
-from cluster.types import Group, Mixed
+from cluster.types import Group, GroupReward
 
 if TYPE_CHECKING:
-    from learner.types import Cut
+    from learner.types import AssembledBatch
 from cluster.types import Rollout
 
 
@@ -37,7 +37,7 @@ class Advantage(Plugin):
         """Whether a group whose rewards are all equal has advantages other than 0."""
         return False
 
-    def of_group(self, group: Group, mixed: Mixed) -> list[Float[np.ndarray, " _"]]:
+    def of_group(self, group: Group, mixed: GroupReward) -> list[Float[np.ndarray, " _"]]:
         """Per rollout [T], or [1] for all its tokens, from the rewards and what is known of single tokens."""
         raise NotImplementedError
 
@@ -155,7 +155,7 @@ class RoleBaseline(Advantage):
             for g, advantages in zip(groups, advantages_G, strict=True)
         ]
 
-    def after(self, memory: Baselines, cut: Cut) -> Baselines:
+    def after(self, memory: Baselines, cut: AssembledBatch) -> Baselines:
         return role_advantages(keys_of(cut.groups), cut.record.rewards, memory, self.decay)[1]
 
     def told(self, memory: Baselines) -> dict[str, float]:
@@ -167,15 +167,15 @@ class TokenReturns(GroupAdvantage):
 
         A_{i,t} = (r_i − Σ_{t'<t} u_{i,t'} − mean_j r_j) / std_j r_j,        r_i the whole reward, Σ_t u_{i,t} included
 
-    Undiscounted. u [T] is the part of the reward that came at a token (`Mixed.tokens`): a process reward at a step's
-    last token counts for that step and those before it, and for none after it. Without such parts it is `group`. For
-    step rewards such as `clip_delta`, whose paper (arXiv:2410.15115) has PPO's value function for a baseline: the
-    group's mean in its place is ours.
+    Undiscounted. u [T] is the part of the reward that came at a token (`GroupReward.tokens`): a process reward at a
+    step's last token counts for that step and those before it, and for none after it. Without such parts it is
+    `group`. For step rewards such as `clip_delta`, whose paper (arXiv:2410.15115) has PPO's value function for a
+    baseline: the group's mean in its place is ours.
     """
 
     token_level: ClassVar = True
 
-    def of_group(self, group: Group, mixed: Mixed) -> list[Float[np.ndarray, " _"]]:
+    def of_group(self, group: Group, mixed: GroupReward) -> list[Float[np.ndarray, " _"]]:
         whole = self.advantages(mixed.rewards)
         if mixed.tokens is None:
             return [np.array([a]) for a in whole]
@@ -192,8 +192,8 @@ class ThoughtCredit(GroupAdvantage):
     TP-GRPO (arXiv:2507.23317, by a write-up of it: the closed form of its two propositions). r̂ is the outcome reward
     against its group's; acc the share of right rollouts in the group, so that a policy that cannot yet solve a task is
     not corrected for how it explores; thoughts are runs of equally labelled steps, and being closed the form does not
-    depend on how many steps one has. Labels are `Mixed.token_weights` [T], 1 in such a thought, 0 elsewhere, of the
-    reward `thoughts` through the selector `token_weights`; unknown (NaN) counts as 0, the group's advantage alone.
+    depend on how many steps one has. Labels are `GroupReward.token_weights` [T], 1 in such a thought, 0 elsewhere, of
+    the reward `thoughts` through the selector `token_weights`; unknown (NaN) counts as 0, the group's advantage alone.
 
     Of a group that is all right only the taken-back thoughts have a gradient: it is kept for them.
     """
@@ -204,7 +204,7 @@ class ThoughtCredit(GroupAdvantage):
     correct: float = 1.0
     """Rewards from here on are right."""
 
-    def of_group(self, group: Group, mixed: Mixed) -> list[Float[np.ndarray, " _"]]:
+    def of_group(self, group: Group, mixed: GroupReward) -> list[Float[np.ndarray, " _"]]:
         outcome = self.advantages(mixed.rewards)
         if mixed.token_weights is None:
             return [np.array([a]) for a in outcome]
@@ -228,7 +228,7 @@ def checked(
     use: str,
     groups: Sequence[Group],
     rewards_G: Sequence[Float[np.ndarray, " G"]],
-    mixed_G: Sequence[Mixed] | None = None,
+    mixed_G: Sequence[GroupReward] | None = None,
     memory: Any = None,
 ) -> list[list[Float[np.ndarray, " N"]]]:
     """What the plug-in named `use` says of a step: per group and rollout [1], or one for each of its T tokens.

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cluster.config import ValueSection
-from cluster.types import Batch, Micro
-from learner.tensors import Tokens, kl_to_reference
+from cluster.types import Batch, MicroBatch
+from learner.tensors import TokenBatch, kl_to_reference
 
 
 def token_rewards(
@@ -98,7 +98,7 @@ EPS = 1e-8
 class Valuer(Protocol):
     """The part of the engine that a critic uses."""
 
-    def logprobs_and_values(self, micro: Micro) -> tuple[Tensor, Tensor, Tensor]: ...
+    def logprobs_and_values(self, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]: ...
     def total(self, values: dict[str, float]) -> dict[str, float]: ...
 
 
@@ -114,7 +114,7 @@ class Targets:
 class Credited:
     """A rank's micro-batches with generalised advantages, and what the value head learns on each."""
 
-    micros: list[Micro]
+    micros: list[MicroBatch]
     targets: list[Targets]
     metrics: dict[str, float]
     section: ValueSection
@@ -132,7 +132,9 @@ class Credited:
             start += len(batch.micros)
         return parts
 
-    def value_loss(self, i: int, values: Float[Tensor, "B L+1"], tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
+    def value_loss(
+        self, i: int, values: Float[Tensor, "B L+1"], tokens: TokenBatch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Micro-batch i's term of the objective, a sum, and metrics as sums over trained tokens."""
         target = self.targets[i]
         old, returns = (torch.as_tensor(a, device=values.device) for a in (target.old_values, target.returns))
@@ -163,7 +165,7 @@ def credit(batch: Batch, section: ValueSection, engine: Valuer, references: Sequ
 
 
 def _penalty(
-    logprobs: Tensor, reference: Tensor | None, micro: Micro, section: ValueSection
+    logprobs: Tensor, reference: Tensor | None, micro: MicroBatch, section: ValueSection
 ) -> Float[np.ndarray, "B L"] | None:
     if not section.reward_kl_coef or reference is None:
         return None
@@ -172,7 +174,7 @@ def _penalty(
 
 
 def _credit_micro(
-    micro: Micro,
+    micro: MicroBatch,
     values: Float[np.ndarray, "B L+1"],
     penalty: Float[np.ndarray, "B L"] | None,
     batch: Batch,
@@ -200,7 +202,7 @@ def _credit_micro(
     return advantages, Targets(old_values.astype(np.float32), returns.astype(np.float32))
 
 
-def _whitened(micros: Sequence[Micro], engine: Valuer) -> list[Micro]:
+def _whitened(micros: Sequence[MicroBatch], engine: Valuer) -> list[MicroBatch]:
     """Advantages as standard scores of the step's trained tokens, all ranks'; fewer than two are left as they are."""
     of_tokens = [m.advantages[m.loss_mask] for m in micros]
     sums = engine.total({"count": float(sum(map(len, of_tokens))), "sum": float(sum(a.sum() for a in of_tokens))})
@@ -213,7 +215,7 @@ def _whitened(micros: Sequence[Micro], engine: Valuer) -> list[Micro]:
     return [replace(m, advantages=np.where(m.loss_mask, (m.advantages - mean) / scale, 0.0)) for m in micros]
 
 
-def _explained(micros: Sequence[Micro], targets: Sequence[Targets], engine: Valuer) -> dict[str, float]:
+def _explained(micros: Sequence[MicroBatch], targets: Sequence[Targets], engine: Valuer) -> dict[str, float]:
     """Means of values and returns under the weights at the cut, and the share of the returns' variance explained."""
     pairs = [(t.returns[m.loss_mask], t.old_values[m.loss_mask]) for m, t in zip(micros, targets, strict=True)]
     returns, values = (np.concatenate([np.zeros(0), *column]) for column in zip(*pairs, strict=True))

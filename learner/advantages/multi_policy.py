@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from cluster.types import CutRecord, Group, Mixed
+from cluster.types import BatchRecord, Group, GroupReward
 from learner.advantages.estimators import Advantage
 from learner.advantages.returns import advantages_of, part_of, part_of_mixed, tells_nothing
 
@@ -36,7 +36,7 @@ def places(group: Group, policy: str) -> Int[np.ndarray, " N"]:
     return np.flatnonzero([rollout.policy == policy for rollout in group.rollouts])
 
 
-def owned(groups: Sequence[Group], record: CutRecord, policy: str) -> tuple[list[Group], CutRecord]:
+def owned(groups: Sequence[Group], record: BatchRecord, policy: str) -> tuple[list[Group], BatchRecord]:
     """The part of a cut that is this policy's; groups without a rollout of it are left out.
 
     A record of several policies has no pairs: selectors, which make them, are refused there.
@@ -72,7 +72,7 @@ def advantages_among(
     use: str,
     groups: Sequence[Group],
     returns_G: Sequence[Float[np.ndarray, "G K"]],
-    mixed_G: Sequence[Mixed] = (),
+    mixed_G: Sequence[GroupReward] = (),
     memory: Any = None,
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
     """Apply `advantages_of` to each of `policies` as if it were alone; without policies, to all groups at once."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from cluster.types import Group, Mixed, Rollout
+from cluster.types import Group, GroupReward, Rollout
 from learner.advantages.estimators import Advantage, checked
 
 
@@ -41,7 +41,7 @@ def returns_to_go(
 
 
 def returns_of(
-    group: Group, mixed: Mixed, rewards: Float[np.ndarray, " G"], discount: float
+    group: Group, mixed: GroupReward, rewards: Float[np.ndarray, " G"], discount: float
 ) -> Float[np.ndarray, "G K"]:
     """What each turn of each rollout returns; [G, 1] where no signal has token values. NaN: no such turn, or left out.
 
@@ -79,7 +79,7 @@ def advantages_of(
     use: str,
     groups: Sequence[Group],
     returns_G: Sequence[Float[np.ndarray, "G K"]],
-    mixed_G: Sequence[Mixed] = (),
+    mixed_G: Sequence[GroupReward] = (),
     memory: Any = None,
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
     """Per group and rollout: [1] for all its tokens, or [T] with each turn's own, 0 outside of the policy's turns.
@@ -105,11 +105,11 @@ def part_of(group: Group, places: Int[np.ndarray, " _"]) -> Group:
     return replace(group, rollouts=tuple(group.rollouts[i] for i in places))
 
 
-def part_of_mixed(mixed: Mixed, places: Int[np.ndarray, " _"]) -> Mixed:
+def part_of_mixed(mixed: GroupReward, places: Int[np.ndarray, " _"]) -> GroupReward:
     def of(values: tuple[np.ndarray, ...] | None) -> tuple[np.ndarray, ...] | None:
         return None if values is None else tuple(values[i] for i in places)
 
-    return Mixed(mixed.rewards[places], tokens=of(mixed.tokens), token_weights=of(mixed.token_weights))
+    return GroupReward(mixed.rewards[places], tokens=of(mixed.tokens), token_weights=of(mixed.token_weights))
 
 
 def _of_parts(

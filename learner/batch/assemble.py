@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from cluster.config import LearnerSection
-from cluster.types import CutRecord, Group, Mixed, Scores
+from cluster.types import BatchRecord, Group, GroupReward, Scores
 from learner.advantages.estimators import Advantage, checked
 from learner.advantages.multi_policy import advantages_among, no_gradient
 from learner.advantages.returns import returns_of
-from learner.plugin_state import ADVANTAGE, NO_MEMORY, Memory
-from learner.types import Considered, Cut, CutBuffer, LeftOut, Mix, Select, Stored
+from learner.plugin_state import ADVANTAGE, NO_STATE, PluginState
+from learner.types import AssembledBatch, AssemblyBuffer, Considered, LeftOut, Mix, Select, Stored
 
 ZERO_VARIANCE = "zero_variance"
 TOO_FEW_SCORES = "too_few_scores"
@@ -37,8 +37,8 @@ class _Seen:
     """Every group looked at while cutting, kept or dropped."""
 
     stored: dict[str, Stored] = field(default_factory=dict)
-    mixed: dict[str, Mixed] = field(default_factory=dict)
-    selected: dict[str, Mixed] = field(default_factory=dict)
+    mixed: dict[str, GroupReward] = field(default_factory=dict)
+    selected: dict[str, GroupReward] = field(default_factory=dict)
     """The same, rewards being NaN also where the learner or a selector leaves a rollout out."""
     returns: dict[str, np.ndarray] = field(default_factory=dict)
     """[G, K]: what each turn returns, NaN as above and where there is no such turn."""
@@ -46,7 +46,7 @@ class _Seen:
 
 
 def cut(
-    buffer: CutBuffer,
+    buffer: AssemblyBuffer,
     policy: str,
     epoch: int,
     step: int,
@@ -56,9 +56,9 @@ def cut(
     *,
     select: Select | None = None,
     policies: Sequence[str] = (),
-    memory: Memory = NO_MEMORY,
+    memory: PluginState = NO_STATE,
     stop: Callable[[], bool] = lambda: False,
-) -> Cut | None:
+) -> AssembledBatch | None:
     """Decide and record what `step` trains on, or repeat what was decided before. None if told to stop while waiting.
 
     Of several `policies` with rollouts in the same groups each is compared with itself alone.
@@ -67,7 +67,7 @@ def cut(
     """
     existing = buffer.recorded(policy, step)
     if existing is not None:
-        return Cut(*_load(buffer, existing))
+        return AssembledBatch(*_load(buffer, existing))
     seen, start = _Seen(), time.monotonic()
     stored: Sequence[Stored] | None = ()
     dropped: dict[str, str] = {}
@@ -84,7 +84,7 @@ def cut(
     selected = [seen.selected[i] for i in kept]
     rewards = tuple(s.rewards for s in selected)
     members = [seen.stored[i].group for i in kept]
-    decided = CutRecord(
+    decided = BatchRecord(
         policy=policy,
         step=step,
         groups=tuple(kept),
@@ -110,20 +110,20 @@ def cut(
         record, groups = _load(buffer, record)
     left_out = [LeftOut(seen.stored[i].group, seen.stored[i].scores, seen.mixed[i].rewards, reason)
                 for i, reason in seen.dropped.items()]  # fmt: skip
-    return Cut(record, groups, waited, {i: seen.stored[i].scores for i in kept}, left_out)
+    return AssembledBatch(record, groups, waited, {i: seen.stored[i].scores for i in kept}, left_out)
 
 
-def follow(buffer: CutBuffer, policy: str, step: int, *, stop: Callable[[], bool]) -> Cut | None:
+def follow(buffer: AssemblyBuffer, policy: str, step: int, *, stop: Callable[[], bool]) -> AssembledBatch | None:
     """The cut that rank 0 records, on another rank. None if told to stop while waiting."""
     start = time.monotonic()
     while (record := buffer.recorded(policy, step, timeout_s=POLL_S)) is None:
         if stop():
             return None
-    return Cut(*_load(buffer, record), time.monotonic() - start)
+    return AssembledBatch(*_load(buffer, record), time.monotonic() - start)
 
 
 def _wait(
-    buffer: CutBuffer, policy: str, epoch: int, step: int, count: int, stop: Callable[[], bool]
+    buffer: AssemblyBuffer, policy: str, epoch: int, step: int, count: int, stop: Callable[[], bool]
 ) -> Sequence[Stored] | None:
     while not stop():
         asked = time.monotonic()
@@ -166,26 +166,26 @@ def _filter(
 def _selected(
     groups: Sequence[Group],
     scores: Sequence[dict[str, Scores]],
-    mixed: list[Mixed],
+    mixed: list[GroupReward],
     select: Select | None,
     section: LearnerSection,
-) -> list[Mixed]:
+) -> list[GroupReward]:
     """What the learner and the selectors leave of the mixed groups."""
     whole = [_untruncated(g, m) for g, m in zip(groups, mixed, strict=True)] if section.drop_truncated else mixed
     return whole if select is None else select(groups, scores, whole)
 
 
-def _considered(seen: _Seen, section: LearnerSection, memory: Memory) -> Considered:
+def _considered(seen: _Seen, section: LearnerSection, memory: PluginState) -> Considered:
     groups, scores = [s.group for s in seen.stored.values()], [s.scores for s in seen.stored.values()]
 
-    def selected_under(settings: Mapping[str, Any]) -> list[Mixed]:
+    def selected_under(settings: Mapping[str, Any]) -> list[GroupReward]:
         mix, select = memory.arranged(settings)
         return _selected(groups, scores, mix(groups, scores), select, section)
 
     return Considered(groups, scores, selected_under)
 
 
-def _varies_by_token(advantage: Advantage, group: Group, mixed: Mixed, section: LearnerSection) -> bool:
+def _varies_by_token(advantage: Advantage, group: Group, mixed: GroupReward, section: LearnerSection) -> bool:
     """Whether an estimator of token advantages finds some in a group whose returns are all equal."""
     if not advantage.token_level:
         return False
@@ -193,12 +193,12 @@ def _varies_by_token(advantage: Advantage, group: Group, mixed: Mixed, section: 
     return any(np.nan_to_num(values).any() for values in found)
 
 
-def _untruncated(group: Group, mixed: Mixed) -> Mixed:
+def _untruncated(group: Group, mixed: GroupReward) -> GroupReward:
     cut_short = [r.truncated for r in group.rollouts]
     return replace(mixed, rewards=np.where(cut_short, np.nan, mixed.rewards))
 
 
-def _useless(mixed: Mixed, selected: Mixed, flat: bool, section: LearnerSection) -> str | None:
+def _useless(mixed: GroupReward, selected: GroupReward, flat: bool, section: LearnerSection) -> str | None:
     """Why nothing can be learnt from a group, if so; `flat` where its returns are all equal."""
     if selected.drop is not None:
         return selected.drop
@@ -213,11 +213,11 @@ def _useless(mixed: Mixed, selected: Mixed, flat: bool, section: LearnerSection)
     return None
 
 
-def _weights(mixed: Mixed) -> tuple[np.ndarray, ...]:
+def _weights(mixed: GroupReward) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(w, np.float32) for w in mixed.token_weights or ())
 
 
-def _load(buffer: CutBuffer, record: CutRecord) -> tuple[CutRecord, list[Group]]:
+def _load(buffer: AssemblyBuffer, record: BatchRecord) -> tuple[BatchRecord, list[Group]]:
     """The groups of a record, and the record without those that cannot be read: every rank leaves out the same."""
     found = {g.id: g for g in buffer.load(record.groups)}
     keep = [i for i, id in enumerate(record.groups) if id in found]
@@ -270,7 +270,7 @@ def _metrics(seen: _Seen, kept: list[str], step: int, discount: float, policies:
     return {name: value for name, value in metrics.items() if np.isfinite(value)}
 
 
-def _pair_metrics(selected: list[Mixed]) -> dict[str, float]:
+def _pair_metrics(selected: list[GroupReward]) -> dict[str, float]:
     pairs = [p for s in selected for p in s.pairs or ()]
     if all(s.pairs is None for s in selected):
         return {}

@@ -10,34 +10,34 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from cluster.plugins import Plugin
-from cluster.types import CutRecord, Group, Replayed, decode, encode
+from cluster.types import BatchRecord, Group, Replayed, decode, encode
 
 if TYPE_CHECKING:
-    from learner.types import Cut
+    from learner.types import AssembledBatch
 import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from learner.types import Cut
+    from learner.types import AssembledBatch
 
 
-class Rehearsal(Plugin):
+class ExperienceReplay(Plugin):
     """Base: `chosen` says what a decided cut trains on beside its groups, `after` what is kept for later."""
 
     def begin(self) -> Any:
         raise NotImplementedError
 
-    def chosen(self, memory: Any, groups: Sequence[Group], record: CutRecord) -> tuple[Replayed, ...]:
+    def chosen(self, memory: Any, groups: Sequence[Group], record: BatchRecord) -> tuple[Replayed, ...]:
         raise NotImplementedError
 
-    def after(self, memory: Any, cut: Cut) -> Any:
+    def after(self, memory: Any, cut: AssembledBatch) -> Any:
         raise NotImplementedError
 
     def told(self, memory: Any) -> dict[str, float]:
         return {}
 
 
-class Spear(Rehearsal):
+class Spear(ExperienceReplay):
     """Self-imitation of the policy's own good rollouts (SPEAR, arXiv:2509.22601, by its released code).
 
     The buffer holds rollouts of earlier steps only. A step first draws from the buffer and is added to it afterwards,
@@ -69,7 +69,9 @@ class Spear(Rehearsal):
     def begin(self) -> dict[str, list[Any]]:
         return {"means": [], "kept": []}
 
-    def chosen(self, memory: dict[str, list[Any]], groups: Sequence[Group], record: CutRecord) -> tuple[Replayed, ...]:
+    def chosen(
+        self, memory: dict[str, list[Any]], groups: Sequence[Group], record: BatchRecord
+    ) -> tuple[Replayed, ...]:
         median = baseline(memory["means"])
         recent = [kept for kept in memory["kept"] if record.step - kept["step"] <= self.tolerate_steps]
         good = [kept for kept in recent if kept["reward"] > median]
@@ -78,7 +80,7 @@ class Spear(Rehearsal):
         strength = self.scale * (1 - cosine(record.step, self.ramp_steps))
         return tuple(_replayed(good[i], strength * (good[i]["reward"] - median)) for i in sorted(places))
 
-    def after(self, memory: dict[str, list[Any]], cut: Cut) -> dict[str, list[Any]]:
+    def after(self, memory: dict[str, list[Any]], cut: AssembledBatch) -> dict[str, list[Any]]:
         past = memory | {"kept": []} if cut.record.replayed else memory
         return self._taken_in(past, cut.groups, cut.record)
 
@@ -87,7 +89,7 @@ class Spear(Rehearsal):
         return told | ({"replay/baseline": baseline(memory["means"])} if memory["means"] else {})
 
     def _taken_in(
-        self, memory: dict[str, list[Any]], groups: Sequence[Group], record: CutRecord
+        self, memory: dict[str, list[Any]], groups: Sequence[Group], record: BatchRecord
     ) -> dict[str, list[Any]]:
         means = [float(r[np.isfinite(r)].mean()) for r in record.rewards if np.isfinite(r).any()]
         kept = [k for k in memory["kept"] if record.step - k["step"] <= self.tolerate_steps]
@@ -114,7 +116,7 @@ def _replayed(kept: dict[str, Any], advantage: float) -> Replayed:
     return Replayed(decode(kept["group"], Group), np.array([kept["reward"]]), (np.array([advantage], np.float32),))
 
 
-REHEARSALS: dict[str, type[Rehearsal]] = {"spear": Spear}
+REHEARSALS: dict[str, type[ExperienceReplay]] = {"spear": Spear}
 """By name: `learner.rehearsal`. Yours is `package.module:Class`."""
 
 

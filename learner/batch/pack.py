@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from cluster.config import LearnerSection
-from cluster.types import Batch, CutRecord, Group, Micro, Rollout, Trained
+from cluster.types import Batch, BatchRecord, Group, MicroBatch, Rollout, TrainedRollouts
 
 SEQUENCES_PER_ROW = 8
 """Rows hold about so many sequences. Attention over a row is masked, not skipped: in a row of 512 tokens, 12-token
@@ -58,7 +58,7 @@ class _Layout:
 
 def pack(
     groups: Sequence[Group],
-    record: CutRecord,
+    record: BatchRecord,
     section: LearnerSection,
     rank: int = 0,
     world: int = 1,
@@ -96,8 +96,8 @@ def pack(
 
 
 def without_overlong(
-    groups: Sequence[Group], record: CutRecord, max_positions: int | None, *, append: int | None = None
-) -> tuple[CutRecord, int]:
+    groups: Sequence[Group], record: BatchRecord, max_positions: int | None, *, append: int | None = None
+) -> tuple[BatchRecord, int]:
     """Leave out the rollouts that have more tokens up to their last trained one than the model has positions.
 
     Returns the record, in which their reward is NaN, and their number. Every rank leaves out the same ones.
@@ -125,7 +125,7 @@ def trained_length(rollout: Rollout) -> int:
 
 def mini_batches(
     groups: Sequence[Group],
-    record: CutRecord,
+    record: BatchRecord,
     section: LearnerSection,
     rank: int = 0,
     world: int = 1,
@@ -176,13 +176,13 @@ def whole_batch(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def at_temperature_one(micro: Micro) -> Micro:
+def at_temperature_one(micro: MicroBatch) -> MicroBatch:
     """The micro-batch with every token at temperature 1, as preference and SFT losses read log-probs."""
     return replace(micro, temperature=np.ones_like(micro.temperature))
 
 
 def _sequences(
-    groups: Sequence[Group], record: CutRecord, places: list[tuple[int, int]], epoch: int, append: int | None
+    groups: Sequence[Group], record: BatchRecord, places: list[tuple[int, int]], epoch: int, append: int | None
 ) -> _Sequences:
     if not places:
         none = np.zeros(0, np.int64)
@@ -310,7 +310,7 @@ def _deal(used: Int[np.ndarray, " R"], micro_tokens: int, world: int) -> list[li
 
 def _fill(
     sequences: _Sequences, layout: _Layout, rows_of_micros: list[Int[np.ndarray, " B"]], *, weighted: bool
-) -> list[Micro]:
+) -> list[MicroBatch]:
     """Scatter this rank's tokens into one flat buffer per array, of which the micros are views."""
     if not rows_of_micros:
         return []
@@ -345,7 +345,7 @@ def _fill(
         column("temperature", 1), scatter(numbers, -1), column("staleness"),
         column("appended") if sequences.appended.any() else none, column("token_weights") if weighted else none,
     )  # fmt: skip
-    return [Micro(*arrays) for arrays in zip(*columns, strict=True)]
+    return [MicroBatch(*arrays) for arrays in zip(*columns, strict=True)]
 
 
 def _number_padding(positions: Int[np.ndarray, "B L"]) -> None:
@@ -363,14 +363,14 @@ def _number_padding(positions: Int[np.ndarray, "B L"]) -> None:
         positions[padding] = (columns - used)[padding]
 
 
-def _empty() -> Micro:
+def _empty() -> MicroBatch:
     """A micro-batch without trained tokens: every rank runs the same number, or ZeRO-3 hangs."""
     zeros, floats = np.zeros((1, 2), np.int64), np.zeros((1, 2), np.float32)
     ones = np.ones((1, 2), np.float32)
-    return Micro(zeros, np.array([[0, 1]]), zeros.astype(bool), floats, floats, ones, zeros - 1, zeros)
+    return MicroBatch(zeros, np.array([[0, 1]]), zeros.astype(bool), floats, floats, ones, zeros - 1, zeros)
 
 
-def with_replayed(groups: Sequence[Group], record: CutRecord) -> tuple[list[Group], CutRecord]:
+def with_replayed(groups: Sequence[Group], record: BatchRecord) -> tuple[list[Group], BatchRecord]:
     """Groups and record with the replayed rollouts behind the step's own; they are in no pair."""
     more = record.replayed
     return [*groups, *(r.group for r in more)], replace(
@@ -383,7 +383,7 @@ def with_replayed(groups: Sequence[Group], record: CutRecord) -> tuple[list[Grou
     )
 
 
-def places_of(groups: Sequence[Group], record: CutRecord, section: LearnerSection) -> list[tuple[int, int]]:
+def places_of(groups: Sequence[Group], record: BatchRecord, section: LearnerSection) -> list[tuple[int, int]]:
     """(group, rollout) of what is trained on, in order.
 
     Known rewards, and tokens to train on; where pairs alone are trained on, the rollouts of pairs.
@@ -400,7 +400,7 @@ def places_of(groups: Sequence[Group], record: CutRecord, section: LearnerSectio
     return places
 
 
-def trained_of(groups: Sequence[Group], record: CutRecord, places: list[tuple[int, int]]) -> Trained:
+def trained_of(groups: Sequence[Group], record: BatchRecord, places: list[tuple[int, int]]) -> TrainedRollouts:
     """What loss terms are told about these rollouts."""
     number = {place: n for n, place in enumerate(places)}
     pairs = []
@@ -414,13 +414,13 @@ def trained_of(groups: Sequence[Group], record: CutRecord, places: list[tuple[in
     for g, i in places:
         weights = weights_of(record, g, i)
         weighted.append(weights is not None and bool(np.isfinite(weights[groups[g].rollouts[i].loss_mask]).all()))
-    return Trained(
+    return TrainedRollouts(
         group=np.array([g for g, _ in places], np.int64),
         weighted=np.array(weighted, bool),
         pairs=tuple(pairs),
     )
 
 
-def weights_of(record: CutRecord, g: int, i: int) -> np.ndarray | None:
+def weights_of(record: BatchRecord, g: int, i: int) -> np.ndarray | None:
     """[T], NaN where unknown; None where nothing was said of the group."""
     return record.token_weights[g][i] if record.token_weights and record.token_weights[g] else None

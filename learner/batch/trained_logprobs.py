@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cluster.config import LearnerSection
-from cluster.types import CutRecord, Group, Micro
+from cluster.types import BatchRecord, Group, MicroBatch
 from learner.batch.pack import places_of
 
 
@@ -17,14 +17,14 @@ class Hindsight:
     """Log-probs of one step's tokens, before its update, of the micro-batches that this rank ran."""
 
     def __init__(self) -> None:
-        self._micros: list[tuple[Micro, Tensor]] = []
+        self._micros: list[tuple[MicroBatch, Tensor]] = []
 
-    def hear(self, micro: Micro, logprobs: Float[Tensor, "B L"]) -> None:
+    def hear(self, micro: MicroBatch, logprobs: Float[Tensor, "B L"]) -> None:
         """Nothing is copied to the host yet: a GPU goes on with its work."""
         self._micros.append((micro, logprobs.detach()))
 
     def take(
-        self, groups: Sequence[Group], record: CutRecord, section: LearnerSection
+        self, groups: Sequence[Group], record: BatchRecord, section: LearnerSection
     ) -> list[tuple[Float[np.ndarray, " T"], ...]]:
         """By group and rollout, in nats, float32; NaN for tokens not trained on, or by another rank. Forgets them."""
         found = [tuple(np.full(len(r.tokens), np.nan, np.float32) for r in group.rollouts) for group in groups]

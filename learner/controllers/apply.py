@@ -13,14 +13,14 @@ from typing import Any
 from cluster.config import LearnerSection, RunConfig, patched
 from cluster.errors import ConfigError
 from cluster.plugins import build
-from cluster.types import Group, Mixed, Scores
+from cluster.types import Group, GroupReward, Scores
 from learner.advantages.estimators import ADVANTAGES
 from learner.batch.experience_replay import REHEARSALS
 from learner.controllers import CONTROLLERS
-from learner.plugin_state import ADVANTAGE, REHEARSAL, Memory
+from learner.plugin_state import ADVANTAGE, REHEARSAL, PluginState
 from learner.types import Mix, Select
 
-Arrange = Callable[[RunConfig, Memory], tuple[Mix, Select | None]]
+Arrange = Callable[[RunConfig, PluginState], tuple[Mix, Select | None]]
 STEERABLE = (
     "rollout.temperature", "rollout.max_tokens", "rollout.max_turns", "rollout.group_size",
     "rewards.", "selectors.", "learner.terms.",
@@ -29,7 +29,7 @@ STEERABLE = (
 """Keys, or beginnings of keys, that a controller may change."""
 
 
-def memory_of(config: RunConfig, more: Mapping[str, Any]) -> Memory:
+def memory_of(config: RunConfig, more: Mapping[str, Any]) -> PluginState:
     """The memories of what a recipe names, and of `more`. Raises ConfigError, also for settings that never hold."""
     section = config.learner
     plugins: dict[str, Any] = {
@@ -39,7 +39,7 @@ def memory_of(config: RunConfig, more: Mapping[str, Any]) -> Memory:
         plugins[REHEARSAL] = build(REHEARSALS, section.rehearsal.use, section.rehearsal.options, "learner.rehearsal")
     for i, controller in enumerate(config.controllers):
         plugins[f"controllers.{i}"] = build(CONTROLLERS, controller.use, controller.options, f"controllers[{i}]")
-    memory = Memory({**plugins, **more})
+    memory = PluginState({**plugins, **more})
     for key in memory.settings():
         if not key.startswith(STEERABLE):
             raise ConfigError(
@@ -58,7 +58,7 @@ def steered(section: LearnerSection, settings: Mapping[str, Any]) -> LearnerSect
 class Steering:
     """Mixer and selection of the recipe as it is now."""
 
-    def __init__(self, config: RunConfig, arrange: Arrange, memory: Memory) -> None:
+    def __init__(self, config: RunConfig, arrange: Arrange, memory: PluginState) -> None:
         self._config, self._arrange, self._memory = config, arrange, memory
         self._settings: Mapping[str, Any] = {}
         self._mix, self._select = arrange(config, memory)
@@ -73,11 +73,13 @@ class Steering:
             self._mix, self._select = self._arrange(patched(self._config, settings), self._memory)
             self._settings = settings
 
-    def mix(self, groups: Sequence[Group], scores: Sequence[dict[str, Scores]]) -> list[Mixed]:
+    def mix(self, groups: Sequence[Group], scores: Sequence[dict[str, Scores]]) -> list[GroupReward]:
         self._now()
         return self._mix(groups, scores)
 
-    def select(self, groups: Sequence[Group], scores: Sequence[dict[str, Scores]], mixed: list[Mixed]) -> list[Mixed]:
+    def select(
+        self, groups: Sequence[Group], scores: Sequence[dict[str, Scores]], mixed: list[GroupReward]
+    ) -> list[GroupReward]:
         self._now()
         assert self._select is not None, "a controller has taken the selectors away"
         return self._select(groups, scores, mixed)

@@ -8,14 +8,14 @@ from cluster.plugins import Plugin
 from learner.types import Considered
 
 if TYPE_CHECKING:
-    from learner.types import Cut
+    from learner.types import AssembledBatch
 
 
 class Controller(Plugin):
     """Base of controllers: `observe` and `after` look at a step, `patch` says what holds from then on."""
 
     reads_scores: ClassVar[bool] = False
-    """Whether it looks at `Cut.scores`, which a repeated step has to fetch."""
+    """Whether it looks at `AssembledBatch.scores`, which a repeated step has to fetch."""
 
     def observe(self, considered: Considered) -> Any:
         """Note what `after` needs of groups that the step may drop: plain values, kept in the step's record.
@@ -28,7 +28,7 @@ class Controller(Plugin):
     def begin(self) -> Any:
         raise NotImplementedError
 
-    def after(self, memory: Any, cut: Cut) -> Any:
+    def after(self, memory: Any, cut: AssembledBatch) -> Any:
         raise NotImplementedError
 
     def patch(self, memory: Any) -> dict[str, Any]:

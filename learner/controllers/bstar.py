@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
-from cluster.types import Group, Mixed, Scores
+from cluster.types import Group, GroupReward, Scores
 from learner.controllers.base import Controller
 from learner.types import Considered
 
 if TYPE_CHECKING:
-    from learner.types import Cut
+    from learner.types import AssembledBatch
 
 
 class BStar(Controller):
@@ -70,7 +70,7 @@ class BStar(Controller):
                     totals[1] += place == 0
         return found
 
-    def after(self, memory: dict[str, Any], cut: Cut) -> dict[str, Any]:
+    def after(self, memory: dict[str, Any], cut: AssembledBatch) -> dict[str, Any]:
         steps = cut.record.step + 1
         balances = {} if steps % self.iteration_steps == 1 else dict(memory["balances"])
         for temperature, (sums, more) in (cut.observed or {}).items():
@@ -88,7 +88,7 @@ class BStar(Controller):
     def told(self, memory: dict[str, Any]) -> dict[str, float]:
         return super().told(memory) | {"settings/balance": float(memory["best"][2])}
 
-    def _balances(self, group: Group, correct: Scores, mixed: Mixed) -> dict[str, float]:
+    def _balances(self, group: Group, correct: Scores, mixed: GroupReward) -> dict[str, float]:
         """By temperature the group's balance score; temperatures of which no rollout has a known score are left out."""
         trained = np.isfinite(mixed.rewards) & (mixed.drop is None)
         right, known = correct.values >= 1, np.isfinite(correct.values)

@@ -10,7 +10,7 @@ from learner.batch.experience_replay import cosine
 from learner.controllers.base import Controller
 
 if TYPE_CHECKING:
-    from learner.types import Cut
+    from learner.types import AssembledBatch
 
 
 class Stepwise(Controller):
@@ -19,7 +19,7 @@ class Stepwise(Controller):
     def begin(self) -> int:
         return 0
 
-    def after(self, memory: int, cut: Cut) -> int:
+    def after(self, memory: int, cut: AssembledBatch) -> int:
         return cut.record.step + 1
 
 

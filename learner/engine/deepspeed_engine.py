@@ -25,7 +25,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from cluster.config import LearnerSection
 from cluster.errors import ConfigError, InfrastructureError, one_line
-from cluster.types import Micro
+from cluster.types import MicroBatch
 from learner.engine import lora
 from learner.engine.forward import (
     attach_row_selection,
@@ -37,7 +37,7 @@ from learner.engine.forward import (
     use_savable_generation_config,
 )
 from learner.engine.optimizer import Guarded, lr_at, make_optimizer, parameter_groups
-from learner.engine.optimizer_state import Masters
+from learner.engine.optimizer_state import OptimizerState
 from learner.engine.value_head import ValueHead
 from learner.types import DTYPES
 
@@ -137,7 +137,7 @@ class DeepSpeedEngine:
             # To add up a single summand DeepSpeed would copy every gradient there and back.
             self._engine.enable_backward_allreduce = False
         self._optimizer = optimizer
-        self._masters = Masters(deepspeed, self._engine, optimizer, self._stage, section.optimizer)
+        self._optimizer_state = OptimizerState(deepspeed, self._engine, optimizer, self._stage, section.optimizer)
         self._seeded = -1
         self.device: torch.device = torch.device(self._engine.device)
 
@@ -162,7 +162,7 @@ class DeepSpeedEngine:
             }
         return config
 
-    def logprobs(self, micro: Micro) -> tuple[Tensor, Tensor]:
+    def logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled():
             self._seed_dropout()
             return self._logprobs(micro)
@@ -173,7 +173,7 @@ class DeepSpeedEngine:
         finally:
             self._engine.module.train()
 
-    def _logprobs(self, micro: Micro) -> tuple[Tensor, Tensor]:
+    def _logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         return logprobs_of(self._engine, self._select, micro, self.device, self._statistics)
 
     def _seed_dropout(self) -> None:
@@ -183,12 +183,12 @@ class DeepSpeedEngine:
             self._seeded = self.step
 
     @torch.no_grad()
-    def initial_logprobs(self, micro: Micro) -> Tensor:
+    def initial_logprobs(self, micro: MicroBatch) -> Tensor:
         """As `logprobs`, without the adapters: what the model said before the first step. Collective."""
         with lora.adapters_off(self._engine.module):
             return self.logprobs(micro)[0]
 
-    def logprobs_and_values(self, micro: Micro) -> tuple[Tensor, Tensor, Tensor]:
+    def logprobs_and_values(self, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
         assert self._critic is not None, "no learner.value"
         logprobs, entropy = self.logprobs(micro)
         return logprobs, entropy, self._critic.values(micro)
@@ -272,11 +272,11 @@ class DeepSpeedEngine:
 
     def save(self, directory: Path) -> None:
         """Optimizer, fp32 weights of what is trained, and step: to continue with any ranks and ZeRO stage."""
-        self._masters.save(directory, {"step": self.step, "num_skipped": self.num_skipped})
+        self._optimizer_state.save(directory, {"step": self.step, "num_skipped": self.num_skipped})
 
     def load(self, directory: Path) -> None:
         """Continue from what `save` wrote. Raises ConfigError if it does not belong to this run."""
-        state = self._masters.load(directory)
+        state = self._optimizer_state.load(directory)
         self.step, self.num_skipped = state["step"], state["num_skipped"]
 
     def export(self, directory: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cluster.types import Micro
+from cluster.types import MicroBatch
 
 Statistics = Callable[[Float[Tensor, "N V"], Int[Tensor, " N"]], tuple[Float[Tensor, " N"], Float[Tensor, " N"]]]
 """(logits, tokens) → log-prob of the tokens and entropy, nats."""
@@ -104,7 +104,7 @@ def by_layer(named: Iterable[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[s
 
 
 def logprobs_of(
-    model: Callable[..., Any], select: RowSelection, micro: Micro, device: torch.device, statistics: Statistics
+    model: Callable[..., Any], select: RowSelection, micro: MicroBatch, device: torch.device, statistics: Statistics
 ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
     """[B, L] nats: log-prob and entropy of each trained or appended token at its temperature, 0 elsewhere.
 

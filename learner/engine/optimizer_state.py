@@ -26,7 +26,7 @@ STATES = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ()}
 """What each optimizer remembers of a parameter."""
 
 
-class Masters:
+class OptimizerState:
     """What the optimizer knows of one rank's trained parameters. Its calls are collective."""
 
     def __init__(self, deepspeed: Any, engine: Any, optimizer: torch.optim.Optimizer, stage: int, kind: str) -> None:

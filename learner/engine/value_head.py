@@ -5,7 +5,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cluster.types import Micro
+from cluster.types import MicroBatch
 
 
 class ValueHead(nn.Module):
@@ -36,7 +36,7 @@ class ValueHead(nn.Module):
         output["state_values"] = self._values
         return output
 
-    def values(self, micro: Micro) -> Float[Tensor, "B L+1"]:
+    def values(self, micro: MicroBatch) -> Float[Tensor, "B L+1"]:
         """Of the micro-batch that was just run, once: at t of the state in which token t is chosen.
 
         The last column is the state after a row's last token; the first is no state, and 0.

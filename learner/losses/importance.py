@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cluster.config import CorrectionSection, LossSection
-from learner.tensors import Tokens, log_importance, mean_by_rollout, sum_by_rollout
+from learner.tensors import TokenBatch, log_importance, mean_by_rollout, sum_by_rollout
 
 Level = Literal["token", "sequence", "geometric"]
 
@@ -69,7 +69,9 @@ def masked_weight(
 
 
 @torch.no_grad()
-def corrected(logprobs: Float[Tensor, "B L"], tokens: Tokens, section: LossSection) -> tuple[Tokens, dict[str, Tensor]]:
+def corrected(
+    logprobs: Float[Tensor, "B L"], tokens: TokenBatch, section: LossSection
+) -> tuple[TokenBatch, dict[str, Tensor]]:
     """The tokens with corrected weights, and what was found: {metric: sum over trained tokens}."""
     log_ratio = log_importance(logprobs, tokens.behaviour_logprobs, tokens.loss_mask)
     stale = tokens.loss_mask & (tokens.staleness > 0)
@@ -85,7 +87,9 @@ def corrected(logprobs: Float[Tensor, "B L"], tokens: Tokens, section: LossSecti
     return tokens, metrics
 
 
-def _apply(correction: CorrectionSection, ratio: Tensor, mask: Tensor, logprobs: Tensor, tokens: Tokens) -> Tokens:
+def _apply(
+    correction: CorrectionSection, ratio: Tensor, mask: Tensor, logprobs: Tensor, tokens: TokenBatch
+) -> TokenBatch:
     bounds = {"low": correction.low, "high": correction.high}
     if correction.how == "mask":
         return replace(tokens, weight=tokens.weight * masked_weight(ratio, mask, **bounds))

@@ -26,7 +26,7 @@ from learner.losses.surrogates import (
     left_out,
     penalised,
 )
-from learner.tensors import Tokens, kl_to_reference, log_importance
+from learner.tensors import TokenBatch, kl_to_reference, log_importance
 
 
 class PolicyLoss(Plugin):
@@ -35,7 +35,7 @@ class PolicyLoss(Plugin):
     need_reference: ClassVar[bool] = False
     """Whether it reads `tokens.reference_logprobs`."""
 
-    def loss(self, logprobs: Float[Tensor, "B L"], tokens: Tokens) -> tuple[Float[Tensor, ""], Metrics]:
+    def loss(self, logprobs: Float[Tensor, "B L"], tokens: TokenBatch) -> tuple[Float[Tensor, ""], Metrics]:
         raise NotImplementedError
 
 
@@ -49,7 +49,7 @@ class Clipped(PolicyLoss):
     dual_clip: float | None = Field(default=None, gt=1)
     """A token of negative advantage costs at most this many times its advantage."""
 
-    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+    def loss(self, logprobs: Tensor, tokens: TokenBatch) -> tuple[Tensor, Metrics]:
         return clipped_policy_loss(
             logprobs, tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight,
             clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip,
@@ -80,7 +80,7 @@ class ClippedCovariance(Clipped):
     frac: float = Field(default=2e-4, gt=0, le=1)
     """Share of a micro-batch's tokens within the bounds that is left out, at least one."""
 
-    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+    def loss(self, logprobs: Tensor, tokens: TokenBatch) -> tuple[Tensor, Metrics]:
         out = left_out(
             tokens.advantages, logprobs, tokens.behaviour_logprobs, tokens.loss_mask,
             low=self.low, high=self.high, frac=self.frac, clip_low=self.clip_low, clip_high=self.clip_high,
@@ -97,7 +97,7 @@ class Gspo(PolicyLoss):
     clip_high: float = Field(default=4e-4, ge=0)
     """Ratios of whole rollouts above 1 + this are clipped."""
 
-    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+    def loss(self, logprobs: Tensor, tokens: TokenBatch) -> tuple[Tensor, Metrics]:
         return gspo_loss(
             logprobs, tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight, tokens.rollout,
             clip_low=self.clip_low, clip_high=self.clip_high,
@@ -116,7 +116,7 @@ class TurnwiseReinforce(PolicyLoss):
     betas: tuple[float, ...] = Field(default=(0.1, 0.01), min_length=1)
     """Of the first turn, the second, …; later turns take the last."""
 
-    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+    def loss(self, logprobs: Tensor, tokens: TokenBatch) -> tuple[Tensor, Metrics]:
         # Without one, as in a first step that has not moved yet, the policy is its own reference.
         reference = logprobs.detach() if tokens.reference_logprobs is None else tokens.reference_logprobs
         advantages, kl = penalised(tokens.advantages, logprobs, reference, tokens.loss_mask, tokens.rollout, self.betas)
@@ -132,7 +132,7 @@ class Cispo(PolicyLoss):
     clip_high: float = Field(default=1.0, ge=0)
     """Importance ratios are lowered to at most 1 + this."""
 
-    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+    def loss(self, logprobs: Tensor, tokens: TokenBatch) -> tuple[Tensor, Metrics]:
         return bounded_importance_loss(
             logprobs, tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight,
             low=1 - self.clip_low, high=1 + self.clip_high,
@@ -145,7 +145,7 @@ class TruncatedImportance(PolicyLoss):
     cap: PositiveFloat = 2.0
     """Importance ratios are lowered to at most this."""
 
-    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+    def loss(self, logprobs: Tensor, tokens: TokenBatch) -> tuple[Tensor, Metrics]:
         return bounded_importance_loss(
             logprobs, tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight,
             low=0.0, high=self.cap,
@@ -167,7 +167,7 @@ class Decoupled(PolicyLoss):
     cap: PositiveFloat = 5.0
     """Ratios of the proximal to the behaviour policy are lowered to at most this."""
 
-    def loss(self, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+    def loss(self, logprobs: Tensor, tokens: TokenBatch) -> tuple[Tensor, Metrics]:
         return decoupled_policy_loss(
             logprobs, logprobs.detach() if tokens.proximal_logprobs is None else tokens.proximal_logprobs,
             tokens.behaviour_logprobs, tokens.advantages, tokens.loss_mask, tokens.weight,
@@ -175,7 +175,7 @@ class Decoupled(PolicyLoss):
         )  # fmt: skip
 
 
-def _checked(policy_loss: PolicyLoss, use: str, logprobs: Tensor, tokens: Tokens) -> tuple[Tensor, Metrics]:
+def _checked(policy_loss: PolicyLoss, use: str, logprobs: Tensor, tokens: TokenBatch) -> tuple[Tensor, Metrics]:
     """What the plug-in named `use` says; raises PluginError where it raises or says something of another shape.
 
     A loss that is not finite passes: log-probs that overflow make one too. Its update is skipped, with a count.
@@ -220,7 +220,7 @@ def objective(
     section: LossSection,
     logprobs: Float[Tensor, "B L"],
     entropy: Float[Tensor, "B L"],
-    tokens: Tokens,
+    tokens: TokenBatch,
 ) -> tuple[Float[Tensor, ""], Metrics]:
     """coef · policy loss, corrected, + kl_coef · KL − entropy_coef · entropy, as a sum.
 

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cluster.types import Batch, Micro, Pair
+from cluster.types import Batch, MicroBatch, Pair
 from learner.batch.pack import at_temperature_one
-from learner.tensors import Tokens
+from learner.tensors import TokenBatch
 from learner.types import Engine
 
 
@@ -53,7 +53,7 @@ class Pairs:
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class SequenceStats:
     """What a loss term may look at: numbers of the N rollouts that a mini-batch trains on, the same on every rank.
 
     Log-probs are in nats, float64, at temperature 1, as the papers of preference and SFT losses have them; `behaviour`
@@ -91,7 +91,7 @@ class Sums:
         return self.logprobs - self.reference
 
 
-def sums_of(batch: Batch, engine: Engine, references: Sequence[Tensor | None]) -> Sums:
+def sums_of(batch: Batch, engine: Engine, references: Sequence[Tensor | None]) -> SequenceStats:
     """Pass 1. `references` are the reference model's log-probs at temperature 1. Collective."""
     count, trained = batch.num_rollouts, batch.trained
     names = (
@@ -106,7 +106,7 @@ def sums_of(batch: Batch, engine: Engine, references: Sequence[Tensor | None]) -
     )
     found = {name: torch.zeros(count, dtype=torch.float64) for name in names}
 
-    def add(name: str, micro: Micro, values: Tensor) -> None:
+    def add(name: str, micro: MicroBatch, values: Tensor) -> None:
         rollout = torch.tensor(micro.rollout).flatten()
         real = rollout >= 0
         found[name].index_add_(0, rollout[real], values.detach().double().cpu().flatten()[real])
@@ -135,7 +135,7 @@ def sums_of(batch: Batch, engine: Engine, references: Sequence[Tensor | None]) -
         del whole["reference"], whole["reference_appended"]
     for name in ("logprobs", "sampled", "weighted", "appended"):
         whole[name].requires_grad_()
-    return Sums(
+    return SequenceStats(
         **{"reference": None, "reference_appended": None, **whole},  # pyright: ignore[reportArgumentType]
         rewards=torch.tensor(batch.rewards),
         truncated=torch.tensor(batch.truncated),
@@ -161,7 +161,7 @@ class Credits:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def surrogate(
-        self, micro: Micro, at_one: Float[Tensor, "B L"] | None, sampled: Float[Tensor, "B L"] | None
+        self, micro: MicroBatch, at_one: Float[Tensor, "B L"] | None, sampled: Float[Tensor, "B L"] | None
     ) -> Float[Tensor, ""]:
         """Its gradient is that of all terms through this micro's log-probs at temperature 1 and at the sampling one,
         as far as they are given; its value means nothing."""
@@ -180,7 +180,7 @@ class Credits:
             total = (per_token.to(at_one) * at_one).sum() + total.to(at_one)
         return total
 
-    def applied(self, micro: Micro, tokens: Tokens) -> Tokens:
+    def applied(self, micro: MicroBatch, tokens: TokenBatch) -> TokenBatch:
         """The micro's tokens with the advantages that the terms make of them."""
         if len(self.factor) == 0:
             return tokens

@@ -11,14 +11,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from cluster.types import Micro
+from cluster.types import MicroBatch
 
 PROBE_TOKENS = 290
 NUM_CUTS = 4
 
 
 class Scorer(Protocol):
-    def logprobs(self, micro: Micro) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def logprobs(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 class Probe:
@@ -33,7 +33,7 @@ class Probe:
         """Log-probs (nats, temperature 1) under the current weights. A collective: every rank calls it."""
         row = self._tokens[None]
         ones, none = np.ones(row.shape, np.float32), np.zeros(row.shape, np.float32)
-        micro = Micro(
+        micro = MicroBatch(
             tokens=row,
             positions=np.arange(row.shape[1])[None],
             loss_mask=np.arange(row.shape[1])[None] > 0,

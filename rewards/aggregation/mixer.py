@@ -11,7 +11,7 @@ from jaxtyping import Float
 from cluster.config import RewardSection
 from cluster.errors import ConfigError, PluginError, calling
 from cluster.plugins import build
-from cluster.types import FAILED, Group, Mixed, Scores
+from cluster.types import FAILED, Group, GroupReward, Scores
 from rewards.aggregation.shadow_metrics import agreement, sign_flip_frac
 from rewards.aggregation.shaping import SHAPERS, Shaper
 from rewards.monitors import Judged, Monitor
@@ -25,8 +25,8 @@ class Mixer:
     (`rewards.aggregation.shadow_metrics`), and decides nothing. Raises ConfigError for an unknown shaper.
 
     A signal that says at which token its reward came counts there, so that each turn is credited with what follows it
-    (`Mixed.tokens`); a rollout's reward from it is the sum over tokens, and an unknown token is an unknown score. All
-    others, shaped ones among them, count for the rollout as a whole, unless their shaper is of tokens itself.
+    (`GroupReward.tokens`); a rollout's reward from it is the sum over tokens, and an unknown token is an unknown score.
+    All others, shaped ones among them, count for the rollout as a whole, unless their shaper is of tokens itself.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class Mixer:
         """What the learner is to remember for its shapers, by name."""
         return {memory_of(n): memory for n, s in self._shapers.items() if (memory := s.memory(n)) is not None}
 
-    def __call__(self, group: Group, scores: Mapping[str, Scores]) -> Mixed:
+    def __call__(self, group: Group, scores: Mapping[str, Scores]) -> GroupReward:
         """Of a group that is the whole step."""
         return self.of_step([group], [scores])[0]
 
-    def of_step(self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]]) -> list[Mixed]:
+    def of_step(self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]]) -> list[GroupReward]:
         """Of all groups that a step could train on: a shaper may look at all of them."""
         shaped = {
             name: self._shaped(name, groups, scores) for name in self._shapers.keys() - self._token_shapers.keys()
@@ -86,7 +86,7 @@ class Mixer:
             raise PluginError(f"the shaper of reward '{name}' returned {len(results)} arrays for {len(groups)} groups.")
         return [_checked(name, shaper, v, r) for v, r in zip(values, results, strict=True)]
 
-    def _mix(self, group: Group, scores: Mapping[str, Scores], shaped: Mapping[str, np.ndarray]) -> Mixed:
+    def _mix(self, group: Group, scores: Mapping[str, Scores], shaped: Mapping[str, np.ndarray]) -> GroupReward:
         total, tokens = np.zeros(len(group)), None
         drop, shadows = None, {}
         metrics, added = {"reward/failed_scores": 0.0}, {}
@@ -123,7 +123,7 @@ class Mixer:
         for name, values in shadows.items():
             metrics[f"reward/{name}_agreement"] = agreement(values, total)
             metrics[f"reward/{name}_sign_flip_frac"] = sign_flip_frac(values, total)
-        return Mixed(total, drop, metrics, tokens=None if tokens is None else tuple(tokens), parts=added)
+        return GroupReward(total, drop, metrics, tokens=None if tokens is None else tuple(tokens), parts=added)
 
     def _said(self, name: str, group: Group, tokens: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         shaper = self._token_shapers.get(name)

@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from cluster.types import ABSTAINED, SCORED, Group, Scores
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.parsing.answers import votes_of
 
 
-class AnswerEntropy(Signal):
+class AnswerEntropy(Reward):
     """−log of the share of the group's answers that are this rollout's, in nats: their mean is the answers' entropy.
 
     A rollout without an answer abstains and has no part in the shares.
@@ -30,7 +30,7 @@ class AnswerEntropy(Signal):
         return Scores(values, np.where(np.isnan(values), ABSTAINED, SCORED).astype(np.uint8))
 
 
-class Duplicate(Signal):
+class Duplicate(Reward):
     """1 where an earlier rollout of the group has the very same text, else 0: their mean is the rate of duplicates."""
 
     scope: ClassVar = "group"

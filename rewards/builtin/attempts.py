@@ -10,14 +10,14 @@ from pydantic import PrivateAttr, model_validator
 
 from cluster.config import RewardSection
 from cluster.types import Group, Provenance, Rollout, Scores, Task, Turn
-from rewards.base import Services, Signal
-from rewards.registry import build_signal
+from rewards.base import Reward, Services
+from rewards.registry import build_reward
 
 ATTEMPTS = 2
 Value = Literal["last", "first", "gained", "lost"]
 
 
-class Attempts(Signal):
+class Attempts(Reward):
     """What another reward says of each of two turns as if it were the whole answer, at the last token of the turn.
 
     The score itself is the last attempt's. `value = "first"` gives the first's, `gained` 1 where only the last is right
@@ -33,12 +33,12 @@ class Attempts(Signal):
     value: Value = "last"
     """Score of the rollout: the last attempt's, the first's, or 1 where the second attempt gained or lost the
     answer."""
-    _verifier: Signal = PrivateAttr()
+    _verifier: Reward = PrivateAttr()
 
     @model_validator(mode="after")
     def _built(self) -> Attempts:
         section = RewardSection(use=self.verifier, options=self.verifier_options)
-        self._verifier = build_signal(section, f"the verifier '{self.verifier}' of 'attempts'")
+        self._verifier = build_reward(section, f"the verifier '{self.verifier}' of 'attempts'")
         return self
 
     def evaluates(self) -> bool:

@@ -9,14 +9,14 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from cluster.types import ABSTAINED, SCORED, Group, Provenance, Scores
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.parsing.answers import votes_of
 
 Answers = Mapping[str, Sequence[str | None]]
 """View → answers of its rollouts, in their order; None is no answer."""
 
 
-class _Views(Signal):
+class _Views(Reward):
     scope: ClassVar = "task"
     min_views: ClassVar = 2
     extract: Literal["auto", "text", "tag", "boxed", "hashes", "last_number"] = "auto"

@@ -10,7 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from cluster.thoughts import spoken_by
 from cluster.types import FAILED, SCORED, Group, Rollout, Scores, Task
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.cases import Case, cases_of, program_of
 from rewards.sandbox.launch import SandboxError, SandboxLost
 from rewards.sandbox.pool import Target
@@ -29,7 +29,7 @@ class Undecided(Exception):
 known_cases = lru_cache(maxsize=256)(cases_of)
 
 
-class Code(Signal):
+class Code(Reward):
     """1 where the program passes every test case of the task, else 0; with `partial` the share that it passes.
 
     The program is the last fenced Python block behind the thoughts. Cases stand in the task's reference, in the forms

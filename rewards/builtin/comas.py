@@ -14,7 +14,7 @@ import numpy as np
 
 from cluster.thoughts import spoken, spoken_by
 from cluster.types import ABSTAINED, SCORED, Group, Provenance, Scores
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 
 SCORE = "score"
 """View of the rollouts that score; their `parent` is the evaluation, and its parent the solution."""
@@ -39,7 +39,7 @@ def read_score(text: str, tag: str) -> int | None:
     return int(said) if said in ("1", "2", "3") else None
 
 
-class CoMasReward(Signal):
+class CoMasReward(Reward):
     """By a scorer's τ: its solution gets (τ−1)/2, its evaluation (3−τ)/2, the scorer itself 0, or −1 where no score can
     be read, which leaves the other two unknown."""
 

@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import ClassVar, Literal
 
 from cluster.types import Group, Scores
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.parsing.answers import votes_of
 
 Answers = Mapping[str, Sequence[str | None]]
@@ -50,7 +50,7 @@ def pairwise_agreement(answers: Answers) -> float:
     return sum(a == b for a, b in pairs) / len(pairs) if pairs else float("nan")
 
 
-class _OfCrowd(Signal):
+class _OfCrowd(Reward):
     scope: ClassVar = "group"
     extract: Literal["auto", "text", "tag", "boxed", "hashes", "last_number"] = "auto"
     """Where the answer stands."""

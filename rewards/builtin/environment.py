@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float
 
 from cluster.types import Group, Rollout, Scores
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.parsing.tokens import per_token
 
 
-class EnvironmentReward(Signal):
+class EnvironmentReward(Reward):
     """The environment's own reward of each rollout; failed where it gave none.
 
     Where it rewards single turns (`Event.reward`), each turn's is at its end, and what the rollout got beyond them at

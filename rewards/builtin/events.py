@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import Field, PositiveFloat
 
 from cluster.types import Group, Scores
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 
 
-class Events(Signal):
+class Events(Reward):
     """min(`most`, `each` · number of events named `event`).
 
     With `event = "call"` it is SPEAR's bonus for turns that use a tool (arXiv:2509.22601, released code), which fades:

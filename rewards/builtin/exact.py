@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from cluster.types import Group, Scores, Task
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.parsing.answers import answer_of, reference_of
 from rewards.parsing.equality import is_empty, same
 
 NO_REFERENCE = "the task has no reference answer"
 
 
-class Exact(Signal):
+class Exact(Reward):
     r"""1 where the answer equals the task's, else 0; abstains from tasks without one.
 
     Texts are equal up to spacing, case and final stop, numbers and mathematics however they are written: `1/2`, `0.5`

@@ -9,7 +9,7 @@ from pydantic import AfterValidator
 
 from cluster.thoughts import whole_text
 from cluster.types import Group, Scores
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.sandbox.pool import Target
 
 TAG = re.compile(r"</?(?:think|answer)>")
@@ -24,7 +24,7 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
-class Format(Signal):
+class Format(Reward):
     """1 where the whole text matches `pattern`; `.` also matches line breaks.
 
     The whole text begins with what the prompt has opened, such as `<think>`.

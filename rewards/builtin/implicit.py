@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float
 
 from cluster.types import Group, Scores
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.scorers.passages import chosen, passage_of, scores_of
 
 
-class Implicit(Signal):
+class Implicit(Reward):
     """log π(y | x) − log π₀(y | x), nats, summed over the tokens that the policy chose; π and π₀ are two scorers.
 
     DPO's reward without its β (arXiv:2305.18290). CREAM ranks a group by that of the policy of now and by that of the

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import PositiveInt, model_validator
 
 from cluster.types import Group, Scores
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 
 
-class LengthPenalty(Signal):
+class LengthPenalty(Reward):
     """0 up to `max_tokens - cache_tokens`, then falling linearly to −1 at `max_tokens` and beyond.
 
     Equation 13 of the paper; lengths are the tokens that the policy chose. Use it with weight 1 beside a reward of 0

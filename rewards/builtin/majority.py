@@ -11,11 +11,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from cluster.types import Group, Scores
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.parsing.answers import votes_of
 
 
-class Majority(Signal):
+class Majority(Reward):
     """1 where a rollout gives the most common answer of its group, else 0.
 
     `1/2`, `0.5` and `\\frac{1}{2}` are one answer (`rewards.parsing.equality`). Of equally common answers the one that

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveFloat
 
 from cluster.types import FAILED, SCORED, Group, Scores, Task
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.builtin.exact import NO_REFERENCE
 from rewards.parsing.answers import answer_of, reference_of
 from rewards.parsing.equality import is_empty, number, same, stated_number
@@ -23,7 +23,7 @@ FULL_PRECISION = 6
 EQUALS = Target("rewards.sandbox.mathematics", "equals", warm=True)
 
 
-class Math(Signal):
+class Math(Reward):
     """1 where the answer equals the task's as mathematics: `1/2`, `0.5` and `\\frac{1}{2}` are the same.
 
     What `rewards.parsing.equality` can tell is told at once; math-verify is asked about other notation. What keeps the

@@ -8,12 +8,12 @@ from typing import Literal
 from pydantic import NonNegativeFloat
 
 from cluster.types import Group, Scores, Task
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.parsing.answers import answer_of, reference_of
 from rewards.parsing.equality import number, same, stated_number
 
 
-class Numeric(Signal):
+class Numeric(Reward):
     r"""1 where the answer is the task's number, or within `absolute` or `relative` of it, else 0.
 
     Numbers are read in any notation: thousands, fractions and mixed numbers, percent, units, `3\times 10^8`, `1.6e-19`.

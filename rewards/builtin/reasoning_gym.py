@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import PositiveFloat
 
 from cluster.types import FAILED, SCORED, Group, Scores, Task
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.parsing.answers import answer_of
 from rewards.sandbox.launch import SandboxError
 from rewards.sandbox.pool import Target
@@ -18,7 +18,7 @@ from rewards.verdicts import scores
 SCORE = Target("rewards.sandbox.gym", "score_answer", warm=True)
 
 
-class ReasoningGymScore(Signal):
+class ReasoningGymScore(Reward):
     """What `score_answer` gives for the answer, from 0 to 1; for tasks of the source `reasoning_gym`.
 
     The entry is generated again from the seed and index that the task carries. Some scorers evaluate what the

@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Float
 
 from cluster.types import Group, Rollout, Scores
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.scorers.passages import chosen, passage_of, scores_of, without_query
-from rewards.scorers.types import Reading
+from rewards.scorers.types import TokenStats
 
 EPS = 1e-9
 
 
-class SelfAligned(Signal):
+class SelfAligned(Reward):
     """max((p_a − p_q) / (p_a + 10⁻⁹), −1), in [−1, 1): the share of an answer's perplexity that the question removes.
 
     p_q = exp(−mean_t log p(y_t | x, y_<t)) over the T tokens that the policy chose; p_a the same with the user's
@@ -50,7 +50,7 @@ class SelfAligned(Signal):
         return scores_of(self_aligned(with_query, without), self.scorer, readings)
 
 
-def _mean(rollout: Rollout, reading: Reading) -> float:
+def _mean(rollout: Rollout, reading: TokenStats) -> float:
     mask = chosen(rollout)
     return float(reading.logprobs[mask].mean()) if mask.any() else float("nan")
 

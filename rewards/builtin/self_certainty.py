@@ -9,19 +9,19 @@ import numpy as np
 from jaxtyping import Float
 
 from cluster.types import Group, Rollout, Scores
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.parsing.answers import answer_of
 from rewards.scorers.passages import chosen, passage_of, scores_of
-from rewards.scorers.types import Reading
+from rewards.scorers.types import TokenStats
 
 
-class SelfCertainty(Signal):
+class SelfCertainty(Reward):
     """Mean over a rollout's T tokens of KL(uniform || p_t) = −(1/V) Σ_j log p_t(j) − log V, nats; 0 is a blind guess.
 
     p_t [V] is the distribution that token t was chosen from, at temperature 1, read by the scorer: V is the model's
     configured vocabulary, so the value is comparable within one model only. Made to choose among N responses: by the
     highest (selector `best`), or by a vote that it weighs (selector `borda`). As the reward itself it is the kind that
-    collapses into confident nonsense: watch `heldout/accuracy`.
+    collapses into confident nonsense: watch `eval/accuracy`.
 
     Source: arXiv:2502.18581 and its released code (`src/confidence_list.py`), which drops the first token's
     distribution and takes the one behind the last instead (`shift = "released"`).
@@ -46,7 +46,7 @@ class SelfCertainty(Signal):
         values = [self._value(*found) for found in zip(group.rollouts, readings, strict=True)]
         return scores_of(np.array(values), self.scorer, readings)
 
-    def _value(self, rollout: Rollout, reading: Reading) -> float:
+    def _value(self, rollout: Rollout, reading: TokenStats) -> float:
         places = np.flatnonzero(chosen(rollout)) + (self.shift == "released")
         if len(places) == 0 or (self.answered and answer_of(rollout, self.extract) is None):
             return math.nan

@@ -12,13 +12,13 @@ from cluster.thoughts import whole_text
 from cluster.types import SCORED, Group, Provenance, Rollout, Scores
 from rewards.base import Services
 from rewards.builtin.format import MATCHES, _compiles, matches
-from rewards.judges.signal import JudgeSignal
+from rewards.judges.signal import JudgeReward
 from rewards.parsing.answers import tagged
 
 UNGATED = Provenance(note="not in the layout that is asked for")
 
 
-class SsrZero(JudgeSignal):
+class SsrZero(JudgeReward):
     """score / 100 of `[judges.NAME]`, which for SSR-Zero is the live policy itself: kind = "policy".
 
     The judge sees the source and the translation, no reference, and may think (template `assessment`). A rollout that

@@ -14,18 +14,18 @@ from cluster.config import RewardSection
 from cluster.plugins import build
 from cluster.thoughts import thoughts_end
 from cluster.types import ABSTAINED, SCORED, Group, Provenance, Rollout, Scores, Task
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.judges.ensembles import Cached
 from rewards.judges.templates import TEMPLATES, Item, Template
 from rewards.judges.types import Request, Verdict
 from rewards.parsing.steps import PARAGRAPH, Step, steps_of
-from rewards.registry import build_signal
+from rewards.registry import build_reward
 from rewards.sandbox.pool import Target
 
 ENDS = Target("rewards.sandbox.patterns", "ends")
 
 
-class _StepJudge(Signal):
+class _StepJudge(Reward):
     scope: ClassVar = "rollout"
     services: ClassVar = ("judge", "text")
     judge: str = "judge"
@@ -148,14 +148,14 @@ class Thoughts(_StepJudge):
     """Of the template `step_reflections`."""
     matches_options: dict[str, Any] = {}
     """Of the template `step_matches`."""
-    _verifier: Signal = PrivateAttr()
+    _verifier: Reward = PrivateAttr()
     _reflections: Template = PrivateAttr()
     _matches: Template = PrivateAttr()
 
     @model_validator(mode="after")
     def _built(self) -> Thoughts:
         section = RewardSection(use=self.verifier, options=self.verifier_options)
-        self._verifier = build_signal(section, "rewards.thoughts.verifier")
+        self._verifier = build_reward(section, "rewards.thoughts.verifier")
         self._reflections = build(TEMPLATES, "step_reflections", self.reflections_options, "reflections")
         self._matches = build(TEMPLATES, "step_matches", self.matches_options, "matches")
         return self

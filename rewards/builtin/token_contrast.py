@@ -12,7 +12,7 @@ from pydantic import AfterValidator
 
 from cluster.thoughts import whole_text
 from cluster.types import Group, Message, Rollout, Scores
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.judges.templates.base import marked
 from rewards.scorers.passages import chosen, passage_of, prompt_length, scores_of
 
@@ -34,7 +34,7 @@ def _revises(text: str) -> str:
 Prompt = Annotated[str, AfterValidator(_revises)]
 
 
-class TokenContrast(Signal):
+class TokenContrast(Reward):
     """r̂_t = σ(log p(y_t | better, y_<t) − log p(y_t | worse, y_<t)) − ½, in [−½, ½]: [T], 0 where nobody chose a token.
 
     Both prompts hold the question and the response and ask for a rewritten one, the one for a better, the other for a

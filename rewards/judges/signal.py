@@ -15,7 +15,7 @@ from cluster.plugins import build
 from cluster.thoughts import spoken_by, whole_text
 from cluster.types import ABSTAINED, FAILED, SCORED, Group, Provenance, Rollout, Scores, Task
 from rewards.aggregation.preferences import strength_advantages
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.judges.ensembles import Cached, Ensemble, Shuffled, Swap, Vote
 from rewards.judges.statistics import rank_scores, win_rates
 from rewards.judges.templates import TEMPLATES, Item, Mode, Template
@@ -24,7 +24,7 @@ from rewards.judges.types import Judge, Request, Verdict, merged
 CUT_OFF = "\n[The response ends here because it reached its limit of length.]"
 
 
-class JudgeSignal(Signal):
+class JudgeReward(Reward):
     """Asks `[judges.NAME]` about every distinct response of a group.
 
     One response a prompt: its level, by default as a share of the scale. A pair: mean over the other rollouts of the
@@ -70,7 +70,7 @@ class JudgeSignal(Signal):
     _asked: tuple[str, ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
-    def _consistent(self) -> JudgeSignal:
+    def _consistent(self) -> JudgeReward:
         self._template = build(TEMPLATES, self.template, self.template_options, "template")
         if self.mode is not None and self.mode not in self._template.modes:
             raise ValueError(f"mode '{self.mode}' is none of {', '.join(self._template.modes)} of '{self.template}'")

@@ -6,10 +6,10 @@ from typing import ClassVar, Protocol
 
 from pydantic import PrivateAttr
 
-from cluster.config import DistilledSection
-from rewards.base import UNVERSIONED, Services, Signal
+from cluster.config import RewardModelSection
+from rewards.base import UNVERSIONED, Reward, Services
 from rewards.learned.caption_labels import CaptionJudge, Complete
-from rewards.learned.client import Follower
+from rewards.learned.client import RewardModelClient
 from rewards.learned.labeler import Judge
 
 
@@ -19,14 +19,14 @@ class Versioned(Judge, Protocol):
     version: str
 
 
-class DistilledSignal(Signal):
+class RewardModelReward(Reward):
     """Scores with the version of `[distilled.NAME]` that was published last, and says how its labels are made."""
 
     model: str
     """The section `[distilled.NAME]`."""
     services: ClassVar = ("distilled",)
     announced: ClassVar = True
-    _follower: Follower | None = PrivateAttr(None)
+    _follower: RewardModelClient | None = PrivateAttr(None)
 
     async def prepare(self, services: Services) -> None:
         self._follower = services.distilled(self.model)
@@ -42,10 +42,10 @@ class DistilledSignal(Signal):
         """How many it asks for at most; None where that depends on what happens."""
         return None
 
-    def labels_by(self, section: DistilledSection, complete: Complete | None, *, compares: bool) -> Versioned:
+    def labels_by(self, section: RewardModelSection, complete: Complete | None, *, compares: bool) -> Versioned:
         """Who makes the labels of the keys that this signal submits; without `complete` it only knows its version."""
         return caption_judge(section, complete, compares=compares)
 
 
-def caption_judge(section: DistilledSection, complete: Complete | None, *, compares: bool) -> CaptionJudge:
+def caption_judge(section: RewardModelSection, complete: Complete | None, *, compares: bool) -> CaptionJudge:
     return CaptionJudge(complete, goal=section.goal, judge=section.judge, compares=compares)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rewards.learned.encoders import CharCNN, Encoder, LanguageModel, Transformer
 from rewards.learned.labels import pair_of
-from rewards.learned.network import Learnt, order_agreement
+from rewards.learned.network import LearnedNetwork, order_agreement
 from rewards.learned.preferences import (
     Flip,
     Smooth,
@@ -31,7 +31,7 @@ SPREAD_GROUPS = 8
 """Groups without labels per inner step of MetaRM."""
 
 
-class BradleyTerry(Learnt):
+class BradleyTerry(LearnedNetwork):
     """r(text) with P(first better) = σ(r(first) − r(second)), from labels of pairs; an unbounded score, a logit.
 
     loss = −q log σ(Δ − μ) − (1 − q) log σ(μ − Δ) + c (r₁ + r₂)² + β · SimCSE over the batch, q the label after flipping

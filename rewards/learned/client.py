@@ -36,7 +36,7 @@ class Prediction:
     """Of the model; `…0` knows nothing, for nothing is published yet."""
 
 
-class Follower:
+class RewardModelClient:
     """Belongs to one event loop; nothing here waits for a judge or a distiller."""
 
     def __init__(self, name: str, use: str, build: Callable[[], Model], *, labels: Labels, board: Board) -> None:

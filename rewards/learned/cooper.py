@@ -11,25 +11,25 @@ from typing import Any
 import numpy as np
 from pydantic import PrivateAttr
 
-from cluster.config import DistilledSection, RewardSection
+from cluster.config import RewardModelSection, RewardSection
 from cluster.thoughts import spoken_by
 from cluster.types import Claim, Group, Message, Provenance, Rollout, Scores, Task
 from rewards.aggregation.shaping.par import sigmoid
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.judges.backends.keyword import SOLUTION, SPOIL
-from rewards.learned.base import DistilledSignal, Versioned
+from rewards.learned.base import RewardModelReward, Versioned
 from rewards.learned.caption_labels import Complete, replies_of
 from rewards.learned.labels import Against
 from rewards.learned.response_labels import read, written
 from rewards.learned.reward_model import scores_of
-from rewards.registry import build_signal
+from rewards.registry import build_reward
 
 TEMPERATURE = 0.7
 EXTRA_TOKENS = 500
 """An answer may be as long as what it spoils, in words, and so much more."""
 
 
-class Cooper(DistilledSignal):
+class Cooper(RewardModelReward):
     """σ(logit) [G], in (0, 1), of a reward model that sees the reference answer and is never done learning.
 
     Of every group the first rollout that `rule` gives exactly 1 is a positive. An assistant, the judge of the model's
@@ -49,7 +49,7 @@ class Cooper(DistilledSignal):
     """The reward that verifies: one by name, or `package.module:Class`."""
     rule_options: dict[str, Any] = {}
     """Options of the reward that `rule` names."""
-    _built: Signal | None = PrivateAttr(None)
+    _built: Reward | None = PrivateAttr(None)
 
     def declines(self, task: Task) -> str:
         return "the task has no reference answer" if task.answer is None else ""
@@ -75,12 +75,12 @@ class Cooper(DistilledSignal):
     def labels_per_group(self, group_size: int) -> int | None:
         return 1
 
-    def labels_by(self, section: DistilledSection, complete: Complete | None, *, compares: bool) -> Versioned:
+    def labels_by(self, section: RewardModelSection, complete: Complete | None, *, compares: bool) -> Versioned:
         return Spoiler(complete, self._rule(), judge=section.judge)
 
-    def _rule(self) -> Signal:
+    def _rule(self) -> Reward:
         if self._built is None:
-            self._built = build_signal(RewardSection(use=self.rule, options=self.rule_options), "rule")
+            self._built = build_reward(RewardSection(use=self.rule, options=self.rule_options), "rule")
         return self._built
 
 
@@ -93,7 +93,7 @@ def first_right(verified: np.ndarray) -> int | None:
 class Spoiler:
     """Makes a wrong solution of every right one; implements `labeller.Judge`."""
 
-    def __init__(self, complete: Complete | None, rule: Signal, *, judge: str) -> None:
+    def __init__(self, complete: Complete | None, rule: Reward, *, judge: str) -> None:
         self._complete, self._rule, self._services = complete, rule, Services(threads=1)
         shown = [SPOIL, type(rule).__name__, rule.model_dump(mode="json"), judge]
         self.version = hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:12]

@@ -10,33 +10,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.buffer import Buffer
-from cluster.config import DistilledSection, RunConfig
+from cluster.config import RewardModelSection, RunConfig
 from cluster.errors import ConfigError
 from cluster.plugins import lookup
-from rewards.learned.base import DistilledSignal, Versioned, caption_judge
+from rewards.learned.base import RewardModelReward, Versioned, caption_judge
 from rewards.learned.caption_labels import Complete
-from rewards.learned.client import Follower
+from rewards.learned.client import RewardModelClient
 from rewards.learned.label_store import RedisLabels
 from rewards.learned.labeler import Labeller
 from rewards.learned.models import MODELS, model_of
 from rewards.learned.publishing import RedisBoard
-from rewards.learned.trainer import Distiller
-from rewards.registry import build_signal
+from rewards.learned.trainer import RewardModelTrainer
+from rewards.registry import build_reward
 
 INITIAL = "initial"
 """As an encoder: the policy's initial model."""
 
 
-def followers(config: RunConfig, url: str, run: str, model_dir: str = "") -> dict[str, Follower]:
+def followers(config: RunConfig, url: str, run: str, model_dir: str = "") -> dict[str, RewardModelClient]:
     """One per `[distilled.NAME]`, for a reward worker; `model_dir` is what `encoder = "initial"` means."""
     found = {}
     for name in config.distilled:
         section = placed(config, name, model_dir)
 
-        def build(name: str = name, section: DistilledSection = section):
+        def build(name: str = name, section: RewardModelSection = section):
             return model_of(name, section)
 
-        found[name] = Follower(
+        found[name] = RewardModelClient(
             name, section.use, build, labels=labels_of(name, config, url, run), board=RedisBoard(url, run)
         )
     return found
@@ -44,7 +44,7 @@ def followers(config: RunConfig, url: str, run: str, model_dir: str = "") -> dic
 
 def parts(
     name: str, config: RunConfig, url: str, run: str, directory: Path, complete: Complete, model_dir: str = ""
-) -> tuple[Distiller, Labeller]:
+) -> tuple[RewardModelTrainer, Labeller]:
     """Who learns the model of that name, and who labels for it; `complete` asks the section's judge.
 
     Both belong to a process of their own; `directory` is one that every reward worker can read.
@@ -53,7 +53,7 @@ def parts(
     judge = judge_of(name, config, complete)
     labels = labels_of(name, config, url, run)
     return (
-        Distiller(
+        RewardModelTrainer(
             name,
             section,
             labels=labels,
@@ -75,7 +75,7 @@ def parts(
     )
 
 
-def placed(config: RunConfig, name: str, model_dir: str) -> DistilledSection:
+def placed(config: RunConfig, name: str, model_dir: str) -> RewardModelSection:
     """The section of that name, with `encoder = "initial"` as the directory of the policy's initial model."""
     section = config.distilled[name]
     if section.options.get("encoder") != INITIAL:
@@ -141,11 +141,13 @@ def can_begin(config: RunConfig) -> None:
                 )
 
 
-def using(name: str, config: RunConfig) -> dict[str, DistilledSignal]:
+def using(name: str, config: RunConfig) -> dict[str, RewardModelReward]:
     """The rewards that use the model, by name."""
-    built = [build_signal(section, f"rewards[{i}]") for i, section in enumerate(config.rewards)]
+    built = [build_reward(section, f"rewards[{i}]") for i, section in enumerate(config.rewards)]
     users = zip(config.reward_names, built, strict=True)
-    return {reward: signal for reward, signal in users if isinstance(signal, DistilledSignal) and signal.model == name}
+    return {
+        reward: signal for reward, signal in users if isinstance(signal, RewardModelReward) and signal.model == name
+    }
 
 
 def relabelling(name: str, config: RunConfig, buffer: Buffer) -> Callable[[str], None]:

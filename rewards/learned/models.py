@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from cluster.config import DistilledSection
+from cluster.config import RewardModelSection
 from cluster.plugins import build
 from rewards.learned.bradley_terry import BradleyTerry
 from rewards.learned.labels import pair_of
@@ -23,7 +23,7 @@ from rewards.learned.losses import (
     normalised,
     ranking_loss,
 )
-from rewards.learned.network import CHUNK, Learnt, Model, order_agreement
+from rewards.learned.network import CHUNK, LearnedNetwork, Model, order_agreement
 from rewards.learned.publishing import State
 
 
@@ -59,7 +59,7 @@ class Retrieval(Model):
         self._table = dict(zip(keys, state["values"].tolist(), strict=True))
 
 
-class Classification(Learnt):
+class Classification(LearnedNetwork):
     """1 where a caption is probably good news, else 0."""
 
     threshold: float = Field(default=0.5, gt=0, lt=1)
@@ -77,7 +77,7 @@ class Classification(Learnt):
         return _balanced(self.predict(keys), values)
 
 
-class Ranking(Learnt):
+class Ranking(LearnedNetwork):
     """How much better than usual a caption is: (f − μ)/σ of a Bradley-Terry score f, small ones cut off."""
 
     cut: float = -0.5
@@ -127,7 +127,7 @@ MODELS: dict[str, type[Model]] = {
 }
 
 
-def model_of(name: str, section: DistilledSection) -> Model:
+def model_of(name: str, section: RewardModelSection) -> Model:
     """A new model as the recipe describes it. Raises ConfigError."""
     return build(MODELS, section.use, section.options, f"distilled.{name}")
 

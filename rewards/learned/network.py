@@ -59,7 +59,7 @@ class Model(Plugin):
     def load(self, state: State) -> None: ...
 
 
-class Learnt(Model):
+class LearnedNetwork(Model):
     """A network on captions, trained by Adam. The defaults are those of ONI's code, except where noted."""
 
     encoder: str = "char_cnn"

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat
 
 from cluster.types import ABSTAINED, SCORED, Group, Provenance, Scores
 from rewards.base import Services
-from rewards.learned.base import DistilledSignal
+from rewards.learned.base import RewardModelReward
 from rewards.parsing.tokens import per_token
 
 MAX_REWARD = 10.0
@@ -32,7 +32,7 @@ def event_rewards(
     return alpha_ext * np.clip(scale * r_env, -MAX_REWARD, MAX_REWARD) + alpha_int * r_hat * counts ** (-beta)
 
 
-class Oni(DistilledSignal):
+class Oni(RewardModelReward):
     """Sum of `event_rewards` over a rollout; per token, what the policy's turn has caused is at the turn's end.
 
     It asks for labels of the captions that it sees and waits for none: r̂ is that of the version published last. An

@@ -9,19 +9,19 @@ from itertools import combinations
 import numpy as np
 from pydantic import NonNegativeInt
 
-from cluster.config import DistilledSection
+from cluster.config import RewardModelSection
 from cluster.errors import InfrastructureError
 from cluster.thoughts import spoken_by
 from cluster.types import Group, Provenance, Scores
 from rewards.base import Services
-from rewards.learned.base import DistilledSignal, Versioned
+from rewards.learned.base import RewardModelReward, Versioned
 from rewards.learned.caption_labels import Complete
-from rewards.learned.client import Follower
+from rewards.learned.client import RewardModelClient
 from rewards.learned.labels import pair
 from rewards.learned.response_labels import ResponseJudge, written
 
 
-class LearnedReward(DistilledSignal):
+class LearnedReward(RewardModelReward):
     """r(x, y) [G] of the reward model published last, a logit: P(y beats y′) = σ(r(x, y) − r(x, y′)).
 
     Of every group it asks for labels of `pairs` pairs of distinct responses, drawn at random, and waits for none. Until
@@ -49,11 +49,11 @@ class LearnedReward(DistilledSignal):
     def labels_per_group(self, group_size: int) -> int | None:
         return min(self.pairs, group_size * (group_size - 1) // 2)
 
-    def labels_by(self, section: DistilledSection, complete: Complete | None, *, compares: bool) -> Versioned:
+    def labels_by(self, section: RewardModelSection, complete: Complete | None, *, compares: bool) -> Versioned:
         return ResponseJudge(complete, judge=section.judge)
 
 
-async def scores_of(follower: Follower, texts: Sequence[str]) -> tuple[np.ndarray, str]:
+async def scores_of(follower: RewardModelClient, texts: Sequence[str]) -> tuple[np.ndarray, str]:
     """[N] and the version that gave them. Raises InfrastructureError while there is none."""
     if not follower.published:
         await follower.refresh()

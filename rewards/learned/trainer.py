@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 import torch
 
-from cluster.config import DistilledSection
+from cluster.config import RewardModelSection
 from cluster.errors import ConfigError
 from cluster.process.failpoints import failpoint
 from cluster.types import decode
@@ -61,11 +61,11 @@ class Checkpoint:
     state: State
 
 
-class Distiller:
+class RewardModelTrainer:
     def __init__(
         self,
         name: str,
-        section: DistilledSection,
+        section: RewardModelSection,
         *,
         labels: Labels,
         board: Board,

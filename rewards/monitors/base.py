@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.plugins import Plugin
-from cluster.types import Group, Mixed, Scores
+from cluster.types import Group, GroupReward, Scores
 
 Row = Mapping[str, float | None]
 """Metrics of one step by name; several rows may share a step, and None is what metrics.jsonl writes for NaN."""
@@ -35,7 +35,7 @@ class Judged:
 
     group: Group
     scores: Mapping[str, Scores]
-    mixed: Mixed
+    mixed: GroupReward
 
 
 class Monitor(Plugin):

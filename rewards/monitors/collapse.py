@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, PrivateAttr
 
 from rewards.monitors.base import Alarm, Monitor, Row, known
 
-ACCURACY, AGREEMENT, DUPLICATES = "heldout/accuracy", "heldout/anchor_agreement", "reward/duplicate_mean"
+ACCURACY, AGREEMENT, DUPLICATES = "eval/accuracy", "eval/anchor_agreement", "reward/duplicate_mean"
 
 REMEDY = (
     "With a label-free reward that is how a collapse goes: look at samples.jsonl; go back to an earlier checkpoint, "
@@ -40,7 +40,7 @@ class _Probe:
 class CollapseGuard(Monitor):
     """Alarms when a held-out probe falls, or when groups become unanimous and no probe says that they are right.
 
-    Two probes: held-out accuracy, where there are references, and `heldout/anchor_agreement`, the share of tasks that
+    Two probes: held-out accuracy, where there are references, and `eval/anchor_agreement`, the share of tasks that
     the initial policy was surest of and that are still answered as then, which needs none: it is the drift from the
     initial policy beyond what learning causes. Both are measured every `evaluation.every_steps`. Unanimity is the
     commonest answer's share (reward `majority`), with an entropy of answers that is a fraction of what it was (reward

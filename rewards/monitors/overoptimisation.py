@@ -85,7 +85,7 @@ class OverOptimisation(Monitor):
     `learner.loss.kl_coef`."""
     reward: str = "reward/mean"
     """Metric of what is optimised."""
-    quality: str = "heldout/accuracy"
+    quality: str = "eval/accuracy"
     """Metric of what is meant."""
     falls: PositiveInt = 3
     """Measurements in a row in which quality falls and the reward rises."""

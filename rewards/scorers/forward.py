@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cluster.errors import DataError
 from cluster.types import Message
-from rewards.scorers.types import Passage, Reading
+from rewards.scorers.types import TokenSequence, TokenStats
 
 CHUNK_NUMBERS = 2**24
 """Logits that are looked at together in fp32: 64 MiB."""
@@ -49,11 +49,11 @@ class Forward:
         assert not missing, f"the publication {version} lacks {sorted(missing)[:3]}"
         self.version = version
 
-    def rows(self, passages: Sequence[Passage]) -> list[tuple[list[int], int]]:
+    def rows(self, passages: Sequence[TokenSequence]) -> list[tuple[list[int], int]]:
         """Of each passage all tokens, and where the scored ones begin. Raises DataError."""
         return [self._row(passage) for passage in passages]
 
-    def _row(self, passage: Passage) -> tuple[list[int], int]:
+    def _row(self, passage: TokenSequence) -> tuple[list[int], int]:
         prompt = passage.prompt
         ids = prompt.tolist() if isinstance(prompt, np.ndarray) else self._encode(prompt)
         ids = ids or [int(self._first)]
@@ -63,9 +63,9 @@ class Forward:
         return ids + passage.tokens.tolist(), len(ids)
 
     @torch.inference_mode()
-    def read(self, passages: Sequence[Passage], rows: Sequence[tuple[list[int], int]]) -> list[Reading]:
+    def read(self, passages: Sequence[TokenSequence], rows: Sequence[tuple[list[int], int]]) -> list[TokenStats]:
         """`rows` are those of `self.rows`; the longest go together."""
-        readings: dict[int, Reading] = {}
+        readings: dict[int, TokenStats] = {}
         for batch in _batches([len(tokens) for tokens, _ in rows], self._batch_tokens):
             width, first = max(len(rows[i][0]) for i in batch), min(rows[i][1] for i in batch) - 1
             padded = torch.zeros(len(batch), width, dtype=torch.int64)
@@ -79,13 +79,13 @@ class Forward:
                 readings[i] = self._reading(line[start - 1 - first : len(tokens) - first], passages[i])
         return [readings[i] for i in range(len(rows))]
 
-    def _reading(self, logits: Float[Tensor, "N+1 V"], passage: Passage) -> Reading:
+    def _reading(self, logits: Float[Tensor, "N+1 V"], passage: TokenSequence) -> TokenStats:
         # Read-only, as all that comes through Ray: hence the copy.
         tokens = torch.tensor(passage.tokens.astype(np.int64), device=logits.device)
         choices = torch.tensor(passage.choices, dtype=torch.int64, device=logits.device)
         found = statistics(logits, tokens, choices)
         arrays = {name: tensor.cpu().numpy() for name, tensor in found.items()}
-        return Reading(**arrays, vocabulary=logits.shape[-1], version=self.version)
+        return TokenStats(**arrays, vocabulary=logits.shape[-1], version=self.version)
 
 
 def _batches(lengths: Sequence[int], most: int) -> Iterable[list[int]]:

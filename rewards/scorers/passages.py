@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from cluster.types import ABSTAINED, SCORED, Message, Provenance, Rollout, Scores
-from rewards.scorers.types import Passage, Reading
+from rewards.scorers.types import TokenSequence, TokenStats
 
 
-def passage_of(rollout: Rollout, prompt: tuple[Message, ...] | None = None) -> Passage:
+def passage_of(rollout: Rollout, prompt: tuple[Message, ...] | None = None) -> TokenSequence:
     """All that follows the rollout's prompt, later observations included; behind `prompt` instead if there is one."""
     start = prompt_length(rollout)
-    return Passage(rollout.tokens[:start] if prompt is None else prompt, rollout.tokens[start:])
+    return TokenSequence(rollout.tokens[:start] if prompt is None else prompt, rollout.tokens[start:])
 
 
 def prompt_length(rollout: Rollout) -> int:
@@ -33,7 +33,7 @@ def without_query(messages: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(replace(m, content="") if m.role == "user" else m for m in messages)
 
 
-def scores_of(values: Float[np.ndarray, " G"], scorer: str, readings: Sequence[Reading]) -> Scores:
+def scores_of(values: Float[np.ndarray, " G"], scorer: str, readings: Sequence[TokenStats]) -> Scores:
     """Scores of a group from values of which NaN abstains.
 
     Their provenance names the model and the version that read. Their own version does not: a live policy's would have

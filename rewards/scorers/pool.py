@@ -7,13 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from rewards.scorers.types import Passage, Reading, ScorerReplica, ScorerUnavailable
+from rewards.scorers.types import ScorerReplica, ScorerUnavailable, TokenSequence, TokenStats
 
 FULL_S = 0.5
 """Between two attempts where every replica's queue is full."""
 
 
-class Scorer:
+class LogprobScorer:
     """Asks until the deadline is over: a replica that has ended, or is full, leaves the request to another."""
 
     def __init__(self, name: str, *, deadline_s: float) -> None:
@@ -33,7 +33,7 @@ class Scorer:
     def replicas(self) -> dict[str, ScorerReplica]:
         return self._replicas
 
-    async def read(self, passages: Sequence[Passage]) -> list[Reading]:
+    async def read(self, passages: Sequence[TokenSequence]) -> list[TokenStats]:
         """One reading each, all under the same weights. Raises ScorerUnavailable, DataError."""
         begun = time.monotonic()
         last, tried = "no replica is there", set()

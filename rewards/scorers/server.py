@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rewards.scorers.forward import Forward
-from rewards.scorers.types import Passage, Reading, ScorerUnavailable
+from rewards.scorers.types import ScorerUnavailable, TokenSequence, TokenStats
 
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    passages: Sequence[Passage]
+    passages: Sequence[TokenSequence]
     rows: list[tuple[list[int], int]]
-    answer: asyncio.Future[list[Reading]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    answer: asyncio.Future[list[TokenStats]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
     def num_tokens(self) -> int:
@@ -46,7 +46,7 @@ class ScoringServer:
         """Passages that nobody reads yet."""
         return sum(len(asked.passages) for asked in self._queue)
 
-    async def read(self, passages: Sequence[Passage], timeout_s: float) -> list[Reading]:
+    async def read(self, passages: Sequence[TokenSequence], timeout_s: float) -> list[TokenStats]:
         """All under the same weights. Raises ScorerUnavailable if the queue is full or the time is up, DataError."""
         if self.num_waiting + len(passages) > self._max_queue:
             raise ScorerUnavailable(

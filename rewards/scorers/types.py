@@ -20,7 +20,7 @@ LIVE = re.compile(r"\d+\.(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class TokenSequence:
     """N tokens to be scored behind a prompt."""
 
     prompt: np.ndarray | tuple[Message, ...]
@@ -33,7 +33,7 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class TokenStats:
     """Float64 arrays in nats, at temperature 1. Place i < N is the distribution that token i was chosen from; place N
     is the one behind the last token.
     """
@@ -70,6 +70,6 @@ class ScorerUnavailable(InfrastructureError):
 class ScorerReplica(Protocol):
     """One process that reads."""
 
-    async def read(self, passages: Sequence[Passage], timeout_s: float) -> list[Reading]:
+    async def read(self, passages: Sequence[TokenSequence], timeout_s: float) -> list[TokenStats]:
         """All under the same weights. Raises ScorerUnavailable, or DataError for what the model cannot read."""
         ...

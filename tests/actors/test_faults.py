@@ -16,7 +16,7 @@ from actors.environments.single_turn import SingleTurn
 from actors.rollout import RolloutWorker
 from cluster.buffer import Buffer, Limits
 from cluster.config import parse
-from cluster.driver.event_consumer import Follower
+from cluster.driver.event_consumer import EventConsumer
 from cluster.errors import BudgetSpent, DataError
 from cluster.observability.metrics import Recorder
 from cluster.types import Event, Message, Publication, Task
@@ -298,7 +298,7 @@ async def test_a_held_out_task_that_fails_is_left_out_and_counted(worker):
 def test_failures_of_rollouts_and_rewards_share_a_budget_and_the_last_is_named(buffer, tmp_path):
     settings = parse({"run": {"max_data_failures": 3}})
     recorder = Recorder(tmp_path, settings.tracking, "faults", {})
-    follower = Follower(buffer, settings, recorder, SimpleNamespace(), lambda _: None)
+    follower = EventConsumer(buffer, settings, recorder, SimpleNamespace(), lambda _: None)
     sampled = {
         "tokens": 0,
         "claims": True,
@@ -321,7 +321,7 @@ def test_failures_of_rollouts_and_rewards_share_a_budget_and_the_last_is_named(b
 def test_a_long_run_may_lose_a_share_of_its_groups(buffer, tmp_path):
     settings = parse({"run": {"max_data_failures": 3, "max_data_failure_frac": 0.1}})
     recorder = Recorder(tmp_path, settings.tracking, "faults", {})
-    follower = Follower(buffer, settings, recorder, SimpleNamespace(), lambda _: None)
+    follower = EventConsumer(buffer, settings, recorder, SimpleNamespace(), lambda _: None)
     counts = {"tokens": 0, "claims": True, "seconds": 1.0, "leases_lost": 0, "groups": 1000, "last_failure": "x."}
     follower._on_rollout(counts | {"data_failures": 100})
     with pytest.raises(BudgetSpent, match="allowed are 100"):

@@ -12,8 +12,8 @@ import pytest
 
 from actors import rollout
 from actors.environments import End, Environment, Observation
-from actors.environments.meeting import Meeting
-from actors.multi_policy import Troupe
+from actors.environments.meeting import MultiPolicyEnvironment
+from actors.multi_policy import MultiPolicySampler
 from cluster.errors import DataError
 from cluster.process.foreign_loops import ForeignLoops
 from cluster.types import Claim, Task
@@ -263,7 +263,7 @@ async def test_a_worker_with_too_many_hung_threads_finishes_its_groups_and_ends(
 # ── meetings ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Misbehaves(Meeting):
+class Misbehaves(MultiPolicyEnvironment):
     how: str
 
     async def hold(self, task, cast):
@@ -345,11 +345,11 @@ async def test_meetings_beside_one_that_blocks_are_held():
         loops.close()
 
 
-async def meet(heard: Heard, meeting: Meeting, task: Task | None = None, *, loops=None, seq: int = 0):
+async def meet(heard: Heard, meeting: MultiPolicyEnvironment, task: Task | None = None, *, loops=None, seq: int = 0):
     async def play(task: Task, count: int, at_least: str):
         heard.prompts.append(task.prompt)
         return tuple(spoken("policy", f"policy says {len(heard.prompts)}") for _ in range(count))
 
-    troupe = Troupe("policy", play, {}, 0, None, loops, 1.5)
+    sampler = MultiPolicySampler("policy", play, {}, 0, None, loops, 1.5)
     claim = Claim(f"policy/3/{seq}", "policy", 3, seq, 11, 5, "secret") if seq else CLAIM
-    return await troupe.meet(meeting, claim, task or Task.of("sum/1", "1+1?"), heard.advance)
+    return await sampler.meet(meeting, claim, task or Task.of("sum/1", "1+1?"), heard.advance)

@@ -10,8 +10,8 @@ import pytest
 
 from actors.environments.base import Observation
 from actors.environments.comas import CoMas
-from actors.environments.meeting import Cast, Meeting
-from actors.multi_policy import Troupe
+from actors.environments.meeting import MultiPolicyEnvironment, Participants
+from actors.multi_policy import MultiPolicySampler
 from cluster.errors import DataError, InfrastructureError
 from cluster.types import Claim, Rollout, Task
 
@@ -32,7 +32,9 @@ class Heard:
         self.versions: set[str] = set()
         self.progress = 0
         first, *others = policies
-        self.troupe = Troupe(first, self.player(first), {name: self.player(name) for name in others}, seed=0)
+        self.sampler = MultiPolicySampler(
+            first, self.player(first), {name: self.player(name) for name in others}, seed=0
+        )
 
     def player(self, policy: str):
         async def play(task: Task, count: int, at_least: str) -> tuple[Rollout, ...]:
@@ -45,8 +47,8 @@ class Heard:
     async def advance(self) -> None:
         self.progress += 1
 
-    async def meet(self, meeting: Meeting, claim: Claim = CLAIM) -> tuple[Rollout, ...]:
-        return await self.troupe.meet(meeting, claim, TASK, self.advance)
+    async def meet(self, meeting: MultiPolicyEnvironment, claim: Claim = CLAIM) -> tuple[Rollout, ...]:
+        return await self.sampler.meet(meeting, claim, TASK, self.advance)
 
 
 async def test_a_round_is_a_solution_its_evaluation_and_a_score():
@@ -83,13 +85,13 @@ async def test_without_memory_nothing_of_the_discussion_is_seen():
     assert heard.prompts[::3] == ["S"] * 4
 
 
-class Returns(Meeting):
-    async def hold(self, task: Task, cast: Cast) -> Sequence[Rollout]:
+class Returns(MultiPolicyEnvironment):
+    async def hold(self, task: Task, cast: Participants) -> Sequence[Rollout]:
         return [rollout("stranger", "hello")]
 
 
-class Raises(Meeting):
-    async def hold(self, task: Task, cast: Cast) -> Sequence[Rollout]:
+class Raises(MultiPolicyEnvironment):
+    async def hold(self, task: Task, cast: Participants) -> Sequence[Rollout]:
         raise {"data": ValueError("no chair"), "engine": InfrastructureError("gone")}[WHAT[0]]
 
 
@@ -108,7 +110,7 @@ async def test_a_meeting_that_fails_costs_its_group_and_an_engine_that_dies_the_
 
 async def test_a_group_has_a_part_of_every_policy():
     heard = Heard("policy", "b", "c")
-    parts = [await part for part in heard.troupe.elsewhere(CLAIM, TASK, 3)]
+    parts = [await part for part in heard.sampler.elsewhere(CLAIM, TASK, 3)]
     assert [[r.policy for r in part] for part in parts] == [["b"] * 3, ["c"] * 3]
     assert heard.versions == {"3.5"}
 

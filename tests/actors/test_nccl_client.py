@@ -57,8 +57,10 @@ def test_vllms_stock_client_drives_a_rollout_actor(tmp_path, local_ray, redis_ur
     import ray
     from vllm.distributed.weight_transfer import RayVLLMWeightSyncClient
 
-    site = workers.Site(local_ray, str(random_llama(tmp_path / "model", tied=False)), redis_url, "nccl", str(tmp_path))
-    actor = workers.place_rollout(site, "rollout-0")
+    context = workers.RunContext(
+        local_ray, str(random_llama(tmp_path / "model", tied=False)), redis_url, "nccl", str(tmp_path)
+    )
+    actor = workers.place_rollout(context, "rollout-0")
     ray.get(actor.ready.remote(), timeout=120)
     client = RayVLLMWeightSyncClient([actor])
     client.init_weight_transfer_engine({"master_address": "10.0.0.1", "world_size": 2})

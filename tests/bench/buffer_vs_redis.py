@@ -20,7 +20,7 @@ import redis
 
 from cluster.buffer import Buffer, Limits
 from cluster.buffer.server import Store
-from cluster.types import Claim, CutRecord, Group, Publication, Scores, Task, encode
+from cluster.types import BatchRecord, Claim, Group, Publication, Scores, Task, encode
 from tests.bench.figures import Figure, alternate
 from tests.learner.groups import rollout
 
@@ -61,10 +61,10 @@ def _group(claim: Claim, rng: np.random.Generator) -> Group:
     return Group(claim, Task.of("task", "?"), tuple(rollout(20, TOKENS - 20, rng) for _ in range(GROUP_SIZE)))
 
 
-def _record(step: int, ids: Iterable[str]) -> CutRecord:
+def _record(step: int, ids: Iterable[str]) -> BatchRecord:
     ids = tuple(ids)
     rewards, credit = np.arange(GROUP_SIZE, dtype=float), (np.ones(1, np.float32),) * GROUP_SIZE
-    return CutRecord("policy", step, ids, (rewards,) * len(ids), (credit,) * len(ids))
+    return BatchRecord("policy", step, ids, (rewards,) * len(ids), (credit,) * len(ids))
 
 
 SCORES = Scores.of(range(GROUP_SIZE))

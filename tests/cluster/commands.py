@@ -33,7 +33,7 @@ def make_run(base: Path, name: str, *, steps: int = 2, rows: int = 2, url: str |
     tree = {"run": {"name": name}, "learner": {"steps": steps}, "buffer": {"url": url} if url else {}}
     (run / "id").write_text(name)
     (run / "config.toml").write_text(dump(RunConfig.model_validate(tree)))
-    lines: list[dict[str, Any]] = [{"step": 0, "heldout/accuracy": 0.25}]
+    lines: list[dict[str, Any]] = [{"step": 0, "eval/accuracy": 0.25}]
     for step in range(1, rows + 1):
         lines.append({"step": step, "learner/step_s": 1.0, "reward/mean": step / 10, "policy/staleness_steps": None})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

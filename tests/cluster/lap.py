@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from cluster.buffer import Buffer, Limits, Stored
-from cluster.types import Claim, CutRecord, Group, Manifest, Publication, Rollout, Scores, Task, VersionSpan
+from cluster.types import BatchRecord, Claim, Group, Manifest, Publication, Rollout, Scores, Task, VersionSpan
 
 RIGHT = Scores.of([1.0, 0.0])
 
@@ -27,9 +27,11 @@ def group_of(claim: Claim, num_tokens: int = 8) -> Group:
     return Group(claim, Task.of(str(claim.task), "2 + 2"), (rollout, rollout))
 
 
-def record_of(policy: str, step: int, ids: Iterable[str]) -> CutRecord:
+def record_of(policy: str, step: int, ids: Iterable[str]) -> BatchRecord:
     ids = tuple(ids)
-    return CutRecord(policy, step, ids, (np.array([1.0, 0.0]),) * len(ids), ((np.ones(1, np.float32),) * 2,) * len(ids))
+    return BatchRecord(
+        policy, step, ids, (np.array([1.0, 0.0]),) * len(ids), ((np.ones(1, np.float32),) * 2,) * len(ids)
+    )
 
 
 class Lap:
@@ -74,7 +76,7 @@ class Lap:
         limit = self.limits.groups_per_step if limit is None else limit
         return self.buffer.ready(self.policy, self.epoch, self.step, limit=limit, timeout_s=timeout_s)
 
-    def cut(self, limit: int | None = None) -> CutRecord:
+    def cut(self, limit: int | None = None) -> BatchRecord:
         """The step's record: what was decided before, or what is ready."""
         existing = self.buffer.recorded(self.policy, self.step)
         ids = [s.group.id for s in self.ready(limit)]
@@ -85,7 +87,7 @@ class Lap:
         self.publish()
         self.buffer.release(self.policy, self.epoch, self.step)
 
-    def lap(self) -> CutRecord:
+    def lap(self) -> BatchRecord:
         self.fill()
         record = self.cut()
         self.release()

@@ -13,7 +13,7 @@ from cluster import config
 from cluster.observability.console import server
 from cluster.observability.console.source import Alive, Source
 from cluster.storage import group_archive
-from cluster.types import FAILED, SCORED, Claim, CutRecord, Group, Provenance, Scores, Task
+from cluster.types import FAILED, SCORED, BatchRecord, Claim, Group, Provenance, Scores, Task
 from tests.cluster.lap import group_of
 
 VERDICT = Scores(
@@ -44,10 +44,12 @@ def keep(
     scores: Scores | dict[str, Scores] = VERDICT,
     **options,
 ) -> None:
-    keeper = group_archive.Keeper(directory / "groups", options.get("limit", 10**6), done=options.get("done", 10**6))
+    keeper = group_archive.GroupArchive(
+        directory / "groups", options.get("limit", 10**6), done=options.get("done", 10**6)
+    )
     n = len(groups)
     credit = (tuple(np.array([r], np.float32) for r in (0.5, -0.5)),) * n
-    record = CutRecord("policy", step - 1, tuple(g.id for g in groups), (np.array(rewards),) * n, credit)
+    record = BatchRecord("policy", step - 1, tuple(g.id for g in groups), (np.array(rewards),) * n, credit)
     learners = [tuple(np.where(r.loss_mask, r.logprobs + np.float32(0.25), np.nan) for r in g.rollouts) for g in groups]
     evidence = scores if isinstance(scores, dict) else {"judge": scores}
     keeper.add(step, groups, record, {g.id: evidence for g in groups}, options.get("learners", learners))

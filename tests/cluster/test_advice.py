@@ -94,6 +94,8 @@ def test_advice_with_an_unknown_key_is_found(text: str):
     assert len(unknown_keys(text)) == 1
 
 
-@pytest.mark.parametrize("text", ["raise run.stall_s.", "`rewards.parsing.equality`", "`model.options.anything`"])
+@pytest.mark.parametrize(
+    "text", ["raise run.progress_timeout_s.", "`rewards.parsing.equality`", "`model.options.anything`"]
+)
 def test_keys_that_exist_and_modules_are_no_finding(text: str):
     assert unknown_keys(text) == []

@@ -15,7 +15,7 @@ from rewards.monitors import Alarm
 
 @pytest.fixture
 def run(tmp_path):
-    rows = [{"step": s, "reward/mean": 0.6 + s / 200, "heldout/accuracy": 0.5 - s / 400} for s in range(0, 60, 5)]
+    rows = [{"step": s, "reward/mean": 0.6 + s / 200, "eval/accuracy": 0.5 - s / 400} for s in range(0, 60, 5)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for step in (10, 20, 30):
         target = tmp_path / "checkpoints" / f"global_step_{step}"
@@ -25,7 +25,7 @@ def run(tmp_path):
 
 
 def alarmed(good: int, *, roll_back: bool = True) -> Alarmed:
-    said = Alarm("collapse", 35, "heldout/accuracy", "accuracy fell.", good)
+    said = Alarm("collapse", 35, "eval/accuracy", "accuracy fell.", good)
     return Alarmed(said, ["reward/mean", "reward/none_mean"], roll_back=roll_back)
 
 
@@ -55,8 +55,8 @@ def test_stop_keeps_all(run):
 def test_the_report_names_the_signal_and_shows_what_was_watched(run):
     alarm_report.close(run, alarmed(good=20))
     report = (run / "alarm.md").read_text()
-    assert "Given away by `heldout/accuracy`: accuracy fell." in report
-    assert "| `heldout/accuracy` | 0.45 | 0.4125 |" in report
+    assert "Given away by `eval/accuracy`: accuracy fell." in report
+    assert "| `eval/accuracy` | 0.45 | 0.4125 |" in report
     assert "| `reward/mean` | 0.7 | 0.775 |" in report
     assert "none_mean" not in report, "a metric that was never measured has no curve"
     assert (run / "alarm.png").read_bytes().startswith(b"\x89PNG")

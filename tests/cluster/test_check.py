@@ -22,7 +22,7 @@ from cluster.driver.preflight import everything
 from cluster.errors import ConfigError
 from cluster.observability import metrics
 from cluster.placement import ray_runtime
-from cluster.process.lock import own
+from cluster.process.lock import acquire_run_lock
 from tests.models import random_llama
 
 RECIPES = Path(__file__).parents[2] / "deploy" / "recipes"
@@ -351,7 +351,7 @@ def test_the_directory_of_another_recipe(before, now, words, mode, command, tmp_
 
 
 def test_a_directory_in_use_is_known_before_anything_starts(command, tmp_path):
-    with own(tmp_path / "runs" / "bad"):
+    with acquire_run_lock(tmp_path / "runs" / "bad"):
         for mode in ([], ["--dry-run"]):
             code, said = command(*mode)
             assert code == 2, "and Ray was not asked for"

@@ -10,11 +10,11 @@ import pytest
 
 from cluster.commands.evaluate import figures, resolve
 from cluster.errors import ConfigError
-from rewards.base import Signal
+from rewards.base import Reward
 from tests.rewards.groups import group
 
 
-class Broken(Signal):
+class Broken(Reward):
     async def score(self, group, services):
         raise RuntimeError("no idea")
 

@@ -8,20 +8,20 @@ import pytest
 
 from cluster.buffer.server import Store
 from cluster.types import Scores
-from rewards.base import Signal
+from rewards.base import Reward
 from tests.cluster.commands import make_run
 from tests.cluster.runs import group, keep
 from tests.cluster.test_commands_inspect import keys_of, stored  # noqa: F401  # a fixture
 
 
-class Reversed(Signal):
+class Reversed(Reward):
     """The other way round than `exact` in these groups: [1, 0] becomes [0, 1]."""
 
     async def score(self, group, services):
         return Scores.of([float(i) for i in range(len(group))])
 
 
-class Drunk(Signal):
+class Drunk(Reward):
     async def score(self, group, services):
         raise RuntimeError("no idea")
 

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from tokenizers import Tokenizer, decoders, models
 
 from cluster import config
-from cluster.buffer import Limits, Wishes
+from cluster.buffer import Limits, ReplicaCounts
 from cluster.errors import ConfigError
 from cluster.observability.console import server
 from cluster.observability.console.detail import Pieces
@@ -36,7 +36,7 @@ def lap(buffer):
 
 @pytest.fixture
 def wishes(redis_url):
-    wishes = Wishes(redis_url, f"console-{uuid4().hex[:8]}")
+    wishes = ReplicaCounts(redis_url, f"console-{uuid4().hex[:8]}")
     yield wishes
     wishes.close()
 
@@ -279,20 +279,20 @@ def test_a_finished_run_needs_no_redis(tmp_path):
 
 
 def test_metrics_come_in_parts_and_begin_anew_with_a_rewritten_file(tmp_path):
-    site, path = client(write_run(tmp_path, {"step": 1, "reward/mean": None})), tmp_path / "metrics.jsonl"
-    first = site.get("/api/metrics").json()
+    context, path = client(write_run(tmp_path, {"step": 1, "reward/mean": None})), tmp_path / "metrics.jsonl"
+    first = context.get("/api/metrics").json()
     assert (first["rows"], first["reset"]) == ([{"step": 1, "reward/mean": None}], True)
     with path.open("a") as file:
         file.write('{"step": 2}\n{"step": 3, "rew')
-    second = site.get("/api/metrics", params={"after": first["next"]}).json()
+    second = context.get("/api/metrics", params={"after": first["next"]}).json()
     assert (second["rows"], second["reset"]) == ([{"step": 2}], False)
     with path.open("a") as file:
         file.write('ard/mean": 0.5}\n')
-    third = site.get("/api/metrics", params={"after": second["next"]}).json()
+    third = context.get("/api/metrics", params={"after": second["next"]}).json()
     assert third["rows"] == [{"step": 3, "reward/mean": 0.5}]
     (tmp_path / "new").write_text('{"step": 1, "reward/mean": 0.25}\n' * 9)
     (tmp_path / "new").replace(path)
-    fourth = site.get("/api/metrics", params={"after": third["next"]}).json()
+    fourth = context.get("/api/metrics", params={"after": third["next"]}).json()
     assert (len(fourth["rows"]), fourth["reset"]) == (9, True)
 
 
@@ -301,9 +301,9 @@ def test_damaged_files_of_a_run_are_passed_over(tmp_path):
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(b'\xff\x00\n[1]\n{"step": 2\n\n' + b"[" * 9999 + b'\n{"step": 3}\n')
     (run / "summary.json").write_bytes(b"{")
-    site = client(run)
-    assert site.get("/api/metrics").json()["rows"] == [{"step": 1}, {"step": 3}]
-    assert site.get("/api/status").json()["summary"] is None
+    context = client(run)
+    assert context.get("/api/metrics").json()["rows"] == [{"step": 1}, {"step": 3}]
+    assert context.get("/api/status").json()["summary"] is None
 
 
 def test_the_recipe_shows_what_was_chosen_and_no_password(tmp_path):
@@ -350,19 +350,19 @@ def test_more_workers_are_wished_for_by_who_may(page, wishes):
 
 
 def test_nobody_joins_a_run_that_has_ended(tmp_path):
-    site = client(write_run(tmp_path))
-    answer = site.post("/api/scale", json={"role": "rollout", "count": 3}, headers={"X-Kanabo": "console"})
+    context = client(write_run(tmp_path))
+    answer = context.post("/api/scale", json={"role": "rollout", "count": 3}, headers={"X-Kanabo": "console"})
     assert (answer.status_code, "not under way" in answer.json()["error"]) == (400, True)
-    assert site.get("/api/workers").json()["staff"] == {}
+    assert context.get("/api/workers").json()["staff"] == {}
 
 
 def test_alarms_are_shown_with_what_gave_them_away(tmp_path):
     run = write_run(tmp_path)
-    site = client(run)
-    assert site.get("/api/alarms").json() == {"alarms": [], "monitors": []}
-    said = {"monitor": "collapse", "step": 7, "signal": "heldout/accuracy", "message": "it fell.", "good": 4}
+    context = client(run)
+    assert context.get("/api/alarms").json() == {"alarms": [], "monitors": []}
+    said = {"monitor": "collapse", "step": 7, "signal": "eval/accuracy", "message": "it fell.", "good": 4}
     (run / "alarms.jsonl").write_text(json.dumps(said) + "\n" + '{"torn')
-    assert site.get("/api/alarms").json()["alarms"] == [said]
+    assert context.get("/api/alarms").json()["alarms"] == [said]
 
 
 # ── addresses ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -341,9 +341,9 @@ def page(tmp_path, buffer):
     wishes = NoWishes()
     wishes.wishes = {}
     alive = Alive(lap.buffer, lambda: {"waiting": "Nothing", "actors": [], "failures": 0}, tmp_path / "model", wishes)  # type: ignore[arg-type]
-    site = client(run, alive)
-    site.wishes = wishes.wishes  # type: ignore[attr-defined]
-    return site
+    context = client(run, alive)
+    context.wishes = wishes.wishes  # type: ignore[attr-defined]
+    return context
 
 
 def test_no_route_fails_on_any_parameter(page):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from cluster.buffer import Limits, Wishes
+from cluster.buffer import Limits, ReplicaCounts
 from cluster.config import ConsoleSection
 from cluster.errors import ConfigError
 from cluster.observability.console import server
@@ -26,23 +26,23 @@ PATHS = ("/", "/app.js", "/api/status", "/api/groups", "/api/groups/policy/1/1",
 
 
 def test_with_a_token_nothing_is_answered_without_it(tmp_path):
-    site = client(write_run(tmp_path), token="s3cret")
+    context = client(write_run(tmp_path), token="s3cret")
     for path in PATHS:
-        assert site.get(path).status_code == 401, path
-        assert site.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401, path
-        assert site.get(f"{path}?token=wrong").status_code == 401, path
-    assert site.get("/api/status", headers={"Authorization": "Bearer s3cret"}).status_code == 200
-    assert site.get("/api/status", headers={"Authorization": "s3cret"}).status_code == 401
-    entered = site.get("/?view=groups&token=s3cret", follow_redirects=False)
+        assert context.get(path).status_code == 401, path
+        assert context.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401, path
+        assert context.get(f"{path}?token=wrong").status_code == 401, path
+    assert context.get("/api/status", headers={"Authorization": "Bearer s3cret"}).status_code == 200
+    assert context.get("/api/status", headers={"Authorization": "s3cret"}).status_code == 401
+    entered = context.get("/?view=groups&token=s3cret", follow_redirects=False)
     assert (entered.status_code, entered.headers["location"]) == (303, "/?view=groups")
     assert "HttpOnly" in entered.headers["set-cookie"]
-    assert site.get("/api/status").status_code == 200, "the cookie"
+    assert context.get("/api/status").status_code == 200, "the cookie"
 
 
 def test_loopback_is_open_under_loopback_names_only(tmp_path):
-    site = client(write_run(tmp_path))
-    assert site.get("/api/status").status_code == 200
-    assert site.get("/api/status", headers={"Host": "evil.example"}).status_code == 400, "DNS rebinding"
+    context = client(write_run(tmp_path))
+    assert context.get("/api/status").status_code == 200
+    assert context.get("/api/status", headers={"Host": "evil.example"}).status_code == 400, "DNS rebinding"
 
 
 @pytest.mark.parametrize(
@@ -124,14 +124,14 @@ def answer(port: int, path: str, headers: dict[str, str] | None = None) -> tuple
 
 
 @pytest.fixture
-def site(tmp_path) -> Iterator[str]:
+def context(tmp_path) -> Iterator[str]:
     """Where the console of a run that has ended is."""
     rows = [{"step": s, "reward/mean": s / 10, "reward/exact_mean": s / 10, "learner/step_s": 2.0} for s in range(1, 9)]
     rows.append(
         {"step": 8, "judge/tutor_queue_depth": 3.0, "judge/tutor_hit_frac": 0.91, "judge/tutor_canary_frac": 0.4}
     )
     run = write_run(tmp_path / "run", *rows)
-    said = {"monitor": "collapse", "step": 7, "signal": "heldout/accuracy", "message": "it fell.", "good": 4}
+    said = {"monitor": "collapse", "step": 7, "signal": "eval/accuracy", "message": "it fell.", "good": 4}
     (run / "alarms.jsonl").write_text(json.dumps(said) + "\n")
     keep(run, 1, [group(1, HOSTILE), group(2, "what is 40 + 2?")], (1.0, np.nan))
     console = Console(Source(run), ConsoleSection(port=free_port()))
@@ -140,11 +140,11 @@ def site(tmp_path) -> Iterator[str]:
 
 
 @needs_browser
-async def test_the_page_in_a_browser(tmp_path, site):
+async def test_the_page_in_a_browser(tmp_path, context):
     async with browser(tmp_path / "browser") as page:
 
         async def html(query: str, *texts: str) -> str:
-            await page.open(site + query)
+            await page.open(context + query)
             return await page.sees("step 8 of 100", *texts)
 
         verbs = ("claim", "sample", "put", "score", "cut", "step", "publish", "release")
@@ -166,7 +166,7 @@ async def test_the_page_in_a_browser(tmp_path, site):
 
 
 @needs_browser
-async def test_no_view_is_wider_than_its_window_and_the_reader_s_setting_makes_it_dark(tmp_path, site):
+async def test_no_view_is_wider_than_its_window_and_the_reader_s_setting_makes_it_dark(tmp_path, context):
     views = {
         "": "<h3>claim", "?view=curves&all=1": "<canvas", "?view=groups": "what is 40", "?view=judges": "tutor",
         "?view=groups&group=policy/1/2": "Well done.", "?view=alarms": "it fell.", "?view=recipe": "groups_per_step",
@@ -175,7 +175,7 @@ async def test_no_view_is_wider_than_its_window_and_the_reader_s_setting_makes_i
         shades = []
         for width, dark in ((WIDE, False), (NARROW, True)):
             for query, text in views.items():
-                await page.open(site + query, width=width, dark=dark)
+                await page.open(context + query, width=width, dark=dark)
                 await page.sees(text)
                 assert await page.run("document.documentElement.scrollWidth - innerWidth") <= 0, (width, query)
             shades.append(await page.run("getComputedStyle(document.body).backgroundColor"))
@@ -186,7 +186,10 @@ async def test_no_view_is_wider_than_its_window_and_the_reader_s_setting_makes_i
 
 @needs_browser
 async def test_what_is_typed_stands_in_the_address_and_a_click_wishes_for_a_worker(tmp_path, buffer, redis_url):
-    run, wishes = write_run(tmp_path / "run", {"step": 1, "reward/mean": 0.5}), Wishes(redis_url, buffer._args[1])
+    run, wishes = (
+        write_run(tmp_path / "run", {"step": 1, "reward/mean": 0.5}),
+        ReplicaCounts(redis_url, buffer._args[1]),
+    )
     keep(run, 1, [group(1, "what is 1 + 1?"), group(2, "what is 40 + 2?")], (1.0, 0.0))
     wishes.staff({"rollout": 1, "judge:tutor": 1})
     actors = [

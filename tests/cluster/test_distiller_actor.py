@@ -10,7 +10,7 @@ import pytest
 from cluster.config import parse
 from cluster.driver.worker_pool import PLACE, roles
 from cluster.errors import ConfigError
-from cluster.workers import DistillerActor, Site, distiller
+from cluster.workers import RewardModelActor, RunContext, distiller
 from rewards.learned.factory import followers
 from rewards.learned.labeler import POLL_S
 
@@ -47,9 +47,9 @@ def test_a_model_or_a_judge_that_is_not_there_is_an_error_of_the_recipe(changed,
 
 async def test_it_labels_learns_tells_and_its_successor_goes_on(redis_url, tmp_path, monkeypatch):
     monkeypatch.setattr(distiller, "REPORT_S", 0.05)
-    site = Site(parse(RECIPE), "", redis_url, f"test-{uuid4().hex[:12]}", str(tmp_path))
-    follower = followers(site.config, site.url, site.run_id)["news"]
-    buffer = site.buffer()
+    context = RunContext(parse(RECIPE), "", redis_url, f"test-{uuid4().hex[:12]}", str(tmp_path))
+    follower = followers(context.config, context.url, context.run_id)["news"]
+    buffer = context.buffer()
 
     async def until(version: str) -> None:
         async with asyncio.timeout(60):
@@ -66,7 +66,7 @@ async def test_it_labels_learns_tells_and_its_successor_goes_on(redis_url, tmp_p
                 await asyncio.sleep(0.05)
 
     await follower.ask(["you find gold", "a wall"])
-    actor = DistillerActor(site, "distiller:news-0")
+    actor = RewardModelActor(context, "distiller:news-0")
     assert "has just started" in await actor.waiting()
     running = asyncio.create_task(actor.run())
     await until("retrieval.1")
@@ -81,7 +81,7 @@ async def test_it_labels_learns_tells_and_its_successor_goes_on(redis_url, tmp_p
     await asyncio.gather(running, return_exceptions=True)
     await asyncio.sleep(1.5 * POLL_S)  # a thread that waits for keys outlives its task, as it would not its process
 
-    successor = DistillerActor(site, "distiller:news-1")
+    successor = RewardModelActor(context, "distiller:news-1")
     running = asyncio.create_task(successor.run())
     await follower.ask(["more gold"])
     await until("retrieval.2")
@@ -95,7 +95,7 @@ async def test_it_labels_learns_tells_and_its_successor_goes_on(redis_url, tmp_p
 
 
 async def test_what_the_table_dies_of_ends_it(redis_url, tmp_path, monkeypatch):
-    actor = DistillerActor(Site(parse(RECIPE), "", redis_url, "gone", str(tmp_path)), "distiller:news-0")
+    actor = RewardModelActor(RunContext(parse(RECIPE), "", redis_url, "gone", str(tmp_path)), "distiller:news-0")
 
     async def fail() -> None:
         raise OSError("the disk is full")

@@ -8,35 +8,35 @@ import math
 import pytest
 
 from cluster import config
-from cluster.driver.autoscaler import LONGEST_PATIENCE, Elastic, Thermostat, queue_age, waiting_share
+from cluster.driver.autoscaler import LONGEST_PATIENCE, Autoscaler, HysteresisController, queue_age, waiting_share
 from cluster.errors import ConfigError
 
 NAN = math.nan
 
 
-def changes(heat: Thermostat, values) -> list[int]:
+def changes(heat: HysteresisController, values) -> list[int]:
     return [heat.observe(value) for value in values]
 
 
 def test_it_takes_several_in_a_row_and_begins_anew_after_each_answer():
-    heat = Thermostat(high=0.4, low=0.1, times=3)
+    heat = HysteresisController(high=0.4, low=0.1, times=3)
     assert changes(heat, [0.5, 0.5, 0.3, 0.5, 0.5, 0.5]) == [0, 0, 0, 0, 0, 1]
     assert changes(heat, [0.5, 0.5, 0.5]) == [0, 0, 1]
     assert changes(heat, [0.0, 0.0, 0.2, 0.0, 0.0, 0.0]) == [0, 0, 0, 0, 0, -1]
 
 
 def test_between_the_bounds_and_at_them_nothing_changes():
-    heat = Thermostat(high=0.4, low=0.1, times=1)
+    heat = HysteresisController(high=0.4, low=0.1, times=1)
     assert changes(heat, [0.1, 0.25, 0.4] * 5) == [0] * 15
 
 
 def test_what_is_unknown_is_no_value():
-    heat = Thermostat(high=0.4, low=0.1, times=2)
+    heat = HysteresisController(high=0.4, low=0.1, times=2)
     assert changes(heat, [0.5, NAN, NAN, 0.5]) == [0, 0, 0, 1]
 
 
 def test_a_load_between_two_numbers_does_not_have_them_come_and_go_for_ever():
-    heat, workers, left = Thermostat(high=0.4, low=0.1, times=2), 2, []
+    heat, workers, left = HysteresisController(high=0.4, low=0.1, times=2), 2, []
     for step in range(1000):
         change = heat.observe(0.05 if workers == 2 else 0.6)
         workers += change
@@ -49,14 +49,14 @@ def test_a_load_between_two_numbers_does_not_have_them_come_and_go_for_ever():
 
 
 def test_who_is_missed_much_later_was_rightly_sent_away():
-    heat = Thermostat(high=0.4, low=0.1, times=2)
+    heat = HysteresisController(high=0.4, low=0.1, times=2)
     changes(heat, [0.0] * 2 + [0.2] * 10 + [0.5] * 2)
     assert heat.patience == 1
 
 
 def test_loads_are_read_from_rows_and_unknown_in_others():
     assert waiting_share({"learner/wait_s": 1.0, "learner/step_s": 4.0}) == 0.25
-    assert math.isnan(waiting_share({"heldout/accuracy": 1.0}))
+    assert math.isnan(waiting_share({"eval/accuracy": 1.0}))
     assert math.isnan(waiting_share({"learner/wait_s": None, "learner/step_s": 4.0}))
     assert queue_age("a")({"judge/a_queue_age_s": 3.0}) == 3.0
     assert math.isnan(queue_age("b")({"judge/a_queue_age_s": 3.0}))
@@ -65,9 +65,9 @@ def test_loads_are_read_from_rows_and_unknown_in_others():
 JUDGES = {"critic": {"kind": "vllm", "model": "m"}}
 
 
-def elastic(**rollout) -> Elastic:
+def elastic(**rollout) -> Autoscaler:
     judges = {"critic": {"max_replicas": 2, "times": 1}}
-    return Elastic(config.parse({"elastic": {"rollout": rollout, "judges": judges}, "judges": JUDGES}))
+    return Autoscaler(config.parse({"elastic": {"rollout": rollout, "judges": judges}, "judges": JUDGES}))
 
 
 def step(share: float) -> dict[str, float]:
@@ -75,7 +75,7 @@ def step(share: float) -> dict[str, float]:
 
 
 def test_off_by_default():
-    assert not Elastic(config.parse({})).on
+    assert not Autoscaler(config.parse({})).on
 
 
 def test_a_starved_learner_gets_engines_up_to_the_most_and_keeps_the_least():

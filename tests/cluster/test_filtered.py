@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cluster.buffer import Buffer, Limits
-from cluster.types import CutRecord, Group, Publication, Rollout, Task
+from cluster.types import BatchRecord, Group, Publication, Rollout, Task
 
 GROUPS_PER_STEP = 4
 
@@ -37,7 +37,7 @@ def test_short_cuts_never_leave_a_group_that_is_too_late(buffer: Buffer, max_sta
         ids = [s.group.id for s in buffer.ready("policy", epoch, step, limit=GROUPS_PER_STEP, timeout_s=1.0)]
         assert len(ids) == GROUPS_PER_STEP
         kept = ids[: step % GROUPS_PER_STEP]
-        record = CutRecord("policy", step, tuple(kept), (np.ones(1),) * len(kept), ((np.ones(1),),) * len(kept))
+        record = BatchRecord("policy", step, tuple(kept), (np.ones(1),) * len(kept), ((np.ones(1),),) * len(kept))
         buffer.record(epoch, record, dict.fromkeys(ids[len(kept) :], "zero_variance"))
         assert put(buffer, f"{epoch}.{step}") == 0, "a filtered group admits nothing that has no place left"
         release(buffer, epoch, step + 1)
@@ -53,7 +53,7 @@ def test_a_repeated_record_filters_once(buffer: Buffer):
     buffer.announce(Publication("policy", epoch, 0, {}))
     put(buffer, f"{epoch}.0")
     ids = [s.group.id for s in buffer.ready("policy", epoch, 0, limit=GROUPS_PER_STEP, timeout_s=1.0)]
-    record = CutRecord("policy", 0, (ids[0],), (np.ones(1),), ((np.ones(1),),))
+    record = BatchRecord("policy", 0, (ids[0],), (np.ones(1),), ((np.ones(1),),))
     for _ in range(2):
         buffer.record(epoch, record, {ids[1]: "zero_variance"})
     assert buffer.summary("policy")["groups_dropped"] == {"zero_variance": 1}

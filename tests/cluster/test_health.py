@@ -10,9 +10,9 @@ import pytest
 from cluster.config import parse
 from cluster.driver.health import Health, NothingLearned
 from cluster.observability.summary import in_sentences, summarize
-from cluster.types import CutRecord, Scores
+from cluster.types import BatchRecord, Scores
 from learner.rank import samples
-from learner.types import Cut, LeftOut
+from learner.types import AssembledBatch, LeftOut
 from tests.rewards.groups import group
 
 
@@ -118,33 +118,33 @@ def row(step: int, **more) -> dict:
 
 
 def test_a_figure_that_was_not_measured_is_absent_and_says_so(tmp_path):
-    rows = [{"step": 0, "heldout/accuracy": 0.25}, row(1), row(2, **{"heldout/accuracy": 0.5}), row(3)]
+    rows = [{"step": 0, "eval/accuracy": 0.25}, row(1), row(2, **{"eval/accuracy": 0.5}), row(3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    why = {"heldout_accuracy_final": "the evaluation at step 3 was lost: 3 workers died over it"}
+    why = {"eval_accuracy_final": "the evaluation at step 3 was lost: 3 workers died over it"}
     found = summarize("r.toml", tmp_path, 1.0, {"groups_trained": 3}, not_measured=why)
-    assert found["heldout_accuracy_initial"] == 0.25
-    assert found["heldout_accuracy_final"] is None, "that of step 2 is another figure"
-    assert found["not_measured"]["heldout_accuracy_final"] == why["heldout_accuracy_final"]
+    assert found["eval_accuracy_initial"] == 0.25
+    assert found["eval_accuracy_final"] is None, "that of step 2 is another figure"
+    assert found["not_measured"]["eval_accuracy_final"] == why["eval_accuracy_final"]
     assert {key for key, value in found.items() if value is None} == found["not_measured"].keys()
     alone = summarize("r.toml", tmp_path, 1.0, {}, problem="it broke")
-    assert "step 3" in alone["not_measured"]["heldout_accuracy_final"]
+    assert "step 3" in alone["not_measured"]["eval_accuracy_final"]
     assert alone["problem"] == "it broke"
 
 
 def test_a_run_without_any_step_has_no_figure_of_a_step(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 0, "heldout/accuracy": 0.25}) + "\n")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 0, "eval/accuracy": 0.25}) + "\n")
     found = summarize("r.toml", tmp_path, 1.0, {})
-    assert found["heldout_accuracy_final"] == found["heldout_accuracy_initial"] == 0.25, "it is the same model"
+    assert found["eval_accuracy_final"] == found["eval_accuracy_initial"] == 0.25, "it is the same model"
     assert found["samples_per_s"] is None
     assert found["not_measured"]["samples_per_s"] == "no step was taken"
 
 
 def test_samples_hold_what_was_dropped_with_the_reason():
     trained, dropped = group("a", "b", seq=0), group("c", "d", seq=1)
-    record = CutRecord("policy", 4, (trained.id,), (np.array([1.0, 0.0]),), ((np.ones(1), -np.ones(1)),))
+    record = BatchRecord("policy", 4, (trained.id,), (np.array([1.0, 0.0]),), ((np.ones(1), -np.ones(1)),))
     failed = Scores.failed(2, "KeyError: 'score'")
     out = LeftOut(dropped, {"mine": failed}, np.array([np.nan, np.nan]), "too_few_scores")
-    rows = samples(5, Cut(record, [trained], left_out=[out] * 9), 2)
+    rows = samples(5, AssembledBatch(record, [trained], left_out=[out] * 9), 2)
     assert [r["trained"] for r in rows] == [True, False, False]
     assert rows[1]["text"] == "c"
     assert rows[1]["reason"] == "too_few_scores"
@@ -240,14 +240,14 @@ def test_a_step_that_leaves_the_weights_as_they_were_is_told_of():
 def test_the_summary_tells_what_went_wrong_beside_training(tmp_path):
     rows = [row(1), row(2) | {"learner/tokens": 0}, row(3, **{"learner/num_skipped": 1}), row(4)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    lost = {"heldout_accuracy_final": "the evaluation at step 4 was lost: no held-out rollout could be scored"}
+    lost = {"eval_accuracy_final": "the evaluation at step 4 was lost: no held-out rollout could be scored"}
     found = summarize("r.toml", tmp_path, 1.0, {"groups_trained": 3}, warnings=["step 1: it fails"], not_measured=lost)
     assert found["warnings"] == [
         "step 1: it fails", "1 of 4 steps trained on nothing.",
         "1 of 4 steps were skipped: their gradient was not finite.",
     ]  # fmt: skip
     said = in_sentences(found)
-    assert "heldout_accuracy_final is missing: the evaluation at step 4 was lost: no held-out rollout" in said[1]
+    assert "eval_accuracy_final is missing: the evaluation at step 4 was lost: no held-out rollout" in said[1]
     assert said[-3:] == found["warnings"]
 
 

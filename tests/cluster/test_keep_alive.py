@@ -11,7 +11,7 @@ import pytest
 from cluster import config
 from cluster.buffer.server import Store
 from cluster.driver import supervisor as supervise
-from cluster.workers import Site
+from cluster.workers import RunContext
 from tests.cluster.disk import disk, kill
 
 RECIPE = Path(__file__).parents[2] / "deploy" / "recipes" / "quickstart.toml"
@@ -25,8 +25,8 @@ async def test_a_full_disk_costs_one_of_the_budget_however_long_it_lasts(
     flag = tmp_path / "full"
     settings = config.load(str(RECIPE), ["run.max_infrastructure_failures=1"])
     with disk(shim, FULL_DISK=flag), Store(tmp_path / "redis") as store:
-        site = Site(settings, "", store.url, "run", str(tmp_path))
-        supervisor = supervise.Supervisor(site, store, None, None, None)  # type: ignore[arg-type]
+        context = RunContext(settings, "", store.url, "run", str(tmp_path))
+        supervisor = supervise.Supervisor(context, store, None, None, None)  # type: ignore[arg-type]
         keeper = asyncio.create_task(supervisor._keep_store())
         flag.touch()
         kill(store)
@@ -38,7 +38,7 @@ async def test_a_full_disk_costs_one_of_the_budget_however_long_it_lasts(
         flag.unlink()
         for _ in range(100):
             await asyncio.sleep(0.1)
-            if store.alive() and (await asyncio.to_thread(site.buffer().summary, "policy"))["groups_lost"] == 0:
+            if store.alive() and (await asyncio.to_thread(context.buffer().summary, "policy"))["groups_lost"] == 0:
                 break
         assert store.alive()
         assert not keeper.done()

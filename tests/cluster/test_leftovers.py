@@ -101,7 +101,7 @@ def start(run: Path) -> list[str]:
     recorder.close()
     metrics.read(run)
     metrics.read_alarms(run)
-    group_archive.Keeper(run / "groups", 100, done=2).finish()
+    group_archive.GroupArchive(run / "groups", 100, done=2).finish()
     preflight.run_id(recipe, run)
     return warnings
 

@@ -20,11 +20,11 @@ from cluster.driver import preflight
 from cluster.errors import ConfigError
 from cluster.storage import checkpoint
 from cluster.storage.model_aliases import INITIAL, Model, Registry, pinned
-from cluster.types import Group, Manifest, Message, Mixed, Scores
-from cluster.workers import ScorerActor, Site
+from cluster.types import Group, GroupReward, Manifest, Message, Scores
+from cluster.workers import RunContext, ScorerActor
 from rewards.aggregation.selectors.consistency import Consistency
 from rewards.builtin.implicit import implied
-from rewards.scorers.types import Passage
+from rewards.scorers.types import TokenSequence
 from tests.cluster.test_members import Weights
 from tests.models import random_llama
 from tests.rewards.groups import group
@@ -205,14 +205,16 @@ async def test_just_after_a_checkpoint_only_the_round_before_says_how_consistent
         (target / "manifest.json").write_text("{}")
     live = tmp_path / "checkpoints" / "global_step_10"  # the policy of now, a moment after it was saved
     tree = {"scorers": {"now": {"model": str(live)}, "before": {"model": alias}, "first": {"model": "initial"}}}
-    site = Site(parse(tree | {"checkpoint": {"every_steps": 5}}), str(start), redis_url, uuid4().hex, str(tmp_path))
+    context = RunContext(
+        parse(tree | {"checkpoint": {"every_steps": 5}}), str(start), redis_url, uuid4().hex, str(tmp_path)
+    )
     luck = np.random.default_rng(0)
     prompt = (Message("user", "1+1="),)
     tokens = [[luck.integers(3, 20, LENGTH).astype(np.int32) for _ in range(G)] for _ in range(GROUPS)]
-    passages = [Passage(prompt, one) for rollouts in tokens for one in rollouts]
+    passages = [TokenSequence(prompt, one) for rollouts in tokens for one in rollouts]
     read = {}
     for name in ("now", "before", "first"):
-        actor = ScorerActor(site, f"scorer:{name}-0")
+        actor = ScorerActor(context, f"scorer:{name}-0")
         await actor.ready()
         running = asyncio.create_task(actor.run())
         read[name] = await actor.read(passages, 60)
@@ -229,7 +231,9 @@ async def test_just_after_a_checkpoint_only_the_round_before_says_how_consistent
     scores = [
         {name: Scores.of(list(values[i * G : (i + 1) * G])) for name, values in rewards.items()} for i in range(GROUPS)
     ]
-    found = Consistency(first="now", second="before").of_step(groups, scores, [Mixed(np.zeros(G)) for _ in groups])
+    found = Consistency(first="now", second="before").of_step(
+        groups, scores, [GroupReward(np.zeros(G)) for _ in groups]
+    )
     (label,) = {pair.label for mixed in found for pair in mixed.pairs or ()}
     by_hand = np.mean([(tau(s["now"].values, s["before"].values) + 1) / 2 for s in scores])
     assert label == pytest.approx(by_hand)

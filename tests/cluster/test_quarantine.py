@@ -12,7 +12,7 @@ import redis
 
 from cluster.buffer import Buffer, Limits
 from cluster.buffer.browse import look
-from cluster.types import CutRecord, Scores, encode
+from cluster.types import BatchRecord, Scores, encode
 from learner.batch.assemble import follow
 from tests.cluster.lap import RIGHT, Lap, group_of
 
@@ -136,7 +136,7 @@ def test_a_run_that_resumes_with_poison_trains_on(buffer: Buffer, redis_url: str
         field(buffer, redis_url, id, "data", b"garbage")
     lap.start(None)
     for _ in range(4):
-        record: CutRecord | None = buffer.recorded("policy", lap.step)
+        record: BatchRecord | None = buffer.recorded("policy", lap.step)
         if record is not None:
             found = follow(buffer, "policy", lap.step, stop=lambda: False)
             assert found is not None

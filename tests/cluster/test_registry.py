@@ -10,7 +10,7 @@ from cluster.config import JudgeSection, parse
 from cluster.driver import preflight
 from cluster.errors import ConfigError
 from cluster.storage.model_aliases import Model, Registry, is_alias
-from cluster.workers import Site, judge
+from cluster.workers import RunContext, judge
 from learner.reference import resolved
 
 LOSS = {"loss": {"coef": 0}, "terms": [{"use": "nll"}]}
@@ -90,9 +90,9 @@ def test_a_reference_and_a_judge_may_be_an_old_checkpoint(registry):
     where = str(registry.run_dir / "checkpoints" / "global_step_4")
     assert resolved(config, registry.run_dir, registry.model_dir).reference == where
     assert resolved(registry.config, registry.run_dir, registry.model_dir) is registry.config.learner
-    site = Site(config, registry.model_dir, "redis://", "id", str(registry.run_dir))
-    assert judge._model(site, JudgeSection(kind="vllm", model="policy@4")) == where
-    assert judge._model(site, JudgeSection(kind="vllm", model="initial")) == registry.model_dir
+    context = RunContext(config, registry.model_dir, "redis://", "id", str(registry.run_dir))
+    assert judge._model(context, JudgeSection(kind="vllm", model="policy@4")) == where
+    assert judge._model(context, JudgeSection(kind="vllm", model="initial")) == registry.model_dir
 
 
 @pytest.mark.parametrize(

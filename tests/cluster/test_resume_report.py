@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from cluster import config, run
-from cluster.buffer import Wishes
+from cluster.buffer import ReplicaCounts
 from cluster.commands import resume_report, scale
 from cluster.config import parse
 from cluster.driver import preflight
@@ -135,7 +135,7 @@ def test_the_same_recipe_differs_in_nothing():
 
 @pytest.fixture
 def requests(redis_url):
-    wishes = Wishes(redis_url, f"requests-{time.monotonic_ns()}")
+    wishes = ReplicaCounts(redis_url, f"requests-{time.monotonic_ns()}")
     yield wishes
     wishes.close()
 

@@ -9,9 +9,9 @@ import pytest
 from cluster import config
 from cluster.driver.dry_run import plan
 from cluster.errors import ConfigError
-from cluster.placement.resources import Place, labelled, matches, places, reserved, unplaceable
+from cluster.placement.resources import ResourceRequest, labelled, matches, places, reserved, unplaceable
 
-ENGINE, RANK = Place("rollout", {"CPU": 1, "GPU": 2}), Place("learner", {"CPU": 1, "GPU": 1})
+ENGINE, RANK = ResourceRequest("rollout", {"CPU": 1, "GPU": 2}), ResourceRequest("learner", {"CPU": 1, "GPU": 1})
 
 
 def recipe(**placement):
@@ -25,7 +25,7 @@ def test_processes_find_nodes_or_what_is_missing_is_named():
     assert unplaceable([RANK, ENGINE, RANK, ENGINE], there) == []
     missing = unplaceable([ENGINE] * 3, there)
     assert missing == ["rollout: 1 of 3 places with 1 CPU, 2 GPU"], "6 GPUs, but no node has two left"
-    reward = Place("reward", {"CPU": 0.1})
+    reward = ResourceRequest("reward", {"CPU": 0.1})
     assert unplaceable([reward] * 11, [({"CPU": 1.0}, {})]) == ["reward: 1 of 11 places with 0.1 CPU"]
     assert unplaceable([reward] * 10, [({"CPU": 1.0}, {})]) == [], "rounding takes no place"
     assert unplaceable([RANK], []) == ["learner: 1 of 1 places with 1 CPU, 1 GPU"]
@@ -33,7 +33,10 @@ def test_processes_find_nodes_or_what_is_missing_is_named():
 
 def test_the_choosy_are_placed_before_those_who_can_go_anywhere():
     nodes = [({"CPU": 1.0}, {"kanabo-role": "judge"}), ({"CPU": 1.0}, {})]
-    anywhere, judge = Place("reward", {"CPU": 1.0}), Place("judge:a", {"CPU": 0.5}, {"kanabo-role": "judge"})
+    anywhere, judge = (
+        ResourceRequest("reward", {"CPU": 1.0}),
+        ResourceRequest("judge:a", {"CPU": 0.5}, {"kanabo-role": "judge"}),
+    )
     assert unplaceable([anywhere, judge], nodes) == []
 
 

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from cluster import run
-from cluster.process.lock import own
+from cluster.process.lock import acquire_run_lock
 
 RECIPE = Path(__file__).parents[2] / "deploy" / "recipes" / "quickstart.toml"
 
@@ -21,14 +21,14 @@ def test_a_second_run_in_a_live_runs_directory_is_refused_before_it_writes_anyth
     overrides = [f"run.dir={tmp_path}", "run.name=first"] + (
         [f"buffer.url={redis_url}"] if whose == "buffer.url" else []
     )
-    with own(tmp_path / "first"):
+    with acquire_run_lock(tmp_path / "first"):
         with pytest.raises(typer.Exit) as refused:
             run.main(str(RECIPE), overrides)
         assert refused.value.exit_code == 2
         assert [file.name for file in (tmp_path / "first").iterdir()] == ["owner.lock"]
     said = "".join(capsys.readouterr().out.split())
     assert f"{tmp_path / 'first'}isinusebyprocess{os.getpid()}" in said
-    with own(tmp_path / "first"):  # free again
+    with acquire_run_lock(tmp_path / "first"):  # free again
         pass
 
 
@@ -78,7 +78,7 @@ def test_a_folder_of_the_users_without_such_names_may_hold_a_run(tmp_path: Path)
 
 
 def test_a_run_that_was_killed_before_it_had_written_anything_may_be_started_again(tmp_path: Path):
-    own(tmp_path / "mine").close()
+    acquire_run_lock(tmp_path / "mine").close()
     (tmp_path / "mine" / "redis").mkdir()
     (tmp_path / "mine" / "config.toml").write_text(RECIPE.read_text())
     assert started(f"run.dir={tmp_path}", "run.name=mine") == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cluster.buffer import Buffer, Limits
 from cluster.config import LearnerSection, RewardSection, TrackingSection, parse
-from cluster.driver.event_consumer import Follower
+from cluster.driver.event_consumer import EventConsumer
 from cluster.observability.live_table import LiveTable
 from cluster.observability.metrics import Recorder
 from cluster.types import Claim, Scores
@@ -20,13 +20,13 @@ from tests.cluster.lap import Lap, group_of, record_of
 KEPT = 16
 
 
-def follower_of(buffer: Buffer, directory: Path, **tracking) -> Follower:
+def follower_of(buffer: Buffer, directory: Path, **tracking) -> EventConsumer:
     config = parse({"rewards": [{"use": "exact"}], "tracking": tracking})
     recorder = Recorder(directory, TrackingSection(tensorboard=False), "run", {})
-    return Follower(buffer, config, recorder, LiveTable("run", 1, False), lambda step: None)
+    return EventConsumer(buffer, config, recorder, LiveTable("run", 1, False), lambda step: None)
 
 
-async def rows(follower: Follower, directory: Path) -> list[dict]:
+async def rows(follower: EventConsumer, directory: Path) -> list[dict]:
     await follower.drain()
     return [json.loads(line) for line in (directory / "samples.jsonl").read_text().splitlines()]
 

@@ -29,7 +29,7 @@ def said(monkeypatch) -> list[tuple[str, float]]:
 
 
 def test_what_is_known_once_a_run_is_said_with_every_row(said):
-    sink = prometheus.Scraped("first")
+    sink = prometheus.PrometheusExporter("first")
     sink.record(0, {"policy/parity_floor_nats": 1e-6})
     said.clear()
     sink.record(3, {"reward/mean": 0.5})
@@ -39,8 +39,8 @@ def test_what_is_known_once_a_run_is_said_with_every_row(said):
 
 
 def test_what_is_not_known_is_not_said_and_takes_nothing_back(said):
-    sink = prometheus.Scraped("first")
-    sink.record(1, {"reward/mean": 0.5, "heldout/accuracy": None, "loss/policy": math.nan})
+    sink = prometheus.PrometheusExporter("first")
+    sink.record(1, {"reward/mean": 0.5, "eval/accuracy": None, "loss/policy": math.nan})
     sink.record(2, {"reward/mean": math.nan})
     assert [value for name, value in said if name == "kanabo_reward_mean"] == [0.5, 0.5]
     assert {name for name, _ in said} == {"kanabo_reward_mean", "kanabo_learner_steps"}

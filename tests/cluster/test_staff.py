@@ -9,14 +9,14 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from cluster import config
-from cluster.buffer import Wishes
+from cluster.buffer import ReplicaCounts
 from cluster.commands import scale
 from cluster.driver import worker_pool
 from cluster.driver.evaluator import until
 from cluster.driver.watchdog import Watchdog
-from cluster.driver.worker_pool import Staff
+from cluster.driver.worker_pool import WorkerPool
 from cluster.errors import KanaboError
-from cluster.workers import Site
+from cluster.workers import RunContext
 
 
 async def nothing() -> None: ...
@@ -30,8 +30,8 @@ def worker():
 def workers(redis_url):
     """Of a recipe with two engines, in the making: `_up` is what a test says it is."""
     tree = {"rollout": {"workers": 2}, "placement": {"layout": "colocated"}}
-    site = Site(config.parse(tree), "", redis_url, "staff", "")
-    made = Staff(site, site.buffer(), Watchdog(60, None), lambda role, name: None)
+    context = RunContext(config.parse(tree), "", redis_url, "staff", "")
+    made = WorkerPool(context, context.buffer(), Watchdog(60, None), lambda role, name: None)
     made.begin()
     return made
 
@@ -49,7 +49,7 @@ async def test_the_lap_begins_with_all_engines_or_with_as_many_as_are_wished_for
 
 def test_a_place_beside_the_learner_is_free_again_once_its_engine_has_gone(workers, monkeypatch):
     placed = []
-    monkeypatch.setitem(worker_pool.PLACE, "rollout", lambda site, name, beside=False: placed.append(beside))
+    monkeypatch.setitem(worker_pool.PLACE, "rollout", lambda context, name, beside=False: placed.append(beside))
     for name in ("rollout-0", "rollout-1", "rollout-2"):
         workers._place("rollout", name)
     workers._beside.discard("rollout-0")
@@ -69,7 +69,7 @@ async def test_who_waits_for_room_leaves_at_once_when_it_is_no_longer_wished_for
             room.set_exception(ActorDiedError())
 
     waits = SimpleNamespace(ready=SimpleNamespace(remote=ready))
-    monkeypatch.setitem(worker_pool.PLACE, "rollout", lambda site, name, beside=False: waits)
+    monkeypatch.setitem(worker_pool.PLACE, "rollout", lambda context, name, beside=False: waits)
     monkeypatch.setattr(worker_pool.ray, "kill", kill)
     serving = asyncio.create_task(workers.serve("rollout", "rollout-1", lambda: None))
     workers._let_go("rollout-1")
@@ -102,7 +102,7 @@ async def test_workers_that_join_or_leave_say_what_they_wait_for_and_since_when(
         stop=SimpleNamespace(remote=nothing),
         close=SimpleNamespace(remote=nothing),
     )
-    monkeypatch.setitem(worker_pool.PLACE, "rollout", lambda site, name, beside=False: joins)
+    monkeypatch.setitem(worker_pool.PLACE, "rollout", lambda context, name, beside=False: joins)
     monkeypatch.setattr(worker_pool.ray, "kill", lambda who: None)
     monkeypatch.setattr(worker_pool.ray, "available_resources", lambda: {"CPU": 0.2})
     monkeypatch.setattr(worker_pool, "on_gpu", lambda: False)
@@ -125,7 +125,7 @@ async def test_workers_that_join_or_leave_say_what_they_wait_for_and_since_when(
 
 
 def test_a_scale_that_times_out_names_each_worker_that_is_missing(redis_url):
-    wishes = Wishes(redis_url, "moving")
+    wishes = ReplicaCounts(redis_url, "moving")
     wishes.staff({"rollout": 1, "reward": 1})
     said = "waits for room: it needs 0.9 CPU on one node (for 43 s)"
     wishes.tell_moving({"rollout-1": said, "reward-7": "leaves: its process ends (for 2 s)"})

@@ -11,8 +11,8 @@ import pytest
 
 from cluster.errors import DataError
 from cluster.types import (
+    BatchRecord,
     Claim,
-    CutRecord,
     Event,
     Group,
     Message,
@@ -185,10 +185,10 @@ def test_meta_that_cannot_be_stored_is_refused_by_name(value):
     [("rewards", (np.ones(2),) * 2), ("advantages", ()), ("groups", ("a", "a")), ("pairs", ((),) * 2)],
 )
 def test_a_record_whose_lists_differ_in_length_is_not_decoded(name, value):
-    record = CutRecord("policy", 0, ("a",), (np.ones(2),), ((np.ones(1, np.float32),) * 2,))
-    assert decode(encode(record), CutRecord).groups == ("a",)
+    record = BatchRecord("policy", 0, ("a",), (np.ones(2),), ((np.ones(1, np.float32),) * 2,))
+    assert decode(encode(record), BatchRecord).groups == ("a",)
     with pytest.raises(msgspec.ValidationError, match=rf"record\.{name}"):
-        decode(encode(replace(record, **{name: value})), CutRecord)
+        decode(encode(replace(record, **{name: value})), BatchRecord)
 
 
 def test_harmless_values_of_an_earlier_version_are_read():

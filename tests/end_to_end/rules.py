@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from cluster.types import Group, Scores
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 
 
-class LowDigits(Signal):
+class LowDigits(Reward):
     """1 where a text has a digit below 5, else 0."""
 
     async def score(self, group: Group, services: Services) -> Scores:

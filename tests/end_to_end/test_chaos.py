@@ -141,7 +141,7 @@ class Chaos:
             *jobs.TINY, f"run.dir={self.directory}", "run.name=chaos", "engine.use=tests.fakes:one_real_engine",
             "rollout.workers=2", "rollout.lease_s=20", "learner.drop_zero_variance=false", "learner.steps=100000",
             "learner.ranks=2", "learner.zero_stage=3", "learner.collective_timeout_s=30", "checkpoint.every_steps=3",
-            "run.silent_s=20", "run.max_infrastructure_failures=10000", "evaluation.every_steps=10",
+            "run.heartbeat_timeout_s=20", "run.max_infrastructure_failures=10000", "evaluation.every_steps=10",
             "learner.schedule={lr = 1e-6}",
         ]  # fmt: skip
         environment = self.cluster.environment | {"RAY_ADDRESS": f"127.0.0.1:{self.cluster.port}"}

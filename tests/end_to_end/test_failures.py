@@ -113,13 +113,19 @@ def test_rewards_that_end_or_hang_their_process_cost_their_own_groups_alone(tmp_
 
 def test_a_stall_names_what_everybody_waits_for(tmp_path):
     log = tmp_path / "log"
-    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=stalled", "run.stall_s=30", "evaluation.max_tasks=1"]
+    overrides = [
+        *FAKE,
+        f"run.dir={tmp_path}",
+        "run.name=stalled",
+        "run.progress_timeout_s=30",
+        "evaluation.max_tasks=1",
+    ]
     stuck = [
         "engine.options={delay_s = 0, straggler_frac = 1.0, straggler_s = 500}",
         "engine.use=tests.fakes:FakeEngine",
     ]
     assert jobs.run([*overrides, *stuck], log=log, timeout_s=240) == 1
-    assert "no step within run.stall_s = 30 s" in said(log)
+    assert "no step within run.progress_timeout_s = 30 s" in said(log)
     assert "rollout-0 samples 1 episodes, the oldest for" in said(log)
     assert "learner-0 waits for the groups of step 1 for" in said(log)
     assert "reward-0 waits for groups to score" in said(log)
@@ -131,9 +137,9 @@ def test_a_stop_that_something_hangs_on_ends_within_its_grace(tmp_path):
     """The learner is stopped, then the job is asked to leave: exit 1 with a name, and the next start goes on."""
     log, run = tmp_path / "log", tmp_path / "graceful"
     overrides = [
-        *FAKE, f"run.dir={tmp_path}", "run.name=graceful", "run.silent_s=3600", "checkpoint.every_steps=2"
+        *FAKE, f"run.dir={tmp_path}", "run.name=graceful", "run.heartbeat_timeout_s=3600", "checkpoint.every_steps=2"
     ]  # fmt: skip
-    process = jobs.start([*overrides, "learner.steps=100000", "run.grace_s=12"], log=log)
+    process = jobs.start([*overrides, "learner.steps=100000", "run.shutdown_timeout_s=12"], log=log)
     try:
         jobs.wait_for_step(run, 3, process, log, timeout_s=200)
         started = jobs.tree(process)
@@ -147,7 +153,7 @@ def test_a_stop_that_something_hangs_on_ends_within_its_grace(tmp_path):
         jobs.end(process)
     assert took_s < 12 + CLOSE_S + 10
     assert not left, "processes outlive the job"
-    assert "did not save its step within run.grace_s = 12 s: learner-0 has not answered for 1" in said(log)
+    assert "did not save its step within run.shutdown_timeout_s = 12 s: learner-0 has not answered for 1" in said(log)
     newest = checkpoint.committed(run / "checkpoints")[-1]
     assert f"The next start continues from {newest}" in said(log)
     reached = checkpoint.read(newest).step
@@ -159,7 +165,7 @@ def test_a_stop_that_something_hangs_on_ends_within_its_grace(tmp_path):
 
 def test_an_actor_that_is_stopped_is_replaced(tmp_path):
     log = tmp_path / "log"
-    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=silent", "learner.steps=60", "run.silent_s=6"]
+    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=silent", "learner.steps=60", "run.heartbeat_timeout_s=6"]
     process = jobs.start(overrides, log=log)
     try:
         jobs.wait_for_step(tmp_path / "silent", 2, process, log, timeout_s=200)
@@ -167,7 +173,7 @@ def test_an_actor_that_is_stopped_is_replaced(tmp_path):
         assert jobs.finish(process, log, 300) == 0, jobs.tail(log)
     finally:
         jobs.end(process)
-    assert "reward-0 has not answered for run.silent_s = 6 s: killed" in said(log)
+    assert "reward-0 has not answered for run.heartbeat_timeout_s = 6 s: killed" in said(log)
     summary = jobs.summary(tmp_path / "silent")
     assert summary["steps"] == 60
     assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
@@ -175,13 +181,13 @@ def test_an_actor_that_is_stopped_is_replaced(tmp_path):
 
 @pytest.mark.parametrize("zero_stage", [pytest.param(0, marks=pytest.mark.verify), 3])
 def test_a_collective_that_a_rank_leaves_hanging_ends_by_its_time_out(tmp_path, zero_stage):
-    """The rank is stopped before it trains its third step; nobody else would notice, `run.silent_s` is an hour."""
+    """The rank is stopped before its third step; `run.heartbeat_timeout_s` is an hour, so no watchdog ends it."""
     log, run, dead = tmp_path / "log", tmp_path / "hanging", tmp_path / "dead"
     dead.mkdir()
     overrides = [
         *FAKE, f"run.dir={tmp_path}", "run.name=hanging", "learner.steps=6", "learner.ranks=2",
         f"learner.zero_stage={zero_stage}", "learner.collective_timeout_s=5", "checkpoint.every_steps=2",
-        "run.silent_s=3600", "run.max_infrastructure_failures=1",
+        "run.heartbeat_timeout_s=3600", "run.max_infrastructure_failures=1",
     ]  # fmt: skip
     where = {"KANABO_FAILPOINT": "learner.after_cut@3", "KANABO_FAILPOINT_DIR": str(dead)}
     code = jobs.run(overrides, log=log, timeout_s=150, KANABO_FAILPOINT_SIGNAL="SIGSTOP", **where)

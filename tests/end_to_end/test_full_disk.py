@@ -37,7 +37,7 @@ def fill(path: Path) -> None:
 def test_a_stop_ends_the_wait_for_a_full_disk_within_30_seconds(tmp_path: Path, small_disk: Path, number):
     log, run = tmp_path / "log", small_disk / "full"
     overrides = [*FAKE, f"run.dir={small_disk}", "run.name=full", "learner.steps=100000", "checkpoint.every_steps=0"]
-    process = jobs.start([*overrides, "tracking.kept_groups=0", "engine.options={delay_s=0.1}"], log=log)
+    process = jobs.start([*overrides, "tracking.archived_groups=0", "engine.options={delay_s=0.1}"], log=log)
     try:
         jobs.wait_for_step(run, 2, process, log, timeout_s=200)
         fill(small_disk / "filler")

@@ -47,7 +47,7 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
-def trained(run: Path) -> Iterator[group_archive.KeptGroup]:
+def trained(run: Path) -> Iterator[group_archive.ArchivedGroup]:
     for path in group_archive.files(run / "groups"):
         yield from (group_archive.read(path, entry) for entry in group_archive.index(path))
 

@@ -24,7 +24,7 @@ from tests.metrics_page import unexplained
 FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.drop_zero_variance=false"]
 
 
-def kept_groups(directory) -> list[group_archive.Glance]:
+def archived_groups(directory) -> list[group_archive.GroupSummary]:
     """What the console shows of trained groups once they are trimmed."""
     return [glance for path in group_archive.files(directory / "groups") for glance in group_archive.index(path)]
 
@@ -49,7 +49,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert {"step", "task", "text", "scores", "reward", "advantage"} <= set(sample)
     assert "console: http://127.0.0.1:" in log.read_text()
     assert not unexplained(name for row in jobs.rows(directory) for name in row), "docs/metrics.md lacks them"
-    assert len(kept_groups(directory)) == summary["groups_trained"]
+    assert len(archived_groups(directory)) == summary["groups_trained"]
     path = group_archive.files(directory / "groups")[-1]
     opened = group_archive.read(path, group_archive.index(path)[0])
     for rollout, learners in zip(opened.group.rollouts, opened.logprobs, strict=True):
@@ -92,7 +92,7 @@ def kill_the_driver(tmp_path, overrides: list[str], *, at_step: int) -> dict:
     assert summary["max_staleness_observed"] <= 1
     steps = [r["step"] for r in jobs.rows(tmp_path / "killed") if "learner/step_s" in r]
     assert steps == list(range(1, summary["steps"] + 1)), "a step is missing or was recorded twice"
-    seen = kept_groups(tmp_path / "killed")
+    seen = archived_groups(tmp_path / "killed")
     assert len({g.id for g in seen}) == len(seen) == min(summary["groups_trained"], 2000)
     assert all(g.means for g in seen), "the evidence of a repeated cut is kept too"
     return summary
@@ -107,8 +107,8 @@ def test_a_run_whose_driver_is_killed_continues(tmp_path):
 @pytest.mark.timeout(1200)
 def test_the_quickstart_reaches_its_figure_though_its_driver_is_killed(tmp_path):
     summary = kill_the_driver(tmp_path, ["checkpoint.every_steps=20"], at_step=50)
-    assert summary["heldout_accuracy_initial"] <= 0.55
-    assert summary["heldout_accuracy_final"] >= 0.80
+    assert summary["eval_accuracy_initial"] <= 0.55
+    assert summary["eval_accuracy_final"] >= 0.80
     assert summary["parity_max_nats"] < 1e-3
 
 

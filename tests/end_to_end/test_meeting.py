@@ -19,7 +19,7 @@ from learner.advantages.estimators import ReinforcePlusPlus
 from learner.advantages.multi_policy import owned
 from learner.batch.assemble import cut
 from learner.batch.pack import pack
-from learner.types import Cut
+from learner.types import AssembledBatch
 from rewards.aggregation.mixer import Mixer
 from rewards.builtin.comas import interaction_rewards, read_score
 from rewards.worker import RewardWorker
@@ -60,7 +60,7 @@ def workers(model: Path, buffer: Buffer, settings: RunConfig) -> tuple[RolloutWo
     return make(0, "policy", others={"b": other.play}), other
 
 
-async def step(buffer: Buffer, model: Path) -> tuple[Cut, int]:
+async def step(buffer: Buffer, model: Path) -> tuple[AssembledBatch, int]:
     """The first cut of such a run, and its epoch."""
     settings = parse(RECIPE)
     buffer.configure(limits(settings))

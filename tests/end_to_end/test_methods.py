@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cluster.storage import group_archive
-from cluster.storage.group_archive import KeptGroup
+from cluster.storage.group_archive import ArchivedGroup
 from rewards.aggregation.preferences import strength_advantages
 from rewards.aggregation.shaping.brevity import concise_rewards
 from rewards.aggregation.shaping.par import preference_reward
@@ -33,7 +33,7 @@ JUDGE = f'judges.judge={{kind="keyword",options={{keywords={json.dumps(LETTERS)}
 ADDITION = ["tasks.use=addition", "tasks.options={}"]
 
 
-def lap(tmp_path: Path, method: str, *overrides: str, steps: int = 4) -> tuple[list[KeptGroup], list[dict]]:
+def lap(tmp_path: Path, method: str, *overrides: str, steps: int = 4) -> tuple[list[ArchivedGroup], list[dict]]:
     """The method's recipe made small: trained groups in the order of the steps, and metrics by step."""
     log = tmp_path / "log"
     options = [*SMALL, f"run.dir={tmp_path}", f"learner.steps={steps}", *overrides]
@@ -46,7 +46,7 @@ def lap(tmp_path: Path, method: str, *overrides: str, steps: int = 4) -> tuple[l
     return list(groups_of(run)), rows
 
 
-def groups_of(run: Path) -> Iterator[KeptGroup]:
+def groups_of(run: Path) -> Iterator[ArchivedGroup]:
     for path in sorted(group_archive.files(run / "groups")):
         for entry in group_archive.index(path):
             yield group_archive.read(path, entry)
@@ -56,7 +56,7 @@ def centred(values: np.ndarray) -> np.ndarray:
     return values - values.mean()
 
 
-def first_advantages(one: KeptGroup) -> np.ndarray:
+def first_advantages(one: ArchivedGroup) -> np.ndarray:
     return np.array([a[0] for a in one.advantages])
 
 

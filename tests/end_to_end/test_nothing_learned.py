@@ -127,7 +127,7 @@ def test_an_empty_set_of_held_out_tasks(tmp_path):
     options = ["tasks.use=jsonl", f'tasks.options={{path="{tasks}",num_heldout=0}}', KEEP]
     code, text, summary = job(tmp_path, *options)
     assert code == 0, text
-    assert summary["heldout_accuracy_final"] is None
-    for figure in ("heldout_accuracy_initial", "heldout_accuracy_final"):
+    assert summary["eval_accuracy_final"] is None
+    for figure in ("eval_accuracy_initial", "eval_accuracy_final"):
         assert "the task source has no held-out task" in summary["not_measured"][figure]
         assert any(line.startswith(f"warning {figure} is missing:") for line in last_lines(text))

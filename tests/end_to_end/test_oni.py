@@ -54,11 +54,11 @@ def overrides_of(tmp_path: Path) -> list[str]:
         *FAKE, f"run.dir={tmp_path}", "run.name=oni", "engine.use=tests.end_to_end.noticing:Wordy",
         "rollout.environment.use=tests.end_to_end.noticing:Noticing", "rollout.max_turns=3", "rollout.max_tokens=8",
         "engine.options={delay_s = 0.05}", "evaluation.reward=environment", "evaluation.max_tasks=4",
-        "evaluation.every_steps=0", "tracking.kept_groups=100000", "checkpoint.record_every_steps=4",
+        "evaluation.every_steps=0", "tracking.archived_groups=100000", "checkpoint.record_every_steps=4",
     ]  # fmt: skip
 
 
-def trained(run: Path) -> list[group_archive.KeptGroup]:
+def trained(run: Path) -> list[group_archive.ArchivedGroup]:
     return [
         group_archive.read(path, entry)
         for path in group_archive.files(run / "groups")
@@ -102,7 +102,7 @@ def test_versions_come_while_it_trains_and_a_cut_follows_the_one_it_carries(tmp_
     assert again.returncode == 0, again.stdout + again.stderr
 
 
-def versions_are_whole(groups: list[group_archive.KeptGroup]) -> None:
+def versions_are_whole(groups: list[group_archive.ArchivedGroup]) -> None:
     """Under one version a caption is worth one thing, whatever group it is in; and versions differ."""
     known: dict[str, dict[str, float]] = {}
     for found in groups:
@@ -121,7 +121,7 @@ def versions_are_whole(groups: list[group_archive.KeptGroup]) -> None:
     assert max(worth.values()) > 5
 
 
-def credit_follows_the_evidence(groups: list[group_archive.KeptGroup], run: Path) -> None:
+def credit_follows_the_evidence(groups: list[group_archive.ArchivedGroup], run: Path) -> None:
     config = load(run / "config.toml")
     mixer = Mixer(config.rewards, config.reward_names, config.reward_workers.min_valid)
     later = 0

@@ -189,7 +189,7 @@ def test_a_run_whose_only_reward_is_a_judge_waits_for_it_and_says_so(tmp_path):
     server = stand_in(port)
     try:
         path = recipe(tmp_path, section, when="admit", alone=True, away="timeout_s = 300.0")
-        limits = ["reward_workers.deadline_s=300", "learner.drop_zero_variance=false", "run.stall_s=45"]
+        limits = ["reward_workers.deadline_s=300", "learner.drop_zero_variance=false", "run.progress_timeout_s=45"]
         log, run = tmp_path / "log", tmp_path / "judged"
         overrides = [*FAKE, *limits, f"run.dir={tmp_path}", "run.name=judged", "learner.steps=100000"]
         process = jobs.start(overrides, recipe=path, log=log)

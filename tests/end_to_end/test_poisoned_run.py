@@ -14,7 +14,7 @@ import redis
 from cluster.buffer import Buffer
 from cluster.buffer.server import Store
 from cluster.storage import checkpoint
-from cluster.types import Claim, CutRecord, Event, Group, Publication, Scores, decode, encode
+from cluster.types import BatchRecord, Claim, Event, Group, Publication, Scores, decode, encode
 from tests.end_to_end import jobs
 
 OVERRIDES = [
@@ -118,7 +118,7 @@ class Poisoned:
     def record(self, ids: list[str]) -> None:
         values = np.array([1.0, *[0.0] * (len(self.template) - 1)])
         credit = tuple(np.full(len(r.tokens), 0.1, np.float32) for r in self.template.rollouts)
-        record = CutRecord("policy", self.step, tuple(ids), (values,) * len(ids), (credit,) * len(ids))
+        record = BatchRecord("policy", self.step, tuple(ids), (values,) * len(ids), (credit,) * len(ids))
         self.buffer.record(self.epoch, record)
 
     def poison(self, ids: list[str], kinds: list[Callable[[bytes], bytes]], field: str = "data") -> None:

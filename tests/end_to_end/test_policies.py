@@ -40,7 +40,7 @@ def changes(checkpoint: Path, *others: str) -> list[float]:
     return [float(np.abs(weights(part) - first).max()) for part in parts]
 
 
-def kept_groups(directory: Path) -> list[group_archive.KeptGroup]:
+def archived_groups(directory: Path) -> list[group_archive.ArchivedGroup]:
     return [
         group_archive.read(path, glance)
         for path in group_archive.files(directory / "groups")
@@ -50,7 +50,7 @@ def kept_groups(directory: Path) -> list[group_archive.KeptGroup]:
 
 def check_groups(directory: Path, size: int) -> None:
     """Every trained group has all policies' rollouts, sampled within the bound."""
-    groups = [found.group for found in kept_groups(directory)]
+    groups = [found.group for found in archived_groups(directory)]
     assert groups
     for group in groups:
         assert [r.policy for r in group.rollouts] == ["policy"] * size + ["b"] * size
@@ -90,7 +90,7 @@ def test_two_policies_of_which_a_learner_and_an_engine_are_killed_and_the_run_is
     for prefix in ("", "b/"):
         steps = [r["step"] for r in rows if f"{prefix}learner/step_s" in r]
         assert steps == list(range(1, last + 1)), prefix
-        assert sum(f"{prefix}heldout/accuracy" in r for r in rows) >= 2
+        assert sum(f"{prefix}eval/accuracy" in r for r in rows) >= 2
     mine, theirs = (sum(r.get(f"{p}learner/rollouts", 0) for r in rows) for p in ("", "b/"))
     assert mine == theirs == last * 8 * 8, "each learner trains on its own rollouts, all of them"
     check_groups(directory, 8)
@@ -122,7 +122,7 @@ def test_rlccf_trains_two_policies_on_the_vote_that_their_consistency_weighs(tmp
     directory = lap(tmp_path, "rlccf", overrides, steps=4)
     assert min(changes(directory / "checkpoints" / "global_step_4", "second")) > 0
     unlike, across = 0, 0
-    for found in kept_groups(directory):
+    for found in archived_groups(directory):
         rollouts = found.group.rollouts
         answers = {
             name: [v for v, r in zip(votes_of(rollouts), rollouts, strict=True) if r.policy == name]
@@ -155,7 +155,7 @@ def test_comas_trains_two_policies_on_what_they_say_to_each_other(tmp_path):
     assert min(changes(directory / "checkpoints" / "global_step_4", "second")) > 0
     advantages: dict[tuple[int, str], list[float]] = defaultdict(list)
     read, across = 0, 0
-    for found in kept_groups(directory):
+    for found in archived_groups(directory):
         rollouts = found.group.rollouts
         assert [r.view for r in rollouts] == ["solution", "evaluation", "score"] * 4
         for first in range(0, 12, 3):

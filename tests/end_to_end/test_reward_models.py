@@ -39,7 +39,7 @@ OVERRIDES = [
 
 class Job(NamedTuple):
     rows: list[dict]
-    groups: list[group_archive.KeptGroup]
+    groups: list[group_archive.ArchivedGroup]
     """What was trained on."""
 
     @property
@@ -64,7 +64,7 @@ def job(tmp_path_factory) -> Job:
     )
 
 
-def versions(groups: list[group_archive.KeptGroup], reward: str) -> dict[int, set[int]]:
+def versions(groups: list[group_archive.ArchivedGroup], reward: str) -> dict[int, set[int]]:
     """Step → versions of the model that scored its groups; under one version a text is worth one thing."""
     found: dict[int, set[int]] = {}
     worth: dict[tuple[str, str, str], float] = {}

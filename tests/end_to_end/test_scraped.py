@@ -35,7 +35,7 @@ use = "tests.end_to_end.test_scraped:Nervous"
 
 class Nervous(Monitor):
     def observe(self, step, row):
-        return Alarm("nervous", step, "heldout/accuracy", "for the panel.") if "heldout/accuracy" in row else None
+        return Alarm("nervous", step, "eval/accuracy", "for the panel.") if "eval/accuracy" in row else None
 
 
 def names(address: str) -> set[str]:

@@ -13,7 +13,7 @@ from cluster.commands.replay import replay
 from cluster.config import ModelSection, RunConfig
 from cluster.errors import ConfigError
 from cluster.storage import checkpoint, group_archive
-from cluster.storage.group_archive import KeptGroup
+from cluster.storage.group_archive import ArchivedGroup
 from cluster.types import SCORED, Rollout
 from learner.step_replay import load
 from rewards.aggregation.selectors.temporal import temporal_pair
@@ -36,7 +36,7 @@ def lap(tmp_path: Path, recipe: str, overrides: list[str], *, steps: int, name: 
     return tmp_path / name
 
 
-def groups_of(run: Path) -> list[KeptGroup]:
+def groups_of(run: Path) -> list[ArchivedGroup]:
     """Trained groups, in the order of the steps."""
     return [
         group_archive.read(path, entry)
@@ -77,7 +77,7 @@ def test_both_seats_learn_from_one_policy_and_baselines_outlive_a_killed_learner
     dead.mkdir()
     run = lap(
         tmp_path, "spiral",
-        ["checkpoint.every_steps=5", "evaluation.max_tasks=200", "tracking.kept_groups=2560"], steps=20,
+        ["checkpoint.every_steps=5", "evaluation.max_tasks=200", "tracking.archived_groups=2560"], steps=20,
         KANABO_FAILPOINT="learner.after_cut@12", KANABO_FAILPOINT_DIR=str(dead),
     )  # fmt: skip
     assert [p.name for p in dead.iterdir()] == ["learner.after_cut"], "the learner was not killed"
@@ -96,11 +96,11 @@ def test_both_seats_learn_from_one_policy_and_baselines_outlive_a_killed_learner
                 baselines[rollout.role] = 0.95 * before + 0.05 * reward
     assert baselines["0"] != pytest.approx(baselines["1"], abs=1e-3)
     assert folds(trained, range(16, 21)) < 0.6 * folds(trained, range(1, 4))
-    accuracy = [row["heldout/accuracy"] for row in jobs.rows(run) if "heldout/accuracy" in row]
+    accuracy = [row["eval/accuracy"] for row in jobs.rows(run) if "eval/accuracy" in row]
     assert accuracy[-1] > accuracy[0]
 
 
-def folds(groups: list[KeptGroup], steps: range) -> float:
+def folds(groups: list[ArchivedGroup], steps: range) -> float:
     """Share of the answers to a bet that are folds."""
     rollouts = [r for g in groups if g.step in steps for r in g.group.rollouts]
     answers = [

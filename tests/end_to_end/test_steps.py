@@ -17,7 +17,7 @@ from rewards.aggregation.selectors import Selection
 from rewards.base import Services
 from rewards.judges.factory import open_judges
 from rewards.judges.pool.archive import MemoryArchive
-from rewards.registry import build_signal
+from rewards.registry import build_reward
 from tests.rewards.groups import group
 
 JUDGE = {"judge": {"kind": "keyword", "options": {"keywords": ["ok", "7"]}}}
@@ -42,7 +42,7 @@ async def credited(recipe: RunConfig, made: Group) -> tuple[Mapping[str, Scores]
     )
     scores = {}
     for i, (name, section) in enumerate(zip(recipe.reward_names, recipe.rewards, strict=True)):
-        signal = build_signal(section, f"rewards[{i}]")
+        signal = build_reward(section, f"rewards[{i}]")
         await signal.prepare(services)
         scores[name] = await signal.score(made, services)
     mixed = Mixer(recipe.rewards, recipe.reward_names, 2).of_step([made], [scores])

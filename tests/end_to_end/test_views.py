@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cluster.storage import group_archive
-from cluster.storage.group_archive import KeptGroup
+from cluster.storage.group_archive import ArchivedGroup
 from rewards.aggregation.selectors.votes import borda_winner
 from rewards.builtin.co_reward import majority
 from rewards.parsing.answers import final_answer
@@ -32,7 +32,7 @@ def lap(tmp_path: Path, method: str, *overrides: str, steps: int = 4) -> tuple[P
     return run, rows
 
 
-def groups(run: Path) -> Iterator[KeptGroup]:
+def groups(run: Path) -> Iterator[ArchivedGroup]:
     for path in group_archive.files(run / "groups"):
         for entry in group_archive.index(path):
             yield group_archive.read(path, entry)
@@ -50,7 +50,7 @@ def initial_logprobs(tokens: np.ndarray) -> torch.Tensor:
         return model(torch.tensor(tokens.astype(np.int64))[None]).logits[0].double().log_softmax(-1)
 
 
-def first_of(run: Path, signal: str) -> KeptGroup:
+def first_of(run: Path, signal: str) -> ArchivedGroup:
     """A group that was read under the weights that training begins with."""
     return next(g for g in groups(run) if g.scores[signal].provenance[0].model == "policy@1.0")
 

@@ -111,7 +111,7 @@ def alarm(curve: Curve) -> Alarm | None:
     monitor = OverOptimisation()
     for step, kl, reward, accuracy in zip(curve.steps, curve.kl, curve.reward, curve.accuracy, strict=True):
         monitor.observe(step, {"loss/kl_nats": kl, "reward/mean": reward})
-        if raised := monitor.observe(step, {"heldout/accuracy": accuracy}):
+        if raised := monitor.observe(step, {"eval/accuracy": accuracy}):
             return raised
     return None
 

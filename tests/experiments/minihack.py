@@ -132,7 +132,7 @@ def curves(run: Path) -> dict[str, Any]:
     """Success of the sampled episodes and of held-out games by step, and how labels stood at the end."""
     rows = metrics.read(run)
     steps = [row for row in rows if "reward/environment_mean" in row]
-    heldout = {row["step"]: row["heldout/accuracy"] for row in rows if "heldout/accuracy" in row}
+    heldout = {row["step"]: row["eval/accuracy"] for row in rows if "eval/accuracy" in row}
     last: dict[str, float] = {}
     for row in rows:
         last |= {name: value for name, value in row.items() if name.startswith("distilled/")}

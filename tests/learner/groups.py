@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from cluster.types import Claim, CutRecord, Group, Mixed, Rollout, Scores, Task
+from cluster.types import BatchRecord, Claim, Group, GroupReward, Rollout, Scores, Task
 from learner.advantages.estimators import Advantage, GroupAdvantage
 from learner.types import Mix
 
@@ -59,9 +59,9 @@ def ppo_groups(seed: int, vocabulary: int = 40) -> list[Group]:
 
 def record_of(
     groups: Sequence[Group], rewards: Sequence[np.ndarray], advantage: Advantage | None = None, *, step: int = 0
-) -> CutRecord:
+) -> BatchRecord:
     estimator = advantage or GroupAdvantage()
-    return CutRecord(
+    return BatchRecord(
         policy="policy",
         step=step,
         groups=tuple(g.id for g in groups),
@@ -72,7 +72,7 @@ def record_of(
     )
 
 
-def each(mix: Callable[[Group, dict[str, Scores]], Mixed]) -> Mix:
+def each(mix: Callable[[Group, dict[str, Scores]], GroupReward]) -> Mix:
     """The mixer of a step that looks at one group at a time."""
     return lambda groups, scores: [mix(g, s) for g, s in zip(groups, scores, strict=True)]
 
@@ -83,7 +83,7 @@ def random_rewards(groups: Sequence[Group], seed: int = 1) -> list[np.ndarray]:
 
 
 def bigram_logprobs(table: torch.Tensor) -> Callable:
-    """`Micro` → ([B, L] log-probs, [B, L] entropy) under a [V, V] table: position t predicted from the token at t−1."""
+    """`MicroBatch` → ([B, L] log-probs, [B, L] entropy) under a [V, V] table that predicts t from the token at t−1."""
 
     def logprobs(micro) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = torch.as_tensor(np.array(micro.tokens))

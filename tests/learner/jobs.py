@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from cluster.config import LearnerSection, LossSection, ScheduleSection, TermSection, ValueSection
 from cluster.errors import ConfigError
-from cluster.types import CutRecord, Group, Mixed, Pair
+from cluster.types import BatchRecord, Group, GroupReward, Pair
 from learner.advantages.estimators import Undivided
 from learner.batch.pack import pack
 from learner.engine.deepspeed_engine import DeepSpeedEngine, join
@@ -119,16 +119,16 @@ class Shelf:
     """A buffer that hands out the groups of each step and keeps what it is told."""
 
     groups: list[list[Group]]
-    records: list[CutRecord] = field(default_factory=list)
+    records: list[BatchRecord] = field(default_factory=list)
     told: list[Any] = field(default_factory=list)
 
-    def recorded(self, policy: str, step: int, *, timeout_s: float = 0) -> CutRecord | None:
+    def recorded(self, policy: str, step: int, *, timeout_s: float = 0) -> BatchRecord | None:
         return self.records[step] if step < len(self.records) else None
 
     def ready(self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float) -> list[Any]:
         return [type("Stored", (), {"group": g, "scores": {}, "outdated": False}) for g in self.groups[step]]
 
-    def record(self, epoch: int, record: CutRecord, filtered: dict[str, str]) -> CutRecord:
+    def record(self, epoch: int, record: BatchRecord, filtered: dict[str, str]) -> BatchRecord:
         assert not filtered
         self.records.append(record)
         return record
@@ -156,8 +156,8 @@ def on_policy(model_dir: Path, work: Path, optimizer: str) -> Any:
     shelf = Shelf(sampled)
     engine = DeepSpeedEngine(model_dir, section)
 
-    def mix(group: Group, scores: Any) -> Mixed:
-        return Mixed(rewards_of(group))
+    def mix(group: Group, scores: Any) -> GroupReward:
+        return GroupReward(rewards_of(group))
 
     reached = train(section, shelf, engine, shelf, each(mix), policy="policy", epoch=1)
     initial = {n: p.detach() for n, p in AutoModelForCausalLM.from_pretrained(model_dir).named_parameters()}

@@ -9,11 +9,11 @@ import pytest
 
 from cluster.config import LearnerSection, load, parse
 from cluster.errors import ConfigError
-from cluster.types import CutRecord, Group, Scores, decode, encode
+from cluster.types import BatchRecord, Group, Scores, decode, encode
 from learner.controllers import Considered
 from learner.controllers.apply import Steering, memory_of, steered
 from learner.controllers.bstar import BStar, balance_of
-from learner.types import Cut
+from learner.types import AssembledBatch
 from rewards.aggregation.mixer import Mixer
 from rewards.aggregation.selectors.threshold import Threshold, best, share
 from tests.rewards.groups import group
@@ -34,7 +34,7 @@ def considered(*found: tuple[Group, list[float]], mix: Mixer | None = None) -> C
 def after(plugin: BStar, memory: dict, step: int, *found: tuple[Group, list[float]]) -> dict:
     """The memory after a step that looked at these groups and trained on none: all were dropped."""
     noted = decode(encode(plugin.observe(considered(*found))), dict)
-    return plugin.after(memory, Cut(CutRecord("policy", step, (), (), ()), [], observed=noted))
+    return plugin.after(memory, AssembledBatch(BatchRecord("policy", step, (), (), ()), [], observed=noted))
 
 
 def sampled(temperature: float, right: int, wrong: int, seq: int = 0) -> tuple[Group, list[float]]:
@@ -97,10 +97,10 @@ def test_what_a_controller_noted_is_in_the_record_and_a_repeated_step_finds_it()
     mixer = Mixer(config.rewards, ["exact"], 1)
     selector = Threshold(threshold=0.0)
     Steering(config, lambda c, m: (mixer.of_step, selector.of_step), memory)
-    noted = memory.completed(CutRecord("policy", 0, (), (), ()), [], considered(sampled(0.5, 0, 4)))
+    noted = memory.completed(BatchRecord("policy", 0, (), (), ()), [], considered(sampled(0.5, 0, 4)))
     assert noted.observed == {"controllers.0": {"0.5": [[0.0, 0.0], 1]}}
-    again = decode(encode(noted), CutRecord)
-    memory.after(Cut(again, []))
+    again = decode(encode(noted), BatchRecord)
+    memory.after(AssembledBatch(again, []))
     assert memory.of("controllers.0")["balances"] == {"0.5": ([0.0, 0.0], 1)}
 
 
@@ -136,13 +136,13 @@ def test_a_change_reaches_mixer_selection_and_losses():
     (now,) = steering.mix([], [])  # pyright: ignore
     assert now.selectors[0].options == {"count": 2.0}
     for step in range(2):
-        memory.after(Cut(CutRecord("policy", step, (), (), ()), []))
+        memory.after(AssembledBatch(BatchRecord("policy", step, (), (), ()), []))
     (now,) = steering.select([], [], [])  # pyright: ignore
     assert (now.rewards[0].weight, now.learner.loss.kl_coef) == (3.0, 0.5)
     steering.mix([], [])
     assert len(asked) == 3, "made anew only where something changed"
     assert steered(LearnerSection(), memory.settings()).loss.kl_coef == 0.5
-    record = memory.completed(CutRecord("policy", 2, (), (), ()), [])
+    record = memory.completed(BatchRecord("policy", 2, (), (), ()), [])
     assert record.settings == memory.settings()
     assert record.metrics["settings/rewards.0.weight"] == 3.0
 
@@ -161,8 +161,10 @@ def test_a_controller_goes_on_where_a_checkpoint_left_it(tmp_path):
     memory = memory_of(settings, {})
 
     def step(memory, number: int, temperature: float, right: int, seq: int) -> None:
-        record = CutRecord("policy", number, (), (), ())
-        memory.after(Cut(memory.completed(record, [], considered(sampled(temperature, right, 1, seq=seq))), []))
+        record = BatchRecord("policy", number, (), (), ())
+        memory.after(
+            AssembledBatch(memory.completed(record, [], considered(sampled(temperature, right, 1, seq=seq))), [])
+        )
 
     for number in range(3):
         step(memory, number, 0.7, 3, number)

@@ -8,7 +8,7 @@ import torch
 from cluster.config import CorrectionSection, LossSection
 from learner.losses.importance import corrected, masked_weight, ratio_at, truncated_weight
 from learner.losses.policy_losses import Clipped, Decoupled, TruncatedImportance, objective
-from learner.tensors import Tokens
+from learner.tensors import TokenBatch
 
 LN2 = 0.6931471805599453
 MASK = torch.tensor([[False, True, True, True, True]])
@@ -17,9 +17,9 @@ LOG_RATIO = torch.tensor([[9.0, LN2, 3 * LN2, -LN2, LN2]])
 """Ratios 2 and 8 in one rollout, 1/2 and 2 in the other."""
 
 
-def tokens_with(staleness: list[int], advantages: list[float] | None = None) -> tuple[torch.Tensor, Tokens]:
+def tokens_with(staleness: list[int], advantages: list[float] | None = None) -> tuple[torch.Tensor, TokenBatch]:
     behaviour = torch.full((1, 5), -4.0)
-    tokens = Tokens(
+    tokens = TokenBatch(
         MASK, MASK.float(), behaviour, torch.tensor([advantages or [1.0] * 5]), ROLLOUT, torch.tensor([staleness])
     )
     return (behaviour + LOG_RATIO).requires_grad_(), tokens

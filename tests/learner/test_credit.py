@@ -8,7 +8,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from cluster.types import Mixed
+from cluster.types import GroupReward
 from learner.advantages.estimators import GroupAdvantage, ThoughtCredit, TokenReturns
 from learner.advantages.multi_policy import advantages_among
 from learner.advantages.returns import advantages_of
@@ -24,7 +24,7 @@ def made(count: int, tokens: int):
     return group(0, [rollout(1, tokens, RNG) for _ in range(count)])
 
 
-def credit_of(estimator, found, mixed: Mixed) -> list[np.ndarray]:
+def credit_of(estimator, found, mixed: GroupReward) -> list[np.ndarray]:
     return list(advantages_of(estimator, "it", [found], [mixed.rewards[:, None]], [mixed])[0])
 
 
@@ -40,7 +40,7 @@ def accumulated(labels: str, r_c: float) -> list[float]:
 
 def test_thoughts_of_right_and_wrong_solutions():
     flags = [[0, 1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]]
-    mixed = Mixed(OUTCOMES, token_weights=tuple(np.array([0.0, *f]) for f in flags))
+    mixed = GroupReward(OUTCOMES, token_weights=tuple(np.array([0.0, *f]) for f in flags))
     credit = credit_of(ThoughtCredit(), made(4, 3), mixed)
     assert credit[0][1:] == pytest.approx([0.866025, 0.366025, 0.866025], abs=1e-6)
     assert credit[1][1:] == pytest.approx([0.866025] * 3, abs=1e-6)
@@ -54,24 +54,24 @@ def test_merged_thoughts_are_the_papers_sums_and_single_steps_are_not():
     thoughts = "".join(label for label, _ in merged("CIIIIIC"))
     assert accumulated(thoughts, 0.5) == [0, -0.5, 0]
     flags = tuple(np.array([0.0] + [float(c == "I") for c in "CIIIIIC"]) for _ in OUTCOMES)
-    credit = credit_of(ThoughtCredit(), made(4, 7), Mixed(OUTCOMES, token_weights=flags))
+    credit = credit_of(ThoughtCredit(), made(4, 7), GroupReward(OUTCOMES, token_weights=flags))
     assert credit[0][1:] - 0.866025 == pytest.approx([0] + [-0.5] * 5 + [0], abs=1e-6), "the closed form is the merged"
 
 
 def test_what_cannot_be_solved_yet_is_not_corrected_and_unknown_labels_change_nothing():
-    hopeless = Mixed(np.array([-1.0, -1, NAN, -1]), token_weights=tuple(np.array([0, 1.0]) for _ in range(4)))
+    hopeless = GroupReward(np.array([-1.0, -1, NAN, -1]), token_weights=tuple(np.array([0, 1.0]) for _ in range(4)))
     credit = credit_of(ThoughtCredit(), made(4, 1), hopeless)
     assert [float(c[1]) for c in credit[:2]] == [0, 0]
     assert np.isnan(credit[2]).all()
-    unlabelled = Mixed(OUTCOMES, token_weights=tuple(np.full(2, NAN) for _ in OUTCOMES))
+    unlabelled = GroupReward(OUTCOMES, token_weights=tuple(np.full(2, NAN) for _ in OUTCOMES))
     plain = GroupAdvantage().advantages(OUTCOMES)
     assert [float(c[1]) for c in credit_of(ThoughtCredit(), made(4, 1), unlabelled)] == pytest.approx(plain.tolist())
-    nobody_asked = credit_of(ThoughtCredit(), made(4, 1), Mixed(OUTCOMES))
+    nobody_asked = credit_of(ThoughtCredit(), made(4, 1), GroupReward(OUTCOMES))
     assert np.concatenate(nobody_asked) == pytest.approx(plain)
 
 
 def test_all_right_and_one_takes_back_a_step():
-    mixed = Mixed(np.ones(2), token_weights=(np.array([0, 1.0, 0]), np.zeros(3)))
+    mixed = GroupReward(np.ones(2), token_weights=(np.array([0, 1.0, 0]), np.zeros(3)))
     credit = credit_of(ThoughtCredit(alpha=0.3), made(2, 2), mixed)
     assert credit[0].tolist() == pytest.approx([0, -0.3, 0])
     assert credit[1].tolist() == [0, 0, 0]
@@ -80,7 +80,7 @@ def test_all_right_and_one_takes_back_a_step():
 def test_a_token_is_credited_with_what_is_still_to_come():
     """Clip-Delta of q = [0.9, 0.8, 0.3, 0.95] with α = 1: from step k on, u_k and the success are to come."""
     d = np.array([0, 0, 0.2, -0.2, 0])
-    mixed = Mixed(np.array([1.0, 0.0]), tokens=(d, np.zeros(5)))
+    mixed = GroupReward(np.array([1.0, 0.0]), tokens=(d, np.zeros(5)))
     right, wrong = credit_of(TokenReturns(normalize_std=False), made(2, 4), mixed)
     assert right + 0.5 == pytest.approx([1, 1, 1, 0.8, 1])
     assert wrong + 0.5 == pytest.approx([0] * 5)
@@ -90,20 +90,20 @@ def test_a_token_is_credited_with_what_is_still_to_come():
 
 def test_without_token_rewards_it_is_the_groups_advantage_and_views_have_their_own():
     rewards = np.array([1.0, 0.0, 3.0, NAN])
-    plain = [c.tolist() for c in credit_of(TokenReturns(), made(4, 2), Mixed(rewards))]
+    plain = [c.tolist() for c in credit_of(TokenReturns(), made(4, 2), GroupReward(rewards))]
     expected = GroupAdvantage().advantages(rewards).astype(np.float32)
     np.testing.assert_array_equal(np.concatenate(plain), expected)
     found = made(4, 2)
     views = replace(found, rollouts=tuple(replace(r, view=v) for r, v in zip(found.rollouts, "abab", strict=True)))
     tokens = tuple(np.array([0, 0.5, 0]) for _ in range(4))
-    credit = credit_of(TokenReturns(normalize_std=False), views, Mixed(np.array([2.0, 0, 1, 0]), tokens=tokens))
+    credit = credit_of(TokenReturns(normalize_std=False), views, GroupReward(np.array([2.0, 0, 1, 0]), tokens=tokens))
     assert [c.tolist() for c in credit] == [[0.5, 0.5, 0], [0, 0, -0.5], [-0.5, -0.5, -1], [0, 0, -0.5]]
 
 
 def test_policies_in_one_group_have_each_their_own():
     found = made(4, 2)
     two = replace(found, rollouts=tuple(replace(r, policy=p) for r, p in zip(found.rollouts, "abab", strict=True)))
-    mixed = Mixed(np.array([2.0, 0, 1, 0]), tokens=tuple(np.array([0, 0.5, 0]) for _ in range(4)))
+    mixed = GroupReward(np.array([2.0, 0, 1, 0]), tokens=tuple(np.array([0, 0.5, 0]) for _ in range(4)))
     estimator = TokenReturns(normalize_std=False)
     [credit] = advantages_among(("a", "b"), estimator, "it", [two], [mixed.rewards[:, None]], [mixed])
     assert [c.tolist() for c in credit] == [[0.5, 0.5, 0], [0, 0, -0.5], [-0.5, -0.5, -1], [0, 0, -0.5]]

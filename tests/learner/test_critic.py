@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cluster.config import LearnerSection, ValueSection, parse
 from cluster.errors import ConfigError
-from cluster.types import Group, Micro, Rollout
+from cluster.types import Group, MicroBatch, Rollout
 from learner.advantages.estimators import Undivided
 from learner.advantages.gae import Credited, credit
 from learner.batch.pack import pack
@@ -35,7 +35,7 @@ class Table:
     values: torch.Tensor
     logprobs: torch.Tensor
 
-    def logprobs_and_values(self, micro: Micro) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def logprobs_and_values(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         tokens = torch.from_numpy(np.array(micro.tokens))
         values = torch.nn.functional.pad(self.values[tokens], (1, 0))
         return self.logprobs[tokens], torch.zeros(tokens.shape), values
@@ -101,7 +101,7 @@ def test_the_divergence_is_taken_off_every_tokens_reward():
     groups = [group(0, [rollout([1, 4, 6], [0, 1, 1])])]
     still = Table(VALUES * 0, TABLE.logprobs)
 
-    def reference(micro: Micro) -> torch.Tensor:
+    def reference(micro: MicroBatch) -> torch.Tensor:
         return torch.full(micro.tokens.shape, -1.0)
 
     _, found = credited(groups, [[3.0]], section, still, reference)

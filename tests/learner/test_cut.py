@@ -9,11 +9,11 @@ import pytest
 
 from cluster.buffer import Buffer, Limits
 from cluster.config import LearnerSection, LossSection, TermSection
-from cluster.types import Group, Mixed, Pair, Scores
+from cluster.types import Group, GroupReward, Pair, Scores
 from learner.advantages.estimators import Advantage, GroupAdvantage, ReinforcePlusPlus
 from learner.batch import assemble as cutting
 from learner.batch.assemble import cut, follow
-from learner.types import Cut
+from learner.types import AssembledBatch
 from tests.cluster.lap import Lap, group_of
 from tests.learner.groups import each
 
@@ -30,23 +30,23 @@ class Recipe:
     def __init__(self, rewards: dict[int, list[float]] | None = None, drop: dict[int, str] | None = None) -> None:
         self.rewards, self.reasons, self.asked = rewards or {}, drop or {}, []
 
-    def __call__(self, group: Group, scores: dict[str, Scores]) -> Mixed:
+    def __call__(self, group: Group, scores: dict[str, Scores]) -> GroupReward:
         task = int(group.task.id)
         self.asked.append(task)
         rewards = np.array(self.rewards.get(task, [1.0, 0.0]))
-        return Mixed(rewards, self.reasons.get(task), {"reward/num_failed": 1.0, "reward/share": float(task)})
+        return GroupReward(rewards, self.reasons.get(task), {"reward/num_failed": 1.0, "reward/share": float(task)})
 
 
 def cut_of(
     lap: Lap, mix: Recipe, section: LearnerSection | None = None, advantage: Advantage | None = None, **options
-) -> Cut:
+) -> AssembledBatch:
     section = section or LearnerSection(groups_per_step=lap.limits.groups_per_step)
     found = cut(lap.buffer, POLICY, lap.epoch, lap.step, each(mix), advantage or GroupAdvantage(), section, **options)
     assert found is not None
     return found
 
 
-def tasks(found: Cut) -> list[int]:
+def tasks(found: AssembledBatch) -> list[int]:
     return [int(g.task.id) for g in found.groups]
 
 
@@ -229,7 +229,7 @@ class Pairing:
     def __init__(self, *without: int) -> None:
         self.without, self.asked = without, 0
 
-    def __call__(self, groups, scores, mixed) -> list[Mixed]:
+    def __call__(self, groups, scores, mixed) -> list[GroupReward]:
         self.asked += 1
         pairs = [
             ()
@@ -308,13 +308,13 @@ def test_a_mixer_sees_all_groups_of_the_round_together(buffer):
     lap.fill()
     rounds: list[list[int]] = []
 
-    def mix(groups, scores) -> list[Mixed]:
+    def mix(groups, scores) -> list[GroupReward]:
         """The round's first group is worth more."""
         rounds.append([int(g.task.id) for g in groups])
         worth = [
             np.array([1.0, 1.0]) if g.task.id == "1" else np.array([2.0 - (i > 0), 0]) for i, g in enumerate(groups)
         ]
-        return [Mixed(w) for w in worth]
+        return [GroupReward(w) for w in worth]
 
     section = LearnerSection(groups_per_step=3)
     found = cut(lap.buffer, POLICY, lap.epoch, 0, mix, GroupAdvantage(), section)

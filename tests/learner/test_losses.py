@@ -7,7 +7,7 @@ import torch
 
 from cluster.config import CorrectionSection, LossSection, parse
 from cluster.errors import ConfigError, PluginError
-from cluster.types import Micro
+from cluster.types import MicroBatch
 from learner.losses.policy_losses import (
     LOSSES,
     Cispo,
@@ -19,7 +19,7 @@ from learner.losses.policy_losses import (
     objective,
 )
 from learner.losses.surrogates import decoupled_policy_loss
-from learner.tensors import Tokens, tokens_of
+from learner.tensors import TokenBatch, tokens_of
 
 LN2 = float(np.log(2.0))
 
@@ -30,13 +30,13 @@ def one_row(log_ratios: list[float], advantages: list[float], reference: list[fl
     logprobs = (behaviour + torch.tensor([[0.0, *log_ratios]])).requires_grad_()
     mask = torch.tensor([[False, *[True] * len(log_ratios)]])
     none = torch.zeros(mask.shape, dtype=torch.int64)
-    tokens = Tokens(mask, mask.float(), behaviour, torch.tensor([[0.0, *advantages]]), none, none)
+    tokens = TokenBatch(mask, mask.float(), behaviour, torch.tensor([[0.0, *advantages]]), none, none)
     if reference is not None:
         tokens = replace(tokens, reference_logprobs=torch.tensor([[0.0, *reference]]))
     return logprobs, tokens
 
 
-def loss_and_gradient(policy_loss: PolicyLoss, logprobs: torch.Tensor, tokens: Tokens) -> tuple[float, list[float]]:
+def loss_and_gradient(policy_loss: PolicyLoss, logprobs: torch.Tensor, tokens: TokenBatch) -> tuple[float, list[float]]:
     logprobs = logprobs.detach().requires_grad_()
     loss, _ = policy_loss.loss(logprobs, tokens)
     loss.backward()
@@ -106,7 +106,7 @@ def test_gspo_is_the_clipped_surrogate_of_a_ratio_per_rollout():
     (expected,) = torch.autograd.grad(plain, logprobs)
     weight = 1 / torch.tensor(lengths)[rollout]
     mask = torch.ones(1, 9, dtype=torch.bool)
-    tokens = Tokens(mask, weight, behaviour, torch.tensor(rewards)[rollout], rollout, rollout * 0)
+    tokens = TokenBatch(mask, weight, behaviour, torch.tensor(rewards)[rollout], rollout, rollout * 0)
     loss, gradient = loss_and_gradient(Gspo(clip_low=0.1, clip_high=0.1), logprobs, tokens)
     assert loss == near(plain.item())
     assert gradient == near(expected.flatten().tolist())
@@ -212,7 +212,7 @@ def test_garbage_in_masked_positions_changes_neither_loss_nor_gradient(name, lev
             arrays = [torch.where(mask, a, fill * (i + 1)) for i, a in enumerate(arrays)]
         logprobs, behaviour, advantages, reference, entropy = arrays
         logprobs.requires_grad_()
-        tokens = Tokens(mask, mask.float(), behaviour, advantages, rollout, staleness, reference)
+        tokens = TokenBatch(mask, mask.float(), behaviour, advantages, rollout, staleness, reference)
         loss, metrics = objective(LOSSES[name](), section, logprobs, entropy, tokens)
         loss.backward()
         assert logprobs.grad is not None
@@ -228,7 +228,7 @@ def test_sequence_aggregation_gives_each_rollout_one_vote():
     mask = np.array([[False, True, True, True, False, True]])
     zeros = np.zeros(mask.shape, np.float32)
     rollout = np.array([[4, 4, 4, 4, 6, 6]])
-    micro = Micro(zeros.astype(int), zeros.astype(int), mask, zeros, zeros, zeros + 1, rollout, rollout * 0)
+    micro = MicroBatch(zeros.astype(int), zeros.astype(int), mask, zeros, zeros, zeros + 1, rollout, rollout * 0)
     np.testing.assert_allclose(tokens_of(micro, "sequence").weight, [[0, 1 / 3, 1 / 3, 1 / 3, 0, 1]], rtol=1e-6)
     np.testing.assert_allclose(tokens_of(micro, "token").weight, [[0, 1, 1, 1, 0, 1]])
     np.testing.assert_allclose(tokens_of(micro, "constant").weight, [[0, 1, 1, 1, 0, 1]])

@@ -12,7 +12,7 @@ from learner.advantages.estimators import GroupAdvantage
 from learner.batch import assemble as cutting
 from learner.batch.experience_replay import Spear
 from learner.controllers import CONTROLLERS
-from learner.plugin_state import ADVANTAGE, REHEARSAL, Memory
+from learner.plugin_state import ADVANTAGE, REHEARSAL, PluginState
 from learner.train import train
 from learner.types import Hooks
 from tests.cluster.lap import Lap, Limits
@@ -28,13 +28,15 @@ def workers(buffer, monkeypatch) -> Workers:
     return Workers(Lap(buffer, LIMITS))
 
 
-def memory() -> Memory:
+def memory() -> PluginState:
     fading = CONTROLLERS["cosine"].model_validate({"key": "learner.loss.entropy_coef", "start": 0.1, "steps": 4})
     rehearsal = Spear(buffer_size=8, trigger=1.0, tolerate_steps=2, ramp_steps=4)
-    return Memory({ADVANTAGE: GroupAdvantage(), REHEARSAL: rehearsal, "controllers.0": fading})
+    return PluginState({ADVANTAGE: GroupAdvantage(), REHEARSAL: rehearsal, "controllers.0": fading})
 
 
-def trained(workers: Workers, engine: TableEngine, remembered: Memory, checkpoint: Any = lambda done: None) -> None:
+def trained(
+    workers: Workers, engine: TableEngine, remembered: PluginState, checkpoint: Any = lambda done: None
+) -> None:
     train(
         section_of(8), workers.lap.buffer, engine, workers, each(mix), policy="policy", epoch=workers.lap.epoch,
         memory=remembered, hooks=Hooks(at_step=workers.sample, checkpoint=checkpoint),

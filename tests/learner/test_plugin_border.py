@@ -7,8 +7,8 @@ import pytest
 
 from cluster.config import parse
 from cluster.errors import ConfigError, PluginError, calling
-from cluster.types import Mixed, Scores
-from learner.plugin_state import Memory
+from cluster.types import GroupReward, Scores
+from learner.plugin_state import PluginState
 from rewards.aggregation.mixer import Mixer
 from rewards.aggregation.selectors import Selection, Selector
 from rewards.aggregation.shaping import Shaper
@@ -73,13 +73,13 @@ EACH = pytest.mark.parametrize("which", range(len(RAISED)), ids=[type(e).__name_
 def test_what_a_selector_raises_names_the_selector(which):
     config = parse({"selectors": [{"use": f"{HERE}:Raises", "options": {"which": which}}]})
     with pytest.raises(PluginError, match=rf"selectors\[0\] \(Raises\) raised {type(RAISED[which]).__name__}"):
-        Selection(config.selectors)([group("a")], [{}], [Mixed(np.ones(1))])
+        Selection(config.selectors)([group("a")], [{}], [GroupReward(np.ones(1))])
 
 
 def test_a_selector_that_loses_a_group_is_named():
     config = parse({"selectors": [{"use": f"{HERE}:Forgets"}]})
     with pytest.raises(PluginError, match=r"selectors\[0\] \(Forgets\) returned \[\] for 1 groups"):
-        Selection(config.selectors)([group("a")], [{}], [Mixed(np.ones(1))])
+        Selection(config.selectors)([group("a")], [{}], [GroupReward(np.ones(1))])
 
 
 @EACH
@@ -102,7 +102,7 @@ def test_what_a_monitor_raises_names_the_monitor(which):
 @EACH
 def test_what_a_controller_raises_names_the_controller(which):
     with pytest.raises(PluginError, match=r"plug-in 'controllers.0' \(patch\) raised"):
-        Memory({"controllers.0": Remembers(which)}).settings()
+        PluginState({"controllers.0": Remembers(which)}).settings()
 
 
 def test_errors_of_kanabos_own_and_of_memory_pass_unchanged():

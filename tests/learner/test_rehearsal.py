@@ -9,25 +9,25 @@ import pytest
 import torch
 
 from cluster.config import LearnerSection
-from cluster.types import CutRecord, Event, Group, decode, encode
+from cluster.types import BatchRecord, Event, Group, decode, encode
 from learner.batch.experience_replay import Spear, baseline, cosine, num_replayed
 from learner.batch.pack import pack
 from learner.batch.trained_logprobs import Hindsight
 from learner.controllers.schedules import Cosine
 from learner.losses.policy_losses import ClippedCovariance
 from learner.losses.surrogates import covariances, left_out
-from learner.plugin_state import REHEARSAL, Memory
-from learner.tensors import Tokens
-from learner.types import Cut
+from learner.plugin_state import REHEARSAL, PluginState
+from learner.tensors import TokenBatch
+from learner.types import AssembledBatch
 from rewards.base import Services
 from rewards.builtin.events import Events
 from tests.rewards.groups import group
 
 
-def cut_of(step: int, groups: list[Group], rewards: list[list[float]], advantages: list[list[float]]) -> Cut:
+def cut_of(step: int, groups: list[Group], rewards: list[list[float]], advantages: list[list[float]]) -> AssembledBatch:
     credit = tuple(tuple(np.array([a], np.float32) for a in of) for of in advantages)
-    record = CutRecord("policy", step, tuple(g.id for g in groups), tuple(map(np.array, rewards)), credit)
-    return Cut(record, groups)
+    record = BatchRecord("policy", step, tuple(g.id for g in groups), tuple(map(np.array, rewards)), credit)
+    return AssembledBatch(record, groups)
 
 
 def used(group: Group) -> Group:
@@ -70,7 +70,7 @@ def test_a_step_never_replays_its_own_rollouts_and_a_replay_empties_the_buffer_f
     for step in range(1, 8):  # 16 groups of 2, of which 1 is better than the group: 16 rollouts join at every step
         groups = [group(f"good {step}", f"bad {step}", seq=100 * step + i) for i in range(16)]
         now = cut_of(step, groups, [[1.0, 0.0]] * 16, [[0.5, -0.5]] * 16)
-        now.record = Memory({REHEARSAL: plugin}).completed(now.record, groups)
+        now.record = PluginState({REHEARSAL: plugin}).completed(now.record, groups)
         now.record = replace(now.record, replayed=plugin.chosen(memory, groups, now.record))
         ids = {g.id for g in groups}
         assert not ids & {r.group.id for r in now.record.replayed}
@@ -93,7 +93,7 @@ def test_the_buffer_forgets_the_old_the_truncated_and_those_without_a_tool_and_i
     assert [k["step"] for k in memory["kept"]] == [0], "neither a tool nor a whole rollout"
     assert plugin.after(memory, cut_of(3, [], [], []))["kept"] == [], "older than two steps"
     several = [used(group("a", "b", "c", "d", seq=i)) for i in range(2)]
-    rehearsing = Memory({REHEARSAL: plugin})
+    rehearsing = PluginState({REHEARSAL: plugin})
     rehearsing.after(cut_of(3, several, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2))
     later = [group("x", "y", seq=9)]
     now = cut_of(4, later, [[0.0, 0.0]], [[0.0, 0.0]])
@@ -103,14 +103,14 @@ def test_the_buffer_forgets_the_old_the_truncated_and_those_without_a_tool_and_i
     again = plugin.chosen(rehearsing.of(REHEARSAL), later, now.record)
     assert again[0].group.id == now.record.replayed[0].group.id, "not by chance"
     assert plugin.after(rehearsing.of(REHEARSAL), now)["kept"] == []
-    assert decode(encode(now.record), CutRecord).replayed[0].rewards.tolist() == [1.0]
+    assert decode(encode(now.record), BatchRecord).replayed[0].rewards.tolist() == [1.0]
 
 
 def test_a_batch_has_the_replays_behind_its_own_and_older():
     plugin = Spear(buffer_size=2, trigger=1.0, ramp_steps=1)
     groups = [group("aa", "b", "cc", "d", seq=i) for i in range(2)]
     earlier = [group("aa", "b", "cc", "d", seq=5 + i) for i in range(2)]
-    memory = Memory({REHEARSAL: plugin})
+    memory = PluginState({REHEARSAL: plugin})
     memory.after(cut_of(2, earlier, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2))
     now = cut_of(3, groups, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2)
     record = memory.completed(now.record, groups)
@@ -140,7 +140,7 @@ def test_the_covariance_clip_of_the_catalogue():
     assert left_out(advantages, logprobs, logprobs, mask, **bounds | {"frac": 1.0}).tolist() == [[True, False, True]]
     stopped = left_out(advantages, logprobs, logprobs - torch.tensor([[1.0, 0, 0]]), mask, **bounds | {"frac": 1.0})
     assert stopped.tolist() == [[False, False, True]], "its ratio is clipped already"
-    tokens = Tokens(mask, mask.float(), logprobs, advantages, torch.zeros(1, 3, dtype=torch.long), mask.long())
+    tokens = TokenBatch(mask, mask.float(), logprobs, advantages, torch.zeros(1, 3, dtype=torch.long), mask.long())
     loss, metrics = ClippedCovariance(low=1, high=40, frac=1.0).loss(logprobs, tokens)
     assert loss.item() == pytest.approx(1.0), "only the second token's −A · ratio is left"
     assert metrics["loss/covariance_clip_frac"] == 2

@@ -6,7 +6,7 @@ import pytest
 
 from cluster.errors import Diverged
 from learner.step_replay import StepRecorder
-from learner.types import Cut
+from learner.types import AssembledBatch
 from tests.learner.groups import random_groups, random_rewards, record_of
 from tests.learner.test_train import TableEngine
 
@@ -27,7 +27,7 @@ class Skipping(TableEngine):
 )
 def test_a_loss_that_is_not_finite_is_named_where_the_log_probs_are(tmp_path, found, words):
     groups = random_groups([[(1, 2), (1, 2)]])
-    cut = Cut(record_of(groups, random_rewards(groups)), groups)
+    cut = AssembledBatch(record_of(groups, random_rewards(groups)), groups)
     engine = Skipping()
     recorder = StepRecorder(tmp_path / "replay", engine, 1, 0, loss="mine:Loss")
     metrics = {"loss/policy": NAN, **found}

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.types import CutRecord, Group, Turn
+from cluster.types import BatchRecord, Group, Turn
 from learner.advantages.estimators import ADVANTAGES, RoleBaseline, role_advantages
 from learner.advantages.returns import advantages_of
-from learner.plugin_state import ADVANTAGE, Memory
-from learner.types import Cut
+from learner.plugin_state import ADVANTAGE, PluginState
+from learner.types import AssembledBatch
 from tests.rewards.groups import group
 
 
@@ -21,9 +21,9 @@ def seated(*roles: str, seq: int = 0, source: str = "KuhnPoker") -> Group:
     return replace(plain, task=replace(plain.task, source=source), rollouts=rollouts)
 
 
-def cut_of(groups: list[Group], *rewards: list[float]) -> Cut:
-    record = CutRecord("policy", 0, tuple(g.id for g in groups), tuple(map(np.array, rewards)), ())
-    return Cut(record, groups)
+def cut_of(groups: list[Group], *rewards: list[float]) -> AssembledBatch:
+    record = BatchRecord("policy", 0, tuple(g.id for g in groups), tuple(map(np.array, rewards)), ())
+    return AssembledBatch(record, groups)
 
 
 def test_the_catalogue_s_figures():
@@ -50,7 +50,7 @@ def test_what_a_cut_decides_is_what_its_memory_takes_in():
     plugin, rng = RoleBaseline(), np.random.default_rng(0)
     groups = [seated("0", "1", "1", seq=i) for i in range(5)]
     rewards = [rng.normal(size=3) for _ in groups]
-    memory = Memory({ADVANTAGE: plugin})
+    memory = PluginState({ADVANTAGE: plugin})
     before = memory.of(ADVANTAGE)
     found = advantages_of(plugin, "role_baseline", groups, [r[:, None] for r in rewards], memory=before)
     memory.after(cut_of(groups, *rewards))
@@ -62,10 +62,10 @@ def test_what_a_cut_decides_is_what_its_memory_takes_in():
 
 
 def test_a_memory_survives_a_checkpoint(tmp_path):
-    memory = Memory({ADVANTAGE: RoleBaseline()})
+    memory = PluginState({ADVANTAGE: RoleBaseline()})
     memory.after(cut_of([seated("0", "1")], [1.0, -1.0]))
     memory.save(tmp_path)
-    fresh = Memory({ADVANTAGE: RoleBaseline()})
+    fresh = PluginState({ADVANTAGE: RoleBaseline()})
     fresh.load(tmp_path)
     assert fresh.of(ADVANTAGE) == memory.of(ADVANTAGE) != {}
     with pytest.raises(Exception, match="no memory of advantage"):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.types import Claim, CutRecord, Group, Rollout, Task
+from cluster.types import BatchRecord, Claim, Group, Rollout, Task
 from learner.advantages.estimators import GroupAdvantage, ReinforcePlusPlus
 from learner.advantages.multi_policy import Share, advantages_among, no_gradient, owned, spread
 
@@ -59,7 +59,7 @@ def test_a_group_is_kept_for_the_one_policy_that_learns_from_it():
 
 def test_each_learner_takes_its_own_part_of_the_record():
     weights = (tuple(np.full(4, i, np.float32) for i in range(5)), ())
-    record = CutRecord(
+    record = BatchRecord(
         "policy", 3, (MIXED.id, LONE.id), REWARDS, advantages(GroupAdvantage()), {"m": 1.0}, token_weights=weights
     )
     groups, ours = owned([MIXED, LONE], record, "b")

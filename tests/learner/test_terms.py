@@ -12,13 +12,13 @@ from torch import Tensor
 
 from cluster.config import LearnerSection, LossSection, TermSection
 from cluster.errors import ConfigError
-from cluster.types import CutRecord, Group, Pair
+from cluster.types import BatchRecord, Group, Pair
 from learner.batch.pack import pack
 from learner.losses.sequence_losses import build_terms
 from learner.losses.sequence_losses.laser import LaSeR, standardised_in_group, verification_loss
 from learner.losses.sequence_losses.preference import Dpo, Ipo, preference_loss
 from learner.losses.sequence_losses.regularizers import Nll, Selm, TReg
-from learner.losses.sequence_sums import Pairs, Sums
+from learner.losses.sequence_sums import Pairs, SequenceStats
 from learner.update import Objective, optimize
 from tests.learner.groups import VOCABULARY, bigram_logprobs, random_groups, random_rewards, record_of
 from tests.learner.test_train import TableEngine
@@ -39,7 +39,7 @@ def column(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def sums_of(policy: Sequence[float], reference: Sequence[float], pairs: Sequence[Pair] = (), **fields) -> Sums:
+def sums_of(policy: Sequence[float], reference: Sequence[float], pairs: Sequence[Pair] = (), **fields) -> SequenceStats:
     n = len(policy)
     zeros = torch.zeros(n, dtype=torch.float64)
     defaults = {
@@ -48,7 +48,7 @@ def sums_of(policy: Sequence[float], reference: Sequence[float], pairs: Sequence
         "has_weights": ~zeros.bool(),
     }  # fmt: skip
     logprobs = column(policy).requires_grad_()
-    return Sums(
+    return SequenceStats(
         logprobs=logprobs, sampled=logprobs, reference=column(reference), pairs=Pairs.of(pairs),
         **{**defaults, **fields},
     )  # fmt: skip
@@ -200,7 +200,7 @@ def tables() -> tuple[Tensor, Tensor]:
     return tuple(torch.randn(VOCABULARY, VOCABULARY, generator=generator) for _ in range(2))  # pyright: ignore
 
 
-def made(*, pairs: bool = True, weights: bool = False) -> tuple[list[Group], CutRecord]:
+def made(*, pairs: bool = True, weights: bool = False) -> tuple[list[Group], BatchRecord]:
     groups = random_groups(LENGTHS, finish="stop")
     record = record_of(groups, random_rewards(groups))
     rng = np.random.default_rng(3)
@@ -213,7 +213,7 @@ def made(*, pairs: bool = True, weights: bool = False) -> tuple[list[Group], Cut
 
 
 def step(
-    section: LearnerSection, groups: list[Group], record: CutRecord, *, world: int = 1
+    section: LearnerSection, groups: list[Group], record: BatchRecord, *, world: int = 1
 ) -> tuple[Tensor, dict[str, float]]:
     """Gradient of one step on the table, the ranks one after the other, and rank 0's metrics."""
     start, frozen = tables()
@@ -278,7 +278,7 @@ def summed(table: Tensor, groups: list[Group], weights: Sequence[Sequence[np.nda
     return found
 
 
-def by_hand(use: str, groups: list[Group], record: CutRecord) -> Tensor:
+def by_hand(use: str, groups: list[Group], record: BatchRecord) -> Tensor:
     """Gradient of a term, pair by pair from its formula (β = 0.1)."""
     start, frozen = tables()
     table = start.clone().requires_grad_()

@@ -14,11 +14,11 @@ import torch
 from cluster.buffer import Buffer, Limits
 from cluster.config import CorrectionSection, LearnerSection, LossSection, ScheduleSection, Use
 from cluster.errors import PluginError
-from cluster.types import Group, Mixed, Rollout, Scores
+from cluster.types import Group, GroupReward, Rollout, Scores
 from learner.batch import assemble as cutting
 from learner.batch.pack import pack
 from learner.train import train
-from learner.types import Cut, Hooks
+from learner.types import AssembledBatch, Hooks
 from learner.update import Objective, optimize
 from tests.cluster.lap import Lap
 from tests.learner.groups import VOCABULARY, bigram_logprobs, each, group, random_groups, random_rewards, record_of
@@ -98,8 +98,8 @@ class Workers:
         return Rollout(*arrays, text="", turns=(), spans=(), finish="stop")
 
 
-def mix(found: Group, scores: dict[str, Scores]) -> Mixed:
-    return Mixed(np.array([float((r.tokens == GOOD).mean()) for r in found.rollouts]))
+def mix(found: Group, scores: dict[str, Scores]) -> GroupReward:
+    return GroupReward(np.array([float((r.tokens == GOOD).mean()) for r in found.rollouts]))
 
 
 def section_of(steps: int, **fields: Any) -> LearnerSection:
@@ -159,7 +159,7 @@ def test_a_broken_advantage_trains_nothing_and_is_not_recorded(buffer, workers):
 def test_a_stop_finishes_the_step_under_way_and_cuts_no_more(buffer, workers):
     done: list[int] = []
 
-    def at_step(step: int, cut: Cut) -> None:
+    def at_step(step: int, cut: AssembledBatch) -> None:
         workers.sample()
         done.append(step)
 
@@ -188,8 +188,8 @@ def test_checkpoints_come_after_release_and_before_the_next_cut(buffer, workers)
 def test_an_empty_cut_moves_the_version_and_not_the_weights(buffer, workers):
     engine = TableEngine()
 
-    def no_reward(found: Group, scores: dict[str, Scores]) -> Mixed:
-        return Mixed(np.full(len(found), np.nan))
+    def no_reward(found: Group, scores: dict[str, Scores]) -> GroupReward:
+        return GroupReward(np.full(len(found), np.nan))
 
     lap = workers.lap
     section = section_of(2)

@@ -9,8 +9,8 @@ import pytest
 
 from cluster.buffer import Limits
 from cluster.config import LearnerSection
-from cluster.types import CutRecord as Record
-from cluster.types import Mixed, Turn, decode, encode
+from cluster.types import BatchRecord as Record
+from cluster.types import GroupReward, Turn, decode, encode
 from learner.advantages.estimators import GroupAdvantage, LeaveOneOut, ReinforcePlusPlus
 from learner.advantages.returns import advantages_of, all_equal, returns_of, returns_to_go, tells_nothing, turn_starts
 from learner.batch.assemble import cut
@@ -41,12 +41,12 @@ def at_turns(made, rewards: list[float]) -> np.ndarray:
     return values
 
 
-def mixed_of(found, rewards: list[list[float]], whole: list[float] | None = None) -> Mixed:
+def mixed_of(found, rewards: list[list[float]], whole: list[float] | None = None) -> GroupReward:
     tokens = tuple(map(at_turns, found.rollouts, rewards))
-    return Mixed(np.array([t.sum() for t in tokens]) + np.array(whole or [0.0] * len(tokens)), tokens=tokens)
+    return GroupReward(np.array([t.sum() for t in tokens]) + np.array(whole or [0.0] * len(tokens)), tokens=tokens)
 
 
-def returned(found, mixed: Mixed, discount: float = 1.0) -> np.ndarray:
+def returned(found, mixed: GroupReward, discount: float = 1.0) -> np.ndarray:
     return returns_of(found, mixed, mixed.rewards, discount)
 
 
@@ -96,7 +96,7 @@ def test_a_whole_rollout_s_reward_is_in_every_turn_s_return_undiscounted():
 def test_without_token_values_nothing_changes():
     found = group(0, [episode(1), episode(3), episode(2)])
     rewards = np.array([1.0, NAN, 4.0])
-    returns = returned(found, Mixed(rewards))
+    returns = returned(found, GroupReward(rewards))
     assert returns.shape == (3, 1)
     for estimator in (GroupAdvantage(), LeaveOneOut(), ReinforcePlusPlus()):
         credit = np.concatenate(advantages_of(estimator, "it", [found], [returns])[0])
@@ -106,7 +106,7 @@ def test_without_token_values_nothing_changes():
 def test_values_within_a_single_turn_are_what_their_sum_is():
     found = group(0, [episode(1), episode(1)])
     values = [np.array([0.0, 0, 1, 2]), np.array([0.0, 0, 0, 1])]
-    mixed = Mixed(np.array([3.0, 1.0]), tokens=tuple(values))
+    mixed = GroupReward(np.array([3.0, 1.0]), tokens=tuple(values))
     credit = advantages_of(CENTRED, "it", [found], [returned(found, mixed)])[0]
     assert [c.tolist() for c in credit] == [[1.0], [-1.0]]
 

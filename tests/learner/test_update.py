@@ -13,7 +13,7 @@ from cluster.config import LearnerSection, LossSection, TermSection, ValueSectio
 from cluster.config.base import Use
 from cluster.errors import ConfigError
 from cluster.plugins import build
-from cluster.types import CutRecord, Group, Micro, Pair
+from cluster.types import BatchRecord, Group, MicroBatch, Pair
 from learner.advantages.estimators import ADVANTAGES
 from learner.advantages.gae import credit
 from learner.batch.pack import mini_batches, pack, whole_batch
@@ -32,7 +32,7 @@ def section_of(**fields) -> LearnerSection:
     return LearnerSection(row_tokens=16, micro_tokens=32, **fields)
 
 
-def step(section: LearnerSection, groups: list[Group], record: CutRecord, *, reference=None, heard=None):
+def step(section: LearnerSection, groups: list[Group], record: BatchRecord, *, reference=None, heard=None):
     """The table after one step at learning rate 1, and its metrics."""
     engine = TableEngine(lr=1.0)
     objective = Objective.of(section)
@@ -62,7 +62,7 @@ def test_sft_and_preference_losses_are_at_temperature_one_whatever_the_sampling_
     frozen = torch.randn(TableEngine().table.shape, generator=torch.Generator().manual_seed(3))
 
     class Frozen:
-        def logprobs(self, micro: Micro) -> torch.Tensor:
+        def logprobs(self, micro: MicroBatch) -> torch.Tensor:
             engine = TableEngine()
             engine.table = frozen
             return engine.logprobs(micro)[0]

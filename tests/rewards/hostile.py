@@ -8,7 +8,7 @@ import random
 import numpy as np
 
 from cluster.types import ABSTAINED, FAILED, SCORED, Provenance, Scores
-from rewards.base import Signal
+from rewards.base import Reward
 
 
 class Mute(Exception):
@@ -252,7 +252,7 @@ def spoil(draw: random.Random, group):
             continue
 
 
-class Hostile(Signal):
+class Hostile(Reward):
     """Does something else wrong with every seed."""
 
     seed: int = 0
@@ -280,7 +280,7 @@ class Hostile(Signal):
         return forged(draw, len(group), [len(r.tokens) for r in group.rollouts])
 
 
-class Plain(Signal):
+class Plain(Reward):
     """No coroutine at all."""
 
     seed: int = 0

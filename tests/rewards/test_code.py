@@ -10,7 +10,7 @@ from cluster.config import RewardSection
 from cluster.types import ABSTAINED, FAILED
 from rewards.base import Services
 from rewards.cases import cases_of, program_of, same_output
-from rewards.registry import build_signal
+from rewards.registry import build_reward
 from rewards.sandbox.launch import refusal
 from tests.rewards.groups import group
 
@@ -61,7 +61,7 @@ async def services():
 
 
 async def scores_of(services, reference, *programs, **options):
-    signal = build_signal(RewardSection(use="code", options=options), "rewards[0]")
+    signal = build_reward(RewardSection(use="code", options=options), "rewards[0]")
     answer = reference if isinstance(reference, str) or reference is None else json.dumps(reference)
     return await signal.score(group(*programs, answer=answer), services)
 
@@ -167,7 +167,7 @@ def functions(tmp_path):
 
 def untrusted(functions, name):
     section = RewardSection(use=f"{functions}:{name}", untrusted=True, timeout_s=15)
-    return build_signal(section, "rewards[0]")
+    return build_reward(section, "rewards[0]")
 
 
 async def test_a_function_that_is_marked_untrusted_runs_in_the_sandbox(functions, services, tmp_path):
@@ -189,4 +189,4 @@ async def test_untrusted_is_refused_where_it_cannot_be_kept(functions):
     with pytest.raises(ConfigError, match="takes 'rollout'"):
         untrusted(functions, "whole")
     with pytest.raises(ConfigError, match="is a class"):
-        build_signal(RewardSection(use="exact", untrusted=True), "rewards[0]")
+        build_reward(RewardSection(use="exact", untrusted=True), "rewards[0]")

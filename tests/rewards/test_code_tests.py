@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cluster.config import RewardSection
 from cluster.types import FAILED
 from rewards.base import Services
-from rewards.registry import build_signal
+from rewards.registry import build_reward
 from rewards.sandbox import remote
 from rewards.sandbox.launch import refusal
 from tests.rewards.groups import group
@@ -54,7 +54,7 @@ async def services():
 
 
 async def scored(services, reference, *programs, **options):
-    signal = build_signal(RewardSection(use="code", options=options), "rewards[0]")
+    signal = build_reward(RewardSection(use="code", options=options), "rewards[0]")
     answer = reference if isinstance(reference, str) else json.dumps(reference)
     return await signal.score(group(*(f"```python\n{p}\n```" for p in programs), answer=answer), services)
 

@@ -11,8 +11,8 @@ from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.types import ABSTAINED, FAILED, SCORED, Message, Turn
 from rewards.base import Services
-from rewards.function_reward import FunctionSignal
-from rewards.registry import build_signal
+from rewards.function_reward import FunctionReward
+from rewards.registry import build_reward
 from tests.rewards.groups import group
 
 HERE = "tests.rewards.test_conventions"
@@ -26,7 +26,7 @@ def services():
 
 
 def signal(function, **options):
-    return build_signal(RewardSection(use=f"{HERE}:{function}", options=options), "rewards[0]")
+    return build_reward(RewardSection(use=f"{HERE}:{function}", options=options), "rewards[0]")
 
 
 def talk(*texts, **columns):
@@ -234,7 +234,7 @@ async def test_a_file_may_import_the_files_beside_it(tmp_path, services):
     whole.write_text("from .part import same\n\ndef f(completion, answer):\n    return same(completion, answer)\n")
     (tmp_path / "whole" / "part.py").write_text("def same(a, b):\n    return 2 * float(a == b)\n")
     for file, right in ((mine, 1), (whole, 2)):
-        made = build_signal(RewardSection(use=f"{file}:f"), "rewards[0]")
+        made = build_reward(RewardSection(use=f"{file}:f"), "rewards[0]")
         assert (await made.score(group("85", "86"), services)).values.tolist() == [right, 0]
 
 
@@ -242,7 +242,7 @@ def test_a_file_that_starts_processes_is_refused_with_the_remedy(tmp_path):
     file = tmp_path / "pool.py"
     file.write_text("from concurrent.futures import ProcessPoolExecutor\n\ndef f(completion):\n    return 1.0\n")
     with pytest.raises(ConfigError, match=r"starts processes of its own.*name it as 'package.module:f'"):
-        build_signal(RewardSection(use=f"{file}:f"), "rewards[0]")
+        build_reward(RewardSection(use=f"{file}:f"), "rewards[0]")
 
 
 # ── OpenRLHF ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -298,7 +298,7 @@ async def test_a_wrong_shape_is_a_failure_and_none_an_abstention(returned, state
     def gives(completion):
         return returned
 
-    scores = await FunctionSignal.of(gives, "gives", {}, "rewards[0]").score(group("a"), services)
+    scores = await FunctionReward.of(gives, "gives", {}, "rewards[0]").score(group("a"), services)
     assert scores.state.tolist() == [state]
     assert state != FAILED or "is expected" in scores.provenance[0].note
 
@@ -311,14 +311,14 @@ async def test_a_group_needs_a_list_with_a_value_for_each(returned, services):
         return returned
 
     with pytest.raises(ValueError, match="for 2 completions; a list of 2 is expected"):
-        await FunctionSignal.of(gives, "gives", {}, "rewards[0]").score(group("a", "b"), services)
+        await FunctionReward.of(gives, "gives", {}, "rewards[0]").score(group("a", "b"), services)
 
 
 async def test_nested_lists_fail_one_by_one(services):
     def gives(completions):
         return [[1.0], 1.0]
 
-    scores = await FunctionSignal.of(gives, "gives", {}, "rewards[0]").score(group("a", "b"), services)
+    scores = await FunctionReward.of(gives, "gives", {}, "rewards[0]").score(group("a", "b"), services)
     assert scores.state.tolist() == [FAILED, SCORED]
 
 
@@ -326,7 +326,7 @@ async def test_a_reference_of_nan_is_missing_and_a_float_equals_the_integer(serv
     def same(completion, ground_truth):
         return None if ground_truth is None else int(completion) == ground_truth
 
-    made = FunctionSignal.of(same, "same", {}, "rewards[0]")
+    made = FunctionReward.of(same, "same", {}, "rewards[0]")
     assert (await made.score(group("72", reference=72.0), services)).values.tolist() == [1]
     assert (await made.score(group("72", reference=float("nan")), services)).state.tolist() == [ABSTAINED]
 
@@ -335,7 +335,7 @@ async def test_positional_parameters_are_filled(services):
     def narrow(prompt, completion, /, scale):
         return scale * len(completion)
 
-    made = FunctionSignal.of(narrow, "narrow", {"scale": 2}, "rewards[0]")
+    made = FunctionReward.of(narrow, "narrow", {"scale": 2}, "rewards[0]")
     assert (await made.score(group("abc"), services)).values.tolist() == [6]
 
 
@@ -348,6 +348,6 @@ async def test_a_function_cannot_change_what_the_next_call_is_given(services):
         return 1.0
 
     made = group("a", "b", extra_info={"a": [1]}, nums=[1, 2])
-    scores = await FunctionSignal.of(spoils, "spoils", {}, "rewards[0]").score(made, services)
+    scores = await FunctionReward.of(spoils, "spoils", {}, "rewards[0]").score(made, services)
     assert scores.values.tolist() == [1, 1]
     assert made.task.meta == {"extra_info": {"a": [1]}, "nums": [1, 2]}

@@ -9,7 +9,7 @@ from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.types import ABSTAINED, FAILED, SCORED
 from rewards.base import Services
-from rewards.registry import build_signal
+from rewards.registry import build_reward
 from tests.rewards.groups import group
 
 
@@ -64,7 +64,7 @@ HERE = "tests.rewards.test_functions"
 
 
 def signal(function, **options):
-    return build_signal(RewardSection(use=f"{HERE}:{function}", options=options), "rewards[0]")
+    return build_reward(RewardSection(use=f"{HERE}:{function}", options=options), "rewards[0]")
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ async def test_verl_functions_get_their_columns(services):
 async def test_a_function_of_a_file(services, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def short(completion, limit=2):\n    return len(completion) <= limit\n")
-    made = build_signal(RewardSection(use=f"{file}:short", options={"limit": 1}), "rewards[0]")
+    made = build_reward(RewardSection(use=f"{file}:short", options={"limit": 1}), "rewards[0]")
     again = pickle.loads(pickle.dumps(made))
     for one in (made, again):
         assert (await one.score(group("8", "85"), services)).values.tolist() == [1, 0]
@@ -135,10 +135,10 @@ async def test_a_function_of_a_file(services, tmp_path):
 )
 def test_a_function_that_cannot_serve_is_refused_before_the_run(use, options, message):
     with pytest.raises(ConfigError, match=message):
-        build_signal(RewardSection(use=use, options=options), "rewards[0]")
+        build_reward(RewardSection(use=use, options=options), "rewards[0]")
 
 
 def test_a_file_that_does_not_load_is_named(tmp_path):
     (tmp_path / "bad.py").write_text("1/0")
     with pytest.raises(ConfigError, match=r"bad.py:f.*ZeroDivisionError"):
-        build_signal(RewardSection(use=f"{tmp_path}/bad.py:f"), "rewards[0]")
+        build_reward(RewardSection(use=f"{tmp_path}/bad.py:f"), "rewards[0]")

@@ -8,7 +8,7 @@ from reasoning_gym.factory import DATASETS
 from cluster.config import RewardSection
 from cluster.types import FAILED
 from rewards.base import Services
-from rewards.registry import build_signal
+from rewards.registry import build_reward
 from rewards.sandbox.expressions import check_expression, check_literal
 from rewards.sandbox.launch import refusal
 from tests.rewards.groups import group
@@ -72,7 +72,7 @@ async def scores_of(services, name, answers):
     recipe = {"name": name, "seed": 1, "size": 3, "config": {}, "index": 2}
     entry = create_dataset(name, seed=1, size=3)[2]
     made = group(*answers, answer=None, prompt=entry["question"], reasoning_gym=recipe)
-    signal = build_signal(RewardSection(use="reasoning_gym", options={"extract": "text"}), "rewards[0]")
+    signal = build_reward(RewardSection(use="reasoning_gym", options={"extract": "text"}), "rewards[0]")
     return entry, await signal.score(made, services)
 
 
@@ -95,7 +95,7 @@ async def test_a_right_answer_beside_programs_still_counts(name, services):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 async def test_math_takes_a_program_for_a_wrong_answer(program, services):
-    signal = build_signal(RewardSection(use="math"), "rewards[0]")
+    signal = build_reward(RewardSection(use="math"), "rewards[0]")
     made = group(program, f"\\boxed{{{program}}}", f"${program}$", "0.5", answer="\\frac{1}{2}")
     scores = await signal.score(made, services)
     assert not (scores.values[:3] == 1).any()

@@ -12,7 +12,7 @@ import pytest
 from cluster.config import parse
 from cluster.types import ABSTAINED, FAILED, SCORED, Provenance, Scores, decode, encode
 from rewards.asking import ask, copied
-from rewards.base import Services, Signal
+from rewards.base import Reward, Services
 from rewards.worker import RewardWorker
 from tests.rewards import hostile
 from tests.rewards.groups import group
@@ -29,7 +29,7 @@ def services():
 
 
 def signal(act):
-    class Acting(Signal):
+    class Acting(Reward):
         async def score(self, group, services):
             return await act(group) if asyncio.iscoroutinefunction(act) else act(group)
 
@@ -61,12 +61,12 @@ async def test_whatever_a_reward_raises_is_its_failure_with_the_cause(error, bes
 
 
 async def test_sys_exit_in_one_rollouts_function_is_that_rollouts_failure(services):
-    from rewards.function_reward import FunctionSignal
+    from rewards.function_reward import FunctionReward
 
     def leaves(completion):
         return sys.exit(1) if completion == "boom" else 1.0
 
-    made = FunctionSignal.of(leaves, "leaves", {}, "rewards[0]")
+    made = FunctionReward.of(leaves, "leaves", {}, "rewards[0]")
     scores, _ = await ask(made, group("85", "boom"), services, 5.0)
     assert scores.state.tolist() == [SCORED, FAILED]
     assert "SystemExit: 1" in scores.provenance[1].note
@@ -195,7 +195,7 @@ def test_arrays_of_a_reward_are_read_only_for_good():
         array.setflags(write=True)
 
 
-class Sync(Signal):
+class Sync(Reward):
     def score(self, group, services):
         time.sleep(0.3)
         return Scores.abstained(len(group), "not today")
@@ -217,7 +217,7 @@ async def test_a_class_without_async_runs_in_a_thread(services):
     assert beats > 5
 
 
-class Moody(Signal):
+class Moody(Reward):
     """What a worker asks beside scores raises too."""
 
     def version(self):
@@ -291,7 +291,7 @@ def never(completion):
     return 1.0
 
 
-class Blocks(Signal):
+class Blocks(Reward):
     async def score(self, group, services):
         time.sleep(3.0)  # noqa: ASYNC251
         return Scores.of([1.0] * len(group))

@@ -14,7 +14,7 @@ from rewards.base import Services
 from rewards.judges.backends.keyword import KeywordJudge
 from rewards.judges.pool.pool import JudgePool
 from rewards.judges.types import Call
-from rewards.registry import build_signal
+from rewards.registry import build_reward
 from tests.rewards.groups import group
 
 TAGS = [
@@ -47,7 +47,7 @@ def of(*rollouts: Rollout, answer: str = "85") -> Group:
 
 
 async def values(use: str, services: Services, made: Group, **options) -> list[float]:
-    signal = build_signal(RewardSection(use=use, options=options), "rewards[0]")
+    signal = build_reward(RewardSection(use=use, options=options), "rewards[0]")
     await signal.prepare(services)
     return (await signal.score(made, services)).values.tolist()
 

@@ -14,11 +14,11 @@ from rewards.base import Services
 from rewards.judges.backends.keyword import KeywordJudge
 from rewards.judges.pool.pool import JudgePool
 from rewards.learned.bradley_terry import BradleyTerry
-from rewards.learned.client import Follower
+from rewards.learned.client import RewardModelClient
 from rewards.learned.labels import MemoryLabels
 from rewards.learned.publishing import Announcement, MemoryBoard, write
-from rewards.registry import REWARDS, build_signal
-from rewards.scorers.pool import Scorer
+from rewards.registry import REWARDS, build_reward
+from rewards.scorers.pool import LogprobScorer
 from tests.rewards.groups import group, rollout
 from tests.rewards.scoring.stand_in import Given, reading_of
 
@@ -35,8 +35,8 @@ async def services(tmp_path_factory):
     learnt = {}
     for name in ("reward_model", "cooper"):
         board.announce(Announcement(name, "bradley_terry.1", str(path), 1, 0.9))
-        learnt[name] = Follower(name, "bradley_terry", BradleyTerry, labels=MemoryLabels(), board=board)
-    scorer = Scorer("scorer", deadline_s=5)
+        learnt[name] = RewardModelClient(name, "bradley_terry", BradleyTerry, labels=MemoryLabels(), board=board)
+    scorer = LogprobScorer("scorer", deadline_s=5)
     replica = Given(
         lambda passage: reading_of([[0.5, 0.3, 0.2]] * (len(passage.tokens) + 1), [0] * len(passage.tokens))
     )
@@ -52,7 +52,7 @@ async def services(tmp_path_factory):
 
 
 def signal(name, **options):
-    return build_signal(RewardSection(use=name, options=options or OPTIONS.get(name, {})), "rewards[0]")
+    return build_reward(RewardSection(use=name, options=options or OPTIONS.get(name, {})), "rewards[0]")
 
 
 async def values(name, services, *texts, answer: str | None = "85", **options):

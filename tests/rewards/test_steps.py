@@ -20,7 +20,7 @@ from rewards.builtin.steps import StepScores, Thoughts, answer_steps
 from rewards.judges.backends.keyword import KeywordJudge
 from rewards.judges.pool.pool import JudgePool
 from rewards.parsing.steps import Step, paragraphs, steps_of, text_ends, token_ends
-from rewards.registry import build_signal
+from rewards.registry import build_reward
 from rewards.sandbox.launch import refusal
 from tests.rewards.groups import group
 
@@ -194,7 +194,7 @@ def test_the_answer_part_is_behind_the_last_thought():
 
 def test_what_cannot_serve_is_refused_before_a_run():
     with pytest.raises(ConfigError, match="not a regular expression"):
-        build_signal(RewardSection(use="step_scores", options={"separator": "("}), "rewards[0]")
+        build_reward(RewardSection(use="step_scores", options={"separator": "("}), "rewards[0]")
     with pytest.raises(ConfigError, match=r"asks the judge 'judge'.*\[judges\.judge\]"):
         parse({"rewards": [{"use": "exact"}, {"use": "thoughts", "weight": 0.0}]})
     with pytest.raises(ConfigError, match="tokenizer"):

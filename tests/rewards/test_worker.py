@@ -10,44 +10,44 @@ import pytest
 from cluster.buffer import Suspicion
 from cluster.config import parse
 from cluster.types import FAILED, SCORED, Scores
-from rewards.base import Signal
+from rewards.base import Reward
 from rewards.worker import RewardWorker
 from tests.rewards.groups import group
 
 HERE = "tests.rewards.test_worker"
 
 
-class Hangs(Signal):
+class Hangs(Reward):
     async def score(self, group, services):
         await asyncio.sleep(3600)
 
 
-class Raises(Signal):
+class Raises(Reward):
     async def score(self, group, services):
         raise RuntimeError("judge is drunk")
 
 
-class WrongShape(Signal):
+class WrongShape(Reward):
     async def score(self, group, services):
         return Scores.of([1.0] * (len(group) + 1))
 
 
-class NotScores(Signal):
+class NotScores(Reward):
     async def score(self, group, services):
         return np.ones(len(group))
 
 
-class NotANumber(Signal):
+class NotANumber(Reward):
     async def score(self, group, services):
         return Scores.of([float("nan"), float("inf"), *[1.0] * (len(group) - 2)])
 
 
-class ForgedNan(Signal):
+class ForgedNan(Reward):
     async def score(self, group, services):
         return Scores(np.full(len(group), np.nan), np.full(len(group), SCORED, np.uint8))
 
 
-class Slow(Signal):
+class Slow(Reward):
     seconds: float = 0.3
 
     async def score(self, group, services):
@@ -55,7 +55,7 @@ class Slow(Signal):
         return Scores.of([1.0] * len(group))
 
 
-class SecondTime(Signal):
+class SecondTime(Reward):
     async def score(self, group, services):
         tried = TRIED[group.id] = TRIED.get(group.id, 0) + 1
         if tried < 2:

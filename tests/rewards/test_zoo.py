@@ -4,7 +4,7 @@ import pytest
 
 from cluster.config import RewardSection
 from cluster.errors import ConfigError
-from rewards.registry import REWARDS, build_signal
+from rewards.registry import REWARDS, build_reward
 
 OPTIONS = {"length_penalty": {"max_tokens": 8, "cache_tokens": 4}}
 
@@ -12,14 +12,14 @@ OPTIONS = {"length_penalty": {"max_tokens": 8, "cache_tokens": 4}}
 @pytest.mark.parametrize("name", REWARDS)
 def test_an_option_nobody_knows_is_refused(name):
     with pytest.raises(ConfigError, match=r"rewards\[0\].*tolerence"):
-        build_signal(RewardSection(use=name, options={**OPTIONS.get(name, {}), "tolerence": 1}), "rewards[0]")
+        build_reward(RewardSection(use=name, options={**OPTIONS.get(name, {}), "tolerence": 1}), "rewards[0]")
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'majority'"):
-        build_signal(RewardSection(use="majorty"), "rewards[0]")
+        build_reward(RewardSection(use="majorty"), "rewards[0]")
 
 
 def test_a_pattern_that_does_not_compile_is_refused():
     with pytest.raises(ConfigError, match="not a regular expression"):
-        build_signal(RewardSection(use="format", options={"pattern": "("}), "rewards[0]")
+        build_reward(RewardSection(use="format", options={"pattern": "("}), "rewards[0]")

@@ -66,7 +66,7 @@ SUMS = (
 )  # fmt: skip
 """Tasks that SmolLM2 solves one time in five, as in smollm2.toml: of the word problems that the recipes come with it
 solved none of a run's groups, which then have equal rewards and no pairs."""
-ACCURACY = "heldout/accuracy"
+ACCURACY = "eval/accuracy"
 CASES: dict[str, Case] = {
     "b_star": Case(ACCURACY, "rises", stages=(4,)),
     "cispo": Case(ACCURACY, "rises"),
@@ -124,7 +124,7 @@ def figure(case: Case, rows: Sequence[dict]) -> tuple[float, float] | None:
     values = [row[case.effect] for row in rows if case.effect in row]
     if not values:
         return None
-    n = 1 if case.effect.startswith("heldout/") else min(ENDS, max(1, len(values) // 2))
+    n = 1 if case.effect.startswith("eval/") else min(ENDS, max(1, len(values) // 2))
     return fmean(values[:n]), fmean(values[-n:])
 
 
@@ -143,7 +143,7 @@ HEAD = """# Shipped recipes in real runs
 `make verify` runs each recipe of `deploy/recipes/methods/` with real engines, shortened as `tests/verify/recipes.py`
 says (KANABO_VERIFY_STEPS=N caps their steps), and keeps what it saw in `tests/verified.json`. Groups are those that
 the steps of each stage trained on. The effect is a metric at both ends of the run: the mean of the first and of the
-last three rows, of `heldout/accuracy` the first and the last. An arrow stands where the run was long enough for the
+last three rows, of `eval/accuracy` the first and the last. An arrow stands where the run was long enough for the
 test to demand a direction. SmolLM2 runs for three short steps, which shows that a recipe trains and not what it
 teaches.
 

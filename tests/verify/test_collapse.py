@@ -22,7 +22,7 @@ WATCHED = (
 
 
 def accuracy(rows: list[dict]) -> dict[int, float]:
-    return {row["step"]: row["heldout/accuracy"] for row in rows if "heldout/accuracy" in row}
+    return {row["step"]: row["eval/accuracy"] for row in rows if "eval/accuracy" in row}
 
 
 def job(directory: Path, name: str, recipe: str, *overrides: str) -> tuple[Path, int, str]:
@@ -50,7 +50,7 @@ def test_a_collapse_is_seen_before_a_quarter_of_the_accuracy_is_lost_and_the_run
     report = (guarded / "alarm.md").read_text()
     seen = accuracy(jobs.rows(guarded))
     at_alarm = seen[max(seen)]
-    assert "Given away by `heldout/accuracy`" in report
+    assert "Given away by `eval/accuracy`" in report
     assert (guarded / "alarm.png").stat().st_size > 10_000
     assert at_alarm > 0.75 * max(seen.values())
     back_to = checkpoint.read(checkpoint.committed(guarded / "checkpoints")[-1]).step
@@ -59,7 +59,7 @@ def test_a_collapse_is_seen_before_a_quarter_of_the_accuracy_is_lost_and_the_run
     # Without references: what is held out is judged by a vote of one, which is always right.
     blind, code, said = job(tmp_path, "blind", "methods/collapse.toml", 'evaluation.reward="majority"')
     assert code == 1, said
-    assert "Given away by `heldout/anchor_agreement`" in (blind / "alarm.md").read_text()
+    assert "Given away by `eval/anchor_agreement`" in (blind / "alarm.md").read_text()
     # True all the same: references are recorded on the side, of what is sampled.
     right = np.convolve(
         [row["reward/exact_mean"] for row in jobs.rows(blind) if "reward/exact_mean" in row], FIVE, "valid"
@@ -84,7 +84,7 @@ def test_the_guard_is_silent_in_a_healthy_run(tmp_path):
         )  # fmt: skip
         assert code == 0, said
         rows = jobs.rows(run)
-        drift = [row["heldout/anchor_agreement"] for row in rows if "heldout/anchor_agreement" in row]
+        drift = [row["eval/anchor_agreement"] for row in rows if "eval/anchor_agreement" in row]
         assert len(drift) > 20
         assert len([row for row in rows if "reward/answer_entropy_mean" in row]) == 120
         found[seed] = {

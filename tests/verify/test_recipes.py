@@ -42,8 +42,8 @@ def test_a_recipe_trains_on_groups_in_each_of_its_stages_and_shows_its_effect(tm
             "grad_norm_by_stage": [max((row.get("learner/grad_norm", 0.0) for row in s), default=0.0) for s in stages],
             "effect": case.effect,
             "figure": shown,
-            "heldout_accuracy_initial": summary["heldout_accuracy_initial"],
-            "heldout_accuracy_final": summary["heldout_accuracy_final"],
+            "eval_accuracy_initial": summary["eval_accuracy_initial"],
+            "eval_accuracy_final": summary["eval_accuracy_final"],
             "wall_s": summary["wall_s"],
         },
     )

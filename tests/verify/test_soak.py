@@ -46,7 +46,7 @@ def test_memory_does_not_grow(tmp_path):
     seconds, log = float(os.environ.get("KANABO_SOAK_S", "1800")), tmp_path / "log"
     overrides = [
         *jobs.TINY, f"run.dir={tmp_path}", "run.name=soak", "learner.steps=1000000", "checkpoint.every_steps=50",
-        "learner.schedule={lr = 1e-6}", "learner.drop_zero_variance=false", "tracking.kept_groups=500",
+        "learner.schedule={lr = 1e-6}", "learner.drop_zero_variance=false", "tracking.archived_groups=500",
     ]  # fmt: skip
     job = jobs.start(overrides, log=log)
     seen: dict[str, list[tuple[float, float]]] = defaultdict(list)

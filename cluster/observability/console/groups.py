@@ -19,7 +19,7 @@ import numpy as np
 from cluster.buffer import Buffer
 from cluster.buffer.audit import Live
 from cluster.storage import group_archive
-from cluster.storage.group_archive import Glance, KeptGroup
+from cluster.storage.group_archive import ArchivedGroup, GroupSummary
 
 REFRESH_S = 1.0
 """Two looks at disk and Redis are so far apart at least, however many pages are open."""
@@ -38,7 +38,7 @@ class Entry:
     id: str
     state: State
     worker: str = ""
-    glance: Glance | None = None
+    glance: GroupSummary | None = None
     """None while it is sampled, and until it is read."""
     step: int | None = None
     reward: float | None = None
@@ -73,7 +73,7 @@ class Found:
     """A group with everything known of it."""
 
     state: State
-    group: KeptGroup
+    group: ArchivedGroup
 
 
 class GroupIndex:
@@ -125,9 +125,9 @@ class GroupIndex:
             record = self._buffer.recorded(self._policy, entry.step - 1) if entry.step is not None else None
             place = record.groups.index(id) if record and id in record.groups else None
             if record is None or place is None:
-                return Found(entry.state, KeptGroup(stored.group, -1, none, (), stored.scores))
+                return Found(entry.state, ArchivedGroup(stored.group, -1, none, (), stored.scores))
             rewards, advantages = record.rewards[place], record.advantages[place]
-            return Found(entry.state, KeptGroup(stored.group, record.step + 1, rewards, advantages, stored.scores))
+            return Found(entry.state, ArchivedGroup(stored.group, record.step + 1, rewards, advantages, stored.scores))
         return None
 
     def leased(self) -> dict[str, int]:
@@ -217,14 +217,14 @@ def _stamp(path: Path) -> int | None:
         return None
 
 
-def _entry(id: str, state: State, glance: Glance, path: Path) -> Entry:
+def _entry(id: str, state: State, glance: GroupSummary, path: Path) -> Entry:
     entry = Entry(id, state, path=path, step=glance.step)
     _see(entry, glance)
     _reward(entry, glance.rewards)
     return entry
 
 
-def _see(entry: Entry, glance: Glance) -> None:
+def _see(entry: Entry, glance: GroupSummary) -> None:
     entry.glance = glance
     entry.haystack = f"{glance.id}\n{glance.task}\n{glance.prompt}".casefold()
 

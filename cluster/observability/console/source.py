@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from cluster import config
-from cluster.buffer import Buffer, Wishes, scaling
+from cluster.buffer import Buffer, ReplicaCounts, scaling
 from cluster.errors import ConfigError
 from cluster.observability import metrics
 from cluster.observability.console.detail import Pieces, describe
@@ -36,7 +36,7 @@ class Alive:
     buffer: Buffer
     standing: Callable[[], dict[str, Any]]
     model_dir: Path
-    wishes: Wishes
+    wishes: ReplicaCounts
 
 
 class Source:
@@ -53,7 +53,7 @@ class Source:
             tree = tomllib.loads(self._recipe)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{where} cannot be read: {error}. Restore it, or remove the directory.") from error
-        self._settings = config.parse(tree, where=str(where))
+        self._settings = config.parse(config.with_new_names(tree), where=str(where))
         self._pieces = Pieces(alive.model_dir if alive else _tokenizer_of(directory))
         self._index = GroupIndex(directory / "groups", alive.buffer if alive else None, POLICY)
         self._lock = threading.Lock()
@@ -76,8 +76,8 @@ class Source:
             "groups_per_step": settings.learner.groups_per_step,
             "group_size": settings.rollout.group_size,
             "max_staleness": settings.learner.max_staleness,
-            "stall_s": settings.run.stall_s,
-            "kept_groups": settings.tracking.kept_groups,
+            "progress_timeout_s": settings.run.progress_timeout_s,
+            "archived_groups": settings.tracking.archived_groups,
             "rewards": [
                 {"name": name, "weight": r.weight, "when": r.when}
                 for name, r in zip(settings.reward_names, settings.rewards, strict=True)

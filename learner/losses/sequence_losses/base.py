@@ -1,7 +1,7 @@
 """What a loss term is: `[[learner.terms]]` adds it to the policy loss.
 
-A term sees the whole step at once, one number per rollout (`Sums`), so it divides by what it likes (pairs, rollouts)
-and neither micro-batches nor ranks change its gradient. `sums` says how the gradient reaches the tokens.
+A term sees the whole step at once, one number per rollout (`SequenceStats`), so it chooses its divisor (pairs,
+rollouts) and neither micro-batches nor ranks change its gradient. `sums` says how the gradient reaches the tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from cluster.errors import ConfigError, calling
 from cluster.plugins import Plugin
 from cluster.types import Batch
-from learner.losses.sequence_sums import Credits, Sums, sums_of
+from learner.losses.sequence_sums import Credits, SequenceStats, sums_of
 from learner.types import Engine
 
 
@@ -36,10 +36,10 @@ class LossTerm(Plugin):
         """A token to put behind every rollout, whose log-prob it wants to know."""
         return None
 
-    def loss(self, sums: Sums) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    def loss(self, sums: SequenceStats) -> tuple[Float[Tensor, ""], dict[str, float]]:
         raise NotImplementedError
 
-    def advantages(self, sums: Sums) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]] | None:
+    def advantages(self, sums: SequenceStats) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]] | None:
         """(factor, addend) that turn each rollout's advantages into others, or None to leave them alone."""
         return None
 

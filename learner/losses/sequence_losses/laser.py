@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from learner.losses.sequence_losses.base import LossTerm
-from learner.losses.sequence_sums import Sums
+from learner.losses.sequence_sums import SequenceStats
 
 MIX_DELAY = 200
 """Steps of the loss before self-rewards are mixed into advantages."""
@@ -51,7 +51,7 @@ class LaSeR(LossTerm):
     def appended_token(self) -> int:
         return self.token
 
-    def loss(self, sums: Sums) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, sums: SequenceStats) -> tuple[Tensor, dict[str, float]]:
         rewards, right = self._rewards(sums), sums.rewards >= self.correct
         counts = ~sums.truncated
         loss = verification_loss(rewards, right, counts, balance=self.balance)
@@ -63,7 +63,7 @@ class LaSeR(LossTerm):
         }
         return (loss if sums.step >= self.from_step else 0 * loss), metrics
 
-    def advantages(self, sums: Sums) -> tuple[Tensor, Tensor] | None:
+    def advantages(self, sums: SequenceStats) -> tuple[Tensor, Tensor] | None:
         mix_from = self.from_step + MIX_DELAY if self.mix_after_steps is None else self.mix_after_steps
         if sums.step < mix_from or self.mix == 0:
             return None
@@ -72,7 +72,7 @@ class LaSeR(LossTerm):
         varies = own.isfinite()
         return 1 - self.mix * varies.to(own), torch.where(varies, self.mix * own, 0.0)
 
-    def _rewards(self, sums: Sums) -> Float[Tensor, " N"]:
+    def _rewards(self, sums: SequenceStats) -> Float[Tensor, " N"]:
         base = sums.reference_appended if self.needs_reference else self.reference_logprob
         assert base is not None, "no reference model was loaded"
         return self.beta * (sums.appended - base)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from learner.losses.sequence_losses.base import LossTerm
-from learner.losses.sequence_sums import Sums
+from learner.losses.sequence_sums import SequenceStats
 
 Against = Literal["reference", "behaviour"]
 
@@ -47,7 +47,7 @@ class Dpo(PairTerm):
     label: Literal["pair", "margin"] = "pair"
     """Take p from the pair, or as σ(score of the chosen − score of the rejected)."""
 
-    def loss(self, sums: Sums) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, sums: SequenceStats) -> tuple[Tensor, dict[str, float]]:
         pairs = sums.pairs
         z = self.beta * margins(sums, self.against)
         label = pairs.label if self.label == "pair" else pairs.margin.sigmoid()
@@ -60,12 +60,12 @@ class Ipo(PairTerm):
     beta: PositiveFloat = 0.1
     """β, per nat: the margin to reach is 1 / (2β) nats."""
 
-    def loss(self, sums: Sums) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, sums: SequenceStats) -> tuple[Tensor, dict[str, float]]:
         distance = margins(sums, self.against) - 1 / (2 * self.beta)
         return pair_mean(distance.square(), sums.pairs.weight), _metrics(sums, self.against)
 
 
-def margins(sums: Sums, against: Against) -> Float[Tensor, " P"]:
+def margins(sums: SequenceStats, against: Against) -> Float[Tensor, " P"]:
     """ρ(chosen) − ρ(rejected), nats."""
     ratios = sums.log_ratios(against)
     return ratios[sums.pairs.chosen] - ratios[sums.pairs.rejected]
@@ -82,7 +82,7 @@ def pair_mean(values: Float[Tensor, " P"], weight: Float[Tensor, " P"]) -> Float
 
 
 @torch.no_grad()
-def _metrics(sums: Sums, against: Against) -> dict[str, float]:
+def _metrics(sums: SequenceStats, against: Against) -> dict[str, float]:
     if len(sums.pairs) == 0:
         return {}
     ratios = sums.log_ratios(against)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learner.losses.sequence_losses.base import LossTerm
 from learner.losses.sequence_losses.preference import PairTerm, margins, pair_mean
-from learner.losses.sequence_sums import Sums
+from learner.losses.sequence_sums import SequenceStats
 
 
 class Selm(PairTerm):
@@ -26,7 +26,7 @@ class Selm(PairTerm):
     even_if_chosen: bool = True
     """Press also a third that is the chosen one, as the release does."""
 
-    def loss(self, sums: Sums) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, sums: SequenceStats) -> tuple[Tensor, dict[str, float]]:
         pairs, ratios = sums.pairs, sums.log_ratios(self.against)
         counts = pairs.third >= 0
         if not self.even_if_chosen:
@@ -51,7 +51,7 @@ class TReg(PairTerm):
     beta: PositiveFloat = 0.1
     """That of the preference loss."""
 
-    def loss(self, sums: Sums) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, sums: SequenceStats) -> tuple[Tensor, dict[str, float]]:
         pairs = sums.pairs
         regularisers = -self.beta * sums.weighted
         known: Bool[Tensor, " P"] = sums.has_weights[pairs.chosen] & sums.has_weights[pairs.rejected]
@@ -67,5 +67,5 @@ class Nll(LossTerm):
     With `best` this is ReST's step (arXiv:2308.08998); beside `dpo` with pairs alone it also raises the rejected ones.
     """
 
-    def loss(self, sums: Sums) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, sums: SequenceStats) -> tuple[Tensor, dict[str, float]]:
         return -sums.logprobs.sum() / sums.num_tokens.sum().clamp(min=1), {}

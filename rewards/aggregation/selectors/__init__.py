@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from cluster.config import SelectorSection
 from cluster.errors import PluginError, calling
 from cluster.plugins import build
-from cluster.types import Group, Mixed, Scores
+from cluster.types import Group, GroupReward, Scores
 from rewards.aggregation.selectors.base import Selector
 from rewards.aggregation.selectors.consistency import Consistency
 from rewards.aggregation.selectors.pairs import Best, BestWorst, LargeMargin, Likeliest, TokenWeights
@@ -39,14 +39,14 @@ class Selection:
         ]
 
     def __call__(
-        self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]], mixed: Sequence[Mixed]
-    ) -> list[Mixed]:
+        self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]], mixed: Sequence[GroupReward]
+    ) -> list[GroupReward]:
         found = list(mixed)
         for i, selector in enumerate(self._selectors):
             where = f"selectors[{i}] ({type(selector).__name__})"
             with calling(where):
                 found = list(selector.of_step(groups, scores, found))
-            if len(found) != len(groups) or not all(isinstance(one, Mixed) for one in found):
+            if len(found) != len(groups) or not all(isinstance(one, GroupReward) for one in found):
                 raise PluginError(
                     f"{where} returned {found!r:.80} for {len(groups)} groups; one Mixed each is expected."
                 )

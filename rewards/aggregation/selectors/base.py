@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cluster.plugins import Plugin
-from cluster.types import Group, Mixed, Pair, Scores
+from cluster.types import Group, GroupReward, Pair, Scores
 
 
 class Selector(Plugin):
@@ -26,23 +26,23 @@ class Selector(Plugin):
     signal_fields: ClassVar[tuple[str, ...]] = ()
     """Its fields that name a reward, or nothing."""
 
-    def select(self, group: Group, scores: Mapping[str, Scores], mixed: Mixed) -> Mixed:
+    def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
         """Of one group, by what is known of it alone."""
         raise NotImplementedError
 
     def of_step(
-        self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]], mixed: Sequence[Mixed]
-    ) -> list[Mixed]:
+        self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]], mixed: Sequence[GroupReward]
+    ) -> list[GroupReward]:
         """Of all groups that a step could train on, in their order."""
         return [self.select(*found) for found in zip(groups, scores, mixed, strict=True)]
 
 
-def with_pairs(mixed: Mixed, pairs: Iterable[Pair]) -> Mixed:
+def with_pairs(mixed: GroupReward, pairs: Iterable[Pair]) -> GroupReward:
     """With these pairs behind those of the selectors before."""
     return replace(mixed, pairs=(*(mixed.pairs or ()), *pairs))
 
 
-def values_of(signal: str, scores: Mapping[str, Scores], mixed: Mixed) -> Float[np.ndarray, " G"]:
+def values_of(signal: str, scores: Mapping[str, Scores], mixed: GroupReward) -> Float[np.ndarray, " G"]:
     """Scores of a signal, or the mixed rewards where `signal` is empty; NaN for rollouts that are left out.
 
     A signal that has not answered yet is unknown everywhere.

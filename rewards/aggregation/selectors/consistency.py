@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Float
 
-from cluster.types import Group, Mixed, Scores
+from cluster.types import Group, GroupReward, Scores
 from rewards.aggregation.preferences import pairs_of
 from rewards.aggregation.selectors.base import Selector, values_of, with_pairs
 
@@ -36,13 +36,13 @@ class Consistency(Selector):
     """Label all pairs with the step's mean."""
     signal_fields: ClassVar[tuple[str, ...]] = ("first", "second")
 
-    def select(self, group: Group, scores: Mapping[str, Scores], mixed: Mixed) -> Mixed:
+    def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
         """Of a group that is the whole step."""
         return self.of_step([group], [scores], [mixed])[0]
 
     def of_step(
-        self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]], mixed: Sequence[Mixed]
-    ) -> list[Mixed]:
+        self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]], mixed: Sequence[GroupReward]
+    ) -> list[GroupReward]:
         first, second = (
             [values_of(name, s, m) for s, m in zip(scores, mixed, strict=True)] for name in (self.first, self.second)
         )

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field, NonNegativeFloat
 
-from cluster.types import Group, Mixed, Scores
+from cluster.types import Group, GroupReward, Scores
 from rewards.aggregation.preferences import large_margin_pairs, pairs_of
 from rewards.aggregation.selectors.base import Selector, values_of, with_pairs
 
@@ -23,7 +23,7 @@ class BestWorst(Selector):
     """What the best must be better by."""
     signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
 
-    def select(self, group: Group, scores: Mapping[str, Scores], mixed: Mixed) -> Mixed:
+    def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
         values = values_of(self.signal, scores, mixed)
         if not np.isfinite(values).any():
             return with_pairs(mixed, ())
@@ -51,7 +51,7 @@ class LargeMargin(Selector):
     """Policy name of rollouts that a teacher wrote."""
     signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
 
-    def select(self, group: Group, scores: Mapping[str, Scores], mixed: Mixed) -> Mixed:
+    def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
         values = values_of(self.signal, scores, mixed)
         student = np.array([r.policy != self.teacher for r in group.rollouts])
         indices = large_margin_pairs(
@@ -66,7 +66,7 @@ class Likeliest(Selector):
     It stands for the greedy answer that SELM (arXiv:2405.19332) presses down; among few rollouts it is only near it.
     """
 
-    def select(self, group: Group, scores: Mapping[str, Scores], mixed: Mixed) -> Mixed:
+    def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
         if not mixed.pairs:
             return mixed
         known = np.isfinite(mixed.rewards)
@@ -87,7 +87,7 @@ class TokenWeights(Selector):
     """Largest absolute weight of a token."""
     signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
 
-    def select(self, group: Group, scores: Mapping[str, Scores], mixed: Mixed) -> Mixed:
+    def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
         found = scores.get(self.signal)
         if found is None or found.tokens is None:
             return mixed
@@ -103,7 +103,7 @@ class Best(Selector):
     """Rollouts of a group that are kept."""
     signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
 
-    def select(self, group: Group, scores: Mapping[str, Scores], mixed: Mixed) -> Mixed:
+    def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
         values = values_of(self.signal, scores, mixed)
         order = np.argsort(np.where(np.isfinite(values), -values, np.inf), kind="stable")
         keep = np.zeros(len(values), bool)

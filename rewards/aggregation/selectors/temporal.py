@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from cluster.types import Group, Mixed, Scores
+from cluster.types import Group, GroupReward, Scores
 from rewards.aggregation.preferences import pairs_of
 from rewards.aggregation.selectors.base import Selector, values_of, with_pairs
 
@@ -34,7 +34,7 @@ class Temporal(Selector):
     """and of the future model's."""
     signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
 
-    def select(self, group: Group, scores: Mapping[str, Scores], mixed: Mixed) -> Mixed:
+    def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
         values = values_of(self.signal, scores, mixed)
         names = np.array([r.policy for r in group.rollouts])
         past, future = names == self.past, names == self.future

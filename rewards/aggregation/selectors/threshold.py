@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from pydantic import PositiveInt
 
-from cluster.types import Group, Mixed, Scores
+from cluster.types import Group, GroupReward, Scores
 from rewards.aggregation.selectors.base import Selector
 
 NOTHING = "below_threshold"
@@ -28,12 +28,12 @@ class Threshold(Selector):
     target: PositiveInt | None = None
     """Rollouts that the whole step should keep; by default all above the threshold."""
 
-    def select(self, group: Group, scores: Mapping[str, Scores], mixed: Mixed) -> Mixed:
+    def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
         return self.of_step([group], [scores], [mixed])[0]
 
     def of_step(
-        self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]], mixed: Sequence[Mixed]
-    ) -> list[Mixed]:
+        self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]], mixed: Sequence[GroupReward]
+    ) -> list[GroupReward]:
         above = [
             distinct([r.text for r in group.rollouts], found.rewards) & (found.rewards > self.threshold)
             for group, found in zip(groups, mixed, strict=True)
@@ -69,6 +69,6 @@ def best(rewards: Float[np.ndarray, " G"], among: Bool[np.ndarray, " G"], most: 
     return result
 
 
-def _kept(mixed: Mixed, keep: Bool[np.ndarray, " G"]) -> Mixed:
+def _kept(mixed: GroupReward, keep: Bool[np.ndarray, " G"]) -> GroupReward:
     rewards = np.where(keep, mixed.rewards, np.nan)
     return replace(mixed, rewards=rewards, drop=mixed.drop or (None if keep.any() else NOTHING))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from cluster.types import Group, Mixed, Scores
+from cluster.types import Group, GroupReward, Scores
 from rewards.aggregation.selectors.base import Selector, values_of
 from rewards.parsing.answers import votes_of
 
@@ -31,7 +31,7 @@ class Borda(Selector):
     """Where the answer stands."""
     signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
 
-    def select(self, group: Group, scores: Mapping[str, Scores], mixed: Mixed) -> Mixed:
+    def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
         answers = votes_of(group.rollouts, self.extract)
         winner = borda_winner(values_of(self.signal, scores, mixed), answers, self.power)
         keep = np.arange(len(group)) == (-1 if winner is None else winner)

@@ -94,7 +94,7 @@ class _Cut(Protocol):
 
 
 class ScoresSeen:
-    """A reward's scores so far, kept by the learner (`learner.plugin_state.Remembering`): the fields of a `Running`."""
+    """A reward's scores so far, kept by the learner (`StatefulPlugin`): the fields of a `Running`."""
 
     reads_scores = True
 

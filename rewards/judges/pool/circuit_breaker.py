@@ -14,7 +14,7 @@ MAX_IN_A_ROW = 5
 """… and at once after so many in a row: nobody is there."""
 
 
-class Breaker:
+class CircuitBreaker:
     """closed ─(too many failures)─► open ─(pause)─► one trial ─► closed, or open again, for twice as long
     where somebody answered."""
 

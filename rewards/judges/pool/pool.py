@@ -22,9 +22,9 @@ from rewards.judges.errors import Declined, JudgeAbsent, JudgeError, JudgeTimeou
 from rewards.judges.extraction import check_labels
 from rewards.judges.metrics import JudgeMetrics
 from rewards.judges.pool.archive import Archive, MemoryArchive, Record
-from rewards.judges.pool.circuit_breaker import Breaker
+from rewards.judges.pool.circuit_breaker import CircuitBreaker
 from rewards.judges.pool.replicas import Replica, Replicas
-from rewards.judges.pool.request_queue import Broker, Order
+from rewards.judges.pool.request_queue import Order, RequestQueue
 from rewards.judges.protocol import first_call, verdict_call, verdict_from
 from rewards.judges.templates import Template
 from rewards.judges.types import Call, Completion, Request, Transport, Verdict
@@ -59,7 +59,7 @@ class JudgePool:
         in_flight_ttl_s: float = 120.0,
         canaries: Sequence[Canary] = (),
         canary_every: int = 0,
-        breaker: Callable[[], Breaker] = Breaker,
+        breaker: Callable[[], CircuitBreaker] = CircuitBreaker,
     ) -> None:
         """`deadline_s` is a request's whole time, waiting included. One canary goes out per `canary_every` requests.
 
@@ -72,7 +72,7 @@ class JudgePool:
         self.archive: Archive = archive or MemoryArchive()
         self.metrics = JudgeMetrics(name)
         self.replicas = Replicas(transports, breaker, come_and_go=come_and_go)
-        self._broker: Broker[Verdict] = Broker(
+        self._queue: RequestQueue[Verdict] = RequestQueue(
             max_in_flight=max_in_flight, max_queue=max_queue, order=order, ttl_s=in_flight_ttl_s
         )
         self._deadline_s, self._ttl_s = deadline_s, in_flight_ttl_s
@@ -140,10 +140,10 @@ class JudgePool:
 
     def snapshot(self) -> dict[str, float]:
         """Metrics by name; the longest wait is that since the last snapshot."""
-        self.metrics.joined = self._broker.num_joined
+        self.metrics.joined = self._queue.num_joined
         circuits = sum(r.breaker.is_open for r in self.replicas)
         return self.metrics.snapshot(
-            queue_depth=self._broker.queue_depth, queue_age_s=self._broker.longest_wait_s(), open_circuits=circuits
+            queue_depth=self._queue.queue_depth, queue_age_s=self._queue.longest_wait_s(), open_circuits=circuits
         )
 
     async def complete(self, call: Call) -> Completion:
@@ -163,7 +163,7 @@ class JudgePool:
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        await self._broker.close()
+        await self._queue.close()
         await self.replicas.close()
 
     async def _ask(self, request: Request) -> Verdict:
@@ -184,7 +184,7 @@ class JudgePool:
     async def _verdict(self, request: Request) -> Verdict:
         try:
             async with asyncio.timeout(self._deadline_s):
-                return await self._broker.submit(self.key(request), lambda: self._judge(request))
+                return await self._queue.submit(self.key(request), lambda: self._judge(request))
         except TimeoutError:
             return self._failed(request, self._overdue())
         except (JudgeError, Unreadable) as error:

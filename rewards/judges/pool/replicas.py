@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rewards.judges.errors import JudgeAbsent, JudgeError, JudgeUnavailable
-from rewards.judges.pool.circuit_breaker import Breaker
+from rewards.judges.pool.circuit_breaker import CircuitBreaker
 from rewards.judges.types import Call, Completion, Transport
 
 
 @dataclass(eq=False)
 class Replica:
     transport: Transport
-    breaker: Breaker = field(default_factory=Breaker)
+    breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     in_flight: int = 0
     removed: bool = False
 
@@ -28,7 +28,9 @@ class Replica:
 class Replicas:
     """Belongs to one event loop."""
 
-    def __init__(self, transports: Sequence[Transport], breaker: Callable[[], Breaker], *, come_and_go: bool) -> None:
+    def __init__(
+        self, transports: Sequence[Transport], breaker: Callable[[], CircuitBreaker], *, come_and_go: bool
+    ) -> None:
         """`come_and_go`: while there is none, one may still appear, so a call waits for it."""
         self._new_breaker, self._come_and_go = breaker, come_and_go
         self._there = [Replica(t, breaker()) for t in transports]

@@ -32,7 +32,7 @@ class _Entry(Generic[T]):
     begun: bool = False
 
 
-class Broker(Generic[T]):
+class RequestQueue(Generic[T]):
     def __init__(self, *, max_in_flight: int, max_queue: int, order: Order, ttl_s: float) -> None:
         """`ttl_s`: a job in flight for longer is given up and its key is free again (ONI's code: after 120 s)."""
         self._slots, self._max_queue, self._order, self._ttl_s = max_in_flight, max_queue, order, ttl_s

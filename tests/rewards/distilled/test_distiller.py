@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.config import DistilledSection
+from cluster.config import RewardModelSection
 from cluster.errors import ConfigError
 from cluster.types import decode
 from rewards.learned import trainer as module
 from rewards.learned.label_store import RedisLabels
 from rewards.learned.labels import Label, MemoryLabels
 from rewards.learned.publishing import MemoryBoard, RedisBoard, read
-from rewards.learned.trainer import Checkpoint, Distiller, is_held_out, passes
+from rewards.learned.trainer import Checkpoint, RewardModelTrainer, is_held_out, passes
 from tests.rewards.distilled.judges import captions, is_good
 
 QUICK = {"publish_every_s": 1e-9, "min_held_out": 4, "min_agreement": 0.0, "held_out_frac": 0.3}
@@ -41,14 +41,14 @@ class Run:
 
     def __init__(self, directory: Path, **section) -> None:
         self.directory = directory
-        self.section = DistilledSection(**QUICK | {"options": SMALL} | section)
+        self.section = RewardModelSection(**QUICK | {"options": SMALL} | section)
         self.labels, self.board = MemoryLabels(), MemoryBoard()
         self.published: list[tuple[str, bytes]] = []
         """Versions that were announced and relabelled, and the file's content then."""
 
-    def distiller(self, **section) -> Distiller:
+    def distiller(self, **section) -> RewardModelTrainer:
         chosen = self.section.model_copy(update=section)
-        return Distiller(
+        return RewardModelTrainer(
             "oni",
             chosen,
             labels=self.labels,
@@ -75,7 +75,7 @@ def run(tmp_path):
     return Run(tmp_path)
 
 
-async def work(distiller: Distiller, done) -> None:
+async def work(distiller: RewardModelTrainer, done) -> None:
     task = asyncio.create_task(distiller.run())
     async with asyncio.timeout(60):
         while not done() and not task.done():  # noqa: ASYNC110
@@ -84,7 +84,7 @@ async def work(distiller: Distiller, done) -> None:
     await task
 
 
-def idle(distiller: Distiller, num_labels: int):
+def idle(distiller: RewardModelTrainer, num_labels: int):
     def done() -> bool:
         return len(distiller._values) == num_labels and not distiller._untried
 
@@ -296,7 +296,7 @@ def test_a_killed_process_is_succeeded_by_one_that_publishes(redis_url, tmp_path
     name = f"test-{uuid4().hex[:12]}"
     labels, board = RedisLabels(redis_url, name, "oni"), RedisBoard(redis_url, name)
     labels.add({text: Label(is_good(text)) for text in captions(60, 12)})
-    section = DistilledSection(**QUICK, options=SMALL)
+    section = RewardModelSection(**QUICK, options=SMALL)
     command = [sys.executable, "-c", SCRIPT, redis_url, name, str(tmp_path / "oni"), section.model_dump_json()]
     environment = os.environ | {"KANABO_FAILPOINT": "distiller.after_model", "KANABO_FAILPOINT_DIR": str(tmp_path)}
     killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.config import DistilledSection, parse
+from cluster.config import RewardModelSection, parse
 from cluster.errors import ConfigError, InfrastructureError
 from rewards.aggregation.shaping.par import sigmoid
 from rewards.base import Services
@@ -18,7 +18,7 @@ from rewards.builtin.exact import Exact
 from rewards.judges.backends.keyword import KeywordJudge
 from rewards.judges.types import Call
 from rewards.learned.bradley_terry import BradleyTerry
-from rewards.learned.client import Follower
+from rewards.learned.client import RewardModelClient
 from rewards.learned.cooper import Cooper, Spoiler, first_right
 from rewards.learned.factory import can_begin, judge_of, placed
 from rewards.learned.label_store import RedisLabels
@@ -28,7 +28,7 @@ from rewards.learned.preferences import preference_loss, verification_loss
 from rewards.learned.publishing import Announcement, MemoryBoard, write
 from rewards.learned.response_labels import ResponseJudge, read, written
 from rewards.learned.reward_model import LearnedReward
-from rewards.learned.trainer import Distiller
+from rewards.learned.trainer import RewardModelTrainer
 from rewards.monitors.cliff import flip_rate
 from rewards.monitors.starc import group_distance
 from tests.rewards.groups import group
@@ -42,7 +42,7 @@ class Setting:
     def __init__(self, directory) -> None:
         self.labels, self.board, self.directory = MemoryLabels(), MemoryBoard(), directory
         self.model = BradleyTerry(**FAST)
-        self.follower = Follower(
+        self.follower = RewardModelClient(
             "rm", "bradley_terry", lambda: BradleyTerry(**FAST), labels=self.labels, board=self.board
         )
         self.services = Services(distilled={"reward_model": self.follower, "cooper": self.follower})
@@ -185,8 +185,8 @@ async def test_what_cannot_be_spoilt_is_left_out_after_three_tries():
 
 
 async def test_a_spoilt_pair_is_learnt_from_as_one_that_the_right_one_wins(tmp_path):
-    labels, section = MemoryLabels(), DistilledSection(use="bradley_terry", options=FAST, min_held_out=1)
-    distiller = Distiller("rm", section, labels=labels, board=MemoryBoard(), directory=tmp_path, relabel=print)
+    labels, section = MemoryLabels(), RewardModelSection(use="bradley_terry", options=FAST, min_held_out=1)
+    distiller = RewardModelTrainer("rm", section, labels=labels, board=MemoryBoard(), directory=tmp_path, relabel=print)
     labels.add({"right": Label(1.0, against="wrong"), "given up": Label(math.nan)})
     distiller._learn(labels.news("0", 9, 0))
     assert distiller._values == {pair("right", "wrong"): 1.0}
@@ -247,12 +247,14 @@ def test_a_table_keeps_the_newest_groups_that_it_is_shown(kind, redis_url):
 
 
 async def test_a_new_version_is_compared_with_the_one_before_on_groups_that_were_seen(tmp_path, monkeypatch):
-    section = DistilledSection(
+    section = RewardModelSection(
         use="bradley_terry", options={**FAST, "early_steps": 4, "lr": 0.01}, min_held_out=1, min_agreement=0.0,
         held_out_frac=0.3,
     )  # fmt: skip
     labels = MemoryLabels()
-    distiller = Distiller("rm", section, labels=labels, board=MemoryBoard(), directory=tmp_path, relabel=lambda _: None)
+    distiller = RewardModelTrainer(
+        "rm", section, labels=labels, board=MemoryBoard(), directory=tmp_path, relabel=lambda _: None
+    )
     monkeypatch.setattr("rewards.learned.trainer.passes", lambda *_: True)
     groups = [tuple(f"{i} {word}" for word in ("one", "two", "three")) for i in range(4)]
     scores = []
@@ -274,7 +276,7 @@ async def test_a_new_version_is_compared_with_the_one_before_on_groups_that_were
 async def test_when_no_more_labels_come_it_learns_on_from_those_there_are_until_a_version_has_them(
     tmp_path, monkeypatch
 ):
-    section = DistilledSection(
+    section = RewardModelSection(
         use="bradley_terry", options=FAST, min_held_out=1, held_out_frac=0.3, publish_every_s=1e-9
     )
     monkeypatch.setattr("rewards.learned.trainer.POLL_S", 0.01)
@@ -282,7 +284,9 @@ async def test_when_no_more_labels_come_it_learns_on_from_those_there_are_until_
     monkeypatch.setattr("rewards.learned.trainer.passes", lambda *_: next(good))
     labels = MemoryLabels()
     labels.add({pair(f"good {i}", f"bad {i}"): Label(1.0) for i in range(12)})
-    distiller = Distiller("rm", section, labels=labels, board=MemoryBoard(), directory=tmp_path, relabel=lambda _: None)
+    distiller = RewardModelTrainer(
+        "rm", section, labels=labels, board=MemoryBoard(), directory=tmp_path, relabel=lambda _: None
+    )
     running = asyncio.create_task(distiller.run())
     async with asyncio.timeout(30):
         while distiller.version != "bradley_terry.1":  # noqa: ASYNC110

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from cluster.buffer import Suspicion
-from cluster.config import DistilledSection, JudgeSection, RewardSection, RunConfig
+from cluster.config import JudgeSection, RewardModelSection, RewardSection, RunConfig
 from cluster.errors import InfrastructureError
 from cluster.types import ABSTAINED, Event, Turn, decode, encode
 from cluster.types import Scores as Evidence
 from rewards.base import Services
-from rewards.learned.client import Follower
+from rewards.learned.client import RewardModelClient
 from rewards.learned.labeler import Labeller
 from rewards.learned.labels import Label, MemoryLabels, pair_of
 from rewards.learned.models import Ranking, Retrieval
 from rewards.learned.oni import Oni, event_rewards
 from rewards.learned.publishing import Announcement, MemoryBoard, write
-from rewards.learned.trainer import Distiller
+from rewards.learned.trainer import RewardModelTrainer
 from rewards.parsing.tokens import per_token
 from rewards.worker import RewardWorker
 from tests.rewards.distilled.judges import KeywordJudge
@@ -47,7 +47,7 @@ class Setting:
 
     def __init__(self, directory: Path, use: str = "retrieval", build=Retrieval) -> None:
         self.labels, self.board, self.directory = MemoryLabels(), MemoryBoard(), directory
-        self.follower = Follower("oni", use, build, labels=self.labels, board=self.board)
+        self.follower = RewardModelClient("oni", use, build, labels=self.labels, board=self.board)
         self.services = Services(distilled={"oni": self.follower})
 
     def publish(self, number: int, model=None, **labels: float) -> None:
@@ -214,10 +214,10 @@ async def test_from_caption_to_judge_to_new_version_to_the_same_group_scored_aga
     judge.hold.clear()
     buffer = OneGroup(of(played(Event("you find gold", 0, 2)), played(Event("you hit a wall", 0))))
     rewards = (RewardSection(use="oni", when="late", options={"alpha_int": 0.4}),)
-    config = RunConfig(rewards=rewards, distilled={"oni": DistilledSection()}, judges={"judge": KEYWORD})
+    config = RunConfig(rewards=rewards, distilled={"oni": RewardModelSection()}, judges={"judge": KEYWORD})
     worker = RewardWorker("reward-0", buffer=buffer, config=config, services=setting.services)
-    section = DistilledSection(use="retrieval", publish_every_s=0.01)
-    distiller = Distiller(
+    section = RewardModelSection(use="retrieval", publish_every_s=0.01)
+    distiller = RewardModelTrainer(
         "oni",
         section,
         labels=setting.labels,

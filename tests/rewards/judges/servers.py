@@ -22,10 +22,10 @@ async def serving(answer: Handler, *, tokenize: Handler | None = None) -> AsyncI
         app.router.add_post("/tokenize", tokenize)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    context = web.TCPSite(runner, "127.0.0.1", 0)
+    await context.start()
     try:
-        port = site._server.sockets[0].getsockname()[1]  # pyright: ignore
+        port = context._server.sockets[0].getsockname()[1]  # pyright: ignore
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         await runner.cleanup()

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from rewards.judges.errors import JudgeOverflow, JudgeServerError, JudgeTimeout
-from rewards.judges.pool.circuit_breaker import Breaker
-from rewards.judges.pool.request_queue import Broker
+from rewards.judges.pool.circuit_breaker import CircuitBreaker
+from rewards.judges.pool.request_queue import RequestQueue
 
 
 class Asked:
@@ -27,8 +27,8 @@ class Asked:
         return run
 
 
-def broker(order="newest", slots=1, queue=100, ttl_s=5.0) -> Broker[str]:
-    return Broker(max_in_flight=slots, max_queue=queue, order=order, ttl_s=ttl_s)
+def broker(order="newest", slots=1, queue=100, ttl_s=5.0) -> RequestQueue[str]:
+    return RequestQueue(max_in_flight=slots, max_queue=queue, order=order, ttl_s=ttl_s)
 
 
 async def settle() -> None:
@@ -155,8 +155,8 @@ class Clock:
         return self.now
 
 
-def broken(clock: Clock) -> Breaker:
-    breaker = Breaker(pause_s=5, longest_pause_s=15, clock=clock)
+def broken(clock: Clock) -> CircuitBreaker:
+    breaker = CircuitBreaker(pause_s=5, longest_pause_s=15, clock=clock)
     for _ in range(5):
         breaker.begin()
         breaker.failure("500")
@@ -164,7 +164,7 @@ def broken(clock: Clock) -> Breaker:
 
 
 def test_a_circuit_opens_with_more_than_a_fifth_of_failures():
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     for i in range(1, 41):
         breaker.failure("x") if i % 5 == 0 else breaker.success()  # a fifth, and never more among the last ten or more
     assert not breaker.is_open
@@ -174,7 +174,7 @@ def test_a_circuit_opens_with_more_than_a_fifth_of_failures():
 
 
 def test_a_circuit_opens_after_five_failures_in_a_row():
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     for _ in range(4):
         breaker.failure("x")
     assert breaker.ready()

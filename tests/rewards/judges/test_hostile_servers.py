@@ -14,7 +14,7 @@ from cluster.types import FAILED, Message, encode
 from rewards.judges import errors
 from rewards.judges.backends.http import HttpClient
 from rewards.judges.errors import JudgeAbsent, JudgeError
-from rewards.judges.pool.circuit_breaker import Breaker
+from rewards.judges.pool.circuit_breaker import CircuitBreaker
 from rewards.judges.pool.pool import JudgePool
 from rewards.judges.templates import TEMPLATES, Item
 from rewards.judges.types import Call, Completion, Request
@@ -144,7 +144,11 @@ async def check_pool(seed: int, tries: int, every: int) -> None:
         async with hostile(answer) as (url, server):
             client = HttpClient(url, model="m", timeout_s=HANG_S)
             pool = JudgePool(
-                "j", [client], deadline_s=2 * HANG_S, in_flight_ttl_s=2 * HANG_S, breaker=lambda: Breaker(pause_s=0.05)
+                "j",
+                [client],
+                deadline_s=2 * HANG_S,
+                in_flight_ttl_s=2 * HANG_S,
+                breaker=lambda: CircuitBreaker(pause_s=0.05),
             )
             requests = [Request(TEMPLATES["pointwise"](), Item(str(i), ("a",)), logprobs=False) for i in range(3)]
             begun = time.monotonic()

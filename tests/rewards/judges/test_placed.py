@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from cluster.buffer import Wishes
+from cluster.buffer import ReplicaCounts
 from cluster.buffer.discovery import Roster, keep_signing
 from cluster.buffer.scaling import apply
 from cluster.config import parse
@@ -27,7 +27,7 @@ from rewards.judges.ensembles import Cached
 from rewards.judges.errors import JudgeAbsent
 from rewards.judges.factory import open_judges
 from rewards.judges.pool.archive import MemoryArchive
-from rewards.judges.pool.circuit_breaker import Breaker
+from rewards.judges.pool.circuit_breaker import CircuitBreaker
 from rewards.judges.pool.pool import JudgePool
 from rewards.judges.types import Call, Completion
 from rewards.worker import RewardWorker
@@ -178,7 +178,7 @@ async def test_requests_of_an_outage_are_asked_again_when_the_judge_is_back():
 
     judge, archive = Away(), MemoryArchive()
     options = {"deadline_s": 2.0, "in_flight_ttl_s": 10, "archive": archive}
-    pool = JudgePool("k", [judge], breaker=lambda: Breaker(pause_s=0.1), **options)
+    pool = JudgePool("k", [judge], breaker=lambda: CircuitBreaker(pause_s=0.1), **options)
     early = asyncio.create_task(pool.ask(pointwise("early")))
     verdict = await early
     assert (verdict.state, verdict.note.split(":")[0]) == (FAILED, "JudgeUnavailable")
@@ -235,13 +235,13 @@ def test_another_model_is_another_judge():
 
 
 async def test_a_changed_model_has_stored_groups_judged_again():
-    from rewards.registry import build_signal
+    from rewards.registry import build_reward
 
     versions = []
     for model in ("a", "b", "a"):
         config = recipe(urls=["http://127.0.0.1:1/v1"], model=model)
         made = Services(judges=open_judges(config.judges, MemoryArchive()))
-        signal = build_signal(config.rewards[0], "rewards[0]")
+        signal = build_reward(config.rewards[0], "rewards[0]")
         await signal.prepare(made)
         versions.append(signal.version())
         await made.close_judges()
@@ -278,7 +278,7 @@ async def test_a_worker_says_which_judge_it_waits_for(buffer):
 
 
 def test_a_judge_s_replicas_can_be_wished_for(redis_url):
-    run = Wishes(redis_url, f"run-{uuid4().hex[:8]}")
+    run = ReplicaCounts(redis_url, f"run-{uuid4().hex[:8]}")
     run.staff({"rollout": 1, "reward": 1, "judge:my-judge.2": 1})
     assert apply(run, ["judge:my-judge.2=3"]) == {"judge:my-judge.2": 3}
     assert run.wished() == {"judge:my-judge.2": 3}

@@ -19,7 +19,7 @@ from rewards.judges.canaries import Canary, red_team
 from rewards.judges.ensembles import Cached, Ensemble, Shuffled, Swap, Vote
 from rewards.judges.errors import JudgeProtocolError
 from rewards.judges.pool.archive import MemoryArchive, RedisArchive
-from rewards.judges.pool.circuit_breaker import Breaker
+from rewards.judges.pool.circuit_breaker import CircuitBreaker
 from rewards.judges.pool.pool import JudgePool
 from rewards.judges.protocol import verdict_from
 from rewards.judges.templates import TEMPLATES, Item
@@ -38,8 +38,8 @@ def pairwise(first: str, second: str, **fields) -> Request:
     return Request(TEMPLATES["pairwise"](**fields), Item("Say good.", (first, second)))
 
 
-def hasty() -> Breaker:
-    return Breaker(pause_s=0.05)
+def hasty() -> CircuitBreaker:
+    return CircuitBreaker(pause_s=0.05)
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
@@ -97,7 +97,7 @@ async def test_a_judge_that_is_down_is_a_counted_failure():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
-    pool = JudgePool("down", [HttpClient(url, model="m")], deadline_s=0.3, breaker=lambda: Breaker(pause_s=0.01))
+    pool = JudgePool("down", [HttpClient(url, model="m")], deadline_s=0.3, breaker=lambda: CircuitBreaker(pause_s=0.01))
     verdicts = await asyncio.gather(*(pool.ask(pointwise(f"good {i}")) for i in range(6)))
     await pool.close()
     assert {v.state for v in verdicts} == {FAILED}
@@ -189,7 +189,7 @@ def test_the_key_holds_all_that_an_answer_depends_on():
 
 
 async def test_votes_are_averaged_and_failed_ones_left_out():
-    pool = JudgePool("k", [KeywordJudge(unreadable_rate=0.7)], breaker=lambda: Breaker(pause_s=0))
+    pool = JudgePool("k", [KeywordJudge(unreadable_rate=0.7)], breaker=lambda: CircuitBreaker(pause_s=0))
     verdicts = [await pool.ask(pointwise(sample=i)) for i in range(20)]
     assert {v.state for v in verdicts} == {SCORED, FAILED}
     vote = await Vote(pool, 20).ask(pointwise())
@@ -298,7 +298,7 @@ async def test_wrappers_compose():
 
 async def test_another_replica_answers_when_one_fails_and_is_left_alone_when_it_goes_on():
     bad, good = KeywordJudge(error_rate=1.0, name="bad"), KeywordJudge(name="good")
-    pool = JudgePool("k", [bad, good], breaker=lambda: Breaker(pause_s=600))
+    pool = JudgePool("k", [bad, good], breaker=lambda: CircuitBreaker(pause_s=600))
     verdicts = [await pool.ask(pointwise(f"good {i}")) for i in range(40)]
     assert all(v.scored for v in verdicts)
     assert bad.num_calls == 5

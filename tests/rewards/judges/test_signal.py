@@ -18,17 +18,17 @@ from rewards.judges.backends.http import HttpClient
 from rewards.judges.backends.keyword import KeywordJudge
 from rewards.judges.factory import open_judges
 from rewards.judges.pool.archive import MemoryArchive
-from rewards.judges.pool.circuit_breaker import Breaker
+from rewards.judges.pool.circuit_breaker import CircuitBreaker
 from rewards.judges.pool.pool import JudgePool
 from rewards.judges.types import Call
-from rewards.registry import build_signal
+from rewards.registry import build_reward
 from rewards.worker import RewardWorker
 from tests.rewards.groups import group
 from tests.rewards.judges.servers import chat, serving
 
 
 def signal(**options):
-    return build_signal(RewardSection(use="judge", options=options), "rewards[0]")
+    return build_reward(RewardSection(use="judge", options=options), "rewards[0]")
 
 
 def services(*transports, name="judge", **options) -> Services:
@@ -94,7 +94,7 @@ async def test_a_failed_pair_leaves_the_other_opponents():
         return web.json_response(chat("A" if user.find("\nfirst") >= 0 or user.find("\nsecond") < 0 else "B"))
 
     async with serving(not_about_c) as url:
-        pool = {"breaker": lambda: Breaker(pause_s=0.0)}
+        pool = {"breaker": lambda: CircuitBreaker(pause_s=0.0)}
         scores = await score(group("first", "second", "third"), HttpClient(url), template="pairwise", pool=pool)
     assert np.isfinite(scores.values).all()
     assert scores.provenance[0].note == "1 of 2 opponents"

@@ -10,7 +10,7 @@ import pytest
 from cluster.types import ABSTAINED
 from rewards.base import Services
 from rewards.builtin.implicit import Implicit, implied
-from rewards.scorers.pool import Scorer
+from rewards.scorers.pool import LogprobScorer
 from tests.rewards.groups import group
 from tests.rewards.scoring.stand_in import Given, of_logprobs
 
@@ -19,7 +19,7 @@ async def services_of(ours: str, logprobs=(-0.5, -1.0, -0.25)) -> Services:
     """π, at version `ours`, and π₀, all of whose log-probs are −1."""
     scorers = {}
     for name, values, version in (("now", logprobs, ours), ("initial", (-1.0, -1.0, -1.0), "initial")):
-        scorers[name] = Scorer(name, deadline_s=5)
+        scorers[name] = LogprobScorer(name, deadline_s=5)
         read = Given(lambda p, values=values, version=version: of_logprobs(values[: len(p.tokens)], version))
         await scorers[name].follow({f"scorer:{name}-0": read})
     return Services(scorers=scorers)

@@ -24,7 +24,7 @@ from rewards.judges.backends.http import HttpClient
 from rewards.judges.pool.pool import JudgePool
 from rewards.judges.statistics import win_rates
 from rewards.judges.templates import TEMPLATES, Item
-from rewards.registry import build_signal
+from rewards.registry import build_reward
 from tests.rewards.groups import group
 from tests.rewards.judges.servers import chat, serving
 
@@ -95,7 +95,7 @@ async def test_a_judge_of_strengths_gives_advantages():
     async with serving(judges) as url:
         made = Services(judges={"judge": JudgePool("judge", [HttpClient(url)])})
         try:
-            signal = build_signal(section, "rewards[0]")
+            signal = build_reward(section, "rewards[0]")
             await signal.prepare(made)
             scores = await signal.score(group("three", "one", "two"), made)
         finally:

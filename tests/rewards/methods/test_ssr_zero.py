@@ -17,7 +17,7 @@ from rewards.base import Services
 from rewards.judges.pool.pool import JudgePool
 from rewards.judges.templates import TEMPLATES, Item
 from rewards.judges.types import Call, Completion
-from rewards.registry import build_signal
+from rewards.registry import build_reward
 from tests.rewards.groups import group
 
 RECIPE = "deploy/recipes/methods/ssr_zero.toml"
@@ -46,7 +46,7 @@ class Scripted:
 async def scored(texts: list[str], **options) -> tuple[Scores, Scripted]:
     judge = Scripted()
     services = Services(judges={"self": JudgePool("self", [judge], live=True, model="policy")})
-    signal = build_signal(RewardSection(use="ssr_zero", options={"judge": "self", **options}), "rewards[0]")
+    signal = build_reward(RewardSection(use="ssr_zero", options={"judge": "self", **options}), "rewards[0]")
     try:
         return await signal.score(group(*texts), services), judge
     finally:
@@ -112,7 +112,7 @@ def test_a_translation_cannot_write_the_judge_s_line():
 
 def test_the_toy_judge_has_learnt_the_question_that_the_recipe_asks():
     settings, rng = load(RECIPE), np.random.default_rng(0)
-    signal = build_signal(settings.rewards[0], "rewards[0]")
+    signal = build_reward(settings.rewards[0], "rewards[0]")
     task = Translation().train()[0]
     source = task.prompt.removesuffix(">")
     written = candidate(source, rng)

@@ -12,7 +12,7 @@ from cluster.types import ABSTAINED
 from rewards.aggregation.mixer import Mixer
 from rewards.base import Services
 from rewards.monitors.collapse import CollapseGuard
-from rewards.registry import build_signal
+from rewards.registry import build_reward
 from tests.rewards.groups import group
 
 SHARE, ENTROPY = CollapseGuard().reads
@@ -134,12 +134,12 @@ async def test_statistics_of_a_group(answers, entropy, share):
 async def metrics_of(judged, *uses: str) -> dict[str, float]:
     """What the mixer says of rewards that are recorded only."""
     rewards = [RewardSection(use=use, weight=0) for use in uses]
-    scores = {use: await build_signal(r, use).score(judged, Services()) for use, r in zip(uses, rewards, strict=True)}
+    scores = {use: await build_reward(r, use).score(judged, Services()) for use, r in zip(uses, rewards, strict=True)}
     return Mixer(rewards, uses, 2)(judged, scores).metrics
 
 
 async def test_without_an_answer_the_entropy_abstains():
-    scores = await build_signal(RewardSection(use="answer_entropy"), "r").score(answered("1", None, "1"), Services())
+    scores = await build_reward(RewardSection(use="answer_entropy"), "r").score(answered("1", None, "1"), Services())
     assert scores.values == pytest.approx([0, float("nan"), 0], nan_ok=True)
     assert scores.state[1] == ABSTAINED
 
@@ -167,21 +167,21 @@ LEARNT, KEPT = [0.51, 0.58, 0.63, 0.63, 0.66, 0.67, 0.68], [1.0, 0.97, 0.87, 0.8
 
 
 def test_a_fall_of_accuracy_is_told_before_a_quarter_is_gone():
-    alarm = probed("heldout/accuracy", FALL)
+    alarm = probed("eval/accuracy", FALL)
     assert alarm is not None
-    assert (alarm.step, alarm.signal, alarm.good) == (15, "heldout/accuracy", 0)
+    assert (alarm.step, alarm.signal, alarm.good) == (15, "eval/accuracy", 0)
     assert FALL[alarm.step // 5] > 0.75 * max(FALL)
 
 
 def test_without_references_the_anchors_tell_it():
-    alarm = probed("heldout/anchor_agreement", ANCHORS)
+    alarm = probed("eval/anchor_agreement", ANCHORS)
     assert alarm is not None
-    assert (alarm.step, alarm.signal, alarm.good) == (40, "heldout/anchor_agreement", 15)
+    assert (alarm.step, alarm.signal, alarm.good) == (40, "eval/anchor_agreement", 15)
 
 
 def test_learning_is_no_alarm():
-    assert probed("heldout/accuracy", LEARNT) is None
-    assert probed("heldout/anchor_agreement", KEPT) is None
+    assert probed("eval/accuracy", LEARNT) is None
+    assert probed("eval/anchor_agreement", KEPT) is None
 
 
 @pytest.mark.parametrize(
@@ -190,19 +190,19 @@ def test_learning_is_no_alarm():
 def test_what_is_given_up_while_the_accuracy_rises_was_wrong(accuracy, alarm):
     guard, found = CollapseGuard(), []
     for i, agreement in enumerate([1.0, 0.9, 0.74, 0.7]):
-        row = {"heldout/anchor_agreement": agreement} | ({"heldout/accuracy": accuracy[i]} if accuracy else {})
+        row = {"eval/anchor_agreement": agreement} | ({"eval/accuracy": accuracy[i]} if accuracy else {})
         found.append(guard.observe(5 * i, row))
     assert [a.step for a in found if a] == ([] if alarm is None else [alarm])
 
 
 def test_one_low_probe_is_noise():
-    assert probed("heldout/accuracy", [0.5, 0.6, 0.4, 0.58, 0.4, 0.6]) is None
-    assert probed("heldout/accuracy", [0.5, 0.6, 0.4, 0.4]) is not None
+    assert probed("eval/accuracy", [0.5, 0.6, 0.4, 0.58, 0.4, 0.6]) is None
+    assert probed("eval/accuracy", [0.5, 0.6, 0.4, 0.4]) is not None
 
 
 def test_a_rising_or_unknown_probe_raises_nothing():
-    assert probed("heldout/accuracy", [0.5, 0.6, 0.7, 0.75, 0.74, 0.76]) is None
-    assert probed("heldout/anchor_agreement", [None, float("nan"), None]) is None
+    assert probed("eval/accuracy", [0.5, 0.6, 0.7, 0.75, 0.74, 0.76]) is None
+    assert probed("eval/anchor_agreement", [None, float("nan"), None]) is None
 
 
 @pytest.mark.parametrize(("agreement", "alarms"), [(0.97, 0), (None, 1)])
@@ -212,7 +212,7 @@ def test_unanimity_is_no_collapse_while_a_probe_is_near_its_best(agreement, alar
     for step, (s, e) in enumerate(zip(share, entropy_at(share), strict=True)):
         found.append(guard.observe(step, {SHARE: float(s), ENTROPY: float(e)}))
         if step % 5 == 0:
-            found.append(guard.observe(step, {"heldout/anchor_agreement": agreement}))
+            found.append(guard.observe(step, {"eval/anchor_agreement": agreement}))
     assert len([alarm for alarm in found if alarm]) == alarms
 
 

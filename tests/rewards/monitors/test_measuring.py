@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.config import parse
-from cluster.driver.event_consumer import Follower
+from cluster.driver.event_consumer import EventConsumer
 from cluster.errors import ConfigError
 from cluster.types import Scores
 from rewards.aggregation.mixer import Mixer
@@ -121,7 +121,7 @@ def test_over_optimisation_tells_where_on_the_hump_training_is():
         gained = d * (1 - 0.5 * np.log(d)) if d else 0.0
         monitor.observe(step, {"loss/kl_nats": d * d, "reward/mean": 0.0})
         assert monitor.report() == {}, "nothing was measured since"
-        monitor.observe(step, {"heldout/accuracy": 0.3 + gained})
+        monitor.observe(step, {"eval/accuracy": 0.3 + gained})
         told.append(monitor.report())
     assert [row["monitor/over_optimisation_distance"] for row in told] == pytest.approx(np.linspace(0, 4, 9))
     assert "monitor/over_optimisation_alpha" not in told[5], "five distances beside 0"
@@ -133,11 +133,11 @@ def test_over_optimisation_tells_where_on_the_hump_training_is():
 def test_what_a_monitor_works_out_is_a_row_of_metrics():
     rows: list[tuple[int, dict]] = []
     recorder: Any = SimpleNamespace(record=lambda step, row: rows.append((step, row)), directory=None)
-    follower: Any = object.__new__(Follower)
+    follower: Any = object.__new__(EventConsumer)
     follower._recorder, follower._monitors = recorder, [OverOptimisation()]
     follower._config = SimpleNamespace(monitors=[SimpleNamespace(on_alarm="warn")])
     follower._record(3, {"loss/kl_nats": 0.25, "reward/mean": 1.0})
-    follower._record(3, {"heldout/accuracy": 0.5})
+    follower._record(3, {"eval/accuracy": 0.5})
     assert rows[-1] == (3, {"monitor/over_optimisation_distance": 0.5})
 
 

@@ -49,7 +49,7 @@ def watched(distances, qualities, rewards=None) -> list[int]:
     rewards = np.zeros(len(distances)) if rewards is None else rewards
     for i, (d, q, r) in enumerate(zip(distances, qualities, rewards, strict=True)):
         alarms.append(monitor.observe(i, {"loss/kl_nats": d * d, "reward/mean": r}))
-        alarms.append(monitor.observe(i, {"heldout/accuracy": q}))
+        alarms.append(monitor.observe(i, {"eval/accuracy": q}))
     return [a.step for a in alarms if a]
 
 
@@ -91,8 +91,8 @@ def test_quality_that_falls_while_the_reward_rises_is_exploitation():
 
 def test_what_was_not_measured_is_passed_over():
     monitor = OverOptimisation()
-    assert monitor.observe(0, {"heldout/accuracy": 0.5}) is None
-    assert monitor.observe(1, {"loss/kl_nats": None, "reward/mean": NAN, "heldout/accuracy": None}) is None
+    assert monitor.observe(0, {"eval/accuracy": 0.5}) is None
+    assert monitor.observe(1, {"loss/kl_nats": None, "reward/mean": NAN, "eval/accuracy": None}) is None
 
 
 STAY, SWITCH = 0, 1

@@ -11,7 +11,7 @@ from pydantic import PrivateAttr
 
 from cluster.config import RunConfig, parse
 from cluster.driver import preflight
-from cluster.driver.event_consumer import Follower
+from cluster.driver.event_consumer import EventConsumer
 from cluster.errors import ConfigError
 from cluster.observability import metrics
 from cluster.observability.alarm_report import Alarmed
@@ -24,9 +24,9 @@ class ThirdTime(Monitor):
     _count: int = PrivateAttr(default=0)
 
     def observe(self, step, row):
-        self._count += "heldout/accuracy" in row
-        due = self._count == 3 and "heldout/accuracy" in row
-        return Alarm("third", step, "heldout/accuracy", "three are enough.") if due else None
+        self._count += "eval/accuracy" in row
+        due = self._count == 3 and "eval/accuracy" in row
+        return Alarm("third", step, "eval/accuracy", "three are enough.") if due else None
 
 
 def recipe(**monitor: Any) -> RunConfig:
@@ -35,10 +35,10 @@ def recipe(**monitor: Any) -> RunConfig:
 
 @pytest.fixture
 def follow(tmp_path):
-    def start(config: RunConfig) -> Follower:
+    def start(config: RunConfig) -> EventConsumer:
         recorder = metrics.Recorder(tmp_path, config.tracking, "run", {})
         nothing: Any = SimpleNamespace()  # a follower of evaluations needs neither events nor a table
-        return Follower(nothing, config, recorder, nothing, lambda step: None)
+        return EventConsumer(nothing, config, recorder, nothing, lambda step: None)
 
     return start
 
@@ -62,7 +62,7 @@ def test_on_alarm_stop_ends_the_run_after_its_row_is_written(follow, tmp_path):
     follower.heldout(1, 0.5, 1.0, 1.0)
     with pytest.raises(Alarmed, match=r"three are enough.*on_alarm = 'stop'"):
         follower.heldout(2, 0.25, 1.0, 1.0)
-    assert [r["heldout/accuracy"] for r in metrics.read(tmp_path) if "heldout/accuracy" in r] == [0.5, 0.5, 0.25]
+    assert [r["eval/accuracy"] for r in metrics.read(tmp_path) if "eval/accuracy" in r] == [0.5, 0.5, 0.25]
     assert alarms(tmp_path) == [2]
 
 

@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rewards.base import Services
-from rewards.scorers.pool import Scorer
-from rewards.scorers.types import Passage, Reading
+from rewards.scorers.pool import LogprobScorer
+from rewards.scorers.types import TokenSequence, TokenStats
 
-Read = Callable[[Passage], Reading]
+Read = Callable[[TokenSequence], TokenStats]
 
 
-def reading_of(probabilities: Sequence[Sequence[float]], tokens: Sequence[int], version: str = "1.3") -> Reading:
+def reading_of(probabilities: Sequence[Sequence[float]], tokens: Sequence[int], version: str = "1.3") -> TokenStats:
     """Of [N + 1][V] probabilities, all above 0."""
     p = np.array(probabilities, np.float64)
     logs = np.log(p)
-    return Reading(
+    return TokenStats(
         np.array([logs[i, t] for i, t in enumerate(tokens)]),
         -(p * logs).sum(1),
         logs.sum(1),
@@ -27,10 +27,10 @@ def reading_of(probabilities: Sequence[Sequence[float]], tokens: Sequence[int], 
     )
 
 
-def of_logprobs(logprobs: Sequence[float], version: str = "1.3") -> Reading:
+def of_logprobs(logprobs: Sequence[float], version: str = "1.3") -> TokenStats:
     values = np.array(logprobs, np.float64)
     unknown = np.full(len(values) + 1, np.nan)
-    return Reading(values, unknown, unknown, np.empty((len(values) + 1, 0)), 4, version)
+    return TokenStats(values, unknown, unknown, np.empty((len(values) + 1, 0)), 4, version)
 
 
 class Given:
@@ -39,12 +39,12 @@ class Given:
     def __init__(self, read: Read) -> None:
         self._read, self.asked = read, []
 
-    async def read(self, passages: Sequence[Passage], timeout_s: float) -> list[Reading]:
+    async def read(self, passages: Sequence[TokenSequence], timeout_s: float) -> list[TokenStats]:
         self.asked.append(list(passages))
         return [self._read(p) for p in passages]
 
 
 async def services_with(read: Read, name: str = "scorer") -> tuple[Services, Given]:
-    scorer, replica = Scorer(name, deadline_s=5), Given(read)
+    scorer, replica = LogprobScorer(name, deadline_s=5), Given(read)
     await scorer.follow({f"scorer:{name}-0": replica})
     return Services(scorers={name: scorer}), replica

@@ -12,9 +12,9 @@ import torch
 from cluster.errors import DataError
 from cluster.types import Message
 from rewards.scorers.forward import Forward, statistics
-from rewards.scorers.pool import Scorer
+from rewards.scorers.pool import LogprobScorer
 from rewards.scorers.server import ScoringServer
-from rewards.scorers.types import Passage, ScorerUnavailable
+from rewards.scorers.types import ScorerUnavailable, TokenSequence
 from tests.models import random_llama
 
 ENTROPY, SUM = "entropy", "sum_logprobs"
@@ -82,7 +82,7 @@ def test_a_token_that_cannot_come_takes_nothing_from_the_entropy():
 
 def test_passages_of_every_length_are_read_as_if_each_were_alone(directory, forward):
     pairs = [([5], [7, 8]), (list(range(3, 23)), [9]), ([4, 4, 4], list(range(5, 25))), ([6, 7], [])]
-    passages = [Passage(ids(*prompt), ids(*tokens), (7, 11)) for prompt, tokens in pairs]
+    passages = [TokenSequence(ids(*prompt), ids(*tokens), (7, 11)) for prompt, tokens in pairs]
     readings = forward.read(passages, forward.rows(passages))
     for (prompt, tokens), found in zip(pairs, readings, strict=True):
         p = plain(directory, prompt, tokens)
@@ -95,7 +95,7 @@ def test_passages_of_every_length_are_read_as_if_each_were_alone(directory, forw
 
 
 def test_messages_become_a_prompt_and_nothing_becomes_the_first_token_of_a_sequence(directory, forward):
-    passages = [Passage((Message("user", "12"),), ids(9, 9)), Passage((Message("user", ""),), ids(9, 9))]
+    passages = [TokenSequence((Message("user", "12"),), ids(9, 9)), TokenSequence((Message("user", ""),), ids(9, 9))]
     said, empty = forward.read(passages, forward.rows(passages))
     for found, prompt in ((said, encode([Message("user", "12")])), (empty, [1])):
         p = plain(directory, prompt, [9, 9])
@@ -104,7 +104,7 @@ def test_messages_become_a_prompt_and_nothing_becomes_the_first_token_of_a_seque
 
 def test_published_weights_change_what_is_read_and_its_version(directory, tmp_path):
     reader = Forward(directory, encode, version="1.0")
-    passage = [Passage(ids(5, 6), ids(7))]
+    passage = [TokenSequence(ids(5, 6), ids(7))]
     before = reader.read(passage, reader.rows(passage))[0]
     other = Forward(random_llama(tmp_path, tied=True, seed=1), encode, version="")
     expected = other.read(passage, other.rows(passage))[0]
@@ -119,7 +119,7 @@ def test_published_weights_change_what_is_read_and_its_version(directory, tmp_pa
 
 def test_what_is_longer_than_the_model_reads_is_refused(forward):
     with pytest.raises(DataError, match="513 tokens"):
-        forward.rows([Passage(ids(*[5] * 500), ids(*[5] * 13))])
+        forward.rows([TokenSequence(ids(*[5] * 500), ids(*[5] * 13))])
 
 
 class Slow:
@@ -145,12 +145,12 @@ async def test_a_server_reads_requests_together_under_one_version_and_refuses_wh
     slow = Slow(0.05)
     server = ScoringServer(slow, batch_tokens=4, max_queue=5)
     running = await served(server)
-    first = asyncio.create_task(server.read([Passage(ids(), ids(1, 1))], 5))
+    first = asyncio.create_task(server.read([TokenSequence(ids(), ids(1, 1))], 5))
     await asyncio.sleep(0.02)
-    others = [asyncio.create_task(server.read([Passage(ids(), ids(i))] * 2, 5)) for i in (2, 3)]
+    others = [asyncio.create_task(server.read([TokenSequence(ids(), ids(i))] * 2, 5)) for i in (2, 3)]
     await asyncio.sleep(0)
     with pytest.raises(ScorerUnavailable, match=r"max_queue = 5"):
-        await server.read([Passage(ids(), ids(4))] * 2, 5)
+        await server.read([TokenSequence(ids(), ids(4))] * 2, 5)
     changing = asyncio.create_task(server.load(lambda f: setattr(f, "version", "1.1")))
     assert await first == [([1, 1], "1.0")]
     await changing
@@ -163,10 +163,10 @@ async def test_who_waits_too_long_is_told_so_and_nobody_reads_for_it():
     slow = Slow(0.2)
     server = ScoringServer(slow, batch_tokens=1, max_queue=9)
     running = await served(server)
-    first = asyncio.create_task(server.read([Passage(ids(), ids(1))], 5))
+    first = asyncio.create_task(server.read([TokenSequence(ids(), ids(1))], 5))
     await asyncio.sleep(0.02)
     with pytest.raises(ScorerUnavailable, match=r"within 0\.05 s"):
-        await server.read([Passage(ids(), ids(2))], 0.05)
+        await server.read([TokenSequence(ids(), ids(2))], 0.05)
     await first
     await asyncio.sleep(0.05)
     assert slow.batches == [[[1]]]
@@ -187,9 +187,9 @@ class Replica:
 
 
 async def test_a_replica_that_ended_leaves_the_request_to_another_and_the_idle_one_reads():
-    scorer = Scorer("live", deadline_s=2)
+    scorer = LogprobScorer("live", deadline_s=2)
     dead, alive = Replica("dead", fails=True), Replica("alive")
-    waiting = asyncio.create_task(scorer.read([Passage(ids(), ids(1))]))
+    waiting = asyncio.create_task(scorer.read([TokenSequence(ids(), ids(1))]))
     await asyncio.sleep(0.01)
     assert "no replica" in scorer.trouble()
     await scorer.follow({"dead": dead, "alive": alive})
@@ -197,16 +197,16 @@ async def test_a_replica_that_ended_leaves_the_request_to_another_and_the_idle_o
     assert dead.num_asked == 1
     other = Replica("other")
     await scorer.follow({"alive": alive, "other": other})
-    read = await asyncio.gather(*(scorer.read([Passage(ids(), ids(1))]) for _ in range(4)))
+    read = await asyncio.gather(*(scorer.read([TokenSequence(ids(), ids(1))]) for _ in range(4)))
     assert sorted(name for names in read for name in names) == ["alive", "alive", "other", "other"]
     assert scorer.snapshot()["scorer/live_num_passages"] == 5
 
 
 async def test_without_anybody_who_reads_the_deadline_ends_the_wait():
-    scorer = Scorer("live", deadline_s=0.05)
+    scorer = LogprobScorer("live", deadline_s=0.05)
     with pytest.raises(ScorerUnavailable, match=r"scorer 'live': nothing within deadline_s = 0\.05 s; no replica"):
-        await scorer.read([Passage(ids(), ids(1))])
+        await scorer.read([TokenSequence(ids(), ids(1))])
     await scorer.follow({"dead": Replica("dead", fails=True)})
     with pytest.raises(ScorerUnavailable, match="dead: it has ended"):
-        await scorer.read([Passage(ids(), ids(1))])
+        await scorer.read([TokenSequence(ids(), ids(1))])
     assert scorer.snapshot()["scorer/live_num_failed"] == 2

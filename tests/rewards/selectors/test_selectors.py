@@ -9,7 +9,7 @@ import pytest
 
 from cluster.config import SelectorSection
 from cluster.errors import ConfigError
-from cluster.types import Group, Mixed, Pair, Scores
+from cluster.types import Group, GroupReward, Pair, Scores
 from rewards.aggregation.selectors import Selection
 from rewards.aggregation.selectors.consistency import Consistency, consistency, kendall, spearman
 from rewards.aggregation.selectors.pairs import Best, BestWorst, LargeMargin, Likeliest, TokenWeights
@@ -19,11 +19,11 @@ from tests.rewards.groups import group
 NAN = float("nan")
 
 
-def mixed_of(*rewards: float) -> Mixed:
-    return Mixed(np.array(rewards, float))
+def mixed_of(*rewards: float) -> GroupReward:
+    return GroupReward(np.array(rewards, float))
 
 
-def places(mixed: Mixed) -> list[tuple[int, int]]:
+def places(mixed: GroupReward) -> list[tuple[int, int]]:
     assert mixed.pairs is not None
     return [(p.chosen, p.rejected) for p in mixed.pairs]
 

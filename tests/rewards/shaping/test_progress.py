@@ -18,7 +18,7 @@ from learner.advantages.returns import advantages_of, returns_of
 from learner.losses.policy_losses import TurnwiseReinforce
 from learner.losses.surrogates import mean_by_turn, penalised, turn_of_token
 from learner.reference import wants_reference
-from learner.tensors import Tokens
+from learner.tensors import TokenBatch
 from rewards.aggregation.mixer import Mixer
 from rewards.aggregation.shaping.progress import progress
 from rewards.base import Services
@@ -85,7 +85,7 @@ def test_the_penalty_is_in_the_reward_and_not_in_the_gradient():
     logprobs = torch.tensor([[0.0, -1.0, -2.0]], requires_grad=True)
     mask = torch.tensor([[False, True, True]])
     zeros = torch.zeros(1, 3)
-    tokens = Tokens(
+    tokens = TokenBatch(
         mask, mask.float(), zeros, mask * 2.0, zeros.long(), zeros.long(), torch.tensor([[0.0, -1.5, -1.5]])
     )
     loss, metrics = TurnwiseReinforce(betas=(0.5,)).loss(logprobs, tokens)

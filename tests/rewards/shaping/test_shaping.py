@@ -13,7 +13,7 @@ from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.types import Group, Scores
 from learner.advantages.estimators import GroupAdvantage
-from learner.plugin_state import Remembering
+from learner.plugin_state import StatefulPlugin
 from rewards.aggregation.mixer import Mixer
 from rewards.aggregation.shaping import SHAPERS, Shaper
 from rewards.aggregation.shaping.par import sigmoid
@@ -74,7 +74,7 @@ def test_a_running_shaper_knows_the_steps_before_also_after_a_resume(how, second
     for step in steps:
         mix = Mixer(section, ["x"], 1, remembered=memories.get)  # a fresh one each time, as after a resume
         [(key, memory)] = mix.memories.items()
-        assert isinstance(memory, Remembering)
+        assert isinstance(memory, StatefulPlugin)
         before = memories.setdefault(key, memory.begin())
         evidence = {id: {"x": Scores.of(values)} for id, values in step.items()}
         mixed = mix.of_step([group("a", "b", "c")] * len(step), list(evidence.values()))

@@ -5,7 +5,7 @@ import { run, steps } from "./run.js";
 /** [title, unit, metrics: [name, label] or a pattern whose group is the label, options]. */
 const CHARTS = [
   ["Reward, by component", "", [["reward/mean", "mixed"], /^reward\/(.+)_mean$/]],
-  ["Held-out accuracy", "", [["heldout/accuracy", "accuracy"]]],
+  ["Held-out accuracy", "", [["eval/accuracy", "accuracy"]]],
   ["Rollout length", "tokens", [["rollout/length_tokens", "mean"]]],
   ["Rollouts cut short", "share", [["rollout/truncated_frac", "cut short"]]],
   ["Entropy of the policy", "nats a token", [["loss/entropy_nats", "entropy"]]],

@@ -76,10 +76,10 @@ function list(answer, asked) {
     link({ state, page: "" }, { className: "chip", "aria-current": (asked.get("state") ?? "") === state ? "true" : null }, `${text} `, h("b", {}, num(count)));
   const chips = h("p", { className: "chips" }, chip("", "all", all), Object.entries(STATES).map(([s, text]) => (states[s] || asked.get("state") === s ? chip(s, text, states[s] ?? 0) : null)));
   const note = [
-    steps ? `Trained groups are kept from step ${num(steps[0])} to ${num(steps[1])} (at most ${num(run.status.kept_groups)}).` : "",
+    steps ? `TrainedRollouts groups are kept from step ${num(steps[0])} to ${num(steps[1])} (at most ${num(run.status.archived_groups)}).` : "",
     answer.unread ? `${num(answer.unread)} are not read yet; filters do not see them.` : "",
   ].join(" ");
-  if (!all) return [empty("No group has been sampled yet, or none is kept (tracking.kept_groups = 0).")];
+  if (!all) return [empty("No group has been sampled yet, or none is kept (tracking.archived_groups = 0).")];
   if (!total) return [chips, empty("No group matches these filters.")];
   const range = span(groups);
   return [chips, h("p", { className: "muted" }, note), table(groups, range), pager(answer)];

@@ -61,7 +61,7 @@ function tiles() {
   const parity = recent("policy/parity_mean_nats", 1);
   return [
     ["Reward", num(recent("reward/mean")), "mean of the last 10 steps"],
-    ["Accuracy", num(recent("heldout/accuracy", 1)), "held-out tasks, last evaluation"],
+    ["Accuracy", num(recent("eval/accuracy", 1)), "held-out tasks, last evaluation"],
     ["Sampling", num(recent("rollout/tokens_per_s"), "tokens/s"), "all rollout workers"],
     ["Training", num(ratio("learner/tokens", "learner/step_s"), "tokens/s"), "all learner ranks"],
     ["Staleness", count(recent("policy/staleness_steps"), "step"), `mean; never above ${bound}`],
