@@ -8,6 +8,7 @@ names the field.
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
@@ -24,6 +25,10 @@ from cluster.types.records import SCORED, BatchRecord, Group, Rollout, Scores, T
 MAX_DEPTH = 64
 """How deep lists and dicts of a task's `meta` may be nested."""
 INT64 = np.iinfo(np.int64)
+VERSION = re.compile(r"[0-9]{1,18}\.[0-9]{1,18}")
+"""`epoch.step` of weights."""
+HOTTEST = float(np.finfo(np.float32).max)
+"""The learner divides by temperatures in float32."""
 T = TypeVar("T")
 
 
@@ -42,7 +47,7 @@ def checked_task(task: Any) -> Task:
         raise DataError(f"tasks: {brief(task)} is no Task.")
     try:
         found = conformed(Task, task, "task")
-        _check(found.views, "task.views", "is empty; 'orig' is expected")
+        _check_views(found)
     except DataError as error:
         raise DataError(f"task {brief_text(task.id)} cannot be stored: {error}") from error
     return found
@@ -91,6 +96,7 @@ def consistent_group(group: Group) -> Group:
     _check(claim.id, "group.claim.id", "is empty")
     for name in ("epoch", "seq", "task", "version"):
         _check(getattr(claim, name) >= 0, f"group.claim.{name}", f"is {getattr(claim, name)}, below 0")
+    _check_views(group.task)
     count = len(group.rollouts)
     _check(count, "group.rollouts", "is empty")
     rollouts = tuple(consistent_rollout(r, f"group.rollouts[{i}]") for i, r in enumerate(group.rollouts))
@@ -105,6 +111,11 @@ def consistent_group(group: Group) -> Group:
     return replace(group, rollouts=rollouts)
 
 
+def _check_views(task: Task) -> None:
+    names = ", ".join(task.views) or "no view"
+    _check("orig" in task.views, "task.views", lambda: f"has {brief_text(names)}; 'orig' is expected")
+
+
 def consistent_rollout(rollout: Rollout, where: str = "rollout") -> Rollout:
     """Return a rollout whose arrays, turns, spans and events agree. Raises DataError."""
     tokens = array(rollout.tokens, np.int32, f"{where}.tokens")
@@ -115,7 +126,9 @@ def consistent_rollout(rollout: Rollout, where: str = "rollout") -> Rollout:
         _check(len(found) == count, f"{where}.{name}", f"has {len(found)} entries for {count} tokens")
     _check(not count or tokens.min() >= 0, f"{where}.tokens", "holds a negative token id")
     _check(not np.isinf(logprobs).any(), f"{where}.logprobs", "holds an infinite value")
-    _check(not (rollout.temperature < 0), f"{where}.temperature", f"is {rollout.temperature}, below 0")
+    usable = 0 <= rollout.temperature <= HOTTEST
+    _check(usable, f"{where}.temperature", f"is {rollout.temperature}; a finite number from 0 on is expected")
+    _check(not np.isinf(rollout.reward), f"{where}.reward", f"is {rollout.reward}; NaN is unknown")
     _check(rollout.attempt >= 0, f"{where}.attempt", f"is {rollout.attempt}, below 0")
     num_cut = rollout.num_cut_observations
     _check(num_cut >= 0, f"{where}.num_cut_observations", f"is {num_cut}, below 0")
@@ -125,9 +138,13 @@ def consistent_rollout(rollout: Rollout, where: str = "rollout") -> Rollout:
             inside = last <= part.start <= part.end <= count
             _check(inside, f"{where}.{name}[{i}]", f"is [{part.start}, {part.end}) after {last}, of {count} tokens")
             last = part.end
+    for i, span in enumerate(rollout.spans):
+        known = VERSION.fullmatch(span.version)
+        _check(known, f"{where}.spans[{i}].version", lambda v=span.version: f"is {brief(v)}; 'epoch.step' is expected")
     spoken = sum(turn.role == "assistant" for turn in rollout.turns)
     for i, event in enumerate(rollout.events):
         _check(event.count >= 0, f"{where}.events[{i}].count", f"is {event.count}, below 0")
+        _check(not np.isinf(event.reward), f"{where}.events[{i}].reward", f"is {event.reward}; NaN is unknown")
         # Without any turn on record the number of turns is unknown.
         fits = event.turn >= 0 and (event.turn < spoken or not rollout.turns)
         _check(fits, f"{where}.events[{i}].turn", f"is {event.turn}, but the policy had {spoken} turns")
@@ -174,9 +191,9 @@ def _numbers(given: np.ndarray, where: str) -> np.ndarray:
 
 
 def brief(value: Any) -> str:
-    """Return 80 characters of the value's text, whatever its class does when asked for it."""
+    """Return 80 characters of the value's text in one line, whatever its class does when asked for it."""
     try:
-        return clean_text(f"{value!r:.80}")
+        return " ".join(line.strip() for line in clean_text(f"{value!r:.80}").splitlines())
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise

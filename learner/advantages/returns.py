@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def returns_to_go(
     rewards: Float[np.ndarray, " T"], starts: Int[np.ndarray, " K"], discount: float
 ) -> Float[np.ndarray, " K"]:
     """Σ_{j≥k} γ^(j−k) u_j of every turn k; what stands before the first turn counts for the first."""
-    per_turn = np.add.reduceat(rewards, np.concatenate([[0], starts[1:]]))
+    per_turn = [rewards[begin:end].sum() for begin, end in pairwise([0, *starts[1:], len(rewards)])]
     result = np.empty(len(starts))
     total = 0.0
     for k in range(len(starts) - 1, -1, -1):

@@ -91,13 +91,19 @@ def test_what_is_no_finite_number_is_refused_by_name(reward):
         ({"spans": (VersionSpan("1.0", 4, 9),)}, "spans"),
         ({"spans": (VersionSpan("1.0", 4, 8), VersionSpan("1.0", 3, 8))}, "spans"),
         ({"spans": ((0, 1),)}, "spans"),
+        ({"spans": (VersionSpan("7", 4, 8),)}, "spans"),
+        ({"spans": (VersionSpan("1.-9", 4, 8),)}, "spans"),
         ({"events": (Event("x", 1),)}, "events"),
+        ({"events": (Event("x", 0, reward=float("inf")),)}, "events"),
+        ({"reward": float("-inf")}, "reward"),
         ({"events": (Event("x", -1),)}, "events"),
         ({"events": (Event("x", 0, count=2**64),)}, "events"),
         ({"events": (Event(3, 0),)}, "events"),  # type: ignore[arg-type]
         ({"events": "x"}, "events"),
         ({"finish": "abort"}, "finish"),
         ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1e300}, "temperature"),
         ({"attempt": -1}, "attempt"),
         ({"attempt": 2**64}, "attempt"),
         ({"parent": 2}, "parent"),
@@ -123,6 +129,15 @@ def test_a_group_that_contradicts_itself_is_refused_by_name(changes, place):
 def test_a_group_without_rollouts_is_refused():
     with pytest.raises(DataError, match="rollouts is empty"):
         checked_group(replace(group(), rollouts=()))
+
+
+def test_a_group_whose_task_has_no_original_view_is_refused():
+    other = Task("0", {"other": (Message("user", "2+2"),)})
+    given = replace(group(view="other"), task=other, rollouts=(rollout(view="other"),))
+    with pytest.raises(DataError, match="'orig' is expected"):
+        checked_group(given)
+    with pytest.raises(msgspec.ValidationError, match="'orig' is expected"):
+        decode(encode(given), Group)
 
 
 def scores(**changes: Any) -> Scores:

@@ -50,6 +50,12 @@ def returned(found, mixed: GroupReward, discount: float = 1.0) -> np.ndarray:
     return returns_of(found, mixed, mixed.rewards, discount)
 
 
+def test_turns_without_tokens_return_what_follows_them():
+    values = np.array([1.0, 2.0, 4.0])
+    assert returns_to_go(values, np.array([0, 2, 2, 3]), 1.0).tolist() == [7.0, 4.0, 4.0, 0.0]
+    assert returns_to_go(np.zeros(0), np.array([0]), 1.0).tolist() == [0.0]
+
+
 def test_discounted_returns_to_go():
     values = np.array([0.0, 1.0, 0.0, 2.0, 4.0])
     np.testing.assert_array_equal(returns_to_go(values, np.array([0, 2, 4]), 0.5), [1 + 0.5 * (2 + 0.5 * 4), 4.0, 4.0])
