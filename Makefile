@@ -38,6 +38,7 @@ check: install
 	ruff format --check
 	pyright
 	lint-imports --no-logo
+	python -m pytest -q tests/test_words.py
 
 install:
 	@deploy/install.sh

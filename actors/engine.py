@@ -1,4 +1,4 @@
-"""The engine a rollout worker samples from: vLLM's AsyncLLM behind the few calls the lap needs.
+"""The engine a rollout worker samples from: vLLM's AsyncLLM behind the few calls that sampling needs.
 
 `Engine` is the contract; `VllmEngine` is the real one. `tests/fakes.py` has a bigram policy with the same calls for
 tests of other parts.

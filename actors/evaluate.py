@@ -1,4 +1,4 @@
-"""Many tasks played once each, outside the lap: for held-out accuracy. Nothing is stored."""
+"""Many tasks played once each, outside the pipeline, for evaluation. Nothing is stored."""
 
 from __future__ import annotations
 

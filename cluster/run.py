@@ -71,7 +71,7 @@ def main(
     except ConfigError as error:
         live_table.console.print(f"[bold red]error[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
-    except BufferUnavailable as error:  # before the lap had begun, so there is no summary
+    except BufferUnavailable as error:  # before the pipeline had begun, so there is no summary
         live_table.console.print(f"[bold red]failed[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     raise typer.Exit(code)
@@ -219,7 +219,7 @@ async def _drive(
     from cluster.placement.job_metadata import tell_job
 
     settings, directory = context.config, Path(context.run_dir)
-    buffer = Buffer(context.url, context.run_id)  # not as patient as the lap's: it has not begun, or has ended
+    buffer = Buffer(context.url, context.run_id)  # not as patient as the pipeline's, which has not begun, or has ended
     buffer.configure(preflight.limits(settings))
     buffer.forsake(workers.POLICY)  # every worker of an earlier life is gone
     for sentence in scale.former(ReplicaCounts(context.url, context.run_id), settings, before):

@@ -184,7 +184,7 @@ METHODS = (
            (f"{MONITORS}.collapse:CollapseGuard", "rewards.monitors.anchor_tasks:agreement"), "collapse",
            "monitors/test_collapse.py"),
     Method("Bradley-Terry reward model, Secrets II", "2401.06080", "signal, distilled model",
-           (f"{DISTILLED}.learned:LearnedReward", f"{DISTILLED}.bradley_terry:BradleyTerry",
+           (f"{DISTILLED}.reward_model:LearnedReward", f"{DISTILLED}.bradley_terry:BradleyTerry",
             f"{DISTILLED}.preferences:preference_loss", f"{DISTILLED}.preferences:corrected_labels",
             f"{DISTILLED}.preferences:spread"), "reward_model", "distilled/test_bradley_terry.py"),
     Method("Cooper", "2508.05613", "signal, distilled model",
@@ -216,12 +216,13 @@ def _rows() -> Iterator[str]:
         source = f"[{method.source}](https://arxiv.org/abs/{method.source})" if method.source else "ours"
         code = "; ".join(f"`{_file(f)}` {f.__name__}" for f in found)
         recipe = f"`{method.recipe}`" if method.recipe else "–"
-        yield f"| {method.name} | {source} | {method.kind} | {code} | {lines} | {recipe} | `{method.test}` |"
+        test = method.test_file.relative_to(ROOT).as_posix()
+        yield f"| {method.name} | {source} | {method.kind} | {code} | {lines} | {recipe} | `{test}` |"
 
 
 def _file(found: object) -> str:
     path = Path(str(inspect.getsourcefile(found)))  # pyright: ignore[reportArgumentType]
-    return path.relative_to(ROOT).as_posix().removeprefix("rewards/")
+    return path.relative_to(ROOT).as_posix()
 
 
 if __name__ == "__main__":

@@ -59,6 +59,6 @@ def build_reward(section: RewardSection, where: str) -> Reward:
         sandbox_s = section.timeout_s / CALLS_IN_TIME if section.untrusted else None
         return FunctionReward.of(found, section.use, section.options, where, sandbox_s)
     raise ConfigError(
-        f"{where}.use = '{section.use}' is {found!r:.80}. A reward is a subclass of rewards.base.Signal, or a function "
+        f"{where}.use = '{section.use}' is {found!r:.80}. A reward is a subclass of rewards.base.Reward, or a function "
         "(prompt, completion, …) -> float."
     )

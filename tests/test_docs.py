@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 import tomllib
@@ -13,12 +14,16 @@ import pytest
 
 from cluster.config import parse
 from cluster.driver import preflight
+from cluster.types import FAILED, SCORED
+from rewards.base import Services
 from rewards.judges.metrics import JudgeMetrics
+from rewards.registry import build_reward
 from tests.metrics_page import METRICS, ROWS, unexplained
+from tests.rewards.groups import group
 from tests.verify import recipes
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "deploy" / "README.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "deploy" / "README.md"])
 WITH_EXAMPLES = ("rewards", "environments")
 MODULE = "docs_example"
 """What the pages call the user's own module."""
@@ -58,6 +63,47 @@ def test_a_page_with_examples_asserts_what_it_says(page):
     assert sum(block.count("assert ") for block in blocks(page, "python")) >= 4
 
 
+async def test_the_readmes_reward_scores_and_its_recipe_can_start(monkeypatch):
+    text = (ROOT / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
+    (recipe,) = re.findall(r"^```toml\n(.*?)^```", text, re.S | re.M)
+    lines = [line for line in code.splitlines() if line and not line.startswith("#")]
+    assert len(lines) <= 8
+    module = types.ModuleType("my_rewards")
+    monkeypatch.setitem(sys.modules, "my_rewards", module)
+    exec(compile(code, "README.md", "exec"), vars(module))
+    settings = parse(tomllib.loads(recipe), where="README.md")
+    preflight.plugins(settings)
+    preflight.judged(settings, preflight.tasks(settings))
+    reward = build_reward(settings.rewards[1], "rewards[1]")
+    scores = await reward.score(group("Hello!", "Hello.", ""), Services())
+    assert scores.values[:2].tolist() == [1.0, 0.0]
+    assert scores.state.tolist() == [SCORED, SCORED, FAILED]
+
+
+def test_the_numbers_of_the_readme_are_those_on_record():
+    """Of seed 0 of the quickstart, as `make verify` kept them."""
+    (kept,) = [row for row in json.loads((ROOT / "tests" / "verified.json").read_text()) if row["name"] == "quickstart"]
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert f"at commit `{kept['commit'][:7]}`" in text
+    shown = dict(re.findall(r"^(\w+) +([\d.e-]+)$", text, re.M))
+    measured = {name: values[0] for name, values in kept.items() if isinstance(values, list)}
+    assert len(measured) == 5
+    assert {name: shown[name] for name in measured} == {name: f"{value:.4g}" for name, value in measured.items()}
+    assert "**GPU: nothing has been run.**" in text
+
+
+def test_the_ratios_of_the_benchmarks_are_those_on_record():
+    text = (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+    table = [line for line in text.partition("## Beside other programs")[2].splitlines() if line.startswith("| ")]
+    shown = [float(ratio) for line in table[1:] for ratio in line.split("|")[2].split(",")]
+    kept = {row["name"]: row["ratio"] for row in json.loads((ROOT / "tests" / "bench" / "results.json").read_text())}
+    assert len(shown) == len(kept)
+    assert sorted(shown) == sorted(round(ratio, 1 if ratio > 1.1 else 2) for ratio in kept.values())
+    for row in json.loads((ROOT / "tests" / "bench" / "results.json").read_text()):
+        assert row["commit"][:7] in text, row["name"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_between_pages_lead_somewhere(page):
     text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.S | re.M)
@@ -74,7 +120,9 @@ def test_links_between_pages_lead_somewhere(page):
 
 def test_files_that_the_pages_name_exist():
     for page in PAGES:
-        for name in re.findall(r"`((?:deploy|tests|docs|cluster)/[\w/.-]+\.\w+)`", page.read_text("utf-8")):
+        for name in re.findall(
+            r"`((?:actors|cluster|deploy|docs|learner|rewards|tests)/[\w/.-]+\.\w+)`", page.read_text("utf-8")
+        ):
             assert (ROOT / name).exists(), f"{page.name} names {name}"
 
 

@@ -1,7 +1,7 @@
 """The buffer: claims, groups, scores and cuts of a run, durable in Redis. Every other part meets here.
 
-Every transition of the lap is one Lua script (`scripts/`), atomic and safe to repeat; `connection.py` runs them and
-waits on their bells; `buffer.py` gives them names and types; `history.py` reads what a run has done.
+Every transition of the pipeline is one Lua script (`scripts/`), atomic and safe to repeat. `connection.py` runs the
+scripts and waits on their bells; `client.py` gives them names and types; `audit.py` reads what a run has done.
 
     claim ──► leased ──put──► pending ──score──► ready ──record──► cut ──release──► trained ──trim──► (ledger line)
                 │                │                 │                │

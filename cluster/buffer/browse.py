@@ -1,4 +1,4 @@
-"""Every group that a run has stored, as it is: for looking, not for the lap. Nothing is changed or waited for."""
+"""Every group that a run has stored, as it is: for looking, not for the pipeline. Nothing is changed or waited for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs of the lap as calls: typed, synchronous, thread-safe. See the package's docstring for states and keys."""
+"""The pipeline's steps as calls: typed, synchronous, thread-safe. See the package's docstring for states and keys."""
 
 from __future__ import annotations
 

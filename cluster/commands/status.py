@@ -165,7 +165,7 @@ def live_in_cluster() -> set[str]:
 
 
 def runs_of(actors: Iterable[str]) -> set[str]:
-    """Runs of actors called `kanabo:RUN:POLICY:learner:RANK`, as topology names them."""
+    """Runs of actors called `kanabo:RUN:POLICY:learner:RANK`, as `cluster.workers` names them."""
     parts = [name.split(":") for name in actors]
     return {words[1] for words in parts if len(words) == 5 and words[0] == "kanabo" and words[3] == "learner"}
 

@@ -1,4 +1,4 @@
-"""The recipe: one frozen tree (`models`, `learner`), read from TOML and `section.key=value` overrides (`reading`)."""
+"""The recipe: one frozen tree (`run_config`), read from TOML and `section.key=value` overrides (`loader`)."""
 
 from cluster.config.base import Section, Use
 from cluster.config.controllers import ControllerSection

@@ -1,4 +1,4 @@
-"""Held-out accuracy beside the running lap: an engine answers, a reward worker grades, the driver sees a number."""
+"""Evaluation beside the running pipeline: an engine answers, a reward worker grades, the driver sees a number."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     workers ─┐ a death costs one of `run.max_infrastructure_failures`, unless one of its groups is found to have caused
              │ it; its groups are freed and another is placed
-    learner ─┤ a death restarts the gang from the last checkpoint under a new epoch
+    learner ─┤ a death restarts all ranks from the last checkpoint under a new epoch
     redis   ─┘ its server is started again, with everything that was acknowledged
     watchdog ─ who does not answer for `run.heartbeat_timeout_s` is killed, which makes it one of the above
     consumer ─ metrics, samples; no step within `run.progress_timeout_s` fails the run with a report
@@ -181,7 +181,7 @@ class Supervisor:
     # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def _learn(self, resume_from: Path | None) -> int:
-        """One life of the gang, in a new epoch, from a checkpoint or from the initial model; the step reached."""
+        """Run the learner group for one epoch, from a checkpoint or the initial model; return the step reached."""
         manifest = checkpoint.read(resume_from) if resume_from else None
         step = manifest.step if manifest else 0
         if not self._worker_pool.may_work.is_set():
@@ -208,7 +208,7 @@ class Supervisor:
             run.cancel()
 
     async def _first_weights(self) -> None:
-        """Bring every engine to the gang's first publication; before the very first step, measure where it starts."""
+        """Bring every engine to the first publication; before the very first step, measure where training starts."""
         publications = [await self._first_of(name) for name in self._config.policy_names]
         step = publications[0].step
         self._follower.first_weights(step)

@@ -146,7 +146,7 @@ class WorkerPool:
         return {role: len(self.of(role)) for role in self._roles}
 
     def complete(self) -> bool:
-        """Are those up that the lap cannot begin without: all engines and generators, a replica of each judge that
+        """Are those up that the pipeline cannot begin without: all engines and generators, a replica of each judge that
         groups wait for, and one of each scorer?
 
         Nothing waits for the judges of `late` rewards alone, nor for engines that leave because fewer are wished for.
@@ -202,7 +202,7 @@ class WorkerPool:
             request(self._context.config, None)
 
     async def follow_wishes(self) -> None:
-        """Hire and let go until the numbers are those that were last wished for."""
+        """Add and remove workers until the numbers are those that were last wished for."""
         while True:
             await asyncio.to_thread(self._wishes.staff, self.up())
             await asyncio.to_thread(self._wishes.tell_moving, await asyncio.to_thread(self.moving))
@@ -222,7 +222,7 @@ class WorkerPool:
 
     def _let_go(self, name: str) -> None:
         if name in self._up:
-            self._leaving[name] = asyncio.create_task(self._dismiss(name, self._up[name]))
+            self._leaving[name] = asyncio.create_task(self._remove(name, self._up[name]))
         elif name in self._coming:
             self._leaving[name] = None
             ray.kill(self._coming[name])
@@ -232,7 +232,7 @@ class WorkerPool:
         log.warning("%s leaves", name)
         self._expected.discard(name)
 
-    async def _dismiss(self, name: str, worker: Any) -> None:
+    async def _remove(self, name: str, worker: Any) -> None:
         """Ask it to finish; after `rollout.lease_s` it holds nothing that is still its own."""
         begun = time.monotonic()
         await worker.stop.remote()

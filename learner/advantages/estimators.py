@@ -217,7 +217,7 @@ class ThoughtCredit(GroupAdvantage):
 
 
 class Undivided(Advantage):
-    """The reward itself: what a cut records where a critic divides it among the tokens later (`learner.critic`)."""
+    """The reward itself, recorded where a critic divides it among the tokens later (`learner.advantages.gae`)."""
 
     def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
         return rewards

@@ -17,7 +17,7 @@ MIN_CANARIES, MIN_CANARY_FRAC = 10, 0.8
 
 
 class JudgeMetrics:
-    """Of one judge. The pool and the wrappers around it add to the same object."""
+    """The counts of one judge. Its pool and the ensembles around it add to one object."""
 
     def __init__(self, name: str) -> None:
         self.name = name

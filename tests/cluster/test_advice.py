@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from cluster.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = [
     path for folder in ("cluster", "actors", "rewards", "learner") for path in sorted((ROOT / folder).rglob("*.py"))
 ]

@@ -48,6 +48,6 @@ class Selection:
                 found = list(selector.of_step(groups, scores, found))
             if len(found) != len(groups) or not all(isinstance(one, GroupReward) for one in found):
                 raise PluginError(
-                    f"{where} returned {found!r:.80} for {len(groups)} groups; one Mixed each is expected."
+                    f"{where} returned {found!r:.80} for {len(groups)} groups; one GroupReward each is expected."
                 )
         return found

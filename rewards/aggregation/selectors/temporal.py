@@ -23,7 +23,7 @@ class Temporal(Selector):
     The paper trains twice, the second time with the future's responses there: the same selector with them in the group.
     `[generators.initial]` and `[generators.future]` write them, the latter from a checkpoint of a run that went ahead.
     In later iterations, whose `model.path` is where the one before ended, the initial model is still the first one's:
-    `generators.initial.model = "RUN@initial"`, RUN being the first iteration's directory.
+    `[generators.initial] model = "RUN@initial"`, RUN being the first iteration's directory.
     """
 
     signal: str = ""

@@ -1,6 +1,6 @@
-"""A judge: replicas with a circuit breaker each, a broker in front of them, an archive behind.
+"""A judge: replicas with a circuit breaker each, a request queue in front of them, an archive behind.
 
-    ask ─► broker (order, single flight, deadline) ─► replica with the fewest calls whose circuit is closed, or wait
+    ask ─► request queue (order, single flight, deadline) ─► least busy replica whose circuit is closed, or wait
              └► raw answers ─► archive ─► read; unreadable: asked once more ─► Verdict
 
 A request that fails is a verdict with the state `failed` and the error's name in its note; no failure is ever a number.

@@ -1,4 +1,4 @@
-"""Two responses, which is better: A, B, or C for a tie where ties are allowed. Ask in both orders (`wrappers.Swap`)."""
+"""Which of two responses is better: A, B, or C for a tie if allowed. Ask in both orders (`ensembles.Swap`)."""
 
 from __future__ import annotations
 

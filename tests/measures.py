@@ -1,0 +1,125 @@
+"""`python -m tests.measures`: what `docs/development/architecture.md` counts, from the sources alone."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("cluster", "actors", "rewards", "learner")
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def sources() -> list[Path]:
+    """Return every Python file of the four packages, relative to the repository."""
+    return sorted(file.relative_to(ROOT) for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+
+
+def parsed(file: Path) -> ast.Module:
+    return ast.parse((ROOT / file).read_text("utf-8"))
+
+
+def functions(tree: ast.AST) -> Iterator[Function]:
+    return (node for node in ast.walk(tree) if isinstance(node, Function))
+
+
+def late_imports(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
+    """Return the import statements inside functions; one in a nested function comes once."""
+    late = {
+        id(node): node for f in functions(tree) for node in ast.walk(f) if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    return list(late.values())
+
+
+def is_of_ours(node: ast.Import | ast.ImportFrom) -> bool:
+    """Whether an import statement names a module of the four packages."""
+    names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+    return any(name.split(".")[0] in PACKAGES for name in names)
+
+
+def imported(file: Path, modules: set[str]) -> set[str]:
+    """Return the modules of this repository that a file imports when it runs, inside functions too."""
+    tree = parsed(file)
+    checking = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.unparse(branch.test)
+        for node in ast.walk(branch)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in checking:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in modules else str(node.module)
+                      for a in node.names}  # fmt: skip
+    return names & modules
+
+
+def module_of(file: Path) -> str:
+    parts = file.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Map each module of the four packages to those it imports."""
+    by_name = {module_of(file): file for file in sources()}
+    return {name: imported(file, set(by_name)) - {name} for name, file in by_name.items()}
+
+
+def circle_of(graph: Mapping[str, set[str]]) -> list[str]:
+    """Return the nodes of one circle, the first one again at the end, or an empty list."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def longest_functions(count: int) -> list[tuple[int, str]]:
+    """Return the longest functions as (lines with signature and docstring, file:name)."""
+    rows = [
+        ((f.end_lineno or f.lineno) - f.lineno + 1, f"{file}:{f.name}")
+        for file in sources()
+        for f in functions(parsed(file))
+    ]
+    return sorted(rows, reverse=True)[:count]
+
+
+def files_by_folder() -> dict[str, tuple[int, int]]:
+    """Map each folder to (files, lines); empty `__init__.py` files are left out."""
+    result: dict[str, tuple[int, int]] = {}
+    for file in sources():
+        if lines := len((ROOT / file).read_text("utf-8").splitlines()):
+            files, total = result.get(str(file.parent), (0, 0))
+            result[str(file.parent)] = files + 1, total + lines
+    return result
+
+
+def main() -> None:
+    folders = files_by_folder()
+    print("folder                                   files  lines")
+    for folder, (files, lines) in folders.items():
+        print(f"{folder:40} {files:5} {lines:6}")
+    print(f"{'all':40} {sum(f for f, _ in folders.values()):5} {sum(n for _, n in folders.values()):6}")
+    print(f"\nimport circle: {' → '.join(circle_of(import_graph())) or 'none'}")
+    print("\nlongest functions, lines")
+    for lines, name in longest_functions(5):
+        print(f"{lines:5} {name}")
+    print("\nimport statements inside functions")
+    late = {package: [] for package in PACKAGES}
+    for file in sources():
+        late[file.parts[0]] += late_imports(parsed(file))
+    ours = sum(is_of_ours(node) for nodes in late.values() for node in nodes)
+    print(
+        f"{sum(map(len, late.values())):5} ({', '.join(f'{name} {len(nodes)}' for name, nodes in late.items())}); "
+        f"{ours} of them import the four packages"
+    )
+
+
+if __name__ == "__main__":
+    main()
