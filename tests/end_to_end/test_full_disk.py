@@ -17,10 +17,10 @@ from tests.end_to_end.test_failures import FAKE
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MB."""
+    """A file system of 256 MB, which is just enough to start."""
     path = tmp_path / "disk"
     path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", path], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", path], capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     yield path
     subprocess.run(["umount", "-l", path], check=True)
