@@ -35,6 +35,13 @@ from cluster.types import LeftOut
 
 log = logging.getLogger(__name__)
 
+LOOPBACK_ONLY = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system: this Ray has one node
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+"""What tells libraries that a run needs no other machine; what is set already holds."""
+
 
 def main(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe, e.g. deploy/recipes/quickstart.toml.")],
@@ -49,6 +56,7 @@ def main(
     Exit codes: 0 done or stopped on request · 1 the run failed · 2 the recipe, or what it names, cannot run.
     """
     live_table.console.stderr = as_json
+    stay_on_loopback()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("actors.models").setLevel(logging.INFO)  # making a model takes a minute: say so
     try:
@@ -75,6 +83,17 @@ def main(
         live_table.console.print(f"[bold red]failed[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     raise typer.Exit(code)
+
+
+def stay_on_loopback() -> None:
+    """Let the servers of a run that has this machine to itself listen where no other machine reaches them.
+
+    Ray, vLLM and gloo else choose an address of the network; most of their servers ask for no password.
+    """
+    if "RAY_ADDRESS" in os.environ:
+        return
+    for name, value in LOOPBACK_ONLY.items():  # Ray reads its own when it is imported
+        os.environ.setdefault(name, value)
 
 
 def _check(settings: RunConfig, directory: Path, live: live_table.LiveTable, *, dry_run: bool) -> None:

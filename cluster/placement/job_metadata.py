@@ -6,13 +6,6 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-from ray._private.ray_constants import KV_NAMESPACE_JOB
-from ray.experimental import internal_kv
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +18,9 @@ def tell_job(facts: Mapping[str, str]) -> None:
     id = submission_id()
     if id is None:
         return
+    from ray._private.ray_constants import KV_NAMESPACE_JOB  # late: importing Ray takes half a second
+    from ray.experimental import internal_kv
+
     key = f"_ray_internal_job_info_{id}".encode()
     entry = internal_kv._internal_kv_get(key, namespace=KV_NAMESPACE_JOB)
     if entry is None:
@@ -36,6 +32,6 @@ def tell_job(facts: Mapping[str, str]) -> None:
 
 
 def submission_id() -> str | None:
-    """Of the Ray job that this driver was submitted as, if it was."""
+    """Return the id under which this driver was submitted as a Ray job; None outside of one."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     return job.get("metadata", {}).get("job_submission_id")
