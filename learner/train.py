@@ -1,4 +1,4 @@
-"""The learner's loop: cut → step → publish → release, on every rank."""
+"""The learner's loop: assemble → step → publish → release, on every rank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cluster.plugins import build
 from cluster.process.failpoints import failpoint
 from learner.advantages.estimators import ADVANTAGES, Advantage, Undivided
 from learner.advantages.multi_policy import Share, owned
-from learner.batch.assemble import cut, follow
+from learner.batch.assemble import assemble, wait_for_record
 from learner.batch.pack import mini_batches, without_overlong
 from learner.controllers.apply import steered
 from learner.plugin_state import NO_STATE, PluginState
@@ -54,10 +54,12 @@ def train(
         clock = Clock()
         hooks.stage(f"waits for the groups of step {step + 1}")
         decide = partial(
-            cut, buffer, policy, epoch, step, mix, advantage, objective.filtering(advantage),
+            assemble, buffer, policy, epoch, step, mix, advantage, objective.filtering(advantage),
             select=select, policies=share.policies, memory=memory,
         )  # fmt: skip
-        whole = _same_on_all(engine, decide if share.cuts else None, partial(follow, buffer, policy, step), hooks.stop)
+        whole = _same_on_all(
+            engine, decide if share.cuts else None, partial(wait_for_record, buffer, policy, step), hooks.stop
+        )
         if whole is None:
             break
         record, overlong = without_overlong(whole.groups, whole.record, max_positions, append=objective.append)
@@ -77,7 +79,7 @@ def train(
         metrics = optimize(batches, objective, engine, reference, heard=hooks.logprobs)
         hooks.after_step(step, now, metrics)
         if engine.rank == 0:
-            if memory.reads_scores and not now.scores:  # a repeated cut: its evidence is still stored
+            if memory.reads_scores and not now.scores:  # a repeated step: its evidence is still stored
                 now.scores.update({s.group.id: s.scores for s in buffer.stored(now.record.groups)})
             memory.after(now)
         failpoint("learner.after_step")
@@ -108,9 +110,9 @@ def _same_on_all(
     fetch: Callable[..., AssembledBatch | None],
     stop: Callable[[], bool],
 ) -> AssembledBatch | None:
-    """The step's cut: decided on rank 0, if this learner decides, and fetched by the others; None on all at a stop."""
+    """The step's batch: rank 0 of the policy that decides makes it, the others fetch it; None on all at a stop."""
     now = decide(stop=stop) if decide is not None and engine.rank == 0 else fetch(stop=stop)
-    # Rank 0 alone knows whether there is a cut; a rank told to stop a moment earlier fetches it all the same.
+    # Rank 0 alone knows whether there is a batch; a rank told to stop a moment earlier fetches it all the same.
     if not engine.agree(engine.rank == 0 and now is not None):
         return None
     now = now or fetch(stop=lambda: False)

@@ -1,4 +1,4 @@
-"""Cutting a batch: which groups a step trains on, with which rewards and advantages. Rank 0 decides, all ranks read.
+"""Assemble a batch: which groups a step trains on, with which rewards and advantages. Rank 0 decides, all ranks read.
 
 recorded already? ──yes──► its groups, as decided then (a resume)
     │ no
@@ -34,7 +34,7 @@ POLL_S = 1.0
 
 @dataclass(slots=True)
 class _Seen:
-    """Every group looked at while cutting, kept or dropped."""
+    """Every group that was considered, kept or dropped."""
 
     stored: dict[str, Stored] = field(default_factory=dict)
     mixed: dict[str, GroupReward] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class _Seen:
     dropped: dict[str, str] = field(default_factory=dict)
 
 
-def cut(
+def assemble(
     buffer: AssemblyBuffer,
     policy: str,
     epoch: int,
@@ -113,8 +113,10 @@ def cut(
     return AssembledBatch(record, groups, waited, {i: seen.stored[i].scores for i in kept}, left_out)
 
 
-def follow(buffer: AssemblyBuffer, policy: str, step: int, *, stop: Callable[[], bool]) -> AssembledBatch | None:
-    """The cut that rank 0 records, on another rank. None if told to stop while waiting."""
+def wait_for_record(
+    buffer: AssemblyBuffer, policy: str, step: int, *, stop: Callable[[], bool]
+) -> AssembledBatch | None:
+    """Wait, on another rank, for the batch that rank 0 records. None if told to stop while waiting."""
     start = time.monotonic()
     while (record := buffer.recorded(policy, step, timeout_s=POLL_S)) is None:
         if stop():

@@ -13,7 +13,7 @@ import redis
 from cluster.buffer import Buffer, Limits
 from cluster.buffer.browse import look
 from cluster.types import BatchRecord, Scores, encode
-from learner.batch.assemble import follow
+from learner.batch.assemble import wait_for_record
 from tests.cluster.lap import RIGHT, Lap, group_of
 
 PLAIN = Limits(groups_per_step=2, max_staleness=1)
@@ -117,7 +117,7 @@ def test_a_recorded_group_that_cannot_be_read_is_left_out_of_the_step_on_every_r
     lap.fill()
     record = lap.cut()
     field(buffer, redis_url, record.groups[0], "data", b"garbage")
-    cuts = [follow(buffer, "policy", 0, stop=lambda: False) for _ in range(2)]
+    cuts = [wait_for_record(buffer, "policy", 0, stop=lambda: False) for _ in range(2)]
     for cut in cuts:
         assert cut is not None
         assert [g.id for g in cut.groups] == list(record.groups[1:]) == list(cut.record.groups)
@@ -138,7 +138,7 @@ def test_a_run_that_resumes_with_poison_trains_on(buffer: Buffer, redis_url: str
     for _ in range(4):
         record: BatchRecord | None = buffer.recorded("policy", lap.step)
         if record is not None:
-            found = follow(buffer, "policy", lap.step, stop=lambda: False)
+            found = wait_for_record(buffer, "policy", lap.step, stop=lambda: False)
             assert found is not None
             lap.release()
         else:

@@ -12,7 +12,7 @@ from cluster.observability.live_table import LiveTable
 from cluster.observability.metrics import Recorder
 from cluster.types import Claim, Scores
 from learner.advantages.estimators import GroupAdvantage
-from learner.batch.assemble import cut
+from learner.batch.assemble import assemble
 from learner.rank import samples
 from rewards.aggregation.mixer import Mixer
 from tests.cluster.lap import Lap, group_of, record_of
@@ -88,7 +88,7 @@ async def test_a_group_that_waited_past_its_deadline_is_in_the_samples_of_the_le
     buffer.put(group_of(claim))
     sections = [RewardSection(use="exact", on_missing="wait")]
     mixer = Mixer(sections, ["slow"], 1)
-    found = cut(
+    found = assemble(
         buffer,
         "policy",
         lap.epoch,

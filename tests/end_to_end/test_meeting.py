@@ -17,7 +17,7 @@ from cluster.driver.preflight import limits
 from cluster.types import Publication, Task
 from learner.advantages.estimators import ReinforcePlusPlus
 from learner.advantages.multi_policy import owned
-from learner.batch.assemble import cut
+from learner.batch.assemble import assemble
 from learner.batch.pack import pack
 from learner.types import AssembledBatch
 from rewards.aggregation.mixer import Mixer
@@ -72,7 +72,7 @@ async def step(buffer: Buffer, model: Path) -> tuple[AssembledBatch, int]:
     working = [asyncio.create_task(worker.run()) for worker in (first, other, rewards)]
     mix = Mixer(settings.rewards, settings.reward_names, settings.reward_workers.min_valid).of_step
     made = await asyncio.to_thread(
-        lambda: cut(
+        lambda: assemble(
             buffer, "policy", epoch, 0, mix, ReinforcePlusPlus(), settings.learner, policies=settings.policy_names,
             stop=lambda: any(task.done() for task in working),
         )

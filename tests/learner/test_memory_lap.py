@@ -9,7 +9,7 @@ import pytest
 
 from cluster.types import Manifest
 from learner.advantages.estimators import GroupAdvantage
-from learner.batch import assemble as cutting
+from learner.batch import assemble as assembling
 from learner.batch.experience_replay import Spear
 from learner.controllers import CONTROLLERS
 from learner.plugin_state import ADVANTAGE, REHEARSAL, PluginState
@@ -24,7 +24,7 @@ LIMITS = Limits(4, max_staleness=1)
 
 @pytest.fixture
 def workers(buffer, monkeypatch) -> Workers:
-    monkeypatch.setattr(cutting, "POLL_S", 0.2)
+    monkeypatch.setattr(assembling, "POLL_S", 0.2)
     return Workers(Lap(buffer, LIMITS))
 
 

@@ -21,7 +21,7 @@ from cluster.config import (
     Use,
 )
 from cluster.types import Group, Scores
-from learner.batch import assemble as cutting
+from learner.batch import assemble as assembling
 from learner.train import train
 from learner.types import Hooks, Mix
 from rewards.aggregation.mixer import Mixer
@@ -49,7 +49,7 @@ class Frozen:
 
 @pytest.fixture
 def workers(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Workers:
-    monkeypatch.setattr(cutting, "POLL_S", 0.2)
+    monkeypatch.setattr(assembling, "POLL_S", 0.2)
     return Workers(Lap(buffer, Limits(4, max_staleness=1)))
 
 

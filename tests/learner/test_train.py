@@ -15,7 +15,7 @@ from cluster.buffer import Buffer, Limits
 from cluster.config import CorrectionSection, LearnerSection, LossSection, ScheduleSection, Use
 from cluster.errors import PluginError
 from cluster.types import Group, GroupReward, Rollout, Scores
-from learner.batch import assemble as cutting
+from learner.batch import assemble as assembling
 from learner.batch.pack import pack
 from learner.train import train
 from learner.types import AssembledBatch, Hooks
@@ -109,7 +109,7 @@ def section_of(steps: int, **fields: Any) -> LearnerSection:
 
 @pytest.fixture
 def workers(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Workers:
-    monkeypatch.setattr(cutting, "POLL_S", 0.2)
+    monkeypatch.setattr(assembling, "POLL_S", 0.2)
     return Workers(Lap(buffer, Limits(4, max_staleness=1)))
 
 

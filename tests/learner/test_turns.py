@@ -13,7 +13,7 @@ from cluster.types import BatchRecord as Record
 from cluster.types import GroupReward, Turn, decode, encode
 from learner.advantages.estimators import GroupAdvantage, LeaveOneOut, ReinforcePlusPlus
 from learner.advantages.returns import advantages_of, all_equal, returns_of, returns_to_go, tells_nothing, turn_starts
-from learner.batch.assemble import cut
+from learner.batch.assemble import assemble
 from learner.batch.pack import pack
 from tests.cluster.lap import Lap
 from tests.learner.groups import each, group, rollout
@@ -155,7 +155,7 @@ def test_a_cut_records_credit_per_turn_and_it_is_trained_on(buffer):
         return mixed_of(stored, [[1, 0], [0, 1]])
 
     section = LearnerSection(groups_per_step=1, turn_discount=0.5)
-    now = cut(buffer, "policy", lap.epoch, 0, each(mix), CENTRED, section)
+    now = assemble(buffer, "policy", lap.epoch, 0, each(mix), CENTRED, section)
     assert now is not None
     assert now.record.metrics["reward/zero_variance_frac"] == 0
     record = decode(encode(now.record), Record)

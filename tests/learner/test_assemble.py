@@ -11,8 +11,8 @@ from cluster.buffer import Buffer, Limits
 from cluster.config import LearnerSection, LossSection, TermSection
 from cluster.types import Group, GroupReward, Pair, Scores
 from learner.advantages.estimators import Advantage, GroupAdvantage, ReinforcePlusPlus
-from learner.batch import assemble as cutting
-from learner.batch.assemble import cut, follow
+from learner.batch import assemble as assembling
+from learner.batch.assemble import assemble, wait_for_record
 from learner.types import AssembledBatch
 from tests.cluster.lap import Lap, group_of
 from tests.learner.groups import each
@@ -41,7 +41,9 @@ def cut_of(
     lap: Lap, mix: Recipe, section: LearnerSection | None = None, advantage: Advantage | None = None, **options
 ) -> AssembledBatch:
     section = section or LearnerSection(groups_per_step=lap.limits.groups_per_step)
-    found = cut(lap.buffer, POLICY, lap.epoch, lap.step, each(mix), advantage or GroupAdvantage(), section, **options)
+    found = assemble(
+        lap.buffer, POLICY, lap.epoch, lap.step, each(mix), advantage or GroupAdvantage(), section, **options
+    )
     assert found is not None
     return found
 
@@ -52,7 +54,7 @@ def tasks(found: AssembledBatch) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cutting, "POLL_S", 0.2)
+    monkeypatch.setattr(assembling, "POLL_S", 0.2)
 
 
 def test_a_cut_holds_the_rewards_and_advantages_of_its_groups_in_order(buffer):
@@ -83,7 +85,7 @@ def test_another_rank_reads_the_same_groups_from_the_record(buffer):
     lap = lap_of(buffer)
     lap.fill()
     first = cut_of(lap, Recipe())
-    other = follow(buffer, POLICY, 0, stop=lambda: False)
+    other = wait_for_record(buffer, POLICY, 0, stop=lambda: False)
     assert other is not None
     assert other.record.groups == first.record.groups
     assert [g.id for g in other.groups] == [g.id for g in first.groups]
@@ -211,10 +213,12 @@ def test_a_learner_told_to_stop_while_waiting_records_nothing(buffer):
     lap = lap_of(buffer)
     asked = iter([False, True])
     section = LearnerSection(groups_per_step=3)
-    stopped = cut(buffer, POLICY, lap.epoch, 0, each(Recipe()), GroupAdvantage(), section, stop=lambda: next(asked))
+    stopped = assemble(
+        buffer, POLICY, lap.epoch, 0, each(Recipe()), GroupAdvantage(), section, stop=lambda: next(asked)
+    )
     assert stopped is None
     assert buffer.recorded(POLICY, 0) is None
-    assert follow(buffer, POLICY, 0, stop=lambda: True) is None
+    assert wait_for_record(buffer, POLICY, 0, stop=lambda: True) is None
 
 
 def test_the_last_tasks_are_cut_without_waiting_for_more(buffer):
@@ -317,7 +321,7 @@ def test_a_mixer_sees_all_groups_of_the_round_together(buffer):
         return [GroupReward(w) for w in worth]
 
     section = LearnerSection(groups_per_step=3)
-    found = cut(lap.buffer, POLICY, lap.epoch, 0, mix, GroupAdvantage(), section)
+    found = assemble(lap.buffer, POLICY, lap.epoch, 0, mix, GroupAdvantage(), section)
     assert found is not None
     assert rounds == [[0, 1, 2], [0, 2, 3]], "with what replaces a dropped group"
     assert [r[0] for r in found.record.rewards] == [2, 1, 1]
