@@ -1,6 +1,6 @@
 """What a reward is: a plug-in that looks at a stored group and returns evidence.
 
-    class Short(Signal):
+    class Short(Reward):
         max_chars: int = 100
 
         async def score(self, group: Group, services: Services) -> Scores:

@@ -1,6 +1,6 @@
 """Engines of another policy, for the worker that has claimed a group: they play their part of it where they are.
 
-member's RolloutActor ── signs the roster ──► Redis ──► Players of each claiming worker ── play ──► rollouts
+member's RolloutActor ── signs the roster ──► Redis ──► PeerPolicyClient of each claiming worker ── play ──► rollouts
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a run's processes need of the distilled models that its recipe names.
 
 reward worker   Services(distilled=followers(config, url, run))
-distiller       parts(name, config, url, run, directory, complete): a Distiller and a Labeller to run
+distiller       parts(name, config, url, run, directory, complete): a RewardModelTrainer and a Labeller to run
 """
 
 from __future__ import annotations

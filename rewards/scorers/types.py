@@ -1,6 +1,6 @@
 """What a scorer is asked and what it says: a text read by a model that is told every token (teacher forcing).
 
-Passage ─► Scorer (replicas) ─► ScoringServer (a queue, batches) ─► Forward (the model) ─► Reading
+TokenSequence ─► LogprobScorer (replicas) ─► ScoringServer (a queue, batches) ─► Forward (the model) ─► TokenStats
 """
 
 from __future__ import annotations

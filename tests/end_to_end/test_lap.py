@@ -182,10 +182,10 @@ def test_dry_run_says_what_the_numbers_mean(tmp_path):
 
 REWARD = '''
 from cluster.types import Scores
-from rewards.base import Signal
+from rewards.base import Reward
 
 
-class FirstDigit(Signal):
+class FirstDigit(Reward):
     """Arrives with the job, from outside the repository."""
 
     async def score(self, group, services):

@@ -80,7 +80,7 @@ def test_log_probs_are_at_the_temperature_that_was_sampled_at(model, monkeypatch
 
 
 def test_rows_flattened_for_flash_attention_say_the_same(model, monkeypatch):
-    monkeypatch.setattr("learner.model._flash", lambda model: True)
+    monkeypatch.setattr("learner.engine.forward._flash", lambda model: True)
     check_against_alone(model, LearnerSection(row_tokens=64), 5, monkeypatch)
 
 

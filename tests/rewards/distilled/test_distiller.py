@@ -272,15 +272,15 @@ async def test_wherever_it_dies_it_goes_on_exactly(tmp_path, monkeypatch, place)
 SCRIPT = """
 import asyncio, sys
 from pathlib import Path
-from cluster.config import DistilledSection
-from rewards.learned.trainer import Distiller
+from cluster.config import RewardModelSection
+from rewards.learned.trainer import RewardModelTrainer
 from rewards.learned.publishing import RedisBoard
 from rewards.learned.label_store import RedisLabels
 
 async def main():
     url, run, directory, section = sys.argv[1:]
     labels, board = RedisLabels(url, run, "oni"), RedisBoard(url, run)
-    one = Distiller("oni", DistilledSection.model_validate_json(section), labels=labels, board=board,
+    one = RewardModelTrainer("oni", RewardModelSection.model_validate_json(section), labels=labels, board=board,
                     directory=Path(directory), relabel=lambda version: print(version, flush=True))
     task = asyncio.create_task(one.run())
     while not (len(one._values) == 60 and one._number and not one._untried):

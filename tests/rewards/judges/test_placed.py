@@ -60,7 +60,7 @@ def test_who_has_not_signed_for_long_is_gone(at_the_roster, monkeypatch):
     at_the_roster.sign("own-0", "http://a")
     assert at_the_roster.there() == {"own-0": "http://a", "own-1": "http://b"}
     at_the_roster.leave("own-1")
-    monkeypatch.setattr(discovery, "GOOD_S", 0.05)
+    monkeypatch.setattr("cluster.buffer.discovery.GOOD_S", 0.05)
     at_the_roster.sign("own-2", "http://c")
     assert list(at_the_roster.there()) == ["own-0", "own-2"]
     time.sleep(0.1)

@@ -173,10 +173,10 @@ def test_a_changed_word_changes_the_hash():
 @pytest.mark.parametrize("hostile", ["verdict" * 50_000, "-" * 300_000, "Verdict:" + " :" * 100_000, "1: " * 100_000])
 def test_hostile_text_is_read_in_linear_time(kind, hostile):
     template, item, _ = load(kind)
-    begun = time.perf_counter()
+    begun = time.thread_time()
     if kind == "assessment" and hostile.startswith("1"):  # there the last integer counts, whatever is before it
         assert template.parse(hostile, item, "text").values == (1.0,)
     else:
         with pytest.raises(Unreadable):
             template.parse(hostile, item, "text")
-    assert time.perf_counter() - begun < 1.0
+    assert time.thread_time() - begun < 2.0

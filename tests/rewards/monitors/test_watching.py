@@ -84,7 +84,8 @@ def test_every_step_of_the_learner_is_watched(follow, tmp_path):
         }
     )
     follower = follow(settings)
-    follower._buffer = SimpleNamespace(status=lambda _: {"groups": {"leased": 0, "pending": 0, "ready": 0}})
+    status = {"groups": {"leased": 0, "pending": 0, "ready": 0}, "counters": {}}
+    follower._buffer = SimpleNamespace(status=lambda _: status)
     follower._table = SimpleNamespace(step=lambda *_: None, waiting=lambda _: None)
     for step, share in enumerate(curve):
         seen = {"reward/majority_mean": share, "reward/answer_entropy_mean": 2 * (1 - share)}
