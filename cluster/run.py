@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster import config
+from cluster import config, import_path
 from cluster.commands import app, resume_report
 from cluster.config import RunConfig
 from cluster.driver import preflight, preflight_dataset
@@ -44,7 +44,9 @@ LOOPBACK_ONLY = {
 
 
 def main(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe, e.g. deploy/recipes/quickstart.toml.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe's file, or a name that `kanabo recipes` lists.")
+    ],
     overrides: app.Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, say what would run, start nothing.")] = False,
     as_json: app.AsJson = False,
@@ -55,6 +57,7 @@ def main(
 
     Exit codes: 0 done or stopped on request · 1 the run failed · 2 the recipe, or what it names, cannot run.
     """
+    import_path.add_working_directory()
     live_table.console.stderr = as_json
     stay_on_loopback()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

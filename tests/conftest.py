@@ -10,8 +10,8 @@ import redis
 from cluster.buffer import Buffer
 from cluster.buffer.server import Store
 
-SMALL = ("bench", "deploy", "experiments", "learner", "rewards")
-"""Folders whose tests need neither engines nor Ray."""
+SMALL = ("bench", "deploy", "experiments", "learner", "rewards", "test_package.py")
+"""Folders and files whose tests need neither engines nor Ray."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker

@@ -69,8 +69,8 @@ PROSE = {
 """Word → what to say instead, in pages, docstrings and comments."""
 
 FOREIGN_FILES = {
-    "co_reward.py", "confidence_list.py", "efficiency_reward.py", "file.py", "lora.py", "my_rewards.py", "program.py",
-    "rewarding.py", "tests.py",
+    "actors.py", "co_reward.py", "confidence_list.py", "efficiency_reward.py", "file.py", "lora.py", "my_rewards.py",
+    "program.py", "rewarding.py", "tests.py",
 }  # fmt: skip
 """Files of other projects, of users' own and of the sandbox that pages and docstrings name."""
 

@@ -20,11 +20,13 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster import import_path
 from cluster.config import with_new_names
 from cluster.errors import ConfigError, KanaboError, nearest
 
 COMMANDS = {
     "run": "Train as a recipe says.",
+    "recipes": "The recipes that come with Kanabo, by name.",
     "status": "All runs, live or not, as a table.",
     "scale": "More or fewer workers of a running job.",
     "inspect": "Stored groups with their scores, to the screen, JSONL or Parquet.",
@@ -58,10 +60,15 @@ def main(arguments: list[str] | None = None) -> None:
         print(_help())
         raise SystemExit(0 if arguments else 2)
     name = arguments[0]
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(f"kanabo {version('kanabo')}")
+        raise SystemExit(0)
     if name not in COMMANDS:
         print(f"error: '{name}' is no command. {nearest(name, COMMANDS)}See kanabo --help.", file=sys.stderr)
         raise SystemExit(2)
-    sys.path.insert(0, os.getcwd())  # as `python -m` does: a recipe may name a reward of the folder it is called in
+    import_path.add_working_directory()
     start(import_module(module_of(name)).main, f"kanabo {name}", arguments[1:])
 
 
@@ -197,7 +204,8 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "kanabo COMMAND --help says more. Each is also python -m cluster.COMMAND.",
+            "kanabo COMMAND --help says more, kanabo --version the version.",
+            "kanabo run is also python -m cluster.run, any other also python -m cluster.commands.COMMAND.",
             "Exit codes: 0 done · 1 failed · 2 what was asked for cannot be done.",
         ]
     )

@@ -13,7 +13,18 @@ from cluster.config.learner import (
     TermSection,
     ValueSection,
 )
-from cluster.config.loader import dump, load, overridden, parse, patched, stored, tree_of, without_password
+from cluster.config.loader import (
+    dump,
+    load,
+    merged,
+    overridden,
+    parse,
+    patched,
+    stored,
+    tree,
+    tree_of,
+    without_password,
+)
 from cluster.config.placement import PlacementSection
 from cluster.config.policies import POLICY, PolicySection
 from cluster.config.rewards import JudgeSection, RewardModelSection, RewardSection
@@ -53,10 +64,12 @@ __all__ = [
     "ValueSection",
     "dump",
     "load",
+    "merged",
     "overridden",
     "parse",
     "patched",
     "stored",
+    "tree",
     "tree_of",
     "with_new_names",
     "without_password",

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from cluster.config import shipped
 from cluster.config.foreign_keys import RENAMED_KEYS, translated, with_new_names
 from cluster.config.run_config import RunConfig
 from cluster.errors import ConfigError, nearest
@@ -25,9 +26,17 @@ EXPECTED = {
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe and apply `section.key=value` overrides (values in TOML syntax, bare words are strings).
 
-    Raises ConfigError that says what is wrong, where, and what to do.
+    `recipe` is a file, or the name of a recipe that comes with Kanabo. Raises ConfigError that says what is wrong,
+    where, and what to do.
     """
-    return parse(overridden(_tree(Path(recipe)), overrides), where=str(recipe))
+    return parse(overridden(tree(recipe), overrides), where=str(recipe))
+
+
+def tree(recipe: str | Path) -> dict[str, Any]:
+    """Return the plain values of a recipe: a file, or the name of one that comes with Kanabo. Raises ConfigError."""
+    path = Path(recipe)
+    file = shipped.find(path.name) if path.name == str(recipe) and not path.is_file() else None
+    return _tree(path) if file is None else shipped.with_data_files(_tree(file))
 
 
 def stored(run: Path) -> RunConfig:
@@ -45,7 +54,9 @@ def _tree(path: Path) -> dict[str, Any]:
         text = path.read_text("utf-8-sig")  # some editors begin a file with a mark
     except FileNotFoundError as error:
         here = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        raise ConfigError(f"recipe '{path}' does not exist. {nearest(path.name, here)}".strip()) from error
+        known = here if path.suffix else [*here, *shipped.names()]
+        hint = "`kanabo recipes` lists those that come with Kanabo." if path.name == str(path) else ""
+        raise ConfigError(f"recipe '{path}' does not exist. {nearest(path.name, known)}{hint}".strip()) from error
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise ConfigError(f"recipe '{path}' is not a text file. A recipe is TOML; see deploy/recipes/.") from error
     except OSError as error:
@@ -63,6 +74,17 @@ def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     """The tree, changed by each `section.key=value`. Raises ConfigError."""
     for override in overrides:
         _override(tree, override)
+    return tree
+
+
+def merged(tree: dict[str, Any], changes: Mapping[str, Any], *, at: str = "") -> dict[str, Any]:
+    """Return the tree, changed by values under nested or dotted keys. Raises ConfigError."""
+    for key, value in changes.items():
+        place = f"{at}{key}"
+        if isinstance(value, Mapping) and value:
+            merged(tree, value, at=f"{place}.")
+        else:
+            _put(tree, place, value, f"{place}={value}")
     return tree
 
 

@@ -168,6 +168,11 @@ def read_alarms(directory: Path) -> list[dict[str, Any]]:
     return _rows(directory / "alarms.jsonl")
 
 
+def read_samples(directory: Path) -> list[dict[str, Any]]:
+    """Return the rollouts that a run wrote down so far, oldest first; see `storage.samples`."""
+    return _rows(directory / "samples.jsonl")
+
+
 _OLD_EVALUATION = re.compile(r"(?<![^/])heldout/")
 """How version 0.1 began the names of evaluation metrics, in metrics.jsonl of its runs."""
 

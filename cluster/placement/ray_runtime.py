@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shlex
+import site
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import ray
 
+from cluster import import_path
 from cluster.config import RunConfig
 from cluster.errors import ConfigError, one_line
 from cluster.placement.ray_address import check_address
@@ -31,8 +33,9 @@ GENERATED = re.compile(
 def start_ray(config: RunConfig) -> None:
     """Join the cluster that $RAY_ADDRESS names, or start one on this machine.
 
-    Raises ConfigError if it cannot be joined.
+    Raises ConfigError if it cannot be joined, or if a file of the working directory hides the package `cluster`.
     """
+    _check_working_directory()
     if "RAY_ADDRESS" in os.environ:
         _join(os.environ["RAY_ADDRESS"])
         return
@@ -44,7 +47,7 @@ def start_ray(config: RunConfig) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), *_python_path()])}},
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_python_path())}},
     )
 
 
@@ -60,8 +63,23 @@ def _join(address: str) -> None:
         ) from error
 
 
+def _check_working_directory() -> None:
+    """Raise ConfigError if no worker could import Kanabo: Ray puts the driver's working directory first in each."""
+    here = os.path.realpath(os.getcwd())
+    if here != import_path.ROOT and import_path.hides(here, ("cluster",)):
+        raise ConfigError(
+            f"a module 'cluster' in the working directory '{here}' hides Kanabo's package of that name in every "
+            "worker. Rename it, or start the run in another directory."
+        )
+
+
 def _python_path() -> list[str]:
-    return [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
+    """PYTHONPATH of the workers: Kanabo's packages unless they are installed, then what the driver has there.
+
+    Ray itself adds the working directory, which `import_path` then puts behind the packages.
+    """
+    installed = import_path.ROOT in {os.path.realpath(path) for path in site.getsitepackages()}
+    return [*([] if installed else [import_path.ROOT]), *filter(None, [os.environ.get("PYTHONPATH")])]
 
 
 def reachable_address() -> str:

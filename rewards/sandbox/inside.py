@@ -77,7 +77,7 @@ def main(control_fd: int) -> None:
         checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
         checked(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "making mounts private")
         mount_scratch()
-        preload(setup["imports"], setup["roots"])
+        preload(setup["imports"], setup["roots"], last=setup["last"])
         os.chdir("/")
         checked(libc.umount2(os.environ["HOME"].encode(), MNT_DETACH), "detaching the scratch directory")
     except BaseException as error:
@@ -90,9 +90,13 @@ def main(control_fd: int) -> None:
     serve(control, setup["uid"])
 
 
-def preload(targets: list[dict[str, str]], roots: list[str]) -> None:
-    """Import the checkers, then take away the directories that they came from: no call sees the project."""
-    sys.path[:0] = roots
+def preload(targets: list[dict[str, str]], roots: list[str], *, last: bool) -> None:
+    """Import the checkers, then take away the directories that they came from: no call sees the project.
+
+    `last`: Kanabo is installed beside the interpreter, and the directories come behind its packages.
+    """
+    place = len(sys.path) if last else 0
+    sys.path[place:place] = roots
     for target in targets:
         module = load(target)
         warm = getattr(module, "warm", None)

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from cluster import import_path
 from cluster.errors import ConfigError
 from rewards.sandbox import inside
 
@@ -109,7 +110,8 @@ def launch(bwrap: str, imports: Sequence[dict[str, Any]], roots: Sequence[str]) 
             os.close(info_w)
             info_w = -1
             _map_users(info_r, block_w)
-        message = {"imports": list(imports), "roots": places, "uid": NOBODY if as_root else None}
+        last = any(within(import_path.ROOT, path) for path in ("/usr", *visible()))
+        message = {"imports": list(imports), "roots": places, "last": last, "uid": NOBODY if as_root else None}
         ours.send(json.dumps(message).encode())
         return started
     finally:

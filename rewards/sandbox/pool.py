@@ -188,8 +188,8 @@ class _Zygote:
             imported, file = dict(self._import), self._import["file"]
             paths = roots()
             if file:  # a file of the user's own, seen while it is imported
-                paths = [os.path.dirname(file), *(p for p in paths if p != os.path.dirname(file))]
-                imported["file"] = f"/preload/0/{os.path.basename(file)}"
+                paths = [*(p for p in paths if p != os.path.dirname(file)), os.path.dirname(file)]
+                imported["file"] = f"/preload/{len(paths) - 1}/{os.path.basename(file)}"
             started = launch(find(), [imported], paths)
             started.control.setblocking(False)
             try:
