@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -119,10 +119,11 @@ async def _played(
         if not isinstance(step, Observation):
             break
         begun = step.seat in seats
-        transcript = seats.setdefault(step.seat, Transcript())
-        if begun:
+        transcript = seats.get(step.seat) or Transcript()
+        if seats:
             room = engine.max_model_len - len(transcript.tokens)
-            ids, shown = _fitting(chat, step, transcript.tokens[-1], room, limits.max_tokens)
+            encode = partial(chat.observation, after=transcript.tokens[-1]) if begun else chat.prompt
+            ids, shown = _fitting(encode, step, room, limits.max_tokens)
             transcript.num_cut += shown is not step
             step = shown
             if len(ids) >= room:  # not even the mark fits: the episode ends before this observation
@@ -136,8 +137,9 @@ async def _played(
                     "engine.max_model_len."
                 )
             ids = chat.prompt(step.messages)
-            if not ids:
-                raise DataError(f"task {task.id}: its prompt has no token.")
+        if not begun and not ids:
+            raise DataError(f"task {task.id}: its prompt has no token.")
+        seats[step.seat] = transcript
         transcript.opened = chat.opened(step.messages, first=not begun)
         transcript.observe(ids, step)
         finish, text = await _speak(engine, chat, transcript, limits, task)
@@ -362,13 +364,13 @@ CUT_MARK = "\n[cut: {left} of {whole} characters did not fit the context]"
 
 
 def _fitting(
-    chat: Chat, observation: Observation, after: int, room: int, max_tokens: int
+    encode: Callable[[Sequence[Message]], list[int]], observation: Observation, room: int, max_tokens: int
 ) -> tuple[list[int], Observation]:
     """Return the observation's ids, its long messages cut if the policy could not answer within `room`."""
     length = sum(len(m.content) for m in observation.messages)
     # No token has more than so many characters, so a longer text cannot fit: do not tokenise it whole.
     if length <= MAX_CHARACTERS_PER_TOKEN * max(room, 1):
-        ids = chat.observation(observation.messages, after=after)
+        ids = encode(observation.messages)
         if len(ids) < room:
             return ids, observation
     target = room - min(max_tokens, max(1, room // 2))
@@ -377,7 +379,7 @@ def _fitting(
     keep = min(max(len(m.content) for m in observation.messages), MAX_CHARACTERS_PER_TOKEN * max(target, 1))
     while True:
         messages = tuple(_shortened(m, keep) for m in observation.messages)
-        ids = chat.observation(messages, after=after)
+        ids = encode(messages)
         if len(ids) <= target or keep == 0:
             return ids, replace(observation, messages=messages)
         keep = min(keep - 1, keep * max(target, 0) // len(ids))

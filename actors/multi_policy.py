@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
@@ -87,12 +88,18 @@ class MultiPolicySampler:
                 raise DataError(failed + one_line(error)) from error
 
         async def hold(call: Call) -> tuple[Rollout, ...]:
+            sampled: list[Rollout] = []
+
             async def say(policy: str, prompt: tuple[Message, ...]) -> Rollout:
                 prompt = conformed(tuple[Message, ...], prompt, "prompt")
-                return _read_only(await call.outside(partial(speak, policy, prompt)))
+                rollout = await call.outside(partial(speak, policy, prompt))
+                sampled.append(rollout)
+                return _read_only(rollout)
 
             given = await meeting.hold(deepcopy(task), Participants(tuple(self._plays), say, random))
-            return conformed(tuple[Rollout, ...], _checked(given, tuple(self._plays)), "rollouts")
+            rollouts = conformed(tuple[Rollout, ...], _checked(given, tuple(self._plays)), "rollouts")
+            _check_sampled(rollouts, sampled)
+            return rollouts
 
         late = f"no utterance and no end within rollout.environment_timeout_s = {self._timeout_s:g} s."
         loops = self._loops or ForeignLoops()
@@ -127,6 +134,27 @@ def _checked(rollouts: object, policies: tuple[str, ...]) -> tuple[Rollout, ...]
     if not found or not all(isinstance(r, Rollout) and r.policy in policies for r in found):
         raise DataError(f"the meeting gave {brief(rollouts)}; a list of rollouts that were spoken in it is expected.")
     return found
+
+
+def _check_sampled(rollouts: Sequence[Rollout], sampled: Sequence[Rollout]) -> None:
+    """Raise DataError unless each rollout has the tokens and log-probs of another one that was sampled."""
+    left = Counter(map(_sample_of, sampled))
+    for i, rollout in enumerate(rollouts):
+        sample = _sample_of(rollout)
+        if not left[sample]:
+            known = "comes a second time" if sample in left else "was not sampled in this group"
+            raise DataError(
+                f"rollouts[{i}] {known}: {brief(rollout.text)}. Return what `say` gives, each at most once; view, "
+                "parent, role, answer, events and reward may be others."
+            )
+        left[sample] -= 1
+
+
+def _sample_of(rollout: Rollout) -> tuple[object, ...]:
+    """What an engine has made of a rollout, to compare it."""
+    arrays = ((rollout.tokens, np.int32), (rollout.loss_mask, np.bool_), (rollout.logprobs, np.float32))
+    made = (rollout.policy, rollout.turns, rollout.spans, rollout.finish, rollout.temperature)
+    return *made, *((*array.shape, array.astype(dtype).tobytes()) for array, dtype in arrays)
 
 
 def is_older(version: str, than: str) -> bool:

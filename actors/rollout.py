@@ -199,7 +199,7 @@ class RolloutWorker:
         try:
             group = await self._group(claim, await self._call(self._task, claim.task))
             if episode.may_misbehave(self._environment):
-                group = checked_group(group)
+                group = _checked(group)
             failpoint("rollout.before_put")
             await self._call(self._buffer.put, group)
             failpoint("rollout.after_put")
@@ -393,3 +393,11 @@ class RolloutWorker:
     async def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+
+
+def _checked(group: Group) -> Group:
+    """Return the group as it can be stored. Raises DataError, which names the task."""
+    try:
+        return checked_group(group)
+    except DataError as error:
+        raise DataError(f"the environment failed on task {group.task.id}: {error}") from error

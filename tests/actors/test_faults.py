@@ -19,7 +19,8 @@ from cluster.config import parse
 from cluster.driver.event_consumer import EventConsumer
 from cluster.errors import BudgetSpent, DataError
 from cluster.observability.metrics import Recorder
-from cluster.types import Event, Message, Publication, Task
+from cluster.types import Claim, Event, Message, Publication, Task
+from cluster.types.validation import checked_group
 from tests.fakes import FakeEngine
 from tests.models import random_llama
 
@@ -382,3 +383,38 @@ async def test_a_prompt_of_any_length_is_a_named_failure(worker):
     one = worker()
     assert await one.heldout([Task.of("0", "x" * 20_000_000)], temperature=1.0) == []
     assert "task 0: its prompt has more than 64 tokens" in one._last_failure
+
+
+CLAIM = Claim("policy/1/0", "policy", 1, 0, 0, 0, "secret")
+
+
+class LateSeat(Environment):
+    """Plays a second seat whose first observation has the given length."""
+
+    seats = ("a", "b")
+    ends_when_cut = False
+    length: int
+    messages: int = 1
+
+    async def play(self, task, view):
+        yield Observation(task.views[view], seat="a")
+        many = tuple(Message("user", "x" * self.length) for _ in range(self.messages))
+        yield Observation(many, (Event("seen", 0),), seat="b")
+        yield End(rewards={"a": 1.0, "b": 2.0})
+
+
+@pytest.mark.parametrize("length", [1, 60, 100, 100_000, 10_000_000])
+async def test_the_first_observation_of_a_later_seat_is_cut_to_the_context(length, worker):
+    group = await worker(LateSeat(length=length))._group(CLAIM, Task.of("0", "fine"))
+    first, second = group.rollouts
+    assert (first.role, second.role) == ("a", "b")
+    assert len(second.tokens) <= 64
+    assert second.loss_mask[-1]
+    assert second.num_cut_observations == (length > 60)
+    assert first.num_cut_observations == 0
+
+
+async def test_a_later_seat_that_sees_more_messages_than_fit_takes_no_turn(worker):
+    group = checked_group(await worker(LateSeat(length=1, messages=500))._group(CLAIM, Task.of("0", "fine")))
+    assert [r.role for r in group.rollouts] == ["a"]
+    assert group.rollouts[0].truncated

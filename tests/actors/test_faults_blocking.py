@@ -292,6 +292,16 @@ class Misbehaves(MultiPolicyEnvironment):
             return [first, None]
         if self.how == "broken rollout":
             return [replace(first, text=3)]
+        if self.how == "other tokens":
+            return [replace(first, tokens=first.tokens + 1)]
+        if self.how == "other log-probs":
+            return [replace(first, logprobs=first.logprobs - 1)]
+        if self.how == "another policy":
+            return [replace(first, policy="b")]
+        if self.how == "twice":
+            return [first, replace(first, view="again")]
+        if self.how == "labels":
+            return [replace(first, view="v", answer="4", reward=1.0, role="r"), await cast.say("policy", "more")]
         if self.how == "task":
             task.meta["mine"] = 1
             task.views.clear()
@@ -316,6 +326,10 @@ class Misbehaves(MultiPolicyEnvironment):
         ("stranger", "KeyError: 'stranger'"),
         ("no rollout", "spoken in it"),
         ("broken rollout", "text is expected"),
+        ("other tokens", r"rollouts\[0\] was not sampled in this group"),
+        ("other log-probs", r"rollouts\[0\] was not sampled in this group"),
+        ("another policy", r"rollouts\[0\] was not sampled in this group"),
+        ("twice", r"rollouts\[1\] comes a second time"),
     ],
 )
 async def test_whatever_a_meeting_does_is_a_named_failure_of_its_group(how, words):
@@ -323,6 +337,14 @@ async def test_whatever_a_meeting_does_is_a_named_failure_of_its_group(how, word
     with pytest.raises(DataError, match=words) as raised:
         await meet(heard, Misbehaves(how=how))
     assert "the meeting failed on task sum/1" in str(raised.value)
+
+
+async def test_a_meeting_may_label_what_was_sampled():
+    found = await meet(Heard("policy"), Misbehaves(how="labels"))
+    assert [(r.text, r.view, r.answer, r.role) for r in found] == [
+        ("policy says 1", "v", "4", "r"),
+        ("policy says 2", "orig", None, ""),
+    ]
 
 
 async def test_a_meeting_has_a_task_of_its_own():
@@ -350,6 +372,6 @@ async def meet(heard: Heard, meeting: MultiPolicyEnvironment, task: Task | None 
         heard.prompts.append(task.prompt)
         return tuple(spoken("policy", f"policy says {len(heard.prompts)}") for _ in range(count))
 
-    sampler = MultiPolicySampler("policy", play, {}, 0, None, loops, 1.5)
+    sampler = MultiPolicySampler("policy", play, {"b": play}, 0, None, loops, 1.5)
     claim = Claim(f"policy/3/{seq}", "policy", 3, seq, 11, 5, "secret") if seq else CLAIM
     return await sampler.meet(meeting, claim, task or Task.of("sum/1", "1+1?"), heard.advance)
