@@ -145,7 +145,7 @@ async def test_a_first_hand_over_that_hangs_ends_by_its_deadline(receive, monkey
 
 HANGING = """
 import asyncio, sys
-from cluster import causes
+from cluster.process import causes
 
 async def hangs():
     print("(Worker pid=7) KeyError: 'lm_head.weight'", file=sys.stderr, flush=True)

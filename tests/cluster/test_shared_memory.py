@@ -16,7 +16,8 @@ pytestmark = pytest.mark.skipif(not MEMORY.is_dir(), reason="there is no /dev/sh
 WORKER = """
 import mmap, os, subprocess, sys
 from multiprocessing.shared_memory import SharedMemory
-from cluster.placement.ray_runtime import CreatedSegments, end_children_with_me, remove_segments_after_me
+from cluster.placement.ray_runtime import CreatedSegments, remove_segments_after_me
+from cluster.process.cleanup import end_children_with_me
 
 end_children_with_me()
 paths = sys.argv[1:]
