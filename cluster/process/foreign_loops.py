@@ -112,11 +112,16 @@ class Call:
         """Cancel it; it may clean up after itself for as long as it had for an answer."""
         if self.given_up:
             return
-        self.given_up, self.resting, self.waited_s = True, False, 0.0
-        for other in self._others:
-            other.cancel()
+        self.leave()
+        self.resting, self.waited_s = False, 0.0
         if self.loop is not None:
             self.loop.soon(self._cancel)
+
+    def leave(self) -> None:
+        """On the caller's loop: cancel what the call still asks for outside, which nothing waits for any more."""
+        self.given_up = True
+        for other in self._others:
+            other.cancel()
 
     def _cancel(self) -> None:
         if self.task is not None:
@@ -285,7 +290,7 @@ class _Loop:
 
     def _left(self, call: Call, value: Any, error: BaseException | None) -> None:
         self.calls.discard(call)
-        call.given_up = True  # there is nothing left to give up
+        call.leave()  # its coroutine has ended, or its loop: there is nothing left to give up
         call.settle(value, error)
 
     def _outer_soon(self, function: Callable[..., Any], *args: Any) -> None:
