@@ -254,7 +254,10 @@ class _ForeignSide:
     async def answer(self, text: str) -> Observation | End:
         assert self._text is not None
         self._said = asyncio.get_running_loop().create_future()
-        self._text.set_result(text)
+        if self._running.done():  # its loop ended while the policy spoke
+            self._over(self._running)
+        elif not self._text.done():
+            self._text.set_result(text)
         return await self._next()
 
     async def _next(self) -> Observation | End:
