@@ -58,7 +58,7 @@ def served(tmp_path_factory) -> Iterator[Served]:
     command = [
         sys.executable,
         "-m",
-        "cluster.observability.console",
+        "cluster.commands.console",
         run,
         "--host",
         "0.0.0.0",

@@ -11,6 +11,7 @@ import pytest
 from cluster import config
 from cluster.buffer.server import Store
 from cluster.driver import supervisor as supervise
+from cluster.observability.metrics import Recorder
 from cluster.workers import RunContext
 from tests.cluster.disk import disk, kill
 
@@ -26,7 +27,8 @@ async def test_a_full_disk_costs_one_of_the_budget_however_long_it_lasts(
     settings = config.load(str(RECIPE), ["run.max_infrastructure_failures=1"])
     with disk(shim, FULL_DISK=flag), Store(tmp_path / "redis") as store:
         context = RunContext(settings, "", store.url, "run", str(tmp_path))
-        supervisor = supervise.Supervisor(context, store, None, None, None)  # type: ignore[arg-type]
+        recorder = Recorder(tmp_path / "metrics", settings.tracking, "run", {})
+        supervisor = supervise.Supervisor(context, store, recorder, None, None)  # type: ignore[arg-type]
         keeper = asyncio.create_task(supervisor._keep_store())
         flag.touch()
         kill(store)

@@ -16,6 +16,11 @@ from cluster.observability import live_table
 ROW = {"loss/policy": 0.1234, "reward/mean": 0.5, "learner/wait_s": 1.0}
 
 
+@pytest.fixture(autouse=True)
+def terminal_that_moves_its_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 100.0
