@@ -212,7 +212,7 @@ def test_the_command_ends_with_exit_2_and_nothing_begun(mode, command, tmp_path)
     url, begun = dead_url(), time.monotonic()
     code, said = command(*mode, f'judges.helpful={{urls=["{url}"]}}')
     assert code == 2
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 60
     (refused,) = [line for line in said.splitlines() if line.startswith("error ")]
     assert "judges.helpful.urls" in refused
     assert not (tmp_path / "runs").exists()
