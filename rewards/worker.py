@@ -58,7 +58,7 @@ class ScoreBuffer(Protocol):
     def forsake(self, policy: str, worker: str) -> object: ...
     def relabel(self, versions: Mapping[str, str]) -> object: ...
     def score(self, claim_id: str, scores: Mapping[str, Scores]) -> object: ...
-    def emit(self, kind: str, fields: Mapping[str, Any]) -> object: ...
+    def emit(self, kind: str, fields: Mapping[str, Any], once: str = "") -> object: ...
 
 
 class RewardWorker:
@@ -162,8 +162,8 @@ class RewardWorker:
         if self._counted["asked"]:
             await self._emit_counts(data_failures=0)
 
-    async def _emit_counts(self, data_failures: int, failure: str = "") -> None:
-        await asyncio.to_thread(self._buffer.emit, "reward", self._counts(data_failures, failure))
+    async def _emit_counts(self, data_failures: int, failure: str = "", once: str = "") -> None:
+        await asyncio.to_thread(self._buffer.emit, "reward", self._counts(data_failures, failure), once)
 
     def _counts(self, data_failures: int, failure: str = "") -> dict[str, Any]:
         counted, self._counted = self._counted, {"asked": Counter(), "failed": Counter()}
@@ -320,10 +320,11 @@ class RewardWorker:
         for name, given in scores.items():
             self._count(name, given)
         failpoint("rewards.before_score")
-        await asyncio.to_thread(self._buffer.score, group.id, scores)
         if failure := next((f for n, s in scores.items() if (f := self._fatal(n, s))), ""):
-            await self._emit_counts(1, f"group {group.id}: {failure}")
-        elif first and (self._counted["failed"] or self._abstentions):
+            # Before the group leaves this worker's hands: the next one it is handed may end the process at once.
+            await self._emit_counts(1, f"group {group.id}: {failure}", once=group.id)
+        await asyncio.to_thread(self._buffer.score, group.id, scores)
+        if not failure and first and (self._counted["failed"] or self._abstentions):
             await self._emit_counts(0)  # what fails from the start is told at once
 
     def _condemned(self, name: str, group: Group, suspicion: Suspicion) -> Scores:

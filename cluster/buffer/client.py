@@ -324,9 +324,12 @@ class Buffer:
 
     # ── metrics ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def emit(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """Hand something to the driver; about the last 10,000 are kept."""
-        self._call("emit", "", uuid4().hex, kind, encode(fields))
+    def emit(self, kind: str, fields: Mapping[str, Any], once: str = "") -> None:
+        """Hand something to the driver; about the last 10,000 are kept.
+
+        What has the same `once` is handed on a single time within ten minutes, whichever process repeats it.
+        """
+        self._call("emit", "", f"once:{once}" if once else uuid4().hex, kind, encode(fields))
 
     def events(self, after: str = "0", timeout_s: float = 0.0) -> list[tuple[str, str, dict[str, Any]]]:
         """(id, kind, fields) of what was emitted after an id; waits for the first. `"0"` is from the start."""

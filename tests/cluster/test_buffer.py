@@ -290,3 +290,10 @@ def test_two_policies_of_a_run_do_not_disturb_one_another(buffer: Buffer):
     assert buffer.summary("defender")["groups_claimed"] == 4
     one.check_tasks()
     two.check_tasks()
+
+
+def test_what_is_emitted_once_is_handed_on_a_single_time(buffer):
+    for number in (1, 2):
+        buffer.emit("reward", {"number": number}, once="group policy/1/0")
+    buffer.emit("reward", {"number": 3}, once="group policy/1/1")
+    assert [fields["number"] for _, _, fields in buffer.events()] == [1, 3]

@@ -101,7 +101,7 @@ class MemoryBuffer:
             for name, value in scores.items():
                 self.scores[claim_id].setdefault(name, value)
 
-    def emit(self, kind, fields):
+    def emit(self, kind, fields, once=""):
         self.events.append((kind, fields))
 
     def costly(self):
