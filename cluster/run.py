@@ -31,7 +31,7 @@ from cluster.process import cleanup
 from cluster.process.lock import acquire_run_lock
 from cluster.storage import checkpoint
 from cluster.storage.model_aliases import INITIAL, pinned
-from cluster.types import LeftOut
+from cluster.types import SkippedTasks
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ def run(settings: RunConfig, recipe: str, directory: Path, live: live_table.Live
         return asyncio.run(_drive(context, store, recipe, resume_from, begun, live, before))
 
 
-def _data(settings: RunConfig, directory: Path, models: Mapping[str, str]) -> LeftOut:
+def _data(settings: RunConfig, directory: Path, models: Mapping[str, str]) -> SkippedTasks:
     """Which rows are no tasks of this run, told and written down at its start. Raises ConfigError where none is left.
 
     A run that has begun keeps what it has left out, or else its places in the data set would be those of other rows.
@@ -204,13 +204,13 @@ def _data(settings: RunConfig, directory: Path, models: Mapping[str, str]) -> Le
 
     rows = preflight_dataset.read(settings)
     if rows is None:
-        return LeftOut()
+        return SkippedTasks()
     if preflight.begun(directory):
         before = preflight_dataset.stored(directory)
         if before is not None:
             return preflight_dataset.left_out(before)
-        preflight_dataset.save(directory, settings, rows, LeftOut())
-        return LeftOut()
+        preflight_dataset.save(directory, settings, rows, SkippedTasks())
+        return SkippedTasks()
     tokenizers = {name: AutoTokenizer.from_pretrained(model) for name, model in models.items()}
     measured = bool(rows.measured)
     found, said = preflight_dataset.measure(settings, rows, tokenizers)

@@ -26,7 +26,7 @@ import numpy as np
 from cluster.config import RunConfig
 from cluster.driver.preflight_plugins import build_kind
 from cluster.errors import ConfigError, DataError
-from cluster.types import LeftOut, Message, Task
+from cluster.types import Message, SkippedTasks, Task
 
 MAX_ROWS = 1_000_000
 """Rows that are looked at, of training and held-out rows each; a warning says that there are more."""
@@ -71,7 +71,7 @@ class Rows:
 
     train: Part
     heldout: Part
-    measured: dict[tuple[Any, ...], tuple[LeftOut, list[str]]] = field(default_factory=dict)
+    measured: dict[tuple[Any, ...], tuple[SkippedTasks, list[str]]] = field(default_factory=dict)
     """What `measure` found, by models and length."""
 
     def part(self, name: str) -> Part:
@@ -190,7 +190,7 @@ def _unread(rows: Rows) -> Iterator[str]:
             )
 
 
-def measure(settings: RunConfig, rows: Rows, tokenizers: Mapping[str, Any]) -> tuple[LeftOut, list[str]]:
+def measure(settings: RunConfig, rows: Rows, tokenizers: Mapping[str, Any]) -> tuple[SkippedTasks, list[str]]:
     """Rows whose prompt fills the whole context of a policy, and sentences about them.
 
     `tokenizers` are the policies', by name. Raises ConfigError where no training row fits.
@@ -201,7 +201,7 @@ def measure(settings: RunConfig, rows: Rows, tokenizers: Mapping[str, Any]) -> t
     section = settings.rollout.environment
     environment = build(ENVIRONMENTS, section.use, section.options, "rollout.environment")
     if not getattr(environment, "shows_task", True):
-        return LeftOut(), []
+        return SkippedTasks(), []
     own = {name: settings.of_policy(name) for name in tokenizers}
     key = tuple((name, s.model.path, s.engine.max_model_len) for name, s in own.items())
     if key not in rows.measured:
@@ -209,7 +209,9 @@ def measure(settings: RunConfig, rows: Rows, tokenizers: Mapping[str, Any]) -> t
     return rows.measured[key]
 
 
-def _measured(own: Mapping[str, RunConfig], rows: Rows, tokenizers: Mapping[str, Any]) -> tuple[LeftOut, list[str]]:
+def _measured(
+    own: Mapping[str, RunConfig], rows: Rows, tokenizers: Mapping[str, Any]
+) -> tuple[SkippedTasks, list[str]]:
     deadline = time.process_time() + MEASURE_S
     left: dict[str, tuple[int, ...]] = {}
     said: list[str] = []
@@ -235,7 +237,7 @@ def _measured(own: Mapping[str, RunConfig], rows: Rows, tokenizers: Mapping[str,
                 f"tasks: {missed} of the shorter {kind} rows were not tokenised within {MEASURE_S:g} s of "
                 "processor time and are taken to fit into the context."
             )
-    return LeftOut(left["train"], left["heldout"]), said
+    return SkippedTasks(left["train"], left["heldout"]), said
 
 
 def _too_long(settings: RunConfig, part: Part, tokenizer: Any, deadline: float) -> tuple[dict[int, str], int]:
@@ -267,7 +269,7 @@ def _listed(names: Sequence[str], count: int) -> str:
     return ", ".join(names) + (f" and {count - len(names)} more" if count > len(names) else "")
 
 
-def save(directory: Path, settings: RunConfig, rows: Rows, left_out: LeftOut) -> None:
+def save(directory: Path, settings: RunConfig, rows: Rows, left_out: SkippedTasks) -> None:
     """Write what a later start compares. The JSON file comes last, so that it stands for whole files."""
     place = directory / "dataset"
     place.mkdir(parents=True, exist_ok=True)
@@ -289,9 +291,9 @@ def stored(directory: Path) -> dict[str, Any] | None:
         return None
 
 
-def left_out(tree: Mapping[str, Any]) -> LeftOut:
+def left_out(tree: Mapping[str, Any]) -> SkippedTasks:
     """The rows that a run has left out since its start."""
-    return LeftOut(tuple(tree["train"]["left_out"]), tuple(tree["heldout"]["left_out"]))
+    return SkippedTasks(tuple(tree["train"]["left_out"]), tuple(tree["heldout"]["left_out"]))
 
 
 def check_same(directory: Path, settings: RunConfig, rows: Rows) -> list[str]:

@@ -46,7 +46,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class SkippedTasks:
     """Places of rows that are longer than the context, among the training and among the held-out tasks."""
 
     train: tuple[int, ...] = ()

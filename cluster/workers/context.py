@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.buffer import Buffer
 from cluster.config import POLICY, RunConfig
-from cluster.types import LeftOut
+from cluster.types import SkippedTasks
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RunContext:
     others: Mapping[str, str] = field(default_factory=dict)
     """Model directories of the policies beside `policy`."""
 
-    left_out: LeftOut = field(default_factory=LeftOut)
+    left_out: SkippedTasks = field(default_factory=SkippedTasks)
     """Rows that are no tasks of this run."""
 
     def model_of(self, policy: str) -> str:

@@ -18,7 +18,7 @@ from cluster.config import ModelSection, RunConfig, parse
 from cluster.driver import preflight, preflight_dataset
 from cluster.errors import ConfigError
 from cluster.plugins import build
-from cluster.types import LeftOut, Message
+from cluster.types import Message, SkippedTasks
 from tests.cluster.commands import make_run
 from tests.models import random_llama
 
@@ -150,7 +150,7 @@ def begun(tmp_path):
     path = write(tmp_path / "train.jsonl", sums(*range(10)))
     directory = make_run(tmp_path, "a", steps=2)
     settings = recipe(path)
-    preflight_dataset.save(directory, settings, rows_of(settings), LeftOut())
+    preflight_dataset.save(directory, settings, rows_of(settings), SkippedTasks())
 
     def compare(rows: list[dict], name: str = "train.jsonl", **options) -> str:
         settings = recipe(write(tmp_path / name, rows), **options)
