@@ -24,12 +24,13 @@ from actors import episode
 from actors.chat import Chat
 from actors.engine import Engine
 from actors.environments.base import Environment
+from actors.environments.builder import EnvironmentBuilder
 from actors.environments.meeting import MultiPolicyEnvironment
 from actors.evaluate import play_all
 from actors.multi_policy import Generators, MultiPolicySampler, Play, is_older
 from actors.tasks import checked
 from cluster.buffer import Buffer
-from cluster.config import RunConfig, patched
+from cluster.config import RunConfig, Use, patched
 from cluster.errors import DataError, InfrastructureError, LeaseLost, StartFailed, one_line
 from cluster.process.failpoints import failpoint
 from cluster.process.foreign_loops import ForeignLoops
@@ -70,7 +71,7 @@ class RolloutWorker:
         policy: str,
         engine: Engine,
         chat: Chat,
-        environment: Environment,
+        environment: Environment | Use,
         task_at: Callable[[int], Task],
         buffer: Buffer,
         config: RunConfig,
@@ -79,11 +80,15 @@ class RolloutWorker:
         others: Mapping[str, Play] | None = None,
         generators: Generators | None = None,
     ) -> None:
-        """Without `claims` it plays for the groups of others alone, as `others` do for its own."""
+        """Without `claims` it plays for the groups of others alone, as `others` do for its own.
+
+        An environment by name is built by the first group that plays it.
+        """
         self.name, self.policy, self.engine = name, policy, engine
-        self._chat, self._environment, self._task_at = chat, environment, task_at
+        self._chat, self._task_at = chat, task_at
         self._buffer, self._config, self._fetch = buffer, config, fetch
         self._loops = ForeignLoops()
+        self._environment = EnvironmentBuilder(environment, self._loops, config.rollout.environment_timeout_s)
         self._claims = claims
         self._sampler = MultiPolicySampler(
             policy, self.play, others or {}, config.seed, generators, self._loops, config.rollout.environment_timeout_s
@@ -171,8 +176,9 @@ class RolloutWorker:
         key = object()
         self._in_flight[key] = time.monotonic()
         try:
+            environment = await self._environment.get()
             return await episode.play_seats(
-                self.engine, self._chat, self._environment, task, view, limits, self._loops, group
+                self.engine, self._chat, environment, task, view, limits, self._loops, group
             )
         finally:
             del self._in_flight[key]
@@ -198,7 +204,7 @@ class RolloutWorker:
         group = None
         try:
             group = await self._group(claim, await self._call(self._task, claim.task))
-            if episode.may_misbehave(self._environment):
+            if episode.may_misbehave(await self._environment.get()):
                 group = _checked(group)
             failpoint("rollout.before_put")
             await self._call(self._buffer.put, group)
@@ -249,9 +255,10 @@ class RolloutWorker:
             await progress()
             return [replace(rollout, policy=self.policy) for rollout in rollouts]
 
-        if isinstance(self._environment, MultiPolicyEnvironment):
-            return Group(claim, task, await self._sampler.meet(self._environment, claim, task, progress))
-        count = self._section.group_size // len(self._environment.seats)
+        environment = await self._environment.get()
+        if isinstance(environment, MultiPolicyEnvironment):
+            return Group(claim, task, await self._sampler.meet(environment, claim, task, progress))
+        count = self._section.group_size // len(environment.seats)
         playing = [asyncio.create_task(one(view)) for view in views for _ in range(count)]
         playing += self._sampler.generated(task)
         elsewhere = self._sampler.elsewhere(claim, task, count)
@@ -271,7 +278,8 @@ class RolloutWorker:
             )
             if publication is not None:
                 await self.receive(publication)
-        views = ("orig",) if isinstance(self._environment, MultiPolicyEnvironment) else self._config.rollout.views
+        meets = isinstance(await self._environment.get(), MultiPolicyEnvironment)
+        views = ("orig",) if meets else self._config.rollout.views
         group = object()
         playing = [asyncio.create_task(self._play(task, self._limits, v, group)) for v in views for _ in range(count)]
         failpoint("rollout.mid_play")

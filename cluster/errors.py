@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class KanaboError(Exception):
@@ -74,6 +75,18 @@ def one_line(error: BaseException) -> str:
         said = f"(its message cannot be read: {type(second).__name__})"
     first = (said.splitlines() or [""])[0].rstrip(".")
     return f"{type(error).__name__}: {first}."
+
+
+def located(error: BaseException) -> str:
+    """Return class, first line of the message and source line of an error that foreign code raised, as a sentence."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})" if trace is not None else ""
+    try:
+        return f"{one_line(error)[:-1]}{where}."
+    except Exception:  # its class is foreign code too
+        return f"{type(error).__name__}{where}."
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.config.foreign_keys import translated
-from cluster.errors import ConfigError, nearest
+from cluster.errors import ConfigError, KanaboError, located, nearest
 
 
 class Plugin(BaseModel):
@@ -40,12 +40,14 @@ def lookup(known: Mapping[str, Any], use: str, where: str) -> Any:
             f"{where}.use = '{use}' cannot be imported: {error}. "
             "The module must be importable by the job: in its working directory or in py_modules."
         ) from error
+    except BaseException as error:
+        raise _failed(f"{where}.use = '{use}' cannot be imported", error) from error
 
 
 def build(known: Mapping[str, type[P] | str], use: str, options: Mapping[str, Any], where: str) -> P:
     """An instance of the plug-in `use` with these options.
 
-    Raises ConfigError for an unknown name, an unknown option or a wrong value.
+    Raises ConfigError for an unknown name, an unknown option or a wrong value, and for whatever else the class raises.
     """
     cls: Any = lookup(known, use, where)
     if not isinstance(cls, type):
@@ -54,6 +56,15 @@ def build(known: Mapping[str, type[P] | str], use: str, options: Mapping[str, An
         return cls(**options)
     except (ValidationError, TypeError) as error:
         raise ConfigError(f"{where}.options of '{use}': {explain(error, _options(cls))}.") from error
+    except BaseException as error:
+        raise _failed(f"{where}.use = '{use}' cannot be built", error) from error
+
+
+def _failed(what: str, error: BaseException) -> BaseException:
+    """Return a ConfigError that names what a plug-in raised, or the error itself if Kanabo or the user raised it."""
+    if isinstance(error, KanaboError | KeyboardInterrupt):
+        return error
+    return ConfigError(f"{what}: {located(error)}")
 
 
 def _options(cls: Any) -> list[str]:

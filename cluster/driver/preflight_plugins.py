@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from cluster.config import RunConfig, Use
 from cluster.errors import ConfigError, nearest
 from cluster.plugins import build, lookup
+
+T = TypeVar("T")
 
 
 def plugins(settings: RunConfig) -> None:
@@ -25,7 +29,13 @@ def plugins(settings: RunConfig) -> None:
     from rewards.sandbox.launch import require
 
     environment = settings.rollout.environment
-    seats = len(build_kind(ENVIRONMENTS, environment, "rollout.environment", "play").seats)
+    built = _in_time(
+        lambda: build_kind(ENVIRONMENTS, environment, "rollout.environment", "play"),
+        settings.rollout.environment_timeout_s,
+        f"rollout.environment.use = '{environment.use}': the constructor did not return within "
+        "rollout.environment_timeout_s",
+    )
+    seats = len(built.seats)
     if settings.rollout.group_size % seats:
         raise ConfigError(
             f"rollout.group_size = {settings.rollout.group_size} is no multiple of the {seats} seats of "
@@ -57,6 +67,25 @@ def plugins(settings: RunConfig) -> None:
     for name, judge in settings.judges.items():
         key_from(judge.key_env, f"judges.{name}")
     _selection(settings)
+
+
+def _in_time(make: Callable[[], T], timeout_s: float, late: str) -> T:
+    """Return what `make` gives, called on a thread as the worker calls it. Raises ConfigError past the deadline."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(make())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return future.result(timeout_s)
+    except TimeoutError as error:
+        if future.done():  # the constructor's own
+            raise
+        raise ConfigError(f"{late} = {timeout_s:g} s.") from error
 
 
 def build_kind(known: Mapping[str, Any], section: Use, where: str, method: str) -> Any:

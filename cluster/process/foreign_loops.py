@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from cluster.errors import DataError, KanaboError, one_line
+from cluster.errors import DataError, KanaboError, located
 from cluster.process.threads import MOST, Threads
 
 log = logging.getLogger(__name__)
@@ -285,7 +285,7 @@ class _Loop:
         except KanaboError as failed:
             error = _bare(failed)
         except BaseException as failed:
-            error = DataError(_described(failed))
+            error = DataError(located(failed))
         self._outer_soon(self._left, call, value, error)
 
     def _left(self, call: Call, value: Any, error: BaseException | None) -> None:
@@ -348,7 +348,7 @@ class _Loop:
         self._outer_soon(self._lost, error)
 
     def _lost(self, error: BaseException | None) -> None:
-        why = f"the {self._what} ended its event loop: {_described(error) if error else 'it was stopped.'}"
+        why = f"the {self._what} ended its event loop: {located(error) if error else 'it was stopped.'}"
         for call in list(self.calls):
             self._left(call, None, DataError(why))
 
@@ -387,7 +387,7 @@ async def _guarded(coroutine: Awaitable[T]) -> T:
     try:
         return await coroutine
     except (SystemExit, KeyboardInterrupt) as error:  # a task that lets these through ends the event loop
-        raise ForeignExit(_described(error)) from error
+        raise ForeignExit(located(error)) from error
 
 
 def _answer(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
@@ -403,15 +403,3 @@ def _bare(error: BaseException) -> BaseException:
     """The error without the frames that it passed, whose objects belong to the thread."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
-
-
-def _described(error: BaseException) -> str:
-    """Class, message and line of whatever foreign code raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})" if trace is not None else ""
-    try:
-        return f"{one_line(error)[:-1]}{where}."
-    except Exception:  # its class is foreign code too
-        return f"{type(error).__name__}{where}."

@@ -42,8 +42,8 @@ class GeneratorActor:
         from actors import episode
         from actors.chat import Chat
         from actors.engine import ENGINES
-        from actors.environments import ENVIRONMENTS
-        from cluster.plugins import build, lookup
+        from actors.environments.builder import EnvironmentBuilder
+        from cluster.plugins import lookup
 
         end_children_with_me()
         spool = Path(tempfile.mkdtemp(prefix="kanabo-"))  # short, because a socket's path may have 107 characters
@@ -62,12 +62,11 @@ class GeneratorActor:
                 model.where, config, stop_tokens=self._chat.stop_tokens, version=f"0.{model.step}"
             )
         remove_segments_after_me(created.found)
-        environment = section.environment
-        self._environment = build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment")
         self._limits = episode.Limits(
             section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
         )
         self._loops = ForeignLoops()
+        self._environment = EnvironmentBuilder(section.environment, self._loops, section.environment_timeout_s)
         self._stopping = asyncio.Event()
 
     async def ready(self) -> int:
@@ -92,8 +91,9 @@ class GeneratorActor:
         """One episode. Raises DataError."""
         from actors import episode
 
+        environment = await self._environment.get()
         rollouts = await episode.play_seats(
-            self._engine, self._chat, self._environment, task, "orig", self._limits, self._loops, task.id
+            self._engine, self._chat, environment, task, "orig", self._limits, self._loops, task.id
         )
         return [replace(rollout, policy=self._name) for rollout in rollouts]
 

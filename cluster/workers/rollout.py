@@ -49,7 +49,6 @@ class RolloutActor:
         from transformers import AutoTokenizer
 
         from actors.chat import Chat
-        from actors.environments import ENVIRONMENTS
         from actors.rollout import RolloutWorker
         from actors.speaker import Speaker
         from actors.tasks import TASKS, order, without
@@ -63,7 +62,6 @@ class RolloutActor:
         self._heldout = without(source.heldout(), context.left_out.heldout)
         place = order(config.seed, len(tasks), config.tasks.shuffle)
         chat = Chat(AutoTokenizer.from_pretrained(context.model_of(policy)), stop=config.rollout.stop)
-        environment = config.rollout.environment
         memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
         # Short, because a socket's path may have 107 characters.
         self._spool = Path(tempfile.mkdtemp(prefix=f"kanabo-{context.run_id[-6:]}-", dir=memory))
@@ -87,7 +85,7 @@ class RolloutActor:
             policy=policy,
             engine=self._engine,
             chat=chat,
-            environment=build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment"),
+            environment=config.rollout.environment,
             task_at=lambda position: tasks[place(position)[1]],
             buffer=context.buffer(),
             config=config,

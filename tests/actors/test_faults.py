@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -15,10 +17,11 @@ from actors.environments import End, Environment, Observation
 from actors.environments.single_turn import SingleTurn
 from actors.rollout import RolloutWorker
 from cluster.buffer import Buffer, Limits
-from cluster.config import parse
+from cluster.config import Use, parse
 from cluster.driver.event_consumer import EventConsumer
-from cluster.errors import BudgetSpent, DataError
+from cluster.errors import BudgetSpent, ConfigError, DataError
 from cluster.observability.metrics import Recorder
+from cluster.plugins import build
 from cluster.types import Claim, Event, Message, Publication, Task
 from cluster.types.validation import checked_group
 from tests.fakes import FakeEngine
@@ -232,6 +235,46 @@ async def test_an_environment_that_fails_costs_its_group(cls, words, turn, worke
     said = await dropped_and_named(worker(cls(turn=turn)), buffer)
     assert words in said
     assert "task 0" in said
+
+
+class Unbuildable(Environment):
+    """Its constructor fails on every second call: preflight, which builds it first, finds nothing."""
+
+    how: str = ""
+
+    def model_post_init(self, _context):
+        if next(BUILT) % 2 == 0:
+            return
+        if self.how == "sleeps":
+            time.sleep(2)
+        raise {"exits": SystemExit(3), "cancels": asyncio.CancelledError()}.get(self.how, KeyError("no such room"))
+
+    async def play(self, task, view):
+        yield Observation(task.views[view])
+
+
+BUILT = count()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("raises", "cannot be built: KeyError: 'no such room' (test_faults.py:"),
+        ("exits", "cannot be built: SystemExit: 3"),
+        ("cancels", "cannot be built: CancelledError"),
+        ("sleeps", "the constructor did not return within rollout.environment_timeout_s = 0.3 s"),
+    ],
+)
+async def test_a_constructor_that_fails_costs_a_group_and_is_called_again(how, words, worker, buffer, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "BUILT", count(1))
+    section = Use(use=f"{__name__}:Unbuildable", options={"how": how})
+    assert words in await dropped_and_named(worker(section), buffer)
+
+
+def test_what_a_constructor_raises_is_refused_before_the_run(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "BUILT", count(1))
+    with pytest.raises(ConfigError, match=r"rollout.environment.use = '.*:Unbuildable' cannot be built: SystemExit: 3"):
+        build({}, f"{__name__}:Unbuildable", {"how": "exits"}, "rollout.environment")
 
 
 @pytest.mark.parametrize(("cls", "words"), [(NoGenerator, "AttributeError"), (HangsAtTheEnd, "no answer within")])

@@ -15,6 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from actors.environments import Environment
 from cluster import config, run
 from cluster.config import parse
 from cluster.driver import preflight
@@ -36,6 +37,20 @@ class Unfinished:
 
     def train(self):
         raise ZeroDivisionError("of my own")
+
+
+class Unbuildable(Environment):
+    """An environment whose constructor ends the process."""
+
+    def model_post_init(self, _context):
+        raise SystemExit(3)
+
+
+class Blocked(Environment):
+    """An environment whose constructor waits for something."""
+
+    def model_post_init(self, _context):
+        time.sleep(1)
 
 
 class Foreign(Unfinished):
@@ -156,6 +171,13 @@ OVERRIDES = {
     "a reward that is not importable": (["rewards.0.use=nowhere:R"], ["rewards[0].use = 'nowhere:R'", "importable"]),
     "an option of a reward": (["rewards.0.options={casing=1}"], ["rewards[0].options", "'casing'", "ignore_case"]),
     "a reward to evaluate by": (["evaluation.reward=exat"], ["evaluation.reward = 'exat'", "Did you mean 'exact'"]),
+    "an environment that cannot be built": (
+        [f"rollout.environment.use={HERE}:Unbuildable"], ["rollout.environment.use", "cannot be built: SystemExit: 3"],
+    ),
+    "an environment whose constructor blocks": (
+        [f"rollout.environment.use={HERE}:Blocked", "rollout.environment_timeout_s=0.2"],
+        ["the constructor did not return within rollout.environment_timeout_s = 0.2 s"],
+    ),
     "an unknown environment": (["rollout.environment.use=single"], ["rollout.environment.use", "single_turn"]),
     "an unknown engine": (["engine.use=vlm"], ["engine.use = 'vlm'", "Did you mean 'vllm'"]),
     "an unknown advantage": (["learner.advantage.use=grp"], ["learner.advantage.use = 'grp'", "group"]),
