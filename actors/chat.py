@@ -42,6 +42,22 @@ class Chat:
         """Ids of a first observation, ready for the policy to go on. Raises DataError if the template refuses it."""
         return list(self._prompt(tuple(messages)))
 
+    def passage(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+        """Return the ids of all that stands before the last message's text, and the ids of that text.
+
+        The last message may have any role; an assistant's stands behind the opening of the policy's turn. The two parts
+        are encoded apart, so that the ids of one text are the same behind every conversation. Raises DataError if the
+        template refuses the messages, or leaves out the last one.
+        """
+        *before, last = messages
+        text = self._encode(clean_text(last.content))
+        if not self._templated or last.role == "assistant":
+            return self.prompt(before), text
+        head, hole, _ = self._render((*before, Message(last.role, _HOLE))).partition(_HOLE)
+        if not hole:
+            raise DataError(f"the model's chat template leaves out the message of role '{last.role}'.")
+        return self._encode(head), text
+
     def observation(self, messages: Sequence[Message], *, after: int) -> list[int]:
         """Ids that follow the policy's turn: what closes that turn, `messages`, and the opening of its next.
 

@@ -17,16 +17,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
+import numpy as np
+
 from cluster.errors import ConfigError, nearest
 from cluster.plugins import Plugin
 from cluster.process.threads import Threads
-from cluster.types import Group, Scores, Task
+from cluster.types import Group, Message, Scores, Task
 from rewards.sandbox.pool import Sandbox, Target
 
 if TYPE_CHECKING:
     from rewards.judges.pool.pool import JudgePool
+    from rewards.judges.types import Answer
     from rewards.learned.client import RewardModelClient
     from rewards.scorers.pool import LogprobScorer
+    from rewards.scorers.types import TokenSequence
 
 T = TypeVar("T")
 
@@ -45,11 +49,12 @@ class Services:
         distilled: Mapping[str, RewardModelClient] | None = None,
         scorers: Mapping[str, LogprobScorer] | None = None,
         text: Callable[[Sequence[int]], str] | None = None,
+        encode: Callable[[Sequence[Message]], tuple[list[int], list[int]]] | None = None,
     ) -> None:
         self._judges = judges or {}
         self._distilled = distilled or {}
         self._scorers = scorers or {}
-        self._text = text
+        self._text, self._encode = text, encode
         self._sandbox = Sandbox()
         # A pool of its own: a function that never returns must not take the threads that speak to the buffer.
         self.threads = Threads(threads)
@@ -88,6 +93,45 @@ class Services:
             known = f"{nearest(name, self._judges)}Known: {', '.join(sorted(self._judges)) or 'none'}."
             raise ConfigError(f"there is no judge '{name}'. {known} Add a section [judges.{name}].")
         return self._judges[name]
+
+    async def complete(
+        self,
+        judge: str,
+        messages: Sequence[Message],
+        n: int = 1,
+        *,
+        max_tokens: int = 1024,
+        temperature: float = 0.0,
+        cached: bool = True,
+    ) -> list[Answer]:
+        """`n` samples of how the judge of that name continues a conversation.
+
+        Deadline, queue, circuit breakers and archive are those of `[judges.NAME]`; a judge of kind `policy` is the live
+        policy. A sample that failed is an `Answer` whose text is None and whose provenance says why. `cached`: a
+        sample that was asked for before comes from the archive. Raises ConfigError for a judge that there is not, and
+        ValueError for several samples at temperature 0, which would be one sample several times.
+        """
+        from rewards.judges.types import ChatRequest
+
+        if n > 1 and temperature == 0:
+            raise ValueError(f"n = {n} samples at temperature 0 are one sample {n} times: give a temperature.")
+        request = ChatRequest(tuple(messages), max_tokens, temperature)
+        return await self.judge(judge).answers(request, n, cached=cached)
+
+    async def encode(self, conversations: Sequence[Sequence[Message]]) -> list[TokenSequence]:
+        """Each conversation's last message as tokens to be scored, and all that stands before its text as their prompt.
+
+        The policy's tokenizer and chat template write them, in a thread. The last message may have any role: an
+        assistant's is an answer, a user's is what a user says next. Raises ConfigError where there is no tokenizer, and
+        DataError where the template refuses a conversation.
+        """
+        from rewards.scorers.types import TokenSequence
+
+        encode = self._encode
+        if encode is None:
+            raise ConfigError("a reward needs the policy's tokenizer, which only a run has. Score it within the run.")
+        encoded = await self.thread(lambda: [encode(messages) for messages in conversations])
+        return [TokenSequence(np.array(p, np.int32), np.array(t, np.int32)) for p, t in encoded]
 
     def metrics(self) -> dict[str, float]:
         """Of all judges, distilled models and scorers; what rewards have logged since the last call; and threads."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -19,6 +19,9 @@ from cluster.workers.context import RunContext, first_to_end
 from cluster.workers.judge import Judges
 from cluster.workers.scorer import Scorers
 from rewards.monitors.anchor_tasks import Answers, answers
+
+if TYPE_CHECKING:
+    from actors.chat import Chat
 
 
 class RewardActor:
@@ -32,11 +35,13 @@ class RewardActor:
         self._judges = Judges(context)
         self._following: list[asyncio.Task[None]] = []
         self._scorers = Scorers(context)
+        chat = _chat(context.model_dir)
         services = Services(
             judges=self._judges.pools,
             distilled=followers(context.config, context.url, context.run_id, context.model_dir),
             scorers=self._scorers.pools,
-            text=_text(context.model_dir),
+            text=lambda tokens: chat().text(tokens),
+            encode=lambda messages: chat().passage(messages),
         )
         self._graded = context.config.evaluation.reward
         self._worker = RewardWorker(name, buffer=context.buffer(), config=context.config, services=services)
@@ -72,24 +77,23 @@ class RewardActor:
         return [float(value) for values in scores for value in values if np.isfinite(value)], answers(groups)
 
 
-def _text(model_dir: str) -> Callable[[Sequence[int]], str]:
-    """The policy's tokenizer, loaded when it is first asked, from whichever thread."""
+def _chat(model_dir: str) -> Callable[[], Chat]:
+    """Return a function that loads the policy's tokenizer when it is first called, from whichever thread."""
     loading = Lock()
 
     @cache
-    def chat() -> Any:
+    def load() -> Chat:
         from transformers import AutoTokenizer
 
         from actors.chat import Chat
 
         return Chat(AutoTokenizer.from_pretrained(model_dir))
 
-    def text(tokens: Sequence[int]) -> str:
+    def chat() -> Chat:
         with loading:  # transformers' own imports fail where two threads begin them
-            loaded = chat()
-        return loaded.text(tokens)
+            return load()
 
-    return text
+    return chat
 
 
 def place_reward(context: RunContext, name: str) -> Any:

@@ -51,11 +51,13 @@ class Alone:
         self._timeout_s = settings.rewards[place].timeout_s
         environment = settings.rollout.environment
         self._environment = build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment")
-        self._services = Services(judges=open_judges(settings.judges, MemoryArchive()))
         self.failures = 0
         directory = prepare(settings.model, settings.seed)
         settings = _fitted(settings, directory)
         self._chat = Chat(AutoTokenizer.from_pretrained(directory), stop=settings.rollout.stop)
+        self._services = Services(
+            judges=open_judges(settings.judges, MemoryArchive()), text=self._chat.text, encode=self._chat.passage
+        )
         engine = lookup(ENGINES, settings.engine.use, "engine")
         self._engine = engine(directory, settings, stop_tokens=self._chat.stop_tokens, version=INITIAL)
 

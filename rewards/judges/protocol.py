@@ -26,7 +26,7 @@ def verdict_from(request: Request, completions: Sequence[Completion]) -> Verdict
         variance=reading.variance,
         mass=reading.mass,
         log_odds=reading.log_odds,
-        model=f"{last.model}@{last.version}" if last.version else last.model,
+        model=last.signature,
         prompt_hash=request.template.hash,
     )
 

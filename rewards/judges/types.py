@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -59,6 +59,11 @@ class Completion:
     completion_tokens: int = 0
     version: str = ""
     """Of the model's weights, where known: a live policy names the version that answered."""
+
+    @property
+    def signature(self) -> str:
+        """Which model, and which version of it where that is known, as provenance names it."""
+        return f"{self.model}@{self.version}" if self.version else self.model
 
 
 class Transport(Protocol):
@@ -151,6 +156,42 @@ class Verdict:
         return Provenance(
             self.judge, self.model, self.prompt_hash, self.attempt, self.latency_s, self.cost_tokens, self.note
         )
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A conversation that a judge is to continue, without a template: the answer is the text itself."""
+
+    messages: tuple[Message, ...]
+    max_tokens: int = 1024
+    temperature: float = 0.0
+    sample: int = 0
+    """Which of several samples; samples differ in their seed."""
+
+    def key(self, judge: str) -> str:
+        """Equal for requests that `judge` (name and revision) answers alike."""
+        return hashlib.sha256(f"{judge}\n{self.prompt_hash}\n{self.sample}".encode()).hexdigest()[:32]
+
+    @cached_property
+    def prompt_hash(self) -> str:
+        """Of everything but the number of the sample."""
+        asked = [[(m.role, m.content) for m in self.messages], self.temperature, self.max_tokens]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+    @property
+    def call(self) -> Call:
+        return Call(self.messages, self.max_tokens, self.temperature, int(self.key("")[:7], 16))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a judge wrote in a conversation, or why there is nothing."""
+
+    text: str | None
+    """None where the judge failed; the provenance says why."""
+    finish: str = ""
+    """`stop`, `length` for an answer that was cut, or what the server calls it; empty where there is none."""
+    provenance: Provenance = field(default_factory=Provenance)
 
 
 class Judge(Protocol):

@@ -136,3 +136,26 @@ def test_system_messages_are_merged_and_stand_once():
     assert "Be brief.\n\nBe kind." in made.decode(Chat(made).prompt(messages))
     with pytest.raises(DataError, match="more than once"):
         Chat(tokenizer(DOUBLES)).prompt(messages)
+
+
+def test_a_passage_ends_before_the_last_messages_text_whatever_its_role():
+    chat, made = Chat(tokenizer(CHATML)), tokenizer(CHATML)
+    said = [Message("user", "hi"), Message("assistant", "yo"), Message("user", "assistant")]
+    before, text = chat.passage(said)
+    assert made.decode(before) == (
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>\n<|im_start|>user\n"
+    )
+    assert made.decode(text) == "assistant"
+    before, text = chat.passage(said[:2])
+    assert (before, made.decode(text)) == (chat.prompt(said[:1]), "yo")
+
+
+def test_a_passage_without_a_template_is_the_text_so_far_and_the_last_one():
+    made = tokenizer()
+    before, text = Chat(made).passage([Message("user", "1+1="), Message("assistant", "2"), Message("user", "ok")])
+    assert (made.decode(before), made.decode(text)) == ("1+1=2", "ok")
+
+
+def test_a_passage_that_the_template_leaves_out_is_a_data_error():
+    with pytest.raises(DataError, match="leaves out the message of role 'tool'"):
+        Chat(tokenizer(NO_TOOLS)).passage([Message("user", "hi"), Message("tool", "46")])

@@ -14,9 +14,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 from uuid import uuid4
 
-from cluster.types import ABSTAINED, FAILED, Message
+from cluster.types import ABSTAINED, FAILED, Message, Provenance
 from rewards.judges.canaries import Canary, fitting
 from rewards.judges.errors import Declined, JudgeAbsent, JudgeError, JudgeTimeout, JudgeUnavailable, Unreadable
 from rewards.judges.extraction import check_labels
@@ -27,9 +28,11 @@ from rewards.judges.pool.replicas import Replica, Replicas
 from rewards.judges.pool.request_queue import Order, RequestQueue
 from rewards.judges.protocol import first_call, verdict_call, verdict_from
 from rewards.judges.templates import Template
-from rewards.judges.types import Call, Completion, Request, Transport, Verdict
+from rewards.judges.types import Answer, Call, ChatRequest, Completion, Request, Transport, Verdict
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MAX_ATTEMPTS = 3
 """Failed calls of one completion, on different replicas where there are; calls that reached nobody are not counted."""
@@ -72,7 +75,7 @@ class JudgePool:
         self.archive: Archive = archive or MemoryArchive()
         self.metrics = JudgeMetrics(name)
         self.replicas = Replicas(transports, breaker, come_and_go=come_and_go)
-        self._queue: RequestQueue[Verdict] = RequestQueue(
+        self._queue: RequestQueue[Any] = RequestQueue(
             max_in_flight=max_in_flight, max_queue=max_queue, order=order, ttl_s=in_flight_ttl_s
         )
         self._deadline_s, self._ttl_s = deadline_s, in_flight_ttl_s
@@ -92,7 +95,7 @@ class JudgePool:
         """
         return f"{self.name}:{self.model}@{self.revision}"
 
-    def key(self, request: Request, weights: str = "") -> str:
+    def key(self, request: Request | ChatRequest, weights: str = "") -> str:
         """Under which an answer is archived and found again.
 
         A live policy's answer is good only for the weights that gave it: `weights`, or the newest that were seen.
@@ -159,6 +162,14 @@ class JudgePool:
         await self.archive.append(self._record(key, ("chat", "", "text"), 1, call.messages, [completion], replica))
         return completion
 
+    async def answers(self, request: ChatRequest, n: int, *, cached: bool) -> list[Answer]:
+        """`n` samples of an answer to one conversation: queued, archived and counted as requests for a verdict are.
+
+        `cached`: take a sample that the archive holds already. A request that fails is an `Answer` without a text.
+        """
+        samples = [replace(request, sample=request.sample + i) for i in range(n)]
+        return await asyncio.gather(*(self._sample(sample, cached) for sample in samples))
+
     async def close(self) -> None:
         for task in list(self._background):
             task.cancel()
@@ -167,11 +178,14 @@ class JudgePool:
         await self.replicas.close()
 
     async def _ask(self, request: Request) -> Verdict:
+        return await self._counted(self._verdict(request))
+
+    async def _counted(self, asking: Awaitable[T]) -> T:
         begun = time.monotonic()
         self.metrics.asked += 1
         self.metrics.in_flight += 1
         try:
-            verdict = await self._verdict(request)
+            answer = await asking
         except BaseException:
             self.metrics.cancelled += 1
             raise
@@ -179,7 +193,38 @@ class JudgePool:
             self.metrics.in_flight -= 1
         self.metrics.verdicts += 1
         self.metrics.latencies_s.append(time.monotonic() - begun)
-        return verdict
+        return answer
+
+    async def _sample(self, request: ChatRequest, cached: bool) -> Answer:
+        if cached and (records := await self.archive.get(self.key(request))):
+            self.metrics.hits += 1
+            return self._answer(request, records[-1].completions[-1])
+        return await self._counted(self._answered(request))
+
+    async def _answered(self, request: ChatRequest) -> Answer:
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await self._queue.submit(self.key(request), lambda: self._continue(request))
+        except TimeoutError:
+            error = self._overdue()
+        except JudgeError as failure:
+            error = failure
+        self.metrics.failures[type(error).__name__] += 1
+        note = f"{type(error).__name__}: judge '{self.name}': {error}"
+        return Answer(None, provenance=Provenance(self.name, prompt_hash=request.prompt_hash, note=note))
+
+    async def _continue(self, request: ChatRequest) -> Answer:
+        """Raises JudgeError."""
+        begun = time.monotonic()
+        completion, replica = await self._complete(request.call, begun + self._ttl_s)
+        key, how = self.key(request, completion.version), ("chat", request.prompt_hash, "text")
+        await self.archive.append(self._record(key, how, 1, request.messages, [completion], replica))
+        spent = completion.prompt_tokens + completion.completion_tokens
+        return self._answer(request, completion, latency_s=time.monotonic() - begun, cost_tokens=spent)
+
+    def _answer(self, request: ChatRequest, completion: Completion, **spent: Any) -> Answer:
+        provenance = Provenance(self.name, completion.signature, request.prompt_hash, **spent)
+        return Answer(completion.text, completion.finish, provenance)
 
     async def _verdict(self, request: Request) -> Verdict:
         try:
