@@ -111,12 +111,10 @@ class Services:
         sample that was asked for before comes from the archive. Raises ConfigError for a judge that there is not, and
         ValueError for several samples at temperature 0, which would be one sample several times.
         """
-        from rewards.judges.types import ChatRequest
-
         if n > 1 and temperature == 0:
             raise ValueError(f"n = {n} samples at temperature 0 are one sample {n} times: give a temperature.")
-        request = ChatRequest(tuple(messages), max_tokens, temperature)
-        return await self.judge(judge).answers(request, n, cached=cached)
+        pool = self.judge(judge)
+        return await pool.answers(messages, n, max_tokens=max_tokens, temperature=temperature, cached=cached)
 
     async def encode(self, conversations: Sequence[Sequence[Message]]) -> list[TokenSequence]:
         """Each conversation's last message as tokens to be scored, and all that stands before its text as their prompt.

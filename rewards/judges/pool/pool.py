@@ -162,12 +162,14 @@ class JudgePool:
         await self.archive.append(self._record(key, ("chat", "", "text"), 1, call.messages, [completion], replica))
         return completion
 
-    async def answers(self, request: ChatRequest, n: int, *, cached: bool) -> list[Answer]:
+    async def answers(
+        self, messages: Sequence[Message], n: int, *, max_tokens: int, temperature: float, cached: bool
+    ) -> list[Answer]:
         """`n` samples of an answer to one conversation: queued, archived and counted as requests for a verdict are.
 
         `cached`: take a sample that the archive holds already. A request that fails is an `Answer` without a text.
         """
-        samples = [replace(request, sample=request.sample + i) for i in range(n)]
+        samples = [ChatRequest(tuple(messages), max_tokens, temperature, sample=i) for i in range(n)]
         return await asyncio.gather(*(self._sample(sample, cached) for sample in samples))
 
     async def close(self) -> None:
