@@ -106,7 +106,7 @@ class MultiPolicySampler:
         try:
             for _ in range(RESTARTS):
                 with suppress(Displaced):  # a meeting of another group blocks the loop
-                    return await loops.run(claim.id, hold, self._timeout_s, late=late)
+                    return await loops.run(claim, hold, self._timeout_s, late=late)
             raise DataError(f"others blocked its loop {RESTARTS} times.")
         except DataError as error:
             raise DataError(f"{failed}{error}") from error

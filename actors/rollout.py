@@ -34,6 +34,7 @@ from cluster.config import RunConfig, Use, patched
 from cluster.errors import DataError, InfrastructureError, LeaseLost, StartFailed, one_line
 from cluster.process.failpoints import failpoint
 from cluster.process.foreign_loops import ForeignLoops
+from cluster.process.marks import Marks
 from cluster.storage.samples import row_of
 from cluster.types import Claim, Group, Publication, Rollout, Task
 from cluster.types.validation import checked_group
@@ -57,6 +58,8 @@ FAR = 10
 """An engine's first comparison ends the run beyond so many times what is measured later."""
 MOST_HUNG = 32
 """Threads of the environment that never returned; with more the worker ends, and another takes its place."""
+MOST_DEATHS = 2
+"""A task over which so many workers died inside the environment's steps is not played again."""
 GONE_S = 0.2
 """Between a learner's death and its successor's epoch the dead one's publication still stands."""
 
@@ -79,15 +82,17 @@ class RolloutWorker:
         claims: bool = True,
         others: Mapping[str, Play] | None = None,
         generators: Generators | None = None,
+        marks: Marks | None = None,
     ) -> None:
         """Without `claims` it plays for the groups of others alone, as `others` do for its own.
 
-        An environment by name is built by the first group that plays it.
+        An environment by name is built by the first group that plays it. With `marks` its steps are marked with the
+        claim that they are for.
         """
         self.name, self.policy, self.engine = name, policy, engine
         self._chat, self._task_at = chat, task_at
         self._buffer, self._config, self._fetch = buffer, config, fetch
-        self._loops = ForeignLoops()
+        self._loops = ForeignLoops(marks=marks)
         self._environment = EnvironmentBuilder(environment, self._loops, config.rollout.environment_timeout_s)
         self._claims = claims
         self._sampler = MultiPolicySampler(
@@ -251,11 +256,19 @@ class RolloutWorker:
                 await self._call(self._buffer.renew, claim)
 
         async def one(view: str) -> list[Rollout]:
-            rollouts = await self._play(task, self._limits, view, claim.id)
+            rollouts = await self._play(task, self._limits, view, claim)
             await progress()
             return [replace(rollout, policy=self.policy) for rollout in rollouts]
 
         environment = await self._environment.get()
+        if (
+            not episode.is_own(environment)
+            and (deaths := await self._call(self._buffer.deaths_over, claim)) >= MOST_DEATHS
+        ):
+            raise DataError(
+                f"the environment failed on task {task.id}: {deaths} rollout workers ended inside its steps. It ends "
+                "its process, or takes all memory. Run such code in a process of its own."
+            )
         if isinstance(environment, MultiPolicyEnvironment):
             return Group(claim, task, await self._sampler.meet(environment, claim, task, progress))
         count = self._section.group_size // len(environment.seats)

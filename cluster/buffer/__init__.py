@@ -38,6 +38,7 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
       open, ready            zset    live groups (leased or pending; ready), ordered by version, then seq
       leases, deadlines      zset    id → when it passes, in Redis' own milliseconds
       requeued               list    tasks to claim before the frontier
+      deaths                 hash    task → rollout workers that ended inside a step of its environment
       cut, records           zset    id → step; steps that have a record
       record:STEP            string  the cut record
       ledger                 hash    id → "task epoch version outcome", never trimmed

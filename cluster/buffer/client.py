@@ -118,6 +118,14 @@ class Buffer:
         """Drop a claimed group before `put`; `requeue` unless its task is at fault. Raises LeaseLost."""
         self._call("give_up", claim.policy, claim.id, claim.token, reason, int(requeue))
 
+    def died_over(self, claim: Claim) -> None:
+        """Count a worker's death over a task: its process ended inside the environment's step."""
+        self._call("died_over", claim.policy, uuid4().hex, claim.task)
+
+    def deaths_over(self, claim: Claim) -> int:
+        """Return how many workers died over the claim's task."""
+        return int(self._call("deaths_over", claim.policy, claim.task)[1])
+
     def forsake(self, policy: str, worker: str | None = None, *, blame: bool = False) -> set[str]:
         """Free what a dead worker, or every one, had in hand: drop its leases as `worker_died`, hand out again what it
         was scoring.

@@ -21,14 +21,17 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 from cluster.errors import DataError, KanaboError, located
+from cluster.process.marks import Marks
 from cluster.process.threads import MOST, Threads
+from cluster.types import Claim, encode
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -62,6 +65,7 @@ class Call:
 
     def __init__(self, key: object, timeout_s: float, late: str) -> None:
         self.key, self.timeout_s, self.late = key, timeout_s, late
+        self.mark = encode(key) if isinstance(key, Claim) else b"-"
         self._outer = asyncio.get_running_loop()
         self.result: asyncio.Future[Any] = self._outer.create_future()
         self.waited_s = 0.0
@@ -135,10 +139,11 @@ class ForeignLoops:
     that was on that loop begins anew on another.
     """
 
-    def __init__(self, what: str = "environment") -> None:
+    def __init__(self, what: str = "environment", marks: Marks | None = None) -> None:
+        """With `marks`, each step of a call is marked with the call's key, encoded."""
         self.num_blocked = 0
         """Calls that blocked their loop past their deadline, since the start."""
-        self._what = what
+        self._what, self._marks = what, marks
         self._threads = Threads(MOST, name=what)
         self._loops: list[_Loop] = []
         self._separate = self._ticking = self._closed = False
@@ -187,7 +192,7 @@ class ForeignLoops:
                 usable = [min(self._loops, key=lambda o: len(o.calls))]
         if usable:
             return usable[0]
-        loop = _Loop(self._threads, self._what)
+        loop = _Loop(self._threads, self._what, self._marks)
         self._loops.append(loop)
         return loop
 
@@ -249,13 +254,13 @@ class ForeignLoops:
 class _Loop:
     """An event loop in a thread."""
 
-    def __init__(self, threads: Threads, what: str) -> None:
+    def __init__(self, threads: Threads, what: str, marks: Marks | None) -> None:
         self.calls: set[Call] = set()
         self._what = what
         self._outer = asyncio.get_running_loop()
         self._inner = asyncio.new_event_loop()
-        self._inner.set_task_factory(_task)
-        self._inner.set_default_executor(_Executor(threads))
+        self._inner.set_task_factory(partial(_task, marks))
+        self._inner.set_default_executor(_Executor(threads, marks))
         self._asked, self._held_s = False, 0.0
         self._ident: int | None = None
         self._threads = threads
@@ -356,9 +361,9 @@ class _Loop:
 class _Executor(ThreadPoolExecutor):
     """What `asyncio.to_thread` uses on a foreign loop: daemon threads, as many as there are calls."""
 
-    def __init__(self, threads: Threads) -> None:
+    def __init__(self, threads: Threads, marks: Marks | None) -> None:
         super().__init__(1)
-        self._daemons = threads
+        self._daemons, self._marks = threads, marks
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         future: Future[T] = Future()
@@ -371,7 +376,13 @@ class _Executor(ThreadPoolExecutor):
             else:
                 future.set_exception(error)
 
-        job = self._daemons.start(lambda: fn(*args, **kwargs), done)
+        call, marks = CALL.get(), self._marks
+
+        def work() -> T:
+            with marks.during(call.mark) if marks and call else contextlib.nullcontext():
+                return fn(*args, **kwargs)
+
+        job = self._daemons.start(work, done)
         future.add_done_callback(lambda f: self._daemons.abandon(job) if f.cancelled() else None)
         return future
 
@@ -379,11 +390,36 @@ class _Executor(ThreadPoolExecutor):
 _RUN = asyncio.Handle._run.__code__
 
 
-def _task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-    return asyncio.Task(_guarded(coroutine), loop=loop, **options)
+def _task(marks: Marks | None, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+    inner, call = _guarded(coroutine), CALL.get()
+    return asyncio.Task(_Marked(inner, marks, call.mark) if marks and call else inner, loop=loop, **options)
 
 
-async def _guarded(coroutine: Awaitable[T]) -> T:
+class _Marked(Coroutine[Any, Any, Any]):
+    """A coroutine whose steps are marked."""
+
+    def __init__(self, inner: Coroutine[Any, Any, Any], marks: Marks, mark: bytes) -> None:
+        self._inner, self._marks, self._mark = inner, marks, mark
+
+    def send(self, value: Any) -> Any:
+        with self._marks.during(self._mark):
+            return self._inner.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        with self._marks.during(self._mark):
+            return self._inner.throw(*error)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __await__(self) -> Any:
+        return self._inner.__await__()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+async def _guarded(coroutine: Awaitable[Any]) -> Any:
     try:
         return await coroutine
     except (SystemExit, KeyboardInterrupt) as error:  # a task that lets these through ends the event loop

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
+from cluster.buffer import witness
 from cluster.buffer.discovery import keep_signing
 from cluster.config import RunConfig
 from cluster.placement.groups import options
@@ -21,6 +22,7 @@ from cluster.placement.ray_errors import INFRASTRUCTURE
 from cluster.placement.ray_runtime import CreatedSegments, remove_segments_after_me
 from cluster.placement.resources import openmp, threads
 from cluster.process.cleanup import collect_less, end_children_with_me, remove_after_me
+from cluster.process.marks import Marks
 from cluster.types import Group, Message, Publication, Rollout, Task
 from cluster.workers.context import POLICY, RunContext, first_to_end, learner_name, policy_of, rollout_role, worker_name
 from cluster.workers.generator import Generators
@@ -29,6 +31,10 @@ from cluster.workers.peer_policies import PeerPolicyClient, players_roster
 
 if TYPE_CHECKING:
     from actors.speaker import Answer
+
+MIN_HANG_S, HANG_SHARE = 5.0, 0.4
+"""A worker ends when an environment holds its interpreter for this share of `run.heartbeat_timeout_s` or of
+`rollout.lease_s`."""
 
 
 def _engine(context: RunContext, policy: str, config: RunConfig, stop_tokens: Sequence[int]) -> Any:
@@ -95,7 +101,21 @@ class RolloutActor:
             if policy == POLICY
             else {},
             generators=Generators(context) if config.generators else None,
+            marks=self._witnessed(config),
         )
+
+    def _witnessed(self, config: RunConfig) -> Marks | None:
+        """Start a process that sees an environment of the user's own hold the interpreter, where this one cannot."""
+        from actors.environments import ENVIRONMENTS
+
+        if config.rollout.environment.use in ENVIRONMENTS:
+            return None
+        marks = Marks(self._spool / "marks")
+        # Sooner than the driver ends a worker that does not answer, and than its groups are handed to another one.
+        hang_s = HANG_SHARE * min(config.run.heartbeat_timeout_s, config.rollout.lease_s)
+        limit_s = max(MIN_HANG_S, min(hang_s, config.rollout.environment_timeout_s))
+        witness.start(self._spool / "marks", self._name, self._context.buffer(), limit_s)
+        return marks
 
     async def ready(self) -> int:
         """Bring the engine up; returns this actor's process id."""

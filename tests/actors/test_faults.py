@@ -35,6 +35,7 @@ BAD = "bad"
 class Faulty(Environment):
     """Fails on one task, in its first answer or in its second."""
 
+    ends_when_cut = False
     turn: int = 0
 
     async def play(self, task, view):
@@ -461,3 +462,9 @@ async def test_a_later_seat_that_sees_more_messages_than_fit_takes_no_turn(worke
     group = checked_group(await worker(LateSeat(length=1, messages=500))._group(CLAIM, Task.of("0", "fine")))
     assert [r.role for r in group.rollouts] == ["a"]
     assert group.rollouts[0].truncated
+
+
+async def test_a_task_over_which_workers_died_is_not_played_again(worker, buffer):
+    buffer.died_over(claim := Claim("policy/1/9", "policy", 1, 9, 0, 0, "secret"))
+    buffer.died_over(claim)
+    assert "task 0: 2 rollout workers ended inside its steps" in await dropped_and_named(worker(Faulty()), buffer)

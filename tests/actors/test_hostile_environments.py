@@ -69,6 +69,9 @@ class MemoryBuffer:
 
     def renew(self, claim): ...
 
+    def deaths_over(self, claim):
+        return 0
+
     def published(self, policy, *, other_than, timeout_s):
         time.sleep(0.02)
 
