@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 
 from actors.engine import Sample, VllmEngine
+from actors.tiny.character import EOS, encode
 from cluster.config import RunConfig
 from cluster.process.failpoints import failpoint
 from cluster.types import Publication, VersionSpan
@@ -120,6 +121,18 @@ class MoodyEngine(FakeEngine):
         if self._while_there.exists():
             await asyncio.sleep(1.0)
         return await super().sample(prompt, **how)
+
+
+class Marking(FakeEngine):
+    """Answers with one digit wherever its likeliest answer is asked for: a verdict that a judge's template can read."""
+
+    async def sample(self, prompt: Sequence[int], *, temperature: float, **how) -> Sample:
+        if temperature != 0:
+            return await super().sample(prompt, temperature=temperature, **how)
+        tokens = np.array([*encode("7"), EOS], np.int32)
+        logprobs = np.array([-0.1, -0.1], np.float32)
+        top = tuple(((int(token), -0.1),) for token in tokens) if how.get("top_logprobs") else ()
+        return Sample(tokens, logprobs, (VersionSpan(self.version, 0, 2),), "stop", top)
 
 
 class DeafEngine(VllmEngine):

@@ -138,14 +138,15 @@ def free_port() -> int:
 
 
 def test_the_policy_judges_itself_and_says_which_version_did(tmp_path):
-    path = recipe(tmp_path, '[judges.self]\nkind = "policy"', self="")
-    with judged(tmp_path, path, *FAKE) as (process, log, run):
+    path = recipe(tmp_path, '[judges.self]\nkind = "policy"', when="admit", self="")
+    with judged(tmp_path, path, *FAKE, "engine.use=tests.fakes:Marking") as (process, log, run):
         until(lambda: len(set(models_of(run, "self"))) >= 3, process, log, 240)
         # In this order: the run goes on, and an answer is in the archive before its score is anywhere.
         models = models_of(run, "self")
         records = archived(run)
-    versions = [int(m.removeprefix("policy@1.").rpartition(".")[2].partition("-")[0]) for m in models]
     assert all(m.startswith("policy@1.") for m in models)
+    versions = [int(m.removeprefix("policy@1.").rpartition(".")[2].partition("-")[0]) for m in models]
+    assert min(versions) == 0, "the first weights judge what the first step is trained on"
     assert versions[-1] > versions[0], "the version that judges does not advance with the policy"
     assert len({s.version for s in known(run, "self")}) == 1, "a new policy must not have the whole store judged again"
     assert {r.completions[-1].version for r in records if r.completions} >= {m.removeprefix("policy@") for m in models}
