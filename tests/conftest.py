@@ -1,7 +1,6 @@
 """Fixtures for every folder: a real redis-server for the session, and a run of its own for each test."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -10,17 +9,12 @@ import redis
 from cluster.buffer import Buffer
 from cluster.buffer.server import Store
 
-SMALL = ("bench", "deploy", "experiments", "learner", "rewards", "test_package.py")
-"""Folders and files whose tests need neither engines nor Ray."""
-
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
     for item in items:
-        folder = item.path.relative_to(here).parts[0]
-        if folder in SMALL and item.get_closest_marker("engine") is None:
-            item.add_marker("small")
+        if "redis_store" in getattr(item, "fixturenames", ()):
+            item.add_marker("redis")
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,7 @@ def local_ray(tmp_path, monkeypatch):
     ray.shutdown()
 
 
+@pytest.mark.ray
 def test_vllms_stock_client_drives_a_rollout_actor(tmp_path, local_ray, redis_url):
     import ray
     from vllm.distributed.weight_transfer import RayVLLMWeightSyncClient

@@ -423,12 +423,19 @@ def test_every_recipe_passes_a_dry_run_without_network_or_gpu(recipe, command, t
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_says_what_the_numbers_mean(command):
+    _, said = command("--dry-run", "learner.groups_per_step=32")
+    assert "32 tasks × 16 rollouts = 512 samples a step" in said
+    assert "at most 64 groups outstanding" in said
+
+
 def test_a_dry_run_says_what_it_could_not_check(command, monkeypatch):
     monkeypatch.chdir(RECIPES.parents[1])
     _, said = command("--dry-run", "model.path=someone/some-model", recipe=RECIPES / "gpu_qwen.toml")
     assert "warning not checked: model.path = 'someone/some-model'" in said
 
 
+@pytest.mark.ray
 def test_a_cluster_that_is_too_small_is_said_within_30_seconds(command, tmp_path, monkeypatch):
     import ray
 

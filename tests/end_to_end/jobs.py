@@ -31,6 +31,7 @@ def command(recipe: str, overrides: list[str]) -> list[str]:
 
 def start(overrides: list[str], *, recipe: str = "quickstart.toml", log: Path, **environment: str) -> subprocess.Popen:
     """The job in a session of its own, so that a test can end whatever it started."""
+    assert "PYTEST_XDIST_WORKER" not in os.environ, "a test that starts a job needs pytest.mark.job"
     return subprocess.Popen(
         command(recipe, overrides),
         cwd=ROOT,

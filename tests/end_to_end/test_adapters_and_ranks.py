@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.end_to_end import jobs
 
-pytestmark = pytest.mark.verify
+pytestmark = [pytest.mark.job, pytest.mark.verify]
 FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.drop_zero_variance=false"]
 
 

@@ -14,6 +14,8 @@ from tests.end_to_end.test_failures import FAKE
 from tests.end_to_end.test_scale import scale, workers_of
 from tests.verify.keep import keep
 
+pytestmark = pytest.mark.job
+
 TYPES = {
     "plain": {"resources": {"CPU": 1}},
     "engines": {"resources": {"CPU": 1}, "labels": {"room": "engines"}, "min_workers": 1, "max_workers": 2},

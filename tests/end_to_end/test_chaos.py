@@ -27,7 +27,7 @@ import pytest
 from tests.end_to_end import jobs
 from tests.end_to_end.test_lap import free_ports
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.job, pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 VICTIMS = {
     "rollout actor": "ray::RolloutActor",

@@ -18,6 +18,8 @@ from cluster.process.failpoints import FAILPOINTS
 from cluster.storage import checkpoint
 from tests.end_to_end import jobs
 
+pytestmark = pytest.mark.job
+
 FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.drop_zero_variance=false"]
 
 SEVERAL = ("learner.after_part", "rollout.mid_play")
@@ -70,15 +72,7 @@ def test_deaths_with_a_real_engine_and_sharded_learners(tmp_path, max_staleness,
     assert summary["parity_max_nats"] < 1e-3
 
 
-def test_spent_budgets_end_the_run_with_a_report(tmp_path):
-    log = tmp_path / "log"
-    overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=spent", "run.max_infrastructure_failures=1"]
-    assert jobs.run(overrides, log=log, timeout_s=240, KANABO_FAILPOINT="rollout.before_put") == 1
-    assert "2 failures of infrastructure, run.max_infrastructure_failures = 1. The last: rollout-1 died" in said(log)
-    assert jobs.summary(tmp_path / "spent")["steps"] == 0
-    assert (tmp_path / "spent" / "error.txt").exists()
-
-
+@pytest.mark.verify
 def test_whom_ray_ends_for_lack_of_memory_costs_the_budget_like_any_death(tmp_path):
     log = tmp_path / "log"
     overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=large", "run.max_infrastructure_failures=1"]
@@ -87,6 +81,7 @@ def test_whom_ray_ends_for_lack_of_memory_costs_the_budget_like_any_death(tmp_pa
     assert "running low on memory" in said(log)
 
 
+@pytest.mark.verify
 def test_rewards_that_end_or_hang_their_process_cost_their_own_groups_alone(tmp_path):
     """One group's reward calls os._exit, another's never lets go of the interpreter: each is found out and failed."""
     log, run = tmp_path / "log", tmp_path / "deadly"
@@ -111,6 +106,7 @@ def test_rewards_that_end_or_hang_their_process_cost_their_own_groups_alone(tmp_
     assert all("reward 'deadly' is not asked about this group again: reward-" in cause for cause in causes)
 
 
+@pytest.mark.verify
 def test_a_stall_names_what_everybody_waits_for(tmp_path):
     log = tmp_path / "log"
     overrides = [
@@ -133,6 +129,7 @@ def test_a_stall_names_what_everybody_waits_for(tmp_path):
     assert "the buffer is at version 0: 0 groups are sampled, 0 wait for scores, 0 are ready" in said(log)
 
 
+@pytest.mark.verify
 def test_a_stop_that_something_hangs_on_ends_within_its_grace(tmp_path):
     """The learner is stopped, then the job is asked to leave: exit 1 with a name, and the next start goes on."""
     log, run = tmp_path / "log", tmp_path / "graceful"
@@ -163,6 +160,7 @@ def test_a_stop_that_something_hangs_on_ends_within_its_grace(tmp_path):
     assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
 
 
+@pytest.mark.verify
 def test_an_actor_that_is_stopped_is_replaced(tmp_path):
     log = tmp_path / "log"
     overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=silent", "learner.steps=60", "run.heartbeat_timeout_s=6"]
@@ -201,6 +199,7 @@ def test_a_collective_that_a_rank_leaves_hanging_ends_by_its_time_out(tmp_path, 
     assert checkpoint.read(run / "checkpoints" / "global_step_6").epoch == 2, "from the checkpoint of step 2, anew"
 
 
+@pytest.mark.verify
 def test_gradients_that_are_not_finite_are_skipped_kept_and_end_the_run(tmp_path):
     """Step 3 alone, then 6, 7 and 8; steps 2, 4 … are kept on request. What was kept runs again bit for bit."""
     log, run = tmp_path / "log", tmp_path / "diverged"
@@ -235,6 +234,7 @@ def test_gradients_that_are_not_finite_are_skipped_kept_and_end_the_run(tmp_path
     assert b"There are: 2, 3, 4, 6, 7, 8." in none.stderr
 
 
+@pytest.mark.verify
 def test_an_advantage_that_breaks_its_contract_ends_the_run_and_is_named(tmp_path):
     log = tmp_path / "log"
     overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=broken", "learner.advantage.use=tests.fakes:Forgetful"]
@@ -245,6 +245,7 @@ def test_an_advantage_that_breaks_its_contract_ends_the_run_and_is_named(tmp_pat
     assert jobs.summary(tmp_path / "broken")["steps"] == 0
 
 
+@pytest.mark.verify
 def test_an_engine_that_keeps_old_weights_stops_the_run(tmp_path):
     log = tmp_path / "log"
     overrides = [

@@ -14,6 +14,8 @@ import pytest
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
 
+pytestmark = pytest.mark.job
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
@@ -33,7 +35,8 @@ def fill(path: Path) -> None:
             file.write(bytes(1 << 16))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.verify)])
+@pytest.mark.verify
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_ends_the_wait_for_a_full_disk_within_30_seconds(tmp_path: Path, small_disk: Path, number):
     log, run = tmp_path / "log", small_disk / "full"
     overrides = [*FAKE, f"run.dir={small_disk}", "run.name=full", "learner.steps=100000", "checkpoint.every_steps=0"]

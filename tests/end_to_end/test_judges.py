@@ -7,8 +7,11 @@ import pytest
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
 
+pytestmark = pytest.mark.job
 
-@pytest.mark.parametrize("when", ["late", pytest.param("admit", marks=pytest.mark.verify)])
+
+@pytest.mark.verify
+@pytest.mark.parametrize("when", ["late", "admit"])
 def test_a_slow_judge(tmp_path, when):
     log, run = tmp_path / "log", tmp_path / "judged"
     recipe = tmp_path / "judged.toml"

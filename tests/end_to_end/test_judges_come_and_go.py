@@ -20,7 +20,7 @@ from tests.end_to_end.test_scale import scale
 from tests.models import random_llama
 from tests.verify.keep import keep
 
-pytestmark = pytest.mark.verify
+pytestmark = [pytest.mark.job, pytest.mark.verify]
 ELASTIC = "[elastic.judges.own]\nmax_replicas = 2\ngrow_above_s = 2.0\nshrink_below_s = 1.0\ntimes = 2\n"
 
 

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import ipaddress, json, psutil
 from cluster import run
@@ -34,6 +36,7 @@ print("SEEN" + json.dumps(seen))
 """
 
 
+@pytest.mark.ray
 def test_rays_servers_listen_on_loopback_alone():
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     told = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=300, env=environment)

@@ -20,7 +20,7 @@ from rewards.aggregation.shaping.par import preference_reward
 from rewards.parsing.answers import votes_of
 from tests.end_to_end import jobs
 
-pytestmark = pytest.mark.verify
+pytestmark = [pytest.mark.job, pytest.mark.verify]
 
 SMALL = [
     *jobs.TINY, "model.path=tiny:addition", "model.dtype=float32", "engine.use=tests.fakes:FakeEngine",

@@ -14,6 +14,8 @@ from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
 from tests.end_to_end.test_own_judges import free_port
 
+pytestmark = pytest.mark.job
+
 REWARDS = Path(__file__).with_name("rewards_that_fail.py")
 KEEP = "learner.drop_zero_variance=false"
 
@@ -41,6 +43,7 @@ def own(function: str, **more) -> str:
     return f'{{use="{REWARDS}:{function}"{extra}}}'
 
 
+@pytest.mark.verify
 def test_a_reward_that_fails_beside_one_that_trains(tmp_path):
     code, text, summary = job(tmp_path, f'rewards=[{{use="exact"}},{own("key_error", missing=0.0)}]', KEEP)
     assert code == 0, text

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from cluster.config import load
 from cluster.storage import group_archive
@@ -16,6 +17,8 @@ from learner.advantages.returns import advantages_of, returns_of
 from rewards.aggregation.mixer import Mixer
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
+
+pytestmark = pytest.mark.job
 
 ALPHA, BETA = 0.4, 1.0
 DEATHS = "distiller.after_fit@2 distiller.after_model@1 distiller.after_checkpoint@1"
@@ -66,6 +69,7 @@ def trained(run: Path) -> list[group_archive.ArchivedGroup]:
     ]
 
 
+@pytest.mark.verify
 def test_versions_come_while_it_trains_and_a_cut_follows_the_one_it_carries(tmp_path):
     log, run, dead = tmp_path / "log", tmp_path / "oni", tmp_path / "dead"
     dead.mkdir()
@@ -136,6 +140,7 @@ def credit_follows_the_evidence(groups: list[group_archive.ArchivedGroup], run: 
     assert later > 10, "turns of one rollout had the same credit"
 
 
+@pytest.mark.verify
 def test_with_a_judge_that_never_answers_the_lap_goes_on(tmp_path):
     """And its rewards are 0, not unknown: that is what `missing_label` says."""
     log, run = tmp_path / "log", tmp_path / "oni"

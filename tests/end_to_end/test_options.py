@@ -4,11 +4,14 @@ reference model, recomputed activations, a named checkpoint; a critic.
 
 from __future__ import annotations
 
+import pytest
 from safetensors import safe_open
 
 from cluster.commands.replay import replay
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE, said
+
+pytestmark = pytest.mark.job
 
 REWARD = """
 def first_digit(prompt, completion, ground_truth):
@@ -17,6 +20,7 @@ def first_digit(prompt, completion, ground_truth):
 """
 
 
+@pytest.mark.verify
 def test_a_run_on_the_users_redis_goes_back_to_a_named_checkpoint(tmp_path, redis_url):
     log, run = tmp_path / "log", tmp_path / "chosen"
     (tmp_path / "reward.py").write_text(REWARD)
@@ -48,6 +52,7 @@ def test_a_run_on_the_users_redis_goes_back_to_a_named_checkpoint(tmp_path, redi
     assert 'already holds a run and resume = "off"' in said(log)
 
 
+@pytest.mark.verify
 def test_ppo_with_a_critic_learns_values_and_runs_again_bit_for_bit(tmp_path):
     """Rewards are far below 0: a head that starts there has that to learn before anything else."""
     log, run = tmp_path / "log", tmp_path / "ppo"

@@ -28,6 +28,8 @@ from tests.end_to_end.test_failures import FAKE
 from tests.end_to_end.test_scale import scale
 from tests.models import random_llama
 
+pytestmark = pytest.mark.job
+
 DIGITS = ", ".join(f'"{d}" = "level"' for d in range(10))
 # What a judge in one Python process can follow: it would label nothing in time of 200 rollouts a second.
 PACE = [
@@ -117,6 +119,8 @@ def judged(tmp_path: Path, path: str, *overrides: str) -> Iterator[tuple[subproc
     finally:
         jobs.end(process)
     summary = jobs.summary(run)
+    saved = run / "checkpoints" / f"global_step_{summary['steps']}" / "manifest.json"
+    assert saved.exists(), "a run that is asked to stop saves the step that it has reached"
     assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
 
 

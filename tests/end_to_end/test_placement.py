@@ -23,6 +23,8 @@ from cluster.placement import groups
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
 
+pytestmark = pytest.mark.ray
+
 NODES = {
     "learner": {"num_cpus": 4, "num_gpus": 1},
     "rollout": {"num_cpus": 4, "num_gpus": 1},
@@ -134,7 +136,9 @@ def test_a_dry_run_names_what_the_cluster_cannot_place_and_on_which_label(cluste
     assert not list(Path(tmp_path).iterdir())
 
 
-@pytest.mark.parametrize("layout", ["separated", pytest.param("colocated", marks=pytest.mark.verify)])
+@pytest.mark.job
+@pytest.mark.verify
+@pytest.mark.parametrize("layout", ["separated", "colocated"])
 def test_a_run_in_each_layout_places_successors_as_it_placed_the_first(cluster, tmp_path, layout):
     log, directory = tmp_path / "log", tmp_path / layout
     options = [

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 import redis
 
 from cluster.buffer import Buffer
@@ -128,6 +129,8 @@ class Poisoned:
             self.redis.hset(key, field, kind(stored))
 
 
+@pytest.mark.job
+@pytest.mark.verify
 def test_a_run_with_poison_in_every_state_is_resumed_and_loses_nothing(tmp_path):
     log, run = tmp_path / "log", tmp_path / "poisoned"
     assert jobs.run([*OVERRIDES, f"run.dir={tmp_path}", "learner.steps=2"], log=log, timeout_s=240) == 0, jobs.tail(log)

@@ -18,6 +18,8 @@ from rewards.parsing.answers import votes_of
 from tests.end_to_end import jobs
 from tests.metrics_page import unexplained
 
+pytestmark = pytest.mark.job
+
 REWARD = """
 def ones(prompt, completion, ground_truth):
     return completion.count("1") / (1 + len(completion))

@@ -8,9 +8,12 @@ import sys
 import types
 
 import numpy as np
+import pytest
 
 import kanabo
 from tests.test_docs import blocks
+
+pytestmark = pytest.mark.job
 
 OVERRIDES = {
     "run.name": "digits",
@@ -52,6 +55,7 @@ def test_the_page_trains_beside_files_that_have_the_names_of_packages(tmp_path, 
     assert run.samples()
 
 
+@pytest.mark.verify
 def test_stop_ends_a_run_with_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "RAY_AUTH_MODE", "disabled")
     overrides = OVERRIDES | {"run": {"dir": str(tmp_path), "name": "long"}, "learner.steps": 100_000}

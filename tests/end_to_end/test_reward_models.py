@@ -13,7 +13,7 @@ from cluster.storage import group_archive
 from tests.end_to_end import jobs
 from tests.metrics_page import unexplained
 
-pytestmark = pytest.mark.verify
+pytestmark = [pytest.mark.job, pytest.mark.verify]
 
 RULE = "tests.end_to_end.rules:LowDigits"
 LEARN = "lr=1e-3,batch_size=16,early_steps=4"

@@ -15,6 +15,8 @@ from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
 from tests.verify.keep import keep
 
+pytestmark = pytest.mark.job
+
 
 def scale(run: Path, *wishes: str, wait_s: float) -> None:
     command = [sys.executable, "-m", "cluster.commands.scale", str(run), *wishes, "--wait", str(wait_s)]
@@ -96,6 +98,7 @@ def test_a_starved_learner_gets_workers_and_gives_them_back(tmp_path):
     assert "died" not in log.read_text()
 
 
+@pytest.mark.verify
 def test_a_worker_joins_and_leaves(tmp_path):
     one_two_one(tmp_path, FAKE, wait_s=120)
 

@@ -52,6 +52,7 @@ def missing(found: set[str]) -> list[str]:
     return [m for m, pattern in patterns.items() if not any(re.fullmatch(pattern, name) for name in found)]
 
 
+@pytest.mark.job
 @pytest.mark.verify
 def test_every_panel_has_its_metric_in_a_running_job(tmp_path):
     log, recipe = tmp_path / "log", tmp_path / "scraped.toml"

@@ -21,6 +21,8 @@ from rewards.aggregation.shaping.progress import progress
 from tests.end_to_end import jobs
 from tests.fakes import FakeEngine
 
+pytestmark = pytest.mark.job
+
 FAKE = ["engine.use=tests.fakes:FakeEngine", "tracking.live_table=false", "evaluation.max_tasks=1"]
 
 

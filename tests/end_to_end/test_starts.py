@@ -12,6 +12,8 @@ from ray.cluster_utils import Cluster
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import said
 
+pytestmark = pytest.mark.job
+
 
 def test_a_worker_that_fails_in_its_constructor_ends_the_run_with_its_own_trace(tmp_path):
     log, run = tmp_path / "log", tmp_path / "unmade"

@@ -13,7 +13,7 @@ from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
 from tests.end_to_end.test_lap import free_ports
 
-pytestmark = pytest.mark.verify
+pytestmark = [pytest.mark.job, pytest.mark.verify]
 
 
 def test_the_runs_name_recipe_and_console_are_in_the_jobs_metadata(tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ import pytest
 
 from tests.end_to_end import jobs
 
+pytestmark = pytest.mark.job
+
 LAP = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.schedule.lr=1e-3", "evaluation.max_tasks=1"]
 REWARD = """
 def ones(prompt, completion, ground_truth):
@@ -30,6 +32,7 @@ def lap(tmp_path, name: str, overrides: list[str], *, steps: int, **environment:
     return [r for r in jobs.rows(tmp_path / name) if "learner/step_s" in r]
 
 
+@pytest.mark.verify
 def test_pairs_alone_are_trained_on_and_a_killed_learner_repeats_its_pairs(tmp_path):
     """DPO and SELM without a policy loss."""
     dead = tmp_path / "dead"

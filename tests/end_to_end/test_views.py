@@ -16,6 +16,8 @@ from rewards.builtin.co_reward import majority
 from rewards.parsing.answers import final_answer
 from tests.end_to_end import jobs
 
+pytestmark = pytest.mark.job
+
 FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "evaluation.max_tasks=1", "rollout.group_size=6"]
 
 
