@@ -59,11 +59,6 @@ def test_a_manifest_fits_its_schema(document):
     check(document)
 
 
-def test_the_schemas_are_schemas():
-    for schema in SCHEMAS.values():
-        jsonschema.Draft202012Validator.check_schema(schema)
-
-
 def test_everything_is_there():
     kinds = sorted(document["kind"] for _, document in manifests())
     assert kinds == ["ConfigMap", "PersistentVolumeClaim", "RayCluster", "RayJob", "Service", "StatefulSet"]

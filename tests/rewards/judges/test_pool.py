@@ -42,13 +42,10 @@ def hasty() -> CircuitBreaker:
     return CircuitBreaker(pause_s=0.05)
 
 
-@pytest.mark.parametrize("kind", TEMPLATES)
-@pytest.mark.parametrize("mode", ["label", "text", "reason"])
+@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind in TEMPLATES for mode in TEMPLATES[kind].modes])
 async def test_the_keyword_judge_answers_every_template_in_every_mode(kind, mode):
     options = {"rubric": {"title": "t", "levels": {"1": "a", "2": "b"}}, "checklist": {"criteria": ["a", "b"]}}
     template = TEMPLATES[kind](**options.get(kind.removesuffix("_reference"), {}))
-    if mode not in template.modes:
-        return
     responses = ("good", "bad") if template.num_responses == 2 else ("good",) * (template.num_responses or 3)
     pool = JudgePool("k", [KeywordJudge()])
     verdict = await pool.ask(Request(template, Item("q", responses, "ref"), mode))

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from rewards.methods_reference import METHODS, PAGE, page
+import re
+from pathlib import Path
+
+from rewards.methods_reference import METHODS
 from tests.rewards.methods.test_recipes import RECIPES
 
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "methods.md").read_text("utf-8")
+ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")][1:]
 
-def test_the_page_of_methods_is_up_to_date():
-    assert PAGE.read_text("utf-8") == page(), "run python -m rewards.methods_reference"
+
+def test_the_page_has_every_method_with_code_that_its_files_define():
+    assert [row[0] for row in ROWS] == [m.name for m in METHODS], "run python -m rewards.methods_reference"
+    for name, _, _, code, _, recipe, test in ROWS:
+        for file, defined in re.findall(r"`([^`]+)` (\w+)", code):
+            assert re.search(rf"^(class|def) {defined}\b", (ROOT / file).read_text("utf-8"), re.M), f"{name}: {defined}"
+        assert (ROOT / test.strip("`")).is_file(), name
+        assert recipe == "–" or recipe.strip("`") in {r.stem for r in RECIPES}, name
+
+
+def test_the_page_counts_the_lines_of_a_short_method():
+    (row,) = [row for row in ROWS if row[0] == "IPO"]
+    source = (ROOT / "learner" / "losses" / "sequence_losses" / "preference.py").read_text("utf-8")
+    (body,) = re.findall(r"^class Ipo\b.*?(?=^\S|\Z)", source, re.S | re.M)
+    assert int(row[4]) == len(body.strip().splitlines())
 
 
 def test_every_recipe_and_test_that_it_names_exists_and_no_recipe_is_left_out():
