@@ -12,16 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from cluster.errors import ConfigError, calling
 from cluster.types import BatchRecord, Group
-from learner.types import Considered
-
-if TYPE_CHECKING:
-    from learner.types import AssembledBatch, Mix, Select
+from learner.step_plugin import StepPlugin
+from learner.types import AssembledBatch, Considered, Stored
 
 FILE = "memory.msgpack"
 ADVANTAGE, REHEARSAL = "advantage", "rehearsal"
@@ -52,8 +50,6 @@ class PluginState:
         self._remembering = {name: p for name, p in plugins.items() if isinstance(p, StatefulPlugin)}
         self._observing = {name: p for name, p in plugins.items() if callable(getattr(p, "observe", None))}
         self._memories = {name: _called(name, p.begin) for name, p in self._remembering.items()}
-        self.arrange: Callable[[Mapping[str, Any]], tuple[Mix, Select | None]] | None = None
-        """Set by what steers the recipe (`learner.controllers.apply`)."""
 
     @property
     def remembering(self) -> list[str]:
@@ -62,11 +58,6 @@ class PluginState:
 
     def of(self, name: str) -> Any:
         return self._memories.get(name)
-
-    def arranged(self, settings: Mapping[str, Any]) -> tuple[Mix, Select | None]:
-        """Mixer and selection as the recipe would have them with these settings over the present ones."""
-        assert self.arrange is not None, "no recipe is being steered"
-        return self.arrange(settings)
 
     def completed(
         self, record: BatchRecord, groups: Sequence[Group], considered: Considered | None = None
@@ -127,20 +118,28 @@ class PluginState:
         self._memories = {name: found[name] for name in self._remembering}
 
 
-NO_STATE = PluginState({})
+class StateUpdates(StepPlugin):
+    """Let plug-ins of a recipe remember each step, and keep what they remember in checkpoints. Rank 0 alone does."""
 
+    def __init__(self, state: PluginState, rank: int, stored: Callable[[Sequence[str]], Sequence[Stored]]) -> None:
+        """`stored` returns groups of the buffer by id, for the scores of a repeated step."""
+        self._state, self._rank, self._stored = state, rank, stored
 
-class WithPluginState:
-    """An engine whose checkpoints hold the memories too."""
+    def before_record(self, record: BatchRecord, groups: Sequence[Group], considered: Considered) -> BatchRecord:
+        return self._state.completed(record, groups, considered)
 
-    def __init__(self, engine: Any, memory: PluginState) -> None:
-        self.rank, self.export, self.barrier = engine.rank, engine.export, engine.barrier
-        self._engine, self._memory = engine, memory
+    def after_step(self, step: int, batch: AssembledBatch, metrics: dict[str, float]) -> None:
+        if self._rank != 0:
+            return
+        if self._state.reads_scores and not batch.scores:  # a repeated step: its scores are still stored
+            batch.scores.update({s.group.id: s.scores for s in self._stored(batch.record.groups)})
+        self._state.after(batch)
 
     def save(self, directory: Path) -> None:
-        self._engine.save(directory)
-        if self.rank == 0:
-            self._memory.save(directory)
+        self._state.save(directory)
+
+    def load(self, directory: Path) -> None:
+        self._state.load(directory)
 
 
 def _called(name: str, method: Callable[..., Any], *args: Any) -> Any:

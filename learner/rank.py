@@ -1,8 +1,8 @@
-"""One rank, from nothing to the training loop: engine, reference, publisher, and the state it continues from."""
+"""One rank, from nothing to the training loop: engine, reference, publisher, plug-ins, state of a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,27 @@ from typing import Any
 import numpy as np
 
 from cluster.buffer import Buffer, Members
-from cluster.config import RunConfig
+from cluster.config import LearnerSection, RunConfig
 from cluster.errors import ConfigError
+from cluster.plugins import build
 from cluster.storage.group_archive import GroupArchive
 from cluster.storage.samples import number, row_of
-from learner.advantages.multi_policy import Share, owned, spread
-from learner.batch.trained_logprobs import Hindsight
+from learner.advantages.estimators import ADVANTAGES, Undivided
+from learner.advantages.multi_policy import AdvantagesByPolicy, OwnPart
+from learner.advantages.returns import StepAdvantages
+from learner.batch.assemble import Assembler
+from learner.batch.trained_logprobs import ArchiveGroups
 from learner.controllers.apply import Arrange, Steering, memory_of
 from learner.engine.deepspeed_engine import DeepSpeedEngine, join
 from learner.losses.sequence_losses import build_terms
-from learner.plugin_state import PluginState, WithPluginState
+from learner.plugin_state import ADVANTAGE, PluginState, StateUpdates
 from learner.publish.parity_probe import Probe
 from learner.publish.publishers import NcclPublisher, PullPublisher
 from learner.reference import Following, reference_of
+from learner.step_plugin import StepPlugin
 from learner.step_replay import StepRecorder
-from learner.train import train
-from learner.types import AssembledBatch, Engine, Hooks
+from learner.train import LearnerRun, train
+from learner.types import AssembledBatch, Engine, ReferenceModel
 
 MASTER_PORT_OF_ENGINES = 1
 """The engines' NCCL group meets one port above the ranks' own."""
@@ -33,7 +38,7 @@ MASTER_PORT_OF_ENGINES = 1
 
 @dataclass(frozen=True)
 class Rank:
-    """What one rank of a learner is told."""
+    """What one rank of a learner is started with."""
 
     config: RunConfig
     model_dir: str
@@ -47,138 +52,212 @@ class Rank:
     master: tuple[str, int]
     """Address and port where the ranks meet."""
     policies: tuple[str, ...] = ()
-    """Where several train on the same groups: all of them, the one that cuts first."""
+    """Where several train on the same groups: all of them, the one whose learner assembles the batches first."""
 
     @property
-    def share(self) -> Share:
-        return Share(self.policy, self.policies)
+    def assembles(self) -> bool:
+        """Whether this learner assembles the batches that it trains on."""
+        return self.batches_of == self.policy
 
     @property
-    def lap(self) -> str:
-        """The policy that claims and cuts."""
+    def batches_of(self) -> str:
+        """The policy that claims the groups, whose learner assembles the batches."""
         return self.policies[0] if self.policies else self.policy
 
 
+@dataclass(frozen=True)
+class Services:
+    """What the process around a rank does for it."""
+
+    stop: Callable[[], bool]
+    """Whether the run has been asked to stop."""
+    save: Callable[[Any, int], None]
+    """Save what an engine-like object has as the checkpoint of a step."""
+    stage: Callable[[str], None]
+    """Told what the rank does from now on, in words."""
+
+
 def learn(
-    told: Rank,
+    rank: Rank,
     buffer: Buffer,
     arrange: Arrange,
+    services: Services,
     *,
-    remembering: Mapping[str, Any],
+    stateful: Mapping[str, Any],
     rollout_actors: list[Any],
-    stop: Callable[[], bool],
-    save: Callable[[Any, int], None],
-    stage: Callable[[str], None],
 ) -> int:
-    """Train to the last step or until `stop`, saving as the recipe says; returns the step reached.
+    """Train to the last step or until asked to stop, saving as the recipe says; returns the step reached.
 
-    `arrange` makes mixer and selection of a recipe: of another one each time that controllers change it.
-    `remembering` are plug-ins of theirs that have a memory.
+    `arrange` makes mixer and selection of a recipe, of another one each time that controllers change it. `stateful` are
+    plug-ins of theirs that remember earlier steps.
     """
-    config, section = told.config, told.config.learner
-    stage("joins the ranks")
-    join(told.rank, section.ranks, told.master, timeout_s=section.collective_timeout_s)
-    stage("loads the model")
-    engine = DeepSpeedEngine(told.model_dir, section, config.seed)
-    if told.rank == 0:
+    config, section = rank.config, rank.config.learner
+    services.stage("joins the ranks")
+    join(rank.rank, section.ranks, rank.master, timeout_s=section.collective_timeout_s)
+    services.stage("loads the model")
+    engine = DeepSpeedEngine(rank.model_dir, section, config.seed)
+    if rank.rank == 0:
         engine.try_export()
-    memory = memory_of(config, remembering)
-    if told.resume_from is not None:
-        engine.load(told.resume_from / "learner")
-        if told.rank == 0:
-            memory.load(told.resume_from / "learner")
-    token = build_terms(section).appended_token
-    if token is not None and token >= engine.vocab_size:
-        raise ConfigError(f"learner.terms append the token {token}; the model has {engine.vocab_size}. Name another.")
-    reference = reference_of(config, told.run_dir, told.model_dir, engine)
+    state = memory_of(config, stateful)
+    steering, updates = Steering(config, arrange, state), StateUpdates(state, rank.rank, buffer.stored)
+    if rank.resume_from is not None:
+        engine.load(rank.resume_from / "learner")
+    _check_appended_token(section, engine.vocab_size)
+    reference = reference_of(config, rank.run_dir, rank.model_dir, engine)
+    plugins = step_plugins(rank, buffer, engine, reference, services, [updates, steering])
+    if rank.resume_from is not None and rank.rank == 0:
+        for plugin in plugins:
+            plugin.load(rank.resume_from / "learner")
+    members = Members(buffer, rank.batches_of, rank.epoch)
+    return train(
+        LearnerRun(
+            section=section,
+            engine=engine,
+            buffer=buffer,
+            publisher=_publisher(rank, buffer, engine, rollout_actors, state),
+            policy=rank.policy,
+            epoch=rank.epoch,
+            assembler=assembler_of(rank, buffer, steering, state, plugins) if rank.assembles else None,
+            batches_of=rank.batches_of,
+            plugins=plugins,
+            reference=reference,
+            max_positions=engine.max_positions,
+            # Only the learner that assembles is asked to stop: it would wait for a member that left earlier.
+            stop=services.stop if rank.assembles else lambda: members.left_at() == engine.step,
+            stage=services.stage,
+        )
+    )
+
+
+def assembler_of(
+    rank: Rank, buffer: Buffer, steering: Steering, state: PluginState, plugins: Sequence[StepPlugin]
+) -> Assembler:
+    """Return what decides the batches of a run."""
+    section, config = rank.config.learner, rank.config
+    estimator = build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
+    if section.value is not None:
+        estimator = Undivided()  # the critic credits tokens once the step's weights are known
+    given = estimator, section.advantage.use, lambda: state.of(ADVANTAGE)
+    return Assembler(
+        buffer,
+        rank.batches_of,
+        rank.epoch,
+        steering.mix,
+        AdvantagesByPolicy(*given, policies=rank.policies) if rank.policies else StepAdvantages(*given),
+        select=steering.select if config.selectors else None,
+        arrange=steering.arranged,
+        plugins=plugins,
+    )
+
+
+def step_plugins(
+    rank: Rank,
+    buffer: Buffer,
+    engine: DeepSpeedEngine,
+    reference: ReferenceModel | None,
+    services: Services,
+    first: Sequence[StepPlugin],
+) -> list[StepPlugin]:
+    """Return what a recipe adds to every step, in order: archived groups before the part that one policy trains on.
+
+    Checkpoints come last, when every other plug-in has taken the step in. `first` stand in front of all.
+    """
+    config, section = rank.config, rank.config.learner
+    leads = rank.rank == 0 and rank.assembles
+    own_dir = rank.run_dir if rank.assembles else rank.run_dir / "policies" / rank.policy
     follows = reference if isinstance(reference, Following) else None
-    publisher = _publisher(told, buffer, engine, rollout_actors, memory)
-    saver = _Saver(
-        engine,
-        lambda engine, step: save(WithPluginState(engine, memory), step),
-        config.checkpoint.every_steps,
-        saved=follows.move if follows else lambda: None,
-    )
-    kept = config.tracking.archived_groups
-    leads = told.share.cuts
-    members = Members(buffer, told.lap, told.epoch)
-    keeper = (
-        GroupArchive(told.run_dir / "groups", kept, done=engine.step) if told.rank == 0 and leads and kept else None
-    )
-    hindsight = Hindsight() if keeper else None
-    every = config.checkpoint.record_every_steps
-    own = told.run_dir if leads else told.run_dir / "policies" / told.policy
     recorder = StepRecorder(
-        own / "replay", engine, told.epoch, every, loss=section.loss.use,
+        own_dir / "replay", engine, rank.epoch, config.checkpoint.record_every_steps, loss=section.loss.use,
         reference=(lambda: follows.directory) if follows else lambda: "",
     )  # fmt: skip
-    hooks = Hooks(
-        # Nobody but the one that cuts is asked to stop: a member that left earlier would be waited for.
-        stop=stop if leads else lambda: members.left_at() == engine.step,
-        stage=stage,
-        before_step=recorder.before,
-        after_step=recorder.after,
-        logprobs=hindsight.hear if hindsight else Hooks().logprobs,
-        at_step=lambda done, cut: _tell(told, buffer, keeper, hindsight, done, cut),
-        checkpoint=saver.when_due,
-    )
-    steering = Steering(config, arrange, memory)
-    train(
-        section, buffer, engine, publisher, steering.mix,
-        policy=told.lap, epoch=told.epoch, select=steering.select if config.selectors else None, memory=memory,
-        share=told.share, reference=reference, hooks=hooks, max_positions=engine.max_positions,
-    )  # fmt: skip
-    if told.rank == 0 and leads and told.policies:
-        members.leave(engine.step)
-    if keeper:
-        keeper.finish()
-    stage(f"saves step {engine.step}")
-    saver.at_the_end()
-    return engine.step
+    plugins: list[StepPlugin] = [recorder, *first]
+    if leads and rank.policies:
+        plugins.append(Leave(Members(buffer, rank.batches_of, rank.epoch)))
+    if leads and config.tracking.archived_groups:
+        archive = GroupArchive(rank.run_dir / "groups", config.tracking.archived_groups, done=engine.step)
+        plugins.append(ArchiveGroups(archive, buffer.stored, section, rank.policy if rank.policies else ""))
+    if leads:
+        plugins.append(Samples(buffer, config.tracking.samples_per_step))
+    if rank.policies:
+        plugins.append(OwnPart(rank.policy))
+    saved = follows.move if follows else lambda: None
+    return [*plugins, Checkpoints(engine, plugins, services, config.checkpoint.every_steps, saved)]
 
 
-class _Saver:
-    """Checkpoints, each step at most once. Collective."""
+def _check_appended_token(section: LearnerSection, vocab_size: int) -> None:
+    token = build_terms(section).appended_token
+    if token is not None and token >= vocab_size:
+        raise ConfigError(f"learner.terms append the token {token}; the model has {vocab_size}. Name another.")
+
+
+class Checkpoints(StepPlugin):
+    """Save every `checkpoint.every_steps` steps and after the last one, each step at most once."""
 
     def __init__(
-        self, engine: Engine, save: Callable[[Engine, int], None], every: int, saved: Callable[[], None]
+        self,
+        engine: Engine,
+        plugins: Sequence[StepPlugin],
+        services: Services,
+        every: int,
+        saved: Callable[[], None] = lambda: None,
     ) -> None:
-        self._engine, self._save, self._every, self._told = engine, save, every, saved
+        """`saved` is called on every rank once a checkpoint is committed."""
+        self.rank, self.export, self.barrier = engine.rank, engine.export, engine.barrier
+        self._engine, self._plugins, self._services = engine, plugins, services
+        self._every, self._on_saved = every, saved
         self._saved = engine.step
 
-    def when_due(self, done: int) -> None:
+    def after_release(self, done: int, batch: AssembledBatch) -> None:
         if self._every and done % self._every == 0:
-            self.at_the_end()
+            self.finish(done)
 
-    def at_the_end(self) -> None:
-        if self._engine.step > self._saved:
-            self._saved = self._engine.step
-            self._save(self._engine, self._saved)
-            self._engine.barrier()  # rank 0 alone commits it, and all ranks look for it
-            self._told()
+    def finish(self, done: int) -> None:
+        if done > self._saved:
+            self._services.stage(f"saves step {done}")
+            self._saved = done
+            self._services.save(self, done)
+            self.barrier()  # rank 0 alone commits it, and all ranks look for it
+            self._on_saved()
+
+    def save(self, directory: Path) -> None:
+        """Write the engine and, on rank 0, what the other plug-ins keep."""
+        self._engine.save(directory)
+        if self.rank == 0:
+            for plugin in self._plugins:
+                plugin.save(directory)
 
 
-def _tell(
-    told: Rank, buffer: Buffer, keeper: GroupArchive | None, hindsight: Hindsight | None, done: int, cut: AssembledBatch
-) -> None:
-    """What a step trained on, for the console and for `samples.jsonl`; rank 0 does."""
-    if keeper and hindsight:
-        # A cut that is repeated after a crash knows rewards alone; its evidence is still stored.
-        scores = cut.scores or {s.group.id: s.scores for s in buffer.stored(cut.record.groups)}
-        own = owned(cut.groups, cut.record, told.policy) if told.policies else (cut.groups, cut.record)
-        logprobs = hindsight.take(*own, told.config.learner)
-        if told.policies:
-            logprobs = spread(cut.groups, told.policy, logprobs)
-        keeper.add(done, cut.groups, cut.record, scores, logprobs)
-    if told.rank == 0 and told.share.cuts:
-        for row in samples(done, cut, told.config.tracking.samples_per_step):
-            buffer.emit("sample", row)
+class Leave(StepPlugin):
+    """Tell the learners of other policies, which train on the same batches, that there are no more."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+
+    def finish(self, done: int) -> None:
+        self._members.leave(done)
+
+
+class Samples(StepPlugin):
+    """Emit some rollouts of each step for `samples.jsonl` and the console."""
+
+    def __init__(self, buffer: Buffer, count: int) -> None:
+        self._buffer, self._count = buffer, count
+        self._batch: AssembledBatch | None = None
+
+    def after_assemble(self, batch: AssembledBatch) -> AssembledBatch:
+        self._batch = batch
+        return batch
+
+    def after_release(self, done: int, batch: AssembledBatch) -> None:
+        assert self._batch is not None
+        for row in samples(done, self._batch, self._count):
+            self._buffer.emit("sample", row)
 
 
 def _publisher(
-    told: Rank, buffer: Buffer, engine: DeepSpeedEngine, actors: list[Any], memory: PluginState
+    rank: Rank, buffer: Buffer, engine: DeepSpeedEngine, actors: list[Any], state: PluginState
 ) -> PullPublisher | NcclPublisher:
-    config = told.config
+    config = rank.config
     probe = Probe(engine.vocab_size, config.engine.max_model_len)
     published = 0
 
@@ -187,31 +266,31 @@ def _publisher(
         published += 1
         # The first one always: it measures the precision's floor.
         probed = {"probe": probe.measure(engine)} if (published - 1) % config.weights.probe_every == 0 else {}
-        return probed | {"settings": memory.settings()}
+        return probed | {"settings": state.settings()}
 
     if config.weights.transport == "pull":
-        return PullPublisher(buffer, told.policy, told.epoch, run_id=told.run_id, describe=describe)
+        return PullPublisher(buffer, rank.policy, rank.epoch, run_id=rank.run_id, describe=describe)
     return NcclPublisher(
         buffer,
-        told.policy,
-        told.epoch,
+        rank.policy,
+        rank.epoch,
         engine,
         handles=actors,
         workers_per_engine=config.engine.tensor_parallel,
-        master=(told.master[0], told.master[1] + MASTER_PORT_OF_ENGINES),
+        master=(rank.master[0], rank.master[1] + MASTER_PORT_OF_ENGINES),
         describe=describe,
     )
 
 
-def samples(step: int, cut: AssembledBatch, count: int) -> list[dict[str, Any]]:
+def samples(step: int, batch: AssembledBatch, count: int) -> list[dict[str, Any]]:
     """The first rollout of each of `count` trained groups and of `count` dropped ones, as plain values.
 
     A dropped group has the reason that it was dropped for, and no advantage.
     """
-    record, rows = cut.record, []
-    trained = list(zip(cut.groups, record.rewards, record.advantages, strict=True))
+    record, rows = batch.record, []
+    trained = list(zip(batch.groups, record.rewards, record.advantages, strict=True))
     for group, rewards, advantages in trained[:count]:
-        row = row_of(step, group, cut.scores.get(group.id, {}), rewards[0])
+        row = row_of(step, group, batch.scores.get(group.id, {}), rewards[0])
         rows.append(row | {"advantage": number(np.mean(advantages[0]))})
-    rows += [row_of(step, out.group, out.scores, out.rewards[0], reason=out.reason) for out in cut.left_out[:count]]
+    rows += [row_of(step, out.group, out.scores, out.rewards[0], reason=out.reason) for out in batch.left_out[:count]]
     return rows

@@ -53,7 +53,7 @@ class Unadapted:
 def wants_reference(section: LearnerSection) -> bool:
     """Whether anything would read the reference model. Raises ConfigError for terms that cannot be built."""
     loss = build(LOSSES, section.loss.use, section.loss.options, "learner.loss")
-    return section.reads_reference or loss.need_reference or build_terms(section).need_reference
+    return section.reads_reference or loss.need_reference or build_terms(section).needs_reference
 
 
 class Following:

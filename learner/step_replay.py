@@ -29,6 +29,7 @@ from learner.batch.pack import mini_batches
 from learner.controllers.apply import steered
 from learner.engine.deepspeed_engine import DeepSpeedEngine, join
 from learner.reference import reference_for, resolved
+from learner.step_plugin import StepPlugin
 from learner.types import AssembledBatch, Engine
 from learner.update import Objective, optimize
 
@@ -47,7 +48,7 @@ class Kept:
     """Directory of the reference model then, where `learner.reference` moves."""
 
 
-class StepRecorder:
+class StepRecorder(StepPlugin):
     """Keeps steps in `directory`. Its calls are collective: every rank makes them."""
 
     def __init__(
@@ -57,18 +58,18 @@ class StepRecorder:
         self._loss, self._reference = loss, reference
         self._skipped, self._in_a_row = engine.num_skipped, 0
 
-    def before(self, step: int, cut: AssembledBatch) -> None:
-        """Before the optimizer step: keep its input, if it is one of those to keep."""
+    def before_step(self, step: int, batch: AssembledBatch) -> None:
+        """Keep the step's input, if it is one of those to keep."""
         if self._wanted(step):
-            self._keep(step, cut)
+            self._keep(step, batch)
 
-    def after(self, step: int, cut: AssembledBatch, metrics: dict[str, float]) -> None:
-        """After it. Raises Diverged when too many gradients in a row were not finite."""
+    def after_step(self, step: int, batch: AssembledBatch, metrics: dict[str, float]) -> None:
+        """Keep the step's result. Raises Diverged when too many gradients in a row were not finite."""
         skipped = self._engine.num_skipped > self._skipped
         self._skipped = self._engine.num_skipped
         self._in_a_row = self._in_a_row + 1 if skipped else 0
         if skipped and not self._wanted(step):
-            self._keep(step, cut)  # a skipped step has changed nothing: this is the state it found
+            self._keep(step, batch)  # a skipped step has changed nothing: this is the state it found
         if skipped or self._wanted(step):
             self._conclude(step, metrics)
         if self._in_a_row >= MAX_SKIPPED_IN_A_ROW:
@@ -98,13 +99,13 @@ class StepRecorder:
     def _folder(self, step: int) -> Path:
         return self._directory / f"step_{step + 1}"
 
-    def _keep(self, step: int, cut: AssembledBatch) -> None:
+    def _keep(self, step: int, batch: AssembledBatch) -> None:
         folder = self._folder(step)
         if self._engine.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             (folder / "cut.msgpack").write_bytes(
-                encode(Kept(cut.record, tuple(cut.groups), self._epoch, self._reference()))
+                encode(Kept(batch.record, tuple(batch.groups), self._epoch, self._reference()))
             )
         self._engine.barrier()
         self._engine.save(folder / "learner")

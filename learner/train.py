@@ -3,128 +3,149 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from cluster.config import LearnerSection
-from cluster.plugins import build
 from cluster.process.failpoints import failpoint
-from learner.advantages.estimators import ADVANTAGES, Advantage, Undivided
-from learner.advantages.multi_policy import Share, owned
-from learner.batch.assemble import assemble, wait_for_record
+from learner.batch.assemble import Assembler, wait_for_record
 from learner.batch.pack import mini_batches, without_overlong
-from learner.controllers.apply import steered
-from learner.plugin_state import NO_STATE, PluginState
-from learner.types import NO_HOOKS, AssembledBatch, Engine, Hooks, LoopBuffer, Mix, Publisher, ReferenceModel, Select
+from learner.step_plugin import StepPlugin
+from learner.types import AssembledBatch, Engine, LoopBuffer, Publisher, ReferenceModel
 from learner.update import Objective, optimize
 
 
-def train(
-    section: LearnerSection,
-    buffer: LoopBuffer,
-    engine: Engine,
-    publisher: Publisher,
-    mix: Mix,
-    *,
-    policy: str,
-    epoch: int,
-    select: Select | None = None,
-    memory: PluginState = NO_STATE,
-    share: Share | None = None,
-    reference: ReferenceModel | None = None,
-    hooks: Hooks = NO_HOOKS,
-    max_positions: int | None = None,
-) -> int:
-    """Train from `engine.step` to the end or until `hooks.stop`; returns the step reached.
+def train(run: LearnerRun) -> int:
+    """Train from the engine's step to `learner.steps` or until `run.stop`; returns the step reached. Collective.
 
-    The buffer has been resumed, so `epoch` is current and its version is `engine.step`. `policy` claims and cuts; where
-    several train on its groups, `share` says whose rollouts are trained on here, and whether this learner cuts.
-    Rollouts longer than `max_positions` tokens are left out and counted.
+    The buffer has been resumed, so `run.epoch` is current and the buffer's version is the engine's step.
     """
-    recipe, settings = section, {}
-    share = share or Share(policy)
-    advantage: Advantage = build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
-    if section.value is not None:
-        advantage = Undivided()  # the critic credits tokens once the step's weights are known
-    objective = Objective.of(section)
-    hooks.stage(f"publishes version {engine.step}")
-    publisher.publish(engine, engine.step)  # also after a resume: engines may hold a dead history's weights
-    for step in range(engine.step, recipe.steps):
-        clock = Clock()
-        hooks.stage(f"waits for the groups of step {step + 1}")
-        decide = partial(
-            assemble, buffer, policy, epoch, step, mix, advantage, objective.filtering(advantage),
-            select=select, policies=share.policies, memory=memory,
-        )  # fmt: skip
-        whole = _same_on_all(
-            engine, decide if share.cuts else None, partial(wait_for_record, buffer, policy, step), hooks.stop
-        )
-        if whole is None:
-            break
-        record, overlong = without_overlong(whole.groups, whole.record, max_positions, append=objective.append)
-        whole = replace(whole, record=record)
-        now = _own_part(whole, share)
-        failpoint("learner.after_cut")
-        clock.lap("cut")
-        hooks.stage(f"trains step {step + 1}")
-        if now.record.settings != settings:  # controllers have changed something since the step before
-            settings = now.record.settings
-            objective = Objective.of(steered(recipe, settings))
-        batches = mini_batches(
-            now.groups, now.record, objective.section, engine.rank, engine.world, epoch=epoch, append=objective.append
-        )
-        clock.lap("pack")
-        hooks.before_step(step, now)
-        metrics = optimize(batches, objective, engine, reference, heard=hooks.logprobs)
-        hooks.after_step(step, now, metrics)
-        if engine.rank == 0:
-            if memory.reads_scores and not now.scores:  # a repeated step: its evidence is still stored
-                now.scores.update({s.group.id: s.scores for s in buffer.stored(now.record.groups)})
-            memory.after(now)
-        failpoint("learner.after_step")
-        clock.lap("optimize")
-        hooks.stage(f"publishes version {step + 1}")
-        publisher.publish(engine, step + 1)
-        failpoint("learner.after_publish")
+    run.publish()  # also after a resume: engines may hold a dead history's weights
+    while (batch := run.assemble()) is not None:  # waits for groups_per_step scored groups, or for a stop
+        run.optimize(batch)
+        run.publish()  # returns once rollouts sample with the weights, or know where to fetch them
         # Release after publishing, not after the step: a task claimed in between would be sampled with old weights
         # and count as one version fresher than it is.
-        if engine.rank == 0:
-            buffer.release(policy, epoch, step + 1, by=share.policy)
+        run.release(batch)  # only now may new tasks be claimed
+        run.after_step(batch)  # plug-ins: archive, samples, checkpoint
+    for plugin in run.plugins:
+        plugin.finish(run.engine.step)
+    return run.engine.step
+
+
+@dataclass(slots=True)
+class LearnerRun:
+    """One rank of a learner in the training loop: its parts, and one method for each step of the pipeline."""
+
+    section: LearnerSection
+    engine: Engine
+    buffer: LoopBuffer
+    publisher: Publisher
+    policy: str
+    """Whose learner this is."""
+    epoch: int
+    assembler: Assembler | None = None
+    """What decides the batches, on rank 0; None where the learner of another policy decides them."""
+    batches_of: str = ""
+    """The policy whose batches this learner trains on; its own by default."""
+    plugins: Sequence[StepPlugin] = ()
+    """What the recipe adds to a step, in the order in which hooks are called."""
+    reference: ReferenceModel | None = None
+    max_positions: int | None = None
+    """Rollouts with more tokens are left out and counted; None leaves none out."""
+    stop: Callable[[], bool] = lambda: False
+    """Asked while the learner waits for groups: whether to leave before the next step."""
+    stage: Callable[[str], None] = lambda what: None
+    """Told what the loop does from now on, in words."""
+    objective: Objective = field(init=False)
+    """What the last step minimised, or the next one will unless a plug-in configures it otherwise."""
+    _clock: Clock = field(init=False)
+    _metrics: dict[str, float] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.batches_of = self.batches_of or self.policy
+        self.objective, self._clock = Objective.of(self.section), Clock()
+
+    def publish(self) -> None:
+        """Hand the weights of the engine's step to the engines that sample."""
+        self.stage(f"publishes version {self.engine.step}")
+        self.publisher.publish(self.engine, self.engine.step)
+
+    def assemble(self) -> AssembledBatch | None:
+        """Return what this learner trains on in the next step; None after the last step, or at a stop."""
+        step = self.engine.step
+        if step >= self.section.steps:
+            return None
+        self._clock = Clock()
+        self.stage(f"waits for the groups of step {step + 1}")
+        batch = self._agreed(step)
+        if batch is None:
+            return None
+        append = self.objective.append
+        record, overlong = without_overlong(batch.groups, batch.record, self.max_positions, append=append)
+        self._metrics = {"learner/num_overlong_rollouts": float(overlong)} if overlong else {}
+        batch = replace(batch, record=record)
+        for plugin in self.plugins:
+            batch = plugin.after_assemble(batch)
+        failpoint("learner.after_cut")
+        self._clock.lap("cut")
+        return batch
+
+    def optimize(self, batch: AssembledBatch) -> None:
+        """Take the step's optimizer steps, one for each mini-batch and pass."""
+        step, engine = batch.record.step, self.engine
+        self.stage(f"trains step {step + 1}")
+        section = self.section
+        for plugin in self.plugins:
+            section = plugin.configure(section, batch)
+        if section != self.objective.section:
+            self.objective = Objective.of(section)
+        batches = mini_batches(
+            batch.groups, batch.record, section, engine.rank, engine.world,
+            epoch=self.epoch, append=self.objective.append,
+        )  # fmt: skip
+        self._clock.lap("pack")
+        for plugin in self.plugins:
+            plugin.before_step(step, batch)
+        metrics = optimize(batches, self.objective, engine, self.reference, self.plugins)
+        for plugin in self.plugins:
+            plugin.after_step(step, batch, metrics)
+        self._metrics |= metrics
+        failpoint("learner.after_step")
+        self._clock.lap("optimize")
+
+    def release(self, batch: AssembledBatch) -> None:
+        """Make the published version current, which admits more claims, and emit the step's row of metrics."""
+        failpoint("learner.after_publish")
+        done = self.engine.step
+        if self.engine.rank == 0:
+            self.buffer.release(self.batches_of, self.epoch, done, by=self.policy)
             failpoint("learner.after_release")
-        clock.lap("publish")
-        if engine.rank == 0:
-            decided = now.record.metrics if share.cuts else {}
-            row = {**decided, **metrics, **clock.seconds(), "learner/wait_s": now.wait_s}
-            row |= {"learner/num_overlong_rollouts": float(overlong)} if overlong else {}
-            buffer.emit("step", {"policy": share.policy, "epoch": epoch, "step": step + 1, "metrics": row})
-        hooks.at_step(step + 1, whole)
-        hooks.stage(f"saves step {step + 1}")
-        hooks.checkpoint(step + 1)
-    return engine.step
+        self._clock.lap("publish")
+        if self.engine.rank == 0:
+            decided = batch.record.metrics if self.assembler is not None else {}
+            row = {**decided, **self._metrics, **self._clock.seconds(), "learner/wait_s": batch.wait_s}
+            self.buffer.emit("step", {"policy": self.policy, "epoch": self.epoch, "step": done, "metrics": row})
 
+    def after_step(self, batch: AssembledBatch) -> None:
+        """Let plug-ins look at the step that was released."""
+        for plugin in self.plugins:
+            plugin.after_release(self.engine.step, batch)
 
-def _same_on_all(
-    engine: Engine,
-    decide: Callable[..., AssembledBatch | None] | None,
-    fetch: Callable[..., AssembledBatch | None],
-    stop: Callable[[], bool],
-) -> AssembledBatch | None:
-    """The step's batch: rank 0 of the policy that decides makes it, the others fetch it; None on all at a stop."""
-    now = decide(stop=stop) if decide is not None and engine.rank == 0 else fetch(stop=stop)
-    # Rank 0 alone knows whether there is a batch; a rank told to stop a moment earlier fetches it all the same.
-    if not engine.agree(engine.rank == 0 and now is not None):
-        return None
-    now = now or fetch(stop=lambda: False)
-    assert now is not None
-    return now
-
-
-def _own_part(now: AssembledBatch, share: Share) -> AssembledBatch:
-    if not share.policies:
-        return now
-    groups, record = owned(now.groups, now.record, share.policy)
-    return replace(now, groups=groups, record=record)
+    def _agreed(self, step: int) -> AssembledBatch | None:
+        """The step's batch: rank 0 of the learner that decides makes it, the others fetch it; None on all at a stop."""
+        fetch = partial(wait_for_record, self.buffer, self.batches_of, step)
+        if self.assembler is not None and self.engine.rank == 0:
+            batch = self.assembler.assemble(step, self.objective.filtering(self.assembler.estimator), self.stop)
+        else:
+            batch = fetch(stop=self.stop)
+        # Rank 0 alone knows whether there is a batch; a rank told to stop a moment earlier fetches it all the same.
+        if not self.engine.agree(self.engine.rank == 0 and batch is not None):
+            return None
+        batch = batch or fetch(stop=lambda: False)
+        assert batch is not None
+        return batch
 
 
 class Clock:

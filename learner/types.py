@@ -12,14 +12,14 @@ from torch import Tensor
 from cluster.types import BatchRecord, Group, GroupReward, MicroBatch, Scores
 
 Mix = Callable[[Sequence[Group], Sequence[dict[str, Scores]]], list[GroupReward]]
-"""The step's groups and their evidence → what each is worth."""
+"""(groups of the step, their scores) → the aggregated reward of each group."""
 
 Select = Callable[[Sequence[Group], Sequence[dict[str, Scores]], list[GroupReward]], list[GroupReward]]
-"""The same → which of their rollouts and pairs are trained on; a reward of NaN leaves its rollout out."""
+"""(groups, scores, rewards) → rewards and pairs that the step trains on; a NaN reward leaves its rollout out."""
 
 
 class Stored(Protocol):
-    """A ready group and its evidence, as the buffer hands it out."""
+    """A ready group and its scores, as the buffer returns it."""
 
     @property
     def group(self) -> Group: ...
@@ -30,7 +30,7 @@ class Stored(Protocol):
 
 
 class AssemblyBuffer(Protocol):
-    """The part of `cluster.buffer.Buffer` that a cut uses."""
+    """The part of `cluster.buffer.Buffer` that assembling a batch uses."""
 
     def recorded(self, policy: str, step: int, *, timeout_s: float = 0) -> BatchRecord | None: ...
     def load(self, ids: Sequence[str]) -> list[Group]: ...
@@ -41,7 +41,7 @@ class AssemblyBuffer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A group that nothing could be learnt from, and why."""
+    """A group that the step dropped, and why."""
 
     group: Group
     scores: dict[str, Scores]
@@ -52,24 +52,24 @@ class LeftOut:
 
 @dataclass(slots=True)
 class AssembledBatch:
-    """A recorded cut and its groups; `wait_s` is how long rollouts and scores were waited for."""
+    """A recorded batch with its groups; `wait_s` is how long the learner waited for rollouts and scores."""
 
     record: BatchRecord
     groups: list[Group]
     wait_s: float = 0.0
     scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
-    """Evidence by group id, where this call decided; a repeated cut reads rewards from the record alone."""
+    """Scores by group id, where this call decided; a repeated step reads rewards from the record alone."""
     left_out: list[LeftOut] = field(default_factory=list)
-    """Groups that the step looked at and dropped, where this call decided."""
+    """Groups that the step considered and dropped, where this call decided."""
     observed: Any = None
-    """What the controller that is asked noted of all groups that the step looked at (`Controller.observe`)."""
+    """What a controller noted of all groups that the step considered (`Controller.observe`)."""
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Engine(Protocol):
-    """What the loop needs of a model in training. Collective but for the attributes."""
+    """A model in training, as the training loop uses it. Every method is collective; attributes are not."""
 
     rank: int
     world: int
@@ -79,11 +79,11 @@ class Engine(Protocol):
     """Updates left out because their gradient was not finite."""
 
     def logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """[B, L] nats at the micro's temperatures: log-prob of each trained token, entropy there; 0 elsewhere."""
+        """Return [B, L] nats at the tokens' temperatures: log-prob of each trained token, and entropy; 0 elsewhere."""
         ...
 
     def logprobs_and_values(self, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, and [B, L + 1] values (`ValueHead.values`); of an engine with `learner.value` only."""
+        """Return what `logprobs` returns and [B, L + 1] values (`ValueHead.values`); needs `learner.value`."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -105,6 +105,8 @@ class Engine(Protocol):
 
 
 class LoopBuffer(AssemblyBuffer, Protocol):
+    """The part of `cluster.buffer.Buffer` that the training loop uses."""
+
     def release(self, policy: str, epoch: int, version: int, *, by: str | None = None) -> object: ...
     def emit(self, kind: str, fields: dict[str, Any]) -> object: ...
     def stored(self, ids: Sequence[str]) -> Sequence[Stored]: ...
@@ -117,38 +119,17 @@ class Publisher(Protocol):
 
 
 class ReferenceModel(Protocol):
+    """A frozen model that only gives log-probs."""
+
     def logprobs(self, micro: MicroBatch) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Hooks:
-    """What the roof wants to know or say. All but `stop` are called on every rank."""
-
-    stop: Callable[[], bool] = lambda: False
-    """Asked while waiting for groups: whether to leave before the next step."""
-    stage: Callable[[str], None] = lambda what: None
-    """What the loop does from now on, in words."""
-    before_step: Callable[[int, AssembledBatch], None] = lambda step, cut: None
-    """Before the optimizer step number `step` (from 0)."""
-    after_step: Callable[[int, AssembledBatch, dict[str, float]], None] = lambda step, cut, metrics: None
-    """After it, with its metrics, before its weights are published."""
-    logprobs: Callable[[MicroBatch, torch.Tensor], None] = lambda micro, logprobs: None
-    """Each micro-batch, with its log-probs [B, L] under the weights at the start of the step."""
-    at_step: Callable[[int, AssembledBatch], None] = lambda done, cut: None
-    """After `done` steps, with what the last one trained on."""
-    checkpoint: Callable[[int], None] = lambda done: None
-    """After `done` steps, published and released, before the next cut."""
-
-
-NO_HOOKS = Hooks()
-
-
-@dataclass(frozen=True, slots=True)
 class Considered:
-    """All groups that a step looked at before it decided, those that it drops included, with their evidence."""
+    """All groups that a step looked at before it decided, those that it drops included, with their scores."""
 
     groups: Sequence[Group]
     scores: Sequence[dict[str, Scores]]
     selected_under: Callable[[Mapping[str, Any]], Sequence[GroupReward]]
-    """What mixer and selectors make of these groups if the recipe's dotted keys had these values: a rollout is trained
-    on where its reward is finite and its group's `drop` is None."""
+    """(dotted key of the recipe → value) → rewards of these groups under these settings. The step would train on
+    rollouts whose reward is finite, in groups whose `drop` is None."""

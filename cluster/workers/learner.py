@@ -64,14 +64,14 @@ class LearnerActor:
         """Train from the checkpoint, or the initial model, to the end or until `stop`; returns the step reached."""
         from learner.engine.deepspeed_engine import collective_failures
         from learner.publish.publishers import weights_folder
-        from learner.rank import Rank, learn
+        from learner.rank import Rank, Services, learn
 
         context, policy, buffer = self._context, self._policy, self._context.buffer()
         config = context.config.of_policy(policy)
         if self._rank == 0:
             self._published = weights_folder(context.run_id, policy, epoch)
             remove_after_me(self._published)
-        told = Rank(
+        rank = Rank(
             config=config,
             model_dir=context.model_of(policy),
             run_id=context.run_id,
@@ -98,14 +98,12 @@ class LearnerActor:
 
         with collective_failures(self._rank, config.learner.collective_timeout_s):
             return learn(
-                told,
+                rank,
                 buffer,
                 lambda config, memory: (_mixer(config, memory.of).of_step, _selection(config)),
-                remembering=_mixer(config).memories,
+                Services(stop=lambda: self._stopping, save=save, stage=self._enter),
+                stateful=_mixer(config).memories,
                 rollout_actors=rollout_actors,
-                stop=lambda: self._stopping,
-                save=save,
-                stage=self._enter,
             )
 
 

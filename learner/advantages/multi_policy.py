@@ -1,13 +1,13 @@
 """Groups of several policies: whose rollout is whose, and what each learner is left with. Pure.
 
-One cut is made for all: its record has every rollout, and advantages that compare a policy's rollouts with each other
-alone. Each learner then takes its own part of that record.
+One batch is assembled for all learners: its record has every rollout, and advantages that compare a policy's rollouts
+with each other alone. Each learner then takes its own part of that record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,9 @@ from jaxtyping import Float, Int
 
 from cluster.types import BatchRecord, Group, GroupReward
 from learner.advantages.estimators import Advantage
-from learner.advantages.returns import advantages_of, part_of, part_of_mixed, tells_nothing
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Of one policy in every cut."""
-
-    policy: str
-    policies: tuple[str, ...] = ()
-    """Where there are several in the same groups: all of them, of which the first one's learner cuts."""
-
-    @property
-    def cuts(self) -> bool:
-        return not self.policies or self.policy == self.policies[0]
+from learner.advantages.returns import StepAdvantages, part_of, part_of_mixed, tells_nothing
+from learner.step_plugin import StepPlugin
+from learner.types import AssembledBatch
 
 
 def places(group: Group, policy: str) -> Int[np.ndarray, " N"]:
@@ -37,7 +26,7 @@ def places(group: Group, policy: str) -> Int[np.ndarray, " N"]:
 
 
 def owned(groups: Sequence[Group], record: BatchRecord, policy: str) -> tuple[list[Group], BatchRecord]:
-    """The part of a cut that is this policy's; groups without a rollout of it are left out.
+    """Return the part of a batch that is this policy's; groups without a rollout of it are left out.
 
     A record of several policies has no pairs: selectors, which make them, are refused there.
     """
@@ -66,35 +55,44 @@ def spread(
     return [tuple(found) for found in result]
 
 
-def advantages_among(
-    policies: Sequence[str],
-    advantage: Advantage,
-    use: str,
-    groups: Sequence[Group],
-    returns_G: Sequence[Float[np.ndarray, "G K"]],
-    mixed_G: Sequence[GroupReward] = (),
-    memory: Any = None,
-) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
-    """Apply `advantages_of` to each of `policies` as if it were alone; without policies, to all groups at once."""
-    if not policies:
-        return advantages_of(advantage, use, groups, returns_G, mixed_G, memory)
-    result: list[dict[int, np.ndarray]] = [{} for _ in groups]
-    for policy in policies:
-        having = [(i, at) for i, group in enumerate(groups) if len(at := places(group, policy))]
-        parts = [part_of(groups[i], at) for i, at in having]
-        mixed = [part_of_mixed(mixed_G[i], at) for i, at in having] if mixed_G else ()
-        found = advantages_of(advantage, use, parts, [returns_G[i][at] for i, at in having], mixed)
-        for (i, at), values in zip(having, found, strict=True):
-            result[i] |= dict(zip(at.tolist(), values, strict=True))
-    return tuple(tuple(found[k] for k in range(len(g))) for g, found in zip(groups, result, strict=True))
+class AdvantagesByPolicy(StepAdvantages):
+    """Advantages where several policies have rollouts in one group: each policy is compared with itself alone."""
+
+    def __init__(
+        self, estimator: Advantage, use: str, state: Callable[[], Any] = lambda: None, *, policies: Sequence[str]
+    ) -> None:
+        super().__init__(estimator, use, state)
+        self.policies = policies
+
+    def of(
+        self, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]], rewards_G: Sequence[GroupReward]
+    ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
+        """Return advantages per group and rollout. Raises KeyError for a rollout of a policy that is not listed."""
+        result: list[dict[int, np.ndarray]] = [{} for _ in groups]
+        for policy in self.policies:
+            having = [(i, at) for i, group in enumerate(groups) if len(at := places(group, policy))]
+            parts = [part_of(groups[i], at) for i, at in having]
+            rewards = [part_of_mixed(rewards_G[i], at) for i, at in having] if rewards_G else []
+            advantages = super().of(parts, [returns_G[i][at] for i, at in having], rewards)
+            for (i, at), values in zip(having, advantages, strict=True):
+                result[i] |= dict(zip(at.tolist(), values, strict=True))
+        return tuple(tuple(row[k] for k in range(len(g))) for g, row in zip(groups, result, strict=True))
+
+    def all_equal(self, group: Group, returns: Float[np.ndarray, "G K"]) -> bool:
+        """Whether no policy's rollouts differ in what any turn of theirs returns."""
+        parts = ((part_of(group, at), returns[at]) for at in (places(group, policy) for policy in self.policies))
+        return all(tells_nothing(*part) for part in parts)
 
 
-def no_gradient(policies: Sequence[str], group: Group, returns: Float[np.ndarray, "G K"]) -> bool:
-    """Whether no policy's rollouts differ in what any turn of theirs returns."""
-    if not policies:
-        return tells_nothing(group, returns)
-    parts = ((part_of(group, at), returns[at]) for at in (places(group, policy) for policy in policies))
-    return all(tells_nothing(*part) for part in parts)
+class OwnPart(StepPlugin):
+    """Train on one policy's rollouts of a batch that holds those of several (`[policies]`)."""
+
+    def __init__(self, policy: str) -> None:
+        self._policy = policy
+
+    def after_assemble(self, batch: AssembledBatch) -> AssembledBatch:
+        groups, record = owned(batch.groups, batch.record, self._policy)
+        return replace(batch, groups=groups, record=record)
 
 
 def _taken(values: Sequence[np.ndarray], at: Int[np.ndarray, " N"]) -> tuple[np.ndarray, ...]:

@@ -12,7 +12,7 @@ tokens of a turn share its advantage. With u = 0 or a single turn this is what t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -137,3 +137,34 @@ def _spread(rollout: Rollout, turns: Sequence[Float[np.ndarray, " _"]]) -> Float
     for turn, value in zip(ours, turns, strict=False):
         spread[turn.start : turn.end] = value if len(value) == 1 else value[turn.start : turn.end]
     return spread
+
+
+class StepAdvantages:
+    """A recipe's estimator, applied to the groups of a step."""
+
+    policies: Sequence[str] = ()
+    """Where several policies have rollouts in one group: all of them, each compared with itself alone."""
+
+    def __init__(self, estimator: Advantage, use: str, state: Callable[[], Any] = lambda: None) -> None:
+        """`use` is what the recipe calls the estimator; `state` returns what it remembers of earlier steps."""
+        self.estimator = estimator
+        self._use, self._state = use, state
+
+    def of(
+        self, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]], rewards_G: Sequence[GroupReward]
+    ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
+        """Return advantages per group and rollout: [1] for all its tokens, or one for each of its T tokens."""
+        return advantages_of(self.estimator, self._use, groups, returns_G, rewards_G, self._state())
+
+    def all_equal(self, group: Group, returns: Float[np.ndarray, "G K"]) -> bool:
+        """Whether no rollout's turn returns more than another's it is compared with."""
+        return tells_nothing(group, returns)
+
+    def no_gradient(self, group: Group, returns: Float[np.ndarray, "G K"], reward: GroupReward) -> bool:
+        """Whether all advantages of a group are 0."""
+        if not self.all_equal(group, returns):
+            return False
+        if not self.estimator.token_level:
+            return True
+        (found,) = checked(self.estimator, self._use, [group], [reward.rewards], [reward])
+        return not any(np.nan_to_num(values).any() for values in found)

@@ -18,10 +18,9 @@ import numpy as np
 
 from cluster.config import LearnerSection
 from cluster.types import BatchRecord, Group, GroupReward, Scores
-from learner.advantages.estimators import Advantage, checked
-from learner.advantages.multi_policy import advantages_among, no_gradient
-from learner.advantages.returns import returns_of
-from learner.plugin_state import ADVANTAGE, NO_STATE, PluginState
+from learner.advantages.estimators import Advantage
+from learner.advantages.returns import StepAdvantages, returns_of
+from learner.step_plugin import StepPlugin
 from learner.types import AssembledBatch, AssemblyBuffer, Considered, LeftOut, Mix, Select, Stored
 
 ZERO_VARIANCE = "zero_variance"
@@ -39,78 +38,119 @@ class _Seen:
     stored: dict[str, Stored] = field(default_factory=dict)
     mixed: dict[str, GroupReward] = field(default_factory=dict)
     selected: dict[str, GroupReward] = field(default_factory=dict)
-    """The same, rewards being NaN also where the learner or a selector leaves a rollout out."""
+    """As `mixed`; rewards are NaN also where the learner or a selector leaves a rollout out."""
     returns: dict[str, np.ndarray] = field(default_factory=dict)
     """[G, K]: what each turn returns, NaN as above and where there is no such turn."""
     dropped: dict[str, str] = field(default_factory=dict)
 
 
-def assemble(
-    buffer: AssemblyBuffer,
-    policy: str,
-    epoch: int,
-    step: int,
-    mix: Mix,
-    advantage: Advantage,
-    section: LearnerSection,
-    *,
-    select: Select | None = None,
-    policies: Sequence[str] = (),
-    memory: PluginState = NO_STATE,
-    stop: Callable[[], bool] = lambda: False,
-) -> AssembledBatch | None:
-    """Decide and record what `step` trains on, or repeat what was decided before. None if told to stop while waiting.
+@dataclass(slots=True)
+class Assembler:
+    """What decides the batch of every step, on rank 0 of one learner."""
 
-    Of several `policies` with rollouts in the same groups each is compared with itself alone.
+    buffer: AssemblyBuffer
+    policy: str
+    """Whose groups are assembled."""
+    epoch: int
+    mix: Mix
+    advantages: StepAdvantages
+    select: Select | None = None
+    arrange: Callable[[Mapping[str, Any]], tuple[Mix, Select | None]] | None = None
+    """Mixer and selection as the recipe would have them with these values of dotted keys, for controllers."""
+    plugins: Sequence[StepPlugin] = ()
 
-    A dropped group is final. After `max_refills` rounds the step trains on what is there; that may be nothing.
-    """
-    existing = buffer.recorded(policy, step)
-    if existing is not None:
-        return AssembledBatch(*_load(buffer, existing))
-    seen, start = _Seen(), time.monotonic()
-    stored: Sequence[Stored] | None = ()
-    dropped: dict[str, str] = {}
-    for refills_left in range(section.max_refills, -1, -1):
-        stored = _wait(buffer, policy, epoch, step, section.groups_per_step, stop)
-        if stored is None:
-            return None
-        dropped = _filter(stored, seen, mix, select, advantage, section, policies)
-        if not dropped or not refills_left:
-            break
-        buffer.drop(policy, epoch, dropped)
-    waited = time.monotonic() - start
-    kept = [s.group.id for s in stored if s.group.id not in seen.dropped][: section.groups_per_step]
-    selected = [seen.selected[i] for i in kept]
-    rewards = tuple(s.rewards for s in selected)
-    members = [seen.stored[i].group for i in kept]
-    decided = BatchRecord(
-        policy=policy,
-        step=step,
-        groups=tuple(kept),
-        rewards=rewards,
-        advantages=advantages_among(
-            policies,
-            advantage,
-            section.advantage.use,
-            members,
-            [seen.returns[i] for i in kept],
-            selected,
-            memory.of(ADVANTAGE),
-        ),
-        metrics=_metrics(seen, kept, step, section.turn_discount, policies),
-        pairs=tuple(s.pairs or () for s in selected) if any(s.pairs is not None for s in selected) else (),
-        token_weights=tuple(map(_weights, selected)) if any(s.token_weights for s in selected) else (),
-    )
-    decided = memory.completed(decided, members, _considered(seen, section, memory))
-    # What the last round filtered leaves with the record: nobody waits for its replacement.
-    record = buffer.record(epoch, decided, dropped)
-    groups = members
-    if record.groups != decided.groups:
-        record, groups = _load(buffer, record)
-    left_out = [LeftOut(seen.stored[i].group, seen.stored[i].scores, seen.mixed[i].rewards, reason)
-                for i, reason in seen.dropped.items()]  # fmt: skip
-    return AssembledBatch(record, groups, waited, {i: seen.stored[i].scores for i in kept}, left_out)
+    @property
+    def estimator(self) -> Advantage:
+        return self.advantages.estimator
+
+    def assemble(
+        self, step: int, section: LearnerSection, stop: Callable[[], bool] = lambda: False
+    ) -> AssembledBatch | None:
+        """Decide and record what `step` trains on, or repeat what was decided before. None if told to stop meanwhile.
+
+        A dropped group is final. After `max_refills` rounds the step trains on what is there; that may be nothing.
+        """
+        buffer, policy = self.buffer, self.policy
+        existing = buffer.recorded(policy, step)
+        if existing is not None:
+            return AssembledBatch(*_load(buffer, existing))
+        seen, start = _Seen(), time.monotonic()
+        stored: Sequence[Stored] | None = ()
+        dropped: dict[str, str] = {}
+        for refills_left in range(section.max_refills, -1, -1):
+            stored = self._wait(step, section.groups_per_step, stop)
+            if stored is None:
+                return None
+            dropped = self._filter(stored, seen, section)
+            if not dropped or not refills_left:
+                break
+            buffer.drop(policy, self.epoch, dropped)
+        waited = time.monotonic() - start
+        kept = [s.group.id for s in stored if s.group.id not in seen.dropped][: section.groups_per_step]
+        members = [seen.stored[i].group for i in kept]
+        decided = self._decided(seen, kept, members, step, section)
+        considered = self._considered(seen, section)
+        for plugin in self.plugins:
+            decided = plugin.before_record(decided, members, considered)
+        # What the last round filtered leaves with the record: the learner does not wait for its replacement.
+        record = buffer.record(self.epoch, decided, dropped)
+        groups = members
+        if record.groups != decided.groups:
+            record, groups = _load(buffer, record)
+        left_out = [LeftOut(seen.stored[i].group, seen.stored[i].scores, seen.mixed[i].rewards, reason)
+                    for i, reason in seen.dropped.items()]  # fmt: skip
+        return AssembledBatch(record, groups, waited, {i: seen.stored[i].scores for i in kept}, left_out)
+
+    def _wait(self, step: int, count: int, stop: Callable[[], bool]) -> Sequence[Stored] | None:
+        while not stop():
+            asked = time.monotonic()
+            stored = self.buffer.ready(self.policy, self.epoch, step, limit=count, timeout_s=POLL_S)
+            # An answer before the time is up is final even if it is short: the tasks have run out.
+            if len(stored) >= count or time.monotonic() - asked < POLL_S:
+                return stored
+        return None
+
+    def _filter(self, stored: Sequence[Stored], seen: _Seen, section: LearnerSection) -> dict[str, str]:
+        """Mix and select this round's groups together; returns id → reason of what must go."""
+        groups, scores = [s.group for s in stored], [s.scores for s in stored]
+        mixed = self.mix(groups, scores)
+        selected = _selected(groups, scores, mixed, self.select, section)
+        dropped = {}
+        for item, before, after in zip(stored, mixed, selected, strict=True):
+            id = item.group.id
+            seen.stored[id], seen.mixed[id], seen.selected[id] = item, before, after
+            seen.returns[id] = returns_of(item.group, after, after.rewards, section.turn_discount)
+            flat = self.advantages.no_gradient(item.group, seen.returns[id], after)
+            reason = _useless(before, after, flat, section)
+            if reason is not None:
+                dropped[id] = reason
+        seen.dropped |= dropped
+        return dropped
+
+    def _decided(
+        self, seen: _Seen, kept: list[str], members: list[Group], step: int, section: LearnerSection
+    ) -> BatchRecord:
+        selected = [seen.selected[i] for i in kept]
+        return BatchRecord(
+            policy=self.policy,
+            step=step,
+            groups=tuple(kept),
+            rewards=tuple(s.rewards for s in selected),
+            advantages=self.advantages.of(members, [seen.returns[i] for i in kept], selected),
+            metrics=_metrics(seen, kept, step, section.turn_discount, self.advantages),
+            pairs=tuple(s.pairs or () for s in selected) if any(s.pairs is not None for s in selected) else (),
+            token_weights=tuple(map(_weights, selected)) if any(s.token_weights for s in selected) else (),
+        )
+
+    def _considered(self, seen: _Seen, section: LearnerSection) -> Considered:
+        groups, scores = [s.group for s in seen.stored.values()], [s.scores for s in seen.stored.values()]
+
+        def selected_under(settings: Mapping[str, Any]) -> list[GroupReward]:
+            assert self.arrange is not None, "no recipe is being steered"
+            mix, select = self.arrange(settings)
+            return _selected(groups, scores, mix(groups, scores), select, section)
+
+        return Considered(groups, scores, selected_under)
 
 
 def wait_for_record(
@@ -124,47 +164,6 @@ def wait_for_record(
     return AssembledBatch(*_load(buffer, record), time.monotonic() - start)
 
 
-def _wait(
-    buffer: AssemblyBuffer, policy: str, epoch: int, step: int, count: int, stop: Callable[[], bool]
-) -> Sequence[Stored] | None:
-    while not stop():
-        asked = time.monotonic()
-        stored = buffer.ready(policy, epoch, step, limit=count, timeout_s=POLL_S)
-        # An answer before the time is up is final even if it is short: the tasks have run out.
-        if len(stored) >= count or time.monotonic() - asked < POLL_S:
-            return stored
-    return None
-
-
-def _filter(
-    stored: Sequence[Stored],
-    seen: _Seen,
-    mix: Mix,
-    select: Select | None,
-    advantage: Advantage,
-    section: LearnerSection,
-    policies: Sequence[str],
-) -> dict[str, str]:
-    """Mix and select this round's groups together; id → reason of what must go."""
-    groups, scores = [s.group for s in stored], [s.scores for s in stored]
-    mixed = mix(groups, scores)
-    selected = _selected(groups, scores, mixed, select, section)
-    dropped = {}
-    for item, before, after in zip(stored, mixed, selected, strict=True):
-        id = item.group.id
-        seen.stored[id], seen.mixed[id], seen.selected[id] = item, before, after
-        returns = returns_of(item.group, after, after.rewards, section.turn_discount)
-        seen.returns[id] = returns
-        flat = no_gradient(policies, item.group, returns) and not _varies_by_token(
-            advantage, item.group, after, section
-        )
-        reason = _useless(before, after, flat, section)
-        if reason is not None:
-            dropped[id] = reason
-    seen.dropped |= dropped
-    return dropped
-
-
 def _selected(
     groups: Sequence[Group],
     scores: Sequence[dict[str, Scores]],
@@ -175,24 +174,6 @@ def _selected(
     """What the learner and the selectors leave of the mixed groups."""
     whole = [_untruncated(g, m) for g, m in zip(groups, mixed, strict=True)] if section.drop_truncated else mixed
     return whole if select is None else select(groups, scores, whole)
-
-
-def _considered(seen: _Seen, section: LearnerSection, memory: PluginState) -> Considered:
-    groups, scores = [s.group for s in seen.stored.values()], [s.scores for s in seen.stored.values()]
-
-    def selected_under(settings: Mapping[str, Any]) -> list[GroupReward]:
-        mix, select = memory.arranged(settings)
-        return _selected(groups, scores, mix(groups, scores), select, section)
-
-    return Considered(groups, scores, selected_under)
-
-
-def _varies_by_token(advantage: Advantage, group: Group, mixed: GroupReward, section: LearnerSection) -> bool:
-    """Whether an estimator of token advantages finds some in a group whose returns are all equal."""
-    if not advantage.token_level:
-        return False
-    (found,) = checked(advantage, section.advantage.use, [group], [mixed.rewards], [mixed])
-    return any(np.nan_to_num(values).any() for values in found)
 
 
 def _untruncated(group: Group, mixed: GroupReward) -> GroupReward:
@@ -235,7 +216,7 @@ def _load(buffer: AssemblyBuffer, record: BatchRecord) -> tuple[BatchRecord, lis
     return record, [found[i] for i in record.groups]
 
 
-def _metrics(seen: _Seen, kept: list[str], step: int, discount: float, policies: Sequence[str]) -> dict[str, float]:
+def _metrics(seen: _Seen, kept: list[str], step: int, discount: float, advantages: StepAdvantages) -> dict[str, float]:
     """What was sampled and what of it is trained on.
 
     Rewards and lengths are of every group looked at, dropped ones included: the mean over the trained ones alone
@@ -245,7 +226,7 @@ def _metrics(seen: _Seen, kept: list[str], step: int, discount: float, policies:
     rollouts = [r for g in groups for r in g.rollouts]
     rewards = np.concatenate([np.empty(0), *(m.rewards for m in seen.mixed.values())])
     flat = [
-        no_gradient(policies, group, returns_of(group, m, m.rewards, discount))
+        advantages.all_equal(group, returns_of(group, m, m.rewards, discount))
         for group, m in zip(groups, seen.mixed.values(), strict=True)
         if np.isfinite(m.rewards).any()
     ]
@@ -264,7 +245,10 @@ def _metrics(seen: _Seen, kept: list[str], step: int, discount: float, policies:
         "rollout/num_cut_observations": float(sum(r.num_cut_observations for r in rollouts)),
         "reward/outdated_frac": _mean([seen.stored[i].outdated for i in kept]),
         "learner/groups": float(len(kept)),
-        **{f"reward/of_{name}_mean": _mean(rewards[np.isfinite(rewards) & (owners == name)]) for name in policies},
+        **{
+            f"reward/of_{name}_mean": _mean(rewards[np.isfinite(rewards) & (owners == name)])
+            for name in advantages.policies
+        },
         **_pair_metrics([seen.selected[i] for i in kept]),
         **{f"buffer/num_dropped_{reason}": float(reasons.count(reason)) for reason in sorted(set(reasons))},
         **_mixed_metrics([m.metrics for m in seen.mixed.values()]),

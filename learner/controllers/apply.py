@@ -1,8 +1,8 @@
 """A recipe that changes while it runs: what controllers say reaches mixer, selection, losses and rollouts.
 
-controllers' memories ──► settings ──► the cut's record ──► losses and terms, on every rank
-                             ├───────► mixer, selection      (rank 0)
-                             └───────► the publication       ──► rollouts
+controllers' states ──► settings ──► the batch's record ──► losses and terms, on every rank
+                            ├──────► mixer, selection       (rank 0)
+                            └──────► the publication        ──► rollouts
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from learner.advantages.estimators import ADVANTAGES
 from learner.batch.experience_replay import REHEARSALS
 from learner.controllers import CONTROLLERS
 from learner.plugin_state import ADVANTAGE, REHEARSAL, PluginState
-from learner.types import Mix, Select
+from learner.step_plugin import StepPlugin
+from learner.types import AssembledBatch, Mix, Select
 
 Arrange = Callable[[RunConfig, PluginState], tuple[Mix, Select | None]]
 STEERABLE = (
@@ -30,7 +31,7 @@ STEERABLE = (
 
 
 def memory_of(config: RunConfig, more: Mapping[str, Any]) -> PluginState:
-    """The memories of what a recipe names, and of `more`. Raises ConfigError, also for settings that never hold."""
+    """Return the state of a recipe's plug-ins and of `more`. Raises ConfigError, also for settings that never hold."""
     section = config.learner
     plugins: dict[str, Any] = {
         ADVANTAGE: build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
@@ -50,36 +51,40 @@ def memory_of(config: RunConfig, more: Mapping[str, Any]) -> PluginState:
 
 
 def steered(section: LearnerSection, settings: Mapping[str, Any]) -> LearnerSection:
-    """The section as controllers have changed it."""
+    """Return the section as controllers have changed it."""
     own = {key: value for key, value in settings.items() if key.startswith("learner.")}
     return patched(RunConfig(learner=section), own).learner if own else section
 
 
-class Steering:
-    """Mixer and selection of the recipe as it is now."""
+class Steering(StepPlugin):
+    """Mixer, selection and objective as controllers have them now."""
 
     def __init__(self, config: RunConfig, arrange: Arrange, memory: PluginState) -> None:
+        """`arrange` makes mixer and selection of a recipe, anew each time that controllers change it."""
         self._config, self._arrange, self._memory = config, arrange, memory
         self._settings: Mapping[str, Any] = {}
         self._mix, self._select = arrange(config, memory)
-        memory.arrange = self._arranged
 
-    def _arranged(self, settings: Mapping[str, Any]) -> tuple[Mix, Select | None]:
+    def arranged(self, settings: Mapping[str, Any]) -> tuple[Mix, Select | None]:
+        """Return mixer and selection as the recipe would have them with `settings` over the present ones."""
         return self._arrange(patched(self._config, {**self._memory.settings(), **settings}), self._memory)
 
-    def _now(self) -> None:
-        settings = self._memory.settings()
-        if settings != self._settings:
-            self._mix, self._select = self._arrange(patched(self._config, settings), self._memory)
-            self._settings = settings
+    def configure(self, section: LearnerSection, batch: AssembledBatch) -> LearnerSection:
+        return steered(section, batch.record.settings)
 
     def mix(self, groups: Sequence[Group], scores: Sequence[dict[str, Scores]]) -> list[GroupReward]:
-        self._now()
+        self._refresh()
         return self._mix(groups, scores)
 
     def select(
         self, groups: Sequence[Group], scores: Sequence[dict[str, Scores]], mixed: list[GroupReward]
     ) -> list[GroupReward]:
-        self._now()
+        self._refresh()
         assert self._select is not None, "a controller has taken the selectors away"
         return self._select(groups, scores, mixed)
+
+    def _refresh(self) -> None:
+        settings = self._memory.settings()
+        if settings != self._settings:
+            self._mix, self._select = self._arrange(patched(self._config, settings), self._memory)
+            self._settings = settings

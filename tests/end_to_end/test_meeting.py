@@ -17,13 +17,13 @@ from cluster.driver.preflight import limits
 from cluster.types import Publication, Task
 from learner.advantages.estimators import ReinforcePlusPlus
 from learner.advantages.multi_policy import owned
-from learner.batch.assemble import assemble
 from learner.batch.pack import pack
 from learner.types import AssembledBatch
 from rewards.aggregation.mixer import Mixer
 from rewards.builtin.comas import interaction_rewards, read_score
 from rewards.worker import RewardWorker
 from tests.fakes import FakeEngine
+from tests.learner.runs import assembler
 from tests.models import random_llama
 
 GROUPS = 4
@@ -72,11 +72,10 @@ async def step(buffer: Buffer, model: Path) -> tuple[AssembledBatch, int]:
     working = [asyncio.create_task(worker.run()) for worker in (first, other, rewards)]
     mix = Mixer(settings.rewards, settings.reward_names, settings.reward_workers.min_valid).of_step
     made = await asyncio.to_thread(
-        lambda: assemble(
-            buffer, "policy", epoch, 0, mix, ReinforcePlusPlus(), settings.learner, policies=settings.policy_names,
-            stop=lambda: any(task.done() for task in working),
+        lambda: assembler(buffer, epoch, mix, ReinforcePlusPlus(), policies=settings.policy_names).assemble(
+            0, settings.learner, lambda: any(task.done() for task in working)
         )
-    )  # fmt: skip
+    )
     for worker in (first, other, rewards):
         await worker.stop()
     await asyncio.gather(*working)

@@ -32,6 +32,7 @@ from learner.types import Engine
 from learner.update import Objective, optimize
 from tests.learner.groups import each, ppo_groups, random_groups, random_rewards, record_of
 from tests.learner.plain import plain_loop, plain_ppo, rewards_of
+from tests.learner.runs import run_of
 
 VOCABULARY = 40
 LENGTHS = [[(3, 9), (3, 2), (4, 30)], [(2, 5), (9, 1)], [(1, 12), (6, 6), (6, 3), (2, 2)]]
@@ -159,7 +160,7 @@ def on_policy(model_dir: Path, work: Path, optimizer: str) -> Any:
     def mix(group: Group, scores: Any) -> GroupReward:
         return GroupReward(rewards_of(group))
 
-    reached = train(section, shelf, engine, shelf, each(mix), policy="policy", epoch=1)
+    reached = train(run_of(section, shelf, engine, shelf, each(mix)))
     initial = {n: p.detach() for n, p in AutoModelForCausalLM.from_pretrained(model_dir).named_parameters()}
     rows = [fields["metrics"] for kind, fields in shelf.told if kind == "step"]
     engine.barrier()

@@ -12,10 +12,11 @@ from cluster.config import LearnerSection, LossSection, TermSection
 from cluster.types import Group, GroupReward, Pair, Scores
 from learner.advantages.estimators import Advantage, GroupAdvantage, ReinforcePlusPlus
 from learner.batch import assemble as assembling
-from learner.batch.assemble import assemble, wait_for_record
+from learner.batch.assemble import wait_for_record
 from learner.types import AssembledBatch
 from tests.cluster.lap import Lap, group_of
 from tests.learner.groups import each
+from tests.learner.runs import assembler
 
 POLICY = "policy"
 
@@ -41,9 +42,8 @@ def cut_of(
     lap: Lap, mix: Recipe, section: LearnerSection | None = None, advantage: Advantage | None = None, **options
 ) -> AssembledBatch:
     section = section or LearnerSection(groups_per_step=lap.limits.groups_per_step)
-    found = assemble(
-        lap.buffer, POLICY, lap.epoch, lap.step, each(mix), advantage or GroupAdvantage(), section, **options
-    )
+    deciding = assembler(lap.buffer, lap.epoch, each(mix), advantage or GroupAdvantage(), **options)
+    found = deciding.assemble(lap.step, section)
     assert found is not None
     return found
 
@@ -213,9 +213,8 @@ def test_a_learner_told_to_stop_while_waiting_records_nothing(buffer):
     lap = lap_of(buffer)
     asked = iter([False, True])
     section = LearnerSection(groups_per_step=3)
-    stopped = assemble(
-        buffer, POLICY, lap.epoch, 0, each(Recipe()), GroupAdvantage(), section, stop=lambda: next(asked)
-    )
+    deciding = assembler(buffer, lap.epoch, each(Recipe()), GroupAdvantage())
+    stopped = deciding.assemble(0, section, stop=lambda: next(asked))
     assert stopped is None
     assert buffer.recorded(POLICY, 0) is None
     assert wait_for_record(buffer, POLICY, 0, stop=lambda: True) is None
@@ -321,7 +320,7 @@ def test_a_mixer_sees_all_groups_of_the_round_together(buffer):
         return [GroupReward(w) for w in worth]
 
     section = LearnerSection(groups_per_step=3)
-    found = assemble(lap.buffer, POLICY, lap.epoch, 0, mix, GroupAdvantage(), section)
+    found = assembler(lap.buffer, lap.epoch, mix, GroupAdvantage()).assemble(0, section)
     assert found is not None
     assert rounds == [[0, 1, 2], [0, 2, 3]], "with what replaces a dropped group"
     assert [r[0] for r in found.record.rewards] == [2, 1, 1]

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.types import GroupReward
 from learner.advantages.estimators import GroupAdvantage, ThoughtCredit, TokenReturns
-from learner.advantages.multi_policy import advantages_among
+from learner.advantages.multi_policy import AdvantagesByPolicy
 from learner.advantages.returns import advantages_of
 from tests.learner.groups import group, rollout
 
@@ -105,5 +105,5 @@ def test_policies_in_one_group_have_each_their_own():
     two = replace(found, rollouts=tuple(replace(r, policy=p) for r, p in zip(found.rollouts, "abab", strict=True)))
     mixed = GroupReward(np.array([2.0, 0, 1, 0]), tokens=tuple(np.array([0, 0.5, 0]) for _ in range(4)))
     estimator = TokenReturns(normalize_std=False)
-    [credit] = advantages_among(("a", "b"), estimator, "it", [two], [mixed.rewards[:, None]], [mixed])
+    [credit] = AdvantagesByPolicy(estimator, "it", policies=("a", "b")).of([two], [mixed.rewards[:, None]], [mixed])
     assert [c.tolist() for c in credit] == [[0.5, 0.5, 0], [0, 0, -0.5], [-0.5, -0.5, -1], [0, 0, -0.5]]

@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.config import RunConfig
 from cluster.types import Manifest
 from learner.advantages.estimators import GroupAdvantage
 from learner.batch import assemble as assembling
 from learner.batch.experience_replay import Spear
 from learner.controllers import CONTROLLERS
+from learner.controllers.apply import Steering
 from learner.plugin_state import ADVANTAGE, REHEARSAL, PluginState
 from learner.train import train
-from learner.types import Hooks
 from tests.cluster.lap import Lap, Limits
 from tests.learner.groups import each
+from tests.learner.runs import Calls, run_of
 from tests.learner.test_train import TableEngine, Workers, mix, rows, section_of
 
 LIMITS = Limits(4, max_staleness=1)
@@ -37,10 +39,10 @@ def memory() -> PluginState:
 def trained(
     workers: Workers, engine: TableEngine, remembered: PluginState, checkpoint: Any = lambda done: None
 ) -> None:
-    train(
-        section_of(8), workers.lap.buffer, engine, workers, each(mix), policy="policy", epoch=workers.lap.epoch,
-        memory=remembered, hooks=Hooks(at_step=workers.sample, checkpoint=checkpoint),
-    )  # fmt: skip
+    steering = Steering(RunConfig(), lambda config, state: (each(mix), None), remembered)
+    plugins = [steering, Calls(at_step=workers.sample, checkpoint=checkpoint)]
+    buffer, epoch = workers.lap.buffer, workers.lap.epoch
+    train(run_of(section_of(8), buffer, engine, workers, each(mix), epoch=epoch, state=remembered, plugins=plugins))
 
 
 def told(metrics: dict[str, float]) -> dict[str, float]:

@@ -33,8 +33,8 @@ def test_a_loss_that_is_not_finite_is_named_where_the_log_probs_are(tmp_path, fo
     metrics = {"loss/policy": NAN, **found}
     for step in range(2):
         engine.num_skipped += 1
-        recorder.after(step, cut, metrics)
+        recorder.after_step(step, cut, metrics)
     engine.num_skipped += 1
     with pytest.raises(Diverged, match=r"3 steps in a row, the last 3, .* --step 3`") as caught:
-        recorder.after(2, cut, metrics)
+        recorder.after_step(2, cut, metrics)
     assert words in str(caught.value)

@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.types import BatchRecord, Claim, Group, Rollout, Task
+from cluster.types import BatchRecord, Claim, Group, GroupReward, Rollout, Task
 from learner.advantages.estimators import GroupAdvantage, ReinforcePlusPlus
-from learner.advantages.multi_policy import Share, advantages_among, no_gradient, owned, spread
+from learner.advantages.multi_policy import AdvantagesByPolicy, OwnPart, owned, spread
+from learner.advantages.returns import StepAdvantages
+from learner.types import AssembledBatch
 
 TOKENS = np.arange(4, dtype=np.int32)
 
@@ -30,7 +32,8 @@ REWARDS = (np.array([1.0, 0.0, 0.0, 4.0, np.nan]), np.array([2.0, 1.0]))
 
 
 def advantages(estimator, policies=("policy", "b")):
-    return advantages_among(policies, estimator, "x", [MIXED, LONE], [r[:, None] for r in REWARDS])
+    compared = AdvantagesByPolicy(estimator, "x", policies=policies) if policies else StepAdvantages(estimator, "x")
+    return compared.of([MIXED, LONE], [r[:, None] for r in REWARDS], ())
 
 
 def test_a_policys_rollouts_are_compared_with_its_own_alone():
@@ -51,10 +54,12 @@ def test_a_whole_step_is_normalised_policy_by_policy():
 
 def test_a_group_is_kept_for_the_one_policy_that_learns_from_it():
     rewards = np.array([1.0, 3.0, 1.0, 3.0, 1.0])[:, None]
-    assert no_gradient(("policy", "b"), MIXED, rewards), "each policy's own are all equal"
-    assert not no_gradient((), MIXED, rewards)
+    by_policy = AdvantagesByPolicy(GroupAdvantage(), "x", policies=("policy", "b"))
+    reward = GroupReward(rewards[:, 0])
+    assert by_policy.no_gradient(MIXED, rewards, reward), "each policy's own are all equal"
+    assert not StepAdvantages(GroupAdvantage(), "x").no_gradient(MIXED, rewards, reward)
     rewards[4] = 2.0
-    assert not no_gradient(("policy", "b"), MIXED, rewards)
+    assert not by_policy.no_gradient(MIXED, rewards, reward)
 
 
 def test_each_learner_takes_its_own_part_of_the_record():
@@ -84,12 +89,15 @@ def test_what_a_part_is_told_finds_its_place_in_the_whole():
     assert all(np.isnan(v).all() and len(v) == 4 for v in lone)
 
 
-def test_one_learner_cuts():
-    assert [Share(name, ("policy", "b")).cuts for name in ("policy", "b")] == [True, False]
-    assert Share("policy").cuts
+def test_a_learner_trains_on_its_own_part_of_every_batch():
+    record = BatchRecord("policy", 3, (MIXED.id, LONE.id), REWARDS, advantages(GroupAdvantage()))
+    batch = OwnPart("b").after_assemble(AssembledBatch(record, [MIXED, LONE], scores={"x": {}}))
+    assert [r.text for g in batch.groups for r in g.rollouts] == ["b0", "b2", "b4"]
+    assert batch.record.groups == (MIXED.id,)
+    assert batch.scores == {"x": {}}
 
 
 def test_a_rollout_of_nobody_is_no_silent_loss():
     stranger = replace(MIXED, rollouts=(*MIXED.rollouts, rollout("c")))
     with pytest.raises(KeyError):
-        advantages_among(("policy", "b"), GroupAdvantage(), "x", [stranger], [np.zeros((6, 1))])
+        AdvantagesByPolicy(GroupAdvantage(), "x", policies=("policy", "b")).of([stranger], [np.zeros((6, 1))], ())

@@ -23,11 +23,12 @@ from cluster.config import (
 from cluster.types import Group, Scores
 from learner.batch import assemble as assembling
 from learner.train import train
-from learner.types import Hooks, Mix
+from learner.types import Mix
 from rewards.aggregation.mixer import Mixer
 from rewards.aggregation.selectors import Selection
 from tests.cluster.lap import Lap
 from tests.learner.groups import bigram_logprobs
+from tests.learner.runs import Calls, run_of
 from tests.learner.test_train import GOOD, TableEngine, Workers
 
 STEPS = 4
@@ -74,20 +75,12 @@ def lap(
     def select(groups: Any, _: Any, mixed: Any) -> Any:
         return selection(groups, scored(groups), mixed) if selection else mixed
 
-    hooks = Hooks(at_step=workers.sample, stop=stop)
-    epoch = workers.lap.epoch
     train(
-        section,
-        buffer,
-        engine,
-        workers,
-        mix,
-        policy="policy",
-        epoch=epoch,
-        select=select,
-        reference=Frozen(),
-        hooks=hooks,
-    )
+        run_of(
+            section, buffer, engine, workers, mix, epoch=workers.lap.epoch, select=select, reference=Frozen(),
+            plugins=[Calls(at_step=workers.sample)], stop=stop,
+        )
+    )  # fmt: skip
     rows = [fields["metrics"] for _, kind, fields in buffer.events() if kind == "step"]
     summary = buffer.summary("policy")
     assert (len(rows), summary["groups_lost"], summary["groups_trained_twice"]) == (section.steps, 0, 0)

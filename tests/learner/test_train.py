@@ -18,10 +18,11 @@ from cluster.types import Group, GroupReward, Rollout, Scores
 from learner.batch import assemble as assembling
 from learner.batch.pack import pack
 from learner.train import train
-from learner.types import AssembledBatch, Hooks
+from learner.types import AssembledBatch
 from learner.update import Objective, optimize
 from tests.cluster.lap import Lap
 from tests.learner.groups import VOCABULARY, bigram_logprobs, each, group, random_groups, random_rewards, record_of
+from tests.learner.runs import Calls, run_of
 
 GOOD = 3
 """The token that is rewarded."""
@@ -115,9 +116,9 @@ def workers(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Workers:
 
 def run(workers: Workers, section: LearnerSection, engine: TableEngine, **hooks: Any) -> int:
     lap = workers.lap
-    return train(
-        section, lap.buffer, engine, workers, each(mix), policy=lap.policy, epoch=lap.epoch, hooks=Hooks(**hooks)
-    )
+    fields = {"stop": hooks.pop("stop")} if "stop" in hooks else {}
+    plugins = [Calls(**hooks)]
+    return train(run_of(section, lap.buffer, engine, workers, each(mix), epoch=lap.epoch, plugins=plugins, **fields))
 
 
 def rows(buffer: Buffer) -> list[dict[str, Any]]:
@@ -193,9 +194,8 @@ def test_an_empty_cut_moves_the_version_and_not_the_weights(buffer, workers):
 
     lap = workers.lap
     section = section_of(2)
-    hooks = Hooks(at_step=workers.sample)
-    reached = train(section, buffer, engine, workers, each(no_reward), policy="policy", epoch=lap.epoch, hooks=hooks)
-    assert reached == 2
+    plugins = [Calls(at_step=workers.sample)]
+    assert train(run_of(section, buffer, engine, workers, each(no_reward), epoch=lap.epoch, plugins=plugins)) == 2
     assert not engine.table.any()
     assert buffer.status("policy")["version"] == 2
     assert [row["metrics"]["learner/num_empty_steps"] for row in rows(buffer)] == [1.0, 1.0]

@@ -17,7 +17,7 @@ from cluster.types import BatchRecord, Group, MicroBatch, Pair
 from learner.advantages.estimators import ADVANTAGES
 from learner.advantages.gae import credit
 from learner.batch.pack import mini_batches, pack, whole_batch
-from learner.batch.trained_logprobs import Hindsight
+from learner.batch.trained_logprobs import TrainedLogprobs
 from learner.losses.policy_losses import LOSSES
 from learner.tensors import log_importance
 from learner.update import Objective, optimize
@@ -32,12 +32,12 @@ def section_of(**fields) -> LearnerSection:
     return LearnerSection(row_tokens=16, micro_tokens=32, **fields)
 
 
-def step(section: LearnerSection, groups: list[Group], record: BatchRecord, *, reference=None, heard=None):
+def step(section: LearnerSection, groups: list[Group], record: BatchRecord, *, reference=None, plugins=()):
     """The table after one step at learning rate 1, and its metrics."""
     engine = TableEngine(lr=1.0)
     objective = Objective.of(section)
     batches = mini_batches(groups, record, section, append=objective.append)
-    metrics = optimize(batches, objective, engine, reference, **({"heard": heard} if heard else {}))
+    metrics = optimize(batches, objective, engine, reference, plugins)
     return engine, metrics
 
 
@@ -140,9 +140,9 @@ def test_tokens_are_heard_once_under_the_weights_that_the_step_began_with():
     groups = random_groups(LENGTHS)
     record = record_of(groups, random_rewards(groups))
     section = section_of(updates_per_batch=3, passes_per_batch=2)
-    hindsight = Hindsight()
-    step(section, groups, record, heard=hindsight.hear)
-    found = hindsight.take(groups, record, section)
+    trained = TrainedLogprobs()
+    step(section, groups, record, plugins=[trained])
+    found = trained.take(groups, record, section)
     uniform = -np.log(TableEngine().table.shape[1])
     for group, values in zip(groups, found, strict=True):
         for rollout, own in zip(group.rollouts, values, strict=True):

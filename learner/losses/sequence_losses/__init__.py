@@ -2,7 +2,7 @@
 
 from cluster.config import LearnerSection
 from cluster.plugins import build
-from learner.losses.sequence_losses.base import NO_TERMS, LossTerm, Terms
+from learner.losses.sequence_losses.base import LossTerm, Terms
 from learner.losses.sequence_losses.laser import LaSeR
 from learner.losses.sequence_losses.preference import Dpo, Ipo
 from learner.losses.sequence_losses.regularizers import Nll, Selm, TReg
@@ -16,7 +16,7 @@ TERMS: dict[str, type[LossTerm]] = {
     "t_reg": TReg,
 }
 
-__all__ = ["NO_TERMS", "TERMS", "LossTerm", "Terms", "build_terms"]
+__all__ = ["TERMS", "LossTerm", "Terms", "build_terms"]
 
 
 def build_terms(section: LearnerSection) -> Terms:

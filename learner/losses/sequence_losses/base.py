@@ -6,7 +6,7 @@ rollouts) and neither micro-batches nor ranks change its gradient. `sums` says h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -15,9 +15,12 @@ from torch import Tensor
 
 from cluster.errors import ConfigError, calling
 from cluster.plugins import Plugin
-from cluster.types import Batch
+from cluster.types import Batch, MicroBatch
+from learner.batch.pack import at_temperature_one
 from learner.losses.sequence_sums import Credits, SequenceStats, sums_of
-from learner.types import Engine
+from learner.step_plugin import Outputs, StepPlugin, Update
+from learner.tensors import TokenBatch
+from learner.types import Engine, ReferenceModel
 
 
 class LossTerm(Plugin):
@@ -44,18 +47,48 @@ class LossTerm(Plugin):
         return None
 
 
-class Terms:
-    """All terms of a recipe, with their weights and names."""
+class Terms(StepPlugin):
+    """All terms of a recipe, with their names and weights, in the training step."""
 
     def __init__(self, terms: Sequence[tuple[str, float, LossTerm]]) -> None:
-        self._terms = terms
-        self.need_reference = any(t.needs_reference for _, _, t in terms)
+        self._terms, self._credits = terms, _NOTHING
+        self._references: list[Sequence[Tensor | None]] = []
+        self.needs_reference = any(t.needs_reference for _, _, t in terms)
         wanted = {t.appended_token for _, _, t in terms} - {None}
         if len(wanted) > 1:
             raise ConfigError(f"learner.terms want {sorted(wanted, key=str)} appended; a rollout can end in one token.")
-        self.appended_token: int | None = next(iter(wanted), None)
+        self.appended_token = next(iter(wanted), None)
         self.need_pairs = any(t.needs_pairs for _, _, t in terms)
-        self.act_without_pairs = any(not t.needs_pairs for _, _, t in terms)
+        self.uses_equal_rewards = any(not t.needs_pairs for _, _, t in terms)
+
+    def before_updates(self, updates: Sequence[Update], engine: Engine, reference: ReferenceModel | None) -> None:
+        """Read the reference model at temperature 1, as preference losses are defined."""
+        self._references = [update.references for update in updates]
+        for update in updates:
+            if update.batch.tempered and self.needs_reference and reference is not None:
+                micros = map(at_temperature_one, update.batch.micros)
+                self._references[update.number] = [reference.logprobs(micro) for micro in micros]
+
+    def before_update(self, update: Update, engine: Engine, reference: ReferenceModel | None) -> dict[str, float]:
+        """Differentiate the terms by each rollout's sums, which is one pass over the mini-batch without gradient."""
+        self._credits = self.credits(update.batch, engine, self._references[update.number])
+        return self._credits.metrics
+
+    def change_tokens(self, update: Update, micro: MicroBatch, tokens: TokenBatch) -> TokenBatch:
+        return self._credits.applied(micro, tokens)
+
+    def loss(self, update: Update, i: int, tokens: TokenBatch, outputs: Outputs) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return the terms through log-probs at the sampling temperature, which may be those at temperature 1 too."""
+        at_one = None if update.batch.tempered else outputs.logprobs
+        return self._credits.surrogate(update.batch.micros[i], at_one, outputs.logprobs), {}
+
+    def further_losses(self, update: Update, micro: MicroBatch, engine: Engine) -> Iterator[Tensor]:
+        """Yield the terms through log-probs at temperature 1, where tokens were sampled at another one.
+
+        They need a second pass and not a second look at the logits, which are the largest tensor of a step.
+        """
+        if update.batch.tempered:
+            yield self._credits.surrogate(micro, engine.logprobs(at_temperature_one(micro))[0], None)
 
     def credits(self, batch: Batch, engine: Engine, references: Sequence[Tensor | None]) -> Credits:
         """What each rollout's tokens are to be credited with. Collective if there is any term.
@@ -86,4 +119,3 @@ class Terms:
 
 _EMPTY = torch.zeros(0)
 _NOTHING = Credits(_EMPTY, _EMPTY, _EMPTY, _EMPTY, _EMPTY, _EMPTY)
-NO_TERMS = Terms(())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.config import LearnerSection
 from learner.batch.pack import pack
-from learner.batch.trained_logprobs import Hindsight
+from learner.batch.trained_logprobs import TrainedLogprobs
 from tests.learner.groups import random_groups, random_rewards, record_of
 from tests.learner.test_pack import LENGTHS
 
@@ -23,11 +23,11 @@ def test_tokens_come_back_to_their_place(lengths, row_tokens, world, append):
     record, section = record_of(groups, rewards), LearnerSection(row_tokens=row_tokens, micro_tokens=2 * row_tokens)
     ranks = []
     for rank in range(world):
-        hindsight = Hindsight()
+        told = TrainedLogprobs()
         for micro in pack(groups, record, section, rank, world, append=append).micros:
-            hindsight.hear(micro, torch.tensor(-(micro.tokens + micro.positions / 100)).requires_grad_())
-        ranks.append(hindsight.take(groups, record, section))
-        assert all(np.isnan(a).all() for rollouts in hindsight.take(groups, record, section) for a in rollouts)
+            told.on_logprobs(micro, torch.tensor(-(micro.tokens + micro.positions / 100)).requires_grad_())
+        ranks.append(told.take(groups, record, section))
+        assert all(np.isnan(a).all() for rollouts in told.take(groups, record, section) for a in rollouts)
     for g, group in enumerate(groups):
         for i, rollout in enumerate(group.rollouts):
             heard = np.stack([rank[g][i] for rank in ranks])
