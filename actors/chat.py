@@ -11,7 +11,7 @@ from typing import Any
 from cluster.errors import ConfigError, DataError, one_line
 from cluster.thoughts import opened_at_end, spoken, unfinished
 from cluster.types import Message
-from cluster.types.validation import clean_text
+from cluster.types.wire import clean_text
 
 _HOLE = "\u241e\u241f"
 

@@ -22,7 +22,7 @@ from actors.environments.single_turn import SingleTurn
 from cluster.errors import DataError, one_line
 from cluster.process.foreign_loops import RESTARTS, Call, Displaced, ForeignLoops
 from cluster.types import Event, Finish, Message, Rollout, Task, Turn, VersionSpan
-from cluster.types.validation import brief, conformed
+from cluster.types.wire import brief, conformed
 
 
 @dataclass

@@ -19,7 +19,7 @@ from actors.episode import is_own
 from cluster.errors import DataError, InfrastructureError, LeaseLost, one_line
 from cluster.process.foreign_loops import RESTARTS, Call, Displaced, ForeignLoops
 from cluster.types import Claim, Message, Rollout, Task
-from cluster.types.validation import brief, conformed
+from cluster.types.wire import brief, conformed
 
 Play = Callable[[Task, int, str], Awaitable[tuple[Rollout, ...]]]
 """(task, how many episodes of each view, version that the weights are no older than) → a policy's rollouts."""

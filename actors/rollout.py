@@ -37,7 +37,7 @@ from cluster.process.foreign_loops import ForeignLoops
 from cluster.process.marks import Marks
 from cluster.storage.samples import row_of
 from cluster.types import Claim, Group, Publication, Rollout, Task
-from cluster.types.validation import checked_group
+from cluster.types.wire import checked_group
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,8 @@ from cluster.errors import ConfigError
 from cluster.plugins import build
 from cluster.storage.group_archive import GroupArchive
 from cluster.storage.samples import number, row_of
-from learner.advantages.estimators import ADVANTAGES, Undivided
+from learner.advantages.estimators import ADVANTAGES, StepAdvantages, Undivided
 from learner.advantages.multi_policy import AdvantagesByPolicy, OwnPart
-from learner.advantages.returns import StepAdvantages
 from learner.batch.assemble import Assembler
 from learner.batch.trained_logprobs import ArchiveGroups
 from learner.controllers.apply import Arrange, Steering, memory_of
@@ -30,7 +29,7 @@ from learner.reference import Following, reference_of
 from learner.step_plugin import StepPlugin
 from learner.step_replay import StepRecorder
 from learner.train import LearnerRun, train
-from learner.types import AssembledBatch, Engine, ReferenceModel
+from learner.types import AssembledBatch, Engine, Mix, ReferenceModel, Select
 
 MASTER_PORT_OF_ENGINES = 1
 """The engines' NCCL group meets one port above the ranks' own."""
@@ -99,12 +98,14 @@ def learn(
     if rank.rank == 0:
         engine.try_export()
     state = memory_of(config, stateful)
-    steering, updates = Steering(config, arrange, state), StateUpdates(state, rank.rank, buffer.stored)
+    # Without controllers mixer and selection are decided once, and every batch goes to them directly.
+    steering = Steering(config, arrange, state) if config.controllers else None
+    first = [StateUpdates(state, rank.rank, buffer.stored), *([steering] if steering else [])]
     if rank.resume_from is not None:
         engine.load(rank.resume_from / "learner")
     _check_appended_token(section, engine.vocab_size)
     reference = reference_of(config, rank.run_dir, rank.model_dir, engine)
-    plugins = step_plugins(rank, buffer, engine, reference, services, [updates, steering])
+    plugins = step_plugins(rank, buffer, engine, reference, services, first)
     if rank.resume_from is not None and rank.rank == 0:
         for plugin in plugins:
             plugin.load(rank.resume_from / "learner")
@@ -117,7 +118,9 @@ def learn(
             publisher=_publisher(rank, buffer, engine, rollout_actors, state),
             policy=rank.policy,
             epoch=rank.epoch,
-            assembler=assembler_of(rank, buffer, steering, state, plugins) if rank.assembles else None,
+            assembler=assembler_of(rank, buffer, steering or arrange(config, state), state, plugins)
+            if rank.assembles
+            else None,
             batches_of=rank.batches_of,
             plugins=plugins,
             reference=reference,
@@ -130,10 +133,18 @@ def learn(
 
 
 def assembler_of(
-    rank: Rank, buffer: Buffer, steering: Steering, state: PluginState, plugins: Sequence[StepPlugin]
+    rank: Rank,
+    buffer: Buffer,
+    arranged: Steering | tuple[Mix, Select | None],
+    state: PluginState,
+    plugins: Sequence[StepPlugin],
 ) -> Assembler:
-    """Return what decides the batches of a run."""
-    section, config = rank.config.learner, rank.config
+    """Return what decides the batches of a run; `arranged` is mixer and selection, or what controllers make of them."""
+    section = rank.config.learner
+    if isinstance(arranged, Steering):
+        mix, select = arranged.mix, arranged.select if rank.config.selectors else None
+    else:
+        mix, select = arranged
     estimator = build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
     if section.value is not None:
         estimator = Undivided()  # the critic credits tokens once the step's weights are known
@@ -142,10 +153,10 @@ def assembler_of(
         buffer,
         rank.batches_of,
         rank.epoch,
-        steering.mix,
+        mix,
         AdvantagesByPolicy(*given, policies=rank.policies) if rank.policies else StepAdvantages(*given),
-        select=steering.select if config.selectors else None,
-        arrange=steering.arranged,
+        select=select,
+        arrange=arranged.arranged if isinstance(arranged, Steering) else None,
         plugins=plugins,
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 from cluster.errors import ConfigError
 from cluster.plugins import Plugin
 from cluster.types import Task
-from cluster.types.validation import checked_task
+from cluster.types.wire import checked_task
 
 
 class TaskSource(Plugin):

@@ -21,7 +21,7 @@ from actors.tasks.rows import Row, Rows
 from actors.tasks.shards import Shards, open_rows
 from cluster.errors import ConfigError, DataError, nearest
 from cluster.types import Message, Task
-from cluster.types.validation import brief
+from cluster.types.wire import brief
 
 CHECKED_ROWS = 10_000
 """Rows of each file that are read before a run starts; a fault in a later one is a counted data failure."""

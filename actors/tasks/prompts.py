@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.errors import DataError
 from cluster.types import Message
-from cluster.types.validation import brief
+from cluster.types.wire import brief
 
 COLUMNS = ("prompt", "messages", "conversations")
 """Where a prompt is looked for while the recipe names no column."""

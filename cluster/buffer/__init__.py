@@ -47,9 +47,8 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
 """
 
 from cluster.buffer.audit import LedgerLine
-from cluster.buffer.client import Buffer
+from cluster.buffer.client import Buffer, Limits, Stored, Suspicion
 from cluster.buffer.policy_barrier import Members
 from cluster.buffer.scaling import ReplicaCounts
-from cluster.buffer.types import Limits, Stored, Suspicion
 
 __all__ = ["Buffer", "LedgerLine", "Limits", "Members", "ReplicaCounts", "Stored", "Suspicion"]

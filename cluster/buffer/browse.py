@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from cluster.buffer.client import scores_of
 from cluster.buffer.connection import Connection
-from cluster.buffer.types import scores_of
 from cluster.types import BatchRecord, Group, Scores, decode
 
 T = TypeVar("T")

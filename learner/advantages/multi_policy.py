@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cluster.types import BatchRecord, Group, GroupReward
-from learner.advantages.estimators import Advantage
-from learner.advantages.returns import StepAdvantages, part_of, part_of_mixed, tells_nothing
+from learner.advantages.estimators import Advantage, StepAdvantages, part_of, part_of_mixed, tells_nothing
 from learner.step_plugin import StepPlugin
 from learner.types import AssembledBatch
 

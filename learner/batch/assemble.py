@@ -18,8 +18,7 @@ import numpy as np
 
 from cluster.config import LearnerSection
 from cluster.types import BatchRecord, Group, GroupReward, Scores
-from learner.advantages.estimators import Advantage
-from learner.advantages.returns import StepAdvantages, returns_of
+from learner.advantages.estimators import Advantage, StepAdvantages, returns_of
 from learner.step_plugin import StepPlugin
 from learner.types import AssembledBatch, AssemblyBuffer, Considered, LeftOut, Mix, Select, Stored
 

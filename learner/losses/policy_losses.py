@@ -1,6 +1,6 @@
 """Losses as plug-ins, and the whole objective: policy loss, KL to the reference, entropy. Sums over tokens.
 
-The caller divides by the step's count. The maths is in `surrogates`, `corrections` and `kl`.
+The caller divides by the step's count. The maths is in `surrogates` and `learner.tensors`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from cluster.config import LossSection
 from cluster.errors import KanaboError, PluginError, one_line
 from cluster.plugins import Plugin
-from learner.losses.importance import corrected
 from learner.losses.surrogates import (
     Metrics,
     bounded_importance_loss,
     clipped_policy_loss,
+    corrected,
     decoupled_policy_loss,
     gspo_loss,
     left_out,

@@ -23,7 +23,7 @@ from cluster.errors import BudgetSpent, ConfigError, DataError
 from cluster.observability.metrics import Recorder
 from cluster.plugins import build
 from cluster.types import Claim, Event, Message, Publication, Task
-from cluster.types.validation import checked_group
+from cluster.types.wire import checked_group
 from tests.fakes import FakeEngine
 from tests.models import random_llama
 

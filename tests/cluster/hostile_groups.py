@@ -24,8 +24,7 @@ from cluster.types import (
     decode,
     encode,
 )
-from learner.advantages.estimators import GroupAdvantage
-from learner.advantages.returns import advantages_of, returns_of
+from learner.advantages.estimators import GroupAdvantage, advantages_of, returns_of
 from learner.batch.pack import pack
 
 SECTION = parse({}).learner

@@ -12,10 +12,10 @@ from cluster.observability.live_table import LiveTable
 from cluster.observability.metrics import Recorder
 from cluster.types import Claim, Scores
 from learner.advantages.estimators import GroupAdvantage
-from learner.batch.assemble import assemble
 from learner.rank import samples
 from rewards.aggregation.mixer import Mixer
 from tests.cluster.lap import Lap, group_of, record_of
+from tests.learner.runs import assembler
 
 KEPT = 16
 
@@ -88,15 +88,8 @@ async def test_a_group_that_waited_past_its_deadline_is_in_the_samples_of_the_le
     buffer.put(group_of(claim))
     sections = [RewardSection(use="exact", on_missing="wait")]
     mixer = Mixer(sections, ["slow"], 1)
-    found = assemble(
-        buffer,
-        "policy",
-        lap.epoch,
-        0,
-        mixer.of_step,
-        GroupAdvantage(),
-        LearnerSection(groups_per_step=1, max_refills=0),
-    )
+    section = LearnerSection(groups_per_step=1, max_refills=0)
+    found = assembler(buffer, lap.epoch, mixer.of_step, GroupAdvantage()).assemble(0, section)
     assert found is not None
     (row,) = samples(1, found, 4)
     assert (row["group"], row["trained"], row["reason"]) == (claim.id, False, "waited:slow")

@@ -25,7 +25,7 @@ from cluster.types import (
     decode,
     encode,
 )
-from cluster.types.validation import checked_group, checked_task, clean_text, consistent_scores, fitting_scores
+from cluster.types.wire import checked_group, checked_task, clean_text, consistent_scores, fitting_scores
 
 
 def rollout(**changes: Any) -> Rollout:

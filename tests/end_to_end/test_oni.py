@@ -12,8 +12,7 @@ import pytest
 
 from cluster.config import load
 from cluster.storage import group_archive
-from learner.advantages.estimators import GroupAdvantage
-from learner.advantages.returns import advantages_of, returns_of
+from learner.advantages.estimators import GroupAdvantage, advantages_of, returns_of
 from rewards.aggregation.mixer import Mixer
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE

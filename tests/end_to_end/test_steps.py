@@ -10,8 +10,7 @@ import pytest
 
 from cluster.config import RunConfig, parse
 from cluster.types import Group, Scores, Turn
-from learner.advantages.estimators import ADVANTAGES
-from learner.advantages.returns import advantages_of, returns_of
+from learner.advantages.estimators import ADVANTAGES, advantages_of, returns_of
 from rewards.aggregation.mixer import Mixer
 from rewards.aggregation.selectors import Selection
 from rewards.base import Services

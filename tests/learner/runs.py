@@ -7,9 +7,8 @@ from typing import Any
 
 from cluster.config import LearnerSection
 from cluster.plugins import build
-from learner.advantages.estimators import ADVANTAGES, Advantage
+from learner.advantages.estimators import ADVANTAGES, Advantage, StepAdvantages
 from learner.advantages.multi_policy import AdvantagesByPolicy
-from learner.advantages.returns import StepAdvantages
 from learner.batch.assemble import Assembler
 from learner.plugin_state import ADVANTAGE, PluginState, StateUpdates
 from learner.step_plugin import StepPlugin

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cluster.config import CorrectionSection, LossSection
-from learner.losses.importance import corrected, masked_weight, ratio_at, truncated_weight
 from learner.losses.policy_losses import Clipped, Decoupled, TruncatedImportance, objective
+from learner.losses.surrogates import corrected, masked_weight, ratio_at, truncated_weight
 from learner.tensors import TokenBatch
 
 LN2 = 0.6931471805599453

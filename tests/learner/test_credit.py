@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from cluster.types import GroupReward
-from learner.advantages.estimators import GroupAdvantage, ThoughtCredit, TokenReturns
+from learner.advantages.estimators import GroupAdvantage, ThoughtCredit, TokenReturns, advantages_of
 from learner.advantages.multi_policy import AdvantagesByPolicy
-from learner.advantages.returns import advantages_of
 from tests.learner.groups import group, rollout
 
 NAN = float("nan")

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.types import BatchRecord, Group, Turn
-from learner.advantages.estimators import ADVANTAGES, RoleBaseline, role_advantages
-from learner.advantages.returns import advantages_of
+from learner.advantages.estimators import ADVANTAGES, RoleBaseline, advantages_of, role_advantages
 from learner.plugin_state import ADVANTAGE, PluginState
 from learner.types import AssembledBatch
 from tests.rewards.groups import group

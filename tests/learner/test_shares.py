@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from cluster.types import BatchRecord, Claim, Group, GroupReward, Rollout, Task
-from learner.advantages.estimators import GroupAdvantage, ReinforcePlusPlus
+from learner.advantages.estimators import GroupAdvantage, ReinforcePlusPlus, StepAdvantages
 from learner.advantages.multi_policy import AdvantagesByPolicy, OwnPart, owned, spread
-from learner.advantages.returns import StepAdvantages
 from learner.types import AssembledBatch
 
 TOKENS = np.arange(4, dtype=np.int32)

@@ -11,12 +11,21 @@ from cluster.buffer import Limits
 from cluster.config import LearnerSection
 from cluster.types import BatchRecord as Record
 from cluster.types import GroupReward, Turn, decode, encode
-from learner.advantages.estimators import GroupAdvantage, LeaveOneOut, ReinforcePlusPlus
-from learner.advantages.returns import advantages_of, all_equal, returns_of, returns_to_go, tells_nothing, turn_starts
-from learner.batch.assemble import assemble
+from learner.advantages.estimators import (
+    GroupAdvantage,
+    LeaveOneOut,
+    ReinforcePlusPlus,
+    advantages_of,
+    all_equal,
+    returns_of,
+    returns_to_go,
+    tells_nothing,
+    turn_starts,
+)
 from learner.batch.pack import pack
 from tests.cluster.lap import Lap
 from tests.learner.groups import each, group, rollout
+from tests.learner.runs import assembler
 
 NAN = float("nan")
 CENTRED = GroupAdvantage(normalize_std=False)
@@ -155,7 +164,7 @@ def test_a_cut_records_credit_per_turn_and_it_is_trained_on(buffer):
         return mixed_of(stored, [[1, 0], [0, 1]])
 
     section = LearnerSection(groups_per_step=1, turn_discount=0.5)
-    now = assemble(buffer, "policy", lap.epoch, 0, each(mix), CENTRED, section)
+    now = assembler(buffer, lap.epoch, each(mix), CENTRED).assemble(0, section)
     assert now is not None
     assert now.record.metrics["reward/zero_variance_frac"] == 0
     record = decode(encode(now.record), Record)

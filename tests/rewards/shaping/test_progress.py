@@ -13,8 +13,7 @@ from actors.environments.attempts import Attempts as Asked
 from cluster.config import LearnerSection, RewardSection
 from cluster.errors import ConfigError
 from cluster.types import ABSTAINED, FAILED, Group, Rollout, Task, Turn
-from learner.advantages.estimators import LeaveOneOut
-from learner.advantages.returns import advantages_of, returns_of
+from learner.advantages.estimators import LeaveOneOut, advantages_of, returns_of
 from learner.losses.policy_losses import TurnwiseReinforce
 from learner.losses.surrogates import mean_by_turn, penalised, turn_of_token
 from learner.reference import wants_reference
