@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cluster.config import LearnerSection, LossSection
+from cluster.metrics import metric_of
 from cluster.plugins import build
 from cluster.types import Batch, MicroBatch
 from learner.advantages.estimators import Advantage
@@ -195,13 +196,9 @@ def _packing(batches: Sequence[Batch]) -> dict[str, float]:
 
 
 def _averaged(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over the step's updates; counts that only grow have their last value."""
+    """Metrics of the step's updates, reduced to the step's as `cluster.metrics` declares them."""
     names = dict.fromkeys(name for row in rows for name in row)
-    result = {}
-    for name in names:
-        values = [row[name] for row in rows if name in row]
-        result[name] = values[-1] if name.rsplit("/", 1)[-1].startswith("num_") else sum(values) / len(values)
-    return result
+    return {name: metric_of(name).reduced(row[name] for row in rows if name in row) for name in names}
 
 
 def _means(totals: dict[str, float], num_tokens: int, denominator: float) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -100,6 +101,13 @@ def files_by_folder() -> dict[str, tuple[int, int]]:
     return result
 
 
+def road() -> list[str]:
+    """Return the files that docs/development/architecture.md counts on a token's way to its gradient."""
+    page = (ROOT / "docs" / "development" / "architecture.md").read_text("utf-8")
+    section = page.partition("\n## From token to gradient\n")[2].partition("\n## ")[0]
+    return re.findall(r"^\| \d+ \| `([^`]+)`", section, re.M)
+
+
 def main() -> None:
     folders = files_by_folder()
     print("folder                                   files  lines")
@@ -107,6 +115,7 @@ def main() -> None:
         print(f"{folder:40} {files:5} {lines:6}")
     print(f"{'all':40} {sum(f for f, _ in folders.values()):5} {sum(n for _, n in folders.values()):6}")
     print(f"\nimport circle: {' → '.join(circle_of(import_graph())) or 'none'}")
+    print(f"\nfiles on a token's road: {len(road())}")
     print("\nlongest functions, lines")
     for lines, name in longest_functions(5):
         print(f"{lines:5} {name}")

@@ -11,16 +11,24 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Gauge
 
+from cluster.metrics import metric_of
+
 
 def exported(name: str) -> str:
     """The name as Prometheus has it, without the `ray_` that Ray's agent puts before it."""
     return "kanabo_" + re.sub(r"[^a-zA-Z0-9_]", "_", name)
 
 
+def _description(name: str) -> str:
+    metric = metric_of(name)
+    return f"{metric.help} [{metric.unit}]" if metric.help else name
+
+
 class PrometheusExporter:
     """The last value of every metric, labelled with the run. What is not finite is not exported.
 
-    Each is set again with every row: an agent of Ray forgets what is not, and some are known once a run.
+    All are gauges, counts too: a run that is resumed goes back to what its checkpoint knew. Each is set again with
+    every row: an agent of Ray forgets what is not, and some are known once a run.
     """
 
     def __init__(self, run: str) -> None:
@@ -33,7 +41,7 @@ class PrometheusExporter:
             if value is None or not math.isfinite(value):
                 continue
             if name not in self._gauges:
-                gauge = Gauge(exported(name), description=name, tag_keys=("run",))
+                gauge = Gauge(exported(name), description=_description(name), tag_keys=("run",))
                 gauge.set_default_tags({"run": self._run})
                 self._gauges[name] = gauge
             self._last[name] = value

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cluster.config import LearnerSection
+from cluster.metrics import metric_of
 from cluster.types import BatchRecord, Group, GroupReward, Scores
 from learner.advantages.estimators import Advantage, StepAdvantages, returns_of
 from learner.step_plugin import StepPlugin
@@ -267,14 +268,9 @@ def _pair_metrics(selected: list[GroupReward]) -> dict[str, float]:
 
 
 def _mixed_metrics(rows: list[dict[str, float]]) -> dict[str, float]:
-    """The mixer's own metrics over groups: counts (`…/num_…`, `…_scores`) are added up, the rest averaged."""
-    result = {}
-    for name in sorted({n for row in rows for n in row}):
-        values = [row[name] for row in rows if np.isfinite(row.get(name, np.nan))]
-        is_count = name.rsplit("/", 1)[-1].startswith("num_") or name.endswith("_scores")
-        if values:
-            result[name] = float(np.sum(values)) if is_count else float(np.mean(values))
-    return result
+    """The mixer's own metrics of groups, reduced to the step's as `cluster.metrics` declares them."""
+    names = sorted({name for row in rows for name in row})
+    return {name: metric_of(name).reduced(row[name] for row in rows if name in row) for name in names}
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:

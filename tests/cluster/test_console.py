@@ -282,6 +282,8 @@ def test_metrics_come_in_parts_and_begin_anew_with_a_rewritten_file(tmp_path):
     context, path = client(write_run(tmp_path, {"step": 1, "reward/mean": None})), tmp_path / "metrics.jsonl"
     first = context.get("/api/metrics").json()
     assert (first["rows"], first["reset"]) == ([{"step": 1, "reward/mean": None}], True)
+    assert first["meanings"].keys() == {"reward/mean"}
+    assert first["meanings"]["reward/mean"]["unit"] == "reward"
     with path.open("a") as file:
         file.write('{"step": 2}\n{"step": 3, "rew')
     second = context.get("/api/metrics", params={"after": first["next"]}).json()

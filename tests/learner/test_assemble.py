@@ -35,7 +35,7 @@ class Recipe:
         task = int(group.task.id)
         self.asked.append(task)
         rewards = np.array(self.rewards.get(task, [1.0, 0.0]))
-        return GroupReward(rewards, self.reasons.get(task), {"reward/num_failed": 1.0, "reward/share": float(task)})
+        return GroupReward(rewards, self.reasons.get(task), {"reward/failed_scores": 1.0, "reward/share": float(task)})
 
 
 def cut_of(
@@ -205,7 +205,7 @@ def test_counts_of_the_mixer_are_added_up_and_its_shares_averaged(buffer):
     lap = lap_of(buffer)
     lap.fill()
     metrics = cut_of(lap, Recipe()).record.metrics
-    assert metrics["reward/num_failed"] == 3
+    assert metrics["reward/failed_scores"] == 3
     assert metrics["reward/share"] == 1.0
 
 

@@ -12,7 +12,7 @@ from cluster.config import LearnerSection
 from cluster.types import BatchRecord, Event, Group, decode, encode
 from learner.batch.experience_replay import Spear, baseline, cosine, num_replayed
 from learner.batch.pack import pack
-from learner.batch.trained_logprobs import Hindsight
+from learner.batch.trained_logprobs import TrainedLogprobs
 from learner.controllers.schedules import Cosine
 from learner.losses.policy_losses import ClippedCovariance
 from learner.losses.surrogates import covariances, left_out
@@ -119,10 +119,10 @@ def test_a_batch_has_the_replays_behind_its_own_and_older():
     more = sum(r.num_tokens for replayed in record.replayed for r in replayed.group.rollouts)
     assert with_replays.num_rollouts == plain.num_rollouts + 2
     assert with_replays.num_tokens == plain.num_tokens + more
-    hindsight = Hindsight()
+    trained = TrainedLogprobs()
     for micro in with_replays.micros:
-        hindsight.hear(micro, torch.full(micro.tokens.shape, -0.5))
-    seen = hindsight.take(groups, record, section)
+        trained.on_logprobs(micro, torch.full(micro.tokens.shape, -0.5))
+    seen = trained.take(groups, record, section)
     assert all(np.isfinite(values).sum() == r.num_tokens for of, g in zip(seen, groups, strict=True)
                for values, r in zip(of, g.rollouts, strict=True))  # fmt: skip
     advantages = np.concatenate([m.advantages[m.loss_mask] for m in with_replays.micros])

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from cluster import config
 from cluster.buffer import Buffer, ReplicaCounts, scaling
 from cluster.errors import ConfigError
+from cluster.metrics import metric_of
 from cluster.observability import metrics
 from cluster.observability.console.detail import Pieces, describe
 from cluster.observability.console.groups import GroupIndex, Query
@@ -101,7 +102,7 @@ class Source:
         """Rows written since the place that the last answer named; `reset` when the history before is void."""
         path = self.directory / "metrics.jsonl"
         if not path.exists():
-            return {"rows": [], "next": "", "reset": True, "more": False}
+            return {"rows": [], "meanings": {}, "next": "", "reset": True, "more": False}
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
             match = re.fullmatch(r"(\d{1,20})-(\d{1,18})", after, re.ASCII)
@@ -115,6 +116,7 @@ class Source:
         rows = [row for line in whole.splitlines() if (row := _row(line)) is not None]
         return {
             "rows": rows,
+            "meanings": {name: _meaning(name) for name in sorted({name for row in rows for name in row} - {"step"})},
             "next": f"{found.st_ino}-{end}",
             "reset": not known,
             "more": bool(rows) and end < found.st_size,
@@ -155,6 +157,12 @@ class Source:
         """The resolved recipe, and which of its keys are not the defaults."""
         changed = list(_changed(self._settings, config.RunConfig()))
         return {"text": self._recipe, "tree": tomllib.loads(self._recipe), "changed": changed}
+
+
+def _meaning(name: str) -> dict[str, str]:
+    """Return what a chart says of a metric: its unit, and its help with what to do when it is off."""
+    metric = metric_of(name)
+    return {"unit": metric.unit, "help": ". ".join(filter(None, (metric.help, metric.advice)))}
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -53,7 +53,7 @@ function plan(names, filter, all) {
     series: patterns.flatMap((p) => matching(names, p, patterns)),
   })).filter((c) => c.series.length);
   if (!all && !filter) return main;
-  const single = names.map((name) => ({ title: name, unit: "", options: {}, series: [{ name, label: name.split("/")[1] }] }));
+  const single = names.map((name) => ({ title: name, unit: run.meanings[name]?.unit ?? "", options: {}, series: [{ name, label: name.split("/")[1] }] }));
   if (filter) return [...main, ...single].filter((c) => [c.title, ...c.series.map((s) => s.name)].join(" ").toLowerCase().includes(filter.toLowerCase()));
   const shown = new Set(main.flatMap((c) => c.series.map((s) => s.name)));
   return [...main, ...single.filter((c) => !shown.has(c.title))];
@@ -107,7 +107,8 @@ function average(at, values, count) {
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function one({ title, unit, series, options }, smooth, place) {
-  const holder = h("figure", { className: "chart" }, h("figcaption", {}, title, unit ? h("small", {}, ` ${unit}`) : null));
+  const help = series.map(({ name }) => `${name}: ${run.meanings[name]?.help || "a metric that is not declared"}`).join("\n");
+  const holder = h("figure", { className: "chart" }, h("figcaption", { title: help }, title, unit ? h("small", {}, ` ${unit}`) : null));
   place.append(holder);
   const values = data(series, smooth);
   // A logarithm of 0 has no place; an exact engine may well be at 0.

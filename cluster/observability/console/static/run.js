@@ -7,6 +7,8 @@ export const run = {
   status: null,
   /** step → everything that was recorded of it */
   steps: new Map(),
+  /** metric → {unit, help}, as it is declared */
+  meanings: {},
   seen: [],
 };
 let next = "";
@@ -26,6 +28,7 @@ async function readMetrics() {
   for (let more = true; more; ) {
     const answer = await get(`api/metrics?after=${next}`);
     if (answer.reset) run.steps.clear();
+    Object.assign(run.meanings, answer.meanings);
     for (const { step, ...values } of answer.rows) run.steps.set(step, { ...run.steps.get(step), ...values });
     if (answer.rows.length || answer.reset) ordered = [...run.steps.keys()].sort((a, b) => a - b);
     next = answer.next;
