@@ -106,7 +106,7 @@ class Supervisor:
         return self._follower.not_measured()
 
     def _counts(self) -> dict[str, float]:
-        workers = {f"workers/num_{role}": float(len(self._worker_pool.of(role))) for role in self._worker_pool.counts()}
+        workers = {f"workers/num_{role}": float(count) for role, count in self._worker_pool.up().items()}
         return {"failures/num_infrastructure": float(self._failures()), **workers}
 
     def _failures(self) -> int:

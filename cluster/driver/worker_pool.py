@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -53,8 +53,10 @@ class WorkerPool:
         self._up: dict[str, Any] = {}
         self._leaving: dict[str, asyncio.Task[None] | None] = {}
         """By name, who ends it if it does not finish."""
-        self._expected: set[str] = set()
-        """Those that are up or being placed, and are not to leave."""
+        self._staying: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+        """By role and name, those that are up and are not to leave."""
+        self._expected: defaultdict[str, set[str]] = defaultdict(set)
+        """By role, the names of those that are up or being placed, and are not to leave."""
         self._since: dict[str, float] = {}
         """When each worker began to join or to leave, by the clock that only goes forward."""
         self._alive: set[str] = set()
@@ -77,7 +79,7 @@ class WorkerPool:
     def add(self, role: str) -> None:
         name = f"{role}-{self._born[role]}"
         self._born[role] += 1
-        self._expected.add(name)
+        self._expected[role].add(name)
         self._since[name] = time.monotonic()
         self._launch(role, name)
 
@@ -89,7 +91,8 @@ class WorkerPool:
         noting = asyncio.create_task(self._note_alive(name, worker))
         try:
             await worker.ready.remote()
-            self._up[name] = self._coming.pop(name)
+            self._coming.pop(name)
+            self.arrived(name, worker)
             self._watchdog.watch(name, worker)
             ready()
             await self.may_work.wait()
@@ -102,11 +105,18 @@ class WorkerPool:
             self._alive.discard(name)
             self._coming.pop(name, None)
             if not self.closing:
+                self._staying[role].pop(name, None)
                 if self._up.pop(name, None) is not None and name in self._leaving:
                     await result(worker.close.remote())
                 ray.kill(worker)
                 blame = died and name not in self._leaving
                 self.explained |= await asyncio.to_thread(self._buffer.forsake, POLICY, name, blame=blame)
+
+    def arrived(self, name: str, worker: Any) -> None:
+        """Count a worker that is up."""
+        self._up[name] = worker
+        if name not in self._leaving:
+            self._staying[_role(name)][name] = worker
 
     async def _note_alive(self, name: str, worker: Any) -> None:
         with suppress(Exception):  # its death is for `serve` to see
@@ -129,21 +139,21 @@ class WorkerPool:
             if leaving is not None:
                 leaving.cancel()
             return True
-        self._expected.discard(name)
+        self._expected[role].discard(name)
         self.add(role)
         return False
 
     def named(self, role: str) -> dict[str, Any]:
         """Workers that are up and stay, by name."""
-        return {name: worker for name, worker in self._up.items() if _is(name, role) and name not in self._leaving}
+        return dict(self._staying[role])
 
     def of(self, role: str) -> list[Any]:
         """Workers that are up and stay."""
-        return list(self.named(role).values())
+        return list(self._staying[role].values())
 
     def up(self) -> dict[str, int]:
-        """How many of each role are up and stay."""
-        return {role: len(self.of(role)) for role in self._roles}
+        """How many of each role are up and stay; every event of a worker asks, so no worker is looked at."""
+        return {role: len(self._staying[role]) for role in self._roles}
 
     def complete(self) -> bool:
         """Are those up that the pipeline cannot begin without: all engines and generators, a replica of each judge that
@@ -155,17 +165,18 @@ class WorkerPool:
         asked |= {role for role in self._roles if role.startswith(("scorer:", "generator:"))}
         counts = self.counts()
         engines = {role: count for role, count in self._roles.items() if role.partition(":")[0] == "rollout"}
-        placed = all(len(self.of(role)) >= min(count, counts[role]) for role, count in engines.items())
-        return placed and all(self.of(role) for role in asked)
+        placed = all(len(self._staying[role]) >= min(count, counts[role]) for role, count in engines.items())
+        return placed and all(self._staying[role] for role in asked)
 
     def counts(self) -> dict[str, int]:
         """How many of each role are there or on their way."""
-        return {role: sum(_is(name, role) for name in self._expected) for role in self._roles}
+        return {role: len(self._expected[role]) for role in self._roles}
 
     def moving(self) -> dict[str, str]:
         """What each worker that is still to join or to leave does, and for how long, in words."""
         now, says = time.monotonic(), {actor["name"]: actor["says"] for actor in self._watchdog.standing()}
-        joining = {name: self._joining(name) for name in self._expected - self._up.keys()}
+        expected = set().union(*self._expected.values())  # a copy: this runs beside the event loop
+        joining = {name: self._joining(name) for name in expected - self._up.keys()}
         leaving = {name: f"leaves: {says.get(name, 'its process ends')}" for name in self._leaving}
         return {
             name: f"{said} (for {now - self._since[name]:.0f} s)"
@@ -176,7 +187,7 @@ class WorkerPool:
     def _joining(self, name: str) -> str:
         if name in self._alive:
             return "starts: its process is there and loads what it needs"
-        return f"waits for room: {self._wanted(name.rpartition('-')[0])}, or for its process to start"
+        return f"waits for room: {self._wanted(_role(name))}, or for its process to start"
 
     def _wanted(self, role: str) -> str:
         """What one worker of a role needs, and what the cluster has left."""
@@ -217,8 +228,7 @@ class WorkerPool:
             await asyncio.sleep(LOOK_S)
 
     def _youngest(self, role: str) -> list[str]:
-        names = [name for name in self._expected if _is(name, role)]
-        return sorted(names, key=lambda name: -int(name.rsplit("-", 1)[1]))
+        return sorted(self._expected[role], key=lambda name: -int(name.rsplit("-", 1)[1]))
 
     def _let_go(self, name: str) -> None:
         if name in self._up:
@@ -230,7 +240,9 @@ class WorkerPool:
             return  # not placed yet, which takes a moment
         self._since[name] = time.monotonic()
         log.warning("%s leaves", name)
-        self._expected.discard(name)
+        role = _role(name)
+        self._expected[role].discard(name)
+        self._staying[role].pop(name, None)
 
     async def _remove(self, name: str, worker: Any) -> None:
         """Ask it to finish; after `rollout.lease_s` it holds nothing that is still its own."""
@@ -246,6 +258,6 @@ class WorkerPool:
         await end(self._up.values())
 
 
-def _is(name: str, role: str) -> bool:
+def _role(name: str) -> str:
     """Names are `ROLE-number`."""
-    return name.rpartition("-")[0] == role
+    return name.rpartition("-")[0]

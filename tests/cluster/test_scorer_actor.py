@@ -46,9 +46,10 @@ def test_a_recipe_asks_for_its_replicas_and_the_lap_waits_for_one_of_each(contex
     assert all(role.partition(":")[0] in PLACE for role in asked)
     assert scorer.scorer_of("scorer:my-live-3") == "my-live"
     staff = WorkerPool(context, context.buffer(), None, lambda *_: None)  # pyright: ignore
-    staff._up = dict.fromkeys(["rollout-0", "scorer:first-0"])
+    for name in ("rollout-0", "scorer:first-0"):
+        staff.arrived(name, object())
     assert not staff.complete()
-    staff._up["scorer:live-0"] = None
+    staff.arrived("scorer:live-0", object())
     assert staff.complete()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -28,7 +29,7 @@ def worker():
 
 @pytest.fixture
 def workers(redis_url):
-    """Of a recipe with two engines, in the making: `_up` is what a test says it is."""
+    """Of a recipe with two engines, in the making: a test says which have arrived."""
     tree = {"rollout": {"workers": 2}, "placement": {"layout": "colocated"}}
     context = RunContext(config.parse(tree), "", redis_url, "staff", "")
     made = WorkerPool(context, context.buffer(), Watchdog(60, None), lambda role, name: None)
@@ -37,14 +38,34 @@ def workers(redis_url):
 
 
 async def test_the_lap_begins_with_all_engines_or_with_as_many_as_are_wished_for(workers):
-    workers._up = {"rollout-0": worker()}
+    workers.arrived("rollout-0", worker())
     assert not workers.complete()
-    workers._up["rollout-1"] = worker()
+    workers.arrived("rollout-1", worker())
     assert workers.complete()
     workers._let_go("rollout-1")
     assert workers.up()["rollout"] == 1
     workers._leaving["rollout-1"].cancel()
     assert workers.complete(), "an earlier life wished for fewer than the recipe says"
+
+
+async def test_counting_workers_costs_the_same_for_ten_times_as_many(workers):
+    """Each engine's report asks for the number of engines: to count them anew was quadratic."""
+
+    def seconds_of_counting() -> float:
+        begun = time.thread_time()
+        for _ in range(2_000):
+            workers.up()
+        return time.thread_time() - begun
+
+    def arrive(total: int) -> None:
+        for number in range(len(workers.of("rollout")), total):
+            workers.arrived(f"rollout-{number}", worker())
+
+    arrive(100)
+    few = min(seconds_of_counting() for _ in range(3))
+    arrive(1_000)
+    assert min(seconds_of_counting() for _ in range(3)) < 3 * few
+    assert workers.up()["rollout"] == 1_000
 
 
 def test_a_place_beside_the_learner_is_free_again_once_its_engine_has_gone(workers, monkeypatch):
