@@ -188,8 +188,9 @@ class LearnerSection(Section):
     """What the ranks share out: 1 optimiser states, 2 also gradients, 3 also parameters (ZeRO, arXiv:1910.02054)."""
     micro_tokens: PositiveInt = 4096
     """Tokens per forward pass, padding included."""
-    row_tokens: PositiveInt = 512
-    """Packed rows are at most so long; short sequences get shorter rows, a longer one a row of its own."""
+    row_tokens: NonNegativeInt = 0
+    """Packed rows are at most so long; short sequences get shorter rows, a longer one a row of its own. 0 means 512,
+    but one sequence a row for sequences of 32 tokens and more on a CPU, whose attention needs no mask then."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the forward and backward passes."""
     gradient_checkpointing: bool = False

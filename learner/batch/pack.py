@@ -1,4 +1,4 @@
-"""Packing: a cut's rollouts as rows of tokens, dealt to ranks and grouped into micro-batches. Pure, numpy.
+"""Packing: a cut's rollouts as rows of tokens, dealt to ranks and grouped into micro-batches. Numpy alone.
 
     rollouts ──sort by length──► rows (best fit) ──deal──► ranks ──► micros of at most `micro_tokens`
                                                                      (the same number on every rank)
@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 
 from cluster.config import LearnerSection
@@ -27,6 +28,14 @@ from cluster.types import Batch, BatchRecord, Group, MicroBatch, Rollout, Traine
 SEQUENCES_PER_ROW = 8
 """Rows hold about so many sequences. Attention over a row is masked, not skipped: in a row of 512 tokens, 12-token
 sequences take 1.4 times as long as in rows of 96, and beyond eight a row there is little padding left to save."""
+ROW_TOKENS = 512
+"""Of a row, where the recipe says nothing."""
+LONG_TOKENS = 32
+"""On a CPU sequences of so many tokens on average have a row each: attention then needs no mask and computes the lower
+triangle alone. With shorter ones the mask costs less than small matrices do."""
+FULL_FRAC, LEAST_TOKENS = 0.75, 512
+"""A micro-batch of such rows ends where the next row would fill less than this share of it, once it has so many
+tokens: another micro-batch costs less than padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +83,10 @@ def pack(
     groups, record = with_replayed(groups, record)
     places = places_of(groups, record, section)
     sequences = _sequences(groups, record, places, epoch, append)
-    capacity = _capacity(sequences.lengths, section.row_tokens, world)
+    alone = section.row_tokens == 0 and have_own_rows(sequences.lengths)
+    capacity = 1 if alone else _capacity(sequences.lengths, section.row_tokens or ROW_TOKENS, world)
     layout = _best_fit(sequences.lengths, capacity)
-    micros_of_ranks = _deal(layout.used, section.micro_tokens, world)
+    micros_of_ranks = _deal(layout.used, section.micro_tokens, world, full_frac=FULL_FRAC if alone else 0.0)
     mine = micros_of_ranks[rank]
     micros = _fill(sequences, layout, mine, weighted=bool(record.token_weights))
     micros += [_empty()] * (max(map(len, micros_of_ranks)) - len(micros))
@@ -260,6 +270,11 @@ def _staleness(rollout: Rollout, group: Group, step: int, epoch: int) -> Int[np.
     return staleness
 
 
+def have_own_rows(lengths: Int[np.ndarray, " N"]) -> bool:
+    """Whether this device computes sequences of these lengths fastest in a row each."""
+    return len(lengths) > 0 and lengths.mean() >= LONG_TOKENS and not torch.cuda.is_available()
+
+
 def _capacity(lengths: Int[np.ndarray, " N"], row_tokens: int, world: int) -> int:
     """Tokens a row may hold; a longer sequence has a row of its own."""
     if len(lengths) == 0:
@@ -289,10 +304,13 @@ def _best_fit(lengths: Int[np.ndarray, " N"], capacity: int) -> _Layout:
     return _Layout(row, offset, np.array(used, np.int64))
 
 
-def _deal(used: Int[np.ndarray, " R"], micro_tokens: int, world: int) -> list[list[Int[np.ndarray, " B"]]]:
+def _deal(
+    used: Int[np.ndarray, " R"], micro_tokens: int, world: int, *, full_frac: float = 0.0
+) -> list[list[Int[np.ndarray, " B"]]]:
     """Rows to ranks, each rank's rows to micro-batches: `[rank][micro]` → row numbers.
 
-    Fullest rows first, back and forth over the ranks, so that ranks get equal work and a micro rows of like length.
+    Fullest rows first, back and forth over the ranks, so that ranks get equal work and a micro rows of like length. A
+    micro of at least `LEAST_TOKENS` has no row that fills less than `full_frac` of it.
     """
     order = np.argsort(-used, kind="stable")
     lap = np.arange(len(order)) % (2 * world)
@@ -301,7 +319,11 @@ def _deal(used: Int[np.ndarray, " R"], micro_tokens: int, world: int) -> list[li
     for rank in range(world):
         rows, micros = order[owner == rank], []
         while len(rows):
-            count = max(1, micro_tokens // int(used[rows[0]]))
+            widest = int(used[rows[0]])
+            count = max(1, micro_tokens // widest)
+            if full_frac:
+                alike = int((used[rows] >= full_frac * widest).sum())
+                count = min(count, max(alike, -(-LEAST_TOKENS // widest)))
             micros.append(rows[:count])
             rows = rows[count:]
         ranks.append(micros)

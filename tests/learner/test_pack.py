@@ -267,3 +267,23 @@ def test_a_rollout_longer_than_the_model_is_left_out_and_counted_on_every_rank()
         assert max_positions is None or longest <= max_positions
     tail = [replace(groups[0], rollouts=tuple(with_tail(r, 1000) for r in groups[0].rollouts)), groups[1]]
     assert without_overlong(tail, record, 64)[1] == 0, "what is not packed is not counted"
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(30, 400), min_size=1, max_size=200), st.integers(1, 3))
+def test_on_a_cpu_long_sequences_have_rows_of_their_own_and_little_padding(lengths, world):
+    groups = random_groups([[(8, length) for length in lengths]])
+    record = record_of(groups, random_rewards(groups))
+    batches = [pack(groups, record, LearnerSection(), rank, world) for rank in range(world)]
+    assert sorted(unpacked(batches)) == list(range(len(lengths)))
+    for micro in (m for b in batches for m in b.micros if m.loss_mask.any()):
+        assert (micro.positions[:, 0] == 0).all()
+        assert (np.diff(micro.positions) == 1).all(), "a row restarts, and attention would need a mask"
+        used = (micro.rollout >= 0).sum(1)
+        assert (used[used < 0.75 * used.max()].size == 0) or micro.tokens.size <= 512 + micro.tokens.shape[1]
+
+
+def test_short_sequences_share_rows():
+    groups = random_groups([[(6, 4)] * 64])
+    (micro,) = pack(groups, record_of(groups, random_rewards(groups)), LearnerSection()).micros
+    assert micro.tokens.shape == (8, 80)
