@@ -18,6 +18,26 @@ class Plugin(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
 
 
+class StatefulPlugin(Plugin):
+    """Base of plug-ins that remember earlier steps. The state is explicit, and every method is pure.
+
+    The learner keeps the state in every checkpoint and passes it in. A step that is repeated after a crash is taken in
+    again, with an equal result. A state is plain values that MessagePack has: numbers, texts, lists, dicts.
+    """
+
+    def init_state(self) -> Any:
+        """Return the state before the first step."""
+        raise NotImplementedError
+
+    def update(self, state: Any, batch: Any) -> Any:
+        """Return the state after a step; `batch` is what it trained on (`learner.types.AssembledBatch`)."""
+        raise NotImplementedError
+
+    def metrics(self, state: Any) -> dict[str, float]:
+        """Return metrics of what is remembered before a step."""
+        return {}
+
+
 P = TypeVar("P")
 
 

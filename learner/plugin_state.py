@@ -1,10 +1,10 @@
-"""What plug-ins remember from step to step, on rank 0: part of every checkpoint, and the same when steps are repeated.
+"""What plug-ins remember from step to step, on rank 0: part of every checkpoint, and equal when steps are repeated.
 
-    before a cut    advantages, replays and settings are decided with what is remembered, and are part of its record
-    after it        every memory takes the cut in: memory' = after(memory, cut), which is pure
-    a checkpoint    has the memories; a step repeated from its record is taken in again, with the same result
+    before a batch is recorded   plug-ins decide advantages, replays and settings with what they remember
+    after its step               every plug-in takes the batch in: state' = update(state, batch), which is pure
+    a checkpoint                 has the states; a step repeated from its record is taken in again, with an equal result
 
-Memories are plain values that MessagePack has.
+`cluster.plugins.StatefulPlugin` is the base class of plug-ins that remember.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import msgspec
 
 from cluster.errors import ConfigError, calling
+from cluster.plugins import StatefulPlugin
 from cluster.types import BatchRecord, Group
 from learner.step_plugin import StepPlugin
 from learner.types import AssembledBatch, Considered, Stored
@@ -25,35 +26,21 @@ FILE = "memory.msgpack"
 ADVANTAGE, REHEARSAL = "advantage", "rehearsal"
 
 
-@runtime_checkable
-class StatefulPlugin(Protocol):
-    """A plug-in with a memory."""
-
-    def begin(self) -> Any:
-        """The memory before the first step."""
-        ...
-
-    def after(self, memory: Any, cut: AssembledBatch) -> Any:
-        """The memory after a step. Pure: the same cut gives the same."""
-        ...
-
-    def told(self, memory: Any) -> dict[str, float]:
-        """Metrics of what is remembered before a step."""
-        ...
-
-
 class PluginState:
-    """The memories of a learner by name; plug-ins without one have None."""
+    """What a learner's plug-ins remember, by name; those that are no `StatefulPlugin` have None."""
 
     def __init__(self, plugins: Mapping[str, Any]) -> None:
+        """Raises ConfigError for a plug-in that remembers by methods of an earlier version."""
         self._plugins = plugins
+        for name, plugin in plugins.items():
+            _refuse_earlier_methods(name, plugin)
         self._remembering = {name: p for name, p in plugins.items() if isinstance(p, StatefulPlugin)}
         self._observing = {name: p for name, p in plugins.items() if callable(getattr(p, "observe", None))}
-        self._memories = {name: _called(name, p.begin) for name, p in self._remembering.items()}
+        self._memories = {name: _called(name, p.init_state) for name, p in self._remembering.items()}
 
     @property
     def remembering(self) -> list[str]:
-        """Names of those that have a memory."""
+        """Names of the plug-ins that remember."""
         return list(self._remembering)
 
     def of(self, name: str) -> Any:
@@ -62,10 +49,10 @@ class PluginState:
     def completed(
         self, record: BatchRecord, groups: Sequence[Group], considered: Considered | None = None
     ) -> BatchRecord:
-        """A decided cut with what the memories add to it: replayed rollouts, settings, metrics, observations."""
+        """Return a decided batch with what plug-ins add to it: replayed rollouts, settings, metrics, observations."""
         told: dict[str, float] = {}
         for name, p in self._remembering.items():
-            told |= _called(name, p.told, self.of(name))
+            told |= _called(name, p.metrics, self.of(name))
         noted = (
             {name: _called(name, p.observe, considered) for name, p in self._observing.items()} if considered else {}
         )
@@ -88,14 +75,14 @@ class PluginState:
 
     @property
     def reads_scores(self) -> bool:
-        """Whether `after` wants the evidence of a cut, also of a repeated one."""
+        """Whether a plug-in reads the scores of a batch, also of a repeated one."""
         return any(getattr(plugin, "reads_scores", False) for plugin in self._plugins.values())
 
-    def after(self, cut: AssembledBatch) -> None:
-        """Take a step in."""
-        observed = cut.record.observed
+    def update(self, batch: AssembledBatch) -> None:
+        """Let every plug-in remember a step."""
+        observed = batch.record.observed
         self._memories = {
-            name: _called(name, p.after, self._memories[name], replace(cut, observed=observed.get(name)))
+            name: _called(name, p.update, self._memories[name], replace(batch, observed=observed.get(name)))
             for name, p in self._remembering.items()
         }
 
@@ -133,13 +120,22 @@ class StateUpdates(StepPlugin):
             return
         if self._state.reads_scores and not batch.scores:  # a repeated step: its scores are still stored
             batch.scores.update({s.group.id: s.scores for s in self._stored(batch.record.groups)})
-        self._state.after(batch)
+        self._state.update(batch)
 
     def save(self, directory: Path) -> None:
         self._state.save(directory)
 
     def load(self, directory: Path) -> None:
         self._state.load(directory)
+
+
+def _refuse_earlier_methods(name: str, plugin: Any) -> None:
+    if callable(getattr(plugin, "begin", None)) and callable(getattr(plugin, "after", None)):
+        raise ConfigError(
+            f"the plug-in '{name}' ({type(plugin).__name__}) has the methods 'begin' and 'after'. They are now "
+            "'init_state' and 'update', and 'told' is 'metrics': rename them and derive the class from "
+            "cluster.plugins.StatefulPlugin."
+        )
 
 
 def _called(name: str, method: Callable[..., Any], *args: Any) -> Any:

@@ -125,7 +125,7 @@ def test_the_controller_cools_the_sampling_down_and_says_so():
     found = []
     for step in range(5):
         found.append(memory.settings()["rollout.temperature"])
-        memory.after(AssembledBatch(BatchRecord("policy", step, (), (), ()), []))
+        memory.update(AssembledBatch(BatchRecord("policy", step, (), (), ()), []))
     assert found == pytest.approx([1.0, 0.8, 0.64, 0.512, 0.5])
     assert patched(RunConfig(), memory.settings()).rollout.temperature == 0.5
-    assert controller.told(0.7) == {"settings/rollout.temperature": 0.7}
+    assert controller.metrics(0.7) == {"settings/rollout.temperature": 0.7}

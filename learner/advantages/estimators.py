@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 
 from cluster.errors import PluginError, one_line
-from cluster.plugins import Plugin
+from cluster.plugins import Plugin, StatefulPlugin
 from cluster.types import Group, GroupReward, Rollout
 from learner.types import AssembledBatch
 
@@ -35,8 +35,8 @@ class Advantage(Plugin):
     """Base of advantage estimators: rewards [G] of a group → advantages [G], or `of_step` for all groups at once.
 
     A NaN reward is a rollout that is left out: it moves nobody's baseline and its advantage is NaN. Who needs to know
-    what stood in earlier steps, or more of the groups than their rewards, overrides `of_groups` and has a memory
-    (`learner.plugin_state`).
+    what stood in earlier steps, or more of the groups than their rewards, overrides `of_groups` and derives from
+    `cluster.plugins.StatefulPlugin`.
     """
 
     token_level: ClassVar[bool] = False
@@ -60,7 +60,7 @@ class Advantage(Plugin):
         return [self.advantages(rewards) for rewards in rewards_G]
 
     def of_groups(
-        self, groups: Sequence[Group], rewards_G: Sequence[Float[np.ndarray, " G"]], memory: Any
+        self, groups: Sequence[Group], rewards_G: Sequence[Float[np.ndarray, " G"]], state: Any
     ) -> Sequence[Any]:
         """The same for who looks at the groups, or remembers: per group [G], or per rollout one number a token."""
         return self.of_step(rewards_G)
@@ -133,7 +133,7 @@ class ReinforcePlusPlus(Advantage):
         return np.split(standard, np.cumsum([len(r) for r in rewards])[:-1])
 
 
-class RoleBaseline(Advantage):
+class RoleBaseline(Advantage, StatefulPlugin):
     """Role-conditioned advantage estimation: A = R − b of its game and seat, and then b ← decay · b + (1 − decay) · R.
 
     b is used before it moves, starts at 0 and is one per (task's source, rollout's role): the seat that opens wins more
@@ -153,11 +153,11 @@ class RoleBaseline(Advantage):
     def uses_equal_rewards(self) -> bool:
         return True
 
-    def begin(self) -> Baselines:
+    def init_state(self) -> Baselines:
         return {}
 
-    def of_groups(self, groups: Sequence[Group], rewards_G: Sequence[Float[np.ndarray, " G"]], memory: Any) -> Any:
-        advantages_G, _ = role_advantages(keys_of(groups), rewards_G, memory, self.decay)
+    def of_groups(self, groups: Sequence[Group], rewards_G: Sequence[Float[np.ndarray, " G"]], state: Any) -> Any:
+        advantages_G, _ = role_advantages(keys_of(groups), rewards_G, state, self.decay)
         if self.gamma == 1:
             return advantages_G
         return [
@@ -165,11 +165,11 @@ class RoleBaseline(Advantage):
             for g, advantages in zip(groups, advantages_G, strict=True)
         ]
 
-    def after(self, memory: Baselines, cut: AssembledBatch) -> Baselines:
-        return role_advantages(keys_of(cut.groups), cut.record.rewards, memory, self.decay)[1]
+    def update(self, state: Baselines, batch: AssembledBatch) -> Baselines:
+        return role_advantages(keys_of(batch.groups), batch.record.rewards, state, self.decay)[1]
 
-    def told(self, memory: Baselines) -> dict[str, float]:
-        return {f"advantage/baseline_{key}": value for key, value in memory.items()}
+    def metrics(self, state: Baselines) -> dict[str, float]:
+        return {f"advantage/baseline_{key}": value for key, value in state.items()}
 
 
 class TokenReturns(GroupAdvantage):
@@ -239,7 +239,7 @@ def checked(
     groups: Sequence[Group],
     rewards_G: Sequence[Float[np.ndarray, " G"]],
     mixed_G: Sequence[GroupReward] | None = None,
-    memory: Any = None,
+    state: Any = None,
 ) -> list[list[Float[np.ndarray, " N"]]]:
     """What the plug-in named `use` says of a step: per group and rollout [1], or one for each of its T tokens.
 
@@ -251,7 +251,7 @@ def checked(
     where = f"learner.advantage.use = '{use}'"
     try:
         if mixed_G is None:
-            found = list(advantage.of_groups(groups, rewards_G, memory))
+            found = list(advantage.of_groups(groups, rewards_G, state))
         else:
             found = [advantage.of_group(*each) for each in zip(groups, mixed_G, strict=True)]
     except BaseException as error:  # whatever the recipe's own code raises
@@ -370,12 +370,12 @@ def advantages_of(
     groups: Sequence[Group],
     returns_G: Sequence[Float[np.ndarray, "G K"]],
     mixed_G: Sequence[GroupReward] = (),
-    memory: Any = None,
+    state: Any = None,
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
     """Per group and rollout: [1] for all its tokens, or [T] with each turn's own, 0 outside of the policy's turns.
 
     Rollouts are compared with those of the same view of the task. `use` is what the recipe calls the estimator,
-    `memory` what it remembers; one that is `token_level` looks at `mixed_G` instead of the returns. Raises PluginError
+    `state` what it remembers; one that is `token_level` looks at `mixed_G` instead of the returns. Raises PluginError
     for what it must not return.
     """
     parts = [(g, places) for g, group in enumerate(groups) for places in comparable(group)]
@@ -384,7 +384,7 @@ def advantages_of(
         mixed = [part_of_mixed(mixed_G[g], places) for g, places in parts]
         values = checked(advantage, use, alone, [m.rewards for m in mixed], mixed)
     else:
-        values = _of_parts(advantage, use, alone, [returns_G[g][places] for g, places in parts], memory)
+        values = _of_parts(advantage, use, alone, [returns_G[g][places] for g, places in parts], state)
     found: list[dict[int, Any]] = [{} for _ in groups]
     for (g, places), of_part in zip(parts, values, strict=True):
         found[g] |= dict(zip(places.tolist(), of_part, strict=True))
@@ -403,14 +403,14 @@ def part_of_mixed(mixed: GroupReward, places: Int[np.ndarray, " _"]) -> GroupRew
 
 
 def _of_parts(
-    advantage: Advantage, use: str, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]], memory: Any
+    advantage: Advantage, use: str, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]], state: Any
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
     """As `advantages_of`, of groups of one view."""
     found = [[[] for _ in group.rollouts] for group in groups]
     for k in range(max((returns.shape[1] for returns in returns_G), default=0)):
         having = [i for i, returns in enumerate(returns_G) if k < returns.shape[1]]
         columns = [returns_G[i][:, k] for i in having]
-        values = checked(advantage, use, [groups[i] for i in having], columns, memory=memory)
+        values = checked(advantage, use, [groups[i] for i in having], columns, state=state)
         for i, of_group in zip(having, values, strict=True):
             for turns, value in zip(found[i], of_group, strict=True):
                 turns.append(value)

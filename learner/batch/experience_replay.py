@@ -1,40 +1,25 @@
-"""Rollouts of earlier steps, trained on once more. Pure; what is kept is a memory (`learner.plugin_state`)."""
+"""Rollouts of earlier steps, trained on once more. Pure; what is kept is a state (`learner.plugin_state`)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from cluster.plugins import Plugin
+from cluster.plugins import StatefulPlugin
 from cluster.types import BatchRecord, Group, Replayed, decode, encode
-
-if TYPE_CHECKING:
-    from learner.types import AssembledBatch
-import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from learner.types import AssembledBatch
+from learner.types import AssembledBatch
 
 
-class ExperienceReplay(Plugin):
-    """Base: `chosen` says what a decided cut trains on beside its groups, `after` what is kept for later."""
+class ExperienceReplay(StatefulPlugin):
+    """Base: `chosen` says what a decided batch trains on beside its groups, `update` what is kept for later."""
 
-    def begin(self) -> Any:
+    def chosen(self, state: Any, groups: Sequence[Group], record: BatchRecord) -> tuple[Replayed, ...]:
         raise NotImplementedError
-
-    def chosen(self, memory: Any, groups: Sequence[Group], record: BatchRecord) -> tuple[Replayed, ...]:
-        raise NotImplementedError
-
-    def after(self, memory: Any, cut: AssembledBatch) -> Any:
-        raise NotImplementedError
-
-    def told(self, memory: Any) -> dict[str, float]:
-        return {}
 
 
 class Spear(ExperienceReplay):
@@ -66,40 +51,38 @@ class Spear(ExperienceReplay):
     event: str = ""
     """Name of the environment's event that a rollout must have to be kept, such as `call`; any rollout by default."""
 
-    def begin(self) -> dict[str, list[Any]]:
+    def init_state(self) -> dict[str, list[Any]]:
         return {"means": [], "kept": []}
 
-    def chosen(
-        self, memory: dict[str, list[Any]], groups: Sequence[Group], record: BatchRecord
-    ) -> tuple[Replayed, ...]:
-        median = baseline(memory["means"])
-        recent = [kept for kept in memory["kept"] if record.step - kept["step"] <= self.tolerate_steps]
+    def chosen(self, state: dict[str, list[Any]], groups: Sequence[Group], record: BatchRecord) -> tuple[Replayed, ...]:
+        median = baseline(state["means"])
+        recent = [kept for kept in state["kept"] if record.step - kept["step"] <= self.tolerate_steps]
         good = [kept for kept in recent if kept["reward"] > median]
         count = num_replayed(len(good), self.buffer_size, self.trigger)
         places = np.random.default_rng(record.step).choice(len(good), count, replace=False) if count else ()
         strength = self.scale * (1 - cosine(record.step, self.ramp_steps))
         return tuple(_replayed(good[i], strength * (good[i]["reward"] - median)) for i in sorted(places))
 
-    def after(self, memory: dict[str, list[Any]], cut: AssembledBatch) -> dict[str, list[Any]]:
-        past = memory | {"kept": []} if cut.record.replayed else memory
-        return self._taken_in(past, cut.groups, cut.record)
+    def update(self, state: dict[str, list[Any]], batch: AssembledBatch) -> dict[str, list[Any]]:
+        past = state | {"kept": []} if batch.record.replayed else state
+        return self._taken_in(past, batch.groups, batch.record)
 
-    def told(self, memory: dict[str, list[Any]]) -> dict[str, float]:
-        told = {"replay/num_kept": float(len(memory["kept"]))}
-        return told | ({"replay/baseline": baseline(memory["means"])} if memory["means"] else {})
+    def metrics(self, state: dict[str, list[Any]]) -> dict[str, float]:
+        told = {"replay/num_kept": float(len(state["kept"]))}
+        return told | ({"replay/baseline": baseline(state["means"])} if state["means"] else {})
 
     def _taken_in(
-        self, memory: dict[str, list[Any]], groups: Sequence[Group], record: BatchRecord
+        self, state: dict[str, list[Any]], groups: Sequence[Group], record: BatchRecord
     ) -> dict[str, list[Any]]:
         means = [float(r[np.isfinite(r)].mean()) for r in record.rewards if np.isfinite(r).any()]
-        kept = [k for k in memory["kept"] if record.step - k["step"] <= self.tolerate_steps]
+        kept = [k for k in state["kept"] if record.step - k["step"] <= self.tolerate_steps]
         for group, rewards, advantages in zip(groups, record.rewards, record.advantages, strict=True):
             for rollout, reward, advantage in zip(group.rollouts, rewards, advantages, strict=True):
                 used = not self.event or any(e.text == self.event for e in rollout.events)
                 if np.isfinite(reward) and np.mean(advantage) > 0 and used and not rollout.truncated:
                     alone = encode(replace(group, rollouts=(rollout,)))
                     kept.append({"step": record.step, "reward": float(reward), "group": alone})
-        return {"means": (memory["means"] + means)[-self.num_means :], "kept": kept}
+        return {"means": (state["means"] + means)[-self.num_means :], "kept": kept}
 
 
 def baseline(means: Sequence[float]) -> float:

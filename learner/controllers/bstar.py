@@ -53,7 +53,7 @@ class BStar(Controller):
             )
         return self
 
-    def begin(self) -> dict[str, Any]:
+    def init_state(self) -> dict[str, Any]:
         return {"steps": 0, "balances": {}, "best": [self.temperatures[-1], self.thresholds[0], 0.0]}
 
     def observe(self, considered: Considered) -> dict[str, list[Any]]:
@@ -70,23 +70,23 @@ class BStar(Controller):
                     totals[1] += place == 0
         return found
 
-    def after(self, memory: dict[str, Any], cut: AssembledBatch) -> dict[str, Any]:
-        steps = cut.record.step + 1
-        balances = {} if steps % self.iteration_steps == 1 else dict(memory["balances"])
-        for temperature, (sums, more) in (cut.observed or {}).items():
+    def update(self, state: dict[str, Any], batch: AssembledBatch) -> dict[str, Any]:
+        steps = batch.record.step + 1
+        balances = {} if steps % self.iteration_steps == 1 else dict(state["balances"])
+        for temperature, (sums, more) in (batch.observed or {}).items():
             total, count = balances.get(temperature, ([0.0] * len(self.thresholds), 0))
             balances[temperature] = ([a + b for a, b in zip(total, sums, strict=True)], count + more)
-        return {"steps": steps, "balances": balances, "best": self._best(balances) or memory["best"]}
+        return {"steps": steps, "balances": balances, "best": self._best(balances) or state["best"]}
 
-    def patch(self, memory: dict[str, Any]) -> dict[str, Any]:
-        place = memory["steps"] % self.iteration_steps
-        temperature, threshold, _ = memory["best"]
+    def patch(self, state: dict[str, Any]) -> dict[str, Any]:
+        place = state["steps"] % self.iteration_steps
+        temperature, threshold, _ = state["best"]
         if place < len(self.temperatures):
             temperature = self.temperatures[place]
         return {self.temperature_key: temperature, self.threshold_key: threshold}
 
-    def told(self, memory: dict[str, Any]) -> dict[str, float]:
-        return super().told(memory) | {"settings/balance": float(memory["best"][2])}
+    def metrics(self, state: dict[str, Any]) -> dict[str, float]:
+        return super().metrics(state) | {"settings/balance": float(state["best"][2])}
 
     def _balances(self, group: Group, correct: Scores, mixed: GroupReward) -> dict[str, float]:
         """By temperature the group's balance score; temperatures of which no rollout has a known score are left out."""

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 class Stepwise(Controller):
     """Remembers how many steps were taken."""
 
-    def begin(self) -> int:
+    def init_state(self) -> int:
         return 0
 
-    def after(self, memory: int, cut: AssembledBatch) -> int:
-        return cut.record.step + 1
+    def update(self, state: int, batch: AssembledBatch) -> int:
+        return batch.record.step + 1
 
 
 class Stages(Stepwise):
@@ -33,8 +33,8 @@ class Stages(Stepwise):
     then: dict[str, Any] = Field(min_length=1)
     """Dotted key, in quotes → value, from step `at` on."""
 
-    def patch(self, memory: int) -> dict[str, Any]:
-        return dict(self.then if memory >= self.at else self.first)
+    def patch(self, state: int) -> dict[str, Any]:
+        return dict(self.then if state >= self.at else self.first)
 
 
 class Cosine(Stepwise):
@@ -52,5 +52,5 @@ class Cosine(Stepwise):
     steps: PositiveInt = 200
     """S: steps until the value is `end`."""
 
-    def patch(self, memory: int) -> dict[str, Any]:
-        return {self.key: self.end + (self.start - self.end) * cosine(memory, self.steps)}
+    def patch(self, state: int) -> dict[str, Any]:
+        return {self.key: self.end + (self.start - self.end) * cosine(state, self.steps)}

@@ -9,10 +9,12 @@ import pytest
 
 from cluster.config import LearnerSection, load, parse
 from cluster.errors import ConfigError
+from cluster.plugins import Plugin
 from cluster.types import BatchRecord, Group, Scores, decode, encode
 from learner.controllers import Considered
 from learner.controllers.apply import Steering, memory_of, steered
 from learner.controllers.bstar import BStar, balance_of
+from learner.plugin_state import PluginState
 from learner.types import AssembledBatch
 from rewards.aggregation.mixer import Mixer
 from rewards.aggregation.selectors.threshold import Threshold, best, share
@@ -34,7 +36,7 @@ def considered(*found: tuple[Group, list[float]], mix: Mixer | None = None) -> C
 def after(plugin: BStar, memory: dict, step: int, *found: tuple[Group, list[float]]) -> dict:
     """The memory after a step that looked at these groups and trained on none: all were dropped."""
     noted = decode(encode(plugin.observe(considered(*found))), dict)
-    return plugin.after(memory, AssembledBatch(BatchRecord("policy", step, (), (), ()), [], observed=noted))
+    return plugin.update(memory, AssembledBatch(BatchRecord("policy", step, (), (), ()), [], observed=noted))
 
 
 def sampled(temperature: float, right: int, wrong: int, seq: int = 0) -> tuple[Group, list[float]]:
@@ -52,7 +54,7 @@ def test_the_balance_scores_of_the_catalogue():
 
 def test_every_temperature_is_tried_and_the_best_is_kept():
     plugin = BStar(correct="exact", temperatures=(0.5, 1.0), thresholds=(-0.5, 0.5), iteration_steps=4)
-    memory, temperatures = plugin.begin(), []
+    memory, temperatures = plugin.init_state(), []
     found = {0.5: sampled(0.5, 2, 2), 1.0: sampled(1.0, 8, 8)}
     for step in range(4):
         temperature = plugin.patch(memory)["rollout.temperature"]
@@ -61,7 +63,7 @@ def test_every_temperature_is_tried_and_the_best_is_kept():
     assert temperatures == [0.5, 1.0, 1.0, 1.0]
     # 8 right of 16 above −0.5 is 0.5, 8 of 8 above 0.5 is 1: exploiting more at the hotter temperature is best.
     assert memory["best"] == [1.0, 0.5, 1.0]
-    assert plugin.told(memory)["settings/balance"] == 1.0
+    assert plugin.metrics(memory)["settings/balance"] == 1.0
     again = plugin.patch(memory)
     assert (again["rollout.temperature"], again["selectors.0.options.threshold"]) == (0.5, 0.5), "measured anew"
     later = after(plugin, memory, 4, sampled(0.5, 8, 0))
@@ -71,7 +73,7 @@ def test_every_temperature_is_tried_and_the_best_is_kept():
 def test_a_temperature_at_which_most_tasks_fail_is_not_judged_by_the_tasks_it_solves():
     """At 1.1 one task of four is solved by all, at 0.5 half of each: among groups that survive the filter 1.1 leads."""
     plugin = BStar(correct="exact", temperatures=(0.5, 1.1), thresholds=(0.5,), iteration_steps=4)
-    memory = after(plugin, plugin.begin(), 0, *(sampled(0.5, 6, 2, seq=i) for i in range(4)))
+    memory = after(plugin, plugin.init_state(), 0, *(sampled(0.5, 6, 2, seq=i) for i in range(4)))
     memory = after(plugin, memory, 1, sampled(1.1, 8, 0), *(sampled(1.1, 0, 8, seq=1 + i) for i in range(3)))
     assert memory["balances"] == {"0.5": ([4 * balance_of(6, 6)], 4), "1.1": ([balance_of(8, 8)], 4)}
     assert memory["best"][0] == 0.5
@@ -86,7 +88,10 @@ def test_the_balance_is_of_the_responses_that_would_be_trained_on():
     assert mixer.of_step([two], scores)[0].rewards == pytest.approx([1.1, 0.18])
     copies = group("85", "85", "85", "86")
     memory = after(
-        BStar(correct="exact", thresholds=(0.5,)), BStar(correct="exact").begin(), 0, (copies, [1.0] * 3 + [np.nan])
+        BStar(correct="exact", thresholds=(0.5,)),
+        BStar(correct="exact").init_state(),
+        0,
+        (copies, [1.0] * 3 + [np.nan]),
     )
     assert memory["balances"] == {"1.0": ([balance_of(1, 1)], 1)}, "copies and unknown scores are no exploration"
 
@@ -100,7 +105,7 @@ def test_what_a_controller_noted_is_in_the_record_and_a_repeated_step_finds_it()
     noted = memory.completed(BatchRecord("policy", 0, (), (), ()), [], considered(sampled(0.5, 0, 4)))
     assert noted.observed == {"controllers.0": {"0.5": [[0.0, 0.0], 1]}}
     again = decode(encode(noted), BatchRecord)
-    memory.after(AssembledBatch(again, []))
+    memory.update(AssembledBatch(again, []))
     assert memory.of("controllers.0")["balances"] == {"0.5": ([0.0, 0.0], 1)}
 
 
@@ -136,7 +141,7 @@ def test_a_change_reaches_mixer_selection_and_losses():
     (now,) = steering.mix([], [])  # pyright: ignore
     assert now.selectors[0].options == {"count": 2.0}
     for step in range(2):
-        memory.after(AssembledBatch(BatchRecord("policy", step, (), (), ()), []))
+        memory.update(AssembledBatch(BatchRecord("policy", step, (), (), ()), []))
     (now,) = steering.select([], [], [])  # pyright: ignore
     assert (now.rewards[0].weight, now.learner.loss.kl_coef) == (3.0, 0.5)
     steering.mix([], [])
@@ -162,7 +167,7 @@ def test_a_controller_goes_on_where_a_checkpoint_left_it(tmp_path):
 
     def step(memory, number: int, temperature: float, right: int, seq: int) -> None:
         record = BatchRecord("policy", number, (), (), ())
-        memory.after(
+        memory.update(
             AssembledBatch(memory.completed(record, [], considered(sampled(temperature, right, 1, seq=seq))), [])
         )
 
@@ -178,3 +183,25 @@ def test_a_controller_goes_on_where_a_checkpoint_left_it(tmp_path):
     for each in (memory, fresh):
         step(each, 3, 0.9, 5, 9)
     assert fresh.settings() == memory.settings()
+
+
+def test_a_plugin_that_remembers_by_earlier_methods_is_told_the_new_ones():
+    class Earlier(Plugin):
+        def begin(self):
+            return 0
+
+        def after(self, memory, cut):
+            return memory + 1
+
+    with pytest.raises(ConfigError, match=r"'controllers.0' \(Earlier\).* 'init_state' and 'update'.*StatefulPlugin"):
+        PluginState({"controllers.0": Earlier()})
+
+
+def test_a_plugin_without_the_base_class_remembers_nothing():
+    class Stateless(Plugin):
+        def update(self, state, batch):
+            raise AssertionError("not asked")
+
+    state = PluginState({"controllers.0": Stateless()})
+    state.update(AssembledBatch(BatchRecord("policy", 0, (), (), ()), []))
+    assert (state.remembering, state.of("controllers.0")) == ([], None)

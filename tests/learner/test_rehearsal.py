@@ -52,7 +52,7 @@ def test_rollouts_of_earlier_steps_above_the_baseline_are_replayed_for_the_diffe
     plugin = Spear(buffer_size=1, trigger=0.5, ramp_steps=100, scale=1.0)
     groups = [group("a", "b", seq=0), group("c", "d", seq=1)]
     memory = {"means": [0.2, 0.5], "kept": []}
-    memory = plugin.after(memory, cut_of(49, groups, [[1.0, 0.8], [0.4, 0.1]], [[0.1, -0.1], [0.15, -0.15]]))
+    memory = plugin.update(memory, cut_of(49, groups, [[1.0, 0.8], [0.4, 0.1]], [[0.1, -0.1], [0.15, -0.15]]))
     now = cut_of(50, [group("e", "f", seq=2)], [[1.0, 1.0]], [[0.5, 0.5]])
     (replayed,) = plugin.chosen(memory, now.groups, now.record)
     # The means are 0.2, 0.5, 0.9 and 0.25: the median is 0.375. 'a' and 'c' have positive advantages, 0.625 and 0.025.
@@ -60,13 +60,13 @@ def test_rollouts_of_earlier_steps_above_the_baseline_are_replayed_for_the_diffe
     gain = {"a": 1.0 - 0.375, "c": 0.4 - 0.375}[replayed.group.rollouts[0].text]
     assert replayed.advantages[0][0] == pytest.approx(0.5 * gain)
     worse = cut_of(49, groups, [[1.0, 0.8], [0.1, 0.0]], [[0.1, -0.1], [0.05, -0.05]])
-    memory = plugin.after({"means": [0.2, 0.5], "kept": []}, worse)
+    memory = plugin.update({"means": [0.2, 0.5], "kept": []}, worse)
     (one,) = plugin.chosen(memory, now.groups, now.record)
     assert one.group.rollouts[0].text == "a", "0.1 is below the baseline"
 
 
 def test_a_step_never_replays_its_own_rollouts_and_a_replay_empties_the_buffer_first():
-    plugin, memory, seen = Spear(buffer_size=32, ramp_steps=1), Spear().begin(), []
+    plugin, memory, seen = Spear(buffer_size=32, ramp_steps=1), Spear().init_state(), []
     for step in range(1, 8):  # 16 groups of 2, of which 1 is better than the group: 16 rollouts join at every step
         groups = [group(f"good {step}", f"bad {step}", seq=100 * step + i) for i in range(16)]
         now = cut_of(step, groups, [[1.0, 0.0]] * 16, [[0.5, -0.5]] * 16)
@@ -75,7 +75,7 @@ def test_a_step_never_replays_its_own_rollouts_and_a_replay_empties_the_buffer_f
         ids = {g.id for g in groups}
         assert not ids & {r.group.id for r in now.record.replayed}
         seen.append(len(now.record.replayed))
-        memory = plugin.after(memory, now)
+        memory = plugin.update(memory, now)
         assert ids <= {decode(k["group"], Group).id for k in memory["kept"]}, "a step joins the buffer after its draw"
     # 16, 32 and 48 are not more than 48; 64 in the fifth step are, and then the buffer starts again from 16.
     assert seen == [0, 0, 0, 0, 32, 0, 0]
@@ -83,18 +83,18 @@ def test_a_step_never_replays_its_own_rollouts_and_a_replay_empties_the_buffer_f
 
 def test_the_buffer_forgets_the_old_the_truncated_and_those_without_a_tool_and_is_emptied_by_a_replay():
     plugin = Spear(buffer_size=2, trigger=1.0, tolerate_steps=2, event="call")
-    memory = plugin.begin()
+    memory = plugin.init_state()
     groups = [used(group("a", "b", seq=0))]
-    memory = plugin.after(memory, cut_of(0, groups, [[1.0, 0.0]], [[0.5, -0.5]]))
+    memory = plugin.update(memory, cut_of(0, groups, [[1.0, 0.0]], [[0.5, -0.5]]))
     assert [decode(k["group"], Group).rollouts[0].text for k in memory["kept"]] == ["a"]
-    memory = plugin.after(memory, cut_of(1, [group("x", "y")], [[1.0, 0.0]], [[0.5, -0.5]]))
+    memory = plugin.update(memory, cut_of(1, [group("x", "y")], [[1.0, 0.0]], [[0.5, -0.5]]))
     short = replace(groups[0], rollouts=tuple(replace(r, finish="length") for r in groups[0].rollouts))
-    memory = plugin.after(memory, cut_of(2, [short], [[1.0, 0.0]], [[0.5, -0.5]]))
+    memory = plugin.update(memory, cut_of(2, [short], [[1.0, 0.0]], [[0.5, -0.5]]))
     assert [k["step"] for k in memory["kept"]] == [0], "neither a tool nor a whole rollout"
-    assert plugin.after(memory, cut_of(3, [], [], []))["kept"] == [], "older than two steps"
+    assert plugin.update(memory, cut_of(3, [], [], []))["kept"] == [], "older than two steps"
     several = [used(group("a", "b", "c", "d", seq=i)) for i in range(2)]
     rehearsing = PluginState({REHEARSAL: plugin})
-    rehearsing.after(cut_of(3, several, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2))
+    rehearsing.update(cut_of(3, several, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2))
     later = [group("x", "y", seq=9)]
     now = cut_of(4, later, [[0.0, 0.0]], [[0.0, 0.0]])
     now.record = rehearsing.completed(now.record, later)
@@ -102,7 +102,7 @@ def test_the_buffer_forgets_the_old_the_truncated_and_those_without_a_tool_and_i
     assert now.record.metrics["replay/num_rollouts"] == 2
     again = plugin.chosen(rehearsing.of(REHEARSAL), later, now.record)
     assert again[0].group.id == now.record.replayed[0].group.id, "not by chance"
-    assert plugin.after(rehearsing.of(REHEARSAL), now)["kept"] == []
+    assert plugin.update(rehearsing.of(REHEARSAL), now)["kept"] == []
     assert decode(encode(now.record), BatchRecord).replayed[0].rewards.tolist() == [1.0]
 
 
@@ -111,7 +111,7 @@ def test_a_batch_has_the_replays_behind_its_own_and_older():
     groups = [group("aa", "b", "cc", "d", seq=i) for i in range(2)]
     earlier = [group("aa", "b", "cc", "d", seq=5 + i) for i in range(2)]
     memory = PluginState({REHEARSAL: plugin})
-    memory.after(cut_of(2, earlier, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2))
+    memory.update(cut_of(2, earlier, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2))
     now = cut_of(3, groups, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2)
     record = memory.completed(now.record, groups)
     section = LearnerSection()
@@ -165,7 +165,7 @@ def test_any_course_of_rewards_is_replayed_as_a_plain_reimplementation_does(seed
     luck = np.random.default_rng(seed)
     size, tolerate, ramp = int(luck.choice([2, 4, 6])), int(luck.integers(1, 5)), int(luck.integers(1, 30))
     plugin = Spear(buffer_size=size, tolerate_steps=tolerate, ramp_steps=ramp, num_means=12, trigger=1.5)
-    memory, means, buffer, replays = plugin.begin(), [], [], 0
+    memory, means, buffer, replays = plugin.init_state(), [], [], 0
     for step in range(25):
         groups = [group(*"abc", seq=10 * step + i) for i in range(3)]
         rewards = luck.choice([0.0, 0.5, 1.0], (3, 3)).tolist()
@@ -188,7 +188,7 @@ def test_any_course_of_rewards_is_replayed_as_a_plain_reimplementation_does(seed
             assert advantage == pytest.approx(allowed[key], abs=1e-6)
         replays += bool(count)
         now.record = replace(now.record, replayed=found)
-        memory = plugin.after(memory, now)
+        memory = plugin.update(memory, now)
         buffer = [] if count else [b for b in buffer if step - b[0] <= tolerate]
         buffer += [
             (step, g.id, r.text, reward)

@@ -34,13 +34,13 @@ def test_the_catalogue_s_figures():
 def test_each_game_and_seat_has_its_own_baseline():
     plugin = RoleBaseline()
     groups = [seated("0", "1"), seated("0", "1", seq=1, source="TicTacToe")]
-    memory = plugin.after(plugin.begin(), cut_of(groups, [1.0, -1.0], [0.5, np.nan]))
+    memory = plugin.update(plugin.init_state(), cut_of(groups, [1.0, -1.0], [0.5, np.nan]))
     assert memory == pytest.approx({"KuhnPoker_0": 0.05, "KuhnPoker_1": -0.05, "TicTacToe_0": 0.025})
     first, second = plugin.of_groups(groups, [np.array([0.0, 0.0]), np.array([0.0, 1.0])], memory)
     assert first == pytest.approx([-0.05, 0.05])
     assert second == pytest.approx([-0.025, 1.0])
-    assert plugin.told(memory)["advantage/baseline_KuhnPoker_0"] == pytest.approx(0.05)
-    unmoved = plugin.after(memory, cut_of([seated("0", "1")], [np.nan, np.nan]))
+    assert plugin.metrics(memory)["advantage/baseline_KuhnPoker_0"] == pytest.approx(0.05)
+    unmoved = plugin.update(memory, cut_of([seated("0", "1")], [np.nan, np.nan]))
     assert unmoved == memory
 
 
@@ -51,8 +51,8 @@ def test_what_a_cut_decides_is_what_its_memory_takes_in():
     rewards = [rng.normal(size=3) for _ in groups]
     memory = PluginState({ADVANTAGE: plugin})
     before = memory.of(ADVANTAGE)
-    found = advantages_of(plugin, "role_baseline", groups, [r[:, None] for r in rewards], memory=before)
-    memory.after(cut_of(groups, *rewards))
+    found = advantages_of(plugin, "role_baseline", groups, [r[:, None] for r in rewards], state=before)
+    memory.update(cut_of(groups, *rewards))
     keys = [["KuhnPoker_0", "KuhnPoker_1", "KuhnPoker_1"] for _ in groups]
     expected, after = role_advantages(keys, rewards, {}, 0.95)
     assert np.allclose([np.concatenate(of) for of in found], expected, atol=1e-6)
@@ -62,7 +62,7 @@ def test_what_a_cut_decides_is_what_its_memory_takes_in():
 
 def test_a_memory_survives_a_checkpoint(tmp_path):
     memory = PluginState({ADVANTAGE: RoleBaseline()})
-    memory.after(cut_of([seated("0", "1")], [1.0, -1.0]))
+    memory.update(cut_of([seated("0", "1")], [1.0, -1.0]))
     memory.save(tmp_path)
     fresh = PluginState({ADVANTAGE: RoleBaseline()})
     fresh.load(tmp_path)

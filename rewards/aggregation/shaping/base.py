@@ -33,7 +33,7 @@ class Shaper(Plugin):
         raise NotImplementedError
 
     def memory(self, reward: str) -> Any:
-        """State from earlier steps, a `learner.plugin_state.StatefulPlugin` kept in checkpoints; by default none."""
+        """State from earlier steps, a `cluster.plugins.StatefulPlugin` kept in checkpoints; by default none."""
         return None
 
     def recalling(self, memory: Any) -> Shaper:

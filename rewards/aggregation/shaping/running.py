@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float
 from pydantic import PrivateAttr
 
+from cluster.plugins import StatefulPlugin
 from cluster.types import Group, Scores
 from rewards.aggregation.shaping.base import Shaper
 
@@ -61,7 +62,7 @@ class RunningScores(Shaper):
     """Scores of a step by the statistics of all that were trained on before and of these: `standard` in deviations from
     the mean, `clipped` to one deviation around it, `min_max` as a share of the range.
 
-    What was seen is a memory of the learner: it is in every checkpoint, and a resumed run shapes alike.
+    What was seen is a state of the learner: it is in every checkpoint, and a resumed run shapes alike.
     """
 
     how: Literal["standard", "clipped", "min_max"] = "standard"
@@ -79,13 +80,13 @@ class RunningScores(Shaper):
             return [np.full(values.shape, np.nan) for values in values_G]
         return [getattr(seen, self.how)(values) for values in values_G]
 
-    def recalling(self, memory: Sequence[float]) -> RunningScores:
+    def recalling(self, state: Sequence[float]) -> RunningScores:
         other = self.model_copy()
-        other._seen = Running(*memory)
+        other._seen = Running(*state)
         return other
 
     def memory(self, reward: str) -> ScoresSeen:
-        return ScoresSeen(reward)
+        return ScoresSeen(reward=reward)
 
 
 class _Cut(Protocol):
@@ -93,24 +94,23 @@ class _Cut(Protocol):
     """Group id → reward → scores."""
 
 
-class ScoresSeen:
+class ScoresSeen(StatefulPlugin):
     """A reward's scores so far, kept by the learner (`StatefulPlugin`): the fields of a `Running`."""
 
-    reads_scores = True
+    reads_scores: ClassVar[bool] = True
+    reward: str
+    """Name of the reward whose scores are remembered."""
 
-    def __init__(self, reward: str) -> None:
-        self._reward = reward
-
-    def begin(self) -> list[float]:
+    def init_state(self) -> list[float]:
         return [*astuple(Running())]
 
-    def after(self, memory: Sequence[float], cut: _Cut) -> list[float]:
+    def update(self, state: Sequence[float], batch: _Cut) -> list[float]:
         # In the order of their ids: sums of floats depend on it, and a repeated cut must give the same.
-        found = [cut.scores[id][self._reward].values for id in sorted(cut.scores) if self._reward in cut.scores[id]]
-        return [*astuple(Running(*memory).after(np.concatenate([np.empty(0), *found])))]
+        found = [batch.scores[id][self.reward].values for id in sorted(batch.scores) if self.reward in batch.scores[id]]
+        return [*astuple(Running(*state).after(np.concatenate([np.empty(0), *found])))]
 
-    def told(self, memory: Sequence[float]) -> dict[str, float]:
-        seen = Running(*memory)
+    def metrics(self, state: Sequence[float]) -> dict[str, float]:
+        seen = Running(*state)
         if not seen.count:
             return {}
-        return {f"reward/{self._reward}_running_mean": seen.mean, f"reward/{self._reward}_running_std": seen.std}
+        return {f"reward/{self.reward}_running_mean": seen.mean, f"reward/{self.reward}_running_std": seen.std}

@@ -11,9 +11,9 @@ import pytest
 
 from cluster.config import RewardSection
 from cluster.errors import ConfigError
+from cluster.plugins import StatefulPlugin
 from cluster.types import Group, Scores
 from learner.advantages.estimators import GroupAdvantage
-from learner.plugin_state import StatefulPlugin
 from rewards.aggregation.mixer import Mixer
 from rewards.aggregation.shaping import SHAPERS, Shaper
 from rewards.aggregation.shaping.par import sigmoid
@@ -75,19 +75,19 @@ def test_a_running_shaper_knows_the_steps_before_also_after_a_resume(how, second
         mix = Mixer(section, ["x"], 1, remembered=memories.get)  # a fresh one each time, as after a resume
         [(key, memory)] = mix.memories.items()
         assert isinstance(memory, StatefulPlugin)
-        before = memories.setdefault(key, memory.begin())
+        before = memories.setdefault(key, memory.init_state())
         evidence = {id: {"x": Scores.of(values)} for id, values in step.items()}
         mixed = mix.of_step([group("a", "b", "c")] * len(step), list(evidence.values()))
-        memories[key] = msgspec.msgpack.decode(msgspec.msgpack.encode(memory.after(before, Seen(evidence))))
+        memories[key] = msgspec.msgpack.decode(msgspec.msgpack.encode(memory.update(before, Seen(evidence))))
     assert mixed[0].rewards == pytest.approx(second, abs=1e-6), "5 scores so far: mean 5, variance 8, 1 to 9"
-    told = memory.told(memories[key])
+    told = memory.metrics(memories[key])
     assert told == {"reward/x_running_mean": pytest.approx(5), "reward/x_running_std": pytest.approx(8**0.5)}
 
 
 def test_without_any_score_a_running_shaper_knows_nothing():
     mix = Mixer([RewardSection.model_validate({"use": "exact", "shape": {"use": "running"}})], ["x"], 1)
     assert np.isnan(mix(group("a", "b"), {"x": Scores.of([None, None])}).rewards).all()
-    assert mix.memories["rewards.x.shape"].told(mix.memories["rewards.x.shape"].begin()) == {}
+    assert mix.memories["rewards.x.shape"].metrics(mix.memories["rewards.x.shape"].init_state()) == {}
 
 
 class Seen(NamedTuple):
