@@ -135,8 +135,9 @@ class EvaluationSection(Section):
 
 
 class CheckpointSection(Section):
-    every_steps: NonNegativeInt = 0
-    """0: only at the end and on a stop."""
+    every_steps: NonNegativeInt = 50
+    """Redis holds the groups of all steps since the last checkpoint, which a learner that dies trains on again. 0: only
+    at the end and on a stop, so Redis holds all groups of the run."""
     keep_last: PositiveInt = 2
     """Older checkpoints are deleted, except those that an alias of the recipe (`previous@2`, `policy@N`) names."""
     record_every_steps: NonNegativeInt = 0
