@@ -7,13 +7,15 @@ nccl:  vLLM's own trainer engine broadcasts from rank 0 into running engines ─
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 
@@ -53,14 +55,11 @@ class PullPublisher:
     def publish(self, engine: Engine, step: int) -> None:
         """Write and announce the weights; the gathering is collective, the rest is rank 0's."""
         info = self._describe(engine)
-        tensors = {}
-        for name, tensor in engine.weights():
-            if engine.rank == 0:
-                # A copy each: they outlive the gathering, and a file cannot hold tied tensors.
-                tensors[name] = tensor.to("cpu", self._dtype or tensor.dtype, copy=True).contiguous()
         if engine.rank != 0:
+            for _ in engine.weights():
+                pass
             return
-        path = self._write(tensors, f"{self._epoch}.{step}")
+        path = self._write(engine, f"{self._epoch}.{step}")
         info |= {"path": str(path), "host": socket.gethostname()}
         failpoint("learner.mid_publish")
         self._announcer.announce(Publication(self._policy, self._epoch, step, info))
@@ -69,12 +68,16 @@ class PullPublisher:
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _write(self, tensors: dict[str, torch.Tensor], version: str) -> Path:
-        from safetensors.torch import save_file
-
+    def _write(self, engine: Engine, version: str) -> Path:
+        """Write each tensor as it is gathered: no second copy of the model is held."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path, temporary = self.folder / f"{version}.safetensors", self.folder / f"{version}.tmp"
-        save_file(tensors, temporary, metadata={"format": "pt", "version": version})
+        declared = [(name, self._dtype or dtype, shape) for name, dtype, shape in engine.metadata()]
+        with temporary.open("wb", buffering=0) as file:
+            _write_all(file, _header(declared, version))
+            for (name, tensor), (expected, dtype, shape) in zip(engine.weights(), declared, strict=True):
+                assert (name, tuple(tensor.shape)) == (expected, shape), f"{name} was gathered for {expected}"
+                _write_all(file, _bytes_of(tensor.to("cpu", dtype)))
         temporary.replace(path)
         return path
 
@@ -83,6 +86,38 @@ class PullPublisher:
         for old in files[:-count]:
             with contextlib.suppress(FileNotFoundError):
                 old.unlink()
+
+
+DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""As the safetensors format spells them (https://github.com/huggingface/safetensors#format)."""
+
+
+def _header(declared: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], version: str) -> bytes:
+    """Return a safetensors header for tensors that follow one another: its length in 8 bytes, then JSON.
+
+    The safetensors package writes whole tensors that it was given all at once; what follows here comes one by one.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "version": version}}
+    start = 0
+    for name, dtype, shape in declared:
+        end = start + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of their items' size
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """A view of a CPU tensor's memory; a copy if the tensor is not contiguous."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _write_all(file: IO[bytes], data: bytes | memoryview) -> None:
+    """Write all of `data`: one call of the system takes at most 2 GiB."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
 
 
 def weights_folder(run_id: str, policy: str, epoch: int, root: Path | None = None) -> Path:

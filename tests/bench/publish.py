@@ -35,6 +35,9 @@ class Held:
     def weights(self) -> Iterator[tuple[str, Any]]:
         yield from self.tensors.items()
 
+    def metadata(self) -> list[tuple[str, Any, tuple[int, ...]]]:
+        return [(name, t.dtype, tuple(t.shape)) for name, t in self.tensors.items()]
+
 
 def measure() -> list[Figure]:
     os.environ |= {"OMP_NUM_THREADS": str(os.cpu_count()), "OMP_WAIT_POLICY": "PASSIVE"}

@@ -25,6 +25,9 @@ class Weights:
             yield name, buffer.fill_(self.value)
         buffer.fill_(-1.0)
 
+    def metadata(self):
+        return [(n, torch.float32, (2, 3)) for n in ("model.embed_tokens.weight", "lm_head.weight")]
+
 
 class Board:
     def __init__(self) -> None:
@@ -81,6 +84,34 @@ def test_weights_travel_in_the_engines_precision(board, tmp_path):
     engine: Any = Weights()
     publisher_of(board, tmp_path, dtype=torch.bfloat16).publish(engine, 0)
     assert load_file(board.seen[0].info["path"])["lm_head.weight"].dtype == torch.bfloat16
+
+
+def test_a_file_holds_tensors_of_any_shape_and_precision_bit_for_bit(board, tmp_path):
+    tensors = {
+        "a.scalar": torch.tensor(3.5),
+        "b.odd": torch.randn(3, dtype=torch.float16),
+        "c.transposed": torch.randn(5, 7).T,
+        "d.wide": torch.randn(2, 3, 4, dtype=torch.float64),
+        "e.empty": torch.zeros(0, 4),
+        "f.half": torch.randn(6, 2).bfloat16(),
+    }
+
+    class Mixed:
+        rank = 0
+
+        def weights(self):
+            yield from tensors.items()
+
+        def metadata(self):
+            return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+
+    engine: Any = Mixed()
+    publisher_of(board, tmp_path).publish(engine, 0)
+    stored = load_file(board.seen[0].info["path"])
+    assert list(stored) == list(tensors)
+    for name, tensor in tensors.items():
+        assert stored[name].dtype == tensor.dtype
+        assert torch.equal(stored[name], tensor)
 
 
 def test_vllms_trainer_sees_the_same_parameters_in_both_channels():
