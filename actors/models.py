@@ -77,6 +77,27 @@ def load_tokenizer(section: ModelSection, seed: int, *, online: bool) -> Any | N
     return None if directory is None else _tokenizer_in(directory)
 
 
+def different_token(ours: Any, directory: Path) -> str:
+    """Return the first of our tokens that a directory's tokenizer spells differently or lacks; "" where there is none.
+
+    A directory without a tokenizer has no difference. Raises ConfigError for one that cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    if not any(any(directory.glob(pattern)) for pattern in VOCABULARIES):
+        return ""
+    try:
+        theirs = AutoTokenizer.from_pretrained(directory)
+    except Exception as error:  # whatever the files of others make of it
+        raise ConfigError(f"the tokenizer in '{directory}' cannot be loaded: {one_line(error)}") from error
+    known = {id: token for token, id in theirs.get_vocab().items()}
+    for token, id in sorted(ours.get_vocab().items(), key=lambda item: item[1]):
+        if known.get(id) != token:
+            other = f"is {known[id]!r} there" if id in known else "does not exist there"
+            return f"token {id}, {token!r}, {other}"
+    return ""
+
+
 def check_files(section: ModelSection) -> None:
     """The model's weights, where they are on this machine already, are whole and can be trained.
 

@@ -211,6 +211,11 @@ class Reward(Plugin):
         """Whether it evaluates what was written, so that a run with it needs a sandbox."""
         return "verify" in self.services
 
+    def scorers(self) -> Sequence[str]:
+        """Names of the sections `[scorers.NAME]` that the reward reads with; by default its option `scorer`."""
+        named = getattr(self, "scorer", None) if "scorer" in self.services else None
+        return (named,) if isinstance(named, str) else ()
+
     def check(self, task: Task) -> None:
         """Raises ConfigError where a task of the data set lacks what the reward cannot do without."""
 

@@ -38,6 +38,7 @@ REWARDS: dict[str, str] = {
     "self_aligned": "rewards.builtin.self_aligned:SelfAligned",
     "self_certainty": "rewards.builtin.self_certainty:SelfCertainty",
     "step_scores": "rewards.builtin.steps:StepScores",
+    "teacher": "rewards.builtin.teacher:Teacher",
     "thoughts": "rewards.builtin.steps:Thoughts",
     "token_contrast": "rewards.builtin.token_contrast:TokenContrast",
     "view_agreement": "rewards.builtin.co_reward:ViewAgreement",

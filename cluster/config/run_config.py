@@ -229,6 +229,7 @@ class RunConfig(Section):
                 'file each. Set weights.transport = "pull".'
             )
         _check_budgets(self)
+        _check_teachers(self)
         check_steering(self)
         live = next((name for name, scorer in self.scorers.items() if scorer.model == "policy"), None)
         if live is not None and (self.learner.lora or self.weights.transport != "pull"):
@@ -315,6 +316,17 @@ def _check_budgets(config: RunConfig) -> None:
                 f"rollout.max_tokens = {config.rollout.max_tokens} leaves no room for a prompt in {section}."
                 f"max_model_len = {length.max_model_len}, which holds prompt and answers together. Lower the first, or "
                 "raise the second."
+            )
+
+
+def _check_teachers(config: RunConfig) -> None:
+    """Raises ValueError for a teacher that is compared with log-probs of another temperature than it reads at."""
+    for i, reward in enumerate(config.rewards):
+        if reward.use == "teacher" and not reward.options.get("student") and config.rollout.temperature != 1:
+            raise ValueError(
+                f"rewards[{i}] = 'teacher' compares a teacher, which reads at temperature 1, with the log-probs that "
+                f"rollouts were sampled with, at rollout.temperature = {config.rollout.temperature:g}. Set it to 1, or "
+                f"rewards[{i}].options.student to a scorer of model 'policy'."
             )
 
 

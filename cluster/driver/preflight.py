@@ -117,9 +117,26 @@ def aliases(settings: RunConfig, directory: Path) -> None:
             if back:
                 registry.resolve(alias)  # its directory is the first weights' until there is a checkpoint
             elif alias not in FIXED:
-                registry.directory(alias)
+                _same_tokens(settings, Path(registry.directory(alias).where), where)
         except ConfigError as error:
             raise ConfigError(f"{where} = '{alias}': {error}") from error
+
+
+def _same_tokens(settings: RunConfig, directory: Path, where: str) -> None:
+    """A model that reads or writes token ids has the policy's tokenizer. Raises ConfigError with the first difference.
+
+    Judges are asked in text. Where a tokenizer is not on this machine nothing is compared.
+    """
+    from actors.models import different_token, load_tokenizer
+
+    if where.startswith("judges."):
+        return
+    ours = load_tokenizer(settings.model, settings.seed, online=False)
+    if ours is not None and (difference := different_token(ours, directory)):
+        raise ConfigError(
+            f"its tokenizer is not that of model.path = '{settings.model.path}': {difference}. It is given the "
+            "policy's own tokens: name a model that has the policy's tokenizer."
+        )
 
 
 def anchored(settings: RunConfig) -> list[str]:

@@ -52,6 +52,12 @@ def plugins(settings: RunConfig) -> None:
                 f"rewards[{i}] = '{reward.use}' compares {signal.min_views} views of a task, and rollout.views = "
                 f"{list(settings.rollout.views)}. Name another, such as a rewording."
             )
+        for name in signal.scorers():
+            if name not in settings.scorers:
+                raise ConfigError(
+                    f"rewards[{i}] = '{reward.use}' reads with the scorer '{name}'. {nearest(name, settings.scorers)}"
+                    f"Add a section [scorers.{name}]."
+                )
         if signal.evaluates():
             require(f"rewards[{i}] = '{reward.use}' evaluates what the policy writes")
         if reward.shape is not None:

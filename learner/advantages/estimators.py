@@ -25,10 +25,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field
 
-from cluster.errors import PluginError, one_line
+from cluster.errors import ConfigError, PluginError, one_line
 from cluster.plugins import Plugin, StatefulPlugin
 from cluster.types import Group, GroupReward, Rollout
 from learner.types import AssembledBatch
+
+EQUAL = 1e-9
+"""Numbers that differ by less, relative to the rewards that they are differences of, are equal."""
 
 
 class Advantage(Plugin):
@@ -191,6 +194,73 @@ class TokenReturns(GroupAdvantage):
             return [np.array([a]) for a in whole]
         unit = spread(mixed.rewards, self.eps) if self.normalize_std else 1.0
         return [a - (np.cumsum(u) - u) / unit for a, u in zip(whole, mixed.tokens, strict=True)]
+
+
+class TokenRewards(GroupAdvantage):
+    """Each token's own reward as its advantage, beside the group's advantage of what came for the rollout as a whole.
+
+        A_{i,t} = u_{i,t} + (s_i − mean_j s_j) / std_j s_j,        s_i = r_i − Σ_t u_{i,t}
+
+    u [T] is the part of the reward that came at a token (`GroupReward.tokens`), s the rest. Nothing of u is carried to
+    earlier tokens, and it has no baseline: for rewards that are log-ratios, such as `teacher`, whose expectation is a
+    divergence at each place (on-policy distillation, arXiv:2306.13649). Without such parts it is `group`. A group of
+    equal rewards is kept, since its tokens differ.
+    """
+
+    token_level: ClassVar = True
+
+    @property
+    def uses_equal_rewards(self) -> bool:
+        return True
+
+    def of_group(self, group: Group, mixed: GroupReward) -> list[Float[np.ndarray, " _"]]:
+        if mixed.tokens is None:
+            return [np.array([a]) for a in self.advantages(mixed.rewards)]
+        rest = mixed.rewards - [u.sum() for u in mixed.tokens]
+        known = np.isfinite(rest)
+        # Equal but for the rounding of the sums, which the division by a deviation would blow up.
+        if known.any() and np.ptp(rest[known]) <= EQUAL * max(1.0, float(np.abs(mixed.rewards[known]).max())):
+            rest = np.where(known, 0.0, np.nan)
+        return [a + u for a, u in zip(self.advantages(rest), mixed.tokens, strict=True)]
+
+
+class MultiAdvantage(Advantage):
+    """Each reward normalised within the group, then weighted and summed: no reward drowns another by its scale.
+
+        A_i = Σ_k w_k (x_{i,k} − mean_j x_{j,k}) / (std_j x_{j,k} + 10⁻⁸)
+
+    x_k [G] is what reward k contributes (`GroupReward.parts`, its weight included, of which only the sign is left by
+    the normalisation), std the population's; a reward that is equal for all contributes 0. SLIM (arXiv:2402.00823)
+    normalises and sums the advantages of one critic for each reward, with w = 1; the group's mean in the place of
+    critics is ours. Rollouts of unknown reward are left out of every mean.
+    """
+
+    token_level: ClassVar = True
+    weights: dict[str, float] = {}
+    """w by name of the reward; 1 for those that are not named."""
+
+    def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
+        """Of a single reward."""
+        result, known = rewards.copy(), np.isfinite(rewards)
+        result[known] = normalized(rewards[known])
+        return result
+
+    def of_group(self, group: Group, mixed: GroupReward) -> list[Float[np.ndarray, " _"]]:
+        if unknown := sorted(self.weights.keys() - mixed.parts.keys()):
+            known = ", ".join(mixed.parts)
+            raise ConfigError(f"learner.advantage.options.weights.{unknown[0]}: the trained rewards are {known}.")
+        known = np.isfinite(mixed.rewards)
+        total = np.where(known, 0.0, np.nan)
+        for name, values in mixed.parts.items():
+            total[known] += self.weights.get(name, 1.0) * normalized(values[known])
+        return [np.array([a]) for a in total]
+
+
+def normalized(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """(x − mean x) / (std x + 10⁻⁸) with the population's deviation; 0 where all are equal."""
+    if len(values) == 0 or np.ptp(values) == 0:
+        return np.zeros(len(values))
+    return (values - values.mean()) / (values.std() + 1e-8)
 
 
 class ThoughtCredit(GroupAdvantage):
@@ -399,7 +469,12 @@ def part_of_mixed(mixed: GroupReward, places: Int[np.ndarray, " _"]) -> GroupRew
     def of(values: tuple[np.ndarray, ...] | None) -> tuple[np.ndarray, ...] | None:
         return None if values is None else tuple(values[i] for i in places)
 
-    return GroupReward(mixed.rewards[places], tokens=of(mixed.tokens), token_weights=of(mixed.token_weights))
+    return GroupReward(
+        mixed.rewards[places],
+        tokens=of(mixed.tokens),
+        token_weights=of(mixed.token_weights),
+        parts={name: values[places] for name, values in mixed.parts.items()},
+    )
 
 
 def _of_parts(
@@ -502,6 +577,8 @@ ADVANTAGES: dict[str, type[Advantage]] = {
     "reinforce_plus_plus": ReinforcePlusPlus,
     "reinforce++": ReinforcePlusPlus,
     "role_baseline": RoleBaseline,
+    "multi": MultiAdvantage,
     "token_returns": TokenReturns,
+    "token_rewards": TokenRewards,
     "tp_grpo": ThoughtCredit,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -28,9 +29,12 @@ class Implicit(Reward):
     base: str = "initial"
     """π₀: the same of model `initial`."""
 
+    def scorers(self) -> Sequence[str]:
+        return (self.scorer, self.base)
+
     async def prepare(self, services: Services) -> None:
-        services.scorer(self.scorer)
-        services.scorer(self.base)
+        for name in self.scorers():
+            services.scorer(name)
 
     async def score(self, group: Group, services: Services) -> Scores:
         passages = [passage_of(r) for r in group.rollouts]

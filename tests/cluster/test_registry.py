@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,27 @@ def test_who_needs_weights_is_not_given_a_name(registry):
     (registry.run_dir / "checkpoints" / "global_step_4" / "config.json").unlink()
     with pytest.raises(ConfigError, match="adapter without its model"):
         registry.directory("policy@4")
+
+
+def test_a_model_that_reads_the_policys_tokens_has_its_tokenizer(tmp_path):
+    from actors.tiny.character import character_tokenizer
+
+    for name, change in (("same", None), ("other", "swap"), ("short", "drop")):
+        place = tmp_path / name
+        character_tokenizer().save_pretrained(place)
+        (place / "config.json").write_text('{"model_type": "llama"}')
+        file = place / "tokenizer.json"
+        tree = json.loads(file.read_text())
+        vocabulary = tree["model"]["vocab"]
+        if change == "swap":
+            vocabulary["4"], vocabulary["7"] = vocabulary["7"], vocabulary["4"]
+        elif change == "drop":
+            del vocabulary[max(vocabulary, key=lambda token: vocabulary[token])]
+        file.write_text(json.dumps(tree))
+    preflight.aliases(parse({"scorers": {"teacher": {"model": str(tmp_path / "same")}}}), tmp_path)
+    for section in ("scorers", "generators"):
+        tree = {section: {"teacher": {"model": str(tmp_path / "other")}}, "learner": LOSS}
+        with pytest.raises(ConfigError, match=r"teacher\.model = .* token \d+, '4', is '7' there"):
+            preflight.aliases(parse(tree), tmp_path)
+    with pytest.raises(ConfigError, match=r"token \d+, .* does not exist there"):
+        preflight.aliases(parse({"learner": {"reference": str(tmp_path / "short")}}), tmp_path)

@@ -8,8 +8,17 @@ from itertools import groupby
 import numpy as np
 import pytest
 
+from cluster.errors import PluginError
 from cluster.types import GroupReward
-from learner.advantages.estimators import GroupAdvantage, ThoughtCredit, TokenReturns, advantages_of
+from learner.advantages.estimators import (
+    GroupAdvantage,
+    MultiAdvantage,
+    ThoughtCredit,
+    TokenReturns,
+    TokenRewards,
+    advantages_of,
+    normalized,
+)
 from learner.advantages.multi_policy import AdvantagesByPolicy
 from tests.learner.groups import group, rollout
 
@@ -106,3 +115,47 @@ def test_policies_in_one_group_have_each_their_own():
     estimator = TokenReturns(normalize_std=False)
     [credit] = AdvantagesByPolicy(estimator, "it", policies=("a", "b")).of([two], [mixed.rewards[:, None]], [mixed])
     assert [c.tolist() for c in credit] == [[0.5, 0.5, 0], [0, 0, -0.5], [-0.5, -0.5, -1], [0, 0, -0.5]]
+
+
+def test_a_tokens_own_reward_is_its_advantage_beside_the_groups_of_the_rest():
+    tokens = (np.array([0, 0.1, -0.3]), np.array([0, 0.7, 0.1]))
+    distilled = GroupReward(np.array([t.sum() for t in tokens]), tokens=tokens)
+    assert np.concatenate(credit_of(TokenRewards(), made(2, 2), distilled)) == pytest.approx(np.concatenate(tokens))
+    both = GroupReward(distilled.rewards + np.array([1.0, 0.0]), tokens=tokens)
+    right, wrong = credit_of(TokenRewards(normalize_std=False), made(2, 2), both)
+    assert right == pytest.approx(tokens[0] + 0.5)
+    assert wrong == pytest.approx(tokens[1] - 0.5)
+    assert np.concatenate(credit_of(TokenRewards(), made(2, 2), GroupReward(np.array([1.0, 0.0])))) == pytest.approx(
+        GroupAdvantage().advantages(np.array([1.0, 0.0]))
+    )
+    assert TokenRewards().uses_equal_rewards
+
+
+def test_rounding_of_sums_is_no_difference_between_rollouts():
+    tokens = tuple(RNG.normal(size=6) * 1e3 for _ in range(4))
+    rewards = np.array([float(np.float64(t[::-1].sum())) for t in tokens]) + np.array([1e-13, 0, -1e-13, 0])
+    credit = credit_of(TokenRewards(), made(4, 5), GroupReward(rewards, tokens=tokens))
+    np.testing.assert_allclose(np.concatenate(credit), np.concatenate(tokens), rtol=1e-5)
+
+
+SMALL, LARGE = np.array([1.0, -1, 0]), np.array([100.0, -50, -50])
+
+
+def test_rewards_of_all_scales_are_heard_where_each_is_normalised_first():
+    mixed = GroupReward(SMALL + LARGE, parts={"small": SMALL, "large": LARGE, "constant": np.full(3, 7.0)})
+    assert normalized(SMALL) + normalized(LARGE) == pytest.approx([2.6389584, -1.9318516, -0.7071068], abs=1e-7)
+    assert normalized(SMALL + LARGE) == pytest.approx([1.4141905, -0.7140962, -0.7000943], abs=1e-7)
+    credit = np.concatenate(credit_of(MultiAdvantage(), made(3, 2), mixed))
+    assert credit == pytest.approx([2.6389584, -1.9318516, -0.7071068], abs=1e-6)
+    half = np.concatenate(credit_of(MultiAdvantage(weights={"large": 0.5}), made(3, 2), mixed))
+    assert half == pytest.approx(normalized(SMALL) + 0.5 * normalized(LARGE), abs=1e-6)
+
+
+def test_an_unknown_reward_is_in_no_mean_and_a_reward_that_is_not_there_is_named():
+    values = np.array([1.0, -1, NAN, 0])
+    mixed = GroupReward(values, parts={"small": values})
+    credit = np.concatenate(credit_of(MultiAdvantage(), made(4, 2), mixed))
+    assert credit[[0, 1, 3]] == pytest.approx(normalized(SMALL), abs=1e-6)
+    assert np.isnan(credit[2])
+    with pytest.raises(PluginError, match=r"weights\.smal: the trained rewards are small"):
+        credit_of(MultiAdvantage(weights={"smal": 1.0}), made(4, 2), mixed)

@@ -24,7 +24,11 @@ from tests.rewards.scoring.stand_in import Given, reading_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # one set of child processes for all
 
-OPTIONS = {"length_penalty": {"max_tokens": 8, "cache_tokens": 4}, "events": {"event": "call"}}
+OPTIONS = {
+    "length_penalty": {"max_tokens": 8, "cache_tokens": 4},
+    "events": {"event": "call"},
+    "teacher": {"scorer": "scorer"},
+}
 TEXTS = ("85", "86", "", "<answer>85", "The answer is 85.", "\\boxed{", "\x00\ud800"[:1], "9" * 5000)
 
 

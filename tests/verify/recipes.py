@@ -100,12 +100,15 @@ CASES: dict[str, Case] = {
     "self_aligned": Case(ACCURACY, "rises"),
     "self_certainty": Case("reward/self_certainty_mean", "rises"),
     "selm": small("selm/third_log_ratio_nats", *SUMS),
+    "slim": Case("reward/exact_mean", "rises"),
     "spear": Case("reward/exact_mean", "rises"),
     "spiral": Case(ACCURACY, "rises"),
     "spo": small("reward/mean"),
     "ssr_zero": Case("reward/exact_mean", "rises"),
     "step_length_switch": small("reward/mean", "learner.groups_per_step=5", *SUMS),
     "t_reg": small("t_reg/known_frac", *SUMS),
+    # The first weights stand in for the quickstart's checkpoint: two warm starts of the same kind.
+    "teacher": Case("reward/teacher_mean", overrides=("scorers.teacher.model=initial",)),
     "temporal": Case("pairs/margin_mean", steps=10),
     # The keyword judge stands in for the user's server.
     "think_rm": small("reward/std", "judges.judge={{kind='keyword',options={{keywords=['the','so','when']}}}}"),
