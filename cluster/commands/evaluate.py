@@ -125,7 +125,7 @@ async def evaluate(
         alone = Alone(settings)
         await alone.start()
     try:
-        tasks = alone.tasks()[:limit]
+        tasks = alone.tasks(limit)
         with app.progress(f"{len(tasks)} tasks, {samples} rollouts each", len(tasks) * samples) as advance:
             groups = await alone.play(list(tasks) * samples, temperature, lambda: advance(1))
         with app.progress("grading", len(groups)) as advance:
@@ -141,6 +141,7 @@ async def evaluate(
         "samples": samples,
         **figures(groups, rewards),
         "num_failed": alone.failures,
+        "num_left_out": alone.left_out,
     }
     return result, [_row(group, reward) for group, reward in zip(groups, rewards, strict=True)]
 

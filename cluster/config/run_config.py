@@ -29,7 +29,8 @@ class RunSection(Section):
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Letters, digits, dots, dashes and underscores."""
     dir: str = "runs"
-    """Runs live in `dir/name`. Under a submitted job a relative one is refused, unless $KANABO_RUNS is set."""
+    """Runs live in `dir/name`; where the key is not set, in $KANABO_RUNS if there is one. Under a submitted job a
+    relative one is refused, unless $KANABO_RUNS is set."""
     shutdown_timeout_s: PositiveFloat = 60.0
     """After SIGTERM or Ctrl-C: finish the step, checkpoint and leave within this time."""
     heartbeat_timeout_s: PositiveFloat = 60.0

@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from cluster.buffer import Buffer
 from cluster.config import RunConfig
 from cluster.driver.event_consumer import EventConsumer
 from cluster.driver.worker_pool import WorkerPool
+from cluster.errors import one_line
 from cluster.placement.ray_errors import INFRASTRUCTURE, cause_of
+from cluster.process.disk import until_written
 from cluster.workers import POLICY, rollout_role
 from rewards.monitors.anchor_tasks import Answers, agreement, anchors_of
 
@@ -32,8 +35,16 @@ class Deadly(Exception):
 
 class Evaluation:
     def __init__(
-        self, staff: WorkerPool, buffer: Buffer, follower: EventConsumer, config: RunConfig, directory: Path
+        self,
+        staff: WorkerPool,
+        buffer: Buffer,
+        follower: EventConsumer,
+        config: RunConfig,
+        directory: Path,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`stopped()` is true once the run is asked to stop, which ends a wait for a full disk."""
+        self._stopped = stopped
         self._worker_pool, self._buffer, self._follower, self._section = staff, buffer, follower, config.evaluation
         self._policies, self._directory = config.policy_names, directory
 
@@ -55,7 +66,7 @@ class Evaluation:
                 self._follower.evaluation_lost(step, str(error))
                 return
             else:
-                agreement = self._agreement(policy, step, answers)
+                agreement = await asyncio.to_thread(self._agreement, policy, step, answers)
                 if math.isnan(accuracy) and policy == POLICY:
                     why = "no held-out rollout could be scored" if answers else "the task source has no held-out task"
                     self._follower.evaluation_lost(step, why)
@@ -115,8 +126,23 @@ class Evaluation:
         """With what the initial policy was sure of; NaN in a run that began without."""
         anchors = self._directory / ("anchors.json" if policy == POLICY else f"policies/{policy}/anchors.json")
         if step == 0:
-            anchors.write_text(json.dumps(anchors_of(answers)))
-        return agreement(json.loads(anchors.read_text()), answers) if anchors.exists() else math.nan
+            until_written(partial(_write, anchors, anchors_of(answers)), anchors.name, self._wait, self._stopped)
+        try:
+            return agreement(json.loads(anchors.read_text()), answers) if anchors.exists() else math.nan
+        except ValueError as error:
+            log.warning(
+                "'%s' cannot be read, so there is no agreement with it: %s Remove it.", anchors, one_line(error)
+            )
+            return math.nan
+
+    def _wait(self, what: str) -> None:
+        self._follower.waiting = f"The driver {what}"
+
+
+def _write(path: Path, anchors: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(anchors))
+    temporary.replace(path)
 
 
 async def until(true: Callable[[], bool]) -> None:

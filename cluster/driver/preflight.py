@@ -41,6 +41,8 @@ def run_directory(settings: RunConfig) -> Path:
     Raises ConfigError for a relative `run.dir` inside a submitted job, whose working directory is thrown away.
     """
     base = Path(settings.run.dir)
+    if not base.is_absolute() and "KANABO_RUNS" in os.environ and "dir" not in settings.run.model_fields_set:
+        base = Path(os.environ["KANABO_RUNS"])
     if not base.is_absolute() and submission_id():
         if "KANABO_RUNS" not in os.environ:
             raise ConfigError(

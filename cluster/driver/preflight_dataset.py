@@ -30,6 +30,8 @@ from cluster.types import Message, SkippedTasks, Task
 
 MAX_ROWS = 1_000_000
 """Rows that are looked at, of training and held-out rows each; a warning says that there are more."""
+MAX_MADE_ROWS, MADE_ROWS_S = 20_000, 10.0
+"""Tasks of a source without files that are looked at, and seconds for making them, of both kinds each."""
 MEASURE_S = 120.0
 """Processor time for tokenising prompts that may be too long; shorter ones then pass for fitting."""
 CHARACTERS_PER_TOKEN = 64
@@ -73,20 +75,25 @@ class Rows:
     heldout: Part
     measured: dict[tuple[Any, ...], tuple[SkippedTasks, list[str]]] = field(default_factory=dict)
     """What `measure` found, by models and length."""
+    filed: bool = True
+    """Whether rows lie in files, so that a later start compares them and repeated prompts are remarkable."""
 
     def part(self, name: str) -> Part:
         return self.train if name == "train" else self.heldout
 
 
 def read(settings: RunConfig) -> Rows | None:
-    """All rows of the recipe's data files; None where tasks come from no files. Raises ConfigError."""
+    """Return all rows of the recipe's data files, or the first tasks of a source that makes them.
+
+    None where the environment shows no task as it is. Raises ConfigError.
+    """
     from actors.tasks import TASKS
     from actors.tasks.files import Files
 
     source = build_kind(TASKS, settings.tasks, "tasks", "train")
-    if not isinstance(source, Files):
-        return None
     views = settings.rollout.views
+    if not isinstance(source, Files):
+        return _made(source, views) if _shows_task(settings) else None
     key = (settings.tasks.model_dump_json(), *views, *source.stamps())
     if key not in _last:  # a start reads them twice: before anything is written, and when models are there
         _last.clear()
@@ -98,14 +105,43 @@ def read(settings: RunConfig) -> Rows | None:
 _last: dict[tuple[str, ...], Rows] = {}
 
 
-def _read(tasks: Sequence[Task], places: Callable[[int], str], views: Sequence[str]) -> Part:
-    count = min(len(tasks), MAX_ROWS)
+def _made(source: Any, views: Sequence[str]) -> Rows:
+    """Return the first tasks of a source without files."""
+    train, heldout = (
+        _read(tasks, f"{kind} task {{}}".format, views, MAX_MADE_ROWS, MADE_ROWS_S)
+        for kind, tasks in (("training", source.train()), ("held-out", source.heldout()))
+    )
+    return Rows(train, heldout, filed=False)
+
+
+def _shows_task(settings: RunConfig) -> bool:
+    """Whether an episode begins with the task's prompt as it is."""
+    from actors.environments import ENVIRONMENTS
+    from cluster.plugins import build
+
+    section = settings.rollout.environment
+    return getattr(build(ENVIRONMENTS, section.use, section.options, "rollout.environment"), "shows_task", True)
+
+
+def _read(
+    tasks: Sequence[Task],
+    places: Callable[[int], str],
+    views: Sequence[str],
+    most: int = MAX_ROWS,
+    most_s: float = float("inf"),
+) -> Part:
+    """Return what `most` tasks hold, or as many as are made within `most_s` seconds."""
+    from actors.tasks import checked
+
+    count, until = min(len(tasks), most), time.monotonic() + most_s
     digests, prompts, sizes = np.zeros(count, np.uint64), np.zeros(count, np.uint64), np.zeros(count, np.int64)
     part = Part(places, tasks, digests, prompts, sizes, np.zeros(count, np.int64))
     for i in range(count):
+        if time.monotonic() > until:
+            break
         try:
-            task = tasks[i]
-        except DataError:  # named where the task is asked for
+            task = checked(tasks[i])
+        except Exception:  # named where the task is asked for
             continue
         digests[i], prompts[i] = _content(task), _prompt(task)
         shown = [task.views[view] for view in views if view in task.views]
@@ -136,6 +172,8 @@ def _digest(data: bytes) -> int:
 
 def warnings(rows: Rows) -> list[str]:
     """Sentences about rows that are there twice, columns of mixed types, and rows that were not looked at."""
+    if not rows.filed:
+        return []
     return [*_twice(rows.train), *_leaked(rows), *_mixed(rows.train), *_unread(rows)]
 
 
@@ -195,12 +233,7 @@ def measure(settings: RunConfig, rows: Rows, tokenizers: Mapping[str, Any]) -> t
 
     `tokenizers` are the policies', by name. Raises ConfigError where no training row fits.
     """
-    from actors.environments import ENVIRONMENTS
-    from cluster.plugins import build
-
-    section = settings.rollout.environment
-    environment = build(ENVIRONMENTS, section.use, section.options, "rollout.environment")
-    if not getattr(environment, "shows_task", True):
+    if not _shows_task(settings):
         return SkippedTasks(), []
     own = {name: settings.of_policy(name) for name in tokenizers}
     key = tuple((name, s.model.path, s.engine.max_model_len) for name, s in own.items())
@@ -276,8 +309,10 @@ def save(directory: Path, settings: RunConfig, rows: Rows, left_out: SkippedTask
     tree: dict[str, Any] = {"max_model_len": settings.engine.max_model_len}
     for name in PARTS:
         part = rows.part(name)
-        (place / f"{name}.digests").write_bytes(part.digests.astype("<u8").tobytes())
-        tree[name] = {"rows": len(part.tasks), "digest": part.whole, "left_out": list(getattr(left_out, name))}
+        digest = part.whole if rows.filed else None
+        if rows.filed:
+            (place / f"{name}.digests").write_bytes(part.digests.astype("<u8").tobytes())
+        tree[name] = {"rows": len(part.tasks), "digest": digest, "left_out": list(getattr(left_out, name))}
     temporary = place / "rows.json.tmp"
     temporary.write_text(json.dumps(tree))
     temporary.replace(place / "rows.json")
@@ -303,7 +338,7 @@ def check_same(directory: Path, settings: RunConfig, rows: Rows) -> list[str]:
         return []
     for name in PARTS:
         part = rows.part(name)
-        if tree[name]["digest"] != part.whole:
+        if rows.filed and tree[name]["digest"] not in (None, part.whole):
             before = np.frombuffer((directory / "dataset" / f"{name}.digests").read_bytes(), "<u8")
             kind = "training" if name == "train" else "held-out"
             raise ConfigError(

@@ -66,7 +66,7 @@ class Supervisor:
         self._autoscaler = elastic
         self._worker_pool = WorkerPool(context, self._buffer, self._watchdog, self._launch)
         self._evaluation = Evaluation(
-            self._worker_pool, self._buffer, self._follower, context.config, Path(context.run_dir)
+            self._worker_pool, self._buffer, self._follower, context.config, Path(context.run_dir), self._stops
         )
         self._learner_group: LearnerGroup | None = None
         self._resume_from: Path | None = None
@@ -330,14 +330,33 @@ class Supervisor:
 
         self._evaluations.add(self._spawn(self._evaluation.run(step, catch_up=False), ended))
 
+    def _stops(self) -> bool:
+        return self._asked_to_stop.is_set()
+
     async def _last_evaluation(self) -> None:
+        """Measure the last weights; a run that is asked to stop meanwhile does without."""
+        assert self._reached is not None
+        if self._asked_to_stop.is_set():
+            return
+        evaluating = asyncio.create_task(self._evaluate_last())
+        stopping = asyncio.create_task(self._asked_to_stop.wait())
+        try:
+            await asyncio.wait({evaluating, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if evaluating.done():
+                evaluating.result()
+            else:
+                self._follower.evaluation_lost(self._reached, "the run was asked to stop before it had ended")
+        finally:
+            evaluating.cancel()
+            stopping.cancel()
+
+    async def _evaluate_last(self) -> None:
         if self._evaluations:
             await asyncio.wait(self._evaluations)
-        if not self._asked_to_stop.is_set():
-            assert self._reached is not None
-            self._table.state("evaluating the last weights")
-            await self._evaluation.run(self._reached)
-            self._table.state("ending the workers")
+        assert self._reached is not None
+        self._table.state("evaluating the last weights")
+        await self._evaluation.run(self._reached)
+        self._table.state("ending the workers")
 
     async def close(self) -> None:
         """End calls that wait for Redis, and every actor, all at once: one that hangs is waited for and then killed."""

@@ -25,6 +25,7 @@ DASHBOARDS: dict[str, dict[str, list[str]]] = {
         "Staleness, steps": ["policy/staleness_steps", "policy/staleness_max_steps"],
         "Length, tokens": ["rollout/length_tokens"],
         "Cut short": ["rollout/truncated_frac"],
+        "Observations cut to the context": ["rollout/num_cut_observations"],
     },
     "Judges": {
         "Queue": ["judge/*_queue_depth"],

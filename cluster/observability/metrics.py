@@ -5,7 +5,6 @@ Names are `area/quantity_unit`; a value that is not finite is written as null, n
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
@@ -22,11 +21,9 @@ from urllib.parse import urlsplit
 
 from cluster.config import TrackingSection
 from cluster.errors import ConfigError
+from cluster.process.disk import FULL
 
 log = logging.getLogger(__name__)
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where there is no room for a file."""
 
 ALIASES = {
     "reward/mean": "critic/rewards/mean",

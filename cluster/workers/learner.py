@@ -17,6 +17,7 @@ from cluster.config import RunConfig
 from cluster.placement.groups import options
 from cluster.placement.resources import openmp, threads
 from cluster.process.cleanup import remove_after_me, settle
+from cluster.process.disk import until_written
 from cluster.storage import checkpoint
 from cluster.storage.model_aliases import Registry
 from cluster.workers.context import POLICY, RunContext, learner_name
@@ -85,6 +86,13 @@ class LearnerActor:
         )
 
         def save(engine: Any, step: int) -> None:
+            if config.learner.ranks > 1 or context.config.policies:  # the others would wait in a collective
+                save_once(engine, step)
+                return
+            what = f"the checkpoint of step {step}"
+            until_written(lambda: save_once(engine, step), what, self._enter, lambda: self._stopping)
+
+        def save_once(engine: Any, step: int) -> None:
             target = Path(context.run_dir) / "checkpoints"
             if policy == POLICY:
                 section, members = config.checkpoint, tuple(context.config.policies)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.config import RunConfig
+from cluster.errors import DataError
 from cluster.process.foreign_loops import ForeignLoops
 from cluster.types import Group, Task
 from cluster.workers.context import POLICY
@@ -51,7 +52,7 @@ class Alone:
         self._timeout_s = settings.rewards[place].timeout_s
         environment = settings.rollout.environment
         self._environment = build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment")
-        self.failures = 0
+        self.failures = self.left_out = 0
         directory = prepare(settings.model, settings.seed)
         settings = _fitted(settings, directory)
         self._chat = Chat(AutoTokenizer.from_pretrained(directory), stop=settings.rollout.stop)
@@ -65,9 +66,23 @@ class Alone:
         await self._engine.start()
         await self._signal.prepare(self._services)
 
-    def tasks(self) -> Sequence[Task]:
-        """Those held out, or all if none is."""
-        return self._tasks
+    def tasks(self, limit: int | None = None) -> Sequence[Task]:
+        """Return the first `limit` tasks of those held out, or of all if none is.
+
+        Those whose prompt fills the whole context are left out and counted in `left_out`.
+        """
+        tasks = list(self._tasks[:limit])
+        if not self._environment.shows_task:
+            return tasks
+        kept = [task for task in tasks if self._fits(task)]
+        self.left_out = len(tasks) - len(kept)
+        return kept
+
+    def _fits(self, task: Task) -> bool:
+        try:
+            return len(self._chat.prompt(task.views["orig"])) < self._engine.max_model_len
+        except (DataError, KeyError):  # named when the task is played
+            return True
 
     async def play(self, tasks: Sequence[Task], temperature: float, played: Callable[[], None]) -> list[Group]:
         """A group of one rollout for each; failures are counted and left out."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import DistError
+from torch.distributed import DistError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed import distributed_c10d as c10d
 
 from cluster.config import LearnerSection
@@ -65,12 +66,31 @@ def join(rank: int, world: int, master: tuple[str, int], *, timeout_s: float) ->
     # Its all-reduce in shared memory is for inference. It would be compiled at every first start, leave 69 MB in
     # /dev/shm for every process that has ended, and wait without a deadline.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend, wait = "nccl" if on_gpu else "gloo", timedelta(seconds=timeout_s)
+    if not on_gpu:
+        # DeepSpeed takes over a process group that is there. Its own has a store that listens on every interface.
+        store = rendezvous_store(rank, world, master, timeout_s)
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=wait)
     deepspeed.init_distributed(
-        dist_backend="nccl" if on_gpu else "gloo",
+        dist_backend=backend,
         auto_mpi_discovery=False,
         verbose=False,
-        timeout=timedelta(seconds=timeout_s),
+        timeout=wait,
     )
+
+
+def rendezvous_store(rank: int, world: int, master: tuple[str, int], timeout_s: float) -> TCPStore:
+    """Return the store where the ranks meet; it listens at the master's address alone."""
+    listener = None
+    if rank == 0:
+        listener = socket.socket(socket.AF_INET6 if ":" in master[0] else socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(master)
+        listener.listen()
+    return TCPStore(
+        *master, world, rank == 0, timedelta(seconds=timeout_s), wait_for_workers=False,
+        master_listen_fd=None if listener is None else listener.detach(),
+    )  # fmt: skip
 
 
 def turn_off_dropout(model: Any) -> None:

@@ -13,17 +13,18 @@ from rewards.parsing.equality import is_empty, reading, votes
 OPENED, CLOSED = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
 HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
 PHRASE = re.compile(
-    r"\b(?:answer|solution|result)\b(?:\s+(?:to|of|for)\b[^\n.:=]{0,80}?)?"
+    r"(?:\b(?:answer|solution|result|(?:correct|right|best)\s(?:option|choice))\b(?:\s+(?:to|of|for)\b[^\n.:=]{0,80}?)?"
     r"(?:[ \t*_]*(?:\s(?:is|are|was|would\s+be|should\s+be|must\s+be|will\s+be|equals|comes\s+out\s+to(?:\s+be)?)\b"
-    r"(?:\s+(?:that\b)?)?[ \t]*:?|:|=))[ \t*_]*",
+    r"(?:\s+(?:that\b)?)?[ \t]*:?|:|=))|答案\s?(?:是|为|[:：]))[ \t*_]*",
     re.IGNORECASE,
 )
-"""`the answer is`, `Answer:`, `**Final answer**:`, `the solution to the problem is`."""
+"""`the answer is`, `Answer:`, `**Final answer**:`, `the solution to the problem is`, `the correct option is`."""
+EMPHASIS = re.compile(r"([*_]+)\s*$")
 ADVERB = re.compile(
     r"(?:therefore|thus|then|hence|so|simply|just|clearly|indeed|now|again|probably)[,:]?\s+", re.IGNORECASE
 )
 CLAUSE = re.compile(
-    r"[.!?](?=\s|$|[\"')\]*]+(?:\s|$))|[,;:(\u2014-]?\s+(?:because|since|which|whereas|while|as|but|that|where|thus|hence|therefore|not|"
+    r"[。！？]|[.!?](?=\s|$|[\"')\]*]+(?:\s|$))|[,;:(\u2014-]?\s+(?:because|since|which|whereas|while|as|but|that|where|thus|hence|therefore|not|"
     r"rather|instead|when|if|after|given|using|i\.e|e\.g|for\s+the|and\s+(?:i|we|it|this|that|the|you|not)|so)\b"
     r"|[,;]\s+(?:i|we|you|it|this|the|let|please|hope|right)\b|\s\u2014\s|\s-\s(?=[a-z])",
     re.IGNORECASE,
@@ -35,6 +36,7 @@ ABBREVIATED = re.compile(
 MATHEMATICS = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w)")
 BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+BARE_BOX = re.compile(r"\\boxed\s+([^\s${}\\]+)")
 JOINED = re.compile(r"^\s*[,;]?\s*(?:or|and)?\s*$|\bor\b")
 MATHEMATICAL = frozenset({"number", "list", "tuple", "matrix", "expression", "relation", "unclear"})
 MAX_PHRASE = 400
@@ -115,7 +117,7 @@ def tagged(text: str) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{…}` whose braces close."""
+    r"""Return the content of the last `\boxed{…}` whose braces close; where none does, what follows `\boxed `."""
     open_braces: list[int | None] = []
     start = end = -1
     for match in BRACES.finditer(text):
@@ -125,7 +127,10 @@ def boxed(text: str) -> str | None:
                 start, end = opened, match.start()
         elif match[0].endswith("{") and match[0] != "\\{":
             open_braces.append(match.end() if len(match[0]) > 1 else None)
-    return text[start:end].strip() if end >= 0 else None
+    if end >= 0:
+        return text[start:end].strip()
+    bare = _last(BARE_BOX, text)
+    return bare[1].rstrip(".,;") if bare else None
 
 
 def hashed(text: str) -> str | None:
@@ -143,7 +148,10 @@ def phrased(text: str) -> str | None:
     match = _last(PHRASE, text)
     if match is None:
         return None
-    rest = text[match.end() : match.end() + MAX_PHRASE].lstrip(" \t*_:\r\n")
+    after = text[match.end() : match.end() + MAX_PHRASE]
+    rest = after.lstrip(" \t*_:\r\n")
+    if opened := EMPHASIS.search(text[match.start() : match.end() + len(after) - len(rest)]):
+        rest = rest.replace(opened[1], "", 1)  # of `**12** apples` the end
     found = ADVERB.sub("", rest.split("\n")[0], count=1)
     if mathematics := MATHEMATICS.match(found):
         return next(filter(None, mathematics.groups())).strip()

@@ -300,7 +300,9 @@ SEPARATORS = r",\s*(?:and|or)\s|[,;]|\s(?:and|or)\s|\\(?:lor|vee|land)\s"
 
 
 def _list(text: str) -> Reading | None:
-    r"""Elements in any order: `1, 2`, `1 or 2`, `\{1, 2\}`."""
+    r"""Elements in any order: `1, 2`, `1 or 2`, `\{1, 2\}`, `{1, 2}`."""
+    if re.fullmatch(r"\{[^{}]*,[^{}]*\}", text):
+        text = f"\\{text[:-1]}\\}}"
     inner = text
     is_set = text.startswith("\\{") and text.endswith("\\}")
     if is_set:
@@ -421,8 +423,9 @@ def _equation(sides: list[Value], text: str) -> Reading | None:
         if all(close(sides[0].number, v.number) for v in sides[1:]):
             return _of(sides[-1])
         return Reading("text", re.sub(r"\s", "", text))
-    if len(sides) == 2 and sides[0].is_number and len(sides[1].names) == 1 and re.fullmatch(r"[^=]+=\s*[A-Za-z]", text):
-        return _of(sides[0])  # 5 = x
+    ends_in_name = len(sides[-1].names) == 1 and re.fullmatch(r"[^=]+=\s*[A-Za-z]", text)
+    if len(sides) == 2 and ends_in_name and not sides[1].names & sides[0].names:
+        return _of(sides[0])  # 5 = x, 2x = y
     if len(sides) != 2:
         return None
     places = [a - b for a, b in zip(sides[0].at(), sides[1].at(), strict=True)]

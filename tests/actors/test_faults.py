@@ -169,18 +169,14 @@ def worker(model, buffer, monkeypatch):
 
     monkeypatch.setattr(rollout, "CLAIM_S", 0.1)
     monkeypatch.setattr(rollout, "REPORT_S", 0.1)
-    settings = parse(
-        {
-            "rollout": {"group_size": 2, "max_tokens": 4, "max_turns": 2, "environment_timeout_s": 0.3},
-            "engine": {"max_model_len": 64},
-        }
-    )
+    rollouts = {"group_size": 2, "max_tokens": 4, "max_turns": 2, "environment_timeout_s": 0.3}
     buffer.configure(Limits(GROUPS, 0))
     epoch = buffer.resume("policy", None)
     buffer.announce(Publication("policy", epoch, 0, {}))
     chat = Chat(AutoTokenizer.from_pretrained(model))
 
-    def make(environment=None, task_at=None):
+    def make(environment=None, task_at=None, max_model_len=64):
+        settings = parse({"rollout": rollouts, "engine": {"max_model_len": max_model_len}})
         return RolloutWorker(
             "rollout-0",
             policy="policy",
@@ -210,6 +206,30 @@ async def dropped_and_named(worker: RolloutWorker, buffer: Buffer) -> str:
     reports = [fields for _, kind, fields in buffer.events() if kind == "rollout"]
     assert sum(r["data_failures"] for r in reports) == 1
     return reports[-1]["last_failure"]
+
+
+class ToolAnswer(Environment):
+    """Answers as a tool does, with a text of 100,000 tokens and more."""
+
+    ends_when_cut = False
+
+    async def play(self, task, view):
+        yield Observation(task.views[view])
+        yield Observation.of("x y " * 50_000, role="tool")
+        yield End(reward=1.0)
+
+
+async def test_a_tool_answer_of_100_000_tokens_leaves_a_rollout_within_a_context_of_400(model, buffer, worker):
+    long = worker(ToolAnswer(), max_model_len=400)
+    (group,) = await long.heldout([Task.of("0", "fine")], temperature=1.0)
+    (rollout,) = group.rollouts
+    assert len(rollout.tokens) <= 400
+    assert rollout.loss_mask[-1], "no token stands behind the last one that is trained"
+    assert rollout.num_cut_observations == 1
+    shown = next(turn.text for turn in rollout.turns if turn.role == "tool")
+    assert "of 200000 characters did not fit the context]" in shown
+    assert sum(turn.role == "assistant" for turn in rollout.turns) == 2, "the policy answers what it was shown"
+    assert checked_group(group).rollouts[0].num_cut_observations == 1
 
 
 @pytest.mark.parametrize("turn", [0, 1])

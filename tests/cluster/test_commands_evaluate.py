@@ -48,6 +48,16 @@ def test_a_file_without_held_out_tasks_is_used_whole_and_says_so(kanabo, tmp_pat
     assert (told.document["held_out"], told.document["num_tasks"]) == (False, 3)
 
 
+def test_rows_longer_than_the_context_are_left_out_and_counted(kanabo, tmp_path):
+    data = tmp_path / "tasks.jsonl"
+    prompts = ["1+1=", "1" * 400, "2+1=", "1" * 320, "1" * 319]
+    data.write_text("".join(json.dumps({"prompt": p, "answer": "2"}) + "\n" for p in prompts))
+    told = kanabo("evaluate", "tiny:addition", "--tasks", data, "--json", *FAST)
+    assert told.code == 0, told.err
+    counts = {name: told.document[name] for name in ("num_left_out", "num_failed", "num_tasks")}
+    assert counts == {"num_left_out": 2, "num_failed": 0, "num_tasks": 3}
+
+
 def test_what_cannot_be_graded_is_counted_and_is_no_number(kanabo):
     told = kanabo("evaluate", "tiny:addition", "--tasks", "addition", "--limit", 3, "--json", "--reward",
                   f"{__name__}:Broken", *FAST)  # fmt: skip

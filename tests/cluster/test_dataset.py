@@ -12,13 +12,15 @@ import pytest
 
 from actors.chat import Chat
 from actors.models import load_tokenizer
-from actors.tasks import TASKS, order, without
+from actors.tasks import TASKS, TaskSource, order, without
+from actors.tasks.base import Lazy
 from cluster import config
 from cluster.config import ModelSection, RunConfig, parse
+from cluster.config.run_config import TasksSection
 from cluster.driver import preflight, preflight_dataset
 from cluster.errors import ConfigError
 from cluster.plugins import build
-from cluster.types import Message, SkippedTasks
+from cluster.types import Message, SkippedTasks, Task
 from tests.cluster.commands import make_run
 from tests.models import random_llama
 
@@ -111,6 +113,52 @@ def test_rows_longer_than_the_context_are_named_and_left_out(tmp_path):
     assert "train.jsonl:2 (64 tokens)" in said
     found, _ = preflight_dataset.measure(settings, rows_of(settings), {"policy": TINY})
     assert (found.train, found.heldout) == ((1, 4), ())
+
+
+class Made(TaskSource):
+    """Tasks of no file; one is too long, one cannot be made."""
+
+    def train(self):
+        return Lazy(self._one, range(5))
+
+    def heldout(self):
+        return Lazy(self._one, range(3, 5))
+
+    def _one(self, i):
+        if i == 2:
+            raise KeyError("not that one")
+        return Task.of(str(i), "1" * (100 if i == 3 else 5), "1")
+
+
+def test_tasks_of_a_source_without_files_are_measured_too(tmp_path):
+    settings = recipe(tmp_path / "none")
+    settings = settings.model_copy(update={"tasks": TasksSection(use=f"{__name__}:Made")})
+    rows = rows_of(settings)
+    found, said = preflight_dataset.measure(settings, rows, {"policy": TINY})
+    assert (found.train, found.heldout) == ((3,), (0,))
+    assert "1 of 5 training rows are longer than the context" in said[0]
+    assert "training task 3 (100 tokens)" in said[0]
+    assert preflight_dataset.warnings(rows) == [], "a source may well repeat itself"
+
+
+def test_a_run_keeps_the_made_tasks_that_it_has_left_out_and_compares_none(tmp_path):
+    settings = recipe(tmp_path / "none")
+    settings = settings.model_copy(update={"tasks": TasksSection(use=f"{__name__}:Made")})
+    directory, rows = make_run(tmp_path, "a", steps=2), rows_of(settings)
+    preflight_dataset.save(directory, settings, rows, SkippedTasks((3,), (0,)))
+    tree = preflight_dataset.stored(directory)
+    assert tree is not None
+    assert preflight_dataset.left_out(tree) == SkippedTasks((3,), (0,))
+    rows.train.digests[0] = 7
+    assert preflight_dataset.check_same(directory, settings, rows) == [
+        "1 training rows that are longer than the context stay left out."
+    ]
+
+
+def test_an_environment_that_shows_no_task_is_asked_for_none(tmp_path):
+    settings = recipe(tmp_path / "none")
+    tree = {"tasks": {"use": "games"}, "rollout": {"environment": {"use": "games"}}}
+    assert preflight_dataset.read(settings.model_copy(update={k: getattr(parse(tree), k) for k in tree})) is None
 
 
 def test_every_pass_visits_the_rows_that_fit_once(tmp_path):

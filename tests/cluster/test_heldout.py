@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +12,7 @@ from ray.exceptions import ActorDiedError
 
 from cluster import config
 from cluster.driver.evaluator import Evaluation
+from cluster.process import disk
 
 
 class Pool:
@@ -61,6 +64,29 @@ async def evaluated(pool: Pool, directory) -> Told:
     told = Told()
     await Evaluation(pool, None, told, config.parse({}), directory).run(1, catch_up=False)  # type: ignore[arg-type]
     return told
+
+
+async def test_anchors_wait_for_room_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "RETRY_S", 0.0)
+    writes, replace = [], Path.replace
+
+    def refused(path, target):
+        writes.append(path)
+        if len(writes) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refused)
+    told = Told()
+    await Evaluation(Pool([1.0], set()), None, told, config.parse({}), tmp_path).run(0, catch_up=False)  # type: ignore[arg-type]
+    assert len(writes) == 3
+    assert told.accuracy == 1.0
+    assert "anchors.json cannot be written" in told.waiting
+
+
+async def test_anchors_that_cannot_be_read_are_none(tmp_path):
+    (tmp_path / "anchors.json").write_text('{"0": ["')
+    assert (await evaluated(Pool([1.0], set()), tmp_path)).accuracy == 1.0
 
 
 async def test_nothing_dies_and_one_call_grades_all(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster import config
+from cluster.buffer import Buffer
 from cluster.buffer.server import Store
 from cluster.driver import supervisor as supervise
 from cluster.observability.metrics import Recorder
@@ -16,6 +17,35 @@ from cluster.workers import RunContext
 from tests.cluster.disk import disk, kill
 
 RECIPE = Path(__file__).parents[2] / "deploy" / "recipes" / "quickstart.toml"
+
+
+class Table:
+    """A live table that shows nothing."""
+
+    def state(self, what: str) -> None: ...
+
+    def warning(self, what: str) -> None: ...
+
+
+async def test_a_stop_ends_the_last_evaluation(tmp_path: Path, buffer: Buffer, monkeypatch: pytest.MonkeyPatch):
+    begun = asyncio.Event()
+
+    async def hangs(evaluation: object, step: int) -> None:
+        begun.set()
+        await asyncio.sleep(600)
+
+    monkeypatch.setattr(supervise.Evaluation, "run", hangs)
+    settings = config.load(str(RECIPE))
+    context = RunContext(settings, "", buffer.__reduce__()[1][0], "run", str(tmp_path))
+    recorder = Recorder(tmp_path / "metrics", settings.tracking, "run", {})
+    supervisor = supervise.Supervisor(context, None, recorder, Table(), None)  # type: ignore[arg-type]
+    supervisor._reached = 3
+    evaluating = asyncio.create_task(supervisor._last_evaluation())
+    await begun.wait()
+    supervisor.ask_to_stop()
+    async with asyncio.timeout(5):
+        await evaluating
+    assert "asked to stop" in supervisor._follower.evaluations_lost[3]
 
 
 async def test_a_full_disk_costs_one_of_the_budget_however_long_it_lasts(

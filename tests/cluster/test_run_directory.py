@@ -8,10 +8,19 @@ from pathlib import Path
 import pytest
 import typer
 
-from cluster import run
+from cluster import config, run
+from cluster.driver import preflight
 from cluster.process.lock import acquire_run_lock
 
 RECIPE = Path(__file__).parents[2] / "deploy" / "recipes" / "quickstart.toml"
+
+
+def test_a_run_lives_where_the_commands_look_for_it(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert preflight.run_directory(config.parse({"run": {"name": "a"}})) == tmp_path / "runs" / "a"
+    monkeypatch.setenv("KANABO_RUNS", str(tmp_path / "mine"))
+    assert preflight.run_directory(config.parse({"run": {"name": "a"}})) == tmp_path / "mine" / "a"
+    assert preflight.run_directory(config.parse({"run": {"name": "a", "dir": "here"}})) == tmp_path / "here" / "a"
 
 
 @pytest.mark.parametrize("whose", ["embedded", "buffer.url"])

@@ -22,7 +22,7 @@ GOLDEN = [
     ("The answer is 3.14. Done", "3.14"),
     ("The answer is $x = 5$. Here 7 is odd.", "x = 5"),
     ("The answer is $5$, not $6$.", "5"),
-    ("The answer is: **42**", "42**"),
+    ("The answer is: **42**", "42"),
     ("**Answer:** 42", "42"),
     ("**Final answer**: 42\nThanks", "42"),
     ("Answer:\n42\nThanks", "42"),

@@ -8,6 +8,7 @@ const CHARTS = [
   ["Held-out accuracy", "", [["eval/accuracy", "accuracy"]]],
   ["Rollout length", "tokens", [["rollout/length_tokens", "mean"]]],
   ["Rollouts cut short", "share", [["rollout/truncated_frac", "cut short"]]],
+  ["Observations cut to the context", "observations", [["rollout/num_cut_observations", "cut"]]],
   ["Entropy of the policy", "nats a token", [["loss/entropy_nats", "entropy"]]],
   ["Parity: engine against learner", "nats", [/^policy\/parity_(.+)_nats$/], { log: true }],
   ["Staleness", "steps", [["policy/staleness_steps", "mean"], ["policy/staleness_max_steps", "max"]]],
