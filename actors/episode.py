@@ -142,7 +142,7 @@ async def _played(
         seats[step.seat] = transcript
         transcript.opened = chat.opened(step.messages, first=not begun)
         transcript.observe(ids, step)
-        finish, text = await _speak(engine, chat, transcript, limits, task)
+        finish, text = await speak(engine, chat, transcript, limits, task)
         full = len(transcript.tokens) >= engine.max_model_len
         if finish == "length" and (environment.ends_when_cut or full):
             break
@@ -155,7 +155,7 @@ async def _played(
         cut_in_turn = step.when_cut if finish == "length" else None
         end, finish = cut_in_turn or End(step.reward, events=unseen), "length"
     seats = seats or {"": Transcript()}
-    return [_rollout(seat, t, finish, end, view, limits.temperature) for seat, t in seats.items()]
+    return [rollout_of(seat, t, finish, end, view, limits.temperature) for seat, t in seats.items()]
 
 
 class _Side(Protocol):
@@ -331,7 +331,7 @@ def may_misbehave(environment: Environment) -> bool:
     return type(environment) is not SingleTurn
 
 
-async def _speak(engine: Engine, chat: Chat, transcript: Transcript, limits: Limits, task: Task) -> tuple[Finish, str]:
+async def speak(engine: Engine, chat: Chat, transcript: Transcript, limits: Limits, task: Task) -> tuple[Finish, str]:
     """The policy's turn. A turn that an engine aborted for new weights goes on where it was."""
     start = len(transcript.tokens)
     while True:
@@ -399,7 +399,7 @@ def _shortened(message: Message, keep: int) -> Message:
 MAX_CHARACTERS_PER_TOKEN = 64
 
 
-def _rollout(seat: str, transcript: Transcript, finish: Finish, end: End, view: str, temperature: float) -> Rollout:
+def rollout_of(seat: str, transcript: Transcript, finish: Finish, end: End, view: str, temperature: float) -> Rollout:
     """Return the transcript as a rollout; what stands behind the last token that the policy chose is left out."""
     count = len(transcript.mask) - transcript.mask[::-1].index(True) if True in transcript.mask else 0
     turns = tuple(

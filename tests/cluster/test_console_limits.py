@@ -22,9 +22,9 @@ import pytest
 from cluster.buffer import Limits
 from cluster.config import ConsoleSection
 from cluster.errors import ConfigError
-from cluster.observability.console import limits
 from cluster.observability.console.server import TOKEN_VARIABLE, Console
 from cluster.observability.console.source import Alive, Source
+from cluster.process import http_limits as limits
 from tests.cluster.lap import Lap
 from tests.cluster.runs import client, group, keep, write_run
 

@@ -7,15 +7,12 @@ page that has its name point here is refused. `limits` beside this file bounds w
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import hmac
 import html
-import ipaddress
 import logging
 import os
 import secrets
-import socket
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
@@ -33,12 +30,20 @@ from starlette.exceptions import HTTPException
 from cluster.config import ConsoleSection
 from cluster.errors import ConfigError, KanaboError
 from cluster.observability.console import groups
-from cluster.observability.console.limits import IDLE_S, MAX_HEADER_BYTES, Gate, Hosts, LimitedProtocol
 from cluster.observability.console.source import Source
+from cluster.process.http_limits import (
+    IDLE_S,
+    MAX_HEADER_BYTES,
+    Gate,
+    Hosts,
+    LimitedProtocol,
+    is_loopback,
+    listen,
+    same_secret,
+)
 
 TOKEN_VARIABLE = "KANABO_CONSOLE_TOKEN"
 COOKIE = "kanabo_console"
-PORTS_TRIED = 20
 POLICY_OF_PAGE = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 """Nothing is loaded from elsewhere, and a rollout's text is never a script. The charts set styles of their own."""
 
@@ -172,15 +177,15 @@ def _guard(token: str | None) -> Callable[[Request, Callable[[Request], Awaitabl
 
     async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
         if token is not None:
-            if _same(_bytes(request.query_params.get("token", "")), expected):
+            if same_secret(_bytes(request.query_params.get("token", "")), expected):
                 left = request.url.remove_query_params("token")
                 answer = RedirectResponse(f"{left.path}?{left.query}" if left.query else left.path, 303)
                 answer.set_cookie(COOKIE, cookie, httponly=True, samesite="strict")
                 return answer
             # Headers are decoded as latin-1, whatever their sender encoded them with.
             kind, _, given = request.headers.get("Authorization", "").partition(" ")
-            entered = _same(_bytes(request.cookies.get(COOKIE, "")), cookie.encode())
-            if not entered and not (kind.lower() == "bearer" and _same(given.encode("latin-1"), expected)):
+            entered = same_secret(_bytes(request.cookies.get(COOKIE, "")), cookie.encode())
+            if not entered and not (kind.lower() == "bearer" and same_secret(given.encode("latin-1"), expected)):
                 why = "This console needs its token: open the address that the run printed, with ?token=… at its end."
                 return PlainTextResponse(why, 401, {"WWW-Authenticate": "Bearer"})
         answer = await go_on(request)
@@ -191,11 +196,6 @@ def _guard(token: str | None) -> Callable[[Request, Callable[[Request], Awaitabl
         return answer
 
     return guard
-
-
-def _same(given: bytes, expected: bytes) -> bool:
-    """In a time that says nothing about the expected bytes."""
-    return hmac.compare_digest(given, expected)
 
 
 def _bytes(text: str) -> bytes:
@@ -220,7 +220,7 @@ class Console:
         """Raises ConfigError if the address is not this machine's, or the token that is set cannot be sent."""
         given = _given_token()
         token = None if is_loopback(section.host) else given or secrets.token_urlsafe(24)
-        self._socket = _listen(section)
+        self._socket = listen(section.host, section.port, "console", ", or console.enabled=false")
         shown = f"[{section.host}]" if ":" in section.host else section.host
         port = self._socket.getsockname()[1]
         self.address = f"http://{shown}:{port}/"
@@ -253,32 +253,3 @@ class Console:
     def wait(self) -> None:
         """Until the server ends."""
         self._thread.join()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address. A name other than `localhost` may be anything."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _listen(section: ConsoleSection) -> socket.socket:
-    family = socket.AF_INET6 if ":" in section.host else socket.AF_INET
-    last = min(section.port + PORTS_TRIED, 65536)
-    for port in [*range(section.port, last), 0]:
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((section.host, port))
-            listener.listen()
-        except OSError as error:
-            listener.close()
-            if port == 0 or error.errno != errno.EADDRINUSE:
-                raise ConfigError(
-                    f"console.host = '{section.host}', port {port}: {error.strerror}. Give an address of this machine "
-                    "(127.0.0.1, or 0.0.0.0 for all), another console.port, or console.enabled=false."
-                ) from error
-        else:
-            return listener
-    raise AssertionError("port 0 is free or an error")

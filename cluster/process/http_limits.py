@@ -1,4 +1,6 @@
-"""What the console's server takes from clients before it knows who they are: bounded bytes, connections and time.
+"""What an HTTP server of Kanabo takes from clients before it knows them: bounded bytes, connections and time.
+
+The console and the policy endpoint share it: each has an address, the names that it answers under, and limits.
 
 uvicorn bounds the request line with its headers, and pauses a client that sends faster than the application reads.
 It has no time-out for a client that never finishes a request, and no limit on connections that never begin one.
@@ -7,11 +9,13 @@ It has no time-out for a client that never finishes a request, and no limit on c
 from __future__ import annotations
 
 import asyncio
+import errno
+import hmac
 import ipaddress
 import re
 import socket
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import h11
 from starlette.datastructures import Headers
@@ -19,26 +23,35 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from cluster.errors import ConfigError
+
 MAX_HEADER_BYTES = 16 * 2**10
 """Of a request line with all headers."""
 MAX_BODY_BYTES = 4 * 2**10
-"""Of a POST request. Requests of other methods have no body."""
+"""Of a POST request to the console. Requests of other methods have no body."""
 MAX_CONNECTIONS = 128
-"""At the next one the server closes the connection that has been idle for longest."""
+"""Of the console. At the next one a server closes the connection that has been idle for longest."""
 REQUEST_S = 10.0
 """From the connection, or the answer before, to the end of a request's headers."""
 ANSWER_S = 60.0
-"""From the end of the headers until the client has sent the body and taken the answer."""
+"""Of the console: from the end of the headers until the client has sent the body and taken the answer."""
 IDLE_S = 5.0
 """Of a connection between two requests."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 ANY_ADDRESS = ("0.0.0.0", "::")
+PORTS_TRIED = 20
+"""Ports from the wanted one on, before any that is free."""
 HOST = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\])(?::\d{1,5})?", re.ASCII)
 """A Host header: name or address, and perhaps a port."""
 
 
 class LimitedProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 protocol with a deadline for every phase of a connection, and a bound on their number."""
+
+    answer_s: ClassVar[float | None] = None
+    """`ANSWER_S` of this server; None for the module's."""
+    max_connections: ClassVar[int | None] = None
+    """`MAX_CONNECTIONS` of this server; None for the module's."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,7 +69,7 @@ class LimitedProtocol(H11Protocol):
         super().connection_made(transport)
         self._allow(REQUEST_S)
         others: list[LimitedProtocol] = [other for other in self.connections if other is not self]  # type: ignore[misc]
-        if len(others) >= MAX_CONNECTIONS:
+        if len(others) >= (self.max_connections or MAX_CONNECTIONS):
             candidates = [other for other in others if other.idle] or others
             min(candidates, key=lambda other: other.active_at).abort()
 
@@ -70,7 +83,7 @@ class LimitedProtocol(H11Protocol):
         super().handle_events()
         if self.cycle is not self._begun:
             self._begun = self.cycle
-            self._allow(ANSWER_S)
+            self._allow(self.answer_s or ANSWER_S)
 
     def on_response_complete(self) -> None:
         self._allow(REQUEST_S)  # before the call: it may begin the next request, which has been waiting
@@ -94,7 +107,7 @@ class LimitedProtocol(H11Protocol):
 
 
 class Hosts:
-    """The names under which a console answers."""
+    """The names under which a server answers."""
 
     def __init__(self, bound: str, more: Collection[str] = ()) -> None:
         """`bound`: the address that the server listens on. `more`: further names; `*.domain` stands for all below a
@@ -125,8 +138,12 @@ class Gate:
     name as their host, and this server answers under its own names only.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
+    def __init__(
+        self, app: ASGIApp, hosts: Hosts, *, section: str = "console", max_body_bytes: int = MAX_BODY_BYTES
+    ) -> None:
+        """`section` of the recipe has the key `allowed_hosts` of this server."""
         self._app, self._hosts = app, hosts
+        self._section, self._max_body_bytes = section, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -141,14 +158,54 @@ class Gate:
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers = Headers(scope=scope)
         if not self._hosts.known(headers.get("host")):
-            return 400, "This console does not answer under that name. console.allowed_hosts in the recipe adds names."
+            known = f"{self._section}.allowed_hosts in the recipe adds names."
+            return 400, f"This {self._section} does not answer under that name. {known}"
         if "transfer-encoding" in headers:
             return 411, "A request's body needs a Content-Length here."
         length = int(headers.get("content-length", "0"))  # h11 has refused what is no number
-        allowed = MAX_BODY_BYTES if scope["method"] == "POST" else 0
+        allowed = self._max_body_bytes if scope["method"] == "POST" else 0
         if length > allowed:
             return 413, f"The body of a {scope['method']} request has at most {allowed} bytes here."
         return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address. A name other than `localhost` may be anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int, section: str, remedy: str = "") -> socket.socket:
+    """Return a socket that listens on the port, or on a later one where it is taken.
+
+    Raises ConfigError if `host` is not this machine's. `section` of the recipe holds both, `remedy` is the end of that
+    error.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    last = min(port + PORTS_TRIED, 65536) if port else 0
+    for candidate in [*range(port, last), 0]:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, candidate))
+            listener.listen()
+        except OSError as error:
+            listener.close()
+            if candidate == 0 or error.errno != errno.EADDRINUSE:
+                raise ConfigError(
+                    f"{section}.host = '{host}', port {candidate}: {error.strerror}. Give an address of this machine "
+                    f"(127.0.0.1, or 0.0.0.0 for all), or another {section}.port{remedy}."
+                ) from error
+        else:
+            return listener
+    raise AssertionError("port 0 is free or an error")
+
+
+def same_secret(given: bytes, expected: bytes) -> bool:
+    """Compare in a time that says nothing about the expected bytes."""
+    return hmac.compare_digest(given, expected)
 
 
 def _is_address(name: str) -> bool:
