@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from cluster.types import Message
 from cluster.types.wire import clean_text
 
 _HOLE = "\u241e\u241f"
+Row = Mapping[str, Any]
+"""A message, or a tool, as it stands in a request of OpenAI's clients."""
 
 
 class Chat:
@@ -32,11 +34,15 @@ class Chat:
         self._generation = self._generation_prompt() if self._templated else ""
         # All rollouts of a group begin with one prompt.
         self._prompt = lru_cache(maxsize=256)(self._prompt_ids)
+        self._text_ids = lru_cache(maxsize=256)(self._ids_of_text)
 
     def _prompt_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         if not self._templated:
             return tuple(self._encode_plain("".join(m.content for m in messages)))
         return tuple(self._encode(self._render(messages)))
+
+    def _ids_of_text(self, text: str, plain: bool) -> tuple[int, ...]:
+        return tuple(self._encode_plain(text) if plain else self._encode(text))
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a first observation, ready for the policy to go on. Raises DataError if the template refuses it."""
@@ -65,8 +71,14 @@ class Chat:
         """
         if not self._templated:
             return self._encode("".join(m.content for m in messages))
-        ids = self._encode(self._render_observation(messages))
+        ids = self._encode(self.observation_text(messages))
         return ids[1:] if ids and ids[0] == after else ids
+
+    def observation_text(self, messages: Sequence[Message]) -> str:
+        """Text that follows the policy's turn: what closes that turn, `messages`, and the opening of its next."""
+        if not self._templated:
+            return "".join(m.content for m in messages)
+        return self._render_observation(messages)
 
     def opened(self, messages: Sequence[Message], *, first: bool = True) -> str:
         """Text such as `<think>\\n` that the prompt ends in, so that the policy's turn begins inside it; else ''.
@@ -76,9 +88,48 @@ class Chat:
         if not self._templated:
             return opened_at_end("".join(m.content for m in messages))
         text = self._render(messages) if first else self._render_observation(messages)
+        return self.opened_by(text)
+
+    def opened_by(self, prompt: str) -> str:
+        """Text such as `<think>\\n` that a rendered prompt ends in, so that the policy begins inside it; else ''."""
+        if not self._templated:
+            return opened_at_end(prompt)
         # The template's own words may go on behind the tag; a message's must not count.
-        own = unfinished(self._generation) if text.endswith(self._generation) else ""
-        return own or opened_at_end(text)
+        own = unfinished(self._generation) if prompt.endswith(self._generation) else ""
+        return own or opened_at_end(prompt)
+
+    def rendered(self, rows: Sequence[Row], *, tools: Sequence[Row] = (), **variables: Any) -> str:
+        """Return the prompt of a conversation as text, ready for the policy to go on.
+
+        `rows` are messages as OpenAI's clients send them, with text as their content; `variables` are handed to the
+        template. A tokenizer without a template makes a prompt of the contents alone. Raises DataError if the template
+        refuses the messages or leaves one out.
+        """
+        messages = [Message(str(row["role"]), row.get("content") or "") for row in rows]
+        if not self._templated:
+            if tools:
+                raise DataError("the model's tokenizer has no chat template, so the prompt has no place for tools.")
+            return clean_text("".join(m.content for m in messages))
+        begin = merge_system(messages)
+        if len(begin) < len(messages):
+            rows = [{"role": "system", "content": begin[0].content}, *rows[len(messages) - len(begin) + 1 :]]
+        return self._templated_text(rows, begin, tools=list(tools) or None, **variables)
+
+    def encode(self, text: str, *, first: bool) -> list[int]:
+        """Return the ids of rendered text; `first` says that it begins a conversation."""
+        return list(self._text_ids(text, first and not self._templated))
+
+    def is_end(self, token: int) -> bool:
+        """Return whether the token ends a turn and is no part of its text."""
+        return token in self._ends
+
+    def is_token(self, token: int) -> bool:
+        """Return whether the tokenizer has this id."""
+        return 0 <= token < len(self._tokenizer)
+
+    def written(self, token: int) -> str:
+        """Return the text of one token, special ones included."""
+        return self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def check_turns(self, messages: Sequence[Message], role: str) -> str:
         """Return what is odd about a made-up conversation with observations of this role; "" where nothing is.
@@ -106,14 +157,18 @@ class Chat:
         kept = [int(t) for t in tokens if int(t) not in self._ends]
         return self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def stopped_at(self, tokens: Sequence[int]) -> int | None:
-        """Return the length of the shortest prefix of `tokens` whose text holds a stop string, None if none does."""
+    def stopped_at(self, tokens: Sequence[int], strings: Sequence[str] | None = None) -> int | None:
+        """Return the length of the shortest prefix of `tokens` whose text holds a stop string, None if none does.
+
+        `strings` are those of one request, by default the recipe's.
+        """
+        strings = self._stop_strings if strings is None else strings
 
         def holds(length: int) -> bool:
             text = self.text(tokens[:length])
-            return any(s in text for s in self._stop_strings)
+            return any(s in text for s in strings)
 
-        if not self._stop_strings or not holds(len(tokens)):
+        if not strings or not holds(len(tokens)):
             return None
         low, high = 1, len(tokens)
         while low < high:
@@ -176,9 +231,14 @@ class Chat:
 
     def _render(self, messages: Sequence[Message]) -> str:
         messages = merge_system(messages)
-        rows = [{"role": m.role, "content": m.content} for m in messages]
+        return self._templated_text([{"role": m.role, "content": m.content} for m in messages], messages)
+
+    def _templated_text(self, rows: Sequence[Row], messages: Sequence[Message], **variables: Any) -> str:
+        """Return what the template makes of `rows`, whose roles and texts are `messages`. Raises DataError."""
         try:
-            text = self._tokenizer.apply_chat_template(rows, add_generation_prompt=True, tokenize=False)
+            text = self._tokenizer.apply_chat_template(
+                rows, **{**variables, "add_generation_prompt": True, "tokenize": False}
+            )
         except Exception as error:  # a template is a program of others, and may refuse roles or their order
             roles = ", ".join(m.role for m in messages)
             raise DataError(f"the model's chat template refuses messages of {roles}: {one_line(error)}") from error

@@ -17,6 +17,7 @@ import numpy as np
 
 from actors.chat import Chat
 from actors.engine import Engine
+from actors.environments.agent import AgentEnvironment
 from actors.environments.base import End, Environment, Observation
 from actors.environments.single_turn import SingleTurn
 from cluster.errors import DataError, one_line
@@ -66,6 +67,21 @@ class Limits:
     """For each answer of the environment."""
 
 
+class AgentEndpoint(Protocol):
+    """What serves the policy to agents (`actors.endpoint.Endpoint`)."""
+
+    async def play(
+        self,
+        environment: AgentEnvironment,
+        task: Task,
+        view: str,
+        limits: Limits,
+        loops: ForeignLoops,
+        group: object,
+        turned: Callable[[], Awaitable[None]] | None = None,
+    ) -> list[Rollout]: ...
+
+
 async def play(
     engine: Engine,
     chat: Chat,
@@ -74,9 +90,10 @@ async def play(
     view: str,
     limits: Limits,
     loops: ForeignLoops | None = None,
+    endpoint: AgentEndpoint | None = None,
 ) -> Rollout:
     """Play one episode to its end; of several seats' rollouts the one that moved first. Raises as `play_seats` does."""
-    return (await play_seats(engine, chat, environment, task, view, limits, loops))[0]
+    return (await play_seats(engine, chat, environment, task, view, limits, loops, endpoint=endpoint))[0]
 
 
 async def play_seats(
@@ -88,20 +105,26 @@ async def play_seats(
     limits: Limits,
     loops: ForeignLoops | None = None,
     group: object = None,
+    endpoint: AgentEndpoint | None = None,
+    turned: Callable[[], Awaitable[None]] | None = None,
 ) -> list[Rollout]:
     """Play one episode to its end: a rollout for each seat that has spoken, in the order of their first turns.
 
     An environment of the user's own runs on one of `loops`, by default on one of this episode alone; episodes of one
-    `group` block no other's. Raises DataError if the environment fails or hangs or the prompt leaves no room;
-    InfrastructureError if the engine dies.
+    `group` block no other's. An environment that is an agent reaches the policy through `endpoint` and leaves a rollout
+    for each conversation; `turned` is called after each of its turns. Raises DataError if the environment fails or
+    hangs or the prompt leaves no room; InfrastructureError if the engine dies.
     """
     if loops is None:
         loops = ForeignLoops()
         try:
-            return await play_seats(engine, chat, environment, task, view, limits, loops, group)
+            return await play_seats(engine, chat, environment, task, view, limits, loops, group, endpoint, turned)
         finally:
             loops.close()
     key = group if group is not None else object()
+    if isinstance(environment, AgentEnvironment):
+        assert endpoint is not None, "an agent reaches the policy through an endpoint"
+        return await endpoint.play(environment, task, view, limits, loops, key, turned)
     for _ in range(RESTARTS):
         with contextlib.suppress(Displaced):  # an episode of another group blocks the loop
             async with _side(environment, task, view, limits.environment_timeout_s, loops, key) as side:
@@ -324,6 +347,11 @@ def _checked(said: Any) -> Observation | End:
 def is_own(environment: object) -> bool:
     """Whether the environment is a part of Kanabo, which neither blocks nor hangs, and not a user's."""
     return type(environment).__module__.startswith("actors.environments.")
+
+
+def runs_foreign_code(environment: Environment) -> bool:
+    """Whether Python code of a user's runs in this process."""
+    return not is_own(environment) or (isinstance(environment, AgentEnvironment) and environment.blocks)
 
 
 def may_misbehave(environment: Environment) -> bool:

@@ -22,7 +22,9 @@ import numpy as np
 
 from actors import episode
 from actors.chat import Chat
+from actors.endpoint import Endpoint
 from actors.engine import Engine
+from actors.environments.agent import AgentEnvironment
 from actors.environments.base import Environment
 from actors.environments.builder import EnvironmentBuilder
 from actors.environments.meeting import MultiPolicyEnvironment
@@ -94,6 +96,8 @@ class RolloutWorker:
         self._buffer, self._config, self._fetch = buffer, config, fetch
         self._loops = ForeignLoops(marks=marks)
         self._environment = EnvironmentBuilder(environment, self._loops, config.rollout.environment_timeout_s)
+        self.endpoint = Endpoint(engine, chat, config.endpoint, model=policy)
+        """Serves the engine to environments that are agents."""
         self._claims = claims
         self._sampler = MultiPolicySampler(
             policy, self.play, others or {}, config.seed, generators, self._loops, config.rollout.environment_timeout_s
@@ -119,6 +123,8 @@ class RolloutWorker:
         Raises what ends the worker: InfrastructureError, or a bug of ours.
         """
         try:
+            if self._config.endpoint.enabled:
+                await self.endpoint.start()
             async with asyncio.TaskGroup() as tasks:
                 if self._claims:
                     tasks.create_task(self._claim())
@@ -126,6 +132,7 @@ class RolloutWorker:
                 tasks.create_task(self._report())
                 tasks.create_task(self._mind_progress())
         finally:
+            await self.endpoint.close()
             self._loops.close()
 
     def waiting(self) -> str:
@@ -174,8 +181,18 @@ class RolloutWorker:
         )
 
     async def _play(
-        self, task: Task, limits: episode.Limits, view: str = "orig", group: object = None
+        self,
+        task: Task,
+        limits: episode.Limits,
+        view: str = "orig",
+        group: object = None,
+        progress: Callable[[], Awaitable[None]] | None = None,
     ) -> list[Rollout]:
+        async def turned() -> None:
+            self._progress = time.monotonic()
+            if progress is not None:
+                await progress()
+
         if not self._in_flight:
             self._progress = time.monotonic()
         key = object()
@@ -183,7 +200,7 @@ class RolloutWorker:
         try:
             environment = await self._environment.get()
             return await episode.play_seats(
-                self.engine, self._chat, environment, task, view, limits, self._loops, group
+                self.engine, self._chat, environment, task, view, limits, self._loops, group, self.endpoint, turned
             )
         finally:
             del self._in_flight[key]
@@ -256,13 +273,13 @@ class RolloutWorker:
                 await self._call(self._buffer.renew, claim)
 
         async def one(view: str) -> list[Rollout]:
-            rollouts = await self._play(task, self._limits, view, claim)
+            rollouts = await self._play(task, self._limits, view, claim, progress)
             await progress()
             return [replace(rollout, policy=self.policy) for rollout in rollouts]
 
         environment = await self._environment.get()
         if (
-            not episode.is_own(environment)
+            episode.runs_foreign_code(environment)
             and (deaths := await self._call(self._buffer.deaths_over, claim)) >= MOST_DEATHS
         ):
             raise DataError(
@@ -276,7 +293,7 @@ class RolloutWorker:
         playing += self._sampler.generated(task)
         elsewhere = self._sampler.elsewhere(claim, task, count)
         try:
-            own = chain.from_iterable(await asyncio.gather(*playing))
+            own = chain.from_iterable(_numbered(environment, await asyncio.gather(*playing)))
             return Group(claim, task, tuple(chain(own, *await asyncio.gather(*elsewhere))))
         finally:
             for episode_ in (*playing, *elsewhere):  # one failed: the others' tokens would be for nothing
@@ -291,13 +308,13 @@ class RolloutWorker:
             )
             if publication is not None:
                 await self.receive(publication)
-        meets = isinstance(await self._environment.get(), MultiPolicyEnvironment)
-        views = ("orig",) if meets else self._config.rollout.views
+        environment = await self._environment.get()
+        views = ("orig",) if isinstance(environment, MultiPolicyEnvironment) else self._config.rollout.views
         group = object()
         playing = [asyncio.create_task(self._play(task, self._limits, v, group)) for v in views for _ in range(count)]
         failpoint("rollout.mid_play")
         try:
-            found = chain.from_iterable(await asyncio.gather(*playing))
+            found = chain.from_iterable(_numbered(environment, await asyncio.gather(*playing)))
             return tuple(replace(rollout, policy=self.policy) for rollout in found)
         finally:
             for episode_ in playing:
@@ -403,6 +420,8 @@ class RolloutWorker:
             now = time.monotonic()
             counts, self._counts = self._counts, dict.fromkeys(self._counts, 0)
             fields = {"worker": self.name, "claims": self._claims, "seconds": now - last, **counts}
+            if agents := self.endpoint.take_counts():
+                fields["agents"] = agents
             if self._loops.num_replaced:
                 fields["hung_threads"], fields["replaced_threads"] = self._loops.num_hung, self._loops.num_replaced
             await self._emit("rollout", {"last_failure": self._last_failure, **fields})
@@ -414,6 +433,13 @@ class RolloutWorker:
     async def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+
+
+def _numbered(environment: Environment, episodes: Sequence[list[Rollout]]) -> list[list[Rollout]]:
+    """Note on each rollout of an agent which episode it is of, where an episode left several."""
+    if not isinstance(environment, AgentEnvironment) or all(len(rollouts) == 1 for rollouts in episodes):
+        return list(episodes)
+    return [[replace(rollout, episode=i) for rollout in rollouts] for i, rollouts in enumerate(episodes)]
 
 
 def _checked(group: Group) -> Group:

@@ -175,6 +175,30 @@ _declare(
         "low beside a high `learner/wait_s`: add `rollout.workers` or `rollout.concurrent_groups`",
     ),
     Metric(
+        "rollout/num_agent_turns", "sum", "count",
+        "turns of the policy that agents asked for since the last step",
+    ),
+    Metric(
+        "rollout/num_failed_agents", "sum", "count",
+        "episodes whose agent failed, or never asked the policy for anything",
+        "above 0: the log says what the agent raised or wrote last",
+    ),
+    Metric(
+        "rollout/num_cut_episodes", "sum", "count",
+        "episodes of agents that were cut short: past their deadline, out of turns, or with a full context",
+        "high: raise `timeout_s`, `rollout.max_turns` or `engine.max_model_len`",
+    ),
+    Metric(
+        "rollout/num_refused_requests", "sum", "count",
+        "requests of agents that the endpoint refused",
+        "above 0: the agent's log has the endpoint's answer",
+    ),
+    Metric(
+        "rollout/num_unparsed_calls", "sum", "count",
+        "turns with a tool call that could not be parsed; the policy was shown the error",
+        "falls as the policy learns the format",
+    ),
+    Metric(
         "rollout/num_hung_threads", "sum", "count",
         "threads of the environment that were given up and have not returned",
         "above 0: the environment blocks; put what blocks into `asyncio.to_thread`",

@@ -47,7 +47,7 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
 
 
-@pytest.mark.parametrize("page", WITH_EXAMPLES)
+@pytest.mark.parametrize("page", [*WITH_EXAMPLES, "agents"])
 def test_the_examples_of_a_page_run_and_its_recipes_can_start(page, monkeypatch):
     module = types.ModuleType(MODULE)
     monkeypatch.setitem(sys.modules, MODULE, module)

@@ -4,16 +4,20 @@ from actors.environments.attempts import Attempts
 from actors.environments.base import End, Environment, Observation
 from actors.environments.calculator import Calculator
 from actors.environments.comas import CoMas
+from actors.environments.function import FunctionAgent
 from actors.environments.games import Games
 from actors.environments.nethack import NetHack
+from actors.environments.program import ProgramAgent
 from actors.environments.single_turn import SingleTurn
 
 ENVIRONMENTS: dict[str, type[Environment]] = {
     "attempts": Attempts,
     "calculator": Calculator,
     "comas": CoMas,
+    "function": FunctionAgent,
     "games": Games,
     "nethack": NetHack,
+    "program": ProgramAgent,
     "single_turn": SingleTurn,
 }
 

@@ -2,7 +2,7 @@
 
 from cluster.config.base import Section, Use
 from cluster.config.controllers import ControllerSection
-from cluster.config.engines import EngineSection, ModelSection
+from cluster.config.engines import EndpointSection, EngineSection, ModelSection
 from cluster.config.foreign_keys import with_new_names
 from cluster.config.learner import (
     CorrectionSection,
@@ -43,6 +43,7 @@ __all__ = [
     "ConsoleSection",
     "ControllerSection",
     "CorrectionSection",
+    "EndpointSection",
     "EngineSection",
     "EvaluationSection",
     "JudgeSection",

@@ -37,3 +37,20 @@ class EngineSection(Section):
     """CPU threads of one engine; 0 shares the cores out evenly among engines and ranks."""
     options: dict[str, Any] = {}
     """Further fields of vLLM's AsyncEngineArgs."""
+
+
+class EndpointSection(Section):
+    """The policy behind OpenAI's API, for environments that are agents."""
+
+    enabled: bool = False
+    """Serve every engine from the start, also where no environment needs it."""
+    host: str = "127.0.0.1"
+    """Where it listens. Every request needs a key: that of an episode, or $KANABO_ENDPOINT_KEY."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port, or the next free one where it is taken; 0 is any."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names under which clients may reach it, besides loopback names and `host`; `*.domain` stands for all below."""
+    aliases: tuple[str, ...] = ()
+    """Further names of the model, for agents that ask for one of their own, such as `gpt-4o`."""
+    max_body_mib: PositiveFloat = 4.0
+    """Of a request; a larger one is refused."""

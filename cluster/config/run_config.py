@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from cluster.config.base import Section, Use
 from cluster.config.controllers import ControllerSection, check_steering
-from cluster.config.engines import EngineSection, ModelSection
+from cluster.config.engines import EndpointSection, EngineSection, ModelSection
 from cluster.config.learner import COMPARED_IN_GROUPS, LearnerSection
 from cluster.config.placement import AutoscalingSection, PlacementSection, check_autoscaling, check_colocated
 from cluster.config.policies import POLICY, PolicySection, check_policies, of_policy
@@ -187,6 +187,7 @@ class RunConfig(Section):
     tasks: TasksSection = TasksSection()
     rollout: RolloutSection = RolloutSection()
     engine: EngineSection = EngineSection()
+    endpoint: EndpointSection = EndpointSection()
     rewards: tuple[RewardSection, ...] = (RewardSection(use="exact"),)
     selectors: tuple[SelectorSection, ...] = ()
     reward_workers: RewardWorkersSection = RewardWorkersSection()

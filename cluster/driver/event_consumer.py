@@ -29,6 +29,16 @@ class ParityLost(KanaboError):
     """Engines no longer sample from the learner's distribution."""
 
 
+AGENT_METRICS = {
+    "turns": "rollout/num_agent_turns",
+    "failed_agents": "rollout/num_failed_agents",
+    "cut_episodes": "rollout/num_cut_episodes",
+    "refused_requests": "rollout/num_refused_requests",
+    "unparsed_calls": "rollout/num_unparsed_calls",
+}
+"""What endpoints count, and the metric that shows it."""
+
+
 class EventConsumer:
     """Reads the run's event stream; one method per kind of event."""
 
@@ -59,6 +69,8 @@ class EventConsumer:
         """Groups that the buffer itself dropped, by the step before."""
         self._threads: dict[str, tuple[float, float]] = {}
         """Of each rollout worker whose environment blocked: threads that hang, and all that were replaced."""
+        self._agents: Counter[str] = Counter()
+        """Since the last step, by the names of `AGENT_METRICS`."""
         self._accuracy: float | None = None
         before = metrics.read(recorder.directory)
         self.health = Health(config, self._warn, before)
@@ -156,6 +168,9 @@ class EventConsumer:
         if self._threads:
             hung, replaced = (float(sum(counts)) for counts in zip(*self._threads.values(), strict=True))
             row |= {"rollout/num_hung_threads": hung, "rollout/num_replaced_threads": replaced}
+        if self._agents:
+            row |= {metric: float(self._agents[name]) for name, metric in AGENT_METRICS.items()}
+            self._agents.clear()
         self._record(step, row)
         self.health.step(step, row)
         shown = row if self._accuracy is None else {**row, "eval/accuracy": self._accuracy}
@@ -203,6 +218,7 @@ class EventConsumer:
             self._seconds += fields["seconds"] / there
         self._leases_lost += fields["leases_lost"]
         self._groups += fields["groups"]
+        self._agents.update(fields.get("agents", {}))
         if "hung_threads" in fields:
             self._threads[fields["worker"]] = fields["hung_threads"], fields["replaced_threads"]
         self._spend(fields)

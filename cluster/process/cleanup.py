@@ -43,6 +43,15 @@ def remove_after_me(*paths: Path) -> None:
         _after_me(f"rm -rf {shlex.join(map(str, paths))}")
 
 
+def end_marked_after_me(variable: str, prefix: str) -> None:
+    """Once this process is gone, kill every process whose environment variable `variable` begins with `prefix`.
+
+    It finds what has left the process group, and what began a session of its own. `prefix` needs no quoting.
+    """
+    look = f'grep -qsz "^{variable}={prefix}" "$p/environ" && kill -9 "${{p#/proc/}}"'
+    _after_me(f"for i in 1 2 3; do for p in /proc/[0-9]*; do {look}; done; sleep 0.2; done")
+
+
 def _after_me(command: str) -> None:
     script = f"while [ -d /proc/{os.getpid()} ]; do sleep 1; done; {command}"
     # In the background of a shell that ends at once: Ray kills the children of a worker, not those of init.

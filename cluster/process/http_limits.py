@@ -139,11 +139,20 @@ class Gate:
     """
 
     def __init__(
-        self, app: ASGIApp, hosts: Hosts, *, section: str = "console", max_body_bytes: int = MAX_BODY_BYTES
+        self,
+        app: ASGIApp,
+        hosts: Hosts,
+        *,
+        section: str = "console",
+        max_body_bytes: int = MAX_BODY_BYTES,
+        read_bytes: int = 0,
     ) -> None:
-        """`section` of the recipe has the key `allowed_hosts` of this server."""
+        """`section` of the recipe has the key `allowed_hosts` of this server.
+
+        A refused body of up to `read_bytes` is read and forgotten: a client that is still sending misses the answer.
+        """
         self._app, self._hosts = app, hosts
-        self._section, self._max_body_bytes = section, max_body_bytes
+        self._section, self._max_body_bytes, self._read_bytes = section, max_body_bytes, read_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -153,6 +162,9 @@ class Gate:
             await self._app(scope, receive, send)
             return
         status, why = refusal
+        if 0 < int(Headers(scope=scope).get("content-length", "0")) <= self._read_bytes:
+            while (await receive()).get("more_body", False):
+                pass
         await PlainTextResponse(why, status, {"Connection": "close"})(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:

@@ -114,6 +114,9 @@ class Rollout:
     """The environment's own reward; NaN if it gives none."""
     role: str = ""
     """Its seat, where several play in one episode; each seat has a rollout of its own."""
+    episode: int | None = None
+    """Which episode of the group it comes from, where an episode leaves several: an agent that opens a conversation
+    anew, or several at once. They share what the episode is worth; None: it is an episode of its own."""
     opened: str = ""
     """What the prompt opened before the policy's first turn, such as `<think>\\n`: `text` begins inside it."""
     num_cut_observations: int = 0

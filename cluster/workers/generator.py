@@ -41,6 +41,7 @@ class GeneratorActor:
 
         from actors import episode
         from actors.chat import Chat
+        from actors.endpoint import Endpoint
         from actors.engine import ENGINES
         from actors.environments.builder import EnvironmentBuilder
         from cluster.plugins import lookup
@@ -66,6 +67,7 @@ class GeneratorActor:
             section.max_tokens, section.max_turns, section.temperature, section.environment_timeout_s
         )
         self._loops = ForeignLoops()
+        self._endpoint = Endpoint(self._engine, self._chat, context.config.endpoint, model=self._name)
         self._environment = EnvironmentBuilder(section.environment, self._loops, section.environment_timeout_s)
         self._stopping = asyncio.Event()
 
@@ -93,7 +95,7 @@ class GeneratorActor:
 
         environment = await self._environment.get()
         rollouts = await episode.play_seats(
-            self._engine, self._chat, environment, task, "orig", self._limits, self._loops, task.id
+            self._engine, self._chat, environment, task, "orig", self._limits, self._loops, task.id, self._endpoint
         )
         return [replace(rollout, policy=self._name) for rollout in rollouts]
 
@@ -105,6 +107,7 @@ class GeneratorActor:
         return f"answers as '{self._followed.alias}' ({model.where}, step {model.step})"
 
     async def close(self) -> None:
+        await self._endpoint.close()
         await self._engine.close()
 
 

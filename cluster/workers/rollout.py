@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -15,7 +16,7 @@ import numpy as np
 import ray
 
 from cluster.buffer import witness
-from cluster.buffer.discovery import keep_signing
+from cluster.buffer.discovery import Roster, keep_signing
 from cluster.config import RunConfig
 from cluster.placement.groups import options
 from cluster.placement.ray_errors import INFRASTRUCTURE
@@ -46,6 +47,11 @@ def _engine(context: RunContext, policy: str, config: RunConfig, stop_tokens: Se
     # Engines of one seed and one model would say the same.
     config = config.model_copy(update={"seed": config.seed + context.config.policy_names.index(policy)})
     return engine(context.model_of(policy), config, stop_tokens=stop_tokens, version=INITIAL)
+
+
+def endpoints_roster(context: RunContext) -> Roster:
+    """Of every engine that serves the policy: what each says is JSON with `address`, `key` and `policy`."""
+    return Roster(context.url, context.run_id, "endpoints", context.config.run.progress_timeout_s)
 
 
 class RolloutActor:
@@ -124,6 +130,12 @@ class RolloutActor:
         remove_segments_after_me(created.found)
         for judge in self._judges:
             signing = keep_signing(roster(self._context, judge), self._name, lambda: self._engine.version)
+            self._signing.append(asyncio.create_task(signing))
+        if self._context.config.endpoint.enabled:
+            endpoint = self.worker.endpoint
+            await endpoint.start()
+            says = json.dumps({"address": endpoint.address, "key": endpoint.key, "policy": self._policy})
+            signing = keep_signing(endpoints_roster(self._context), self._name, lambda: says)
             self._signing.append(asyncio.create_task(signing))
         if self._policy != POLICY:
             signing = keep_signing(

@@ -11,7 +11,7 @@ from pathlib import Path
 from cluster.config import RunConfig
 from cluster.errors import DataError
 from cluster.process.foreign_loops import ForeignLoops
-from cluster.types import Group, Task
+from cluster.types import Group, Rollout, Task
 from cluster.workers.context import POLICY
 from rewards.asking import ask
 
@@ -87,14 +87,22 @@ class Alone:
     async def play(self, tasks: Sequence[Task], temperature: float, played: Callable[[], None]) -> list[Group]:
         """A group of one rollout for each; failures are counted and left out."""
         from actors import episode
+        from actors.endpoint import Endpoint
         from actors.evaluate import play_all
 
         section = self._settings.rollout
         limits = episode.Limits(section.max_tokens, section.max_turns, temperature, section.environment_timeout_s)
         loops = ForeignLoops()
+        endpoint = Endpoint(self._engine, self._chat, self._settings.endpoint)
+
+        async def one(task: Task) -> Rollout:
+            return await episode.play(
+                self._engine, self._chat, self._environment, task, "orig", limits, loops, endpoint
+            )
+
         try:
             return await play_all(
-                lambda task: episode.play(self._engine, self._chat, self._environment, task, "orig", limits, loops),
+                one,
                 tasks,
                 policy=POLICY,
                 at_once=self._settings.engine.max_num_seqs,
@@ -102,6 +110,7 @@ class Alone:
                 played=played,
             )
         finally:
+            await endpoint.close()
             loops.close()
 
     async def grade(self, groups: Sequence[Group], graded: Callable[[], None]) -> list[float]:

@@ -448,6 +448,8 @@ def advantages_of(
     `state` what it remembers; one that is `token_level` looks at `mixed_G` instead of the returns. Raises PluginError
     for what it must not return.
     """
+    if not advantage.token_level and any(r.episode is not None for group in groups for r in group.rollouts):
+        return _of_episodes(advantage, use, groups, returns_G, state)
     parts = [(g, places) for g, group in enumerate(groups) for places in comparable(group)]
     alone = [part_of(groups[g], places) for g, places in parts]
     if advantage.token_level:
@@ -459,6 +461,38 @@ def advantages_of(
     for (g, places), of_part in zip(parts, values, strict=True):
         found[g] |= dict(zip(places.tolist(), of_part, strict=True))
     return tuple(tuple(credit[i] for i in range(len(credit))) for credit in found)
+
+
+def _of_episodes(
+    advantage: Advantage, use: str, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]], state: Any
+) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
+    """As `advantages_of`, where an episode may have left several rollouts: episodes are compared, and each of an
+    episode's rollouts has the episode's advantage. Its return is the mean of what its rollouts return as a whole."""
+    firsts, members_G, means = [], [], []
+    for group, returns in zip(groups, returns_G, strict=True):
+        members: dict[object, list[int]] = {}
+        for i, rollout in enumerate(group.rollouts):
+            members.setdefault((rollout.view, i if rollout.episode is None else (rollout.episode,)), []).append(i)
+        places = list(members.values())
+        firsts.append(part_of(group, np.array([at[0] for at in places])))
+        firsts[-1] = replace(firsts[-1], rollouts=tuple(replace(r, episode=None) for r in firsts[-1].rollouts))
+        members_G.append(places)
+        means.append(np.array([[_mean(returns[at, 0])] for at in places]))
+    found = advantages_of(advantage, use, firsts, means, state=state)
+    result = []
+    for group, returns, places, values in zip(groups, returns_G, members_G, found, strict=True):
+        credit: list[Any] = [None] * len(group.rollouts)
+        for at, value in zip(places, values, strict=True):
+            for i in at:  # a rollout that is left out stays so
+                whole = value[:1] if np.isfinite(returns[i, 0]) else np.full(1, np.nan, value.dtype)
+                credit[i] = value if len(at) == 1 else whole
+        result.append(tuple(credit))
+    return tuple(result)
+
+
+def _mean(values: Float[np.ndarray, " N"]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def part_of(group: Group, places: Int[np.ndarray, " _"]) -> Group:
