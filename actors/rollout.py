@@ -350,8 +350,8 @@ class RolloutWorker:
         """Put published weights into the engine, unless it has them; probe parity as often as the recipe says."""
         # One at a time: the loop that follows publications and a call to catch up may see the same one.
         async with self._receiving:
-            # Without a path they are pushed: the learner drives the engine itself.
-            if publication.version == self.engine.version or "path" not in publication.info:
+            # Without a file they are pushed: the learner drives the engine itself.
+            if publication.version == self.engine.version or publication.file is None:
                 return
             try:
                 async with asyncio.timeout(None if self._compared else FIRST_WEIGHTS_S):
@@ -374,19 +374,19 @@ class RolloutWorker:
             return
         fetched = time.monotonic()
         paused = await self.engine.update(publication, path)
-        self._steer(publication.info.get("settings", {}))
+        self._steer(publication.settings)
         fields = {"fetch_s": fetched - start, "pause_s": paused, "version": publication.version}
         await self._emit("update", {"worker": self.name, "policy": self.policy, **fields})
         await self._probe(publication, floor=False)
 
     async def _probe(self, publication: Publication, *, floor: bool) -> None:
         """Compare the engine's log-probs with those the learner published beside the weights."""
-        probe = publication.info.get("probe")
-        if not probe or not self.engine.exact:
+        probe = publication.probe
+        if probe is None or not self.engine.exact:
             return
-        tokens, cuts = probe["tokens"], probe["cuts"]
+        tokens, cuts = list(probe.tokens), probe.cuts
         ours = await self.engine.next_logprobs([tokens[:c] for c in cuts], [tokens[c] for c in cuts])
-        apart = np.abs(ours - np.array(probe["logprobs"]))
+        apart = np.abs(ours - np.array(probe.logprobs))
         fields = {"mean": float(apart.mean()), "max": float(apart.max()), "version": publication.version}
         await self._emit("floor" if floor else "parity", {"policy": self.policy, **fields})
         if floor:

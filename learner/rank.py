@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from cluster.errors import ConfigError
 from cluster.plugins import build
 from cluster.storage.group_archive import GroupArchive
 from cluster.storage.samples import number, row_of
+from cluster.types import Publication
 from learner.advantages.estimators import ADVANTAGES, StepAdvantages, Undivided
 from learner.advantages.multi_policy import AdvantagesByPolicy, OwnPart
 from learner.batch.assemble import Assembler
@@ -272,12 +273,12 @@ def _publisher(
     probe = Probe(engine.vocab_size, config.engine.max_model_len)
     published = 0
 
-    def describe(engine: Engine) -> dict[str, Any]:
+    def describe(engine: Engine, publication: Publication) -> Publication:
         nonlocal published
         published += 1
         # The first one always: it measures the precision's floor.
-        probed = {"probe": probe.measure(engine)} if (published - 1) % config.weights.probe_every == 0 else {}
-        return probed | {"settings": state.settings()}
+        measured = probe.measure(engine) if (published - 1) % config.weights.probe_every == 0 else None
+        return replace(publication, probe=measured, settings=state.settings())
 
     if config.weights.transport == "pull":
         return PullPublisher(buffer, rank.policy, rank.epoch, run_id=rank.run_id, describe=describe)

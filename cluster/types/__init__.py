@@ -11,6 +11,7 @@ from cluster.types.records import (
     Finish,
     Group,
     GroupReward,
+    LogprobProbe,
     Manifest,
     Message,
     MicroBatch,
@@ -25,6 +26,7 @@ from cluster.types.records import (
     TrainedRollouts,
     Turn,
     VersionSpan,
+    WeightFile,
 )
 from cluster.types.wire import decode, encode
 
@@ -39,6 +41,7 @@ __all__ = [
     "Finish",
     "Group",
     "GroupReward",
+    "LogprobProbe",
     "Manifest",
     "Message",
     "MicroBatch",
@@ -53,6 +56,7 @@ __all__ = [
     "TrainedRollouts",
     "Turn",
     "VersionSpan",
+    "WeightFile",
     "decode",
     "encode",
 ]

@@ -365,14 +365,38 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightFile:
+    """A published file of weights, in safetensors."""
+
+    path: str
+    host: str = ""
+    """Name of the machine on which it lies, as `socket.gethostname` gives it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobProbe:
+    """The learner's log-probs on a fixed sequence under published weights, for engines to compare theirs with."""
+
+    tokens: tuple[int, ...]
+    cuts: tuple[int, ...]
+    """Positions of the tokens that are compared."""
+    logprobs: tuple[float, ...]
+    """Log-prob of the token at each of them, nats, at temperature 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class Publication:
     """Weights that engines may sample with, as announced by a learner."""
 
     policy: str
     epoch: int
     step: int
-    info: dict[str, Any]
-    """What the transport needs to fetch them: path, node, …"""
+    file: WeightFile | None = None
+    """Where engines fetch them; None where the learner pushes them into the engines."""
+    probe: LogprobProbe | None = None
+    """What an engine compares itself with once it has them; None where this version is not compared."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What controllers make of the recipe from this version on: dotted key → value."""
 
     @property
     def version(self) -> str:

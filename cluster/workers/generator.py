@@ -87,7 +87,7 @@ class GeneratorActor:
                 task.cancel()
 
     async def _load(self, path: Path, model: Model) -> None:
-        await self._engine.update(Publication(self._name, 0, model.step, {}), str(path))
+        await self._engine.update(Publication(self._name, 0, model.step), str(path))
 
     async def play(self, task: Task) -> list[Rollout]:
         """One episode. Raises DataError."""

@@ -6,29 +6,27 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import ray
 
 from cluster.buffer import witness
 from cluster.buffer.discovery import Roster, keep_signing
 from cluster.config import RunConfig
 from cluster.placement.groups import options
-from cluster.placement.ray_errors import INFRASTRUCTURE
 from cluster.placement.ray_runtime import CreatedSegments, remove_segments_after_me
 from cluster.placement.resources import openmp, threads
 from cluster.process.cleanup import collect_less, end_children_with_me, remove_after_me
 from cluster.process.marks import Marks
 from cluster.types import Group, Message, Publication, Rollout, Task
-from cluster.workers.context import POLICY, RunContext, first_to_end, learner_name, policy_of, rollout_role, worker_name
+from cluster.workers.context import POLICY, RunContext, first_to_end, policy_of, rollout_role, worker_name
 from cluster.workers.generator import Generators
 from cluster.workers.judge import roster
 from cluster.workers.peer_policies import PeerPolicyClient, players_roster
+from cluster.workers.weight_fetcher import WeightFetcher, shared_memory
 
 if TYPE_CHECKING:
     from actors.speaker import Answer
@@ -74,12 +72,10 @@ class RolloutActor:
         self._heldout = without(source.heldout(), context.left_out.heldout)
         place = order(config.seed, len(tasks), config.tasks.shuffle)
         chat = Chat(AutoTokenizer.from_pretrained(context.model_of(policy)), stop=config.rollout.stop)
-        memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
         # Short, because a socket's path may have 107 characters.
-        self._spool = Path(tempfile.mkdtemp(prefix=f"kanabo-{context.run_id[-6:]}-", dir=memory))
+        self._spool = Path(tempfile.mkdtemp(prefix=f"kanabo-{context.run_id[-6:]}-", dir=shared_memory()))
         remove_after_me(self._spool)
-        self._fetched, sockets = self._spool / "weights", self._spool / "sockets"
-        self._fetched.mkdir()
+        sockets = self._spool / "sockets"
         sockets.mkdir()
         os.environ["VLLM_RPC_BASE_PATH"] = str(sockets)  # a killed engine leaves them behind
         with CreatedSegments() as created:
@@ -101,7 +97,7 @@ class RolloutActor:
             task_at=lambda position: tasks[place(position)[1]],
             buffer=context.buffer(),
             config=config,
-            fetch=self._fetch,
+            fetch=WeightFetcher(context.run_id, self._policy, self._spool / "weights").fetch,
             claims=policy == POLICY,
             others={other: PeerPolicyClient(context, other).play for other in context.config.policies}
             if policy == POLICY
@@ -176,29 +172,6 @@ class RolloutActor:
     async def close(self) -> None:
         await self._engine.close()
         shutil.rmtree(self._spool, ignore_errors=True)  # vLLM removes its sockets at the same time
-
-    async def _fetch(self, publication: Publication) -> str:
-        """The published file: linked on the learner's node, else through Ray's object store.
-
-        Raises FileNotFoundError if newer versions have pushed it out, or its learner has died.
-        """
-        path = Path(publication.info["path"])
-        # Whoever tidies up /dev/shm may take it; what is missing then would pass for a version that is gone.
-        self._fetched.mkdir(parents=True, exist_ok=True)
-        for old in self._fetched.iterdir():
-            old.unlink()
-        mine = self._fetched / path.name
-        if publication.info["host"] == socket.gethostname():
-            # A link of our own: the publisher keeps few versions, and a file must not vanish while it is read.
-            os.link(path, mine)
-            return str(mine)
-        try:
-            learner: Any = ray.get_actor(learner_name(self._context.run_id, self._policy, 0))
-            data: np.ndarray = await learner.blob.remote(str(path))
-        except (ValueError, *INFRASTRUCTURE) as error:
-            raise FileNotFoundError(f"'{path}' has died with the learner that published it") from error
-        await asyncio.to_thread(mine.write_bytes, data.data)
-        return str(mine)
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
         await self._engine.init_weight_transfer_engine(request)

@@ -1,7 +1,7 @@
 """Models that read rollouts for rewards: an actor each, on a roster while it is there, with weights that are followed.
 
 ScorerActor ── signs the roster ──► Redis ──► Scorers.follow ──► `Scorer`s of whoever asks (reward workers)
-     ▲ publications ── the learner's file: read where it lies, or through Ray's object store
+     ▲ publications ── the learner's file, brought to this node by a `WeightFetcher`
      ▲ an alias ────── a checkpoint's file: of `previous` the newest, of `previous@2` the one before
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
+import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,11 @@ from ray.exceptions import RayActorError, RayError
 from cluster.buffer.discovery import Roster, keep_signing
 from cluster.errors import DataError, one_line
 from cluster.placement.groups import options
-from cluster.placement.ray_errors import INFRASTRUCTURE
 from cluster.placement.resources import openmp
-from cluster.process.cleanup import settle
+from cluster.process.cleanup import remove_after_me, settle
 from cluster.storage.model_aliases import behind
-from cluster.types import Publication
-from cluster.workers.context import POLICY, RunContext, first_to_end, learner_name, worker_name
+from cluster.workers.context import POLICY, RunContext, first_to_end, worker_name
+from cluster.workers.weight_fetcher import WeightFetcher, shared_memory
 from cluster.workers.weight_follower import WeightFollower
 from rewards.judges.backends.discovery import FOLLOW_S
 from rewards.scorers.pool import LogprobScorer
@@ -57,6 +56,9 @@ class ScorerActor:
         self._followed = WeightFollower(context, self._section.model) if self._section.model != POLICY else None
         """None where it reads as the live policy."""
         self._buffer = context.buffer()
+        folder = Path(tempfile.mkdtemp(prefix=f"kanabo-{context.run_id[-6:]}-", dir=shared_memory()))
+        remove_after_me(folder)
+        self._fetcher = WeightFetcher(context.run_id, POLICY, folder)
         self._server: Any = None
         self._has_weights = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -129,7 +131,8 @@ class ScorerActor:
             if publication is None:
                 continue
             try:
-                await self._server.load(partial(_load, publication, self._context))
+                path = await self._fetcher.fetch(publication)
+                await self._server.load(partial(_load_file, path, publication.version))
             except FileNotFoundError:  # there is, or will be, a newer one
                 await asyncio.sleep(GONE_S)
                 continue
@@ -149,7 +152,7 @@ def _version(followed: WeightFollower, model: Model, context: RunContext) -> str
     return INITIAL if model.where == context.model_dir else f"{run}@{model.step}"
 
 
-def _load_file(path: Path, version: str, forward: Forward) -> None:
+def _load_file(path: str | Path, version: str, forward: Forward) -> None:
     """Raises FileNotFoundError."""
     forward.load(_tensors_of(path), version)
 
@@ -160,26 +163,6 @@ def _tensors_of(path: str | Path) -> Iterator[tuple[str, Any]]:
     with safe_open(path, "pt") as file:  # stays readable while it is open, whoever removes it
         for name in file.keys():  # noqa: SIM118
             yield name, file.get_tensor(name)
-
-
-def _load(publication: Publication, context: RunContext, forward: Forward) -> None:
-    """Raises FileNotFoundError if newer versions have pushed it out, or its learner has died."""
-    forward.load(_tensors(publication, context), publication.version)
-
-
-def _tensors(publication: Publication, context: RunContext) -> Iterator[tuple[str, Any]]:
-    from safetensors.torch import load
-
-    path = publication.info["path"]
-    if publication.info["host"] == socket.gethostname():
-        yield from _tensors_of(path)
-        return
-    try:
-        learner: Any = ray.get_actor(learner_name(context.run_id, POLICY, 0))
-        data: Any = ray.get(learner.blob.remote(path))
-    except (ValueError, *INFRASTRUCTURE) as error:
-        raise FileNotFoundError(f"'{path}' has died with the learner that published it") from error
-    yield from load(data.tobytes()).items()
 
 
 class Scorers:

@@ -6,12 +6,12 @@ on CPU) and always the same, so an engine that still reads a cache or a packed m
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from cluster.types import MicroBatch
+from cluster.types import LogprobProbe, MicroBatch
 
 PROBE_TOKENS = 290
 NUM_CUTS = 4
@@ -29,8 +29,8 @@ class Probe:
         self._tokens = np.random.default_rng(seed).integers(0, vocab_size, length)
         self._cuts = np.linspace(length * 0.9, length - 1, NUM_CUTS).astype(int)
 
-    def measure(self, engine: Scorer) -> dict[str, Any]:
-        """Log-probs (nats, temperature 1) under the current weights. A collective: every rank calls it."""
+    def measure(self, engine: Scorer) -> LogprobProbe:
+        """Return log-probs (nats, temperature 1) under the current weights. Collective."""
         row = self._tokens[None]
         ones, none = np.ones(row.shape, np.float32), np.zeros(row.shape, np.float32)
         micro = MicroBatch(
@@ -45,8 +45,5 @@ class Probe:
         )
         with torch.no_grad():
             logprobs = engine.logprobs(micro)[0][0]
-        return {
-            "tokens": self._tokens.tolist(),
-            "cuts": self._cuts.tolist(),
-            "logprobs": logprobs[torch.as_tensor(self._cuts)].tolist(),
-        }
+        compared = logprobs[torch.as_tensor(self._cuts)].tolist()
+        return LogprobProbe(tuple(self._tokens.tolist()), tuple(self._cuts.tolist()), tuple(compared))

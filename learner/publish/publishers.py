@@ -14,17 +14,24 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import torch
 
 from cluster.process.failpoints import failpoint
-from cluster.types import Publication
+from cluster.types import Publication, WeightFile
 from learner.types import Engine
 
-Describe = Callable[[Engine], dict[str, Any]]
-"""Further fields of a publication, such as the parity probe's log-probs. A collective: called on every rank."""
+Describe = Callable[[Engine, Publication], Publication]
+"""Return a publication with probe and settings filled in. Collective: called on every rank."""
+
+
+def undescribed(engine: Engine, publication: Publication) -> Publication:
+    """Return the publication as it is."""
+    return publication
+
 
 KEPT_FILES = 2
 """An engine may still be reading the version before the newest."""
@@ -45,7 +52,7 @@ class PullPublisher:
         *,
         run_id: str,
         dtype: torch.dtype | None = None,
-        describe: Describe = lambda engine: {},
+        describe: Describe = undescribed,
         root: Path | None = None,
     ) -> None:
         self._announcer, self._policy, self._epoch = announcer, policy, epoch
@@ -54,15 +61,14 @@ class PullPublisher:
 
     def publish(self, engine: Engine, step: int) -> None:
         """Write and announce the weights; the gathering is collective, the rest is rank 0's."""
-        info = self._describe(engine)
+        publication = self._describe(engine, Publication(self._policy, self._epoch, step))
         if engine.rank != 0:
             for _ in engine.weights():
                 pass
             return
-        path = self._write(engine, f"{self._epoch}.{step}")
-        info |= {"path": str(path), "host": socket.gethostname()}
+        path = self._write(engine, publication.version)
         failpoint("learner.mid_publish")
-        self._announcer.announce(Publication(self._policy, self._epoch, step, info))
+        self._announcer.announce(replace(publication, file=WeightFile(str(path), socket.gethostname())))
         self._forget_all_but(KEPT_FILES)
 
     def close(self) -> None:
@@ -150,7 +156,7 @@ class NcclPublisher:
         handles: list[Any],
         workers_per_engine: int,
         master: tuple[str, int],
-        describe: Describe = lambda engine: {},
+        describe: Describe = undescribed,
     ) -> None:
         from vllm.distributed.weight_transfer import RayVLLMWeightSyncClient, WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
@@ -171,13 +177,12 @@ class NcclPublisher:
 
     def publish(self, engine: Engine, step: int) -> None:
         """Broadcast into the running engines, then announce: nobody waits to fetch."""
-        info = self._describe(engine)
+        publication = self._describe(engine, Publication(self._policy, self._epoch, step))
         self._trainer.send_weights()
         if engine.rank != 0:
             return
         import ray
 
-        publication = Publication(self._policy, self._epoch, step, info)
         # The trainer's round ends without a version. Name it before the announcement: a claim carries it.
         ray.get([handle.update_weight_version.remote(publication.version) for handle in self._handles])
         self._announcer.announce(publication)

@@ -54,9 +54,9 @@ class Learner:
 async def apart(engine: VllmEngine, learner: Learner) -> float:
     """Largest difference (nats) between the engine's log-probs and the learner's on the probe."""
     probe = Probe(learner.model.config.vocab_size, 320).measure(learner)
-    prompts = [probe["tokens"][:cut] for cut in probe["cuts"]]
-    ours = await engine.next_logprobs(prompts, [probe["tokens"][cut] for cut in probe["cuts"]])
-    return float(np.abs(ours - np.array(probe["logprobs"])).max())
+    prompts = [list(probe.tokens[:cut]) for cut in probe.cuts]
+    ours = await engine.next_logprobs(prompts, [probe.tokens[cut] for cut in probe.cuts])
+    return float(np.abs(ours - np.array(probe.logprobs)).max())
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ async def test_a_model_samples_from_the_weights_that_it_was_handed(tmp_path: Pat
         before = await apart(engine, learner)
         learner.change()
         moved = await apart(engine, learner)
-        await engine.update(Publication("policy", 1, 1, {}), learner.publish(tmp_path / "new.safetensors"))
+        await engine.update(Publication("policy", 1, 1), learner.publish(tmp_path / "new.safetensors"))
         after = await apart(engine, learner)
     finally:
         await engine.close()

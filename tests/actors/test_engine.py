@@ -62,7 +62,7 @@ async def generations_across_publications(directory, num_publications, pausing):
                 parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
         version = f"1.{step}"
         weights[version] = {k: v.clone() for k, v in model.state_dict().items()}
-        await engine.update(Publication("policy", 1, step, {}), publish(model, directory / "new.safetensors"))
+        await engine.update(Publication("policy", 1, step), publish(model, directory / "new.safetensors"))
     done = True
     samples = [pair for pairs in await asyncio.gather(*running) for pair in pairs]
     await engine.close()

@@ -172,7 +172,7 @@ def worker(model, buffer, monkeypatch):
     rollouts = {"group_size": 2, "max_tokens": 4, "max_turns": 2, "environment_timeout_s": 0.3}
     buffer.configure(Limits(GROUPS, 0))
     epoch = buffer.resume("policy", None)
-    buffer.announce(Publication("policy", epoch, 0, {}))
+    buffer.announce(Publication("policy", epoch, 0))
     chat = Chat(AutoTokenizer.from_pretrained(model))
 
     def make(environment=None, task_at=None, max_model_len=64):

@@ -19,7 +19,7 @@ from cluster.buffer import Buffer, Limits
 from cluster.config import parse
 from cluster.errors import InfrastructureError, StartFailed
 from cluster.process.causes import overheard, unless_logged
-from cluster.types import Message, Publication, Task
+from cluster.types import LogprobProbe, Message, Publication, Task, WeightFile
 from tests.fakes import FakeEngine
 from tests.models import random_llama
 
@@ -79,7 +79,7 @@ def receive(model: Path, buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Cal
         true = await FakeEngine.next_logprobs(engine, [TOKENS[:c] for c in CUTS], [TOKENS[c] for c in CUTS])
 
         async def fetch(publication: Publication) -> str:
-            return publication.info["path"]
+            return publication.file.path
 
         worker = RolloutWorker(
             "policy-0",
@@ -92,10 +92,10 @@ def receive(model: Path, buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Cal
             config=settings,
             fetch=fetch,
         )
-        probe = {"tokens": TOKENS, "cuts": CUTS, "logprobs": true.tolist()}
+        probe = LogprobProbe(tuple(TOKENS), tuple(CUTS), tuple(true.tolist()))
         for later in (step, step + 1):
-            info = {"path": str(model / "model.safetensors"), "probe": probe}
-            await worker.receive(Publication("policy", epoch, later, info))
+            file = WeightFile(str(model / "model.safetensors"))
+            await worker.receive(Publication("policy", epoch, later, file, probe))
         return worker
 
     return run

@@ -60,7 +60,7 @@ async def test_every_version_span_has_the_logprobs_of_its_adapter(tmp_path):
     for step in range(1, 9):
         await asyncio.sleep(0.5)
         shuffle(model, generator)
-        publication = Publication("policy", 1, step, {})
+        publication = Publication("policy", 1, step)
         adapters[publication.version] = {k: v.clone() for k, v in adapters_of(model).items()}
         save_file(adapters[publication.version], tmp_path / f"{step}.safetensors")
         await engine.update(publication, str(tmp_path / f"{step}.safetensors"))

@@ -17,7 +17,7 @@ from actors.rollout import RolloutWorker
 from cluster.buffer import Buffer, Limits
 from cluster.config import parse
 from cluster.errors import DataError, InfrastructureError
-from cluster.types import Message, Publication, Rollout, Task
+from cluster.types import Message, Publication, Rollout, Task, WeightFile
 from tests.fakes import FakeEngine
 from tests.models import random_llama
 
@@ -41,7 +41,7 @@ def worker(model: Path, buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Call
     chat = Chat(AutoTokenizer.from_pretrained(model))
 
     async def fetch(publication: Publication) -> str:
-        return publication.info["path"]
+        return publication.file.path
 
     def make(policy: str, others: dict[str, Play] | None = None) -> RolloutWorker:
         return RolloutWorker(
@@ -62,7 +62,7 @@ def worker(model: Path, buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Call
 
 
 def publish(buffer: Buffer, model: Path, policy: str, epoch: int, step: int) -> None:
-    buffer.announce(Publication(policy, epoch, step, {"path": str(model / "model.safetensors")}))
+    buffer.announce(Publication(policy, epoch, step, WeightFile(str(model / "model.safetensors"))))
 
 
 async def test_a_part_is_played_with_weights_no_older_than_the_claims(worker, buffer, model):

@@ -77,7 +77,7 @@ class Lap:
         self._buffer, self._threads, self._step = Buffer(url, "bench"), threads, 0
         self._buffer.configure(Limits(GROUPS, 0, admit=("reward",)))
         self._epoch = self._buffer.resume("policy", None)
-        self._buffer.announce(Publication("policy", self._epoch, 0, {}))
+        self._buffer.announce(Publication("policy", self._epoch, 0))
         self._rollouts = _group(Claim("", "policy", 1, 0, 0, 0, ""), np.random.default_rng(0)).rollouts
 
     def step(self) -> None:
@@ -87,7 +87,7 @@ class Lap:
         assert len(stored) == GROUPS
         buffer.record(epoch, _record(self._step, [s.group.id for s in stored]))
         self._step += 1
-        buffer.announce(Publication("policy", epoch, self._step, {}))
+        buffer.announce(Publication("policy", epoch, self._step))
         buffer.release("policy", epoch, self._step)
 
     def _one(self, _: int) -> None:

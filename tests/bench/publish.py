@@ -81,7 +81,7 @@ async def _measure() -> Figure:
             writes.append(time.monotonic() - begun)
             publication = await asyncio.to_thread(buffer.published, "policy", other_than=engine.version, timeout_s=10.0)
             assert publication is not None
-            pauses.append(await engine.update(publication, publication.info["path"]))
+            pauses.append(await engine.update(publication, publication.file.path))
             return num_bytes / 1e6 / (time.monotonic() - begun)
 
         async def other() -> float:

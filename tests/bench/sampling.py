@@ -86,7 +86,7 @@ async def _measure(load: Load) -> Figure:
         buffer.configure(Limits(load.groups, 0))
         epoch = buffer.resume("policy", None)
         engine.version = f"{epoch}.0"
-        buffer.announce(Publication("policy", epoch, 0, {}))
+        buffer.announce(Publication("policy", epoch, 0))
         worker = RolloutWorker(
             "bench", policy="policy", engine=engine, chat=chat, environment=ENVIRONMENTS["single_turn"](),
             task_at=lambda position: tasks[position % len(tasks)], buffer=buffer, config=config, fetch=_never,

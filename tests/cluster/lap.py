@@ -51,7 +51,7 @@ class Lap:
 
     def publish(self) -> None:
         self.engine = f"{self.epoch}.{self.step}"
-        self.buffer.announce(Publication(self.policy, self.epoch, self.step, {}))
+        self.buffer.announce(Publication(self.policy, self.epoch, self.step))
 
     def claim(self, worker: str = "worker", timeout_s: float = 0.0) -> Claim | None:
         return self.buffer.claim(self.policy, worker=worker, engine=self.engine, timeout_s=timeout_s)

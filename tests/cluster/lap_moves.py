@@ -187,7 +187,7 @@ class Moves:
     def _publish(self, learner: Learner) -> None:
         """What the weights are: those resumed from, or one step further."""
         step = learner.step + (learner.phase == "stepped")
-        self.buffer.announce(Publication(learner.name, learner.epoch, step, {}))
+        self.buffer.announce(Publication(learner.name, learner.epoch, step))
         learner.expected.published = step
         learner.phase = "published" if learner.phase == "stepped" else "idle"
 
@@ -292,7 +292,7 @@ class Moves:
             lambda: buffer.ready(name, epoch, step, limit=4, timeout_s=0),
             lambda: buffer.drop(name, epoch, dict.fromkeys(ids, "filtered")),
             lambda: buffer.record(epoch, record_of(name, learner.expected.next_cut, ids)),
-            lambda: buffer.announce(Publication(name, epoch, learner.step + 1, {})),
+            lambda: buffer.announce(Publication(name, epoch, learner.step + 1)),
             lambda: buffer.release(name, epoch, learner.expected.version + 1),
             lambda: buffer.snapshot(name, epoch, learner.expected.version),
         ]

@@ -250,7 +250,7 @@ def test_an_engine_behind_the_published_weights_claims_nothing_until_it_has_upda
     assert answer(waiting, answers).version == 1
     lap.fill()
     waiting, answers = in_background(lambda: lap.claim(timeout_s=5))
-    buffer.announce(Publication("policy", lap.epoch, 2, {}))
+    buffer.announce(Publication("policy", lap.epoch, 2))
     assert answer(waiting, answers) is None, "an engine that falls behind while it waits is told at once"
 
 

@@ -23,7 +23,7 @@ def put(buffer: Buffer, version: str) -> int:
 
 
 def release(buffer: Buffer, epoch: int, step: int) -> None:
-    buffer.announce(Publication("policy", epoch, step, {}))
+    buffer.announce(Publication("policy", epoch, step))
     buffer.release("policy", epoch, step)
 
 
@@ -31,7 +31,7 @@ def release(buffer: Buffer, epoch: int, step: int) -> None:
 def test_short_cuts_never_leave_a_group_that_is_too_late(buffer: Buffer, max_staleness: int):
     buffer.configure(Limits(GROUPS_PER_STEP, max_staleness))
     epoch = buffer.resume("policy", None)
-    buffer.announce(Publication("policy", epoch, 0, {}))
+    buffer.announce(Publication("policy", epoch, 0))
     for step in range(12):
         put(buffer, f"{epoch}.{step}")
         ids = [s.group.id for s in buffer.ready("policy", epoch, step, limit=GROUPS_PER_STEP, timeout_s=1.0)]
@@ -50,7 +50,7 @@ def test_short_cuts_never_leave_a_group_that_is_too_late(buffer: Buffer, max_sta
 def test_a_repeated_record_filters_once(buffer: Buffer):
     buffer.configure(Limits(GROUPS_PER_STEP, 1))
     epoch = buffer.resume("policy", None)
-    buffer.announce(Publication("policy", epoch, 0, {}))
+    buffer.announce(Publication("policy", epoch, 0))
     put(buffer, f"{epoch}.0")
     ids = [s.group.id for s in buffer.ready("policy", epoch, 0, limit=GROUPS_PER_STEP, timeout_s=1.0)]
     record = BatchRecord("policy", 0, (ids[0],), (np.ones(1),), ((np.ones(1),),))

@@ -17,7 +17,7 @@ TWO = Limits(groups_per_step=2, max_staleness=1, members=("other",))
 
 
 def release(lap: Lap, who: str, version: int) -> None:
-    lap.buffer.announce(Publication(who, lap.epoch, version, {}))
+    lap.buffer.announce(Publication(who, lap.epoch, version))
     lap.buffer.release("policy", lap.epoch, version, by=who)
 
 
@@ -66,7 +66,7 @@ def test_no_policy_releases_what_was_not_cut_or_leaves_a_version_out(buffer: Buf
 
 def test_a_new_epoch_is_every_policys(buffer: Buffer):
     lap = Lap(buffer, TWO)
-    buffer.announce(Publication("other", lap.epoch, 0, {}))
+    buffer.announce(Publication("other", lap.epoch, 0))
     cut(lap, 0)
     release(lap, "policy", 1)
     members = Members(buffer, "policy", lap.epoch)
@@ -85,7 +85,7 @@ def test_a_new_epoch_is_every_policys(buffer: Buffer):
     ):
         with pytest.raises(StaleEpoch):
             call()
-    buffer.announce(Publication("other", epoch, 0, {}))
+    buffer.announce(Publication("other", epoch, 0))
     publication = buffer.published("other")
     assert publication
     assert publication.version == f"{epoch}.0"

@@ -16,7 +16,7 @@ from cluster.config import parse
 from cluster.driver.preflight import aliases
 from cluster.driver.worker_pool import PLACE, WorkerPool, roles
 from cluster.errors import ConfigError
-from cluster.types import Message, Publication
+from cluster.types import Message, Publication, WeightFile
 from cluster.workers import RunContext, ScorerActor, scorer
 from rewards.scorers.types import ScorerUnavailable, TokenSequence
 from tests.models import random_llama
@@ -37,7 +37,7 @@ def context(redis_url, tmp_path):
 def published(context: RunContext, tmp_path, step: int) -> Publication:
     """Weights of a seed of their own, as a learner leaves them."""
     model = random_llama(tmp_path / f"weights-{step}", tied=True, seed=step)
-    return Publication("policy", 1, step, {"path": f"{model}/model.safetensors", "host": socket.gethostname()})
+    return Publication("policy", 1, step, WeightFile(f"{model}/model.safetensors", socket.gethostname()))
 
 
 def test_a_recipe_asks_for_its_replicas_and_the_lap_waits_for_one_of_each(context):
@@ -78,7 +78,7 @@ async def test_it_reads_as_the_newest_weights_published_and_says_which(context, 
     assert before.version == "1.0"
     np.testing.assert_allclose(before.logprobs, initial.logprobs, atol=1e-6)
 
-    gone = Publication("policy", 1, 1, {"path": "/nowhere/1.1.safetensors", "host": socket.gethostname()})
+    gone = Publication("policy", 1, 1, WeightFile("/nowhere/1.1.safetensors", socket.gethostname()))
     buffer.announce(gone)
     await asyncio.sleep(0.5)
     assert (await actor.read(PASSAGE, 30))[0].version == "1.0", "a file that is gone leaves the weights as they are"
@@ -148,7 +148,7 @@ async def test_a_tokenizer_that_many_threads_ask_at_once_is_loaded_once(context,
 
     from_pretrained = transformers.AutoTokenizer.from_pretrained
     monkeypatch.setattr(transformers, "AutoTokenizer", Slow)
-    text = reward._text(context.model_dir)
-    found = await asyncio.gather(*(asyncio.to_thread(text, [3, 4]) for _ in range(4)))
+    chat = reward._chat(context.model_dir)
+    found = await asyncio.gather(*(asyncio.to_thread(lambda: chat().text([3, 4])) for _ in range(4)))
     assert found == ["01"] * 4
     assert loaded == [context.model_dir]

@@ -105,7 +105,7 @@ class Driver:
     async def train(self, epoch: int, *asked: Any) -> int:
         """Publish, and train for ever."""
         self.epochs.append(epoch)
-        await asyncio.to_thread(self.buffer.announce, Publication("policy", epoch, 0, {}))
+        await asyncio.to_thread(self.buffer.announce, Publication("policy", epoch, 0))
         self.trains.set()
         await forever()
         return 0
@@ -170,7 +170,7 @@ async def test_a_learner_that_dies_is_replaced_in_a_new_epoch(drive):
 
     async def die_then_finish(epoch: int, *asked: Any) -> int:
         driver.epochs.append(epoch)
-        await asyncio.to_thread(driver.buffer.announce, Publication("policy", epoch, 0, {}))
+        await asyncio.to_thread(driver.buffer.announce, Publication("policy", epoch, 0))
         if len(driver.epochs) == 1:
             raise ActorDiedError
         return 4
@@ -195,7 +195,7 @@ async def test_a_worker_that_stops_answering_is_killed_and_replaced(drive, monke
         replaced.set()
 
     async def train_until_replaced(epoch: int, *asked: Any) -> int:
-        await asyncio.to_thread(driver.buffer.announce, Publication("policy", epoch, 0, {}))
+        await asyncio.to_thread(driver.buffer.announce, Publication("policy", epoch, 0))
         await replaced.wait()
         return 3
 

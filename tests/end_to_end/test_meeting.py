@@ -14,7 +14,7 @@ from actors.rollout import INITIAL, RolloutWorker
 from cluster.buffer import Buffer
 from cluster.config import RunConfig, parse
 from cluster.driver.preflight import limits
-from cluster.types import Publication, Task
+from cluster.types import Publication, Task, WeightFile
 from learner.advantages.estimators import ReinforcePlusPlus
 from learner.advantages.multi_policy import owned
 from learner.batch.pack import pack
@@ -66,7 +66,7 @@ async def step(buffer: Buffer, model: Path) -> tuple[AssembledBatch, int]:
     buffer.configure(limits(settings))
     epoch = buffer.resume("policy", None)
     for policy in settings.policy_names:
-        buffer.announce(Publication(policy, epoch, 0, {"path": "weights"}))
+        buffer.announce(Publication(policy, epoch, 0, WeightFile("weights")))
     first, other = workers(model, buffer, settings)
     rewards = RewardWorker("reward-0", buffer=buffer, config=settings)
     working = [asyncio.create_task(worker.run()) for worker in (first, other, rewards)]

@@ -92,7 +92,7 @@ class Poisoned:
         manifest = checkpoint.read(checkpoint.committed(directory / "checkpoints")[-1])
         self.step = manifest.step
         self.epoch = self.buffer.resume("policy", manifest)
-        self.buffer.announce(Publication("policy", self.epoch, self.step, {}))
+        self.buffer.announce(Publication("policy", self.epoch, self.step))
         self.template = self._any_group()
         left = self.buffer.live("policy")
         self.buffer.drop("policy", self.epoch, dict.fromkeys((*left.pending, *left.ready), "late"), requeue=True)

@@ -107,7 +107,7 @@ def lora_saved(model_dir: Path, work: Path, stage: int) -> Any:
         "metrics": (metrics, again),
         "exported": str(exported),
         "saved": str(saved),
-        "published": [p.info["path"] for p in published],
+        "published": [p.file.path for p in published],
         "refusal": refusal,
     }
 

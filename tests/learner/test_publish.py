@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Board:
 
     def announce(self, publication: Publication) -> None:
         self.seen.append(publication)
-        self.files_at_announcement.append(Path(publication.info["path"]).exists())
+        self.files_at_announcement.append(Path(publication.file.path).exists())
 
 
 @pytest.fixture
@@ -51,13 +52,13 @@ def publisher_of(board: Board, root: Path, **options) -> PullPublisher:
 def test_a_publication_names_a_complete_file_with_every_parameter(board, tmp_path):
     engine: Any = Weights()
     engine.value = 7.0
-    publisher_of(board, tmp_path, describe=lambda engine: {"probe": 1}).publish(engine, 5)
+    publisher_of(board, tmp_path, describe=lambda engine, plain: replace(plain, settings={"a.b": 1})).publish(engine, 5)
     (publication,) = board.seen
     assert (publication.policy, publication.version) == ("policy", "3.5")
-    assert publication.info["host"] == socket.gethostname()
-    assert publication.info["probe"] == 1
+    assert publication.file.host == socket.gethostname()
+    assert publication.settings == {"a.b": 1}
     assert board.files_at_announcement == [True]
-    weights = load_file(publication.info["path"])
+    weights = load_file(publication.file.path)
     assert set(weights) == {"model.embed_tokens.weight", "lm_head.weight"}
     assert all((w == 7.0).all() for w in weights.values())
 
@@ -83,7 +84,7 @@ def test_other_ranks_take_part_in_gathering_and_write_nothing(board, tmp_path):
 def test_weights_travel_in_the_engines_precision(board, tmp_path):
     engine: Any = Weights()
     publisher_of(board, tmp_path, dtype=torch.bfloat16).publish(engine, 0)
-    assert load_file(board.seen[0].info["path"])["lm_head.weight"].dtype == torch.bfloat16
+    assert load_file(board.seen[0].file.path)["lm_head.weight"].dtype == torch.bfloat16
 
 
 def test_a_file_holds_tensors_of_any_shape_and_precision_bit_for_bit(board, tmp_path):
@@ -107,7 +108,7 @@ def test_a_file_holds_tensors_of_any_shape_and_precision_bit_for_bit(board, tmp_
 
     engine: Any = Mixed()
     publisher_of(board, tmp_path).publish(engine, 0)
-    stored = load_file(board.seen[0].info["path"])
+    stored = load_file(board.seen[0].file.path)
     assert list(stored) == list(tensors)
     for name, tensor in tensors.items():
         assert stored[name].dtype == tensor.dtype

@@ -274,7 +274,7 @@ async def test_on_the_real_buffer_a_scored_group_becomes_ready(buffer):
 
     buffer.configure(Limits(1, 1, "wait", ("exact",), 60.0, 60.0, None))
     epoch = buffer.resume("policy", None)
-    buffer.announce(Publication("policy", epoch, 0, {}))
+    buffer.announce(Publication("policy", epoch, 0))
     claim = buffer.claim("policy", worker="w", engine=f"{epoch}.0", timeout_s=1.0)
     from dataclasses import replace
 
