@@ -56,7 +56,7 @@ class Engine(Protocol):
     """`epoch.step` of the weights it samples with now."""
     max_model_len: int
     exact: bool
-    """Whether it samples from the learner's model, so that parity can be probed."""
+    """Whether it samples from the learner's model, so that its log-probs can be probed."""
 
     async def start(self) -> None: ...
 

@@ -1,6 +1,6 @@
 """One episode: an environment and an engine take turns, and every token is written down as the engine saw it.
 
-A policy that plays several seats sees each seat's side alone: one transcript, and in the end one rollout, per seat.
+A policy that plays several agents sees each agent's side alone: one transcript, and in the end one rollout, per agent.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class AgentEndpoint(Protocol):
         self,
         environment: AgentEnvironment,
         task: Task,
-        view: str,
+        variant: str,
         limits: Limits,
         loops: ForeignLoops,
         group: object,
@@ -87,28 +87,28 @@ async def play(
     chat: Chat,
     environment: Environment,
     task: Task,
-    view: str,
+    variant: str,
     limits: Limits,
     loops: ForeignLoops | None = None,
     endpoint: AgentEndpoint | None = None,
 ) -> Rollout:
-    """Play one episode to its end; of several seats' rollouts the one that moved first. Raises as `play_seats` does."""
-    return (await play_seats(engine, chat, environment, task, view, limits, loops, endpoint=endpoint))[0]
+    """Play one episode and return the rollout of the agent that moved first. Raises as `play_agents` does."""
+    return (await play_agents(engine, chat, environment, task, variant, limits, loops, endpoint=endpoint))[0]
 
 
-async def play_seats(
+async def play_agents(
     engine: Engine,
     chat: Chat,
     environment: Environment,
     task: Task,
-    view: str,
+    variant: str,
     limits: Limits,
     loops: ForeignLoops | None = None,
     group: object = None,
     endpoint: AgentEndpoint | None = None,
     turned: Callable[[], Awaitable[None]] | None = None,
 ) -> list[Rollout]:
-    """Play one episode to its end: a rollout for each seat that has spoken, in the order of their first turns.
+    """Play one episode to its end: a rollout for each agent that has spoken, in the order of their first turns.
 
     An environment of the user's own runs on one of `loops`, by default on one of this episode alone; episodes of one
     `group` block no other's. An environment that is an agent reaches the policy through `endpoint` and leaves a rollout
@@ -118,32 +118,32 @@ async def play_seats(
     if loops is None:
         loops = ForeignLoops()
         try:
-            return await play_seats(engine, chat, environment, task, view, limits, loops, group, endpoint, turned)
+            return await play_agents(engine, chat, environment, task, variant, limits, loops, group, endpoint, turned)
         finally:
             loops.close()
     key = group if group is not None else object()
     if isinstance(environment, AgentEnvironment):
         assert endpoint is not None, "an agent reaches the policy through an endpoint"
-        return await endpoint.play(environment, task, view, limits, loops, key, turned)
+        return await endpoint.play(environment, task, variant, limits, loops, key, turned)
     for _ in range(RESTARTS):
         with contextlib.suppress(Displaced):  # an episode of another group blocks the loop
-            async with _side(environment, task, view, limits.environment_timeout_s, loops, key) as side:
-                return await _played(engine, chat, environment, side, task, view, limits)
+            async with _side(environment, task, variant, limits.environment_timeout_s, loops, key) as side:
+                return await _played(engine, chat, environment, side, task, variant, limits)
     raise DataError(f"the environment failed on task {task.id}: other episodes blocked its loop {RESTARTS} times.")
 
 
 async def _played(
-    engine: Engine, chat: Chat, environment: Environment, side: _Side, task: Task, view: str, limits: Limits
+    engine: Engine, chat: Chat, environment: Environment, side: _Side, task: Task, variant: str, limits: Limits
 ) -> list[Rollout]:
-    seats: dict[str, Transcript] = {}
+    agents: dict[str, Transcript] = {}
     finish, end = "stop", End()
     step = await side.begin()
     for _ in range(limits.max_turns):
         if not isinstance(step, Observation):
             break
-        begun = step.seat in seats
-        transcript = seats.get(step.seat) or Transcript()
-        if seats:
+        begun = step.agent in agents
+        transcript = agents.get(step.agent) or Transcript()
+        if agents:
             room = engine.max_model_len - len(transcript.tokens)
             encode = partial(chat.observation, after=transcript.tokens[-1]) if begun else chat.prompt
             ids, shown = _fitting(encode, step, room, limits.max_tokens)
@@ -162,7 +162,7 @@ async def _played(
             ids = chat.prompt(step.messages)
         if not begun and not ids:
             raise DataError(f"task {task.id}: its prompt has no token.")
-        seats[step.seat] = transcript
+        agents[step.agent] = transcript
         transcript.opened = chat.opened(step.messages, first=not begun)
         transcript.observe(ids, step)
         finish, text = await speak(engine, chat, transcript, limits, task)
@@ -177,8 +177,8 @@ async def _played(
         unseen = step.events if finish != "length" else ()
         cut_in_turn = step.when_cut if finish == "length" else None
         end, finish = cut_in_turn or End(step.reward, events=unseen), "length"
-    seats = seats or {"": Transcript()}
-    return [rollout_of(seat, t, finish, end, view, limits.temperature) for seat, t in seats.items()]
+    agents = agents or {"": Transcript()}
+    return [rollout_of(agent, t, finish, end, variant, limits.temperature) for agent, t in agents.items()]
 
 
 class _Side(Protocol):
@@ -190,17 +190,19 @@ class _Side(Protocol):
     async def __aexit__(self, *_: Any) -> None: ...
 
 
-def _side(environment: Environment, task: Task, view: str, timeout_s: float, loops: ForeignLoops, key: object) -> _Side:
+def _side(
+    environment: Environment, task: Task, variant: str, timeout_s: float, loops: ForeignLoops, key: object
+) -> _Side:
     if is_own(environment):
-        return _OwnSide(environment, task, view)
-    return _ForeignSide(environment, task, view, timeout_s, loops, key)
+        return _OwnSide(environment, task, variant)
+    return _ForeignSide(environment, task, variant, timeout_s, loops, key)
 
 
 class _OwnSide:
     """An environment of Kanabo's: it neither blocks nor hangs, but what it shows and reads are texts of others."""
 
-    def __init__(self, environment: Environment, task: Task, view: str) -> None:
-        self._environment, self._task, self._view = environment, task, view
+    def __init__(self, environment: Environment, task: Task, variant: str) -> None:
+        self._environment, self._task, self._variant = environment, task, variant
         self._checks = may_misbehave(environment)
         self._episode: Any = None
 
@@ -213,7 +215,7 @@ class _OwnSide:
 
     async def begin(self) -> Observation | End:
         def first() -> Any:
-            self._episode = self._environment.play(self._task, self._view)
+            self._episode = self._environment.play(self._task, self._variant)
             return self._episode.__anext__()
 
         return await self._step(first)
@@ -241,9 +243,9 @@ class _ForeignSide:
     """
 
     def __init__(
-        self, environment: Environment, task: Task, view: str, timeout_s: float, loops: ForeignLoops, key: object
+        self, environment: Environment, task: Task, variant: str, timeout_s: float, loops: ForeignLoops, key: object
     ) -> None:
-        self._environment, self._task, self._view, self._timeout_s = environment, task, view, timeout_s
+        self._environment, self._task, self._variant, self._timeout_s = environment, task, variant, timeout_s
         self._loops, self._key = loops, key
         self._said: asyncio.Future[Observation | End]
         self._text: asyncio.Future[str | None] | None = None
@@ -300,7 +302,7 @@ class _ForeignSide:
 
     async def _play(self, call: Call) -> None:
         """On the thread's loop."""
-        episode: Any = self._environment.play(deepcopy(self._task), self._view)
+        episode: Any = self._environment.play(deepcopy(self._task), self._variant)
         try:
             said = await episode.__anext__()
             while True:
@@ -427,7 +429,9 @@ def _shortened(message: Message, keep: int) -> Message:
 MAX_CHARACTERS_PER_TOKEN = 64
 
 
-def rollout_of(seat: str, transcript: Transcript, finish: Finish, end: End, view: str, temperature: float) -> Rollout:
+def rollout_of(
+    agent: str, transcript: Transcript, finish: Finish, end: End, variant: str, temperature: float
+) -> Rollout:
     """Return the transcript as a rollout; what stands behind the last token that the policy chose is left out."""
     count = len(transcript.mask) - transcript.mask[::-1].index(True) if True in transcript.mask else 0
     turns = tuple(
@@ -445,10 +449,10 @@ def rollout_of(seat: str, transcript: Transcript, finish: Finish, end: End, view
         finish=finish,
         temperature=temperature,
         answer=end.answer,
-        view=view,
-        events=(*transcript.events, *end.events, *end.seat_events.get(seat, ())),
-        reward=end.rewards.get(seat, end.reward),
-        role=seat,
+        variant=variant,
+        events=(*transcript.events, *end.events, *end.agent_events.get(agent, ())),
+        reward=end.rewards.get(agent, end.reward),
+        agent=agent,
         num_cut_observations=transcript.num_cut,
         opened=next((t.opened for t in transcript.turns if t.role == "assistant"), ""),
     )

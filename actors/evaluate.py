@@ -21,7 +21,7 @@ async def play_all(
 ) -> list[Group]:
     """A group of one rollout for each of `tasks`, in their order. One that fails is told to `failed` and left out."""
     places = asyncio.Semaphore(at_once)
-    claim = Claim("heldout", policy, 0, 0, 0, 0, "")
+    claim = Claim("evaluation", policy, 0, 0, 0, 0, "")
 
     async def one(place: int) -> Group | None:
         async with places:
@@ -29,7 +29,7 @@ async def play_all(
                 task = checked(tasks[place])
                 return Group(claim, task, (await play(task),))
             except DataError as error:
-                failed(f"held-out task {place} left out: {error}")
+                failed(f"evaluation task {place} left out: {error}")
                 return None
             finally:
                 played()

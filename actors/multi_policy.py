@@ -22,7 +22,7 @@ from cluster.types import Claim, Message, Rollout, Task
 from cluster.types.wire import brief, conformed
 
 Play = Callable[[Task, int, str], Awaitable[tuple[Rollout, ...]]]
-"""(task, how many episodes of each view, version that the weights are no older than) → a policy's rollouts."""
+"""(task, how many episodes of each variant, version that the weights are no older than) → a policy's rollouts."""
 
 
 class Generators(Protocol):
@@ -71,7 +71,7 @@ class MultiPolicySampler:
         """A group of a meeting; `progress` is called after every utterance. Raises DataError if the meeting fails."""
 
         async def speak(policy: str, prompt: tuple[Message, ...]) -> Rollout:
-            (rollout,) = await self._plays[policy](replace(task, views={"orig": prompt}), 1, _version(claim))
+            (rollout,) = await self._plays[policy](replace(task, variants={"orig": prompt}), 1, _version(claim))
             await progress()
             return rollout
 
@@ -144,8 +144,8 @@ def _check_sampled(rollouts: Sequence[Rollout], sampled: Sequence[Rollout]) -> N
         if not left[sample]:
             known = "comes a second time" if sample in left else "was not sampled in this group"
             raise DataError(
-                f"rollouts[{i}] {known}: {brief(rollout.text)}. Return what `say` gives, each at most once; view, "
-                "parent, role, answer, events and reward may be others."
+                f"rollouts[{i}] {known}: {brief(rollout.text)}. Return what `say` gives, each at most once; variant, "
+                "parent, agent, answer, events and reward may be others."
             )
         left[sample] -= 1
 

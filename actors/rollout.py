@@ -184,7 +184,7 @@ class RolloutWorker:
         self,
         task: Task,
         limits: episode.Limits,
-        view: str = "orig",
+        variant: str = "orig",
         group: object = None,
         progress: Callable[[], Awaitable[None]] | None = None,
     ) -> list[Rollout]:
@@ -199,8 +199,8 @@ class RolloutWorker:
         self._in_flight[key] = time.monotonic()
         try:
             environment = await self._environment.get()
-            return await episode.play_seats(
-                self.engine, self._chat, environment, task, view, limits, self._loops, group, self.endpoint, turned
+            return await episode.play_agents(
+                self.engine, self._chat, environment, task, variant, limits, self._loops, group, self.endpoint, turned
             )
         finally:
             del self._in_flight[key]
@@ -261,9 +261,11 @@ class RolloutWorker:
         log.warning("%s", what)
 
     async def _group(self, claim: Claim, task: Task) -> Group:
-        renewed, views = time.monotonic(), self._config.rollout.views
-        if missing := [view for view in views if view not in task.views]:
-            raise DataError(f"task {task.id} has no view '{missing[0]}' (rollout.views): {', '.join(task.views)}.")
+        renewed, variants = time.monotonic(), self._config.rollout.prompt_variants
+        if missing := [variant for variant in variants if variant not in task.variants]:
+            raise DataError(
+                f"task {task.id} has no variant '{missing[0]}' (rollout.prompt_variants): {', '.join(task.variants)}."
+            )
 
         async def progress() -> None:
             nonlocal renewed
@@ -272,8 +274,8 @@ class RolloutWorker:
                 renewed = time.monotonic()
                 await self._call(self._buffer.renew, claim)
 
-        async def one(view: str) -> list[Rollout]:
-            rollouts = await self._play(task, self._limits, view, claim, progress)
+        async def one(variant: str) -> list[Rollout]:
+            rollouts = await self._play(task, self._limits, variant, claim, progress)
             await progress()
             return [replace(rollout, policy=self.policy) for rollout in rollouts]
 
@@ -288,8 +290,8 @@ class RolloutWorker:
             )
         if isinstance(environment, MultiPolicyEnvironment):
             return Group(claim, task, await self._sampler.meet(environment, claim, task, progress))
-        count = self._section.group_size // len(environment.seats)
-        playing = [asyncio.create_task(one(view)) for view in views for _ in range(count)]
+        count = self._section.group_size // len(environment.agents)
+        playing = [asyncio.create_task(one(variant)) for variant in variants for _ in range(count)]
         playing += self._sampler.generated(task)
         elsewhere = self._sampler.elsewhere(claim, task, count)
         try:
@@ -300,8 +302,8 @@ class RolloutWorker:
                 episode_.cancel()
 
     async def play(self, task: Task, count: int, at_least: str) -> tuple[Rollout, ...]:
-        """This policy's part of a group that a worker of another one has claimed: `count` episodes of each view, with
-        weights no older than the version `at_least`, the claim's. Raises DataError as an episode does."""
+        """Sample this policy's part of a group that another policy's worker has claimed: `count` episodes of each
+        variant, with weights no older than the version `at_least`, the claim's. Raises DataError as an episode does."""
         while is_older(self.engine.version, at_least):
             publication = await self._call(
                 self._buffer.published, self.policy, other_than=self.engine.version, timeout_s=CLAIM_S
@@ -309,9 +311,13 @@ class RolloutWorker:
             if publication is not None:
                 await self.receive(publication)
         environment = await self._environment.get()
-        views = ("orig",) if isinstance(environment, MultiPolicyEnvironment) else self._config.rollout.views
+        variants = (
+            ("orig",) if isinstance(environment, MultiPolicyEnvironment) else self._config.rollout.prompt_variants
+        )
         group = object()
-        playing = [asyncio.create_task(self._play(task, self._limits, v, group)) for v in views for _ in range(count)]
+        playing = [
+            asyncio.create_task(self._play(task, self._limits, v, group)) for v in variants for _ in range(count)
+        ]
         failpoint("rollout.mid_play")
         try:
             found = chain.from_iterable(_numbered(environment, await asyncio.gather(*playing)))
@@ -320,7 +326,7 @@ class RolloutWorker:
             for episode_ in playing:
                 episode_.cancel()
 
-    async def heldout(self, tasks: Sequence[Task], temperature: float) -> list[Group]:
+    async def evaluate(self, tasks: Sequence[Task], temperature: float) -> list[Group]:
         """One rollout for each of `tasks`, beside whatever else is in flight. Nothing is stored.
 
         A task that fails is counted and left out.
@@ -347,7 +353,7 @@ class RolloutWorker:
                 await self.receive(publication)
 
     async def receive(self, publication: Publication) -> None:
-        """Put published weights into the engine, unless it has them; probe parity as often as the recipe says."""
+        """Put published weights into the engine, unless it has them; probe log-probs as often as the recipe says."""
         # One at a time: the loop that follows publications and a call to catch up may see the same one.
         async with self._receiving:
             # Without a file they are pushed: the learner drives the engine itself.
@@ -388,7 +394,7 @@ class RolloutWorker:
         ours = await self.engine.next_logprobs([tokens[:c] for c in cuts], [tokens[c] for c in cuts])
         apart = np.abs(ours - np.array(probe.logprobs))
         fields = {"mean": float(apart.mean()), "max": float(apart.max()), "version": publication.version}
-        await self._emit("floor" if floor else "parity", {"policy": self.policy, **fields})
+        await self._emit("floor" if floor else "logprob_diff", {"policy": self.policy, **fields})
         if floor:
             self._floor_nats = fields["mean"]
         if floor or not self._compared:

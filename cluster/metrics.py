@@ -138,7 +138,7 @@ _declare(
     Metric(
         "reward/NAME_known_frac", "mean", "share",
         "its known scores",
-        'low with `when = "late"`: it arrives too late; low with `admit`: it fails or abstains',
+        'low with `blocking = false`: it arrives too late; low for a blocking reward: it fails or abstains',
     ),
     Metric(
         "reward/NAME_agreement", "mean", "−1 to 1",
@@ -236,21 +236,21 @@ _declare(
     Metric(
         "policy/mismatch_kl_nats", "mean", "nats",
         "the same, of tokens sampled with the current weights: engine against learner",
-        "far above `policy/parity_floor_nats`: the engine does not sample what it reports",
+        "far above `policy/logprob_diff_floor_nats`: the engine does not sample what it reports",
     ),
     Metric("policy/staleness_kl_nats", "mean", "nats", "the same, of tokens sampled with older weights"),
     Metric(
-        "policy/parity_floor_nats", "mean", "nats",
+        "policy/logprob_diff_floor_nats", "mean", "nats",
         "mean difference of engine and learner on the probe with the initial weights: the rounding of the precision",
         "above 0.1: `model.dtype` or `learner.dtype` is too coarse",
     ),
     Metric(
-        "policy/parity_mean_nats", "mean", "nats",
+        "policy/logprob_diff_mean_nats", "mean", "nats",
         "the same after an update",
         "the run ends when it exceeds 3 × floor + `weights.max_logprob_diff_nats` twice running: check "
         "`weights.transport`, `engine.options`",
     ),
-    Metric("policy/parity_max_nats", "mean", "nats", "the largest difference on the probe"),
+    Metric("policy/logprob_diff_max_nats", "mean", "nats", "the largest difference on the probe"),
 )  # fmt: skip
 _declare(
     "Learner",
@@ -361,12 +361,12 @@ _declare(
     "What is remembered",
     Metric(
         "advantage/baseline_NAME", "mean", "reward",
-        "running mean of a game's seat",
-        "equal for all seats: none has an advantage",
+        "running mean of a game's agent",
+        "equal for all agents: none has an advantage",
     ),
     Metric(
         "replay/num_kept", "sum", "count",
-        "rollouts in the buffer of `learner.rehearsal`",
+        "rollouts in the buffer of `learner.experience_replay`",
         "0 for long: no rollout is better than its group, or none uses the tool",
     ),
     Metric(
@@ -420,12 +420,12 @@ _declare(
     ),
     Metric(
         "eval/accuracy", "mean", "score",
-        "mean of `evaluation.reward` over held-out tasks",
+        "mean of `evaluation.reward` over evaluation tasks",
         "falling while `reward/mean` rises: the reward is gamed",
     ),
     Metric(
         "eval/anchor_agreement", "mean", "share",
-        "of the held-out tasks that the initial policy was surest of, those still answered as then",
+        "of the evaluation tasks that the initial policy was surest of, those still answered as then",
         "falling while nothing else rises: the policy drifts, see the monitor `collapse`",
     ),
     Metric("eval/seconds_s", "mean", "s", "one evaluation", "high: lower `evaluation.max_tasks`"),
@@ -464,7 +464,7 @@ _declare(
     ),
 )  # fmt: skip
 _declare(
-    "Judges, distilled models, monitors",
+    "Judges, reward models, monitors",
     Metric(
         "judge/NAME_queue_depth", "mean", "count",
         "requests that wait",
@@ -473,7 +473,7 @@ _declare(
     Metric(
         "judge/NAME_queue_age_s", "mean", "s",
         "the longest wait of a request since the last report",
-        "near `judges.NAME.deadline_s`: add replicas, or let `[elastic.judges.NAME]` do it",
+        "near `judges.NAME.deadline_s`: add replicas, or let `[autoscaling.judges.NAME]` do it",
     ),
     Metric(
         "judge/NAME_open_circuits", "mean", "count",
@@ -546,68 +546,68 @@ _declare(
     ),
     Metric("scorer/NAME_latency_s", "mean", "s", "of the last answer", "near `scorers.NAME.deadline_s`: more replicas"),
     Metric(
-        "distilled/NAME_known_frac", "mean", "share",
-        "captions that the distilled model knew",
+        "reward_model/NAME_known_frac", "mean", "share",
+        "captions that the reward model knew",
         "low: the labeller does not keep up",
     ),
-    Metric("distilled/NAME_num_seen", "last", "count", "captions scored"),
-    Metric("distilled/NAME_num_labels", "last", "count", "labels in the table"),
+    Metric("reward_model/NAME_num_seen", "last", "count", "captions scored"),
+    Metric("reward_model/NAME_num_labels", "last", "count", "labels in the table"),
     Metric(
-        "distilled/NAME_num_waiting", "last", "count",
+        "reward_model/NAME_num_waiting", "last", "count",
         "captions that wait to be labelled",
-        "growing: raise `distilled.NAME.max_in_flight`, or a faster judge",
+        "growing: raise `reward_models.NAME.max_in_flight`, or a faster judge",
     ),
-    Metric("distilled/NAME_num_in_flight", "last", "count", "captions a judge is asked about now"),
+    Metric("reward_model/NAME_num_in_flight", "last", "count", "captions a judge is asked about now"),
     Metric(
-        "distilled/NAME_num_pushed_out", "last", "count",
+        "reward_model/NAME_num_pushed_out", "last", "count",
         "captions that left the full backlog unasked",
-        "growing: as `distilled/NAME_num_waiting`",
+        "growing: as `reward_model/NAME_num_waiting`",
     ),
     Metric(
-        "distilled/NAME_coverage_frac", "mean", "share",
+        "reward_model/NAME_coverage_frac", "mean", "share",
         "look-ups of a label that found one",
         "low: captions hardly repeat",
     ),
     Metric(
-        "distilled/NAME_version", "mean", "number",
+        "reward_model/NAME_version", "mean", "number",
         "the version published last",
-        "0 for long: see `distilled/NAME_agreement_frac`",
+        "0 for long: see `reward_model/NAME_agreement_frac`",
     ),
     Metric(
-        "distilled/NAME_good_frac", "mean", "share",
+        "reward_model/NAME_good_frac", "mean", "share",
         "labels that are good news",
         "near 0 or 1: the goal tells nothing apart",
     ),
     Metric(
-        "distilled/NAME_num_refused", "last", "count",
+        "reward_model/NAME_num_refused", "last", "count",
         "versions that were not published, for they agreed less with held-out labels",
         "rising: more labels, or a lower `min_agreement`",
     ),
     Metric(
-        "distilled/NAME_agreement_frac", "mean", "share",
+        "reward_model/NAME_agreement_frac", "mean", "share",
         "agreement with held-out labels",
         "near 0.5: the model has learnt nothing",
     ),
-    Metric("distilled/NAME_loss", "mean", "loss", "of the last fit"),
-    Metric("distilled/NAME_num_asked", "last", "count", "requests to the judge"),
+    Metric("reward_model/NAME_loss", "mean", "loss", "of the last fit"),
+    Metric("reward_model/NAME_num_asked", "last", "count", "requests to the judge"),
     Metric(
-        "distilled/NAME_num_unreadable", "last", "count",
+        "reward_model/NAME_num_unreadable", "last", "count",
         "captions in answers that could not be read",
         "high: another judge",
     ),
     Metric(
-        "distilled/NAME_num_outages", "last", "count",
+        "reward_model/NAME_num_outages", "last", "count",
         "requests that the judge did not answer",
         "rising: look at the judge",
     ),
     Metric(
-        "distilled/NAME_starc_distance", "mean", "0 to 1",
+        "reward_model/NAME_starc_distance", "mean", "0 to 1",
         "STARC distance between the last two published versions, on the groups scored last: 0 where they could not "
         "lead to different policies",
         "stays high: the model does not settle, more labels or a lower learning rate",
     ),
     Metric(
-        "distilled/NAME_flip_frac", "mean", "share",
+        "reward_model/NAME_flip_frac", "mean", "share",
         "of those groups, whose best rollout is another under the newer version",
         "as above",
     ),

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.config.foreign_keys import translated
+from cluster.config.foreign_keys import new_option, translated
 from cluster.errors import ConfigError, KanaboError, located, nearest
 
 
@@ -101,7 +101,8 @@ def explain(error: ValidationError | TypeError, known: Iterable[str] = ()) -> st
 def _phrase(finding: Any, known: list[str]) -> str:
     name = ".".join(map(str, finding["loc"]))
     if finding["type"] == "extra_forbidden":
-        hint = translated(name) or nearest(name, known)
+        new = new_option(name)
+        hint = f"It is now '{new}'. " if new in known else translated(name) or nearest(name, known)
         return f"unknown option '{name}'. {hint}Known: {', '.join(known) or 'none'}"
     if finding["type"] == "missing":
         return f"'{name}' is missing, and it has no default"

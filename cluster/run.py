@@ -247,10 +247,10 @@ async def _drive(
     for sentence in scale.former(ReplicaCounts(context.url, context.run_id), settings, before):
         live.warning(sentence)
     groups.reserve(settings, context.run_id)
-    sinks = [PrometheusExporter(settings.run.name), elastic := Autoscaler(settings)]
+    sinks = [PrometheusExporter(settings.run.name), autoscaler := Autoscaler(settings)]
     recorder = metrics.Recorder(directory, settings.tracking, settings.run.name, config.tree_of(settings), sinks)
     recorder.forget_after(checkpoint.read(resume_from).step if resume_from else -1)
-    supervisor = Supervisor(context, store, recorder, live, elastic)
+    supervisor = Supervisor(context, store, recorder, live, autoscaler)
     console = _console(context, buffer, supervisor)
     tell_job({"run": settings.run.name, "recipe": recipe, "console": console.address if console else "none"})
     live_table.console.print(f"metrics: {ray_runtime.scraped_at()}", highlight=False, soft_wrap=True)

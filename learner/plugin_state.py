@@ -23,7 +23,7 @@ from learner.step_plugin import StepPlugin
 from learner.types import AssembledBatch, Considered, Stored
 
 FILE = "memory.msgpack"
-ADVANTAGE, REHEARSAL = "advantage", "rehearsal"
+ADVANTAGE, EXPERIENCE_REPLAY = "advantage", "experience_replay"
 
 
 class PluginState:
@@ -58,9 +58,9 @@ class PluginState:
         )
         observed = {name: value for name, value in noted.items() if value is not None}
         record = replace(record, metrics=record.metrics | told, settings=self.settings(), observed=observed)
-        if (rehearsal := self._plugins.get(REHEARSAL)) is None:
+        if (replay := self._plugins.get(EXPERIENCE_REPLAY)) is None:
             return record
-        replayed = rehearsal.chosen(self.of(REHEARSAL), groups, record)
+        replayed = replay.chosen(self.of(EXPERIENCE_REPLAY), groups, record)
         count = float(sum(len(r.group) for r in replayed))
         return replace(record, replayed=replayed, metrics=record.metrics | {"replay/num_rollouts": count})
 
@@ -96,6 +96,8 @@ class PluginState:
             return
         path = directory / FILE
         found = msgspec.msgpack.decode(path.read_bytes()) if path.exists() else {}
+        if "rehearsal" in found:  # how version 0.1 called it
+            found[EXPERIENCE_REPLAY] = found.pop("rehearsal")
         missing = [name for name in self._remembering if name not in found]
         if missing:
             raise ConfigError(

@@ -199,7 +199,7 @@ def step_plugins(
 def _check_appended_token(section: LearnerSection, vocab_size: int) -> None:
     token = build_terms(section).appended_token
     if token is not None and token >= vocab_size:
-        raise ConfigError(f"learner.terms append the token {token}; the model has {vocab_size}. Name another.")
+        raise ConfigError(f"learner.sequence_losses append token {token}; the model has {vocab_size}. Name another.")
 
 
 class Checkpoints(StepPlugin):

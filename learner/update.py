@@ -45,7 +45,7 @@ class Objective:
         plugins: list[StepPlugin] = []
         if section.value is not None:
             plugins.append(ValueLoss(section.value))
-        if section.terms:
+        if section.sequence_losses:
             plugins.append(build_terms(section))
         return Objective(section, loss, tuple(plugins))
 

@@ -46,13 +46,13 @@ class Services:
         *,
         threads: int = 16,
         judges: Mapping[str, JudgePool] | None = None,
-        distilled: Mapping[str, RewardModelClient] | None = None,
+        reward_models: Mapping[str, RewardModelClient] | None = None,
         scorers: Mapping[str, LogprobScorer] | None = None,
         text: Callable[[Sequence[int]], str] | None = None,
         encode: Callable[[Sequence[Message]], tuple[list[int], list[int]]] | None = None,
     ) -> None:
         self._judges = judges or {}
-        self._distilled = distilled or {}
+        self._reward_models = reward_models or {}
         self._scorers = scorers or {}
         self._text, self._encode = text, encode
         self._sandbox = Sandbox()
@@ -132,8 +132,8 @@ class Services:
         return [TokenSequence(np.array(p, np.int32), np.array(t, np.int32)) for p, t in encoded]
 
     def metrics(self) -> dict[str, float]:
-        """Of all judges, distilled models and scorers; what rewards have logged since the last call; and threads."""
-        known = (*self._judges.values(), *self._distilled.values(), *self._scorers.values())
+        """Of all judges, reward models and scorers; what rewards have logged since the last call; and threads."""
+        known = (*self._judges.values(), *self._reward_models.values(), *self._scorers.values())
         found = {key: value for one in known for key, value in one.snapshot().items()}
         logged, self._logged = self._logged, {}
         found |= {f"reward/logged_{name}": sum(values) / len(values) for name, values in logged.items()}
@@ -152,12 +152,12 @@ class Services:
         for judge in self._judges.values():
             await judge.close()
 
-    def distilled(self, name: str) -> RewardModelClient:
-        """The distilled model of that name. Raises ConfigError."""
-        if name not in self._distilled:
-            known = f"{nearest(name, self._distilled)}Known: {', '.join(sorted(self._distilled)) or 'none'}."
-            raise ConfigError(f"there is no distilled model '{name}'. {known} Add a section [distilled.{name}].")
-        return self._distilled[name]
+    def reward_model(self, name: str) -> RewardModelClient:
+        """The reward model of that name. Raises ConfigError."""
+        if name not in self._reward_models:
+            known = f"{nearest(name, self._reward_models)}Known: {', '.join(sorted(self._reward_models)) or 'none'}."
+            raise ConfigError(f"there is no reward model '{name}'. {known} Add a section [reward_models.{name}].")
+        return self._reward_models[name]
 
     def scorer(self, name: str) -> LogprobScorer:
         """The model of that name that reads rollouts: log-probs and whole distributions. Raises ConfigError."""
@@ -178,7 +178,7 @@ class Services:
         return self._text(tokens)
 
     def close(self) -> None:
-        for follower in self._distilled.values():
+        for follower in self._reward_models.values():
             follower.close()
         self._sandbox.close()
         self.threads.close()
@@ -189,15 +189,15 @@ class Reward(Plugin):
 
     scope: ClassVar[Literal["rollout", "group", "task", "batch"]] = "rollout"
     """What a score depends on: one rollout alone, its whole group, all groups of a task, or a batch."""
-    min_views: ClassVar[int] = 1
-    """Views of the task that the group must hold rollouts of (`rollout.views`)."""
+    min_variants: ClassVar[int] = 1
+    """Variants of the task that the group must hold rollouts of (`rollout.prompt_variants`)."""
     services: ClassVar[tuple[str, ...]] = ()
     """Methods of `Services` that it calls."""
     announced: ClassVar[bool] = False
     """Its version is a published model's, and who publishes tells the buffer."""
 
     def version(self) -> str:
-        """What a score depends on beside the rollouts: a hash of template and judge, a distilled model's number.
+        """What a score depends on beside the rollouts: a hash of template and judge, a reward model's number.
 
         When it changes, stored groups are scored again.
         """

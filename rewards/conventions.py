@@ -153,13 +153,13 @@ def conversational(task: Task) -> bool:
     """Whether the data set's prompt is a list of messages."""
     if isinstance(task.meta.get("conversational"), bool):
         return task.meta["conversational"]
-    messages = list(task.views["orig"])
+    messages = list(task.variants["orig"])
     columns = (task.meta.get(name) for name in ("prompt", "messages", "conversations"))
     return len(messages) > 1 or messages[0].role != "user" or any(isinstance(c, list) for c in columns)
 
 
 def _messages(task: Task) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in task.views["orig"]]
+    return [{"role": m.role, "content": m.content} for m in task.variants["orig"]]
 
 
 def _spoken(rollout: Rollout) -> list[dict[str, str]]:

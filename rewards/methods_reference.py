@@ -62,7 +62,7 @@ SELECTORS, PREFERENCES, REGULARISERS = (
     "learner.losses.sequence_losses.regularizers",
 )
 SHAPING, MONITORS, MEASURE = "rewards.aggregation.shaping", "rewards.monitors", "rewards.judges.statistics"
-DISTILLED = "rewards.learned"
+LEARNED = "rewards.learned"
 METHODS = (
     Method("PAR", "2502.18770", "shaper", (f"{SHAPING}.par:Par", f"{SHAPING}.par:preference_reward"), "par",
            "shaping/test_shaping.py"),
@@ -80,7 +80,7 @@ METHODS = (
            ("actors.environments.games:Games", "learner.advantages.estimators:RoleBaseline",
            "learner.advantages.estimators:role_advantages"),
            "spiral", "learner/test_roles.py"),
-    Method("SPEAR", "2509.22601", "rehearsal, signal, controller, loss",
+    Method("SPEAR", "2509.22601", "experience replay, signal, controller, loss",
            ("learner.batch.experience_replay:Spear", "rewards.builtin.events:Events",
            "learner.controllers.schedules:Cosine",
             "learner.losses.surrogates:left_out"), "spear", "learner/test_rehearsal.py"),
@@ -170,7 +170,7 @@ METHODS = (
            "learner/test_credit.py"),
     Method("Co-Reward", "2508.00410", "signal",
            ("rewards.builtin.co_reward:CoReward", "rewards.builtin.co_reward:cross_labels",
-            "rewards.builtin.co_reward:ViewAgreement"), "co_reward", "methods/test_co_reward.py"),
+            "rewards.builtin.co_reward:VariantAgreement"), "co_reward", "methods/test_co_reward.py"),
     Method("Self-Certainty, Borda voting", "2502.18581", "signal, selector",
            ("rewards.builtin.self_certainty:SelfCertainty", f"{SELECTORS}.votes:Borda",
             f"{SELECTORS}.votes:borda_votes"), "self_certainty", "methods/test_self_certainty.py"),
@@ -189,13 +189,13 @@ METHODS = (
     Method("Collapse guard on a real collapse", "", "monitor",
            (f"{MONITORS}.collapse:CollapseGuard", "rewards.monitors.anchor_tasks:agreement"), "collapse",
            "monitors/test_collapse.py"),
-    Method("Bradley-Terry reward model, Secrets II", "2401.06080", "signal, distilled model",
-           (f"{DISTILLED}.reward_model:LearnedReward", f"{DISTILLED}.bradley_terry:BradleyTerry",
-            f"{DISTILLED}.preferences:preference_loss", f"{DISTILLED}.preferences:corrected_labels",
-            f"{DISTILLED}.preferences:spread"), "reward_model", "distilled/test_bradley_terry.py"),
-    Method("Cooper", "2508.05613", "signal, distilled model",
-           (f"{DISTILLED}.cooper:Cooper", f"{DISTILLED}.cooper:Spoiler"), "cooper",
-           "distilled/test_reward_models.py"),
+    Method("Bradley-Terry reward model, Secrets II", "2401.06080", "signal, reward model",
+           (f"{LEARNED}.reward_model:LearnedReward", f"{LEARNED}.bradley_terry:BradleyTerry",
+            f"{LEARNED}.preferences:preference_loss", f"{LEARNED}.preferences:corrected_labels",
+            f"{LEARNED}.preferences:spread"), "reward_model", "learned/test_bradley_terry.py"),
+    Method("Cooper", "2508.05613", "signal, reward model",
+           (f"{LEARNED}.cooper:Cooper", f"{LEARNED}.cooper:Spoiler"), "cooper",
+           "learned/test_reward_models.py"),
     Method("Over-optimisation", "2406.02900", "monitor", (f"{MONITORS}.overoptimisation:OverOptimisation",),
            "over_optimisation", "monitors/test_statistics.py"),
     Method("STARC", "2309.15257", "monitor",

@@ -41,7 +41,7 @@ REWARDS: dict[str, str] = {
     "teacher": "rewards.builtin.teacher:Teacher",
     "thoughts": "rewards.builtin.steps:Thoughts",
     "token_contrast": "rewards.builtin.token_contrast:TokenContrast",
-    "view_agreement": "rewards.builtin.co_reward:ViewAgreement",
+    "variant_agreement": "rewards.builtin.co_reward:VariantAgreement",
     "reward_model": "rewards.learned.reward_model:LearnedReward",
 }
 

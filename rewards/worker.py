@@ -36,7 +36,7 @@ REPORT_S = 5.0
 LATE_GROUPS = 4
 """Groups whose late signals are asked at a time, in multiples of `concurrent_groups`; beyond, the oldest are let go."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-"""Between two attempts of a signal with `on_missing = "wait"`."""
+"""Between two attempts of a signal with `missing = "wait"`."""
 
 MOST_HUNG = 64
 """Calls that never returned; with more the worker ends, and the run starts another in its place."""
@@ -299,7 +299,7 @@ class RewardWorker:
 
     async def _submit(self, group: Group, names: Sequence[str]) -> None:
         # One message for all that answer at once; who must be waited for holds up nobody.
-        waiting = [n for n in names if self._sections[n].on_missing == "wait"]
+        waiting = [n for n in names if self._sections[n].missing == "wait"]
         prompt = [n for n in names if n not in waiting]
         await asyncio.gather(*(self._send(group, part) for part in (prompt, *([n] for n in waiting)) if part))
 
@@ -340,18 +340,18 @@ class RewardWorker:
     def _fatal(self, name: str, scores: Scores) -> str:
         """Why a signal that the group cannot do without failed on all of its rollouts; nothing if it did not."""
         section = self._sections[name]
-        if section.weight == 0 or section.missing is not None or not (scores.state == FAILED).all():
+        if section.weight == 0 or section.missing_value is not None or not (scores.state == FAILED).all():
             return ""
         return scores.provenance[0].note or f"reward '{name}' failed"
 
     async def _patiently(self, name: str, group: Group) -> Scores:
-        """One signal's answer; with `on_missing = "wait"` asked again until it is known or the group is overdue."""
+        """One signal's answer; with `missing = "wait"` asked again until it is known or the group is overdue."""
         section, begun, attempt = self._sections[name], time.monotonic(), 1
         pause_s = FIRST_PAUSE_S
         while True:
             scores, failed = await self._ask(name, group, attempt)
             left_s = self._settings.max_wait_s - (time.monotonic() - begun)
-            if not failed or section.on_missing != "wait" or left_s < pause_s or self._stopping:
+            if not failed or section.missing != "wait" or left_s < pause_s or self._stopping:
                 return scores
             await asyncio.sleep(pause_s)
             pause_s, attempt = min(2 * pause_s, LONGEST_PAUSE_S), attempt + 1

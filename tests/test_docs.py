@@ -31,14 +31,14 @@ WITH_EXAMPLES = ("rewards", "environments")
 MODULE = "docs_example"
 """What the pages call the user's own module."""
 AREAS = (
-    "reward|rollout|buffer|policy|learner|loss|weights|eval|workers|failures|judge|scorer|distilled|monitor|value"
+    "reward|rollout|buffer|policy|learner|loss|weights|eval|workers|failures|judge|scorer|reward_model|monitor|value"
     "|advantage|replay|settings"
 )
 NAMED = re.compile(rf"(?:{AREAS})/[A-Za-z0-9_\0]+")
 """A metric in the sources; \\0 stands for what an f-string fills in."""
 NOT_EMITTED = {
     "loss/ratio_square": "goes into loss/effective_samples_frac",
-    "distilled/\0": "the name of a thread",
+    "reward_model/\0": "the name of a thread",
 }
 
 
@@ -158,11 +158,11 @@ def test_every_metric_of_the_sources_is_explained_and_every_explained_one_is_the
 def test_what_is_put_together_from_parts_is_explained_part_by_part():
     judge = set(JudgeMetrics("NAME").snapshot())
     assert judge | {"judge/NAME_num_failed_REASON"} == {m for m in METRICS if m.startswith("judge/")}
-    distilled = ROOT / "rewards" / "learned"
-    own = re.findall(r"\{area\}_(\w+)", (distilled / "trainer.py").read_text())
-    asked = re.findall(r"\"(num_\w+)\":", (distilled / "labeler.py").read_text())
+    learned = ROOT / "rewards" / "learned"
+    own = re.findall(r"\{area\}_(\w+)", (learned / "trainer.py").read_text())
+    asked = re.findall(r"\"(num_\w+)\":", (learned / "labeler.py").read_text())
     parts = {*own, *asked, "known_frac", "num_seen"}
-    assert {f"distilled/NAME_{part}" for part in parts} == {m for m in METRICS if m.startswith("distilled/")}
+    assert {f"reward_model/NAME_{part}" for part in parts} == {m for m in METRICS if m.startswith("reward_model/")}
     laps = re.findall(r"clock\.lap\(\"(\w+)\"\)", (ROOT / "learner" / "train.py").read_text())
     assert {f"learner/{lap}_s" for lap in laps} == {m for m in METRICS if re.fullmatch(r"learner/\w+_s", m)} - {
         "learner/step_s",

@@ -175,7 +175,7 @@ class Endpoint:
         self,
         environment: AgentEnvironment,
         task: Task,
-        view: str,
+        variant: str,
         limits: Limits,
         loops: ForeignLoops,
         group: object,
@@ -189,8 +189,8 @@ class Endpoint:
         for _ in range(RESTARTS):
             with contextlib.suppress(Displaced):  # an agent of another group blocks the loop
                 async with self.session(limits, task, turned) as (session, access):
-                    outcome, events = await self._outcome(environment, task, view, session, access, loops, group)
-                rollouts = session.rollouts(outcome, view)
+                    outcome, events = await self._outcome(environment, task, variant, session, access, loops, group)
+                rollouts = session.rollouts(outcome, variant)
                 if not rollouts:
                     self.counts["failed_agents"] += 1
                     hint = session.refused or "OPENAI_BASE_URL and OPENAI_API_KEY name the endpoint."
@@ -205,14 +205,14 @@ class Endpoint:
         self,
         environment: AgentEnvironment,
         task: Task,
-        view: str,
+        variant: str,
         session: Session,
         access: PolicyAccess,
         loops: ForeignLoops,
         group: object,
     ) -> tuple[Outcome, Callable[[Rollout], tuple[Event, ...]]]:
         """What the episode came to, and what happened in it, for each of its rollouts."""
-        failure = await _watched(_run(environment, task, view, access, loops, group), session, environment.timeout_s)
+        failure = await _watched(_run(environment, task, variant, access, loops, group), session, environment.timeout_s)
         if isinstance(failure, Outcome):
             outcome = failure if session.outcome is None else session.outcome
             if session.cut and outcome.reward != outcome.reward:
@@ -397,14 +397,14 @@ def _refusal(error: ApiError) -> Response:
 
 
 async def _run(
-    environment: AgentEnvironment, task: Task, view: str, access: PolicyAccess, loops: ForeignLoops, group: object
+    environment: AgentEnvironment, task: Task, variant: str, access: PolicyAccess, loops: ForeignLoops, group: object
 ) -> Outcome:
     if not runs_foreign_code(environment):
-        return await environment.run(task, view, access)
+        return await environment.run(task, variant, access)
     late = f"the agent did not end within {environment.timeout_s:g} s."
     copied = deepcopy(task)
     return await loops.run(
-        group, lambda call: environment.run(copied, view, access), environment.timeout_s + BLOCKED_S, late=late
+        group, lambda call: environment.run(copied, variant, access), environment.timeout_s + BLOCKED_S, late=late
     )
 
 

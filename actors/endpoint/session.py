@@ -208,12 +208,12 @@ class Session:
         if self.broken.done() and not self.broken.cancelled():
             self.broken.exception()  # it has been seen, or the episode is over anyhow
 
-    def rollouts(self, outcome: Outcome, view: str) -> list[Rollout]:
+    def rollouts(self, outcome: Outcome, variant: str) -> list[Rollout]:
         """Return the branches in which the policy spoke, in the order in which they opened."""
         end = End(outcome.reward, outcome.answer)
         spoken = [branch for branch in self._branches if any(branch.transcript.mask)]
         return [
-            rollout_of("", b.transcript, "length" if self.cut else b.finish, end, view, self._limits.temperature)
+            rollout_of("", b.transcript, "length" if self.cut else b.finish, end, variant, self._limits.temperature)
             for b in spoken
         ]
 

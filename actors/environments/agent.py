@@ -56,9 +56,9 @@ class AgentEnvironment(Environment):
     """Reward of an episode whose agent fails after a turn of the policy. Without it the failure costs the whole group,
     which is counted as a data failure."""
 
-    async def run(self, task: Task, view: str, policy: PolicyAccess) -> Outcome:
+    async def run(self, task: Task, variant: str, policy: PolicyAccess) -> Outcome:
         """Let the agent solve the task and return what came of it. Raises whatever says that the agent failed."""
         raise NotImplementedError
 
-    def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
+    def play(self, task: Task, variant: str) -> AsyncGenerator[Observation | End, str]:
         raise NotImplementedError("an agent is run, not played")

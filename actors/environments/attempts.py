@@ -28,8 +28,8 @@ class Attempts(Environment):
     )
     """What the environment writes between the two attempts."""
 
-    async def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
-        first = yield Observation(task.views[view])
+    async def play(self, task: Task, variant: str) -> AsyncGenerator[Observation | End, str]:
+        first = yield Observation(task.variants[variant])
         second = yield Observation.of(self.instruction)
         first, second = spoken(first).strip(), spoken(second).strip()
         yield End(answer=second, events=(Event("changed", 1),) if second != first else ())

@@ -1,7 +1,7 @@
 """The environment's side of an episode: observations out, the policy's turns in.
 
-    async def play(self, task, view):
-        text = yield Observation(task.views[view])       # the policy answers
+    async def play(self, task, variant):
+        text = yield Observation(task.variants[variant])       # the policy answers
         ...
         yield End(reward=…)                              # or just return
 
@@ -27,9 +27,9 @@ class End:
     answer: str | None = None
     events: tuple[Event, ...] = ()
     rewards: dict[str, float] = field(default_factory=dict)
-    """Of each seat, where there are several; `reward` is that of those not named."""
-    seat_events: dict[str, tuple[Event, ...]] = field(default_factory=dict)
-    """Events that are one seat's alone; their `turn` counts that seat's turns."""
+    """Of each agent, where there are several; `reward` is that of those not named."""
+    agent_events: dict[str, tuple[Event, ...]] = field(default_factory=dict)
+    """Events that are one agent's alone; their `turn` counts that agent's turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Observation:
     events: tuple[Event, ...] = ()
     reward: float = float("nan")
     """The reward of an episode that is cut short here, out of turns or tokens; NaN if it has none then."""
-    seat: str = ""
-    """Who sees it and takes the next turn, where the policy plays several seats."""
+    agent: str = ""
+    """Who sees it and takes the next turn, where the policy plays several agents."""
     when_cut: End | None = None
     """How the episode ends if the turn that follows runs out of tokens; by default with `reward`."""
 
@@ -52,17 +52,17 @@ class Observation:
         role: str = "user",
         events: tuple[Event, ...] = (),
         reward: float = float("nan"),
-        seat: str = "",
+        agent: str = "",
         when_cut: End | None = None,
     ) -> Observation:
-        return Observation((Message(role, text),), events, reward, seat, when_cut)
+        return Observation((Message(role, text),), events, reward, agent, when_cut)
 
 
 class Environment(Plugin):
     """Subclasses hold options as fields and implement `play`."""
 
-    seats: ClassVar[tuple[str, ...]] = ("",)
-    """Who plays in an episode of training. Each seat that speaks leaves a rollout of its own, so `rollout.group_size`
+    agents: ClassVar[tuple[str, ...]] = ("",)
+    """Who plays in an episode of training. Each agent that speaks leaves a rollout of its own, so `rollout.group_size`
     is a multiple of their number."""
 
     ends_when_cut: ClassVar[bool] = True
@@ -74,5 +74,5 @@ class Environment(Plugin):
     roles: ClassVar[tuple[str, ...]] = ("user",)
     """Roles of the observations after the first; before a run each is tried on the model's chat template."""
 
-    def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
+    def play(self, task: Task, variant: str) -> AsyncGenerator[Observation | End, str]:
         raise NotImplementedError

@@ -28,8 +28,8 @@ class Calculator(Environment):
     max_calls: NonNegativeInt = 4
     """With one call more the episode ends, without an answer."""
 
-    async def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
-        text = yield Observation(task.views[view])
+    async def play(self, task: Task, variant: str) -> AsyncGenerator[Observation | End, str]:
+        text = yield Observation(task.variants[variant])
         for turn in count():
             said = spoken(text).strip()
             call = CALL.search(said)

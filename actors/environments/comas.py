@@ -16,7 +16,7 @@ from cluster.thoughts import spoken_by
 from cluster.types import Rollout, Task
 
 SOLUTION, EVALUATION, SCORE = "solution", "evaluation", "score"
-"""Views of the rollouts: what each is for."""
+"""Variants of the rollouts: what each is for."""
 PLACE = re.compile(r"\{(question|discussion|solution|evaluation)\}")
 CLIPPED = 2000
 """Characters that are quoted of one utterance."""
@@ -58,10 +58,10 @@ class CoMas(MultiPolicyEnvironment):
         rollouts: list[Rollout] = []
         exchanges: list[str] = []
 
-        async def say(view: str, template: str, parent: int | None, **known: str) -> str:
+        async def say(variant: str, template: str, parent: int | None, **known: str) -> str:
             prompt = PLACE.sub(lambda place: known.get(place[1], ""), template)
             rollout = await cast.say(cast.random.choice(cast.policies), prompt)
-            rollouts.append(replace(rollout, view=view, parent=parent))
+            rollouts.append(replace(rollout, variant=variant, parent=parent))
             return spoken_by(rollout)[:CLIPPED]
 
         for _ in range(self._rounds(len(cast.policies))):

@@ -36,7 +36,7 @@ class FunctionAgent(AgentEnvironment):
             raise ValueError(f"'{path}' cannot be called with (client, task): {error}.") from error
         return path
 
-    async def run(self, task: Task, view: str, policy: PolicyAccess) -> Outcome:
+    async def run(self, task: Task, variant: str, policy: PolicyAccess) -> Outcome:
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         # Plain HTTP to this machine: certificates would take longer to load than an episode, and no proxy is between.

@@ -1,4 +1,4 @@
-"""TextArena's games for two, both seats played by the policy in training (SPIRAL, arXiv:2506.24119)."""
+"""TextArena's games for two, both agents played by the policy in training (SPIRAL, arXiv:2506.24119)."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ TALKS = ("Debate", "DontSayIt", "Taboo", "TruthAndDeception", "IteratedPrisoners
 class Games(Environment):
     """One game of TextArena an episode: a win is worth 1, a loss −1, a draw or a game cut short 0.
 
-    Each seat sees what the game tells it and answers with a move in square brackets, such as `[bet]`, or boxed. The
+    Each agent sees what the game tells it and answers with a move in square brackets, such as `[bet]`, or boxed. The
     last boxed move, or else the last one in brackets, is played, and the opponent sees nothing else of the turn; what
     stands in a thought is not played. A turn without a move, with one that is not legal, or past its token budget ends
-    the game: −1.5 for its seat, 0.5 for the other. The game is
-    `meta["game"]` of its task, dealt by `meta["seed"]`. Where the task's `meta["seat"]` names one, the policy plays
-    that seat alone against an opponent who picks legal actions at random: for evaluation, since against itself it wins
+    the game: −1.5 for its agent, 0.5 for the other. The game is
+    `meta["game"]` of its task, dealt by `meta["seed"]`. Where the task's `meta["agent"]` names one, the policy plays
+    that agent alone against an opponent who picks legal actions at random: for evaluation, since against itself it wins
     half. TextArena's KuhnPoker never moves the chips of a bet: a called one wins the ante alone, and who folds gains
     nothing by it.
     """
 
-    seats: ClassVar[tuple[str, ...]] = ("0", "1")
+    agents: ClassVar[tuple[str, ...]] = ("0", "1")
     shows_task: ClassVar[bool] = False
     style: Literal["full", "compact"] = "full"
     """`full`: the game's own words. `compact`: a dozen characters a turn, for KuhnPoker and TicTacToe: card and actions
@@ -73,33 +73,33 @@ class Games(Environment):
             raise ConfigError("rollout.environment.use = 'games' needs the package TextArena. Install it: pip.")
         return self
 
-    async def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
+    async def play(self, task: Task, variant: str) -> AsyncGenerator[Observation | End, str]:
         table = Table(task.meta["game"], int(task.meta["seed"]), task.meta.get("options", {}), self.style)
-        alone = task.meta.get("seat")
-        turns = dict.fromkeys(self.seats, 0)
+        alone = task.meta.get("agent")
+        turns = dict.fromkeys(self.agents, 0)
         while not table.over:
-            seat = table.seat
-            if alone is not None and seat != alone:
+            agent = table.agent
+            if alone is not None and agent != alone:
                 table.move(table.random_action())
                 continue
-            cut = _end(forfeited(seat), alone, seat, turns[seat])
-            shown_to = "" if alone is not None else seat
-            table.move((yield Observation.of(table.shown(), reward=0.0, seat=shown_to, when_cut=cut)))
-            turns[seat] += 1
+            cut = _end(forfeited(agent), alone, agent, turns[agent])
+            shown_to = "" if alone is not None else agent
+            table.move((yield Observation.of(table.shown(), reward=0.0, agent=shown_to, when_cut=cut)))
+            turns[agent] += 1
         offender = table.offender
         yield _end(table.rewards(), alone, offender, turns[offender] - 1 if offender is not None else 0)
 
 
 def forfeited(offender: str) -> dict[str, float]:
-    """Return what each seat gets for an invalid move of `offender`."""
-    return {seat: INVALID if seat == offender else OTHER for seat in Games.seats}
+    """Return what each agent gets for an invalid move of `offender`."""
+    return {agent: INVALID if agent == offender else OTHER for agent in Games.agents}
 
 
 def _end(rewards: dict[str, float], alone: str | None, offender: str | None, turn: int) -> End:
-    """`alone` is the only seat that the policy plays; `turn` is the offender's, counted from 0."""
+    """`alone` is the only agent that the policy plays; `turn` is the offender's, counted from 0."""
     events = (Event("invalid move", turn),) if offender is not None else ()
     if alone is None:
-        return End(0.0, rewards=rewards, seat_events={offender: events} if offender is not None else {})
+        return End(0.0, rewards=rewards, agent_events={offender: events} if offender is not None else {})
     return End(rewards[alone], events=events if offender == alone else ())
 
 
@@ -156,12 +156,12 @@ class Table:
             random.setstate(before)
 
     @property
-    def seat(self) -> str:
+    def agent(self) -> str:
         """Whose turn it is."""
         return str(self._game.state.current_player_id)
 
     def shown(self) -> str:
-        """What this seat has not seen yet."""
+        """What this agent has not seen yet."""
         told = self._game.state.get_current_player_observation()
         if self._compact:
             return self._short()
@@ -171,31 +171,31 @@ class Table:
     def _short(self) -> str:
         state = self._game.state.game_state
         if self._name == KUHN:
-            card = "JQK"[state["player_cards"][int(self.seat)]]
+            card = "JQK"[state["player_cards"][int(self.agent)]]
             return f"{card}:{self._so_far(state)}>"
         board = "".join(MARKS[mark] for row in state["board"] for mark in row)
-        return f"{'X' if self.seat == '1' else 'O'}:{board}>"
+        return f"{'X' if self.agent == '1' else 'O'}:{board}>"
 
     def _so_far(self, state: dict[str, Any]) -> str:
         """Initials of the actions of this round, read off what is legal now."""
         legal = state["current_legal_action_tree"]
         if "fold" not in legal:
             return "" if "showdown" not in legal.values() else "c"
-        return "b" if self.seat != str(state["starting_player"]) else "cb"
+        return "b" if self.agent != str(state["starting_player"]) else "cb"
 
     def move(self, turn: str) -> None:
-        """Play the move that this seat's turn makes; a turn without one ends the game. Raises nothing for any text."""
+        """Play the move that this agent's turn makes; a turn without one ends the game. Raises nothing for any text."""
         action = move_of(turn, self._name)
         known = self.legal() if self._name in (KUHN, TIC_TAC_TOE) else None
         if not action or (known is not None and _plain(action) not in known):
-            self._forfeit, self.over = self.seat, True
+            self._forfeit, self.over = self.agent, True
             return
         try:
             with self._dealing():
                 self.over, _ = self._game.step(_plain(action) if known is not None else action)
         except Exception as error:  # some games raise for what they cannot read
             log.info("the game %s raised %s for a move, which is taken as invalid", self._name, one_line(error))
-            self._forfeit, self.over = self.seat, True
+            self._forfeit, self.over = self.agent, True
 
     def legal(self) -> list[str]:
         """Actions there are, in brackets. Of a negotiation: to pass."""
@@ -211,17 +211,17 @@ class Table:
 
     @property
     def offender(self) -> str | None:
-        """The seat that ended the game by an invalid move."""
+        """The agent that ended the game by an invalid move."""
         if self._forfeit is not None:
             return self._forfeit
         info = self._game.state.game_info
-        return next((str(seat) for seat in (0, 1) if info[seat].get("invalid_move")), None)
+        return next((str(agent) for agent in (0, 1) if info[agent].get("invalid_move")), None)
 
     def rewards(self) -> dict[str, float]:
-        """Of each seat, once the game is over."""
+        """Of each agent, once the game is over."""
         if (offender := self.offender) is not None:
             return forfeited(offender)
-        return {str(seat): float(reward) for seat, reward in self._game.state.rewards.items()}
+        return {str(agent): float(reward) for agent, reward in self._game.state.rewards.items()}
 
 
 def _plain(action: str) -> str:

@@ -5,7 +5,7 @@
         answer = await cast.say("other", f"{question.text} Reply.")
         return [question, replace(answer, parent=0)]
 
-A held-out task is put to each policy alone, like any single question.
+A evaluation task is put to each policy alone, like any single question.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class MultiPolicyEnvironment(Environment):
     """Every utterance has a prompt of its own."""
 
     async def hold(self, task: Task, cast: Participants) -> Sequence[Rollout]:
-        """The rollouts of one group. `view` may say what an utterance is for, `parent` which one it replies to."""
+        """The rollouts of one group. `variant` may say what an utterance is for, `parent` which one it replies to."""
         raise NotImplementedError
 
     def size(self, num_policies: int) -> int:
         """Rollouts of a group; `rollout.group_size` has no say."""
         raise NotImplementedError
 
-    async def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
-        yield Observation(task.views[view])
+    async def play(self, task: Task, variant: str) -> AsyncGenerator[Observation | End, str]:
+        yield Observation(task.variants[variant])

@@ -70,10 +70,10 @@ class ProgramAgent(AgentEnvironment):
             )
         return self
 
-    async def run(self, task: Task, view: str, policy: PolicyAccess) -> Outcome:
+    async def run(self, task: Task, variant: str, policy: PolicyAccess) -> Outcome:
         with tempfile.TemporaryDirectory(prefix="kanabo-episode-", ignore_cleanup_errors=True) as directory:
             reward_file, task_file = Path(directory) / "reward.json", Path(directory) / "task.json"
-            task_file.write_text(_json(task, view) + "\n", "utf-8")
+            task_file.write_text(_json(task, variant) + "\n", "utf-8")
             async with self._started(policy, reward_file, task_file) as (process, tail):
                 code = await process.wait()
                 # Its output ends with it, or with what it started, which may hold the pipe for longer.
@@ -173,9 +173,9 @@ def _marked(mark: str) -> list[psutil.Process]:
     return found
 
 
-def _json(task: Task, view: str) -> str:
+def _json(task: Task, variant: str) -> str:
     """The task as the program reads it."""
-    messages = [{"role": m.role, "content": m.content} for m in task.views[view]]
+    messages = [{"role": m.role, "content": m.content} for m in task.variants[variant]]
     told = {
         "id": task.id,
         "prompt": "\n".join(m["content"] for m in messages),

@@ -14,5 +14,5 @@ class SingleTurn(Environment):
 
     roles: ClassVar[tuple[str, ...]] = ()
 
-    async def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
-        yield Observation(task.views[view])
+    async def play(self, task: Task, variant: str) -> AsyncGenerator[Observation | End, str]:
+        yield Observation(task.variants[variant])

@@ -12,7 +12,7 @@ from actors.tasks.base import TaskSource
 from cluster.types import Message, Task
 
 ADDITION_SPLIT_SEED = 0
-ADDITION_HELDOUT = 1000
+ADDITION_EVALUATION = 1000
 ADDITION_WARM_START = 2000
 
 Problem = tuple[int, int]
@@ -28,37 +28,37 @@ def addition_problems() -> tuple[tuple[Problem, ...], tuple[Problem, ...], tuple
     unordered = [(a, b) for a in range(10, 100) for b in range(a, 100)]
     warm: list[Problem] = []
     train: list[Problem] = []
-    heldout: list[Problem] = []
+    evaluation: list[Problem] = []
     for i in np.random.default_rng(ADDITION_SPLIT_SEED).permutation(len(unordered)):
         a, b = unordered[i]
-        if len(heldout) < ADDITION_HELDOUT:
-            chosen = heldout
+        if len(evaluation) < ADDITION_EVALUATION:
+            chosen = evaluation
         elif len(warm) < ADDITION_WARM_START:
             chosen = warm
         else:
             chosen = train
         chosen += [(a, b), (b, a)] if a != b else [(a, b)]
-    return tuple(warm), tuple(train), tuple(heldout)
+    return tuple(warm), tuple(train), tuple(evaluation)
 
 
 class Addition(TaskSource):
     """`47+38=` → `85`: sums of two two-digit numbers, which the model `tiny:addition` half knows."""
 
-    num_heldout: PositiveInt = Field(ADDITION_HELDOUT, le=ADDITION_HELDOUT)
+    num_evaluation: PositiveInt = Field(ADDITION_EVALUATION, le=ADDITION_EVALUATION)
     """Problems to evaluate on, of the 1,000 that are never trained on."""
 
     swapped: bool = False
-    """A second view of every task, `swapped`: `38+47=` of `47+38=`, which has the same answer."""
+    """A second variant of every task, `swapped`: `38+47=` of `47+38=`, which has the same answer."""
 
     def train(self) -> Sequence[Task]:
         return [self._task(p) for p in addition_problems()[1]]
 
-    def heldout(self) -> Sequence[Task]:
-        return [self._task(p) for p in addition_problems()[2][: self.num_heldout]]
+    def evaluation(self) -> Sequence[Task]:
+        return [self._task(p) for p in addition_problems()[2][: self.num_evaluation]]
 
     def _task(self, problem: Problem) -> Task:
         a, b = problem
         task = Task.of(f"addition/{a}+{b}", f"{a}+{b}=", str(a + b), source="addition")
         if self.swapped:
-            task.views["swapped"] = (Message("user", f"{b}+{a}="),)
+            task.variants["swapped"] = (Message("user", f"{b}+{a}="),)
         return task

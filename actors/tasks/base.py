@@ -28,7 +28,7 @@ class TaskSource(Plugin):
     def train(self) -> Sequence[Task]:
         raise NotImplementedError
 
-    def heldout(self) -> Sequence[Task]:
+    def evaluation(self) -> Sequence[Task]:
         return ()
 
     def head(self) -> Iterator[Task]:

@@ -12,7 +12,7 @@ from actors.tasks.base import TaskSource
 from cluster.types import Task
 
 SPLIT_SEED = 0
-WARM_START, TRAIN, HELDOUT = 8000, 20_000, 1000
+WARM_START, TRAIN, EVALUATION = 8000, 20_000, 1000
 
 Sum = tuple[int, int, int]
 
@@ -23,25 +23,25 @@ def sums_of_three() -> tuple[tuple[Sum, ...], tuple[Sum, ...], tuple[Sum, ...]]:
     rng = np.random.default_rng(SPLIT_SEED)
     chosen: set[tuple[int, ...]] = set()
     drawn: list[Sum] = []
-    while len(drawn) < WARM_START + TRAIN + HELDOUT:
+    while len(drawn) < WARM_START + TRAIN + EVALUATION:
         a, b, c = rng.integers(10, 100, 3).tolist()
         if tuple(sorted((a, b, c))) not in chosen:
             chosen.add(tuple(sorted((a, b, c))))
             drawn.append((a, b, c))
-    return tuple(drawn[:WARM_START]), tuple(drawn[WARM_START:-HELDOUT]), tuple(drawn[-HELDOUT:])
+    return tuple(drawn[:WARM_START]), tuple(drawn[WARM_START:-EVALUATION]), tuple(drawn[-EVALUATION:])
 
 
 class SumsOfThree(TaskSource):
     """`12+34+56=` → `102`: what the model `tiny:calculator` works out when it uses the environment `calculator`."""
 
-    num_heldout: PositiveInt = Field(HELDOUT, le=HELDOUT)
-    """Held-out tasks that are used, of those that the source sets apart."""
+    num_evaluation: PositiveInt = Field(EVALUATION, le=EVALUATION)
+    """Evaluation tasks that are used, of those that the source sets apart."""
 
     def train(self) -> Sequence[Task]:
         return [self._task(s) for s in sums_of_three()[1]]
 
-    def heldout(self) -> Sequence[Task]:
-        return [self._task(s) for s in sums_of_three()[2][: self.num_heldout]]
+    def evaluation(self) -> Sequence[Task]:
+        return [self._task(s) for s in sums_of_three()[2][: self.num_evaluation]]
 
     @staticmethod
     def _task(numbers: Sum) -> Task:

@@ -48,12 +48,12 @@ class Files(TaskSource):
     save_to_disk."""
     split: str = "train"
     """Of a data set on disk that has several, or of a directory whose files' names tell splits apart."""
-    heldout_path: str | None = None
+    evaluation_path: str | None = None
     """Tasks to evaluate on, in any of the formats of `path`."""
-    heldout_split: str = "test"
-    """Split of `heldout_path`."""
-    num_heldout: NonNegativeInt = 0
-    """Without `heldout_path`: so many rows at the end of `path` are held out."""
+    evaluation_split: str = "test"
+    """Split of `evaluation_path`."""
+    num_evaluation: NonNegativeInt = 0
+    """Without `evaluation_path`: so many rows at the end of `path` are held out."""
     prompt_key: str = "prompt"
     """Column of the prompt: a text, which becomes a user's message, or a list of {role, content} or {from, value}.
     While no column is named and there is no `prompt`, `messages` or `conversations` is read. An assistant's answer at
@@ -62,48 +62,48 @@ class Files(TaskSource):
     """Column of the reference answer. By default `answer` or `reward_model.ground_truth`, if there is one."""
     system: str = ""
     """A system message before every prompt."""
-    views: dict[str, str] = {}
-    """Further views of a task: name → column of the prompt, such as { paraphrase = "rewritten" }."""
+    prompt_variants: dict[str, str] = {}
+    """Further variants of a task: name → column of the prompt, such as { paraphrase = "rewritten" }."""
 
     def train(self) -> Sequence[Task]:
         rows = self._train_rows
-        if self.heldout_path is not None or not self.num_heldout:
+        if self.evaluation_path is not None or not self.num_evaluation:
             return self._tasks(rows, range(len(rows)))
-        if self.num_heldout >= len(rows):
+        if self.num_evaluation >= len(rows):
             raise ConfigError(
-                f"tasks.options.num_heldout = {self.num_heldout}, but '{self.path}' has {len(rows)} rows; "
+                f"tasks.options.num_evaluation = {self.num_evaluation}, but '{self.path}' has {len(rows)} rows; "
                 "nothing is left to train on."
             )
-        return self._tasks(rows, range(len(rows) - self.num_heldout))
+        return self._tasks(rows, range(len(rows) - self.num_evaluation))
 
-    def heldout(self) -> Sequence[Task]:
-        if self.heldout_path is not None:
-            return self._tasks(self._heldout_rows, range(len(self._heldout_rows)))
+    def evaluation(self) -> Sequence[Task]:
+        if self.evaluation_path is not None:
+            return self._tasks(self._evaluation_rows, range(len(self._evaluation_rows)))
         rows = self._train_rows
-        return self._tasks(rows, range(len(rows) - self.num_heldout, len(rows)))
+        return self._tasks(rows, range(len(rows) - self.num_evaluation, len(rows)))
 
     def head(self) -> Iterator[Task]:
-        for tasks in (self.train(), self.heldout()):
+        for tasks in (self.train(), self.evaluation()):
             yield from islice(tasks, CHECKED_ROWS)
 
-    def located(self, index: int, *, heldout: bool) -> str:
+    def located(self, index: int, *, evaluation: bool) -> str:
         """File and line, or row, of a training task or a held-out one."""
-        apart = heldout and self.heldout_path is not None
-        rows = self._heldout_rows if apart else self._train_rows
-        first = len(rows) - self.num_heldout if heldout and not apart else 0
+        apart = evaluation and self.evaluation_path is not None
+        rows = self._evaluation_rows if apart else self._train_rows
+        first = len(rows) - self.num_evaluation if evaluation and not apart else 0
         path, number = rows.place(first + index)
         return f"{path.name}:{number}"
 
     def stamps(self) -> list[str]:
         """Size and time of each file, which tell whether it is still what was read."""
-        paths = [*self._train_rows.labels, *(self._heldout_rows.labels if self.heldout_path is not None else ())]
+        paths = [*self._train_rows.labels, *(self._evaluation_rows.labels if self.evaluation_path is not None else ())]
         files = [f for path in paths for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
         return [f"{f} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
 
     @cached_property
-    def _heldout_rows(self) -> Shards:
-        assert self.heldout_path is not None
-        rows = self._opened(self.heldout_path, self.heldout_split, "heldout_path")
+    def _evaluation_rows(self) -> Shards:
+        assert self.evaluation_path is not None
+        rows = self._opened(self.evaluation_path, self.evaluation_split, "evaluation_path")
         taken = set(self._train_rows.labels.values())
         rows.labels = {p: f"held-out {label}" if label in taken else label for p, label in rows.labels.items()}
         return rows
@@ -113,7 +113,7 @@ class Files(TaskSource):
         return self._opened(self.path, self.split, "path")
 
     def _opened(self, path: str, split: str, option: str) -> Shards:
-        rows = open_rows(path, split, option, {self.prompt_key, *prompts.COLUMNS, *self.views.values()})
+        rows = open_rows(path, split, option, {self.prompt_key, *prompts.COLUMNS, *self.prompt_variants.values()})
         if not len(rows):
             raise ConfigError(f"tasks: '{path}' is empty. One task per row is expected.")
         return rows
@@ -132,7 +132,10 @@ class Files(TaskSource):
         column = self._prompt_column(row)
         prompt = prompts.read(column, _value(row, column, "prompt_key"))
         read = {"prompt_key": prompt}
-        read |= {f"views.{n}": prompts.read(c, _value(row, c, f"views.{n}")) for n, c in self.views.items()}
+        read |= {
+            f"prompt_variants.{n}": prompts.read(c, _value(row, c, f"prompt_variants.{n}"))
+            for n, c in self.prompt_variants.items()
+        }
         reference = self._reference(row)
         if reference is None:
             reference = prompt.answer
@@ -143,8 +146,8 @@ class Files(TaskSource):
         if "reference" in meta or not isinstance(reference, str | None):
             meta["reference"] = reference
         meta["conversational"] = prompt.conversational
-        views = dict(zip(("orig", *self.views), map(self._messages, read.values()), strict=True))
-        return Task(id, views, answer, str(meta.get("data_source") or source), meta)
+        variants = dict(zip(("orig", *self.prompt_variants), map(self._messages, read.values()), strict=True))
+        return Task(id, variants, answer, str(meta.get("data_source") or source), meta)
 
     def _prompt_column(self, row: Row) -> str:
         if "prompt_key" in self.model_fields_set:

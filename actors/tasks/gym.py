@@ -25,7 +25,7 @@ class ReasoningGym(TaskSource):
     """The generator, e.g. `leg_counting`; a name that does not exist prints all of them."""
     size: PositiveInt = 10_000
     """Entries to train on."""
-    num_heldout: NonNegativeInt = 500
+    num_evaluation: NonNegativeInt = 500
     """Held-out entries, generated after the training ones; a question that occurs in both is not held out."""
     seed: NonNegativeInt = 0
     """Of the generator; the recipe's own seed orders the tasks."""
@@ -35,8 +35,8 @@ class ReasoningGym(TaskSource):
     def train(self) -> Sequence[Task]:
         return Lazy(partial(self._task, self._dataset()), range(self.size))
 
-    def heldout(self) -> Sequence[Task]:
-        if not self.num_heldout:
+    def evaluation(self) -> Sequence[Task]:
+        if not self.num_evaluation:
             return ()
         dataset = self._dataset()
         trained = {dataset[i]["question"] for i in range(self.size)}
@@ -51,7 +51,7 @@ class ReasoningGym(TaskSource):
 
     @property
     def _total(self) -> int:
-        return self.size + self.num_heldout
+        return self.size + self.num_evaluation
 
     def _recipe(self) -> dict[str, Any]:
         return {"name": self.name, "seed": self.seed, "size": self._total, "config": self.config}

@@ -10,7 +10,7 @@ from actors.tasks.base import TaskSource
 from cluster.errors import ConfigError
 from cluster.types import Task
 
-FIRST_HELDOUT = 2**30
+FIRST_EVALUATION = 2**30
 """Seeds from here on are held out, so that a longer training set never grows into them."""
 GOALS = {
     "NetHackScore": "You play NetHack. Gather as many points as you can: explore, descend, defeat monsters.",
@@ -26,10 +26,10 @@ class NetHackGames(TaskSource):
 
     games: list[str] = Field(["MiniHack-Room-5x5-v0"], min_length=1)
     """NetHackScore, NetHackOracle, NetHackStaircaseLvl3, NetHackStaircaseLvl4, or a game's name in Gymnasium."""
-    num_train: PositiveInt = Field(1000, le=FIRST_HELDOUT)
+    num_train: PositiveInt = Field(1000, le=FIRST_EVALUATION)
     """Training seeds of each game."""
-    num_heldout: NonNegativeInt = Field(100, le=2**30)
-    """Held-out seeds of each game."""
+    num_evaluation: NonNegativeInt = Field(100, le=2**30)
+    """Evaluation seeds of each game."""
 
     @field_validator("games")
     @classmethod
@@ -48,8 +48,8 @@ class NetHackGames(TaskSource):
     def train(self) -> Sequence[Task]:
         return self._tasks(0, self.num_train)
 
-    def heldout(self) -> Sequence[Task]:
-        return self._tasks(FIRST_HELDOUT, self.num_heldout)
+    def evaluation(self) -> Sequence[Task]:
+        return self._tasks(FIRST_EVALUATION, self.num_evaluation)
 
     def _tasks(self, first: int, number: int) -> list[Task]:
         return [self._task(game, seed) for seed in range(first, first + number) for game in self.games]

@@ -137,7 +137,7 @@ def _in_directory(directory: Path, split: str) -> list[Path]:
         if wanted not in splits:
             raise ConfigError(
                 f"{directory} has no split '{split}'. {nearest(split, splits)}It has: {', '.join(splits)}. "
-                "Set tasks.options.split or tasks.options.heldout_split."
+                "Set tasks.options.split or tasks.options.evaluation_split."
             )
         files = [file for file in files if of_split[file] == wanted]
     return _of_one_format(files, directory)
@@ -181,6 +181,6 @@ def _part(directory: Path, split: str) -> Path:
     if split not in splits:
         raise ConfigError(
             f"{directory} has no split '{split}'. {nearest(split, splits)}It has: {', '.join(splits) or 'none'}. "
-            "Set tasks.options.split or tasks.options.heldout_split."
+            "Set tasks.options.split or tasks.options.evaluation_split."
         )
     return directory / split

@@ -12,7 +12,7 @@ from actors.tasks.base import TaskSource
 from cluster.types import Task
 
 SPLIT_SEED = 0
-HELDOUT = 200
+EVALUATION = 200
 LETTERS = "abcdefghij"
 
 
@@ -20,7 +20,7 @@ LETTERS = "abcdefghij"
 def sources() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """All texts of three digits, as (training, held out): 800 and 200."""
     order = [f"{i:03}" for i in np.random.default_rng(SPLIT_SEED).permutation(1000)]
-    return tuple(order[HELDOUT:]), tuple(order[:HELDOUT])
+    return tuple(order[EVALUATION:]), tuple(order[:EVALUATION])
 
 
 def translated(source: str) -> str:
@@ -28,16 +28,16 @@ def translated(source: str) -> str:
 
 
 class Translation(TaskSource):
-    """`473>` → `ehd`. The reference is for held-out accuracy; a self-judging policy never sees it."""
+    """`473>` → `ehd`. The reference is for evaluation accuracy; a self-judging policy never sees it."""
 
-    num_heldout: PositiveInt = Field(HELDOUT, le=HELDOUT)
+    num_evaluation: PositiveInt = Field(EVALUATION, le=EVALUATION)
     """Held-out sentences that are used, of those that the source sets apart."""
 
     def train(self) -> Sequence[Task]:
         return [self._task(s) for s in sources()[0]]
 
-    def heldout(self) -> Sequence[Task]:
-        return [self._task(s) for s in sources()[1][: self.num_heldout]]
+    def evaluation(self) -> Sequence[Task]:
+        return [self._task(s) for s in sources()[1][: self.num_evaluation]]
 
     @staticmethod
     def _task(source: str) -> Task:

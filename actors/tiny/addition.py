@@ -14,7 +14,7 @@ from actors.tiny.character import ALPHABET, EOS, IGNORED, PAD, UNKNOWN, Characte
 log = logging.getLogger(__name__)
 
 LOW, HIGH = 0.49, 0.54
-"""The warm start ends with a greedy held-out accuracy in this interval; 0.55 is what it may never exceed."""
+"""The warm start ends with a greedy evaluation accuracy in this interval; 0.55 is what it may never exceed."""
 ATTEMPTS = 12
 
 
@@ -22,16 +22,16 @@ class AdditionModel(CharacterModel):
     """Trained on 2,000 sums until it solves about half of those it has not seen."""
 
     def key(self) -> dict[str, Any]:
-        warm, _, heldout = addition_problems()
-        return {"format": 1, "warm": warm, "heldout": heldout, "accuracy": [LOW, HIGH]}
+        warm, _, evaluation = addition_problems()
+        return {"format": 1, "warm": warm, "evaluation": evaluation, "accuracy": [LOW, HIGH]}
 
     def _warm_start(self, model: Any) -> None:
-        """Supervised training on answers, until the held-out accuracy is where reinforcement is to begin.
+        """Supervised training on answers, until the evaluation accuracy is where reinforcement is to begin.
 
-        Held-out accuracy decides when to stop, and nothing else.
+        Evaluation accuracy decides when to stop, and nothing else.
         """
-        warm, _, heldout = addition_problems()
-        tokens, heldout_tokens = sums(warm), sums(heldout)
+        warm, _, evaluation = addition_problems()
+        tokens, evaluation_tokens = sums(warm), sums(evaluation)
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.1, betas=(0.9, 0.95))
         before = _weights(model)
         for step in range(1, self.max_steps + 1):
@@ -42,10 +42,10 @@ class AdditionModel(CharacterModel):
                 continue
             seen, accuracy = float(solved(logits, labels).mean()), 0.0
             if seen > LOW / 2:
-                accuracy = greedy_accuracy(model, heldout_tokens)
-            log.info("tiny:addition: step %d, loss %.2f, held-out accuracy %.2f", step, loss.item(), accuracy)
+                accuracy = greedy_accuracy(model, evaluation_tokens)
+            log.info("tiny:addition: step %d, loss %.2f, evaluation accuracy %.2f", step, loss.item(), accuracy)
             if accuracy > HIGH:
-                accuracy = _settle_between(model, before, _weights(model), heldout_tokens)
+                accuracy = _settle_between(model, before, _weights(model), evaluation_tokens)
             if accuracy >= LOW:
                 return
             before = _weights(model)
@@ -77,7 +77,7 @@ def _weights(model: Any) -> dict[str, Tensor]:
     return {name: w.detach().clone() for name, w in model.state_dict().items()}
 
 
-def _settle_between(model: Any, below: dict[str, Tensor], above: dict[str, Tensor], heldout: Tensor) -> float:
+def _settle_between(model: Any, below: dict[str, Tensor], above: dict[str, Tensor], evaluation: Tensor) -> float:
     """Load the weights on the line between two checkpoints whose accuracy is in [LOW, HIGH]; returns it.
 
     Bisection; the last checkpoint below `HIGH` if the line has no such point.
@@ -86,7 +86,7 @@ def _settle_between(model: Any, below: dict[str, Tensor], above: dict[str, Tenso
     for _ in range(ATTEMPTS):
         middle = (low + high) / 2
         model.load_state_dict({name: torch.lerp(below[name], above[name], middle) for name in below})
-        accuracy = greedy_accuracy(model, heldout)
+        accuracy = greedy_accuracy(model, evaluation)
         if accuracy > HIGH:
             high = middle
         elif accuracy < LOW:

@@ -19,7 +19,7 @@ CAREFUL = (0.05, 0.6)
 """How likely the demonstrator uses it for sums that begin with 10, and with 99."""
 FORGETFUL = 0.2
 STOPPED_BY = 300
-"""Held-out sums that decide when the warm start ends, and nothing else."""
+"""Evaluation sums that decide when the warm start ends, and nothing else."""
 OFF_BY = 30
 
 
@@ -37,16 +37,16 @@ class CalculatorModel(CharacterModel):
     batch_size: int = 64
 
     def key(self) -> dict[str, Any]:
-        warm, _, heldout = sums_of_three()
+        warm, _, evaluation = sums_of_three()
         habits = [CAREFUL, FORGETFUL, OFF_BY]
-        return {"format": 1, "warm": warm, "heldout": heldout, "accuracy": CALCULATOR_ACCURACY, "habits": habits}
+        return {"format": 1, "warm": warm, "evaluation": evaluation, "accuracy": CALCULATOR_ACCURACY, "habits": habits}
 
     def _warm_start(self, model: Any) -> None:
-        """Supervised training on demonstrations until greedy sampling reaches CALCULATOR_ACCURACY on held-out sums."""
-        warm, _, heldout = sums_of_three()
+        """Train on demonstrations until greedy sampling reaches CALCULATOR_ACCURACY on evaluation sums."""
+        warm, _, evaluation = sums_of_three()
         rng = np.random.default_rng(self.seed)
         tokens, chosen = dialogues([demonstration(s, rng) for s in warm])
-        right = dialogues([worked_out(s) for s in heldout[:STOPPED_BY]])
+        right = dialogues([worked_out(s) for s in evaluation[:STOPPED_BY]])
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.1, betas=(0.9, 0.95))
         for step in range(1, self.max_steps + 1):
             rows = torch.randint(len(tokens), (self.batch_size,))
@@ -56,7 +56,7 @@ class CalculatorModel(CharacterModel):
                 continue
             with torch.no_grad():
                 accuracy = float(solved(*logits_and_choices(model, *right)).mean())
-            log.info("tiny:calculator: step %d, loss %.2f, held-out accuracy %.2f", step, loss.item(), accuracy)
+            log.info("tiny:calculator: step %d, loss %.2f, evaluation accuracy %.2f", step, loss.item(), accuracy)
             if accuracy >= CALCULATOR_ACCURACY:
                 return
         raise AssertionError(f"tiny:calculator reached no accuracy of {CALCULATOR_ACCURACY} in {self.max_steps} steps")

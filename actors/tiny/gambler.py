@@ -18,7 +18,7 @@ FIRST_WATCHED = 2**29
 
 
 class GamblerModel(CharacterModel):
-    """Has watched somebody pick legal actions at random, from both seats, in games that it will not meet again."""
+    """Has watched somebody pick legal actions at random, from both agents, in games that it will not meet again."""
 
     hidden_size: int = 128
     intermediate_size: int = 256
@@ -45,12 +45,12 @@ class GamblerModel(CharacterModel):
                 log.info("tiny:gambler: step %d, loss %.3f", step, loss.item())
 
     def _watched(self, index: int) -> list[list[Part]]:
-        """One game, from each seat that had a turn."""
+        """One game, from each agent that had a turn."""
         game = self.games[index % len(self.games)]
         table = Table(game, FIRST_WATCHED + index, self.options.get(game, {}), "compact")
         sides: dict[str, list[Part]] = {}
         while not table.over:
             action = table.random_action()
-            sides.setdefault(table.seat, []).extend([(table.shown(), False), (action, True)])
+            sides.setdefault(table.agent, []).extend([(table.shown(), False), (action, True)])
             table.move(action)
         return list(sides.values())

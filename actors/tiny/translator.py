@@ -42,11 +42,13 @@ class TranslatorModel(CharacterModel):
 
     def _warm_start(self, model: Any) -> None:
         """Supervised training on both until the judge is right on held-out texts; that alone decides when to stop."""
-        train, heldout = sources()
+        train, evaluation = sources()
         rng = np.random.default_rng(self.seed)
         written = dialogues([[(f"{s}>", False), (careless(s, rng), True)] for s in train for _ in range(8)])
         marked = dialogues([marking(s, candidate(s, rng)) for s in train for _ in range(16)])
-        unseen = dialogues([marking(s, candidate(s, rng)) for s in heldout for _ in range(CANDIDATES // len(heldout))])
+        unseen = dialogues(
+            [marking(s, candidate(s, rng)) for s in evaluation for _ in range(CANDIDATES // len(evaluation))]
+        )
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.1, betas=(0.9, 0.95))
         for step in range(1, self.max_steps + 1):
             loss = torch.zeros(())

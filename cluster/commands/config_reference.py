@@ -62,7 +62,7 @@ def _plugins() -> Iterator[str]:
     from actors.environments import ENVIRONMENTS
     from actors.tasks import TASKS
     from learner.advantages.estimators import ADVANTAGES
-    from learner.batch.experience_replay import REHEARSALS
+    from learner.batch.experience_replay import REPLAYS
     from learner.controllers import CONTROLLERS
     from learner.losses.policy_losses import LOSSES
     from learner.losses.sequence_losses import TERMS
@@ -81,8 +81,8 @@ def _plugins() -> Iterator[str]:
         "controllers": CONTROLLERS,
         "learner.advantage": ADVANTAGES,
         "learner.loss": LOSSES,
-        "learner.terms": TERMS,
-        "learner.rehearsal": REHEARSALS,
+        "learner.sequence_losses": TERMS,
+        "learner.experience_replay": REPLAYS,
     }
     for where, known in kinds.items():
         yield f"## What `{where}` can use\n"

@@ -47,10 +47,10 @@ def main(
     directory: app.RunsDir = None,
     as_json: app.AsJson = False,
 ) -> None:
-    """Grade a model on held-out tasks.
+    """Grade a model on evaluation tasks.
 
     accuracy: mean reward, with its 95 % interval over tasks · pass@k: share of tasks with a reward above 0.5 among k
-    samples. A source without held-out tasks is asked for its training tasks, and that is said.
+    samples. A source without evaluation tasks is asked for its training tasks, and that is said.
 
     Exit codes: 0 graded · 1 the engine failed, or nothing could be graded · 2 no such model, tasks or reward.
     """

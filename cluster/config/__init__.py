@@ -10,7 +10,7 @@ from cluster.config.learner import (
     LoraSection,
     LossSection,
     ScheduleSection,
-    TermSection,
+    SequenceLossSection,
     ValueSection,
 )
 from cluster.config.loader import (
@@ -59,7 +59,7 @@ __all__ = [
     "ScheduleSection",
     "Section",
     "SelectorSection",
-    "TermSection",
+    "SequenceLossSection",
     "TrackingSection",
     "Use",
     "ValueSection",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,8 +29,8 @@ FOREIGN_KEYS = {
     "train_files": "tasks.options.path",
     "dataset_name": "tasks.options.path",
     "prompt_data": "tasks.options.path",
-    "val_files": "tasks.options.heldout_path",
-    "eval_dataset": "tasks.options.heldout_path",
+    "val_files": "tasks.options.evaluation_path",
+    "eval_dataset": "tasks.options.evaluation_path",
     "input_key": "tasks.options.prompt_key",
     "label_key": "tasks.options.answer_key",
     "dataset_split": "tasks.options.split",
@@ -103,23 +104,100 @@ FOREIGN_KEYS = {
 
 
 RENAMED_KEYS = {
+    "distilled": "reward_models",
+    "elastic": "autoscaling",
+    "learner.rehearsal": "learner.experience_replay",
+    "learner.terms": "learner.sequence_losses",
+    "reward_workers.min_valid": "reward_workers.min_scored_rollouts",
+    "rewards.*.on_missing": "rewards.*.missing",
+    "rewards.*.when": "rewards.*.blocking",
+    "rollout.views": "rollout.prompt_variants",
     "run.grace_s": "run.shutdown_timeout_s",
     "run.silent_s": "run.heartbeat_timeout_s",
     "run.stall_s": "run.progress_timeout_s",
+    "tasks.options.heldout_path": "tasks.options.evaluation_path",
+    "tasks.options.heldout_split": "tasks.options.evaluation_split",
+    "tasks.options.num_heldout": "tasks.options.num_evaluation",
+    "tasks.options.views": "tasks.options.prompt_variants",
     "tracking.kept_groups": "tracking.archived_groups",
     "weights.max_drift_nats": "weights.max_logprob_diff_nats",
 }
-"""Keys of version 0.1 that have another name now."""
+"""Keys of version 0.1 that have another name now; `*` is any place of a list. The last part alone changes."""
+RENAMED_VALUES: dict[str, dict[Any, Any]] = {
+    "rewards.*.when": {"admit": True, "late": False},
+    "rewards.*.use": {"view_agreement": "variant_agreement"},
+}
+"""Values of those keys, and of keys that kept their name, that are written in another way now."""
+
+RENAMED_METRICS = {"heldout": "eval", "distilled": "reward_model", "parity_": "logprob_diff_"}
+"""Parts of metrics' names of version 0.1: two areas, and the beginning of three quantities of `policy`."""
+_OLD_METRIC = re.compile(r"(?<![^/])(?:(?:heldout|distilled)(?=/)|(?<=\bpolicy/)parity_)")
+
+
+def new_metric(name: str) -> str:
+    """Return what a metric of version 0.1 is called now, such as `policy/logprob_diff_mean_nats`."""
+    return _OLD_METRIC.sub(lambda found: RENAMED_METRICS[found[0]], name)
+
+
+def new_name(key: str) -> str:
+    """Return what `rewards[0].when` or `policies.b.learner.terms` is called now; "" if the key has not changed."""
+    old = re.sub(r"\[\d+\]", ".*", key).split(".")
+    old = old[2:] if old[0] == "policies" else old
+    return RENAMED_KEYS.get(".".join(old), "").rpartition(".")[2]
+
+
+def new_option(option: str) -> str:
+    """Return what an option of a plug-in is called now, such as `evaluation_path`; "" if it has not changed."""
+    return next((new_name(key) for key in RENAMED_KEYS if key.endswith(f".options.{option}")), "")
+
+
+def renamed(key: str, value: Any) -> str:
+    """Return the sentence that tells a user the new name of `key`, and its new value; "" if the key has not changed."""
+    name = new_name(key)
+    if not name:
+        return ""
+    new = f"{key.rpartition('.')[0]}.{name}".lstrip(".")
+    values = RENAMED_VALUES.get(re.sub(r"\[\d+\]", ".*", key), {})
+    if isinstance(value, str) and value in values:
+        return f"'{key}' is now '{new}': write {name} = {str(values[value]).lower()} for {value!r}."
+    return f"'{key}' is now '{new}'. Rename the key."
 
 
 def with_new_names(tree: dict[str, Any]) -> dict[str, Any]:
-    """The recipe that a run directory of an earlier version holds, under the keys of this version."""
-    for old, new in RENAMED_KEYS.items():
-        section, _, key = old.partition(".")
-        there = tree.get(section)
-        if isinstance(there, dict) and key in there:
-            there[new.partition(".")[2]] = there.pop(key)
+    """Return the recipe that a run directory of an earlier version holds, under the keys of this version."""
+    for old in RENAMED_KEYS:
+        for section in _sections(tree, old.split(".")[:-1]):
+            key, new = old.rpartition(".")[2], RENAMED_KEYS[old].rpartition(".")[2]
+            if key in section:
+                value = section.pop(key)
+                section.setdefault(new, _new_value(old, value))
+    for policy in _dict(tree.get("policies")).values():
+        if isinstance(policy, dict):
+            with_new_names(policy)
+    for reward in _sections(tree, ["rewards", "*"]):
+        if "use" in reward:
+            reward["use"] = _new_value("rewards.*.use", reward["use"])
     return tree
+
+
+def _new_value(key: str, value: Any) -> Any:
+    return RENAMED_VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
+
+
+def _sections(tree: Any, path: list[str]) -> list[dict[str, Any]]:
+    """Return the dicts at `path` below `tree`; `*` stands for every place of a list."""
+    found: list[Any] = [tree]
+    for part in path:
+        found = [
+            inner
+            for node in found
+            for inner in (node if part == "*" and isinstance(node, list) else [_dict(node).get(part)])
+        ]
+    return [node for node in found if isinstance(node, dict)]
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def translated(key: str, value: Any = None) -> str:

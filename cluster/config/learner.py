@@ -65,8 +65,8 @@ class LossSection(Use):
     use: str = "clipped"
     """The policy loss: a name below, or `package.module:Class`."""
     coef: float = Field(default=1.0, ge=0)
-    """Weight of the policy loss. 0 trains on `[[learner.terms]]` alone: where selectors make pairs, on their rollouts
-    only, and groups without a pair are dropped."""
+    """Weight of the policy loss. 0 trains on `[[learner.sequence_losses]]` alone: where selectors make pairs, on their
+    rollouts only, and groups without a pair are dropped."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence to `learner.reference`; 0 loads no reference model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
@@ -124,8 +124,8 @@ class LoraSection(Section):
     layer but the output head."""
 
 
-class TermSection(Use):
-    """`[[learner.terms]]`: what is added to the policy loss."""
+class SequenceLossSection(Use):
+    """`[[learner.sequence_losses]]`: what is added to the policy loss."""
 
     coef: float = 1.0
     """Weight of the term in the loss."""
@@ -211,14 +211,14 @@ class LearnerSection(Section):
     """What a reward is worth against the others of its group."""
     value: ValueSection | None = None
     """PPO's critic, if there is one."""
-    rehearsal: Use | None = None
+    experience_replay: Use | None = None
     """Which rollouts of earlier steps are trained on again, beside a step's own groups; by default none."""
     turn_discount: float = Field(default=1.0, ge=0, le=1)
     """γ per turn of the policy, for rewards that come at a turn: what they are worth to the turns before; 0 leaves each
     turn its own. Rewards of whole rollouts are not discounted."""
     loss: LossSection = LossSection()
     """What is minimised."""
-    terms: tuple[TermSection, ...] = ()
+    sequence_losses: tuple[SequenceLossSection, ...] = ()
     """What is minimised beside it."""
     reference: str = "initial"
     """The model that the KL divergence is measured to, and that loss terms compare with: `initial`, `policy@N`, `RUN@N`

@@ -11,7 +11,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from cluster.config import shipped
-from cluster.config.foreign_keys import RENAMED_KEYS, translated, with_new_names
+from cluster.config.foreign_keys import renamed, translated, with_new_names
 from cluster.config.run_config import RunConfig
 from cluster.errors import ConfigError, nearest
 
@@ -165,8 +165,8 @@ def _finding(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         known = sorted(_section(error["loc"][:-1]).model_fields)
         key = str(error["loc"][-1])
-        if loc in RENAMED_KEYS:
-            return f"'{loc}' is now '{RENAMED_KEYS[loc]}'. Rename the key."
+        if new := renamed(loc, error["input"]):
+            return new
         hint = translated(key) or nearest(key, known) or translated(key, error["input"])
         if not hint and "options" in known:
             hint = f"Fields of a plug-in go into '{loc.removesuffix(key)}options'. "

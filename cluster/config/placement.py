@@ -1,4 +1,4 @@
-"""`[placement]` and `[elastic]`: which nodes hold which role, and how many of each."""
+"""`[placement]` and `[autoscaling]`: which nodes hold which role, and how many of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cluster.config.base import Section
 if TYPE_CHECKING:
     from cluster.config.run_config import RunConfig
 
-ROLES = ("rollout", "learner", "reward", "judge", "scorer", "distiller")
+ROLES = ("rollout", "learner", "reward", "judge", "scorer", "reward_model")
 
 
 class PlacementSection(Section):
@@ -19,7 +19,7 @@ class PlacementSection(Section):
 
     layout: Literal["any", "separated", "colocated"] = "any"
     """`any`: wherever there is room. `separated`: every role on nodes with its label `kanabo-role` (`learner`,
-    `rollout`, `judge`, where scorers are too, `reward`, where distilled models are too), with room for all ranks of the
+    `rollout`, `judge`, where scorers are too, `reward`, where reward models are too), with room for all ranks of the
     learner reserved while the run lasts. `colocated`: each rank of the learner shares a node, and on GPUs one GPU, with
     `rollout.workers / learner.ranks` engines; who joins later goes wherever there is room."""
     nodes: dict[str, dict[str, str]] = {}
@@ -59,7 +59,7 @@ class AutoscalingRolloutSection(Section):
 
 
 class AutoscalingJudgeSection(Section):
-    """`[elastic.judges.NAME]`: replicas of a judge of kind `vllm` follow the longest wait of a question."""
+    """`[autoscaling.judges.NAME]`: replicas of a judge of kind `vllm` follow the longest wait of a question."""
 
     max_replicas: PositiveInt
     """One more joins, up to so many, while questions wait."""
@@ -81,7 +81,7 @@ class AutoscalingJudgeSection(Section):
 
 def _in_order(what: str, low: float, high: float) -> None:
     if low > high:
-        raise ValueError(f"elastic.{what}: a lower bound, {low:g}, is above its upper one, {high:g}.")
+        raise ValueError(f"autoscaling.{what}: a lower bound, {low:g}, is above its upper one, {high:g}.")
 
 
 class AutoscalingSection(Section):
@@ -95,10 +95,10 @@ class AutoscalingSection(Section):
 
 def check_autoscaling(config: RunConfig) -> None:
     """Raises ValueError for a judge whose replicas are not the run's to add."""
-    for name in config.elastic.judges:
+    for name in config.autoscaling.judges:
         if name not in config.judges or config.judges[name].kind != "vllm":
             raise ValueError(
-                f"elastic.judges.{name}: replicas can be added to judges of kind 'vllm' only. "
+                f"autoscaling.judges.{name}: replicas can be added to judges of kind 'vllm' only. "
                 f"Add [judges.{name}] with kind = 'vllm', or remove this."
             )
 

@@ -1,12 +1,15 @@
-"""`[[rewards]]`, and who stands behind them: workers, judges, distilled models."""
+"""`[[rewards]]`, and who stands behind them: workers, judges, reward models."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from cluster.config.base import Section, Use
+
+MISSING = ("drop_rollout", "drop_group", "wait")
+"""What a recipe may say of unknown scores, beside a number."""
 
 
 class RewardSection(Use):
@@ -14,19 +17,32 @@ class RewardSection(Use):
     """Name in metrics and records; the plug-in's own by default."""
     weight: float = 1.0
     """Its share of the reward that is trained on; 0 only records it, and compares it with what is trained on."""
-    when: Literal["admit", "late"] = "admit"
-    """`admit`: a group waits for it; `late`: what has arrived by the time the batch is cut counts."""
+    blocking: bool = True
+    """Whether a group waits for its score. A score that is not waited for counts if it has arrived when the batch is
+    assembled."""
     timeout_s: PositiveFloat = 30.0
     """Deadline of one call; what is unanswered by then is `failed`."""
-    on_missing: Literal["drop_rollout", "drop_group", "wait"] = "drop_rollout"
-    """What an unknown score means, unless `missing` gives it a value."""
-    missing: float | None = None
-    """A value that the method defines for an unknown score (ONI, SSR-Zero: 0); the stored score stays unknown."""
+    missing: Literal["drop_rollout", "drop_group", "wait"] | float = "drop_rollout"
+    """What an unknown score means: its rollout is left out, its group is dropped, its group waits for it until
+    `reward_workers.max_wait_s`, or it counts as this number (ONI, SSR-Zero: 0). The stored score stays unknown."""
     untrusted: bool = False
     """Of a plain function: run it in the sandbox, because it evaluates what the policy wrote. It then sees no file,
     network or variable of the run, and its arguments and result are what JSON has."""
     shape: Use | None = None
     """What is made of a known score before it is weighed (`missing` is not shaped); the stored score stays as it is."""
+
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _policy_or_number(cls, value: Any) -> Any:
+        if isinstance(value, bool) or (isinstance(value, str) and value not in MISSING):
+            shown = str(value).lower() if isinstance(value, bool) else repr(value)
+            raise ValueError(f"{shown}, where {', '.join(map(repr, MISSING))} or a number is expected.")
+        return value
+
+    @property
+    def missing_value(self) -> float | None:
+        """The number that stands for an unknown score; None if the recipe gives none."""
+        return None if isinstance(self.missing, str) else self.missing
 
 
 class RewardWorkersSection(Section):
@@ -35,11 +51,12 @@ class RewardWorkersSection(Section):
     concurrent_groups: PositiveInt = 64
     """Groups that one has in hand."""
     deadline_s: PositiveFloat = 60.0
-    """A stored group waits so long for its `admit` scores."""
+    """A stored group waits this long for its blocking scores."""
     max_wait_s: PositiveFloat = 600.0
-    """The same, where a reward says `on_missing = "wait"`."""
-    min_valid: PositiveInt = 2
-    """With fewer rollouts of known reward a group is dropped."""
+    """A stored group waits this long for scores of rewards with `missing = "wait"`."""
+    min_scored_rollouts: PositiveInt = 2
+    """A group with fewer rollouts of known reward is dropped. 1 is for groups whose rollouts are not compared with each
+    other (CoMAS)."""
 
 
 class JudgeSection(Section):
@@ -152,7 +169,7 @@ class ScorerSection(Section):
 
 
 class RewardModelSection(Use):
-    """A reward model that learns from labels during the run; rewards use `[distilled.NAME]` by `model = "NAME"`."""
+    """A reward model that learns from labels during the run; rewards use `[reward_models.NAME]` by `model = "NAME"`."""
 
     use: str = "classification"
     """`retrieval`, `classification`, `ranking`, `bradley_terry`, or `package.module:Class`."""

@@ -59,9 +59,9 @@ class RolloutSection(Section):
     """Engines, each in a process of its own."""
     group_size: PositiveInt = 16
     """Rollouts per task (G)."""
-    views: tuple[str, ...] = Field(default=("orig",), min_length=1)
+    prompt_variants: tuple[str, ...] = Field(default=("orig",), min_length=1)
     """Which of a task's prompts are sampled, such as a rewording's: a group then has `group_size` rollouts of each.
-    Advantages are taken among rollouts of one view."""
+    Advantages are taken among rollouts of one variant."""
     temperature: PositiveFloat = 1.0
     """Of sampling while training."""
     max_tokens: PositiveInt = 256
@@ -128,9 +128,9 @@ class EvaluationSection(Section):
     every_steps: NonNegativeInt = 0
     """0: only before the first and after the last step."""
     max_tasks: PositiveInt = 1000
-    """Held-out tasks, one rollout each."""
+    """Evaluation tasks, one rollout each."""
     reward: str = ""
-    """Whose mean is the held-out accuracy, by default the first. A vote calls any lone rollout right."""
+    """Whose mean is the evaluation accuracy, by default the first. A vote calls any lone rollout right."""
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
 
@@ -193,14 +193,14 @@ class RunConfig(Section):
     reward_workers: RewardWorkersSection = RewardWorkersSection()
     judges: dict[str, JudgeSection] = {}
     scorers: dict[str, ScorerSection] = {}
-    distilled: dict[str, RewardModelSection] = {}
+    reward_models: dict[str, RewardModelSection] = {}
     generators: dict[str, GeneratorSection] = {}
     monitors: tuple[MonitorSection, ...] = ()
     controllers: tuple[ControllerSection, ...] = ()
     learner: LearnerSection = LearnerSection()
     policies: dict[str, PolicySection] = {}
     placement: PlacementSection = PlacementSection()
-    elastic: AutoscalingSection = AutoscalingSection()
+    autoscaling: AutoscalingSection = AutoscalingSection()
     buffer: BufferSection = BufferSection()
     weights: WeightsSection = WeightsSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -244,14 +244,15 @@ class RunConfig(Section):
             raise ValueError(f"judges of kind 'policy' have engine_share = {share:g} together; leave some to rollouts.")
         for i, reward in enumerate(self.rewards):
             model = reward.options.get("model", "oni")
-            if reward.use == "oni" and model not in self.distilled:
-                near = nearest(model, self.distilled)
-                raise ValueError(f"rewards[{i}] uses the model '{model}'. {near}Add a section [distilled.{model}].")
-        for name, section in self.distilled.items():
+            if reward.use == "oni" and model not in self.reward_models:
+                near = nearest(model, self.reward_models)
+                raise ValueError(f"rewards[{i}] uses the model '{model}'. {near}Add a section [reward_models.{model}].")
+        for name, section in self.reward_models.items():
             if section.judge not in self.judges:
                 near = nearest(section.judge, self.judges)
                 raise ValueError(
-                    f"distilled.{name} asks the judge '{section.judge}'. {near}Add a section [judges.{section.judge}]."
+                    f"reward_models.{name} asks the judge '{section.judge}'. {near}"
+                    f"Add a section [judges.{section.judge}]."
                 )
         compared = self.learner.value is None and self.learner.advantage.use in COMPARED_IN_GROUPS
         if self.rollout.group_size == 1 and compared:
@@ -264,22 +265,24 @@ class RunConfig(Section):
                 "rollout.group_size = 1 and learner.drop_zero_variance = true: a single reward has no variance, "
                 "and every group would be dropped. Set learner.drop_zero_variance = false."
             )
-        if len(set(self.rollout.views)) < len(self.rollout.views):
-            raise ValueError(f"rollout.views = {list(self.rollout.views)} names a view twice.")
-        if len(self.rollout.views) > 1 and self.policies:
+        if len(set(self.rollout.prompt_variants)) < len(self.rollout.prompt_variants):
+            raise ValueError(f"rollout.prompt_variants = {list(self.rollout.prompt_variants)} names a variant twice.")
+        if len(self.rollout.prompt_variants) > 1 and self.policies:
             raise ValueError(
-                f"rollout.views = {list(self.rollout.views)} beside [policies.…]: only one policy would answer all of "
-                "them. Use one view, or one policy."
+                f"rollout.prompt_variants = {list(self.rollout.prompt_variants)} beside [policies.…]: only one policy "
+                "would answer all of them. Use one variant, or one policy."
             )
-        if len(self.rollout.views) > 1 and self.selectors:
+        if len(self.rollout.prompt_variants) > 1 and self.selectors:
             raise ValueError(
-                f"[[selectors]] choose among rollouts of one prompt, and rollout.views = {list(self.rollout.views)} "
-                "makes groups of several. Use one view, or no selector."
+                "[[selectors]] choose among rollouts of one prompt, and rollout.prompt_variants = "
+                f"{list(self.rollout.prompt_variants)} makes groups of several. Use one variant, or no selector."
             )
         check_colocated(self)
         check_autoscaling(self)
-        if self.learner.loss.coef == 0 and not self.learner.terms:
-            raise ValueError("learner.loss.coef = 0 and there are no [[learner.terms]]: nothing is minimised.")
+        if self.learner.loss.coef == 0 and not self.learner.sequence_losses:
+            raise ValueError(
+                "learner.loss.coef = 0 and there are no [[learner.sequence_losses]]: nothing is minimised."
+            )
         check_policies(self)
         return self
 
@@ -298,12 +301,12 @@ class RunConfig(Section):
 
     @property
     def admit_rewards(self) -> list[str]:
-        return [n for n, r in zip(self.reward_names, self.rewards, strict=True) if r.when == "admit"]
+        return [n for n, r in zip(self.reward_names, self.rewards, strict=True) if r.blocking]
 
     @property
     def admit_judges(self) -> list[str]:
-        """Judges that an `admit` reward asks."""
-        return sorted({name for reward in self.rewards if reward.when == "admit" for name in _asked(reward)})
+        """Judges that a blocking reward asks."""
+        return sorted({name for reward in self.rewards if reward.blocking for name in _asked(reward)})
 
 
 def _check_budgets(config: RunConfig) -> None:

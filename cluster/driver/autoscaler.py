@@ -73,11 +73,11 @@ class Autoscaler:
     """Hears every row of a run (a sink of its recorder) and says which roles should grow or shrink by one."""
 
     def __init__(self, config: RunConfig) -> None:
-        rollout, self._following = config.elastic.rollout, {}
+        rollout, self._following = config.autoscaling.rollout, {}
         if rollout.max_workers:
             heat = HysteresisController(rollout.grow_above_frac, rollout.shrink_below_frac, rollout.times)
             self._following["rollout"] = _Following(heat, rollout.min_workers, rollout.max_workers, waiting_share)
-        for name, judge in config.elastic.judges.items():
+        for name, judge in config.autoscaling.judges.items():
             heat = HysteresisController(judge.grow_above_s, judge.shrink_below_s, judge.times)
             age = queue_age(name)
             self._following[f"judge:{name}"] = _Following(heat, judge.min_replicas, judge.max_replicas, age)

@@ -17,7 +17,7 @@ def plan(settings: RunConfig, directory: Path) -> str:
     """What the numbers of a recipe mean."""
     learner, rollout = settings.learner, settings.rollout
     policies = [settings.of_policy(name) for name in settings.policy_names]
-    groups, size = learner.groups_per_step, rollout.group_size * len(policies) * len(rollout.views)
+    groups, size = learner.groups_per_step, rollout.group_size * len(policies) * len(rollout.prompt_variants)
     each = f"{rollout.group_size} rollouts" + (f" of each of {len(policies)} policies" if settings.policies else "")
     if meeting := _meeting(settings):
         size = meeting.size(len(policies))

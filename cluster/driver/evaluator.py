@@ -30,7 +30,7 @@ TRIES = 3
 
 
 class Deadly(Exception):
-    """Reward workers die over held-out groups."""
+    """Reward workers die over evaluation groups."""
 
 
 class Evaluation:
@@ -68,9 +68,9 @@ class Evaluation:
             else:
                 agreement = await asyncio.to_thread(self._agreement, policy, step, answers)
                 if math.isnan(accuracy) and policy == POLICY:
-                    why = "no held-out rollout could be scored" if answers else "the task source has no held-out task"
+                    why = "no held-out rollout could be scored" if answers else "the task source has no evaluation task"
                     self._follower.evaluation_lost(step, why)
-                self._follower.heldout(step, accuracy, agreement, time.monotonic() - start, policy)
+                self._follower.evaluated(step, accuracy, agreement, time.monotonic() - start, policy)
                 return
         self._follower.evaluation_lost(step, f"{TRIES} workers died over it, the last with: {why}")
 
@@ -82,7 +82,7 @@ class Evaluation:
             publication = await asyncio.to_thread(self._buffer.published, policy, timeout_s=5.0)
             assert publication is not None
             await worker.catch_up.remote(publication)
-        groups = worker.heldout.remote(self._section.max_tasks, self._section.temperature)
+        groups = worker.evaluate.remote(self._section.max_tasks, self._section.temperature)
         scores, answers = await self._grade(groups)
         return sum(scores) / len(scores) if scores else math.nan, answers
 
@@ -98,7 +98,7 @@ class Evaluation:
         try:
             return await grader.grade.remote(groups)
         except RayActorError as error:
-            log.warning("%s died while it graded held-out groups; they are graded one by one: %s", name, error)
+            log.warning("%s died while it graded evaluation groups; they are graded one by one: %s", name, error)
         dead.add(name)
         scores, answers, guilty = [], {}, 0
         for index in range(num_groups):
@@ -108,10 +108,12 @@ class Evaluation:
             except RayActorError:
                 guilty += 1
                 dead.add(name)
-                log.error("%s died over held-out task %d as well: it is left out of the evaluation", name, index)
+                log.error("%s died over evaluation task %d as well: it is left out of the evaluation", name, index)
                 self._worker_pool.explained |= dead
                 if guilty == TRIES:
-                    raise Deadly(f"workers died over {guilty} held-out tasks, each twice: look at the reward") from None
+                    raise Deadly(
+                        f"workers died over {guilty} evaluation tasks, each twice: look at the reward"
+                    ) from None
             else:
                 scores += more
                 answers |= answered

@@ -25,7 +25,7 @@ from rewards.monitors import build_monitors
 log = logging.getLogger(__name__)
 
 
-class ParityLost(KanaboError):
+class LogprobDiffTooLarge(KanaboError):
     """Engines no longer sample from the learner's distribution."""
 
 
@@ -118,7 +118,7 @@ class EventConsumer:
     def first_weights(self, step: int) -> None:
         self._recorder.record(step, {"weights/published": 1})
 
-    def heldout(self, step: int, accuracy: float, agreement: float, seconds: float, policy: str = POLICY) -> None:
+    def evaluated(self, step: int, accuracy: float, agreement: float, seconds: float, policy: str = POLICY) -> None:
         row = {"eval/accuracy": accuracy, "eval/anchor_agreement": agreement, "eval/seconds_s": seconds}
         if policy == POLICY:
             self._accuracy = accuracy
@@ -247,7 +247,7 @@ class EventConsumer:
         self.health.judges(fields["metrics"], fields.get("trouble", ""))
         self._recorder.record(self._step, fields["metrics"])
 
-    def _on_distilled(self, fields: dict[str, Any]) -> None:
+    def _on_reward_model(self, fields: dict[str, Any]) -> None:
         self._recorder.record(self._step, fields["metrics"])
 
     def _on_update(self, fields: dict[str, Any]) -> None:
@@ -257,18 +257,18 @@ class EventConsumer:
     def _on_floor(self, fields: dict[str, Any]) -> None:
         policy = fields["policy"]
         self._floors[policy] = max(self._floors.get(policy, 0.0), fields["mean"])
-        self._recorder.record(self._step, _of(policy, {"policy/parity_floor_nats": fields["mean"]}))
+        self._recorder.record(self._step, _of(policy, {"policy/logprob_diff_floor_nats": fields["mean"]}))
 
-    def _on_parity(self, fields: dict[str, Any]) -> None:
+    def _on_logprob_diff(self, fields: dict[str, Any]) -> None:
         policy, mean, worst = fields["policy"], fields["mean"], fields["max"]
-        row = {"policy/parity_mean_nats": mean, "policy/parity_max_nats": worst}
+        row = {"policy/logprob_diff_mean_nats": mean, "policy/logprob_diff_max_nats": worst}
         self._recorder.record(self._step, _of(policy, row))
         # Without a floor the run was resumed: the initial weights, whose floor it was, are gone.
         floor = self._floors.setdefault(policy, mean)
         bound = 3 * floor + self._config.weights.max_logprob_diff_nats
         self._drifts[policy] = self._drifts[policy] + 1 if mean > bound or mean != mean else 0
         if self._drifts[policy] >= 2:
-            raise ParityLost(
+            raise LogprobDiffTooLarge(
                 f"engine and learner differ by {mean:.3g} nats (bound {bound:.3g}) at version {fields['version']}, "
                 "twice running: rollouts are sampled from other weights than are trained. "
                 f"Check weights.transport and engine.options of '{policy}'."

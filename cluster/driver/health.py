@@ -24,8 +24,8 @@ MAX_FAILED_FRAC = 0.5
 
 INVALID = "_invalid_frac"
 PATIENCE = 3
-"""Reports in a row of judges that do not answer, or steps in a row without a score of a `late` reward, before that is
-said: a judge takes a while to start, and to answer."""
+"""Reports in a row of judges that do not answer, or steps in a row without a score of a reward that does not block,
+before the driver says so: a judge takes a while to start, and to answer."""
 
 SAME = 1e-9
 """A standard deviation below this is that of equal numbers."""
@@ -139,7 +139,7 @@ class Health:
             if failed > MAX_FAILED_FRAC:
                 share = f"{failed:.0%} of the rollouts of step {self._step}"
                 self.say(f"reward {name}", f"reward '{name}' failed on {share}. The last cause: {self._cause_of(name)}")
-            elif unknown and (section.when == "admit" or self._unknown[name] == PATIENCE):
+            elif unknown and (section.blocking or self._unknown[name] == PATIENCE):
                 self._say_unknown(name)
 
     def _say_unknown(self, name: str) -> None:
@@ -191,7 +191,7 @@ class Health:
         if math.isnan(mean):
             return ""
         means = [
-            self._mean_in_words(name, section.missing, row)
+            self._mean_in_words(name, section.missing_value, row)
             for name, section in zip(self._config.reward_names, self._config.rewards, strict=True)
             if section.weight
         ]

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 RENDERED = 100
 """Prompts that are tried on the chat template: a template refuses kinds of prompts, not single ones."""
 IDENTITY = re.compile(
-    r"seed|policies|(policies\.[^.]+\.)?model\.(path|options\..+)|tasks\..+|rollout\.(group_size|views.*|max_turns|environment\..+)"
-    r"|rewards\[\d+\]\.(name|use|when|options\..+)"
-    r"|(policies\.[^.]+\.)?learner\.(groups_per_step|advantage\.use|loss\.use|terms\[\d+\]\.use"
+    r"seed|policies|(policies\.[^.]+\.)?model\.(path|options\..+)|tasks\..+|rollout\.(group_size|prompt_variants.*|max_turns|environment\..+)"
+    r"|rewards\[\d+\]\.(name|use|blocking|options\..+)"
+    r"|(policies\.[^.]+\.)?learner\.(groups_per_step|advantage\.use|loss\.use|sequence_losses\[\d+\]\.use"
     r"|lora\.(rank|alpha|target_modules.*))|selectors\[\d+\]\..+|scorers\.[^.]+\.model"
 )
 """Keys that `identity` compares."""
@@ -68,7 +68,7 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     metrics.check_wandb(settings.tracking)
     plugins(settings)
     head = tasks(settings)
-    views(settings, head)
+    prompt_variants(settings, head)
     warnings = [said for lock in settings.policy_names for said in model(settings.of_policy(lock), head, online=online)]
     judged(settings, head)
     aliases(settings, directory)
@@ -206,14 +206,16 @@ def tasks(settings: RunConfig) -> list[Task]:
         raise ConfigError(f"tasks.use = '{use}' fails: {one_line(error)} Mend it, or its tasks.options.") from error
 
 
-def views(settings: RunConfig, head: Sequence[Task]) -> None:
-    """These tasks have the views that are sampled. Raises ConfigError."""
+def prompt_variants(settings: RunConfig, head: Sequence[Task]) -> None:
+    """These tasks have the variants that are sampled. Raises ConfigError."""
     for task in head:
-        if missing := [view for view in settings.rollout.views if view not in task.views]:
+        if missing := [variant for variant in settings.rollout.prompt_variants if variant not in task.variants]:
             raise ConfigError(
-                f"rollout.views = {list(settings.rollout.views)}, but task {task.id} of '{settings.tasks.use}' has no "
-                f"view '{missing[0]}'. {nearest(missing[0], task.views)}It has: {', '.join(task.views)}. "
-                "Set rollout.views, or let the source make that view (tasks.options.views for files)."
+                f"rollout.prompt_variants = {list(settings.rollout.prompt_variants)}, but task {task.id} of "
+                f"'{settings.tasks.use}' has no variant '{missing[0]}'. {nearest(missing[0], task.variants)}"
+                f"It has: {', '.join(task.variants)}. "
+                "Set rollout.prompt_variants, or let the source make that variant (tasks.options.prompt_variants for "
+                "files)."
             )
 
 
@@ -225,7 +227,7 @@ def judged(settings: RunConfig, head: Sequence[Task]) -> None:
         signal = build_reward(reward, f"rewards[{i}]")
         for task in head:
             signal.check(task)
-        if reward.weight != 0 and reward.missing is None and head and all(map(signal.declines, head)):
+        if reward.weight != 0 and reward.missing_value is None and head and all(map(signal.declines, head)):
             raise ConfigError(
                 f"rewards[{i}] = '{reward.use}' abstains from all of the first {len(head)} tasks of "
                 f"'{settings.tasks.use}': {signal.declines(head[0])}. Mend the data (tasks.options.answer_key names "
@@ -246,8 +248,8 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
         chat = Chat(tokenizer, stop=settings.rollout.stop)
         try:
             for task in head[:RENDERED]:
-                for view in settings.rollout.views:
-                    chat.prompt(task.views[view])
+                for variant in settings.rollout.prompt_variants:
+                    chat.prompt(task.variants[variant])
         except DataError as error:
             raise ConfigError(f"model.path = '{path}': task {task.id}: {error}") from error
         return list(_conversation(settings, chat, head))
@@ -271,7 +273,7 @@ def _conversation(settings: RunConfig, chat: Any, head: Sequence[Task]) -> Itera
     roles = getattr(environment, "roles", Environment.roles)
     if settings.rollout.max_turns < 2 or not roles:
         return
-    begin = head[0].views["orig"] if head and getattr(environment, "shows_task", True) else ()
+    begin = head[0].variants["orig"] if head and getattr(environment, "shows_task", True) else ()
     for role in roles:
         try:
             odd = chat.check_turns(begin, role)
@@ -292,7 +294,7 @@ def _conversation(settings: RunConfig, chat: Any, head: Sequence[Task]) -> Itera
 def _plain(path: str, head: Sequence[Task]) -> None:
     """Without a chat template a prompt is its text alone, which has no place for roles."""
     for task in head:
-        roles = [m.role for m in task.views["orig"]]
+        roles = [m.role for m in task.variants["orig"]]
         if roles != ["user"]:
             raise ConfigError(
                 f"model.path = '{path}' has a tokenizer without a chat template, and the prompt of task {task.id} has "
@@ -412,7 +414,7 @@ def limits(settings: RunConfig) -> Limits:
     """What the buffer must know of a recipe."""
     from cluster.buffer import Limits
 
-    waits = any(r.on_missing == "wait" and r.when == "admit" for r in settings.rewards)
+    waits = any(r.missing == "wait" and r.blocking for r in settings.rewards)
     workers = settings.reward_workers
     return Limits(
         groups_per_step=settings.learner.groups_per_step,

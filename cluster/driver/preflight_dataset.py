@@ -5,7 +5,7 @@ the rows that are left out, so that a resumed run and every worker count tasks a
 
     dataset/rows.json            counts, digests of the whole, rows left out
     dataset/train.digests        8 bytes a row, of at most MAX_ROWS rows
-    dataset/heldout.digests
+    dataset/evaluation.digests
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cluster.errors import ConfigError, DataError
 from cluster.types import Message, SkippedTasks, Task
 
 MAX_ROWS = 1_000_000
-"""Rows that are looked at, of training and held-out rows each; a warning says that there are more."""
+"""Rows that are looked at, of training and evaluation rows each; a warning says that there are more."""
 MAX_MADE_ROWS, MADE_ROWS_S = 20_000, 10.0
 """Tasks of a source without files that are looked at, and seconds for making them, of both kinds each."""
 MEASURE_S = 120.0
@@ -37,9 +37,9 @@ MEASURE_S = 120.0
 CHARACTERS_PER_TOKEN = 64
 """No token has more, so a longer prompt is too long without being tokenised."""
 SHOWN = 3
-PARTS = ("train", "heldout")
+PARTS = ("train", "evaluation")
 KINDS = {bool: "booleans", int: "numbers", float: "numbers", str: "texts", list: "lists", dict: "objects"}
-PATHS = ("tasks.options.path", "tasks.options.heldout_path")
+PATHS = ("tasks.options.path", "tasks.options.evaluation_path")
 """Keys that name where rows lie: a moved file with the same rows is the same data set."""
 
 
@@ -55,9 +55,9 @@ class Part:
     prompts: np.ndarray
     """[N] uint64: of each prompt up to white space; 0 as above."""
     sizes: np.ndarray
-    """[N] int64: bytes of each row's longest view."""
+    """[N] int64: bytes of each row's longest variant."""
     messages: np.ndarray
-    """[N] int64: messages of that view, to each of which a template adds something."""
+    """[N] int64: messages of that variant, to each of which a template adds something."""
     kinds: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     """Column → kind of value → how many rows have it, and the first of them."""
 
@@ -72,14 +72,14 @@ class Rows:
     """The rows of a run's data set."""
 
     train: Part
-    heldout: Part
+    evaluation: Part
     measured: dict[tuple[Any, ...], tuple[SkippedTasks, list[str]]] = field(default_factory=dict)
     """What `measure` found, by models and length."""
     filed: bool = True
     """Whether rows lie in files, so that a later start compares them and repeated prompts are remarkable."""
 
     def part(self, name: str) -> Part:
-        return self.train if name == "train" else self.heldout
+        return self.train if name == "train" else self.evaluation
 
 
 def read(settings: RunConfig) -> Rows | None:
@@ -91,27 +91,27 @@ def read(settings: RunConfig) -> Rows | None:
     from actors.tasks.files import Files
 
     source = build_kind(TASKS, settings.tasks, "tasks", "train")
-    views = settings.rollout.views
+    variants = settings.rollout.prompt_variants
     if not isinstance(source, Files):
-        return _made(source, views) if _shows_task(settings) else None
-    key = (settings.tasks.model_dump_json(), *views, *source.stamps())
+        return _made(source, variants) if _shows_task(settings) else None
+    key = (settings.tasks.model_dump_json(), *variants, *source.stamps())
     if key not in _last:  # a start reads them twice: before anything is written, and when models are there
         _last.clear()
-        train = _read(source.train(), partial(source.located, heldout=False), views)
-        _last[key] = Rows(train, _read(source.heldout(), partial(source.located, heldout=True), views))
+        train = _read(source.train(), partial(source.located, evaluation=False), variants)
+        _last[key] = Rows(train, _read(source.evaluation(), partial(source.located, evaluation=True), variants))
     return _last[key]
 
 
 _last: dict[tuple[str, ...], Rows] = {}
 
 
-def _made(source: Any, views: Sequence[str]) -> Rows:
+def _made(source: Any, variants: Sequence[str]) -> Rows:
     """Return the first tasks of a source without files."""
-    train, heldout = (
-        _read(tasks, f"{kind} task {{}}".format, views, MAX_MADE_ROWS, MADE_ROWS_S)
-        for kind, tasks in (("training", source.train()), ("held-out", source.heldout()))
+    train, evaluation = (
+        _read(tasks, f"{kind} task {{}}".format, variants, MAX_MADE_ROWS, MADE_ROWS_S)
+        for kind, tasks in (("training", source.train()), ("evaluation", source.evaluation()))
     )
-    return Rows(train, heldout, filed=False)
+    return Rows(train, evaluation, filed=False)
 
 
 def _shows_task(settings: RunConfig) -> bool:
@@ -126,7 +126,7 @@ def _shows_task(settings: RunConfig) -> bool:
 def _read(
     tasks: Sequence[Task],
     places: Callable[[int], str],
-    views: Sequence[str],
+    variants: Sequence[str],
     most: int = MAX_ROWS,
     most_s: float = float("inf"),
 ) -> Part:
@@ -144,7 +144,7 @@ def _read(
         except Exception:  # named where the task is asked for
             continue
         digests[i], prompts[i] = _content(task), _prompt(task)
-        shown = [task.views[view] for view in views if view in task.views]
+        shown = [task.variants[variant] for variant in variants if variant in task.variants]
         sizes[i] = max((sum(len(m.content.encode(errors="replace")) for m in ms) for ms in shown), default=0)
         part.messages[i] = max(map(len, shown), default=0)
         for column, value in task.meta.items():
@@ -156,13 +156,13 @@ def _read(
 
 def _content(task: Task) -> int:
     """Digest of what a row says, wherever it lies; columns that are missing do not count."""
-    views = [[name, [[m.role, m.content] for m in messages]] for name, messages in task.views.items()]
+    variants = [[name, [[m.role, m.content] for m in messages]] for name, messages in task.variants.items()]
     meta = {name: value for name, value in task.meta.items() if value is not None}
-    return _digest(msgspec.msgpack.encode([views, task.answer, meta], order="deterministic"))
+    return _digest(msgspec.msgpack.encode([variants, task.answer, meta], order="deterministic"))
 
 
 def _prompt(task: Task) -> int:
-    words = "\n".join(f"{m.role} {' '.join(m.content.split())}" for m in task.views["orig"])
+    words = "\n".join(f"{m.role} {' '.join(m.content.split())}" for m in task.variants["orig"])
     return _digest(words.encode(errors="replace"))
 
 
@@ -190,14 +190,14 @@ def _twice(part: Part) -> Iterator[str]:
 
 
 def _leaked(rows: Rows) -> Iterator[str]:
-    held, train = rows.heldout.prompts, rows.train.prompts
+    held, train = rows.evaluation.prompts, rows.train.prompts
     both = np.flatnonzero(np.isin(held, train[train != 0]))
     if len(both):
         place = int(both[0])
         same = int(np.flatnonzero(train == held[place])[0])
         yield (
-            f"tasks: {len(both)} of {len(held)} held-out rows have the prompt of a training row, such as "
-            f"{rows.heldout.places(place)} and {rows.train.places(same)}: {_shown(rows.heldout, place)}. "
+            f"tasks: {len(both)} of {len(held)} evaluation rows have the prompt of a training row, such as "
+            f"{rows.evaluation.places(place)} and {rows.train.places(same)}: {_shown(rows.evaluation, place)}. "
             "Held-out results then tell less than they seem to. Remove these rows from one of the two."
         )
 
@@ -270,7 +270,7 @@ def _measured(
                 f"tasks: {missed} of the shorter {kind} rows were not tokenised within {MEASURE_S:g} s of "
                 "processor time and are taken to fit into the context."
             )
-    return SkippedTasks(left["train"], left["heldout"]), said
+    return SkippedTasks(left["train"], left["evaluation"]), said
 
 
 def _too_long(settings: RunConfig, part: Part, tokenizer: Any, deadline: float) -> tuple[dict[int, str], int]:
@@ -290,7 +290,9 @@ def _too_long(settings: RunConfig, part: Part, tokenizer: Any, deadline: float) 
             found[i] = f"{part.sizes[i]} bytes"
             continue
         try:
-            length = max(len(chat.prompt(part.tasks[i].views[view])) for view in settings.rollout.views)
+            length = max(
+                len(chat.prompt(part.tasks[i].variants[variant])) for variant in settings.rollout.prompt_variants
+            )
         except (DataError, KeyError):  # named when the row's task is sampled
             continue
         if length >= most:
@@ -321,14 +323,23 @@ def save(directory: Path, settings: RunConfig, rows: Rows, left_out: SkippedTask
 def stored(directory: Path) -> dict[str, Any] | None:
     """What a start of this run wrote; None where there is none."""
     try:
-        return json.loads((directory / "dataset" / "rows.json").read_text())
+        tree = json.loads((directory / "dataset" / "rows.json").read_text())
     except FileNotFoundError:
         return None
+    if "heldout" in tree:  # a run of version 0.1
+        tree["evaluation"] = tree.pop("heldout")
+    return tree
+
+
+def _digests(directory: Path, name: str) -> Path:
+    """Return the file of a part's digests, under the name that version 0.1 gave it if that is what there is."""
+    path = directory / "dataset" / f"{name}.digests"
+    return path if path.exists() or name == "train" else path.with_name("heldout.digests")
 
 
 def left_out(tree: Mapping[str, Any]) -> SkippedTasks:
     """The rows that a run has left out since its start."""
-    return SkippedTasks(tuple(tree["train"]["left_out"]), tuple(tree["heldout"]["left_out"]))
+    return SkippedTasks(tuple(tree["train"]["left_out"]), tuple(tree["evaluation"]["left_out"]))
 
 
 def check_same(directory: Path, settings: RunConfig, rows: Rows) -> list[str]:

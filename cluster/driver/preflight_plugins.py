@@ -35,11 +35,11 @@ def plugins(settings: RunConfig) -> None:
         f"rollout.environment.use = '{environment.use}': the constructor did not return within "
         "rollout.environment_timeout_s",
     )
-    seats = len(built.seats)
-    if settings.rollout.group_size % seats:
+    agents = len(built.agents)
+    if settings.rollout.group_size % agents:
         raise ConfigError(
-            f"rollout.group_size = {settings.rollout.group_size} is no multiple of the {seats} seats of "
-            f"rollout.environment.use = '{environment.use}', each of which leaves a rollout. Use {8 * seats} or so."
+            f"rollout.group_size = {settings.rollout.group_size} is no multiple of the {agents} agents of "
+            f"rollout.environment.use = '{environment.use}', each of which leaves a rollout. Use {8 * agents} or so."
         )
     for own in map(settings.of_policy, settings.policy_names):
         lookup(ENGINES, own.engine.use, "engine")
@@ -47,10 +47,11 @@ def plugins(settings: RunConfig) -> None:
         build_kind(LOSSES, own.learner.loss, "learner.loss", "loss")
     for i, reward in enumerate(settings.rewards):
         signal = build_reward(reward, f"rewards[{i}]")
-        if len(settings.rollout.views) < signal.min_views:
+        if len(settings.rollout.prompt_variants) < signal.min_variants:
             raise ConfigError(
-                f"rewards[{i}] = '{reward.use}' compares {signal.min_views} views of a task, and rollout.views = "
-                f"{list(settings.rollout.views)}. Name another, such as a rewording."
+                f"rewards[{i}] = '{reward.use}' compares {signal.min_variants} variants of a task, and "
+                f"rollout.prompt_variants = {list(settings.rollout.prompt_variants)}. Name another, such as a "
+                "rewording."
             )
         for name in signal.scorers():
             if name not in settings.scorers:
@@ -66,8 +67,8 @@ def plugins(settings: RunConfig) -> None:
     build_kind(ADVANTAGES, settings.learner.advantage, "learner.advantage", "of_step")
     if memory_of(settings, {}).remembering and settings.policies:
         raise ConfigError(
-            "[[controllers]], learner.rehearsal and the advantage 'role_baseline' remember what one policy did, and "
-            "this recipe has several. Leave them out, or [policies]."
+            "[[controllers]], learner.experience_replay and the advantage 'role_baseline' remember what one "
+            "policy did, and this recipe has several. Leave them out, or [policies]."
         )
     can_begin(settings)
     for name, judge in settings.judges.items():
@@ -122,5 +123,6 @@ def _selection(settings: RunConfig) -> None:
                 )
     if build_terms(settings.learner).need_pairs and not settings.selectors:
         raise ConfigError(
-            'learner.terms holds a loss on pairs, and nothing makes pairs. Add [[selectors]], use = "best_worst".'
+            "learner.sequence_losses holds a loss on pairs, and nothing makes pairs. Add [[selectors]], "
+            'use = "best_worst".'
         )

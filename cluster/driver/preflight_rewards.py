@@ -103,8 +103,8 @@ def made_up(settings: RunConfig, task: Task) -> Group:
     ]
     size = max(2, settings.rollout.group_size)
     rollouts = [
-        replace(_rollout(texts[i % len(texts)], settings.rollout.max_turns), view=view)
-        for view in settings.rollout.views
+        replace(_rollout(texts[i % len(texts)], settings.rollout.max_turns), variant=variant)
+        for variant in settings.rollout.prompt_variants
         for i in range(size)
     ]
     return Group(CLAIM, task, tuple(rollouts))

@@ -7,7 +7,7 @@
     watchdog ─ who does not answer for `run.heartbeat_timeout_s` is killed, which makes it one of the above
     consumer ─ metrics, samples; no step within `run.progress_timeout_s` fails the run with a report
 
-Every task of the driver is waited for in one place, `_watch_all`. The driver never holds a token: held-out groups go
+Every task of the driver is waited for in one place, `_watch_all`. The driver never holds a token: evaluation groups go
 from a rollout actor to a reward actor by reference.
 """
 
@@ -55,7 +55,7 @@ class Supervisor:
         store: Store | None,
         recorder: metrics.Recorder,
         table: LiveTable,
-        elastic: Autoscaler,
+        autoscaler: Autoscaler,
     ) -> None:
         self._context, self._config, self._store, self._table = context, context.config, store, table
         self._buffer, self._recorder = context.buffer(), recorder
@@ -63,7 +63,7 @@ class Supervisor:
         self._watchdog = Watchdog(context.config.run.heartbeat_timeout_s, store)
         self._deaths: list[str] = []
         """The workers that died, and an empty name for each other failure of infrastructure."""
-        self._autoscaler = elastic
+        self._autoscaler = autoscaler
         self._worker_pool = WorkerPool(context, self._buffer, self._watchdog, self._launch)
         self._evaluation = Evaluation(
             self._worker_pool, self._buffer, self._follower, context.config, Path(context.run_dir), self._stops

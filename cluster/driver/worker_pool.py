@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 PLACE: dict[str, Callable[..., Any]] = {
     "rollout": workers.place_rollout,
     "reward": workers.place_reward,
-    "distiller": workers.place_distiller,
+    "reward_model": workers.place_reward_model,
     "judge": workers.place_judge,
     "generator": workers.place_generator,
     "scorer": workers.place_scorer,
@@ -195,12 +195,12 @@ class WorkerPool:
         left = ", ".join(f"{free.get(name, 0):g} {name}" for name in place.resources)
         return f"it needs {place} on one node, and all nodes together have {left} free"
 
-    async def follow_load(self, elastic: Autoscaler) -> None:
+    async def follow_load(self, autoscaler: Autoscaler) -> None:
         """Wish for more or fewer as the load says, and ask Ray's autoscaler for the room of all that are wished for."""
         asked: dict[str, int] = {}
         try:
             while True:
-                for role, count in elastic.wanted(self.counts(), self.up()).items():
+                for role, count in autoscaler.wanted(self.counts(), self.up()).items():
                     log.warning("%s: %d are wanted for this load", role, count)
                     await asyncio.to_thread(self._wishes.wish, role, count)
                 wished = await asyncio.to_thread(self._wishes.wished)

@@ -17,7 +17,7 @@ PLACE = Path("deploy/grafana")
 
 DASHBOARDS: dict[str, dict[str, list[str]]] = {
     "Lap": {
-        "Reward and held-out accuracy": ["reward/mean", "eval/accuracy"],
+        "Reward and evaluation accuracy": ["reward/mean", "eval/accuracy"],
         "Steps": ["learner/steps"],
         "Tokens a second, sampled": ["rollout/tokens_per_s"],
         "Seconds of a step, and of waiting in it": ["learner/step_s", "learner/wait_s"],
@@ -53,9 +53,9 @@ DASHBOARDS: dict[str, dict[str, list[str]]] = {
     },
     "Weights": {
         "Engine and learner apart, nats": [
-            "policy/parity_mean_nats",
-            "policy/parity_max_nats",
-            "policy/parity_floor_nats",
+            "policy/logprob_diff_mean_nats",
+            "policy/logprob_diff_max_nats",
+            "policy/logprob_diff_floor_nats",
         ],
         "Fetch and pause, s": ["weights/fetch_s", "weights/pause_s"],
         "Gradient norm": ["learner/grad_norm"],

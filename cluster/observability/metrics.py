@@ -10,7 +10,6 @@ import logging
 import math
 import netrc
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from cluster.config import TrackingSection
+from cluster.config.foreign_keys import new_metric
 from cluster.errors import ConfigError
 from cluster.process.disk import FULL
 
@@ -170,10 +170,6 @@ def read_samples(directory: Path) -> list[dict[str, Any]]:
     return _rows(directory / "samples.jsonl")
 
 
-_OLD_EVALUATION = re.compile(r"(?<![^/])heldout/")
-"""How version 0.1 began the names of evaluation metrics, in metrics.jsonl of its runs."""
-
-
 def _rows(path: Path) -> list[Row]:
     rows = []
     for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else []:
@@ -182,7 +178,7 @@ def _rows(path: Path) -> list[Row]:
         except (ValueError, RecursionError):
             continue  # torn by a crash or damaged: the others count
         if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append({_OLD_EVALUATION.sub("eval/", name): value for name, value in row.items()})
+            rows.append({new_metric(name): value for name, value in row.items()})
     return rows
 
 

@@ -13,8 +13,9 @@ from cluster.observability import metrics
 SUMMARY_KEYS = (
     "recipe", "steps", "wall_s", "eval_accuracy_initial", "eval_accuracy_final", "groups_claimed",
     "groups_trained", "groups_dropped", "groups_lost", "groups_trained_twice", "scores_failed",
-    "max_staleness_observed", "parity_floor_nats", "parity_mean_nats", "parity_max_nats", "samples_per_s",
-    "tokens_per_s", "learner_waiting_frac", "versions_published", "problem", "warnings", "not_measured",
+    "max_staleness_observed", "logprob_diff_floor_nats", "logprob_diff_mean_nats", "logprob_diff_max_nats",
+    "samples_per_s", "tokens_per_s", "learner_waiting_frac", "versions_published", "problem", "warnings",
+    "not_measured",
 )  # fmt: skip
 
 IN_WORDS = ("problem", "warnings", "not_measured")
@@ -40,8 +41,8 @@ def summarize(
     steps = [r for r in rows if "learner/step_s" in r]
     reached = max((r["step"] for r in steps), default=0)
     accuracy = {r["step"]: r["eval/accuracy"] for r in rows if r.get("eval/accuracy") is not None}
-    parity = [r for r in rows if "policy/parity_mean_nats" in r]
-    floor = [r["policy/parity_floor_nats"] for r in rows if r.get("policy/parity_floor_nats") is not None]
+    logprob_diff = [r for r in rows if "policy/logprob_diff_mean_nats" in r]
+    floor = [r["policy/logprob_diff_floor_nats"] for r in rows if r.get("policy/logprob_diff_floor_nats") is not None]
     busy_s = sum(r["learner/step_s"] for r in steps)
     values = {
         "recipe": recipe,
@@ -51,9 +52,9 @@ def summarize(
         "eval_accuracy_final": accuracy.get(reached),
         **ledger,
         "scores_failed": int(sum(r.get("reward/failed_scores") or 0 for r in steps)) if steps else None,
-        "parity_floor_nats": floor[0] if floor else None,
-        "parity_mean_nats": _mean([r["policy/parity_mean_nats"] for r in parity]),
-        "parity_max_nats": max((r["policy/parity_max_nats"] for r in parity), default=None),
+        "logprob_diff_floor_nats": floor[0] if floor else None,
+        "logprob_diff_mean_nats": _mean([r["policy/logprob_diff_mean_nats"] for r in logprob_diff]),
+        "logprob_diff_max_nats": max((r["policy/logprob_diff_max_nats"] for r in logprob_diff), default=None),
         "samples_per_s": sum(r["learner/rollouts"] for r in steps) / busy_s if busy_s else None,
         "tokens_per_s": sum(r["learner/tokens"] for r in steps) / busy_s if busy_s else None,
         "learner_waiting_frac": sum(r["learner/wait_s"] for r in steps) / busy_s if busy_s else None,
@@ -85,7 +86,7 @@ def _reason(key: str, reached: int, stepped: bool) -> str:
     if key.startswith("eval_accuracy"):
         at = 0 if key.endswith("initial") else reached
         return f"no evaluation was made at step {at}"
-    if key.startswith("parity"):
+    if key.startswith("logprob_diff"):
         return "no published version was probed"
     if key == "max_staleness_observed" and stepped:
         return "no group was trained"
@@ -104,11 +105,11 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
 
 
 CURVES = (
-    ("reward and held-out accuracy", ("reward/mean", "eval/accuracy")),
+    ("reward and evaluation accuracy", ("reward/mean", "eval/accuracy")),
     ("staleness (steps)", ("policy/staleness_steps",)),
     ("entropy (nats)", ("loss/entropy_nats",)),
     ("gradient norm", ("learner/grad_norm",)),
-    ("parity (nats)", ("policy/parity_mean_nats", "policy/parity_max_nats")),
+    ("logprob_diff (nats)", ("policy/logprob_diff_mean_nats", "policy/logprob_diff_max_nats")),
     ("seconds of a step", ("learner/step_s", "learner/wait_s")),
 )
 

@@ -21,7 +21,7 @@ LABEL = "kanabo-role"
 """Of nodes; `deploy/kuberay` sets it."""
 CPU_SHARE = 0.9
 """Of an engine and a rank of the learner where there is no GPU: with a reward worker they fit on two CPUs."""
-NODES_OF = {"distiller": "reward", "generator": "rollout", "scorer": "judge"}
+NODES_OF = {"reward_model": "reward", "generator": "rollout", "scorer": "judge"}
 """Roles whose nodes are another's."""
 
 
@@ -47,7 +47,7 @@ def place_of(config: RunConfig, role: str, gpu: bool) -> ResourceRequest:
         "rollout": {"CPU": 1.0 if gpu else CPU_SHARE, "GPU": float(own.engine.tensor_parallel)},
         "learner": {"CPU": 1.0 if gpu else CPU_SHARE, "GPU": 1.0},
         "reward": {"CPU": 0.1},
-        "distiller": {"CPU": 1.0},
+        "reward_model": {"CPU": 1.0},
         "generator": {"CPU": 1.0, "GPU": float(config.engine.tensor_parallel)},
     }
     if kind == "judge":
@@ -82,11 +82,11 @@ def roles(config: RunConfig) -> dict[str, int]:
     """Role → workers that a recipe asks for, the learners' ranks aside."""
     engines = {f"rollout:{name}": config.of_policy(name).rollout.workers for name in config.policies}
     judges = {f"judge:{name}": judge.replicas for name, judge in placed_judges(config).items()}
-    distillers = {f"distiller:{name}": 1 for name in config.distilled}
+    reward_models = {f"reward_model:{name}": 1 for name in config.reward_models}
     scorers = {f"scorer:{name}": scorer.replicas for name, scorer in config.scorers.items()}
     generators = {f"generator:{name}": 1 for name in config.generators}
     own = {"rollout": config.rollout.workers, "reward": config.reward_workers.workers}
-    return own | engines | judges | distillers | scorers | generators
+    return own | engines | judges | reward_models | scorers | generators
 
 
 def placed_judges(config: RunConfig) -> dict[str, JudgeSection]:

@@ -17,7 +17,7 @@ FAILPOINTS = (
     "learner.after_files", "learner.after_manifest", "learner.after_trim", "learner.after_part",
     "rollout.mid_play", "rollout.before_put", "rollout.after_put",
     "rewards.before_score", "actor.mid_update",
-    "distiller.after_fit", "distiller.after_model", "distiller.after_checkpoint",
+    "reward_model.after_fit", "reward_model.after_model", "reward_model.after_checkpoint",
 )  # fmt: skip
 
 _passed: Counter[str] = Counter()

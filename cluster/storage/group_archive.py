@@ -70,7 +70,7 @@ def glance(group: Group, scores: Mapping[str, Scores]) -> GroupSummary:
     return GroupSummary(
         id=group.id,
         task=group.task.id,
-        prompt=next(iter(group.task.views.values()))[-1].content[:PROMPT_CHARACTERS],
+        prompt=next(iter(group.task.variants.values()))[-1].content[:PROMPT_CHARACTERS],
         epoch=group.claim.epoch,
         version=group.version,
         num_rollouts=len(group),

@@ -20,7 +20,7 @@ FILES = (
     "id", "config.toml", "metrics.jsonl", "samples.jsonl", "alarms.jsonl", "summary.json", "error.txt", "curves.png",
     "owner.lock", "redis/password", "redis/redis.conf", "redis/redis.log", "redis/redis.pid", "redis/owner.lock",
 )  # fmt: skip
-FOLDERS = ("dataset", "redis", "checkpoints", "groups", "judges", "policies", "distilled", "replay")
+FOLDERS = ("dataset", "redis", "checkpoints", "groups", "judges", "policies", "reward_models", "replay")
 ALSO_WRITTEN = ("alarm.md", "alarm.png", "tensorboard", "wandb")
 """Other names that a run writes to."""
 MARKS = {"id": re.compile(r".+-[0-9a-f]{6}\s*", re.DOTALL), "owner.lock": re.compile(r"\d*\s*")}
@@ -35,6 +35,9 @@ DESCRIPTORS = 1024
 
 def look(directory: Path) -> list[str]:
     """Warnings of what will be skipped. Raises ConfigError for what stands in the way."""
+    before = directory / "distilled"
+    if before.is_dir() and not (directory / "reward_models").exists():
+        before.rename(directory / "reward_models")  # what a run of version 0.1 wrote
     for names, kind in ((FILES, "file"), (FOLDERS, "directory")):
         for name in names:
             _of_kind(directory / name, kind)

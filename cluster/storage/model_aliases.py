@@ -1,7 +1,7 @@
 """Models by alias, for whoever asks one: judges, references, generators.
 
 policy@latest     the policy as it is now: its engines         judge:NAME       [judges.NAME]
-policy@N          its checkpoint of step N                     distilled:NAME   [distilled.NAME]
+policy@N          its checkpoint of step N                     reward_model:NAME   [reward_models.NAME]
 RUN@N             another run's, by directory or name          initial          what the run began with
 RUN@latest        that run's newest                            previous         the newest checkpoint, else initial
 RUN@initial       what another run began with                  previous@N       the Nth newest, previous being the first
@@ -32,9 +32,9 @@ PREVIOUS = re.compile(r"previous(?:@([1-9]\d*))?")
 class Model:
     """What an alias stands for now."""
 
-    kind: Literal["directory", "live", "judge", "distilled"]
+    kind: Literal["directory", "live", "judge", "reward_model"]
     where: str
-    """A directory that engines load, or the name of the policy, of the judge, of the distilled model."""
+    """A directory that engines load, or the name of the policy, of the judge, of the reward model."""
     step: int = 0
     """Optimizer steps behind the weights, where it is a checkpoint."""
 
@@ -50,10 +50,10 @@ class Registry:
     def resolve(self, alias: str) -> Model:
         """Raises ConfigError that lists what there is."""
         kind, colon, name = alias.partition(":")
-        if colon and kind in ("judge", "distilled"):
-            known = self.config.judges if kind == "judge" else self.config.distilled
+        if colon and kind in ("judge", "reward_model"):
+            known = self.config.judges if kind == "judge" else self.config.reward_models
             if name in known:
-                return Model("judge" if kind == "judge" else "distilled", name)
+                return Model("judge" if kind == "judge" else "reward_model", name)
             raise self._unknown(alias)
         if alias in FIXED or PREVIOUS.fullmatch(alias):
             return self._fixed(alias)
@@ -141,7 +141,7 @@ class Registry:
             *steps,
             *FIXED,
             *judges,
-            *(f"distilled:{name}" for name in self.config.distilled),
+            *(f"reward_model:{name}" for name in self.config.reward_models),
         ]
         said = f"{nearest(alias, known)}There are: {', '.join(known)}; RUN@N, and directories of models."
         if directory is not None and directory != self.run_dir:

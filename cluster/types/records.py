@@ -26,10 +26,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A prompt in one or several views, perhaps with a reference answer."""
+    """A prompt in one or several variants, perhaps with a reference answer."""
 
     id: str
-    views: dict[str, tuple[Message, ...]]
+    variants: dict[str, tuple[Message, ...]]
     """Named renderings of the same task: `orig`, `paraphrase`, …"""
     answer: str | None = None
     source: str = ""
@@ -41,16 +41,16 @@ class Task:
 
     @property
     def prompt(self) -> str:
-        """The text of the original view, messages joined by newlines."""
-        return "\n".join(m.content for m in self.views["orig"])
+        """The text of the original variant, messages joined by newlines."""
+        return "\n".join(m.content for m in self.variants["orig"])
 
 
 @dataclass(frozen=True, slots=True)
 class SkippedTasks:
-    """Places of rows that are longer than the context, among the training and among the held-out tasks."""
+    """Places of rows that are longer than the context, among the training and among the evaluation tasks."""
 
     train: tuple[int, ...] = ()
-    heldout: tuple[int, ...] = ()
+    evaluation: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +105,15 @@ class Rollout:
     finish: Finish
     temperature: float = 1.0
     answer: str | None = None
-    view: str = "orig"
+    variant: str = "orig"
     policy: str = "policy"
     attempt: int = 0
     parent: int | None = None
     events: tuple[Event, ...] = ()
     reward: float = float("nan")
     """The environment's own reward; NaN if it gives none."""
-    role: str = ""
-    """Its seat, where several play in one episode; each seat has a rollout of its own."""
+    agent: str = ""
+    """The agent that acted, in an episode of several agents; each agent has a rollout of its own."""
     episode: int | None = None
     """Which episode of the group it comes from, where an episode leaves several: an agent that opens a conversation
     anew, or several at once. They share what the episode is worth; None: it is an episode of its own."""

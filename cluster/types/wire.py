@@ -31,6 +31,8 @@ VERSION = re.compile(r"[0-9]{1,18}\.[0-9]{1,18}")
 """`epoch.step` of weights."""
 HOTTEST = float(np.finfo(np.float32).max)
 """The learner divides by temperatures in float32."""
+OLD_FIELDS = {(Task, "variants"): "views", (Rollout, "variant"): "view", (Rollout, "agent"): "role"}
+"""Fields that data of version 0.1 stores under another name."""
 T = TypeVar("T")
 
 
@@ -49,7 +51,7 @@ def checked_task(task: Any) -> Task:
         raise DataError(f"tasks: {brief(task)} is no Task.")
     try:
         found = conformed(Task, task, "task")
-        _check_views(found)
+        _check_variants(found)
     except DataError as error:
         raise DataError(f"task {brief_text(task.id)} cannot be stored: {error}") from error
     return found
@@ -98,24 +100,24 @@ def consistent_group(group: Group) -> Group:
     _check(claim.id, "group.claim.id", "is empty")
     for name in ("epoch", "seq", "task", "version"):
         _check(getattr(claim, name) >= 0, f"group.claim.{name}", f"is {getattr(claim, name)}, below 0")
-    _check_views(group.task)
+    _check_variants(group.task)
     count = len(group.rollouts)
     _check(count, "group.rollouts", "is empty")
     rollouts = tuple(consistent_rollout(r, f"group.rollouts[{i}]") for i, r in enumerate(group.rollouts))
-    # Utterances of a meeting that reply to others may name what they are for instead of a view.
+    # Utterances of a meeting that reply to others may name what they are for instead of a variant.
     replies = any(r.parent is not None for r in rollouts)
     for i, rollout in enumerate(rollouts):
         where, parent = f"group.rollouts[{i}]", rollout.parent
         _check(parent is None or (0 <= parent < count and parent != i), f"{where}.parent", f"is {parent} of {count}")
-        known = replies or rollout.view in group.task.views
-        views = ", ".join(group.task.views)
-        _check(known, f"{where}.view", f"is {rollout.view!r:.80}; the task has {brief_text(views)}")
+        known = replies or rollout.variant in group.task.variants
+        variants = ", ".join(group.task.variants)
+        _check(known, f"{where}.variant", f"is {rollout.variant!r:.80}; the task has {brief_text(variants)}")
     return replace(group, rollouts=rollouts)
 
 
-def _check_views(task: Task) -> None:
-    names = ", ".join(task.views) or "no view"
-    _check("orig" in task.views, "task.views", lambda: f"has {brief_text(names)}; 'orig' is expected")
+def _check_variants(task: Task) -> None:
+    names = ", ".join(task.variants) or "no variant"
+    _check("orig" in task.variants, "task.variants", lambda: f"has {brief_text(names)}; 'orig' is expected")
 
 
 def consistent_rollout(rollout: Rollout, where: str = "rollout") -> Rollout:
@@ -263,7 +265,7 @@ def _object(type_: Any, value: Any, where: str) -> Any:
     _check(known, where, lambda: f"is {brief(value)}; a {type_.__name__} is expected")
     given = {}
     for spec in fields(type_):
-        part = value.get(spec.name, MISSING) if isinstance(value, Mapping) else getattr(value, spec.name)
+        part = _stored_field(type_, spec.name, value) if isinstance(value, Mapping) else getattr(value, spec.name)
         hint, place = _hints(type_)[spec.name], f"{where}.{spec.name}"
         # None stands for the default of a field that is never None, such as a note that was left empty.
         if part is None and type(None) not in get_args(hint) and hint is not Any and spec.default is not MISSING:
@@ -273,6 +275,10 @@ def _object(type_: Any, value: Any, where: str) -> Any:
         else:
             _check(spec.default is not MISSING or spec.default_factory is not MISSING, place, "is missing")
     return type_(**given)
+
+
+def _stored_field(type_: Any, name: str, value: Mapping[Any, Any]) -> Any:
+    return value.get(name, value.get(OLD_FIELDS.get((type_, name)), MISSING))
 
 
 def _float(value: Any, where: str) -> float:
@@ -411,7 +417,7 @@ def decode(data: bytes, type_: type[T]) -> T:
         try:
             found: Any = _decoders[type_].decode(data)
         except msgspec.ValidationError:
-            if type_ not in CONSISTENT:
+            if type_ not in CONSISTENT and not is_dataclass(type_):
                 raise
             found = repaired(msgspec.msgpack.decode(data), type_)
         check: Any = CONSISTENT.get(type_)

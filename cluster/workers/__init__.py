@@ -4,11 +4,11 @@ actors/, rewards/ and learner/ never import one another; only this package knows
 """
 
 from cluster.workers.context import POLICY, RunContext, learner_name, policy_of, rollout_role
-from cluster.workers.distiller import RewardModelActor, place_distiller
 from cluster.workers.generator import GeneratorActor, place_generator
 from cluster.workers.judge import JudgeActor, place_judge
 from cluster.workers.learner import LearnerActor, place_learner
 from cluster.workers.reward import RewardActor, place_reward
+from cluster.workers.reward_model import RewardModelActor, place_reward_model
 from cluster.workers.rollout import RolloutActor, place_rollout
 from cluster.workers.scorer import ScorerActor, place_scorer
 
@@ -23,11 +23,11 @@ __all__ = [
     "RunContext",
     "ScorerActor",
     "learner_name",
-    "place_distiller",
     "place_generator",
     "place_judge",
     "place_learner",
     "place_reward",
+    "place_reward_model",
     "place_rollout",
     "place_scorer",
     "policy_of",

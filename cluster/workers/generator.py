@@ -94,7 +94,7 @@ class GeneratorActor:
         from actors import episode
 
         environment = await self._environment.get()
-        rollouts = await episode.play_seats(
+        rollouts = await episode.play_agents(
             self._engine, self._chat, environment, task, "orig", self._limits, self._loops, task.id, self._endpoint
         )
         return [replace(rollout, policy=self._name) for rollout in rollouts]

@@ -119,8 +119,8 @@ def _mixer(config: RunConfig, remembered: Callable[[str], Any] = lambda name: No
     from rewards.aggregation.mixer import Mixer
     from rewards.monitors import build_monitors
 
-    names, min_valid = config.reward_names, config.reward_workers.min_valid
-    return Mixer(config.rewards, names, min_valid, build_monitors(config), remembered)
+    names, min_scored = config.reward_names, config.reward_workers.min_scored_rollouts
+    return Mixer(config.rewards, names, min_scored, build_monitors(config), remembered)
 
 
 def _selection(config: RunConfig) -> Any:

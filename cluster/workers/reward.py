@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class RewardActor:
-    """A reward worker, and the same signals for held-out tasks."""
+    """A reward worker, and the same signals for evaluation tasks."""
 
     def __init__(self, context: RunContext, name: str) -> None:
         from rewards.base import Services
@@ -38,7 +38,7 @@ class RewardActor:
         chat = _chat(context.model_dir)
         services = Services(
             judges=self._judges.pools,
-            distilled=followers(context.config, context.url, context.run_id, context.model_dir),
+            reward_models=followers(context.config, context.url, context.run_id, context.model_dir),
             scorers=self._scorers.pools,
             text=lambda tokens: chat().text(tokens),
             encode=lambda messages: chat().passage(messages),
@@ -70,7 +70,7 @@ class RewardActor:
         return len(groups)
 
     async def grade(self, groups: list[Group], index: int | None = None) -> tuple[list[float], Answers]:
-        """Known scores by `evaluation.reward` of the rollouts of all held-out groups, or of one; what they answered."""
+        """Return known scores by `evaluation.reward` of all evaluation groups, or of one, and what they answered."""
         groups = groups if index is None else groups[index : index + 1]
         name = self._graded or self._worker.names[0]
         scores = [(await self._worker.score(group, [name]))[name].values for group in groups]

@@ -69,7 +69,7 @@ class RolloutActor:
         config = context.config.of_policy(policy)
         source = build(TASKS, config.tasks.use, config.tasks.options, "tasks")
         tasks = without(source.train(), context.left_out.train)
-        self._heldout = without(source.heldout(), context.left_out.heldout)
+        self._evaluation = without(source.evaluation(), context.left_out.evaluation)
         place = order(config.seed, len(tasks), config.tasks.shuffle)
         chat = Chat(AutoTokenizer.from_pretrained(context.model_of(policy)), stop=config.rollout.stop)
         # Short, because a socket's path may have 107 characters.
@@ -166,8 +166,8 @@ class RolloutActor:
         """Sample with this publication from now on, whether or not the worker is running."""
         await self.worker.receive(publication)
 
-    async def heldout(self, max_tasks: int, temperature: float) -> list[Group]:
-        return await self.worker.heldout(self._heldout[:max_tasks], temperature)
+    async def evaluate(self, max_tasks: int, temperature: float) -> list[Group]:
+        return await self.worker.evaluate(self._evaluation[:max_tasks], temperature)
 
     async def close(self) -> None:
         await self._engine.close()

@@ -41,7 +41,7 @@ class Alone:
 
         self._settings = settings
         source = build(TASKS, settings.tasks.use, settings.tasks.options, "tasks")
-        held_out = source.heldout()
+        held_out = source.evaluation()
         self.held_out = len(held_out) > 0
         self._tasks = held_out if self.held_out else source.train()
         if not self.held_out:
@@ -80,7 +80,7 @@ class Alone:
 
     def _fits(self, task: Task) -> bool:
         try:
-            return len(self._chat.prompt(task.views["orig"])) < self._engine.max_model_len
+            return len(self._chat.prompt(task.variants["orig"])) < self._engine.max_model_len
         except (DataError, KeyError):  # named when the task is played
             return True
 

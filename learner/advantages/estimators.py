@@ -137,13 +137,13 @@ class ReinforcePlusPlus(Advantage):
 
 
 class RoleBaseline(Advantage, StatefulPlugin):
-    """Role-conditioned advantage estimation: A = R − b of its game and seat, and then b ← decay · b + (1 − decay) · R.
+    """Role-conditioned advantage estimation: A = R − b of its game and agent, and then b ← decay · b + (1 − decay) · R.
 
-    b is used before it moves, starts at 0 and is one per (task's source, rollout's role): the seat that opens wins more
-    often than the other, and that is no merit of its moves. Groups play no part: let a group be a single game, as many
-    games of one deal would pull b to its cards. Groups of equal rewards are kept: a draw moves baselines
-    too. The order is that of groups and rollouts in the step. The released code keeps baselines per worker; here there
-    is one set, on rank 0, in the checkpoint. Advantages are [1] a rollout, or [T] where `gamma` < 1: turn k of K gets
+    b is used before it moves, starts at 0 and is one per (task's source, rollout's agent): the agent that opens wins
+    more often than the other, and that is no merit of its moves. Groups play no part: let a group be a single game, as
+    many games of one deal would pull b to its cards. Groups of equal rewards are kept: a draw moves baselines too. The
+    order is that of groups and rollouts in the step. The released code keeps baselines per worker; here there is one
+    set, on rank 0, in the checkpoint. Advantages are [1] a rollout, or [T] where `gamma` < 1: turn k of K gets
     A · γ^(K − 1 − k).
     """
 
@@ -424,13 +424,13 @@ def all_equal(returns: Float[np.ndarray, "G K"]) -> bool:
 
 
 def comparable(group: Group) -> list[Int[np.ndarray, " _"]]:
-    """Places of the rollouts of each view, in the order in which views first appear: another prompt is no baseline."""
-    views = np.array([rollout.view for rollout in group.rollouts])
-    return [np.flatnonzero(views == view) for view in dict.fromkeys(views)]
+    """Return the places of each variant's rollouts, in the order of first appearance: another prompt is no baseline."""
+    variants = np.array([rollout.variant for rollout in group.rollouts])
+    return [np.flatnonzero(variants == variant) for variant in dict.fromkeys(variants)]
 
 
 def tells_nothing(group: Group, returns: Float[np.ndarray, "G K"]) -> bool:
-    """Whether there is no gradient in any view of the task."""
+    """Whether there is no gradient in any variant of the task."""
     return all(all_equal(returns[places]) for places in comparable(group))
 
 
@@ -444,7 +444,7 @@ def advantages_of(
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
     """Per group and rollout: [1] for all its tokens, or [T] with each turn's own, 0 outside of the policy's turns.
 
-    Rollouts are compared with those of the same view of the task. `use` is what the recipe calls the estimator,
+    Rollouts are compared with those of the same variant of the task. `use` is what the recipe calls the estimator,
     `state` what it remembers; one that is `token_level` looks at `mixed_G` instead of the returns. Raises PluginError
     for what it must not return.
     """
@@ -472,7 +472,7 @@ def _of_episodes(
     for group, returns in zip(groups, returns_G, strict=True):
         members: dict[object, list[int]] = {}
         for i, rollout in enumerate(group.rollouts):
-            members.setdefault((rollout.view, i if rollout.episode is None else (rollout.episode,)), []).append(i)
+            members.setdefault((rollout.variant, i if rollout.episode is None else (rollout.episode,)), []).append(i)
         places = list(members.values())
         firsts.append(part_of(group, np.array([at[0] for at in places])))
         firsts[-1] = replace(firsts[-1], rollouts=tuple(replace(r, episode=None) for r in firsts[-1].rollouts))
@@ -514,7 +514,7 @@ def part_of_mixed(mixed: GroupReward, places: Int[np.ndarray, " _"]) -> GroupRew
 def _of_parts(
     advantage: Advantage, use: str, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]], state: Any
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
-    """As `advantages_of`, of groups of one view."""
+    """As `advantages_of`, of groups of one variant."""
     found = [[[] for _ in group.rollouts] for group in groups]
     for k in range(max((returns.shape[1] for returns in returns_G), default=0)):
         having = [i for i, returns in enumerate(returns_G) if k < returns.shape[1]]
@@ -569,7 +569,7 @@ class StepAdvantages:
 
 
 Baselines = dict[str, float]
-"""By game and seat."""
+"""By game and agent."""
 
 
 def role_advantages(
@@ -589,7 +589,7 @@ def role_advantages(
 
 
 def discounted(rollout: Rollout, advantage: float, gamma: float) -> Float[np.ndarray, " T"]:
-    """The advantage of each token: less by γ for every turn of this seat that came after its own."""
+    """The advantage of each token: less by γ for every turn of this agent that came after its own."""
     ours = [turn for turn in rollout.turns if turn.role == "assistant"]
     result = np.full(len(rollout.tokens), np.nan if np.isnan(advantage) else 0.0)
     for k, turn in enumerate(ours):
@@ -598,8 +598,8 @@ def discounted(rollout: Rollout, advantage: float, gamma: float) -> Float[np.nda
 
 
 def keys_of(groups: Sequence[Group]) -> list[list[str]]:
-    """Game and seat of every rollout."""
-    return [[f"{g.task.source or 'task'}_{r.role or 'alone'}" for r in g.rollouts] for g in groups]
+    """Game and agent of every rollout."""
+    return [[f"{g.task.source or 'task'}_{r.agent or 'alone'}" for r in g.rollouts] for g in groups]
 
 
 ADVANTAGES: dict[str, type[Advantage]] = {

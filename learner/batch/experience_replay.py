@@ -99,8 +99,8 @@ def _replayed(kept: dict[str, Any], advantage: float) -> Replayed:
     return Replayed(decode(kept["group"], Group), np.array([kept["reward"]]), (np.array([advantage], np.float32),))
 
 
-REHEARSALS: dict[str, type[ExperienceReplay]] = {"spear": Spear}
-"""By name: `learner.rehearsal`. Yours is `package.module:Class`."""
+REPLAYS: dict[str, type[ExperienceReplay]] = {"spear": Spear}
+"""By name: `learner.experience_replay`. Yours is `package.module:Class`."""
 
 
 def cosine(step: int, steps: int) -> float:

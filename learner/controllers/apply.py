@@ -15,16 +15,16 @@ from cluster.errors import ConfigError
 from cluster.plugins import build
 from cluster.types import Group, GroupReward, Scores
 from learner.advantages.estimators import ADVANTAGES
-from learner.batch.experience_replay import REHEARSALS
+from learner.batch.experience_replay import REPLAYS
 from learner.controllers import CONTROLLERS
-from learner.plugin_state import ADVANTAGE, REHEARSAL, PluginState
+from learner.plugin_state import ADVANTAGE, EXPERIENCE_REPLAY, PluginState
 from learner.step_plugin import StepPlugin
 from learner.types import AssembledBatch, Mix, Select
 
 Arrange = Callable[[RunConfig, PluginState], tuple[Mix, Select | None]]
 STEERABLE = (
     "rollout.temperature", "rollout.max_tokens", "rollout.max_turns", "rollout.group_size",
-    "rewards.", "selectors.", "learner.terms.",
+    "rewards.", "selectors.", "learner.sequence_losses.",
     "learner.loss.options.", "learner.loss.kl_coef", "learner.loss.entropy_coef",
 )  # fmt: skip
 """Keys, or beginnings of keys, that a controller may change."""
@@ -36,8 +36,10 @@ def memory_of(config: RunConfig, more: Mapping[str, Any]) -> PluginState:
     plugins: dict[str, Any] = {
         ADVANTAGE: build(ADVANTAGES, section.advantage.use, section.advantage.options, "learner.advantage")
     }
-    if section.rehearsal is not None:
-        plugins[REHEARSAL] = build(REHEARSALS, section.rehearsal.use, section.rehearsal.options, "learner.rehearsal")
+    if section.experience_replay is not None:
+        plugins[EXPERIENCE_REPLAY] = build(
+            REPLAYS, section.experience_replay.use, section.experience_replay.options, "learner.experience_replay"
+        )
     for i, controller in enumerate(config.controllers):
         plugins[f"controllers.{i}"] = build(CONTROLLERS, controller.use, controller.options, f"controllers[{i}]")
     memory = PluginState({**plugins, **more})

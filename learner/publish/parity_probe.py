@@ -1,4 +1,4 @@
-"""The learner's half of the parity probe: a fixed sequence whose log-probs travel with every publication.
+"""The learner's half of the log-prob probe: a fixed sequence whose log-probs travel with every publication.
 
 An engine asks itself for the same tokens after each update. The sequence is longer than two cache blocks (128 tokens
 on CPU) and always the same, so an engine that still reads a cache or a packed matrix of old weights gives itself away.

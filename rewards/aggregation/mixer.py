@@ -33,14 +33,14 @@ class Mixer:
         self,
         rewards: Sequence[RewardSection],
         names: Sequence[str],
-        min_valid: int,
+        min_scored: int,
         monitors: Sequence[Monitor] = (),
         remembered: Callable[[str], Any] = lambda name: None,
     ) -> None:
         """`remembered`: what shapers that have a memory know before this step, by the names of `memories`."""
         self._monitors, self._remembered = monitors, remembered
         self._rewards = dict(zip(names, rewards, strict=True))
-        self._min_valid = min_valid
+        self._min_scored = min_scored
         self._shapers = {
             name: build(SHAPERS, section.shape.use, section.shape.options, f"rewards[{i}].shape")
             for i, (name, section) in enumerate(self._rewards.items())
@@ -104,7 +104,7 @@ class Mixer:
                 values = shaped[name]
                 metrics[f"reward/{name}_shaped_mean"] = _mean(values)
             elif found is not None and found.tokens is not None:
-                parts = _known_tokens(name, group, self._said(name, group, found.tokens), section.missing)
+                parts = _known_tokens(name, group, self._said(name, group, found.tokens), section.missing_value)
                 values = np.array([part.sum() for part in parts])
                 if section.weight:
                     tokens = [t + section.weight * p for t, p in zip(tokens or [0.0] * len(group), parts, strict=True)]
@@ -112,13 +112,13 @@ class Mixer:
                 shadows[name] = values
                 continue
             unknown = np.isnan(values)
-            if section.missing is not None:
-                values = np.where(unknown, section.missing, values)
-            elif unknown.any() and section.on_missing != "drop_rollout":
-                drop = drop or f"{'waited' if section.on_missing == 'wait' else 'missing'}:{name}"
+            if section.missing_value is not None:
+                values = np.where(unknown, section.missing_value, values)
+            elif unknown.any() and section.missing != "drop_rollout":
+                drop = drop or f"{'waited' if section.missing == 'wait' else 'missing'}:{name}"
             added[name] = section.weight * values
             total += added[name]
-        if drop is None and np.isfinite(total).sum() < min(self._min_valid, len(group)):
+        if drop is None and np.isfinite(total).sum() < min(self._min_scored, len(group)):
             drop = "too_few_scores"
         for name, values in shadows.items():
             metrics[f"reward/{name}_agreement"] = agreement(values, total)

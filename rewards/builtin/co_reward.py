@@ -13,51 +13,55 @@ from rewards.base import Reward, Services
 from rewards.parsing.answers import votes_of
 
 Answers = Mapping[str, Sequence[str | None]]
-"""View → answers of its rollouts, in their order; None is no answer."""
+"""Variant → answers of its rollouts, in their order; None is no answer."""
 
 
-class _Views(Reward):
+class _Variants(Reward):
     scope: ClassVar = "task"
-    min_views: ClassVar = 2
+    min_variants: ClassVar = 2
     extract: Literal["auto", "text", "tag", "boxed", "hashes", "last_number"] = "auto"
     """Where the answer stands."""
 
     def _answers(self, group: Group) -> dict[str, list[str | None]]:
         answers: dict[str, list[str | None]] = {}
         for rollout, answer in zip(group.rollouts, votes_of(group.rollouts, self.extract), strict=True):
-            answers.setdefault(rollout.view, []).append(answer)
+            answers.setdefault(rollout.variant, []).append(answer)
         return answers
 
 
-class CoReward(_Views):
-    """1 where a rollout gives the answer that is most common under the *other* views of its task, else 0.
+class CoReward(_Variants):
+    """1 where a rollout gives the answer that is most common under the *other* variants of its task, else 0.
 
-    With views O and A of K rollouts each (`rollout.views`): ỹ_O = majority(a^A), ỹ_A = majority(a^O), and
-    r^O_i = 1[a^O_i = ỹ_O]; with more than two views the others vote together (ours). No answer is no vote; of equally
-    common answers the one that came first wins. The group's rollouts are one [G] array, views one after the other, and
-    advantages are taken within each view. Where no other view has an answer there is no label: those rollouts abstain;
-    the released code gives them 0, which is `missing = 0.0`.
+    With variants O and A of K rollouts each (`rollout.prompt_variants`): ỹ_O = majority(a^A), ỹ_A = majority(a^O), and
+    r^O_i = 1[a^O_i = ỹ_O]; with more than two variants the others vote together (ours). No answer is no vote; of
+    equally common answers the one that came first wins. The group's rollouts are one [G] array, variants one after the
+    other, and advantages are taken within each variant. Where no other variant has an answer there is no label: those
+    rollouts abstain; the released code gives them 0, which is `missing = 0.0`.
 
     One answer to everything is no way out as long as wordings differ in what they make it say; a rewrite that changes
-    the answer gives both views a wrong label (see `view_agreement`). Source: the released code,
-    `coreward/verl/workers/reward_manager/co_reward.py`; views are made beforehand, by a stronger model.
+    the answer gives both variants a wrong label (see `variant_agreement`). Source: the released code,
+    `coreward/verl/workers/reward_manager/co_reward.py`; variants are made beforehand, by a stronger model.
     """
 
     async def score(self, group: Group, services: Services) -> Scores:
         answers = self._answers(group)
         labels = cross_labels(answers)
-        own = {view: iter(found) for view, found in answers.items()}
+        own = {variant: iter(found) for variant, found in answers.items()}
         values = np.array(
-            [np.nan if labels[r.view] is None else next(own[r.view]) == labels[r.view] for r in group.rollouts], float
+            [
+                np.nan if labels[r.variant] is None else next(own[r.variant]) == labels[r.variant]
+                for r in group.rollouts
+            ],
+            float,
         )
-        unlabelled = [view for view, label in labels.items() if label is None]
-        note = f"no answer to any view but {', '.join(unlabelled)}" if unlabelled else ""
+        unlabelled = [variant for variant, label in labels.items() if label is None]
+        note = f"no answer to any variant but {', '.join(unlabelled)}" if unlabelled else ""
         state = np.where(np.isnan(values), ABSTAINED, SCORED).astype(np.uint8)
         return Scores(values, state, (Provenance(note=note),))
 
 
-class ViewAgreement(_Views):
-    """1 where all views of a task have the same most common answer, else 0; unknown where one has none.
+class VariantAgreement(_Variants):
+    """1 where all variants of a task have the same most common answer, else 0; unknown where one has none.
 
     To be recorded (`weight = 0`): a task that stays at 0 for epochs has a rewrite with another answer (ours).
     """
@@ -65,13 +69,15 @@ class ViewAgreement(_Views):
     async def score(self, group: Group, services: Services) -> Scores:
         votes = [majority(found) for found in self._answers(group).values()]
         if None in votes:
-            return Scores.abstained(len(group), "a view without an answer")
+            return Scores.abstained(len(group), "a variant without an answer")
         return Scores.of([len(set(votes)) == 1] * len(group))
 
 
 def cross_labels(answers: Answers) -> dict[str, str | None]:
-    """View → the most common answer under all other views, None where they have none."""
-    return {view: majority([a for other in answers if other != view for a in answers[other]]) for view in answers}
+    """Variant → the most common answer under all other variants, None where they have none."""
+    return {
+        variant: majority([a for other in answers if other != variant for a in answers[other]]) for variant in answers
+    }
 
 
 def majority(answers: Sequence[str | None]) -> str | None:

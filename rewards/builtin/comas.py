@@ -17,7 +17,7 @@ from cluster.types import ABSTAINED, SCORED, Group, Provenance, Scores
 from rewards.base import Reward, Services
 
 SCORE = "score"
-"""View of the rollouts that score; their `parent` is the evaluation, and its parent the solution."""
+"""Variant of the rollouts that score; their `parent` is the evaluation, and its parent the solution."""
 
 
 def interaction_rewards(score: int | None) -> tuple[float, float, float]:
@@ -53,7 +53,7 @@ class CoMasReward(Reward):
         values = np.full(len(group), np.nan)
         notes = [""] * len(group)
         for i, rollout in enumerate(group.rollouts):
-            if rollout.view != SCORE or rollout.parent is None:
+            if rollout.variant != SCORE or rollout.parent is None:
                 continue
             evaluation = rollout.parent
             solution = group.rollouts[evaluation].parent
@@ -63,6 +63,6 @@ class CoMasReward(Reward):
                 values[place] = value
                 notes[place] = f"score: {said}"
         if self.of != "all":
-            values[[r.view != self.of for r in group.rollouts]] = np.nan
+            values[[r.variant != self.of for r in group.rollouts]] = np.nan
         state = np.where(np.isnan(values), ABSTAINED, SCORED).astype(np.uint8)
         return Scores(values, state, tuple(Provenance(note=note) for note in notes))

@@ -37,11 +37,11 @@ class SelfAligned(Reward):
         services.scorer(self.scorer)
 
     async def score(self, group: Group, services: Services) -> Scores:
-        views = [group.task.views[r.view] for r in group.rollouts]
-        if not all(any(m.role == "user" for m in messages) for messages in views):
+        variants = [group.task.variants[r.variant] for r in group.rollouts]
+        if not all(any(m.role == "user" for m in messages) for messages in variants):
             return Scores.abstained(len(group), f"task {group.task.id} has no user's message to leave out")
         asked = [passage_of(r) for r in group.rollouts]
-        alone = [passage_of(r, without_query(v)) for r, v in zip(group.rollouts, views, strict=True)]
+        alone = [passage_of(r, without_query(v)) for r, v in zip(group.rollouts, variants, strict=True)]
         readings = await services.scorer(self.scorer).read([*asked, *alone])
         with_query, without = (
             np.array([_mean(*found) for found in zip(group.rollouts, half, strict=True)])

@@ -76,7 +76,7 @@ class TokenContrast(Reward):
     @staticmethod
     def _asking(group: Group, rollout: Rollout, text: str) -> tuple[Message, ...]:
         """The task's messages with the last one asking for the rewritten response."""
-        *before, last = group.task.views[rollout.view]
+        *before, last = group.task.variants[rollout.variant]
         question, response = marked("REQUEST", last.content), marked("RESPONSE", whole_text(rollout))
         return (*before, Message("user", text.format(question=question, response=response)))
 

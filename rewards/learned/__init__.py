@@ -2,5 +2,5 @@
 
 reward worker: oni ── submit captions ─► label table ── take ─► labeller ─► judge
      ▲   score with the published model      │ news
-     └── follower ◄── announcement ◄── distiller: train, compare on held-out labels, publish
+     └── follower ◄── announcement ◄── reward_model: train, compare on held-out labels, publish
 """

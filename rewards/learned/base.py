@@ -20,20 +20,20 @@ class Versioned(Judge, Protocol):
 
 
 class RewardModelReward(Reward):
-    """Scores with the version of `[distilled.NAME]` that was published last, and says how its labels are made."""
+    """Scores with the version of `[reward_models.NAME]` that was published last, and says how its labels are made."""
 
     model: str
-    """The section `[distilled.NAME]`."""
-    services: ClassVar = ("distilled",)
+    """The section `[reward_models.NAME]`."""
+    services: ClassVar = ("reward_model",)
     announced: ClassVar = True
     _follower: RewardModelClient | None = PrivateAttr(None)
 
     async def prepare(self, services: Services) -> None:
-        self._follower = services.distilled(self.model)
+        self._follower = services.reward_model(self.model)
         await self._follower.refresh()
 
     async def refresh(self, services: Services) -> None:
-        await services.distilled(self.model).refresh()
+        await services.reward_model(self.model).refresh()
 
     def version(self) -> str:
         return self._follower.version if self._follower else UNVERSIONED

@@ -1,4 +1,4 @@
-"""A distilled model as a reward worker sees it: the version published last, and a way to ask for labels."""
+"""A reward model as a reward worker sees it: the version published last, and a way to ask for labels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Prediction:
 
 
 class RewardModelClient:
-    """Belongs to one event loop; nothing here waits for a judge or a distiller."""
+    """Belongs to one event loop; nothing here waits for a judge or a trainer."""
 
     def __init__(self, name: str, use: str, build: Callable[[], Model], *, labels: Labels, board: Board) -> None:
         """`build()` makes the model that published states are loaded into."""
@@ -51,7 +51,7 @@ class RewardModelClient:
         self._random, self._num_seen, self._held = random.Random(name), 0, deque[str](maxlen=KEPT)
         self._counts: Counter[str] = Counter()
         # One thread: it owns the model, and one core is what inference gets.
-        self._thread = ThreadPoolExecutor(1, f"distilled-{name}", _one_core)
+        self._thread = ThreadPoolExecutor(1, f"reward-model-{name}", _one_core)
 
     @property
     def version(self) -> str:
@@ -82,7 +82,7 @@ class RewardModelClient:
         """Metrics by name."""
         seen = self._counts["seen"]
         known = self._counts["known"] / seen if seen else float("nan")
-        return {f"distilled/{self.name}_known_frac": known, f"distilled/{self.name}_num_seen": float(seen)}
+        return {f"reward_model/{self.name}_known_frac": known, f"reward_model/{self.name}_num_seen": float(seen)}
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -138,6 +138,6 @@ class RewardModelClient:
 
 
 def _one_core() -> None:
-    import torch  # late: a reward worker without distilled models does not wait for it
+    import torch  # late: a reward worker without reward models does not wait for it
 
     torch.set_num_threads(1)

@@ -44,7 +44,7 @@ class Cooper(RewardModelReward):
     """
 
     model: str = "cooper"
-    """The section `[distilled.NAME]` of the reward model."""
+    """The section `[reward_models.NAME]` of the reward model."""
     rule: str = "exact"
     """The reward that verifies: one by name, or `package.module:Class`."""
     rule_options: dict[str, Any] = {}
@@ -58,7 +58,7 @@ class Cooper(RewardModelReward):
         if group.task.answer is None:
             return Scores.abstained(len(group), self.declines(group.task))
         texts = [written(group.task, spoken_by(rollout), reference=True) for rollout in group.rollouts]
-        follower = services.distilled(self.model)
+        follower = services.reward_model(self.model)
         verified = (await self._rule().score(group, services)).values
         positive = first_right(verified)
         await follower.submit([] if positive is None else [texts[positive]], group=list(dict.fromkeys(texts)))

@@ -1,7 +1,7 @@
-"""What a run's processes need of the distilled models that its recipe names.
+"""What a run's processes need of the reward models that its recipe names.
 
-reward worker   Services(distilled=followers(config, url, run))
-distiller       parts(name, config, url, run, directory, complete): a RewardModelTrainer and a Labeller to run
+reward worker   Services(reward_models=followers(config, url, run))
+trainer       parts(name, config, url, run, directory, complete): a RewardModelTrainer and a Labeller to run
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ INITIAL = "initial"
 
 
 def followers(config: RunConfig, url: str, run: str, model_dir: str = "") -> dict[str, RewardModelClient]:
-    """One per `[distilled.NAME]`, for a reward worker; `model_dir` is what `encoder = "initial"` means."""
+    """One per `[reward_models.NAME]`, for a reward worker; `model_dir` is what `encoder = "initial"` means."""
     found = {}
-    for name in config.distilled:
+    for name in config.reward_models:
         section = placed(config, name, model_dir)
 
         def build(name: str = name, section: RewardModelSection = section):
@@ -77,15 +77,15 @@ def parts(
 
 def placed(config: RunConfig, name: str, model_dir: str) -> RewardModelSection:
     """The section of that name, with `encoder = "initial"` as the directory of the policy's initial model."""
-    section = config.distilled[name]
+    section = config.reward_models[name]
     if section.options.get("encoder") != INITIAL:
         return section
-    assert model_dir, f"distilled.{name} begins with the initial model, and nobody said where that is"
+    assert model_dir, f"reward_models.{name} begins with the initial model, and nobody said where that is"
     return section.model_copy(update={"options": {**section.options, "encoder": model_dir}})
 
 
 def labels_of(name: str, config: RunConfig, url: str, run: str) -> RedisLabels:
-    section, version = config.distilled[name], judge_of(name, config, None).version
+    section, version = config.reward_models[name], judge_of(name, config, None).version
     return RedisLabels(
         url,
         run,
@@ -99,13 +99,13 @@ def labels_of(name: str, config: RunConfig, url: str, run: str) -> RedisLabels:
 
 def judge_of(name: str, config: RunConfig, complete: Complete | None) -> Versioned:
     """Who labels for the model of that name: what the rewards that use it say. Raises ConfigError if they disagree."""
-    section = config.distilled[name]
-    compares = lookup(MODELS, section.use, f"distilled.{name}").compares
+    section = config.reward_models[name]
+    compares = lookup(MODELS, section.use, f"reward_models.{name}").compares
     users = using(name, config)
     found = {reward: signal.labels_by(section, complete, compares=compares) for reward, signal in users.items()}
     if len({judge.version for judge in found.values()}) > 1:
         raise ConfigError(
-            f"distilled.{name} is used by the rewards {', '.join(found)}, which want labels of different kinds. "
+            f"reward_models.{name} is used by the rewards {', '.join(found)}, which want labels of different kinds. "
             "Give each a section of its own."
         )
     return next(iter(found.values()), None) or caption_judge(section, complete, compares=compares)
@@ -115,29 +115,29 @@ def can_begin(config: RunConfig) -> None:
     """Groups that wait for a first version must be enough to publish one: while they wait no others are sampled.
 
     Raises ConfigError unless they bring twice the held-out labels that are needed, since which are held out is chance;
-    and if held-out tasks, which are graded before the first group, would wait as well.
+    and if evaluation tasks, which are graded before the first group, would wait as well.
     """
     graded = config.evaluation.reward or config.reward_names[0]
     num_groups = (config.learner.max_staleness + 1) * config.learner.groups_per_step
-    for name, section in config.distilled.items():
+    for name, section in config.reward_models.items():
         for reward, signal in using(name, config).items():
-            waits = config.rewards[config.reward_names.index(reward)].on_missing == "wait"
+            waits = config.rewards[config.reward_names.index(reward)].missing == "wait"
             each = signal.labels_per_group(config.rollout.group_size)
             if not waits or each is None:
                 continue
             if reward == graded:
                 raise ConfigError(
-                    f"reward '{reward}' waits for the first version of distilled.{name}, and cannot grade held-out "
+                    f"reward '{reward}' waits for the first version of reward_models.{name}, and cannot grade held-out "
                     "tasks before there is one. Set evaluation.reward to another reward, which may have weight = 0."
                 )
             labels = num_groups * each
             held_out = labels * section.held_out_frac
             if held_out < 2 * section.min_held_out:
                 raise ConfigError(
-                    f"distilled.{name} might never be published: reward '{reward}' lets the first {num_groups} groups "
-                    f"wait for it, which bring at most {labels} labels, {held_out:g} of them held out, and "
+                    f"reward_models.{name} might never be published: reward '{reward}' lets the first {num_groups} "
+                    f"groups wait for it, which bring at most {labels} labels, {held_out:g} of them held out, and "
                     f"min_held_out = {section.min_held_out}. Raise held_out_frac, lower min_held_out to half of "
-                    "that, or set missing = 0.0 instead of on_missing = 'wait'."
+                    "that, or set missing = 0.0 instead of missing = 'wait'."
                 )
 
 

@@ -1,4 +1,4 @@
-"""What can be distilled from labels: the table itself, a classifier, a ranking, a reward model."""
+"""What can be learned from labels: the table itself, a classifier, a ranking, a reward model."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ MODELS: dict[str, type[Model]] = {
 
 def model_of(name: str, section: RewardModelSection) -> Model:
     """A new model as the recipe describes it. Raises ConfigError."""
-    return build(MODELS, section.use, section.options, f"distilled.{name}")
+    return build(MODELS, section.use, section.options, f"reward_models.{name}")
 
 
 def _balanced(predicted: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"]) -> float:

@@ -1,4 +1,4 @@
-"""What a distilled model is, and a network that learns from labels.
+"""What a reward model is, and a network that learns from labels.
 
 A model's fields are its options. `state` is all of it as arrays: with the optimiser for a checkpoint, without for
 publishing; a model that loads a checkpoint's goes on bit by bit where the other stood.

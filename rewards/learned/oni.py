@@ -40,7 +40,7 @@ class Oni(RewardModelReward):
     """
 
     model: str = "oni"
-    """The section `[distilled.NAME]` that r̂ comes from."""
+    """The section `[reward_models.NAME]` that r̂ comes from."""
     alpha_ext: float = 0.1
     """0.1 for a dense score, 10 for a sparse task, 0 without a reward of the environment (ONI's code)."""
     alpha_int: float = 0.4
@@ -56,7 +56,7 @@ class Oni(RewardModelReward):
         events = [event for rollout in group.rollouts for event in rollout.events]
         if not events:
             return Scores.abstained(len(group), "no rollout has events: the environment notices nothing")
-        follower = services.distilled(self.model)
+        follower = services.reward_model(self.model)
         captions = [event.text for event in events if event.text]
         await follower.ask(captions)
         predicted = await follower.predict(captions)

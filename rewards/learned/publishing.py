@@ -1,4 +1,4 @@
-"""How a distilled model gets from who trains it to who scores with it: a file, and an announcement in Redis."""
+"""How a reward model gets from who trains it to who scores with it: a file, and an announcement in Redis."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from cluster.errors import InfrastructureError
 from cluster.types import decode, encode
 
 State = dict[str, np.ndarray]
-"""A distilled model as arrays."""
+"""A reward model as arrays."""
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """Which version of a distilled model is to be used, and where it lies."""
+    """Which version of a reward model is to be used, and where it lies."""
 
     name: str
     version: str
@@ -64,7 +64,7 @@ class MemoryBoard:
 
 
 class RedisBoard:
-    """One small key per model, `kanabo:{RUN}:distilled:NAME`. Raises BufferUnavailable."""
+    """One small key per model, `kanabo:{RUN}:reward_model:NAME`. Raises BufferUnavailable."""
 
     def __init__(self, url: str, run: str) -> None:
         self._args = (url, run)
@@ -85,7 +85,7 @@ class RedisBoard:
         return decode(data, Announcement) if data else None
 
     def _key(self, name: str) -> str:
-        return f"{self._connection.prefix}distilled:{name}"
+        return f"{self._connection.prefix}distilled:{name}"  # version 0.1's key: a resumed run finds its model
 
 
 def write(path: Path, value: Any) -> None:
@@ -109,6 +109,6 @@ def read(announcement: Announcement) -> State:
         return decode(Path(announcement.path).read_bytes(), State)
     except (OSError, msgspec.DecodeError) as error:
         raise InfrastructureError(
-            f"distilled model '{announcement.name}' version {announcement.version} cannot be read: {error}. "
+            f"reward model '{announcement.name}' version {announcement.version} cannot be read: {error}. "
             "Every reward worker must see the run's directory; on several nodes run.dir lies on a shared disk."
         ) from error

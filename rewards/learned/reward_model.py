@@ -25,13 +25,13 @@ class LearnedReward(RewardModelReward):
     """r(x, y) [G] of the reward model published last, a logit: P(y beats y′) = σ(r(x, y) − r(x, y′)).
 
     Of every group it asks for labels of `pairs` pairs of distinct responses, drawn at random, and waits for none. Until
-    a first version is published it fails: with `on_missing = "wait"` groups wait for it, `missing = 0.0` trains on the
+    a first version is published it fails: with `missing = "wait"` groups wait for it, `missing = 0.0` trains on the
     other rewards meanwhile. Texts are those of `responses.written`,
     without thoughts.
     """
 
     model: str = "reward_model"
-    """The section `[distilled.NAME]` of the reward model."""
+    """The section `[reward_models.NAME]` of the reward model."""
     pairs: NonNegativeInt = 4
     """Per group; a group of G distinct responses has G(G−1)/2."""
 
@@ -41,7 +41,7 @@ class LearnedReward(RewardModelReward):
         possible = list(combinations(distinct, 2))
         # By the group's id: scored again under the next version, it asks for nothing new.
         picked = random.Random(group.id).sample(possible, min(self.pairs, len(possible)))
-        follower = services.distilled(self.model)
+        follower = services.reward_model(self.model)
         await follower.submit([pair(*texts) for texts in picked], group=distinct)
         values, version = await scores_of(follower, texts)
         return Scores.of(values, Provenance(model=self.model), version=version)
@@ -60,7 +60,7 @@ async def scores_of(follower: RewardModelClient, texts: Sequence[str]) -> tuple[
     predicted = await follower.predict(texts)
     if not follower.published:
         raise InfrastructureError(
-            f"no version of the distilled model '{follower.name}' is published yet. Its labels come during the run: "
-            "on_missing = 'wait' lets groups wait for the first, missing = 0.0 does without."
+            f"no version of the reward model '{follower.name}' is published yet. Its labels come during the run: "
+            "missing = 'wait' lets groups wait for the first, missing = 0.0 does without."
         )
     return predicted.values, predicted.version

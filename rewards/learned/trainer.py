@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a distiller stands; the labels themselves are in the table."""
+    """Where a trainer stands; the labels themselves are in the table."""
 
     use: str
     held_out_frac: float
@@ -87,7 +87,7 @@ class RewardModelTrainer:
         self._tried_at = -math.inf
         self._stopping = False
         self._stage = "has just started"
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"distil-{name}", initializer=_one_core)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"reward-model-{name}", initializer=_one_core)
         self.loss = self.agreement = self.starc = self.flips = math.nan
         """Of the last fit, of the last model that was compared, and of the last two versions with each other."""
         self.num_refused = 0
@@ -120,7 +120,7 @@ class RewardModelTrainer:
 
     def snapshot(self) -> dict[str, float]:
         """Metrics by name; what is not known yet is NaN."""
-        counts, area = self._labels.counts(), f"distilled/{self.name}"
+        counts, area = self._labels.counts(), f"reward_model/{self.name}"
         return {
             f"{area}_num_labels": float(counts.labels),
             f"{area}_num_waiting": float(counts.backlog),
@@ -163,7 +163,7 @@ class RewardModelTrainer:
             self._model.see(self._labels.shown())
         self.loss = self._model.fit(*self._arrays(held_out=False))
         self._cursor, self._untried = news[-1].cursor if news else self._cursor, True
-        failpoint("distiller.after_fit")
+        failpoint("reward_model.after_fit")
         if news:
             self._save()
 
@@ -178,14 +178,14 @@ class RewardModelTrainer:
         version = f"{self._section.use}.{self._number + 1}"
         state, path = self._model.state(training=False), self._directory / f"{version}.model"
         write(path, state)
-        failpoint("distiller.after_model")
+        failpoint("reward_model.after_model")
         agreement = self.agreement if self._model.learns else math.nan
         self._published = Announcement(self.name, version, str(path), len(self._values), agreement)
         self._number += 1
         self._rival.load(state)
         # The checkpoint before the announcement: whoever resumes must know of a version that somebody may use.
         self._save()
-        failpoint("distiller.after_checkpoint")
+        failpoint("reward_model.after_checkpoint")
         self._announce()
         for number in range(self._number - KEPT_FILES, 0, -1):
             old = self._directory / f"{self._section.use}.{number}.model"
@@ -201,7 +201,7 @@ class RewardModelTrainer:
         enough = len(keys) >= self._section.min_held_out
         good = enough and passes(self.agreement, current, self._section.min_agreement)
         if not good:
-            text = "distilled model '%s' is not published: agreement %.3f on %d held-out labels, published %.3f"
+            text = "reward model '%s' is not published: agreement %.3f on %d held-out labels, published %.3f"
             log.info(text, self.name, self.agreement, len(keys), current)
         return good
 
@@ -250,7 +250,7 @@ class RewardModelTrainer:
         ours = (self._section.use, self._section.held_out_frac)
         if ours != (saved.use, saved.held_out_frac):
             raise ConfigError(
-                f"distilled.{self.name}: use = '{ours[0]}', held_out_frac = {ours[1]}, but {self._path} is of "
+                f"reward_models.{self.name}: use = '{ours[0]}', held_out_frac = {ours[1]}, but {self._path} is of "
                 f"'{saved.use}' with {saved.held_out_frac}: labels it has learnt from would count as unseen. "
                 "Give the new model another name."
             )
@@ -264,7 +264,7 @@ class RewardModelTrainer:
         else:
             self._model.fit(*self._arrays(held_out=False))
         if not reached:  # the table has lost what the checkpoint knows: what is there is learnt from again
-            log.warning("distilled model '%s': labels are gone from the table; %d remain", self.name, len(self._values))
+            log.warning("reward model '%s': labels are gone from the table; %d remain", self.name, len(self._values))
             self._cursor = "0"
 
     def _read_checkpoint(self) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""Anchors: held-out tasks that the initial policy was surest of, and what it answered. No labels.
+"""Anchors: evaluation tasks that the initial policy was surest of, and what it answered. No labels.
 
 A policy that learns keeps most of what it was sure of; one that collapses onto its own votes goes on giving it up. So
 the share of anchors that are still answered as at the start is a held-out probe for runs that have no references. It is
@@ -16,7 +16,7 @@ from rewards.parsing.answers import answer_of
 from rewards.parsing.equality import key
 
 SHARE = 0.2
-"""Of the held-out tasks, the surest."""
+"""Of the evaluation tasks, the surest."""
 
 Answers = dict[str, tuple[str, float]]
 """Task id → (hash of its answer, empty without one; mean log-prob of the chosen tokens, nats)."""

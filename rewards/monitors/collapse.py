@@ -40,7 +40,7 @@ class _Probe:
 class CollapseGuard(Monitor):
     """Alarms when a held-out probe falls, or when groups become unanimous and no probe says that they are right.
 
-    Two probes: held-out accuracy, where there are references, and `eval/anchor_agreement`, the share of tasks that
+    Two probes: evaluation accuracy, where there are references, and `eval/anchor_agreement`, the share of tasks that
     the initial policy was surest of and that are still answered as then, which needs none: it is the drift from the
     initial policy beyond what learning causes. Both are measured every `evaluation.every_steps`. Unanimity is the
     commonest answer's share (reward `majority`), with an entropy of answers that is a fraction of what it was (reward
@@ -55,8 +55,8 @@ class CollapseGuard(Monitor):
     entropy: str = "reward/answer_entropy_mean"
     """Metric of the entropy of a group's answers, in nats."""
     drop: float = Field(default=0.1, gt=0, lt=1)
-    """Part of its best value that the accuracy has lost when it counts as low. With few held-out tasks take more: of n
-    tasks at accuracy p the error is a part √((1 − p) / (p n)) of it."""
+    """Part of its best value that the accuracy has lost when it counts as low. With few evaluation tasks take more: of
+    n tasks at accuracy p the error is a part √((1 − p) / (p n)) of it."""
     anchor_drop: float = Field(default=0.25, gt=0, lt=1)
     """The same of the agreement, which does not count while the accuracy is above its first value by `drop`: learning
     costs some of it too, up to 0.26 in the quickstart, seed 0."""

@@ -45,7 +45,7 @@ class Starc(Monitor):
     """Distance of one reward from another, or from the mixture that is trained on, over the step's groups, in [0, 1].
 
     0: they could not lead to different policies, 1: opposite. Give the other one, a verifier or another version of the
-    judge, as a reward with `weight = 0`. Versions of a model that learns during the run are compared by its distiller.
+    judge, as a reward with `weight = 0`. Versions of a model that learns during the run are compared by its trainer.
     """
 
     reward: str

@@ -12,7 +12,7 @@ from openai import AsyncOpenAI
 from actors.chat import Chat
 from actors.endpoint import Endpoint
 from actors.engine import Sample
-from actors.episode import Limits, play_seats
+from actors.episode import Limits, play_agents
 from cluster.config import EndpointSection
 from cluster.types import Rollout, Task, VersionSpan
 from tests.actors.test_chat import CHATML, tokenizer
@@ -63,12 +63,12 @@ def merging(template: str | None) -> Any:
 
 
 async def played(
-    engine: Any, environment: Any, limits: Limits = LIMITS, task: Task = TASK, view: str = "orig"
+    engine: Any, environment: Any, limits: Limits = LIMITS, task: Task = TASK, variant: str = "orig"
 ) -> list[Rollout]:
     """One episode of an agent, with an endpoint of its own."""
     endpoint = Endpoint(engine, engine.chat, EndpointSection())
     try:
-        return await play_seats(engine, engine.chat, environment, task, view, limits, endpoint=endpoint)
+        return await play_agents(engine, engine.chat, environment, task, variant, limits, endpoint=endpoint)
     finally:
         await endpoint.close()
 

@@ -118,12 +118,12 @@ def reward(draw: random.Random) -> Any:
 def end(draw: random.Random) -> Any:
     found = End(reward(draw), draw.choice((None, None, "4", note(draw))), events(draw))
     if draw.random() < 0.3:
-        seats = [draw.choice(("a", "b", "", "c", note(draw))) for _ in range(2)]
-        hashable = [s for s in seats if isinstance(s, str | int | float | bytes | None)]
+        agents = [draw.choice(("a", "b", "", "c", note(draw))) for _ in range(2)]
+        hashable = [s for s in agents if isinstance(s, str | int | float | bytes | None)]
         found = replace(found, rewards={s: reward(draw) for s in hashable})
-        found = replace(found, seat_events={s: events(draw) for s in hashable})
+        found = replace(found, agent_events={s: events(draw) for s in hashable})
     if draw.random() < 0.05:
-        name = draw.choice(("reward", "answer", "events", "rewards", "seat_events"))
+        name = draw.choice(("reward", "answer", "events", "rewards", "agent_events"))
         object.__setattr__(found, name, oddity(draw))
     return found
 
@@ -135,18 +135,18 @@ def message(draw: random.Random) -> Any:
     return Message(role, draw.choice(("hello", "2+2=?", "", "x" * 70, "ü\x00\ud83d", "[EOS]", note(draw))))
 
 
-def observation(draw: random.Random, seats: tuple[str, ...]) -> Any:
+def observation(draw: random.Random, agents: tuple[str, ...]) -> Any:
     if draw.random() < 0.02:
         return Shouts((Message("user", "x"),))
-    seat = draw.choice(seats)
+    agent = draw.choice(agents)
     if draw.random() < 0.75:
-        return Observation.of(draw.choice(("hello", "2+2=?", "x" * 30)), seat=seat, reward=reward(draw))
+        return Observation.of(draw.choice(("hello", "2+2=?", "x" * 30)), agent=agent, reward=reward(draw))
     many = draw.choice((1, 1, 1, 1, 2, 3, 0, draw.choice((0, 500))))
-    found = Observation(tuple(message(draw) for _ in range(many)), events(draw), reward(draw), seat)
+    found = Observation(tuple(message(draw) for _ in range(many)), events(draw), reward(draw), agent)
     if draw.random() < 0.3:
         found = replace(found, when_cut=end(draw))
     if draw.random() < 0.2:
-        name = draw.choice(("messages", "events", "reward", "seat", "when_cut"))
+        name = draw.choice(("messages", "events", "reward", "agent", "when_cut"))
         object.__setattr__(found, name, oddity(draw))
     return found
 
@@ -157,11 +157,11 @@ def spoil(draw: random.Random, task: Any) -> None:
         (
             lambda: task.meta.clear(),
             lambda: task.meta["nested"]["list"].append(task),
-            lambda: task.views.clear(),
-            lambda: task.views.update(orig=7, more=()),
+            lambda: task.variants.clear(),
+            lambda: task.variants.update(orig=7, more=()),
             lambda: object.__setattr__(task, "id", object()),
             lambda: object.__setattr__(task, "answer", "spoilt"),
-            lambda: object.__setattr__(task.views["orig"][0], "content", 3),
+            lambda: object.__setattr__(task.variants["orig"][0], "content", 3),
         ),
         2,
     ):
@@ -223,7 +223,7 @@ class Hostile(Environment):
 
     seed: int = 0
 
-    def play(self, task, view):
+    def play(self, task, variant):
         draw = random.Random(f"{self.seed}/{task.id}/{next(EPISODES[task.id])}")
         what = draw.randrange(60)
         if what == 0:
@@ -234,12 +234,12 @@ class Hostile(Environment):
             return Steps(*(draw.choice((Awaitable(), self._one(draw), oddity(draw))) for _ in range(3)))
         if what == 3:
             return self._one(draw)
-        return self._episode(draw, task, view)
+        return self._episode(draw, task, variant)
 
     async def _one(self, draw):
-        return observation(draw, self.seats)
+        return observation(draw, self.agents)
 
-    async def _episode(self, draw, task, view):
+    async def _episode(self, draw, task, variant):
         clean = draw.random() < 0.5
         try:
             if draw.random() < 0.3:
@@ -255,9 +255,9 @@ class Hostile(Environment):
                 elif what == 2:
                     yield end(draw)
                 elif clean:
-                    yield Observation.of("2+2=?", seat=draw.choice(self.seats), reward=reward(draw))
+                    yield Observation.of("2+2=?", agent=draw.choice(self.agents), reward=reward(draw))
                 else:
-                    yield observation(draw, (*self.seats, "c"))
+                    yield observation(draw, (*self.agents, "c"))
             if draw.random() < 0.5:
                 yield end(draw)
         except GeneratorExit:
@@ -276,10 +276,10 @@ class Cut(Hostile):
     ends_when_cut = False
 
 
-class Seats(Hostile):
+class Agents(Hostile):
     """Plays with two."""
 
-    seats = ("a", "b")
+    agents = ("a", "b")
 
 
 def forged(draw: random.Random, rollout: Rollout) -> Any:
@@ -295,13 +295,13 @@ def forged(draw: random.Random, rollout: Rollout) -> Any:
         "finish": lambda: draw.choice(("stop", "length", "abort")),
         "temperature": lambda: number(draw),
         "answer": lambda: note(draw),
-        "view": lambda: draw.choice(("orig", "solution", "\ud800", note(draw))),
+        "variant": lambda: draw.choice(("orig", "solution", "\ud800", note(draw))),
         "policy": lambda: draw.choice(("policy", "b", "stranger", note(draw))),
         "attempt": lambda: number(draw),
         "parent": lambda: draw.choice((None, 0, 1, -1, 7, True, number(draw))),
         "events": lambda: events(draw),
         "reward": lambda: reward(draw),
-        "role": lambda: note(draw),
+        "agent": lambda: note(draw),
         "num_cut_observations": lambda: number(draw),
     }
     name = draw.choice(list(changes))
@@ -358,7 +358,7 @@ class Meets(MultiPolicyEnvironment):
         if what == 3:
             return [forged(draw, r) for r in said]
         if what == 4:
-            return tuple(replace(r, view="solution", parent=i - 1 if i else None) for i, r in enumerate(said))
+            return tuple(replace(r, variant="solution", parent=i - 1 if i else None) for i, r in enumerate(said))
         if what == 5:
             return iter(said)
         if what == 6:
@@ -369,4 +369,4 @@ class Meets(MultiPolicyEnvironment):
         return 2
 
 
-ALL: tuple[type[Environment], ...] = (Hostile, Cut, Seats, Meets)
+ALL: tuple[type[Environment], ...] = (Hostile, Cut, Agents, Meets)

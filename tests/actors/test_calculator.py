@@ -34,7 +34,7 @@ async def told(answers, **options):
 
 async def test_two_calls_and_an_answer():
     question, first, second, end = await told(["[12+34]", "[46+56]", "102"])
-    assert question.messages == TASK.views["orig"]
+    assert question.messages == TASK.variants["orig"]
     assert [first.messages[0].content, second.messages[0].content] == ["=46;", "=102;"]
     assert [(e.turn, e.count) for step in (first, second) for e in step.events] == [(0, 1), (1, 2)]
     assert isinstance(end, End)
@@ -75,8 +75,8 @@ def test_no_sum_is_in_two_sets_in_any_order():
 
 
 def test_tasks_have_the_answer_that_arithmetic_gives():
-    source = build(TASKS, "calculator", {"num_heldout": 7}, "tasks")
-    assert len(source.heldout()) == 7
+    source = build(TASKS, "calculator", {"num_evaluation": 7}, "tasks")
+    assert len(source.evaluation()) == 7
     for task in source.train()[:100]:
         assert int(task.answer or "") == sum(map(int, re.findall(r"\d+", task.prompt)))
 
@@ -108,7 +108,7 @@ async def test_the_warm_start_solves_a_part_of_what_it_has_not_seen():
     directory = prepare(ModelSection(path="tiny:calculator"), seed=0)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
     assert sum(p.numel() for p in model.parameters()) < 2_000_000
-    tasks = build(TASKS, "calculator", {"num_heldout": 200}, "tasks").heldout()
+    tasks = build(TASKS, "calculator", {"num_evaluation": 200}, "tasks").evaluation()
     environment = build(ENVIRONMENTS, "calculator", {}, "rollout.environment")
     games = [environment.play(task, "orig") for task in tasks]
     steps = [await anext(game) for game in games]

@@ -95,8 +95,8 @@ async def test_every_version_span_has_the_logprobs_of_its_weights(tmp_path, tied
 
 
 class ThreeTurns(Environment):
-    async def play(self, task, view):
-        first = yield Observation(task.views[view])
+    async def play(self, task, variant):
+        first = yield Observation(task.variants[variant])
         second = yield Observation.of(f"you wrote {len(first)}. again?")
         third = yield Observation.of(f"and {len(second)}. once more!")
         yield End(reward=float(len(third)))

@@ -38,10 +38,10 @@ class Faulty(Environment):
     ends_when_cut = False
     turn: int = 0
 
-    async def play(self, task, view):
+    async def play(self, task, variant):
         if self.turn == 0 and task.prompt == BAD:
             yield await self.fail()
-        yield Observation(task.views[view])
+        yield Observation(task.variants[variant])
         if task.prompt == BAD:
             yield await self.fail()
 
@@ -90,14 +90,14 @@ class NumberAsAnswer(Faulty):
 
 
 class NoGenerator(Environment):
-    def play(self, task, view):
-        return SingleTurn().play(task, view) if task.prompt != BAD else None
+    def play(self, task, variant):
+        return SingleTurn().play(task, variant) if task.prompt != BAD else None
 
 
 class HangsAtTheEnd(Environment):
-    async def play(self, task, view):
+    async def play(self, task, variant):
         try:
-            yield Observation(task.views[view])
+            yield Observation(task.variants[variant])
             yield End()
         finally:
             if task.prompt == BAD:
@@ -142,7 +142,7 @@ class EventOfNoTurn(Faulty):
 class TrueAsReward(Environment):
     ends_when_cut = False
 
-    async def play(self, task, view):
+    async def play(self, task, variant):
         task.meta["mine"] = object()
         yield Observation.of("half \ud800")
         yield End(reward=True)
@@ -151,8 +151,8 @@ class TrueAsReward(Environment):
 class LongAnswer(Environment):
     ends_when_cut = False
 
-    async def play(self, task, view):
-        yield Observation(task.views[view])
+    async def play(self, task, variant):
+        yield Observation(task.variants[variant])
         yield Observation.of("x" * 100_000)
         yield End()
 
@@ -213,15 +213,15 @@ class ToolAnswer(Environment):
 
     ends_when_cut = False
 
-    async def play(self, task, view):
-        yield Observation(task.views[view])
+    async def play(self, task, variant):
+        yield Observation(task.variants[variant])
         yield Observation.of("x y " * 50_000, role="tool")
         yield End(reward=1.0)
 
 
 async def test_a_tool_answer_of_100_000_tokens_leaves_a_rollout_within_a_context_of_400(model, buffer, worker):
     long = worker(ToolAnswer(), max_model_len=400)
-    (group,) = await long.heldout([Task.of("0", "fine")], temperature=1.0)
+    (group,) = await long.evaluate([Task.of("0", "fine")], temperature=1.0)
     (rollout,) = group.rollouts
     assert len(rollout.tokens) <= 400
     assert rollout.loss_mask[-1], "no token stands behind the last one that is trained"
@@ -270,8 +270,8 @@ class Unbuildable(Environment):
             time.sleep(2)
         raise {"exits": SystemExit(3), "cancels": asyncio.CancelledError()}.get(self.how, KeyError("no such room"))
 
-    async def play(self, task, view):
-        yield Observation(task.views[view])
+    async def play(self, task, variant):
+        yield Observation(task.variants[variant])
 
 
 BUILT = count()
@@ -334,11 +334,11 @@ async def test_a_task_that_cannot_be_made(task_at, words, worker, buffer):
 
 async def test_the_others_of_a_failed_group_are_not_sampled_on(worker, buffer):
     class Second(Environment):
-        async def play(self, task, view):
+        async def play(self, task, variant):
             PLAYED.append("begun")
             if len(PLAYED) == 1:
                 raise KeyError("the first")
-            yield Observation(task.views[view])
+            yield Observation(task.variants[variant])
             await asyncio.sleep(0.2)
             PLAYED.append("ended")
 
@@ -354,7 +354,7 @@ PLAYED: list[str] = []
 
 async def test_a_held_out_task_that_fails_is_left_out_and_counted(worker):
     one = worker(Raises())
-    groups = await one.heldout([Task.of("0", "fine"), Task.of("1", BAD), Task.of("2", "fine")], temperature=0.0)
+    groups = await one.evaluate([Task.of("0", "fine"), Task.of("1", BAD), Task.of("2", "fine")], temperature=0.0)
     assert [g.task.id for g in groups] == ["0", "2"]
     assert one._counts["data_failures"] == 1
     assert "no such room" in one._last_failure
@@ -399,28 +399,28 @@ async def test_an_event_of_a_turn_that_was_not_played_costs_its_group(worker, bu
 
 async def test_a_reward_of_true_is_one_and_the_task_stays_as_it_was(worker):
     task = Task.of("0", "fine")
-    (group,) = await worker(TrueAsReward()).heldout([task], temperature=0.0)
+    (group,) = await worker(TrueAsReward()).evaluate([task], temperature=0.0)
     assert group.rollouts[0].reward == 1.0
     assert task.meta == {}
     assert group.rollouts[0].turns[0].text == "half \ufffd"
 
 
 async def test_a_long_observation_is_cut_to_the_context_and_nothing_untrained_is_stored_behind(worker):
-    (group,) = await worker(LongAnswer()).heldout([Task.of("0", "fine")], temperature=1.0)
+    (group,) = await worker(LongAnswer()).evaluate([Task.of("0", "fine")], temperature=1.0)
     rollout = group.rollouts[0]
     assert len(rollout.tokens) <= 64
     assert rollout.loss_mask[-1]
 
 
 class LongAnswers(Environment):
-    """Answers of the given lengths, the last one again and again; the last seat's are as long."""
+    """Answers of the given lengths, the last one again and again; the last agent's are as long."""
 
     ends_when_cut = False
     lengths: tuple[int, ...]
     messages: int = 1
 
-    async def play(self, task, view):
-        yield Observation(task.views[view])
+    async def play(self, task, variant):
+        yield Observation(task.variants[variant])
         for turn in range(20):
             length = self.lengths[min(turn, len(self.lengths) - 1)]
             yield Observation(tuple(Message("user", "x" * length) for _ in range(self.messages)))
@@ -434,7 +434,7 @@ class LongAnswers(Environment):
 async def test_answers_of_any_length_fit_the_context_and_are_counted_when_cut(lengths, messages, cut, worker):
     environment = LongAnswers(lengths=lengths, messages=messages)
     begun = time.monotonic()
-    (group,) = await worker(environment).heldout([Task.of("0", "fine")], temperature=1.0)
+    (group,) = await worker(environment).evaluate([Task.of("0", "fine")], temperature=1.0)
     assert time.monotonic() - begun < 20
     rollout = group.rollouts[0]
     assert 0 < len(rollout.tokens) <= 64
@@ -445,7 +445,7 @@ async def test_answers_of_any_length_fit_the_context_and_are_counted_when_cut(le
 
 async def test_a_prompt_of_any_length_is_a_named_failure(worker):
     one = worker()
-    assert await one.heldout([Task.of("0", "x" * 20_000_000)], temperature=1.0) == []
+    assert await one.evaluate([Task.of("0", "x" * 20_000_000)], temperature=1.0) == []
     assert "task 0: its prompt has more than 64 tokens" in one._last_failure
 
 
@@ -453,22 +453,22 @@ CLAIM = Claim("policy/1/0", "policy", 1, 0, 0, 0, "secret")
 
 
 class LateSeat(Environment):
-    """Plays a second seat whose first observation has the given length."""
+    """Plays a second agent whose first observation has the given length."""
 
-    seats = ("a", "b")
+    agents = ("a", "b")
     ends_when_cut = False
     length: int
     messages: int = 1
 
-    async def play(self, task, view):
-        yield Observation(task.views[view], seat="a")
+    async def play(self, task, variant):
+        yield Observation(task.variants[variant], agent="a")
         many = tuple(Message("user", "x" * self.length) for _ in range(self.messages))
-        yield Observation(many, (Event("seen", 0),), seat="b")
+        yield Observation(many, (Event("seen", 0),), agent="b")
         yield End(rewards={"a": 1.0, "b": 2.0})
 
 
 @pytest.mark.parametrize("length", [1, 60, 100, 100_000, 10_000_000])
-async def test_the_first_observation_of_a_later_seat_is_cut_to_the_context(length, worker):
+async def test_the_first_observation_of_a_later_agent_is_cut_to_the_context(length, worker):
     group = await worker(LateSeat(length=length))._group(CLAIM, Task.of("0", "fine"))
     first, second = group.rollouts
     assert (first.role, second.role) == ("a", "b")
@@ -478,9 +478,9 @@ async def test_the_first_observation_of_a_later_seat_is_cut_to_the_context(lengt
     assert first.num_cut_observations == 0
 
 
-async def test_a_later_seat_that_sees_more_messages_than_fit_takes_no_turn(worker):
+async def test_a_later_agent_that_sees_more_messages_than_fit_takes_no_turn(worker):
     group = checked_group(await worker(LateSeat(length=1, messages=500))._group(CLAIM, Task.of("0", "fine")))
-    assert [r.role for r in group.rollouts] == ["a"]
+    assert [r.agent for r in group.rollouts] == ["a"]
     assert group.rollouts[0].truncated
 
 

@@ -112,22 +112,22 @@ class BlocksWhenShown(Faulty):
 
 
 class BlocksInItsEnd(Environment):
-    async def play(self, task, view):
+    async def play(self, task, variant):
         try:
-            yield Observation(task.views[view])
+            yield Observation(task.variants[variant])
         finally:
             if task.prompt == BAD:
                 wait()
 
 
 class BlocksBeforeItBegins(Environment):
-    def play(self, task, view):
+    def play(self, task, variant):
         if task.prompt == BAD:
             wait()
-        return self.well(task, view)
+        return self.well(task, variant)
 
-    async def well(self, task, view):
-        yield Observation(task.views[view])
+    async def well(self, task, variant):
+        yield Observation(task.variants[variant])
 
 
 @pytest.mark.parametrize("turn", [0, 1])
@@ -157,8 +157,8 @@ async def test_the_line_that_blocks_is_named(worker, buffer):  # noqa: F811
 class Shares(Environment):
     """All episodes wait for one another at an asyncio lock of the environment's, and one of them blocks."""
 
-    async def play(self, task, view):
-        text = yield Observation(task.views[view])
+    async def play(self, task, variant):
+        text = yield Observation(task.variants[variant])
         async with LOCK:
             await asyncio.sleep(0.01)
             LOOPS.add(id(asyncio.get_running_loop()))
@@ -172,22 +172,22 @@ LOOPS: set[int] = set()
 async def test_episodes_of_an_environment_that_does_not_block_share_one_loop(worker):  # noqa: F811
     LOOPS.clear()
     tasks = [Task.of(str(i), "fine") for i in range(40)]
-    groups = await worker(Shares()).heldout(tasks, temperature=1.0)
+    groups = await worker(Shares()).evaluate(tasks, temperature=1.0)
     assert len(groups) == 40
     assert len(LOOPS) == 1
 
 
 class HoldsOverTurns(Environment):
-    async def play(self, task, view):
+    async def play(self, task, variant):
         async with asyncio.timeout(30):
-            yield Observation(task.views[view])
+            yield Observation(task.variants[variant])
             yield Observation.of("again")
         yield End(reward=1.0)
 
 
 async def test_a_time_out_may_be_held_over_turns(worker):  # noqa: F811
     one = worker(HoldsOverTurns())
-    (group,) = await one.heldout([Task.of("0", "fine")], temperature=1.0)
+    (group,) = await one.evaluate([Task.of("0", "fine")], temperature=1.0)
     assert group.rollouts[0].turns
 
 
@@ -299,12 +299,12 @@ class Misbehaves(MultiPolicyEnvironment):
         if self.how == "another policy":
             return [replace(first, policy="b")]
         if self.how == "twice":
-            return [first, replace(first, view="again")]
+            return [first, replace(first, variant="again")]
         if self.how == "labels":
-            return [replace(first, view="v", answer="4", reward=1.0, role="r"), await cast.say("policy", "more")]
+            return [replace(first, variant="v", answer="4", reward=1.0, agent="r"), await cast.say("policy", "more")]
         if self.how == "task":
             task.meta["mine"] = 1
-            task.views.clear()
+            task.variants.clear()
         return [first]
 
     def size(self, num_policies):
@@ -341,7 +341,7 @@ async def test_whatever_a_meeting_does_is_a_named_failure_of_its_group(how, word
 
 async def test_a_meeting_may_label_what_was_sampled():
     found = await meet(Heard("policy"), Misbehaves(how="labels"))
-    assert [(r.text, r.view, r.answer, r.role) for r in found] == [
+    assert [(r.text, r.variant, r.answer, r.agent) for r in found] == [
         ("policy says 1", "v", "4", "r"),
         ("policy says 2", "orig", None, ""),
     ]
@@ -351,7 +351,7 @@ async def test_a_meeting_has_a_task_of_its_own():
     task = Task.of("sum/1", "1+1?")
     found = await meet(Heard("policy"), Misbehaves(how="task"), task)
     assert [r.text for r in found] == ["policy says 1"]
-    assert (task.meta, list(task.views)) == ({}, ["orig"])
+    assert (task.meta, list(task.variants)) == ({}, ["orig"])
 
 
 async def test_meetings_beside_one_that_blocks_are_held():

@@ -1,4 +1,4 @@
-"""Both seats of a game: who sees what, what it is worth, and that a deal depends on its seed alone."""
+"""Both agents of a game: who sees what, what it is worth, and that a deal depends on its seed alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from actors import episode
 from actors.environments import ENVIRONMENTS
 from actors.environments.games import Games, Table
-from actors.tasks.games import FIRST_HELDOUT, GameTasks
+from actors.tasks.games import FIRST_EVALUATION, GameTasks
 from actors.tiny.gambler import FIRST_WATCHED, GamblerModel
 from cluster.config import load
 from cluster.errors import ConfigError
@@ -28,7 +28,7 @@ async def played(task, write, **options):
         shown.append(text)
         return write(text)
 
-    rollouts = await episode.play_seats(Typist(answer), Letters(), Games(**options), task, "orig", LIMITS)
+    rollouts = await episode.play_agents(Typist(answer), Letters(), Games(**options), task, "orig", LIMITS)
     return rollouts, shown
 
 
@@ -36,16 +36,16 @@ def kuhn(index: int = 0, **options):
     return GameTasks(games=("KuhnPoker-v0-short",), options={"KuhnPoker-v0-short": {"max_rounds": 1}}, **options)
 
 
-async def test_each_seat_has_a_rollout_of_its_own_side():
+async def test_each_agent_has_a_rollout_of_its_own_side():
     calls = {"c": "[bet]", "b": "[call]", "cb": "[call]", "": "[check]"}
     found = {}
     for task in kuhn().train()[:12]:
         rollouts, _ = await played(task, lambda text: calls[CARD.match(text)[2]], style="compact")
-        assert [r.role for r in rollouts] == ["1", "0"], "seat 1 opens the first round"
+        assert [r.agent for r in rollouts] == ["1", "0"], "agent 1 opens the first round"
         assert sum(r.reward for r in rollouts) == 0
         assert {abs(r.reward) for r in rollouts} == {1.0}
         opener, other = rollouts
-        cards = {r.role: r.turns[0].text[0] for r in rollouts}
+        cards = {r.agent: r.turns[0].text[0] for r in rollouts}
         assert cards["0"] != cards["1"]
         winner = max(rollouts, key=lambda r: "JQK".index(r.turns[0].text[0]))
         assert winner.reward == 1, "a showdown goes to the higher card"
@@ -96,7 +96,7 @@ def test_whatever_a_turn_says_a_game_is_done_with_it_at_once(game):
 
 def test_a_game_that_raises_for_a_move_has_an_invalid_move(monkeypatch):
     table = Table("Tak-v0", 1, {}, "full")
-    seat = table.seat
+    agent = table.agent
 
     def step(self, action):
         raise RecursionError("too deep")
@@ -104,14 +104,14 @@ def test_a_game_that_raises_for_a_move_has_an_invalid_move(monkeypatch):
     monkeypatch.setattr("textarena.envs.Tak.env.TakEnv.step", step)
     table.move("[place ((0,0)) {}]")
     assert table.over
-    assert table.offender == seat
+    assert table.offender == agent
 
 
 async def test_a_game_cut_short_is_a_draw():
     limits = episode.Limits(max_tokens=40, max_turns=1, temperature=1.0)
     task = kuhn().train()[0]
     typist = Typist(lambda text: "[bet]")
-    (opener,) = await episode.play_seats(typist, Letters(), Games(style="compact"), task, "orig", limits)
+    (opener,) = await episode.play_agents(typist, Letters(), Games(style="compact"), task, "orig", limits)
     assert (opener.reward, opener.finish) == (0.0, "length")
 
 
@@ -121,7 +121,7 @@ def test_a_deal_depends_on_its_seed_alone(game):
         table, told = Table(game, seed, {}, "full"), []
         while not table.over:
             between()
-            told.append(f"{table.seat} {table.shown()}")
+            told.append(f"{table.agent} {table.shown()}")
             table.move(table.random_action())
         return [*told, str(table.rewards())]
 
@@ -138,25 +138,25 @@ async def test_tic_tac_toe_is_won_by_a_row():
     moves = iter(["[0]", "[3]", "[1]", "[4]", "[2]"])
     task = GameTasks(games=("TicTacToe-v0",)).train()[0]
     rollouts, _ = await played(task, lambda text: next(moves), style="compact")
-    assert {r.role: r.reward for r in rollouts} == {"0": 1.0, "1": -1.0}
+    assert {r.agent: r.reward for r in rollouts} == {"0": 1.0, "1": -1.0}
     assert rollouts[0].turns[0].text == "O:.........>"
     assert rollouts[1].turns[2].text == "X:OO.X.....>"
 
 
-async def test_held_out_games_are_played_from_one_seat_against_random_moves():
-    tasks = kuhn(num_heldout=4).heldout()
-    assert [t.meta["seat"] for t in tasks] == ["0", "1", "0", "1"]
+async def test_held_out_games_are_played_from_one_agent_against_random_moves():
+    tasks = kuhn(num_evaluation=4).evaluation()
+    assert [t.meta["agent"] for t in tasks] == ["0", "1", "0", "1"]
     calls = {"c": "[check]", "b": "[call]", "cb": "[call]", "": "[check]"}
     for task in tasks:
         (rollout,), _ = await played(task, lambda text: calls[CARD.match(text)[2]], style="compact")
-        assert rollout.role == ""
+        assert rollout.agent == ""
         assert rollout.reward in (1.0, -1.0)
 
 
 def test_no_watched_game_is_played():
     model = GamblerModel()
     assert GameTasks().num_games <= FIRST_WATCHED
-    assert FIRST_WATCHED + model.num_games < FIRST_HELDOUT
+    assert FIRST_WATCHED + model.num_games < FIRST_EVALUATION
     recipe = load("deploy/recipes/methods/spiral.toml")
     assert recipe.tasks.options["games"] == list(model.games)
     assert recipe.tasks.options["options"] == model.options
@@ -171,7 +171,7 @@ def test_what_there_is_not_is_said():
         Table("Khun-v0", 0, {}, "full")
     with pytest.raises(ConfigError, match="no compact style"):
         Table("SimpleNegotiation-v0", 0, {}, "compact")
-    assert ENVIRONMENTS["games"].seats == ("0", "1")
+    assert ENVIRONMENTS["games"].agents == ("0", "1")
 
 
 def test_the_first_player_s_value_under_equilibrium_play():
@@ -182,7 +182,7 @@ def test_the_first_player_s_value_under_equilibrium_play():
     deals: dict[str, int] = {}
     for seed in range(100):
         opener, other = Table("KuhnPoker-v0-short", seed, {}, "full")._game.state.game_state["player_cards"].values()
-        deals.setdefault("JQK"[other] + "JQK"[opener], seed)  # seat 1 opens
+        deals.setdefault("JQK"[other] + "JQK"[opener], seed)  # agent 1 opens
     assert len(deals) == 6
 
     def chips(deal: str, *moves: str) -> int:
@@ -207,13 +207,13 @@ def test_the_first_player_s_value_under_equilibrium_play():
 
 
 def first_move(game: str, turn: str) -> tuple[str, str]:
-    """What the game's first seat gets by `turn` if that ends the game, and what the other seat reads of it."""
+    """What the game's first agent gets by `turn` if that ends the game, and what the other agent reads of it."""
     table = Table(game, 0, {}, "full")
     table.shown()
-    seat = table.seat
+    agent = table.agent
     table.move(turn)
     if table.over:
-        assert table.rewards() == {seat: -1.5, "1" if seat == "0" else "0": 0.5}
+        assert table.rewards() == {agent: -1.5, "1" if agent == "0" else "0": 0.5}
         return "illegal", ""
     return "legal", table.shown()
 
@@ -261,20 +261,20 @@ def test_a_move_that_the_game_does_not_have_is_illegal(game, turn):
 async def test_a_turn_past_its_budget_is_an_illegal_move(turn, rewards):
     typist, limits = Typist(lambda text: "[bet]", cut_in_turn=turn), episode.Limits(6, 50, 1.0)
     task = kuhn().train()[0]
-    rollouts = await episode.play_seats(typist, Letters(), Games(style="compact"), task, "orig", limits)
+    rollouts = await episode.play_agents(typist, Letters(), Games(style="compact"), task, "orig", limits)
     assert [r.reward for r in rollouts] == rewards
     assert all(r.finish == "length" for r in rollouts)
     assert [[(e.text, e.turn) for e in r.events] for r in rollouts][-1] == [("invalid move", 0)]
 
 
-async def test_a_cut_turn_in_an_evaluated_game_costs_the_seat():
-    task = kuhn(num_heldout=2).heldout()[1]  # seat 1 opens
+async def test_a_cut_turn_in_an_evaluated_game_costs_the_agent():
+    task = kuhn(num_evaluation=2).evaluation()[1]  # agent 1 opens
     typist = Typist(lambda text: "[bet]", cut_in_turn=0)
-    (rollout,) = await episode.play_seats(typist, Letters(), Games(style="compact"), task, "orig", LIMITS)
+    (rollout,) = await episode.play_agents(typist, Letters(), Games(style="compact"), task, "orig", LIMITS)
     assert rollout.reward == -1.5
 
 
-async def test_events_of_an_illegal_move_fit_the_turns_of_their_seat():
+async def test_events_of_an_illegal_move_fit_the_turns_of_their_agent():
     moves = iter(["[check]", "hm"])
     rollouts, _ = await played(kuhn().train()[0], lambda text: next(moves), style="compact")
     assert [[(e.text, e.turn) for e in r.events] for r in rollouts] == [[], [("invalid move", 0)]]
@@ -286,5 +286,5 @@ async def test_a_move_in_a_thought_that_the_prompt_opened_is_not_played():
             return "<think>\n"
 
     typist = Typist(lambda text: "I hold K [bet]")
-    (opener,) = await episode.play_seats(typist, Opens(), Games(style="compact"), kuhn().train()[0], "orig", LIMITS)
+    (opener,) = await episode.play_agents(typist, Opens(), Games(style="compact"), kuhn().train()[0], "orig", LIMITS)
     assert opener.reward == -1.5

@@ -58,7 +58,7 @@ async def test_a_round_is_a_solution_its_evaluation_and_a_score():
     )
     found = await heard.meet(meeting)
     assert len(found) == meeting.size(2) == 12 == heard.progress, "m = 2l rounds"
-    assert [r.view for r in found] == ["solution", "evaluation", "score"] * 4
+    assert [r.variant for r in found] == ["solution", "evaluation", "score"] * 4
     assert [r.parent for r in found] == [None, 0, 1, None, 3, 4, None, 6, 7, None, 9, 10]
     said = [r.text for r in found]
     assert heard.prompts[1:3] == [f"E {said[0]}", f"J {said[0]} {said[1]}"]
@@ -117,4 +117,4 @@ async def test_a_group_has_a_part_of_every_policy():
 
 async def test_a_held_out_question_is_put_to_a_policy_alone():
     said = [step async for step in CoMas().play(TASK, "orig")]
-    assert said == [Observation(TASK.views["orig"])]
+    assert said == [Observation(TASK.variants["orig"])]

@@ -318,12 +318,12 @@ def source(**options):
 
 
 def test_held_out_seeds_are_never_trained_on():
-    tasks = source(games=["NetHackScore", ROOM], num_train=2**10, num_heldout=20)
-    seeds = [{t.meta["seed"] for t in part} for part in (tasks.train(), tasks.heldout())]
+    tasks = source(games=["NetHackScore", ROOM], num_train=2**10, num_evaluation=20)
+    seeds = [{t.meta["seed"] for t in part} for part in (tasks.train(), tasks.evaluation())]
     assert [len(s) for s in seeds] == [2**10, 20]
     assert not seeds[0] & seeds[1]
-    assert len({t.id for t in (*tasks.train(), *tasks.heldout())}) == 2 * (2**10 + 20)
-    assert decode(encode(tasks.heldout()[0]), Task) == tasks.heldout()[0]
+    assert len({t.id for t in (*tasks.train(), *tasks.evaluation())}) == 2 * (2**10 + 20)
+    assert decode(encode(tasks.evaluation()[0]), Task) == tasks.evaluation()[0]
 
 
 def test_a_game_that_does_not_exist_is_said_before_the_run():

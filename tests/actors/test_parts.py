@@ -35,7 +35,7 @@ def worker(model: Path, buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Call
     from transformers import AutoTokenizer
 
     monkeypatch.setattr(rollout, "CLAIM_S", 0.1)
-    rollout_section = {"group_size": 2, "max_tokens": 4, "views": ["orig", "again"]}
+    rollout_section = {"group_size": 2, "max_tokens": 4, "prompt_variants": ["orig", "again"]}
     settings = parse({"rollout": rollout_section, "engine": {"max_model_len": 64}})
     buffer.configure(Limits(2, 1, members=("b",)))
     chat = Chat(AutoTokenizer.from_pretrained(model))
@@ -76,7 +76,7 @@ async def test_a_part_is_played_with_weights_no_older_than_the_claims(worker, bu
     publish(buffer, model, "b", epoch, 0)
     rollouts = await asyncio.wait_for(playing, 5)
     assert [r.policy for r in rollouts] == ["b"] * 6
-    assert [r.view for r in rollouts] == ["orig"] * 3 + ["again"] * 3
+    assert [r.variant for r in rollouts] == ["orig"] * 3 + ["again"] * 3
     assert {span.version for r in rollouts for span in r.spans} == {f"{epoch}.0"}
     assert one.engine.updates == 1
     await one.play(TASK, 1, "0.7")
@@ -99,8 +99,8 @@ async def test_a_group_has_every_policys_part_or_none(worker, buffer, model):
     await ours.receive(buffer.published("policy"))
     claim = buffer.claim("policy", worker="w", engine=f"{epoch}.0", timeout_s=0)
     group = await ours._group(claim, TASK)
-    assert [(r.policy, r.view) for r in group.rollouts] == [
-        (policy, view) for policy in ("policy", "b") for view in ("orig", "again") for _ in range(2)
+    assert [(r.policy, r.variant) for r in group.rollouts] == [
+        (policy, variant) for policy in ("policy", "b") for variant in ("orig", "again") for _ in range(2)
     ]
     assert asked == [(2, f"{epoch}.0")]
     trouble.append(DataError("the room has no air."))

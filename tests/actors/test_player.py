@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 
 from actors.environments import Observation
-from actors.tasks.nethack import FIRST_HELDOUT, NetHackGames
+from actors.tasks.nethack import FIRST_EVALUATION, NetHackGames
 from actors.tiny import MODELS
 from actors.tiny.character import EOS, IGNORED, dialogues, encode, logits_and_choices
 from actors.tiny.player import FIRST_WATCHED, PlayerModel
@@ -23,7 +23,7 @@ RECIPE = "deploy/recipes/oni_minihack.toml"
 def test_no_watched_game_is_played():
     tasks = NetHackGames.model_validate(load(RECIPE).tasks.options)
     assert all(t.meta["seed"] < FIRST_WATCHED for t in tasks.train())
-    assert FIRST_WATCHED + PlayerModel().num_games < FIRST_HELDOUT
+    assert FIRST_WATCHED + PlayerModel().num_games < FIRST_EVALUATION
 
 
 def test_it_watches_what_the_recipe_s_policy_will_see():

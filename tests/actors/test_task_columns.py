@@ -141,7 +141,7 @@ USER, ANSWER = {"role": "user", "content": "1+1?"}, {"role": "assistant", "conte
 )
 def test_a_conversation_is_read_up_to_the_answer_which_is_the_reference(tmp_path, write, row):
     task = only(write(tmp_path, row))
-    assert task.views["orig"] == (Message("user", "1+1?"),)
+    assert task.variants["orig"] == (Message("user", "1+1?"),)
     assert task.answer == "2"
     assert task.meta["conversational"] is True
 
@@ -155,10 +155,10 @@ def test_a_text_prompt_is_no_conversation_even_with_a_system_message(tmp_path):
 def test_a_conversation_of_several_turns_ends_before_its_last_answer(tmp_path):
     talk = [{"from": "system", "value": "s"}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     task = only(jsonl(tmp_path, {"conversations": [*talk, {"from": "human", "value": "c"}]}))
-    assert [m.role for m in task.views["orig"]] == ["system", "user", "assistant", "user"]
+    assert [m.role for m in task.variants["orig"]] == ["system", "user", "assistant", "user"]
     assert task.answer is None
     task = only(jsonl(tmp_path, {"conversations": talk}))
-    assert (task.views["orig"], task.answer) == ((Message("system", "s"), Message("user", "a")), "b")
+    assert (task.variants["orig"], task.answer) == ((Message("system", "s"), Message("user", "a")), "b")
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "x.png"}}
@@ -189,8 +189,8 @@ def test_a_conversation_that_cannot_be_read_is_refused_with_its_row(tmp_path, ro
 
 def test_a_view_that_ends_in_another_answer_is_refused(tmp_path):
     row = {"prompt": "1+1?", "answer": "2", "other": [USER, {"role": "assistant", "content": "3"}]}
-    with pytest.raises(DataError, match=r"tasks\.options\.views\.again ends with the assistant's answer '3'"):
-        only(jsonl(tmp_path, row), views={"again": "other"})
+    with pytest.raises(DataError, match=r"tasks\.options\.prompt_variants\.again ends with the assistant's answer '3'"):
+        only(jsonl(tmp_path, row), prompt_variants={"again": "other"})
 
 
 @pytest.mark.parametrize("text", ["bad \ud83d emoji", "ok \ud83d\ude00"])

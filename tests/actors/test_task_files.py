@@ -58,7 +58,7 @@ def test_a_jsonl_file_gives_a_task_per_line(tmp_path):
 def test_other_keys_and_a_system_message(tmp_path):
     path = jsonl(tmp_path, {"q": {"text": "1+1?"}, "gold": "2"})
     task = source(path=path, prompt_key="q.text", answer_key="gold", system="Be brief.").train()[0]
-    assert task.views["orig"] == (Message("system", "Be brief."), Message("user", "1+1?"))
+    assert task.variants["orig"] == (Message("system", "Be brief."), Message("user", "1+1?"))
     assert task.answer == "2"
 
 
@@ -69,7 +69,7 @@ def test_files_made_for_verl_are_read_as_they_are_in_every_format(tmp_path, writ
     assert len(tasks) == 5
     for i, task in enumerate(tasks):
         assert task.id == f"tasks/{i + 1}"
-        assert task.views["orig"] == (Message("system", "s"), Message("user", "u"))
+        assert task.variants["orig"] == (Message("system", "s"), Message("user", "u"))
         assert (task.answer, task.source) == ("72", "gsm8k")
         assert task.meta["extra_info"] == {"split": "train", "index": i}
         assert decode(encode(task), Task) == task
@@ -90,9 +90,9 @@ def test_a_data_set_of_several_shards_and_splits(tmp_path):
     both = datasets.DatasetDict({"train": shuffled, "test": part.select(range(3))})
     both.save_to_disk(tmp_path / "both", num_shards={"train": 3, "test": 1})
     path = str(tmp_path / "both")
-    found = source("dataset", path=path, heldout_path=path, prompt_key="question")
+    found = source("dataset", path=path, evaluation_path=path, prompt_key="question")
     assert [t.prompt for t in found.train()] == shuffled["question"][:]
-    assert [t.prompt for t in found.heldout()] == ["q0", "q1", "q2"]
+    assert [t.prompt for t in found.evaluation()] == ["q0", "q1", "q2"]
     with pytest.raises(ConfigError, match=r"no split 'trian'\. Did you mean 'train'"):
         source("dataset", path=path, split="trian").train()
     with pytest.raises(ConfigError, match="not a data set on disk"):
@@ -101,13 +101,13 @@ def test_a_data_set_of_several_shards_and_splits(tmp_path):
 
 def test_held_out_lines_are_not_trained_on(tmp_path):
     path = jsonl(tmp_path, *({"prompt": str(i)} for i in range(5)))
-    part = source(path=path, num_heldout=2)
+    part = source(path=path, num_evaluation=2)
     assert [t.prompt for t in part.train()] == ["0", "1", "2"]
-    assert [t.prompt for t in part.heldout()] == ["3", "4"]
-    assert [t.prompt for t in part.heldout()[:1]] == ["3"]
-    assert not source(path=path).heldout()
+    assert [t.prompt for t in part.evaluation()] == ["3", "4"]
+    assert [t.prompt for t in part.evaluation()[:1]] == ["3"]
+    assert not source(path=path).evaluation()
     with pytest.raises(ConfigError, match="nothing is left to train on"):
-        source(path=path, num_heldout=5).train()
+        source(path=path, num_evaluation=5).train()
 
 
 FAULTS = [
@@ -141,7 +141,7 @@ def test_a_faulty_row_is_named_when_it_is_read_and_found_before_a_run(tmp_path, 
     with pytest.raises(DataError, match=message):
         list(found.head())
     with pytest.raises(DataError, match=message):
-        list(source(path=whole, heldout_path=path).head())
+        list(source(path=whole, evaluation_path=path).head())
 
 
 def test_an_answer_column_that_is_named_must_be_there(tmp_path):

@@ -80,9 +80,9 @@ def test_shards_of_one_name_in_several_folders_have_ids_of_their_own(tmp_path):
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_held_out_rows_of_an_equal_name_have_ids_of_their_own(tmp_path, kind):
     train, test = write(tmp_path / "train" / f"sums.{kind}"), write(tmp_path / "test" / f"sums.{kind}", ROWS[:2])
-    found = source(path=str(train), heldout_path=str(test))
-    assert content(found.heldout()) == SAME[:2]
-    assert not {t.id for t in found.train()} & {t.id for t in found.heldout()}
+    found = source(path=str(train), evaluation_path=str(test))
+    assert content(found.evaluation()) == SAME[:2]
+    assert not {t.id for t in found.train()} & {t.id for t in found.evaluation()}
 
 
 def test_ids_of_the_data_may_repeat(tmp_path):
@@ -107,9 +107,9 @@ def test_names_of_files_tell_splits_apart(tmp_path, names):
     write(tmp_path / "set" / names[1], ROWS[:1])
     (tmp_path / "set" / "dataset_infos.json").write_text("{}")
     path = str(tmp_path / "set")
-    found = source(path=path, heldout_path=path)
+    found = source(path=path, evaluation_path=path)
     assert content(found.train()) == SAME
-    assert content(found.heldout()) == SAME[:1]
+    assert content(found.evaluation()) == SAME[:1]
     with pytest.raises(ConfigError, match=r"no split 'validation'.*It has: test, train"):
         source(path=path, split="validation").train()
     write(tmp_path / "set" / "more.jsonl")

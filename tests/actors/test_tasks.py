@@ -55,21 +55,21 @@ def test_no_sum_is_in_two_sets_not_even_with_its_operands_swapped():
 
 def test_addition_tasks_have_the_answer_that_arithmetic_gives():
     addition = source("addition")
-    for task in (*addition.train(), *addition.heldout()):
+    for task in (*addition.train(), *addition.evaluation()):
         a, b = task.prompt.removesuffix("=").split("+")
         assert task.answer == str(int(a) + int(b))
-    assert len(source("addition", num_heldout=10).heldout()) == 10
+    assert len(source("addition", num_evaluation=10).evaluation()) == 10
 
 
-def test_reasoning_gym_tasks_travel_and_their_heldout_questions_are_new():
-    gym = source("reasoning_gym", name="leg_counting", size=20, num_heldout=10, seed=3)
-    train, heldout = gym.train(), gym.heldout()
+def test_reasoning_gym_tasks_travel_and_their_evaluation_questions_are_new():
+    gym = source("reasoning_gym", name="leg_counting", size=20, num_evaluation=10, seed=3)
+    train, evaluation = gym.train(), gym.evaluation()
     assert len(train) == 20
-    assert 0 < len(heldout) <= 10
-    assert not {t.prompt for t in train} & {t.prompt for t in heldout}
+    assert 0 < len(evaluation) <= 10
+    assert not {t.prompt for t in train} & {t.prompt for t in evaluation}
     assert train[5] == gym.train()[5] == decode(encode(train[5]), Task)
     assert train[5].meta["reasoning_gym"]["index"] == 5
-    assert [t.id for t in heldout[:2]] == [heldout[0].id, heldout[1].id]
+    assert [t.id for t in evaluation[:2]] == [evaluation[0].id, evaluation[1].id]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A group of several views: so many rollouts of each prompt, in one claim."""
+"""A group of several variants: so many rollouts of each prompt, in one claim."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from cluster.types import Claim, Message, Task
 from tests.fakes import FakeEngine
 from tests.models import random_llama
 
-RECIPE = {"rollout": {"group_size": 2, "max_tokens": 4, "views": ["orig", "swapped"]}, "engine": {"max_model_len": 64}}
+RECIPE = {
+    "rollout": {"group_size": 2, "max_tokens": 4, "prompt_variants": ["orig", "swapped"]},
+    "engine": {"max_model_len": 64},
+}
 CLAIM = Claim("policy/1/0", "policy", 1, 0, 0, 0, "secret")
 
 
@@ -35,27 +38,27 @@ def worker(directory) -> RolloutWorker:
 
 async def test_a_group_has_rollouts_of_every_view_one_view_after_the_other(tmp_path):
     working = worker(random_llama(tmp_path, tied=True))
-    [task] = build(TASKS, "addition", {"swapped": True, "num_heldout": 1}, "tasks").heldout()
+    [task] = build(TASKS, "addition", {"swapped": True, "num_evaluation": 1}, "tasks").evaluation()
     made = await working._group(CLAIM, task)
-    assert [r.view for r in made.rollouts] == ["orig", "orig", "swapped", "swapped"]
+    assert [r.variant for r in made.rollouts] == ["orig", "orig", "swapped", "swapped"]
     a, _, b = task.prompt.removesuffix("=").partition("+")
     assert [r.turns[0].text for r in made.rollouts] == [f"{a}+{b}="] * 2 + [f"{b}+{a}="] * 2
-    with pytest.raises(DataError, match=r"no view 'swapped' \(rollout\.views\): orig"):
+    with pytest.raises(DataError, match=r"no variant 'swapped' \(rollout\.prompt_variants\): orig"):
         await working._group(CLAIM, Task.of("1", "1+1="))
 
 
 def test_files_have_a_column_for_each_view_and_a_source_without_one_is_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "1+2=", "other": "2+1=", "answer": "3"}) + "\n")
-    options = {"path": str(path), "system": "Add.", "views": {"swapped": "other"}}
+    options = {"path": str(path), "system": "Add.", "prompt_variants": {"swapped": "other"}}
     [task] = build(TASKS, "jsonl", options, "tasks").train()
-    assert task.views["swapped"] == (Message("system", "Add."), Message("user", "2+1="))
+    assert task.variants["swapped"] == (Message("system", "Add."), Message("user", "2+1="))
     settings = parse(RECIPE | {"tasks": {"use": "jsonl", "options": options}})
-    preflight.views(settings, preflight.tasks(settings))
-    wrong = parse(RECIPE | {"tasks": {"use": "jsonl", "options": options | {"views": {"swaped": "other"}}}})
-    with pytest.raises(ConfigError, match=r"no view 'swapped'. Did you mean 'swaped'"):
-        preflight.views(wrong, preflight.tasks(wrong))
-    with pytest.raises(ConfigError, match=r"tasks\.options\.views\.swapped"):
+    preflight.prompt_variants(settings, preflight.tasks(settings))
+    wrong = parse(RECIPE | {"tasks": {"use": "jsonl", "options": options | {"prompt_variants": {"swaped": "other"}}}})
+    with pytest.raises(ConfigError, match=r"no variant 'swapped'. Did you mean 'swaped'"):
+        preflight.prompt_variants(wrong, preflight.tasks(wrong))
+    with pytest.raises(ConfigError, match=r"tasks\.options\.prompt_variants\.swapped"):
         preflight.tasks(
-            parse(RECIPE | {"tasks": {"use": "jsonl", "options": options | {"views": {"swapped": "othr"}}}})
+            parse(RECIPE | {"tasks": {"use": "jsonl", "options": options | {"prompt_variants": {"swapped": "othr"}}}})
         )

@@ -31,7 +31,7 @@ class DrawnEngine(Endless):
         self._seconds: list[float] = []
 
     async def sample(self, prompt: Sequence[int], *, max_tokens: int, temperature: float, **options: Any) -> Sample:
-        if temperature == 0:  # held-out tasks: not what is measured
+        if temperature == 0:  # evaluation tasks: not what is measured
             return await super().sample(prompt, max_tokens=1, temperature=0, **options)
         begun = time.monotonic()
         drawn = next(self._lengths)

@@ -92,7 +92,7 @@ async def _measure(load: Load) -> Figure:
             task_at=lambda position: tasks[position % len(tasks)], buffer=buffer, config=config, fetch=_never,
         )  # fmt: skip
         running = asyncio.create_task(worker.run())
-        prompts = [chat.prompt(task.views["orig"]) for task in tasks[: load.groups] for _ in range(load.group_size)]
+        prompts = [chat.prompt(task.variants["orig"]) for task in tasks[: load.groups] for _ in range(load.group_size)]
 
         async def groups() -> Any:
             return await asyncio.to_thread(buffer.ready, "policy", epoch, 0, limit=load.groups, timeout_s=300.0)

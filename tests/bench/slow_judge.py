@@ -1,7 +1,7 @@
 """The lap with a judge whose 99th percentile is ten times the rollout's time: late, as admit, and blocking.
 
 Late, it must cost nothing: `slow_judge` is the lap with it against the lap without, side by side. Beside that, once
-each, the same judge as an `admit` reward, which every group waits for, and a blocking run, which samples, judges and
+each, the same judge as a blocking reward, which every group waits for, and a blocking run, which samples, judges and
 trains in turn (`max_staleness = 0`). Median latency is the rollout's own time, which the first run measures.
 """
 
@@ -20,7 +20,7 @@ JUDGE = """
 [[rewards]]
 use = "judge"
 name = "slow"
-when = "{when}"
+blocking = {blocking}
 weight = 0.1
 missing = 0.0
 timeout_s = 600.0
@@ -42,13 +42,13 @@ def measure() -> list[Figure]:
         directory = Path(name)
         without = [laps.run(directory, "without-0", "short", steps=STEPS)]
         rollout_s = without[0].rollout_s
-        late = [_judged(directory, "late-0", "late", rollout_s, STEPS)]
+        late = [_judged(directory, "late-0", "false", rollout_s, STEPS)]
         for pair in range(1, PAIRS):
             # Who goes first changes, as in every figure.
-            late.append(_judged(directory, f"late-{pair}", "late", rollout_s, STEPS))
+            late.append(_judged(directory, f"late-{pair}", "false", rollout_s, STEPS))
             without.append(laps.run(directory, f"without-{pair}", "short", steps=STEPS))
-        admit = _judged(directory, "admit", "admit", rollout_s, WAITING_STEPS)
-        blocking = _judged(directory, "blocking", "admit", rollout_s, WAITING_STEPS, "learner.max_staleness=0")
+        admit = _judged(directory, "admit", "true", rollout_s, WAITING_STEPS)
+        blocking = _judged(directory, "blocking", "true", rollout_s, WAITING_STEPS, "learner.max_staleness=0")
     plain = [r.samples_per_s for r in without]
     details = {"rollout_s": rollout_s, "judge_p99_s": 10 * rollout_s}
     coverage = {"coverage": sum(r.mean("reward/slow_known_frac") for r in late) / len(late)}
@@ -61,8 +61,8 @@ def measure() -> list[Figure]:
     return rows
 
 
-def _judged(directory: Path, name: str, when: str, rollout_s: float, steps: int, *overrides: str) -> laps.Run:
+def _judged(directory: Path, name: str, blocking: str, rollout_s: float, steps: int, *overrides: str) -> laps.Run:
     recipe = directory / f"{name}.toml"
-    judge = JUDGE.format(when=when, median=rollout_s, p99=10 * rollout_s)
+    judge = JUDGE.format(blocking=blocking, median=rollout_s, p99=10 * rollout_s)
     recipe.write_text(laps.RECIPE.read_text().replace("[learner]", f"{judge}\n[learner]", 1))
     return laps.run(directory, name, "short", *overrides, steps=steps, recipe=recipe)

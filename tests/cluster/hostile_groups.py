@@ -51,12 +51,14 @@ def groups() -> list[Group]:
     events = (Event("right", 0, 1, 0.5), Event("wrong", 1, 2, -1.0))
     nested = {"list": [1, 2.5, None, {"deep": [True, b"bytes"]}], "text": "\x00 ü"}
     plain = Task.of("0", "2+2", "4", source="sums", **nested)
-    views = {name: (Message("system", "be brief"), Message("user", name)) for name in ("orig", "other")}
+    variants = {name: (Message("system", "be brief"), Message("user", name)) for name in ("orig", "other")}
     none = np.zeros(0, np.int32)
     return [
         Group(claim, plain, (rollout(reward=1.0, events=events), rollout(12, answer="5", finish="length", reward=0.0))),
-        Group(claim, Task("1", views), (rollout(view="other", role="x", policy="b"), rollout(11, temperature=0.7))),
-        Group(claim, plain, (rollout(view="solution"), rollout(view="score", parent=0, attempt=1, turns=()))),
+        Group(
+            claim, Task("1", variants), (rollout(variant="other", agent="x", policy="b"), rollout(11, temperature=0.7))
+        ),
+        Group(claim, plain, (rollout(variant="solution"), rollout(variant="score", parent=0, attempt=1, turns=()))),
         Group(
             claim,
             plain,

@@ -182,15 +182,15 @@ OVERRIDES = {
     "an unknown engine": (["engine.use=vlm"], ["engine.use = 'vlm'", "Did you mean 'vllm'"]),
     "an unknown advantage": (["learner.advantage.use=grp"], ["learner.advantage.use = 'grp'", "group"]),
     "an unknown loss": (["learner.loss.use=clip"], ["learner.loss.use = 'clip'", "Did you mean 'clipped'"]),
-    "a loss on pairs without pairs": (["learner.terms=[{use='dpo'}]"], ["nothing makes pairs", "best_worst"]),
+    "a loss on pairs without pairs": (["learner.sequence_losses=[{use='dpo'}]"], ["nothing makes pairs", "best_worst"]),
     "a selector by an unknown reward": (
         ["selectors=[{use='best_worst',options={signal='exat'}}]"],
         ["selectors[0].options.signal = 'exat'", "Did you mean 'exact'"],
     ),
-    "an unknown term": (["learner.terms=[{use='dop'}]"], ["learner.terms[0].use = 'dop'", "dpo"]),
+    "an unknown term": (["learner.sequence_losses=[{use='dop'}]"], ["learner.sequence_losses[0].use = 'dop'", "dpo"]),
     "nothing to minimise": (["learner.loss.coef=0"], ["learner.loss.coef = 0", "nothing is minimised"]),
     "no reference for a term": (
-        ["learner.terms=[{use='dpo'}]", "selectors=[{use='best_worst'}]", "learner.reference=/models/none"],
+        ["learner.sequence_losses=[{use='dpo'}]", "selectors=[{use='best_worst'}]", "learner.reference=/models/none"],
         ["learner.reference = '/models/none'"],
     ),
     "another tool's option": (
@@ -261,8 +261,8 @@ def test_data_that_is_not_there(command, tmp_path):
     answer = command("tasks.use=jsonl", "tasks.options={path='tasks.jsonl'}")
     refused(answer, tmp_path, "tasks.options.path = 'tasks.jsonl' does not exist", str(tmp_path))
     (tmp_path / "tasks.jsonl").write_text('{"prompt": "1+1", "answer": "2"}')
-    answer = command("tasks.use=jsonl", "tasks.options={path='tasks.jsonl',heldout_path='test.jsonl'}")
-    refused(answer, tmp_path, "tasks.options.heldout_path = 'test.jsonl' does not exist")
+    answer = command("tasks.use=jsonl", "tasks.options={path='tasks.jsonl',evaluation_path='test.jsonl'}")
+    refused(answer, tmp_path, "tasks.options.evaluation_path = 'test.jsonl' does not exist")
     (tmp_path / "tasks.parquet").write_text("no such thing")
     refused(command("tasks.use=parquet", "tasks.options={path='tasks.parquet'}"), tmp_path, "tasks.parquet", "Write it")
 
@@ -350,7 +350,7 @@ def used(tmp_path: Path, *overrides: str) -> Path:
     ("before", "now", "words"),
     [
         (["seed=1"], [], ["seed is 1", "here 0"]),
-        ([], ["tasks.options={num_heldout=10}"], ["tasks.options.num_heldout is 'not set'", "here 10"]),
+        ([], ["tasks.options={num_evaluation=10}"], ["tasks.options.num_evaluation is 'not set'", "here 10"]),
         (["rollout.group_size=8"], [], ["rollout.group_size is 8", "here 16"]),
         (["learner.groups_per_step=8"], [], ["learner.groups_per_step is 8", "here 64"]),
         ([], ["rewards.0.use=numeric"], ["rewards[0].use is 'exact'", "here 'numeric'"]),

@@ -8,12 +8,14 @@ import tomllib
 import pytest
 from pydantic import PositiveInt
 
+from actors.tasks import TASKS
 from cluster.commands import config_reference
 from cluster.config import Section, dump, parse
-from cluster.config.foreign_keys import FOREIGN_KEYS, translated
+from cluster.config.foreign_keys import FOREIGN_KEYS, new_metric, translated, with_new_names
+from cluster.config.loader import merged
 from cluster.config.run_config import RunConfig
 from cluster.errors import ConfigError
-from cluster.plugins import Plugin
+from cluster.plugins import Plugin, build
 
 
 def options(place: str):
@@ -39,6 +41,87 @@ def test_every_name_that_we_give_exists(ours):
 def test_another_tools_tree_is_searched_for_what_it_sets():
     assert translated("actor_rollout_ref", {"rollout": {"n": 5}}) == "Kanabo calls 'n' 'rollout.group_size'. "
     assert translated("nothing", {"of": {"them": 1}}) == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("run.stall_s", 3, "'run.stall_s' is now 'run.progress_timeout_s'. Rename the key."),
+        (
+            "rewards.0.when",
+            "late",
+            "'rewards[0].when' is now 'rewards[0].blocking': write blocking = false for 'late'.",
+        ),
+        ("rewards.0.when", "admit", "write blocking = true for 'admit'."),
+        ("rewards.0.on_missing", "wait", "'rewards[0].on_missing' is now 'rewards[0].missing'. Rename the key."),
+        ("reward_workers.min_valid", 1, "is now 'reward_workers.min_scored_rollouts'"),
+        ("rollout.views", ["orig"], "'rollout.views' is now 'rollout.prompt_variants'"),
+        ("distilled.oni.judge", "judge", "'distilled' is now 'reward_models'"),
+        ("elastic.rollout.max_workers", 3, "'elastic' is now 'autoscaling'"),
+        ("learner.terms", [], "'learner.terms' is now 'learner.sequence_losses'"),
+        ("policies.b.learner.terms", [], "'policies.b.learner.terms' is now 'policies.b.learner.sequence_losses'"),
+        ("learner.rehearsal.use", "spear", "'learner.rehearsal' is now 'learner.experience_replay'"),
+    ],
+)
+def test_a_key_of_version_0_1_is_refused_with_its_new_name(key, value, said):
+    tree = merged({"rewards": [{"use": "exact"}]}, {key: value})
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parse(tree)
+
+
+@pytest.mark.parametrize(("old", "new"), [("num_heldout", "num_evaluation"), ("views", "prompt_variants")])
+def test_an_option_of_version_0_1_is_refused_with_its_new_name(old, new):
+    with pytest.raises(ConfigError, match=f"unknown option '{old}'. It is now '{new}'."):
+        build(TASKS, "jsonl", {"path": "x.jsonl", old: 1}, "tasks")
+
+
+@pytest.mark.parametrize("value", [True, "drop", "0.0", []])
+def test_what_a_missing_score_means_is_a_policy_or_a_number(value):
+    with pytest.raises(ConfigError, match=r"rewards\[0\]\.missing"):
+        parse({"rewards": [{"use": "exact", "missing": value}]})
+
+
+def test_the_recipe_of_a_run_of_version_0_1_means_what_it_meant():
+    tree = {
+        "rewards": [
+            {"use": "exact", "when": "admit", "on_missing": "wait"},
+            {"use": "view_agreement", "when": "late", "on_missing": "drop_group", "missing": 0.0},
+        ],
+        "reward_workers": {"min_valid": 1},
+        "rollout": {"views": ["orig", "b"]},
+        "tasks": {"use": "jsonl", "options": {"path": "x", "heldout_path": "y", "num_heldout": 3, "views": {"b": "c"}}},
+        "judges": {"judge": {"kind": "keyword"}},
+        "distilled": {"oni": {"judge": "judge"}},
+        "elastic": {"rollout": {"max_workers": 3}},
+        "learner": {"terms": [{"use": "dpo"}], "rehearsal": {"use": "spear"}},
+    }
+    found = parse(with_new_names(tree))
+    assert [(r.use, r.blocking, r.missing) for r in found.rewards] == [
+        ("exact", True, "wait"), ("variant_agreement", False, 0.0),
+    ]  # fmt: skip
+    assert found.reward_workers.min_scored_rollouts == 1
+    assert found.rollout.prompt_variants == ("orig", "b")
+    assert found.tasks.options == {
+        "path": "x", "evaluation_path": "y", "num_evaluation": 3, "prompt_variants": {"b": "c"},
+    }  # fmt: skip
+    assert (list(found.reward_models), found.autoscaling.rollout.max_workers) == (["oni"], 3)
+    assert (found.learner.sequence_losses[0].use, found.learner.experience_replay.use) == ("dpo", "spear")
+    policies = with_new_names({"policies": {"b": {"learner": {"terms": []}}}})
+    assert policies == {"policies": {"b": {"learner": {"sequence_losses": []}}}}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("heldout/accuracy", "eval/accuracy"),
+        ("b/policy/parity_max_nats", "b/policy/logprob_diff_max_nats"),
+        ("distilled/oni_version", "reward_model/oni_version"),
+        ("reward/parity_mean", "reward/parity_mean"),
+        ("buffer/num_heldout/x", "buffer/num_heldout/x"),
+    ],
+)
+def test_metrics_of_version_0_1_are_read_under_their_new_names(old, new):
+    assert new_metric(old) == new
 
 
 def sections(section):

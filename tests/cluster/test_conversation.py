@@ -27,8 +27,8 @@ LAST_SYSTEM = (
 class Asks(Environment):
     """Answers once, as a user."""
 
-    async def play(self, task, view):
-        yield Observation(task.views[view])
+    async def play(self, task, variant):
+        yield Observation(task.variants[variant])
         yield Observation.of("Go on.")
 
 
@@ -37,8 +37,8 @@ class Calls(Environment):
 
     roles = ("tool",)
 
-    async def play(self, task, view):
-        yield Observation(task.views[view])
+    async def play(self, task, variant):
+        yield Observation(task.variants[variant])
         yield Observation.of("42", role="tool")
 
 

@@ -61,8 +61,8 @@ def told(settings: RunConfig, directory: Path) -> str:
 def test_held_out_prompts_that_are_trained_on_are_named_with_both_lines(tmp_path):
     train = write(tmp_path / "train.jsonl", sums(1, 2, 3))
     held = write(tmp_path / "held.jsonl", [*sums(9), {"prompt": " 3+1= \n", "answer": "4"}, *sums(1)])
-    said = told(recipe(train, heldout_path=str(held)), tmp_path / "run")
-    assert "2 of 3 held-out rows have the prompt of a training row" in said
+    said = told(recipe(train, evaluation_path=str(held)), tmp_path / "run")
+    assert "2 of 3 evaluation rows have the prompt of a training row" in said
     assert "held.jsonl:2" in said
     assert "train.jsonl:3" in said
     assert "'3+1='" in said
@@ -70,8 +70,8 @@ def test_held_out_prompts_that_are_trained_on_are_named_with_both_lines(tmp_path
 
 def test_held_out_rows_at_the_end_of_the_file_are_compared_too(tmp_path):
     train = write(tmp_path / "train.jsonl", sums(1, 2, 3, 2))
-    said = told(recipe(train, num_heldout=1), tmp_path / "run")
-    assert "1 of 1 held-out rows" in said
+    said = told(recipe(train, num_evaluation=1), tmp_path / "run")
+    assert "1 of 1 evaluation rows" in said
     assert "train.jsonl:4 and train.jsonl:2" in said
     assert "earlier row" not in said
 
@@ -84,7 +84,7 @@ def test_training_rows_that_repeat_a_prompt_are_counted(tmp_path):
 
 def test_rows_of_their_own_are_not_remarked_on(tmp_path):
     train, held = write(tmp_path / "train.jsonl", sums(*range(30))), write(tmp_path / "held.jsonl", sums(40, 41))
-    assert not told(recipe(train, heldout_path=str(held)), tmp_path / "run")
+    assert not told(recipe(train, evaluation_path=str(held)), tmp_path / "run")
 
 
 def test_roles_tell_equal_texts_apart(tmp_path):
@@ -106,13 +106,13 @@ def test_rows_longer_than_the_context_are_named_and_left_out(tmp_path):
     rows = sums(*range(6))
     for i, length in ((1, 64), (2, 63), (4, 500)):
         rows[i]["prompt"] = "1" * length
-    settings = recipe(write(tmp_path / "train.jsonl", rows), num_heldout=1)
+    settings = recipe(write(tmp_path / "train.jsonl", rows), num_evaluation=1)
     said = told(settings, tmp_path / "run")
     assert "2 of 5 training rows are longer than the context (engine.max_model_len = 64 tokens)" in said
     assert "train.jsonl:5 (500 tokens)" in said
     assert "train.jsonl:2 (64 tokens)" in said
     found, _ = preflight_dataset.measure(settings, rows_of(settings), {"policy": TINY})
-    assert (found.train, found.heldout) == ((1, 4), ())
+    assert (found.train, found.evaluation) == ((1, 4), ())
 
 
 class Made(TaskSource):
@@ -121,7 +121,7 @@ class Made(TaskSource):
     def train(self):
         return Lazy(self._one, range(5))
 
-    def heldout(self):
+    def evaluation(self):
         return Lazy(self._one, range(3, 5))
 
     def _one(self, i):
@@ -135,7 +135,7 @@ def test_tasks_of_a_source_without_files_are_measured_too(tmp_path):
     settings = settings.model_copy(update={"tasks": TasksSection(use=f"{__name__}:Made")})
     rows = rows_of(settings)
     found, said = preflight_dataset.measure(settings, rows, {"policy": TINY})
-    assert (found.train, found.heldout) == ((3,), (0,))
+    assert (found.train, found.evaluation) == ((3,), (0,))
     assert "1 of 5 training rows are longer than the context" in said[0]
     assert "training task 3 (100 tokens)" in said[0]
     assert preflight_dataset.warnings(rows) == [], "a source may well repeat itself"
@@ -241,8 +241,8 @@ def test_a_file_written_anew_in_another_notation_is_the_same_data_set(begun, tmp
 
 def test_held_out_rows_belong_to_the_data_set(begun, tmp_path):
     held = write(tmp_path / "held.jsonl", sums(50))
-    said = begun[1](sums(*range(10)), heldout_path=str(held))
-    assert "of the held-out rows, 0 then and 1 now, 1 is added (held.jsonl:1)" in said
+    said = begun[1](sums(*range(10)), evaluation_path=str(held))
+    assert "of the evaluation rows, 0 then and 1 now, 1 is added (held.jsonl:1)" in said
 
 
 def test_random_edits_are_counted():

@@ -65,9 +65,9 @@ def test_loads_are_read_from_rows_and_unknown_in_others():
 JUDGES = {"critic": {"kind": "vllm", "model": "m"}}
 
 
-def elastic(**rollout) -> Autoscaler:
+def autoscaler(**rollout) -> Autoscaler:
     judges = {"critic": {"max_replicas": 2, "times": 1}}
-    return Autoscaler(config.parse({"elastic": {"rollout": rollout, "judges": judges}, "judges": JUDGES}))
+    return Autoscaler(config.parse({"autoscaling": {"rollout": rollout, "judges": judges}, "judges": JUDGES}))
 
 
 def step(share: float) -> dict[str, float]:
@@ -79,7 +79,7 @@ def test_off_by_default():
 
 
 def test_a_starved_learner_gets_engines_up_to_the_most_and_keeps_the_least():
-    follows, workers = elastic(max_workers=3, min_workers=2, times=1), 2
+    follows, workers = autoscaler(max_workers=3, min_workers=2, times=1), 2
     for share, expected in ((0.9, 3), (0.9, 3), (0.0, 2), (0.0, 2)):
         follows.record(1, step(share))
         counts = {"rollout": workers, "judge:critic": 1}
@@ -88,7 +88,7 @@ def test_a_starved_learner_gets_engines_up_to_the_most_and_keeps_the_least():
 
 
 def test_while_one_is_on_its_way_nothing_more_is_asked_for():
-    follows = elastic(max_workers=9, times=2)
+    follows = autoscaler(max_workers=9, times=2)
     there, coming = {"rollout": 1, "judge:critic": 1}, {"rollout": 2, "judge:critic": 1}
     for _ in range(5):
         follows.record(1, step(0.9))
@@ -100,14 +100,14 @@ def test_while_one_is_on_its_way_nothing_more_is_asked_for():
 
 
 def test_a_number_beyond_the_bounds_that_somebody_wished_for_is_left_alone():
-    follows = elastic(max_workers=2, min_workers=2, times=1)
+    follows = autoscaler(max_workers=2, min_workers=2, times=1)
     for share, there in ((0.9, 5), (0.0, 1)):
         follows.record(1, step(share))
         assert follows.wanted({"rollout": there, "judge:critic": 1}, {"rollout": there, "judge:critic": 1}) == {}
 
 
 def test_a_judge_follows_the_age_of_its_queue():
-    follows, there = elastic(), {"rollout": 1, "judge:critic": 1}
+    follows, there = autoscaler(), {"rollout": 1, "judge:critic": 1}
     follows.record(1, {**step(0.9), "judge/critic_queue_age_s": 20.0, "judge/other_queue_age_s": 0.0})
     assert follows.wanted(there, there) == {"judge:critic": 2}, "and the engines, which nothing was said of, do not"
 
@@ -118,9 +118,9 @@ def test_a_judge_follows_the_age_of_its_queue():
         ({"rollout": {"max_workers": 1, "min_workers": 2}}, "a lower bound, 2, is above its upper one, 1"),
         ({"rollout": {"grow_above_frac": 0.1, "shrink_below_frac": 0.2}}, "a lower bound, 0.2"),
         ({"judges": {"critic": {"max_replicas": 1, "min_replicas": 3}}}, "a lower bound, 3"),
-        ({"judges": {"nobody": {"max_replicas": 2}}}, "elastic.judges.nobody: .*kind 'vllm' only"),
+        ({"judges": {"nobody": {"max_replicas": 2}}}, "autoscaling.judges.nobody: .*kind 'vllm' only"),
     ],
 )
 def test_what_cannot_be_is_refused(section, said):
     with pytest.raises(ConfigError, match=said):
-        config.parse({"elastic": section, "judges": JUDGES})
+        config.parse({"autoscaling": section, "judges": JUDGES})

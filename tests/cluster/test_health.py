@@ -198,10 +198,12 @@ def test_a_reward_that_fails_beside_others_that_train_is_told_of_in_its_first_st
     assert health.problem() == ""
 
 
-@pytest.mark.parametrize(("when", "told_at"), [("admit", 1), ("late", 3)])
-def test_a_reward_that_has_no_score_at_all_is_named_with_the_reason(when, told_at):
+@pytest.mark.parametrize(("blocking", "told_at"), [(True, 1), (False, 3)])
+def test_a_reward_that_has_no_score_at_all_is_named_with_the_reason(blocking, told_at):
     said = Said()
-    health = Health(parse({"rewards": [{"use": "exact"}, {"use": "numeric", "missing": 0.0, "when": when}]}), said)
+    health = Health(
+        parse({"rewards": [{"use": "exact"}, {"use": "numeric", "missing": 0.0, "blocking": blocking}]}), said
+    )
     health.rewards({"asked": {"numeric": 8}, "failed": {}, "causes": {"numeric": "no reference answer"}})
     for step in range(1, 4):
         health.step(step, {"learner/tokens": 9.0, "reward/numeric_known_frac": 0.0, "reward/numeric_failed_frac": 0.0})
@@ -212,7 +214,7 @@ def test_a_reward_that_has_no_score_at_all_is_named_with_the_reason(when, told_a
 
 def test_what_there_was_no_patience_for_is_told_at_the_end():
     said = Said()
-    health = Health(parse({"rewards": [{"use": "exact"}, {"use": "numeric", "missing": 0.0, "when": "late"}]}), said)
+    health = Health(parse({"rewards": [{"use": "exact"}, {"use": "numeric", "missing": 0.0, "blocking": False}]}), said)
     health.step(1, {"learner/tokens": 9.0, "reward/numeric_known_frac": 0.0})
     health.judges({"judge/helpful_invalid_frac": float("nan")}, "judge 'helpful': no replica answers")
     assert not said

@@ -1,4 +1,4 @@
-"""An evaluation whose reward ends its worker: the guilty held-out group is left out, the others are graded."""
+"""An evaluation whose reward ends its worker: the guilty evaluation group is left out, the others are graded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Pool:
         return dict.fromkeys(self.deaths[-1:], dead) | {f"reward-{len(self.deaths)}": alive}
 
     def of(self, role: str) -> list:
-        return [SimpleNamespace(heldout=SimpleNamespace(remote=lambda *how: "groups"))]
+        return [SimpleNamespace(evaluate=SimpleNamespace(remote=lambda *how: "groups"))]
 
     async def _grade(self, groups: str, index: int | None = None):
         which = range(len(self.scores)) if index is None else [index]
@@ -53,7 +53,7 @@ class Told:
     def __init__(self) -> None:
         self.accuracy, self.lost = math.nan, ""
 
-    def heldout(self, step, accuracy, agreement, seconds, policy) -> None:
+    def evaluated(self, step, accuracy, agreement, seconds, policy) -> None:
         self.accuracy = accuracy
 
     def evaluation_lost(self, step, why) -> None:
@@ -109,7 +109,7 @@ async def test_a_held_out_group_that_ends_its_grader_is_left_out_and_explains_th
 async def test_a_reward_that_dies_over_every_held_out_group_loses_the_evaluation_and_no_budget(tmp_path):
     pool = Pool([1.0] * 8, set(range(8)))
     told = await evaluated(pool, tmp_path)
-    assert "workers died over 3 held-out tasks" in told.lost
+    assert "workers died over 3 evaluation tasks" in told.lost
     assert len(pool.deaths) == 4
     assert pool.explained == set(pool.deaths)
 

@@ -89,7 +89,7 @@ def test_whatever_was_saved_stopped_and_rolled_back_an_alias_is_right_or_says_th
     registry = registry_of(
         tmp_path,
         {"generators": {"before": {"model": alias}}, "checkpoint": {"every_steps": 10, "keep_last": keep},
-         "learner": {"loss": {"coef": 0}, "terms": [{"use": "nll"}]}},
+         "learner": {"loss": {"coef": 0}, "sequence_losses": [{"use": "nll"}]}},
     )  # fmt: skip
     history: list[int] = []
     step, backwards = 0, 0
@@ -272,7 +272,7 @@ def _group(seq: int, rollouts: list[np.ndarray]) -> Group:
 def test_the_second_iteration_anchors_in_the_first_ones_beginning(tmp_path):
     tree = {
         "selectors": [{"use": "temporal"}], "generators": {"initial": {"model": "initial", "rollouts": 7}},
-        "learner": {"loss": {"coef": 0}, "terms": [{"use": "dpo"}]}, "checkpoint": {"every_steps": 5},
+        "learner": {"loss": {"coef": 0}, "sequence_losses": [{"use": "dpo"}]}, "checkpoint": {"every_steps": 5},
     }  # fmt: skip
     first = random_llama(tmp_path / "m0", tied=True)
     run = tmp_path / "runs" / "iteration1"

@@ -14,7 +14,7 @@ from cluster.storage.model_aliases import Model, Registry, is_alias
 from cluster.workers import RunContext, judge
 from learner.reference import resolved
 
-LOSS = {"loss": {"coef": 0}, "terms": [{"use": "nll"}]}
+LOSS = {"loss": {"coef": 0}, "sequence_losses": [{"use": "nll"}]}
 
 
 def saved(run: Path, *steps: int) -> None:
@@ -29,7 +29,7 @@ def saved(run: Path, *steps: int) -> None:
 def registry(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    tree = {"judges": {"self": {"kind": "policy"}}, "distilled": {"oni": {"judge": "self"}}}
+    tree = {"judges": {"self": {"kind": "policy"}}, "reward_models": {"oni": {"judge": "self"}}}
     return Registry(parse(tree), tmp_path / "run", str(tmp_path / "model"))
 
 
@@ -47,7 +47,7 @@ def test_every_alias_stands_for_what_is_there(registry, tmp_path):
     assert registry.resolve("ahead@3") == registry.resolve("ahead@latest") == ahead, "a run beside this one, by name"
     assert registry.resolve(ahead.where) == Model("directory", ahead.where)
     assert registry.resolve("judge:self") == Model("judge", "self")
-    assert registry.resolve("distilled:oni") == Model("distilled", "oni")
+    assert registry.resolve("reward_model:oni") == Model("reward_model", "oni")
     assert [is_alias(a) for a in ("policy@2", "previous", "smollm2", "org/model", "tiny:addition")] == [
         True, True, False, False, False,
     ]  # fmt: skip
@@ -63,10 +63,10 @@ def test_a_reference_may_be_an_alias_itself(registry):
 @pytest.mark.parametrize(
     ("alias", "says"),
     [
-        ("policy@5", r"policy@latest, policy@4, initial, previous, reference, judge:self, distilled:oni; RUN@N"),
+        ("policy@5", r"policy@latest, policy@4, initial, previous, reference, judge:self, reward_model:oni; RUN@N"),
         ("previos", "Did you mean 'previous'"),
         ("judge:other", "judge:self"),
-        ("distilled:x", "distilled:oni"),
+        ("reward_model:x", "reward_model:oni"),
         ("smollm3", "There are: "),
     ],
 )

@@ -117,7 +117,7 @@ def test_a_new_run_is_told_nothing_of_a_resume(tmp_path):
     [
         ({}, {"learner": {"lora": {"rank": 4}}}, "learner.lora.rank", (None, 4)),
         ({"learner": {"lora": {"rank": 4}}}, {}, "learner.lora.rank", (4, None)),
-        ({}, {"rollout": {"views": ["a", "b"]}}, "rollout.views", (["orig"], ["a", "b"])),
+        ({}, {"rollout": {"prompt_variants": ["a", "b"]}}, "rollout.prompt_variants", (["orig"], ["a", "b"])),
         ({}, {"tasks": {"options": {"path": "x"}}}, "tasks.options.path", (None, "x")),
         ({}, {"judges": {"j": {"kind": "keyword"}}}, "judges.j.kind", (None, "keyword")),
     ],

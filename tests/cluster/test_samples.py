@@ -82,11 +82,11 @@ async def test_dropped_groups_take_little_memory_and_few_lines(buffer, tmp_path)
 
 
 async def test_a_group_that_waited_past_its_deadline_is_in_the_samples_of_the_learner(buffer):
-    """Its deadline makes it ready; what `on_missing` then makes of it is the mixer's reason."""
+    """Its deadline makes it ready; what `missing` then makes of it is the mixer's reason."""
     lap = Lap(buffer, Limits(groups_per_step=1, max_staleness=0, admit=("slow",), score_deadline_s=0.05))
     (claim,) = lap.claim_all()
     buffer.put(group_of(claim))
-    sections = [RewardSection(use="exact", on_missing="wait")]
+    sections = [RewardSection(use="exact", missing="wait")]
     mixer = Mixer(sections, ["slow"], 1)
     section = LearnerSection(groups_per_step=1, max_refills=0)
     found = assembler(buffer, lap.epoch, mixer.of_step, GroupAdvantage()).assemble(0, section)

@@ -30,11 +30,11 @@ def said(monkeypatch) -> list[tuple[str, float]]:
 
 def test_what_is_known_once_a_run_is_said_with_every_row(said):
     sink = prometheus.PrometheusExporter("first")
-    sink.record(0, {"policy/parity_floor_nats": 1e-6})
+    sink.record(0, {"policy/logprob_diff_floor_nats": 1e-6})
     said.clear()
     sink.record(3, {"reward/mean": 0.5})
     assert dict(said) == {
-        "kanabo_policy_parity_floor_nats": 1e-6, "kanabo_reward_mean": 0.5, "kanabo_learner_steps": 3,
+        "kanabo_policy_logprob_diff_floor_nats": 1e-6, "kanabo_reward_mean": 0.5, "kanabo_learner_steps": 3,
     }  # fmt: skip
 
 

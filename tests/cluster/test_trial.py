@@ -56,9 +56,9 @@ def test_a_reward_that_needs_services_of_the_run_is_not_tried_and_that_is_said()
 
 
 def test_the_made_up_group_is_one_that_a_rollout_worker_could_have_made():
-    config = parse({"rollout": {"group_size": 4, "max_turns": 3, "views": ["orig", "swapped"]}})
+    config = parse({"rollout": {"group_size": 4, "max_turns": 3, "prompt_variants": ["orig", "swapped"]}})
     found = made_up(config, TASK)
     assert len(found) == 8
-    assert {r.view for r in found.rollouts} == {"orig", "swapped"}
+    assert {r.variant for r in found.rollouts} == {"orig", "swapped"}
     assert any("42" in r.text for r in found.rollouts)
     assert all(r.loss_mask.sum() == 6 and len(r.turns) == 3 for r in found.rollouts)

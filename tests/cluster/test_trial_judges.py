@@ -64,7 +64,7 @@ async def test_a_judge_that_answers_is_asked_once_with_the_parameters_of_the_rew
     assert "What is 40 + 2?" in body["messages"][1]["content"]
 
 
-@pytest.mark.parametrize("more", [{"when": "late"}, {"weight": 0.0}, {"missing": 0.0}, {}])
+@pytest.mark.parametrize("more", [{"blocking": False}, {"weight": 0.0}, {"missing": 0.0}, {}])
 async def test_a_dead_address_is_refused_within_seconds_whatever_the_reward_is_for(more):
     url, begun = dead_url(), time.monotonic()
     said = await refusal(settings(url, more))

@@ -109,7 +109,7 @@ def test_what_is_no_finite_number_is_refused_by_name(reward):
         ({"parent": 2}, "parent"),
         ({"parent": 0}, "parent"),
         ({"parent": -1}, "parent"),
-        ({"view": "other"}, "view"),
+        ({"variant": "other"}, "variant"),
         ({"text": 3}, "text"),
         ({"text": b"4"}, "text"),
         ({"answer": 4}, "answer"),
@@ -133,7 +133,7 @@ def test_a_group_without_rollouts_is_refused():
 
 def test_a_group_whose_task_has_no_original_view_is_refused():
     other = Task("0", {"other": (Message("user", "2+2"),)})
-    given = replace(group(view="other"), task=other, rollouts=(rollout(view="other"),))
+    given = replace(group(variant="other"), task=other, rollouts=(rollout(variant="other"),))
     with pytest.raises(DataError, match="'orig' is expected"):
         checked_group(given)
     with pytest.raises(msgspec.ValidationError, match="'orig' is expected"):
@@ -213,3 +213,14 @@ def test_harmless_values_of_an_earlier_version_are_read():
     assert found.provenance[0].note == ""
     assert found.tokens is not None
     assert found.tokens[0].tolist() == [1.0] * 8
+
+
+def test_a_group_that_version_0_1_stored_is_read_under_the_new_names():
+    stored = group(variant="orig", agent="1")
+    raw = msgspec.msgpack.decode(encode(stored))
+    raw["task"]["views"] = raw["task"].pop("variants")
+    for rollout in raw["rollouts"]:
+        rollout["view"], rollout["role"] = rollout.pop("variant"), rollout.pop("agent")
+    found = decode(msgspec.msgpack.encode(raw), Group)
+    assert found.task == stored.task
+    assert [(r.variant, r.agent) for r in found.rollouts] == [(r.variant, r.agent) for r in stored.rollouts]

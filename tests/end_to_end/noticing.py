@@ -23,9 +23,9 @@ class Noticing(Environment):
 
     num_turns: int = 3
 
-    async def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
+    async def play(self, task: Task, variant: str) -> AsyncGenerator[Observation | End, str]:
         counts, total = Counter[str](), 0.0
-        text = yield Observation(task.views[view])
+        text = yield Observation(task.variants[variant])
         for turn in range(self.num_turns):
             number = sum(ord(c) * 31**i for i, c in enumerate(text)) % NUM_CAPTIONS
             caption, paid = f"{'good' if number % 2 else 'bad'} sign {number}", PAID * (number % 4 == 0)

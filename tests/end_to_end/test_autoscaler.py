@@ -41,7 +41,7 @@ def test_a_node_is_started_for_who_finds_no_room_and_ends_after_it(tmp_path):
     log, run = tmp_path / "log", tmp_path / "growing"
     options = [
         *FAKE, "engine.options.delay_s=0.2", f"run.dir={tmp_path}", "run.name=growing", "learner.steps=100000",
-        ROOMS, "elastic.rollout.max_workers=3", "elastic.rollout.times=100000",
+        ROOMS, "autoscaling.rollout.max_workers=3", "autoscaling.rollout.times=100000",
     ]  # fmt: skip
     with autoscaling(2, TYPES, labels={"room": "rest"}, idle_s=6) as cluster:
         until(lambda: cluster.nodes() == {"engines": 1}, 60, cluster.nodes)

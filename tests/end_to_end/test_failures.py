@@ -24,7 +24,7 @@ FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.drop_zero_vari
 
 SEVERAL = ("learner.after_part", "rollout.mid_play")
 """Of several policies: test_policies."""
-LAP = [name for name in FAILPOINTS if not name.startswith("distiller") and name not in SEVERAL]
+LAP = [name for name in FAILPOINTS if not name.startswith("reward_model") and name not in SEVERAL]
 
 
 def visit_every_failpoint(tmp_path, overrides: list[str], *, times: int, timeout_s: float, **environment: str) -> dict:
@@ -69,7 +69,7 @@ def test_deaths_with_a_real_engine_and_sharded_learners(tmp_path, max_staleness,
         tmp_path, overrides, times=2, timeout_s=1100, KANABO_TEST_MARKER=str(tmp_path / "marker")
     )
     assert summary["max_staleness_observed"] <= max_staleness
-    assert summary["parity_max_nats"] < 1e-3
+    assert summary["logprob_diff_max_nats"] < 1e-3
 
 
 @pytest.mark.verify

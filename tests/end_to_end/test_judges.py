@@ -11,8 +11,8 @@ pytestmark = pytest.mark.job
 
 
 @pytest.mark.verify
-@pytest.mark.parametrize("when", ["late", "admit"])
-def test_a_slow_judge(tmp_path, when):
+@pytest.mark.parametrize("blocking", ["false", "true"])
+def test_a_slow_judge(tmp_path, blocking):
     log, run = tmp_path / "log", tmp_path / "judged"
     recipe = tmp_path / "judged.toml"
     quickstart = (jobs.ROOT / "deploy" / "recipes" / "quickstart.toml").read_text()
@@ -22,7 +22,7 @@ def test_a_slow_judge(tmp_path, when):
             f"""[[rewards]]
 use = "judge"
 name = "slow"
-when = "{when}"
+blocking = {blocking}
 weight = 0.1
 missing = 0.0
 options = {{ judge = "words" }}
@@ -35,13 +35,13 @@ options = {{ keywords = ["1", "2", "3"], latency_s = 2.0 }}
             1,
         )
     )
-    steps = 100 if when == "late" else 6  # long enough for a report of the judges, every 5 s
+    steps = 100 if blocking == "false" else 6  # long enough for a report of the judges, every 5 s
     overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=judged", f"learner.steps={steps}"]
     assert jobs.run(overrides, recipe=str(recipe), log=log, timeout_s=300) == 0, jobs.tail(log)
     rows = [r for r in jobs.rows(run) if "learner/step_s" in r]
     step_s = sorted(r["learner/step_s"] for r in rows)[len(rows) // 2]
     known = [r["reward/slow_known_frac"] for r in rows]
-    if when == "late":
+    if blocking == "false":
         assert step_s < 1.0, "the learner waited for a judge that takes two seconds"
         assert min(known) < 1.0, "something was cut before the judge had answered"
     else:

@@ -21,7 +21,7 @@ from tests.models import random_llama
 from tests.verify.keep import keep
 
 pytestmark = [pytest.mark.job, pytest.mark.verify]
-ELASTIC = "[elastic.judges.own]\nmax_replicas = 2\ngrow_above_s = 2.0\nshrink_below_s = 1.0\ntimes = 2\n"
+AUTOSCALING = "[autoscaling.judges.own]\nmax_replicas = 2\ngrow_above_s = 2.0\nshrink_below_s = 1.0\ntimes = 2\n"
 
 
 def section(model: Path) -> str:
@@ -61,7 +61,7 @@ def running(tmp_path: Path, more: str = "") -> Iterator[tuple[subprocess.Popen, 
     slow = tmp_path / "slow"
     slow.touch()
     model = random_llama(tmp_path / "model", tied=False, chat=True)
-    path = recipe(tmp_path, section(model), more, when="admit", own="")
+    path = recipe(tmp_path, section(model), more, blocking=True, own="")
     options = [
         *FAKE, "engine.use=tests.fakes:MoodyEngine", f"engine.options.while_there={slow}", "rewards.1.timeout_s=120",
         "reward_workers.deadline_s=120", "rollout.concurrent_groups=1", "evaluation.max_tasks=1",
@@ -95,7 +95,7 @@ def test_a_judge_joins_is_asked_and_leaves_by_a_wish(tmp_path):
 
 @pytest.mark.timeout(900)
 def test_a_judge_joins_and_leaves_by_the_age_of_its_queue(tmp_path):
-    with running(tmp_path, ELASTIC) as (process, log, run, slow):
+    with running(tmp_path, AUTOSCALING) as (process, log, run, slow):
         slow.unlink()  # questions come faster than one replica answers
         until(lambda: "judge:own: one more joins" in log.read_text(), process, log, 100)
         slow.touch()

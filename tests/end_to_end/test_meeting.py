@@ -31,7 +31,7 @@ RECIPE = {
     "rollout": {"max_tokens": 1, "environment": {"use": "comas"}},
     "engine": {"max_model_len": 256},
     "rewards": [{"use": "comas", "options": {"tag": ""}}],
-    "reward_workers": {"min_valid": 1},
+    "reward_workers": {"min_scored_rollouts": 1},
     "learner": {"groups_per_step": GROUPS, "max_staleness": 0, "drop_zero_variance": False, "max_refills": 0},
     "policies": {"b": {}},
 }
@@ -70,7 +70,7 @@ async def step(buffer: Buffer, model: Path) -> tuple[AssembledBatch, int]:
     first, other = workers(model, buffer, settings)
     rewards = RewardWorker("reward-0", buffer=buffer, config=settings)
     working = [asyncio.create_task(worker.run()) for worker in (first, other, rewards)]
-    mix = Mixer(settings.rewards, settings.reward_names, settings.reward_workers.min_valid).of_step
+    mix = Mixer(settings.rewards, settings.reward_names, settings.reward_workers.min_scored_rollouts).of_step
     made = await asyncio.to_thread(
         lambda: assembler(buffer, epoch, mix, ReinforcePlusPlus(), policies=settings.policy_names).assemble(
             0, settings.learner, lambda: any(task.done() for task in working)
@@ -88,7 +88,7 @@ async def test_what_is_said_in_a_meeting_is_scored_and_each_learner_takes_its_ow
     made, epoch = await step(buffer, random_llama(tmp_path / "model", tied=True))
     assert len(made.groups) == GROUPS
     for group, rewards in zip(made.groups, made.record.rewards, strict=True):
-        assert [r.view for r in group.rollouts] == ["solution", "evaluation", "score"] * 4
+        assert [r.variant for r in group.rollouts] == ["solution", "evaluation", "score"] * 4
         assert {r.policy for r in group.rollouts} <= {"policy", "b"}
         for first in range(0, 12, 3):
             said = read_score(group.rollouts[first + 2].text, "")

@@ -152,7 +152,7 @@ def test_a_level_becomes_the_chance_to_beat_the_references(tmp_path):
             for b in range(10, 14)
         )
     )
-    tasks = f'tasks={{use="jsonl",options={{path="{tmp_path}/sums.jsonl",num_heldout=1}}}}'
+    tasks = f'tasks={{use="jsonl",options={{path="{tmp_path}/sums.jsonl",num_evaluation=1}}}}'
     trained, rows = lap(tmp_path, "par", tasks, JUDGE)
     assert all(0 < row["reward/judge_shaped_mean"] < 1 for row in rows)
     for one in trained:

@@ -109,7 +109,7 @@ def test_a_judge_that_never_answers_after_the_first_question(tmp_path):
     port = free_port()
     server = subprocess.Popen([sys.executable, "-m", "tests.end_to_end.stand_in", str(port), "1"], cwd=jobs.ROOT)
     try:
-        judged = '{use="judge",when="late",missing=0.0,weight=0.1,options={judge="away"}}'
+        judged = '{use="judge",blocking=False,missing=0.0,weight=0.1,options={judge="away"}}'
         section = f'judges.away={{urls=["http://127.0.0.1:{port}/v1"],model="m",deadline_s=2.0}}'
         time.sleep(1)
         code, text, summary = job(tmp_path, f'rewards=[{{use="exact"}},{judged}]', section, KEEP, steps=40)
@@ -127,10 +127,10 @@ def test_a_judge_that_never_answers_after_the_first_question(tmp_path):
 def test_an_empty_set_of_held_out_tasks(tmp_path):
     tasks = tmp_path / "tasks.jsonl"
     tasks.write_text("".join(json.dumps({"prompt": f"{i}+1=", "answer": str(i + 1)}) + "\n" for i in range(64)))
-    options = ["tasks.use=jsonl", f'tasks.options={{path="{tasks}",num_heldout=0}}', KEEP]
+    options = ["tasks.use=jsonl", f'tasks.options={{path="{tasks}",num_evaluation=0}}', KEEP]
     code, text, summary = job(tmp_path, *options)
     assert code == 0, text
     assert summary["eval_accuracy_final"] is None
     for figure in ("eval_accuracy_initial", "eval_accuracy_final"):
-        assert "the task source has no held-out task" in summary["not_measured"][figure]
+        assert "the task source has no evaluation task" in summary["not_measured"][figure]
         assert any(line.startswith(f"warning {figure} is missing:") for line in last_lines(text))

@@ -1,4 +1,4 @@
-"""ONI in a running job: labels and versions come while it trains, nobody waits for them, and the distiller may die."""
+"""ONI in a running job: labels and versions come while it trains, nobody waits for them, and the trainer may die."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.end_to_end.test_failures import FAKE
 pytestmark = pytest.mark.job
 
 ALPHA, BETA = 0.4, 1.0
-DEATHS = "distiller.after_fit@2 distiller.after_model@1 distiller.after_checkpoint@1"
+DEATHS = "reward_model.after_fit@2 reward_model.after_model@1 reward_model.after_checkpoint@1"
 
 
 def recipe_of(tmp_path: Path, latency_s: float) -> str:
@@ -33,7 +33,7 @@ use = "environment"
 use = "oni"
 options = {{ alpha_ext = 0.0, alpha_int = {ALPHA}, beta = {BETA} }}
 
-[distilled.oni]
+[reward_models.oni]
 use = "retrieval"
 publish_every_s = 0.2
 batch_size = 4
@@ -78,21 +78,21 @@ def test_versions_come_while_it_trains_and_a_cut_follows_the_one_it_carries(tmp_
     )
     deadline = time.monotonic() + 300
     told: list[dict] = []
-    while len(list(dead.iterdir())) < 3 or not told or told[-1]["distilled/oni_version"] < 6:
+    while len(list(dead.iterdir())) < 3 or not told or told[-1]["reward_model/oni_version"] < 6:
         assert time.monotonic() < deadline, f"died at {[*dead.iterdir()]}, told {told[-1:]}:\n{jobs.tail(log)}"
         assert process.poll() is None, jobs.tail(log)
         time.sleep(0.5)
-        told = [r for r in jobs.rows(run) if "distilled/oni_version" in r]
+        told = [r for r in jobs.rows(run) if "reward_model/oni_version" in r]
     process.terminate()
     assert jobs.finish(process, log, 120) == 0, jobs.tail(log)
     summary = jobs.summary(run)
     assert summary["groups_lost"] == summary["groups_trained_twice"] == summary["scores_failed"] == 0
     assert summary["max_staleness_observed"] <= 1
     last = told[-1]
-    assert last["distilled/oni_num_labels"] > 20
-    assert 0.2 < last["distilled/oni_good_frac"] < 0.8
-    assert 0 < last["distilled/oni_coverage_frac"] < 1
-    assert last["distilled/oni_num_outages"] == 0
+    assert last["reward_model/oni_num_labels"] > 20
+    assert 0.2 < last["reward_model/oni_good_frac"] < 0.8
+    assert 0 < last["reward_model/oni_coverage_frac"] < 1
+    assert last["reward_model/oni_num_outages"] == 0
     steps = [r for r in jobs.rows(run) if "learner/step_s" in r]
     outdated = [r["reward/outdated_frac"] for r in steps]
     assert all(0 <= share <= 1 for share in outdated)
@@ -126,7 +126,7 @@ def versions_are_whole(groups: list[group_archive.ArchivedGroup]) -> None:
 
 def credit_follows_the_evidence(groups: list[group_archive.ArchivedGroup], run: Path) -> None:
     config = load(run / "config.toml")
-    mixer = Mixer(config.rewards, config.reward_names, config.reward_workers.min_valid)
+    mixer = Mixer(config.rewards, config.reward_names, config.reward_workers.min_scored_rollouts)
     later = 0
     for found in groups:
         mixed = mixer(found.group, found.scores)

@@ -1,4 +1,4 @@
-"""Judges that the run places, and judges that die: nobody waits for a `late` one, and no failure is a number."""
+"""Judges that the run places, and judges that die: nobody waits for a non-blocking one, and no failure is a number."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ PACE = [
 SHORT = f'{{ instructions = "judge", body = "{{question}}{{response}}=", levels = {{ {DIGITS} }} }}'
 
 
-def recipe(tmp_path: Path, *judges: str, when: str = "late", alone: bool = False, **rewards: str) -> str:
+def recipe(tmp_path: Path, *judges: str, blocking: bool = False, alone: bool = False, **rewards: str) -> str:
     """The quickstart with a reward per judge, by name; `alone`: without its own."""
     weight = "weight = 1.0\n" if alone else "weight = 0.0\n"
     asked = "".join(
-        f'[[rewards]]\nuse = "judge"\nname = "{name}"\nwhen = "{when}"\n{weight}{more}\n'
+        f'[[rewards]]\nuse = "judge"\nname = "{name}"\nblocking = {str(blocking).lower()}\n{weight}{more}\n'
         f'options = {{ judge = "{name}", min_mass = 1e-6, template_options = {SHORT} }}\n\n'
         for name, more in rewards.items()
     )
@@ -142,7 +142,7 @@ def free_port() -> int:
 
 
 def test_the_policy_judges_itself_and_says_which_version_did(tmp_path):
-    path = recipe(tmp_path, '[judges.self]\nkind = "policy"', when="admit", self="")
+    path = recipe(tmp_path, '[judges.self]\nkind = "policy"', blocking=True, self="")
     with judged(tmp_path, path, *FAKE, "engine.use=tests.fakes:Marking") as (process, log, run):
         until(lambda: len(set(models_of(run, "self"))) >= 3, process, log, 240)
         # In this order: the run goes on, and an answer is in the archive before its score is anywhere.
@@ -193,7 +193,7 @@ def test_a_run_whose_only_reward_is_a_judge_waits_for_it_and_says_so(tmp_path):
     section = f'[judges.away]\nurls = ["http://127.0.0.1:{port}/v1"]\nmodel = "stand-in"\ndeadline_s = 300.0'
     server = stand_in(port)
     try:
-        path = recipe(tmp_path, section, when="admit", alone=True, away="timeout_s = 300.0")
+        path = recipe(tmp_path, section, blocking=True, alone=True, away="timeout_s = 300.0")
         limits = ["reward_workers.deadline_s=300", "learner.drop_zero_variance=false", "run.progress_timeout_s=45"]
         log, run = tmp_path / "log", tmp_path / "judged"
         overrides = [*FAKE, *limits, f"run.dir={tmp_path}", "run.name=judged", "learner.steps=100000"]
@@ -268,13 +268,14 @@ def test_a_small_language_model_in_its_own_engine_labels_what_a_game_says(tmp_pa
     pytest.importorskip("minihack")
     serve = "{max_model_len=2048,enforce_eager=true,kv_cache_memory_bytes=268435456,max_num_seqs=8}"
     overrides = [
-        f'judges.judge={{kind="vllm",model="smollm2",deadline_s=120.0,options={serve}}}', "distilled.oni.batch_size=4",
-        "distilled.oni.max_in_flight=2", "rollout.group_size=4", "rollout.concurrent_groups=4",
-        "learner.groups_per_step=2", "evaluation.every_steps=0", "evaluation.max_tasks=2", "tracking.live_table=false",
+        f'judges.judge={{kind="vllm",model="smollm2",deadline_s=120.0,options={serve}}}',
+        "reward_models.oni.batch_size=4", "reward_models.oni.max_in_flight=2", "rollout.group_size=4",
+        "rollout.concurrent_groups=4", "learner.groups_per_step=2", "evaluation.every_steps=0",
+        "evaluation.max_tasks=2", "tracking.live_table=false",
     ]  # fmt: skip
 
     def told(run: Path, name: str) -> list[float]:
-        return [r[key] for r in jobs.rows(run) if r.get(key := f"distilled/oni_{name}") is not None]
+        return [r[key] for r in jobs.rows(run) if r.get(key := f"reward_model/oni_{name}") is not None]
 
     with judged(tmp_path, "oni_minihack.toml", *overrides) as (process, log, run):
         jobs.wait_for_step(run, 3, process, log, timeout_s=600)

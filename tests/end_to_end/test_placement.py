@@ -143,7 +143,7 @@ def test_a_run_in_each_layout_places_successors_as_it_placed_the_first(cluster, 
     log, directory = tmp_path / "log", tmp_path / layout
     options = [
         *FAKE, f"run.dir={tmp_path}", f"run.name={layout}", "learner.steps=40", f"placement.layout={layout}",
-        "engine.gpu_memory_frac=0.4", "engine.options.delay_s=0.2", "elastic.rollout.max_workers=1",
+        "engine.gpu_memory_frac=0.4", "engine.options.delay_s=0.2", "autoscaling.rollout.max_workers=1",
     ]  # fmt: skip
     process = jobs.start(options, log=log, RAY_ADDRESS=cluster.address)
 

@@ -159,7 +159,7 @@ def test_comas_trains_two_policies_on_what_they_say_to_each_other(tmp_path):
     read, across = 0, 0
     for found in archived_groups(directory):
         rollouts = found.group.rollouts
-        assert [r.view for r in rollouts] == ["solution", "evaluation", "score"] * 4
+        assert [r.variant for r in rollouts] == ["solution", "evaluation", "score"] * 4
         for first in range(0, 12, 3):
             solution, evaluation, scorer = found.rewards[first : first + 3]
             expected = interaction_rewards(read_score(rollouts[first + 2].text, ""))

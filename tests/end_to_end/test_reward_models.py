@@ -25,12 +25,13 @@ OVERRIDES = [
     "learner.drop_zero_variance=false", "engine.use=tests.fakes:FakeEngine", "engine.options={delay_s=0.3}",
     "evaluation.max_tasks=4", "evaluation.every_steps=1", "tracking.tensorboard=false", "console.enabled=false",
     # Cooper's recipe, with a rule that untrained rollouts keep now and then,
-    f"rewards=[{{use='{RULE}',name='rule',weight=0.0}},{{use='cooper',on_missing='wait',options={{rule='{RULE}'}}}},"
-    "{use='reward_model',on_missing='wait',weight=0.1}]",
-    f"distilled.cooper.options={{{LEARN}}}", "distilled.cooper.publish_every_s=0.5", "distilled.cooper.min_held_out=3",
+    f"rewards=[{{use='{RULE}',name='rule',weight=0.0}},{{use='cooper',missing='wait',options={{rule='{RULE}'}}}},"
+    "{use='reward_model',missing='wait',weight=0.1}]",
+    f"reward_models.cooper.options={{{LEARN}}}", "reward_models.cooper.publish_every_s=0.5",
+    "reward_models.cooper.min_held_out=3",
     # and beside it a reward model that learns from a judge who counts words of a letter, with every option.
     f"judges.judge={{kind='keyword',options={{keywords=[{LETTERS}]}}}}",
-    "distilled.reward_model={use='bradley_terry',publish_every_s=0.5,min_held_out=5,min_agreement=0.0,options={"
+    "reward_models.reward_model={use='bradley_terry',publish_every_s=0.5,min_held_out=5,min_agreement=0.0,options={"
     f"{EVERYTHING}}}}}",
     "monitors=[{use='starc',options={reward='rule'}},{use='policy_cliff'},{use='over_optimisation'},"
     "{use='one_to_many',options={reward='cooper',verifier='rule'}}]",
@@ -85,9 +86,9 @@ def test_a_reward_model_learns_from_a_judge_with_every_option(job):
     assert sorted(scored) == list(range(1, STEPS + 1))
     assert min(scored[1]) >= 1, "groups waited for the first version"
     assert max(scored[STEPS]) > min(scored[1]), "later groups are scored by a later version"
-    assert 0 <= job.last("distilled/reward_model_agreement_frac") <= 1
-    assert 0 < job.last("distilled/reward_model_starc_distance") < 1, "versions differ"
-    assert 0 <= job.last("distilled/reward_model_flip_frac") <= 1
+    assert 0 <= job.last("reward_model/reward_model_agreement_frac") <= 1
+    assert 0 < job.last("reward_model/reward_model_starc_distance") < 1, "versions differ"
+    assert 0 <= job.last("reward_model/reward_model_flip_frac") <= 1
 
 
 def test_cooper_learns_right_from_spoilt(job):
@@ -98,9 +99,9 @@ def test_cooper_learns_right_from_spoilt(job):
     assert values.min() >= 0
     assert values.max() <= 1
     assert ((values > 0) & (values < 1)).mean() > 0.5, "a chance, not a verdict"
-    assert job.last("distilled/cooper_num_unreadable") > 0, "a text with low and high digits cannot be spoilt"
-    assert job.last("distilled/cooper_good_frac") == 1, "the right one is always the first of its pair"
-    assert job.last("distilled/cooper_agreement_frac") > 0.6
+    assert job.last("reward_model/cooper_num_unreadable") > 0, "a text with low and high digits cannot be spoilt"
+    assert job.last("reward_model/cooper_good_frac") == 1, "the right one is always the first of its pair"
+    assert job.last("reward_model/cooper_agreement_frac") > 0.6
 
 
 def test_every_monitor_reports_in_a_running_job(job):

@@ -32,8 +32,8 @@ def workers_of(connection: Connection) -> set[str]:
 
 def one_two_one(tmp_path: Path, overrides: list[str], *, wait_s: float) -> float:
     """A run whose second engine joins in the middle and leaves again; seconds from the wish to its first claim."""
-    log, run = tmp_path / "log", tmp_path / "elastic"
-    options = [*overrides, f"run.dir={tmp_path}", "run.name=elastic", "learner.steps=100000"]
+    log, run = tmp_path / "log", tmp_path / "scaled"
+    options = [*overrides, f"run.dir={tmp_path}", "run.name=scaled", "learner.steps=100000"]
     process = jobs.start(options, log=log)
     try:
         jobs.wait_for_step(run, 3, process, log, timeout_s=300)
@@ -78,8 +78,9 @@ def test_a_starved_learner_gets_workers_and_gives_them_back(tmp_path):
     process = jobs.start(
         [
             *FAKE, "engine.use=tests.fakes:MoodyEngine", f"engine.options.while_there={slow}", f"run.dir={tmp_path}",
-            "run.name=starved", "learner.steps=100000", "rollout.concurrent_groups=4", "elastic.rollout.max_workers=3",
-            "elastic.rollout.times=2", "elastic.rollout.shrink_below_frac=0.35", "elastic.rollout.grow_above_frac=0.45",
+            "run.name=starved", "learner.steps=100000", "rollout.concurrent_groups=4",
+            "autoscaling.rollout.max_workers=3", "autoscaling.rollout.times=2",
+            "autoscaling.rollout.shrink_below_frac=0.35", "autoscaling.rollout.grow_above_frac=0.45",
         ],
         log=log,
     )  # fmt: skip
@@ -107,5 +108,5 @@ def test_a_worker_joins_and_leaves(tmp_path):
 @pytest.mark.timeout(900)
 def test_a_real_engine_joins_and_leaves(tmp_path):
     joined_s = one_two_one(tmp_path, [*jobs.TINY, "learner.drop_zero_variance=false"], wait_s=240)
-    assert jobs.summary(tmp_path / "elastic")["parity_max_nats"] < 1e-3
+    assert jobs.summary(tmp_path / "scaled")["logprob_diff_max_nats"] < 1e-3
     keep("join", {"seconds_from_wish_to_first_claim": joined_s})

@@ -17,7 +17,7 @@ RECIPE = """
 [[rewards]]
 use = "judge"
 name = "words"
-when = "late"
+blocking = false
 weight = 0.1
 missing = 0.0
 options = { judge = "words", template = "pairwise", votes = 2, temperature = 1.0 }

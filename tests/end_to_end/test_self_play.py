@@ -73,8 +73,8 @@ def test_a_policy_learns_from_the_marks_that_it_gives_itself(tmp_path):
 
 @pytest.mark.verify
 @pytest.mark.timeout(700)
-def test_both_seats_learn_from_one_policy_and_baselines_outlive_a_killed_learner(tmp_path):
-    """SPIRAL: a policy that plays both seats learns not to fold, and each seat keeps a baseline of its own."""
+def test_both_agents_learn_from_one_policy_and_baselines_outlive_a_killed_learner(tmp_path):
+    """SPIRAL: a policy that plays both agents learns not to fold, and each agent keeps a baseline of its own."""
     dead = tmp_path / "dead"
     dead.mkdir()
     run = lap(
@@ -87,15 +87,15 @@ def test_both_seats_learn_from_one_policy_and_baselines_outlive_a_killed_learner
     assert [row["step"] for row in rows] == list(range(1, 21))
     baselines: dict[str, float] = {}
     for row in rows:
-        for seat in "01":
-            told = row.get(f"advantage/baseline_KuhnPoker-v0-short_{seat}", 0.0)
-            assert told == pytest.approx(baselines.get(seat, 0.0), abs=1e-6), f"step {row['step']}"
+        for agent in "01":
+            told = row.get(f"advantage/baseline_KuhnPoker-v0-short_{agent}", 0.0)
+            assert told == pytest.approx(baselines.get(agent, 0.0), abs=1e-6), f"step {row['step']}"
         for group in (g for g in trained if g.step == row["step"]):
-            assert {r.role for r in group.group.rollouts} <= {"0", "1"}
+            assert {r.agent for r in group.group.rollouts} <= {"0", "1"}
             for rollout, reward, advantage in zip(group.group.rollouts, group.rewards, group.advantages, strict=True):
-                before = baselines.get(rollout.role, 0.0)
+                before = baselines.get(rollout.agent, 0.0)
                 assert advantage[0] == pytest.approx(reward - before, abs=1e-5)
-                baselines[rollout.role] = 0.95 * before + 0.05 * reward
+                baselines[rollout.agent] = 0.95 * before + 0.05 * reward
     assert baselines["0"] != pytest.approx(baselines["1"], abs=1e-3)
     assert folds(trained, range(16, 21)) < 0.6 * folds(trained, range(1, 4))
     accuracy = [row["eval/accuracy"] for row in jobs.rows(run) if "eval/accuracy" in row]
@@ -129,7 +129,7 @@ def test_good_rollouts_are_trained_on_again_also_after_the_learner_was_killed(tm
     dead.mkdir()
     overrides = [
         "learner.groups_per_step=8", "checkpoint.every_steps=2", "evaluation.max_tasks=16",
-        "learner.rehearsal.options={buffer_size=8, tolerate_steps=2, ramp_steps=4, event='call'}",
+        "learner.experience_replay.options={buffer_size=8, tolerate_steps=2, ramp_steps=4, event='call'}",
         "learner.loss.options.low=0.01",
     ]  # fmt: skip
     run = lap(

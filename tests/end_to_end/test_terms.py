@@ -39,7 +39,7 @@ def test_pairs_alone_are_trained_on_and_a_killed_learner_repeats_its_pairs(tmp_p
     dead.mkdir()
     overrides = [
         "learner.loss.coef=0", 'selectors=[{use="best_worst"},{use="likeliest"}]', "checkpoint.every_steps=1",
-        'learner.terms=[{use="dpo",options={beta=0.5}},{use="selm",coef=1e-4,options={beta=0.5}}]',
+        'learner.sequence_losses=[{use="dpo",options={beta=0.5}},{use="selm",coef=1e-4,options={beta=0.5}}]',
     ]  # fmt: skip
     rows = lap(
         tmp_path, "pairs", overrides, steps=5, KANABO_FAILPOINT="learner.after_cut@2", KANABO_FAILPOINT_DIR=str(dead)
@@ -62,7 +62,7 @@ def test_pairs_alone_are_trained_on_and_a_killed_learner_repeats_its_pairs(tmp_p
 def test_a_policy_loss_pairs_and_a_judging_token_train_together(tmp_path):
     overrides = [
         'selectors=[{use="best_worst"}]',
-        'learner.terms=[{use="ipo",coef=0.01},{use="laser",options={token=5,correct=0.1,mix_after_steps=0,'
+        'learner.sequence_losses=[{use="ipo",coef=0.01},{use="laser",options={token=5,correct=0.1,mix_after_steps=0,'
         "reference_logprob=0,min_std=1e-9}}]",
     ]  # fmt: skip
     rows = lap(tmp_path, "both", overrides, steps=6)
@@ -79,7 +79,7 @@ def test_labels_fade_where_two_scorers_disagree(tmp_path):
     (tmp_path / "other.py").write_text(REWARD.replace("def ones", "def zeros").replace("return ", "return -1 * "))
     overrides = [
         other, "learner.loss.coef=0", 'selectors=[{use="consistency",options={first="ones",second="zeros"}}]',
-        'learner.terms=[{use="dpo"}]',
+        'learner.sequence_losses=[{use="dpo"}]',
     ]  # fmt: skip
     rows = lap(tmp_path, "cream", overrides, steps=4)
     assert all(r["pairs/label_mean"] == pytest.approx(0) for r in rows)

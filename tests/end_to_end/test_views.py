@@ -1,4 +1,4 @@
-"""Rewards of a model that reads rollouts, and groups of several views, in real jobs from the methods' recipes."""
+"""Rewards of a model that reads rollouts, and groups of several variants, in real jobs from the methods' recipes."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def test_the_vote_on_one_wording_rewards_the_answers_to_the_other(tmp_path):
     assert all("reward/view_agreement_mean" in r for r in rows)
     crossed = 0
     for found in groups(run):
-        views = [r.view for r in found.group.rollouts]
-        assert views == ["orig"] * 4 + ["swapped"] * 4, "one claim has both"
+        variants = [r.variant for r in found.group.rollouts]
+        assert variants == ["orig"] * 4 + ["swapped"] * 4, "one claim has both"
         prompts = {r.turns[0].text for r in found.group.rollouts}
         assert len(prompts) == 2 or next(iter(prompts))[:2] * 2 == next(iter(prompts)).replace("+", "")[:4]
         halves = found.group.rollouts[:4], found.group.rollouts[4:]
@@ -122,7 +122,7 @@ def test_the_vote_on_one_wording_rewards_the_answers_to_the_other(tmp_path):
         crossed += votes[0] != votes[1]
         credit = np.array([a[0] for a in found.advantages])
         np.testing.assert_allclose([credit[:4].sum(), credit[4:].sum()], 0, atol=1e-5)
-    assert crossed, "no two votes differed: the labels might as well have been a view's own"
+    assert crossed, "no two votes differed: the labels might as well have been a variant's own"
 
 
 SUMS = ["model.path=tiny:addition", "model.dtype=float32", "tasks.use=addition", "tasks.options={}"]

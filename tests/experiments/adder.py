@@ -79,8 +79,8 @@ class Policy:
             theirs, _ = self.logprobs(answers, self.initial)
         return sampled_kl(((ours - theirs) * mask).sum(1).numpy())[1]
 
-    def accuracy(self, heldout: torch.Tensor) -> float:
-        return greedy_accuracy(self._model, heldout)
+    def accuracy(self, evaluation: torch.Tensor) -> float:
+        return greedy_accuracy(self._model, evaluation)
 
 
 @dataclass(frozen=True, slots=True)

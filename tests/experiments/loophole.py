@@ -52,7 +52,7 @@ ONLINE = {"lr": 3e-4, "batch_size": 32, "early_steps": 4, "clip_grad_norm": 1.0,
 """Centring gives the logit a zero between right and wrong, without which σ of it is 0 or 1 for whole groups."""
 HONEST, LIES = 1200, 400
 """Pairs that the reward model learns from before the policy does."""
-NUM_HELDOUT = 200
+NUM_EVALUATION = 200
 SEEDS = (0, 1)
 
 
@@ -162,7 +162,7 @@ ARMS: dict[str, Callable[[Setting], Reward]] = {
 def play(arm: str, seed: int) -> Curve:
     torch.manual_seed(seed)
     directory = prepare(ModelSection(path="tiny:addition"), 0)
-    _, train, heldout = addition_problems()
+    _, train, evaluation = addition_problems()
     policy, rng = Policy(directory, seed, LR), np.random.default_rng(seed)
     model, taught = planted(directory, seed)
     if arm == "Cooper":
@@ -170,7 +170,7 @@ def play(arm: str, seed: int) -> Curve:
         online.load(model.state(training=False))
         model = online
     reward = ARMS[arm](Setting(policy, model, rng))
-    curve, tokens = Curve(taught=taught), sums(heldout[:NUM_HELDOUT])
+    curve, tokens = Curve(taught=taught), sums(evaluation[:NUM_EVALUATION])
     means: list[float] = []
     for step in range(STEPS + 1):
         problems = [train[int(i)] for i in rng.integers(len(train), size=GROUPS)]
@@ -196,10 +196,10 @@ def every_pair(problems: Sequence[Problem], seed: int) -> tuple[list[str], np.nd
 
 
 def measure(
-    curve: Curve, step: int, policy: Policy, answers: Answers, means: list[float], heldout: torch.Tensor
+    curve: Curve, step: int, policy: Policy, answers: Answers, means: list[float], evaluation: torch.Tensor
 ) -> None:
     curve.steps.append(step)
-    curve.accuracy.append(round(policy.accuracy(heldout), 4))
+    curve.accuracy.append(round(policy.accuracy(evaluation), 4))
     curve.reward.append(round(float(np.mean(means)), 4))
     curve.hole.append(round(float(np.mean([text.endswith(HOLE) for text in answers.texts])), 4))
     curve.kl.append(round(policy.kl(answers), 4))

@@ -23,9 +23,9 @@ all. `tiny:addition` is trained on it, in a plain loop of the project's own part
 - *rule*: the right answer is the reward. *static*: the reward model's logit; *σ* makes it bounded, and is what Cooper's
   reward would be without its updates. *PAR*: the chance to beat three answers of the initial policy. *Cooper*: the
   reward of *σ*, and after every step the model learns, centred, from right answers against the same with a mistake.
-- *collapse*: the step from which on accuracy on held-out sums stays below half of the start's. *alarm*: of the monitor
-  `over_optimisation`, which sees the reward, the KL divergence and that accuracy: since it *falls* while the reward
-  rises, or since the policy is clearly beyond the *peak* of the fitted law.
+- *collapse*: the step from which on accuracy on evaluation sums stays below half of the start's. *alarm*: of the
+  monitor `over_optimisation`, which sees the reward, the KL divergence and that accuracy: since it *falls* while the
+  reward rises, or since the policy is clearly beyond the *peak* of the fitted law.
 - *hole*: answers of the last step that end in 7; of right ones a tenth do. *orders pairs*: new pairs of a right and a
   wrong answer that the reward model orders well at the end, half of the wrong ones in the hole.
 
@@ -153,7 +153,7 @@ def plot(curves: Mapping[str, Curve], path: Path) -> None:
         if raised := alarm(curve):
             at = curve.steps.index(raised.step)
             axes[0].plot(raised.step, curve.accuracy[at], "v", color=style["color"], markersize=9)
-    axes[0].set_title("held-out accuracy, seed 0 solid, 1 dashed (▼ the monitor's alarm)")
+    axes[0].set_title("evaluation accuracy, seed 0 solid, 1 dashed (▼ the monitor's alarm)")
     axes[1].set_title("answers that end in 7")
     for axis in axes:
         axis.set(xlabel="optimiser step", ylim=(0, 1))

@@ -31,15 +31,15 @@ STEPS = 40
 LAST = 10
 """Success is the mean over so many steps."""
 
-SIMPLE = ["distilled.oni.options={}"]
+SIMPLE = ["reward_models.oni.options={}"]
 METHODS = {
     "extrinsic": ["rewards.1.weight=0.0"],
-    "retrieval": ["distilled.oni.use=retrieval", *SIMPLE],
-    "classification": ["distilled.oni.use=classification"],
-    "ranking": ["distilled.oni.use=ranking"],
+    "retrieval": ["reward_models.oni.use=retrieval", *SIMPLE],
+    "classification": ["reward_models.oni.use=classification"],
+    "ranking": ["reward_models.oni.use=ranking"],
 }
 SEEDS = (0, 1, 2)
-SLOW = ["distilled.oni.batch_size=1", "distilled.oni.max_in_flight=1"]
+SLOW = ["reward_models.oni.batch_size=1", "reward_models.oni.max_in_flight=1"]
 
 
 def judge(**options: float) -> str:
@@ -55,7 +55,7 @@ ABLATIONS = {
     "beta 0": [bonus(0.0)],
     "beta 1": [bonus(1.0)],
     "slow judge, newest first": [judge(latency_s=2.0), *SLOW],
-    "slow judge, oldest first": [judge(latency_s=2.0), *SLOW, "distilled.oni.order=oldest"],
+    "slow judge, oldest first": [judge(latency_s=2.0), *SLOW, "reward_models.oni.order=oldest"],
     "labels for 10 %": [judge(unreadable_rate=0.9)],
     "10 % of labels wrong": [judge(noise_rate=0.1)],
     "30 % of labels wrong": [judge(noise_rate=0.3)],
@@ -129,19 +129,19 @@ def play(cell: Cell, timeout_s: float) -> dict[str, Any]:
 
 
 def curves(run: Path) -> dict[str, Any]:
-    """Success of the sampled episodes and of held-out games by step, and how labels stood at the end."""
+    """Success of the sampled episodes and of evaluation games by step, and how labels stood at the end."""
     rows = metrics.read(run)
     steps = [row for row in rows if "reward/environment_mean" in row]
-    heldout = {row["step"]: row["eval/accuracy"] for row in rows if "eval/accuracy" in row}
+    evaluation = {row["step"]: row["eval/accuracy"] for row in rows if "eval/accuracy" in row}
     last: dict[str, float] = {}
     for row in rows:
-        last |= {name: value for name, value in row.items() if name.startswith("distilled/")}
+        last |= {name: value for name, value in row.items() if name.startswith("reward_model/")}
     return {
         "steps": [row["step"] for row in steps],
         "success": [round(row["reward/environment_mean"], 5) for row in steps],
         "bonus": [round(row.get("reward/oni_mean", float("nan")), 5) for row in steps],
-        "heldout": heldout,
-        "distilled": {name.removeprefix("distilled/oni_"): value for name, value in last.items()},
+        "evaluation": evaluation,
+        "reward_models": {name.removeprefix("reward_model/oni_"): value for name, value in last.items()},
         "seconds": round(json.loads((run / "summary.json").read_text())["wall_s"]),
     }
 
@@ -181,7 +181,7 @@ def table(results: dict[str, Any]) -> str:
         "# ONI on MiniHack: with and without",
         "",
         f"Recipe: `{RECIPE}`, whose head says what the task is. Success in percent of the sampled episodes, 96 a step;",
-        f"the first and the last {LAST} steps, the whole run, and 64 held-out games after the last step.",
+        f"the first and the last {LAST} steps, the whole run, and 64 evaluation games after the last step.",
         "Means over seeds, each seed in brackets. `make minihack` runs what is missing and writes this page.",
         "",
         "![success by step](minihack.png)",
@@ -214,18 +214,18 @@ def table(results: dict[str, Any]) -> str:
 
 def _summary(name: str, found: list[dict[str, Any]]) -> str:
     whole, first, last = zip(*map(success, found), strict=True)
-    heldout = [r["heldout"][max(r["heldout"], key=int)] for r in found if r["heldout"]]
+    evaluation = [r["evaluation"][max(r["evaluation"], key=int)] for r in found if r["evaluation"]]
     columns = [
         _percent(list(first)),
         _percent(list(last)),
         _percent(list(whole)),
-        _percent(heldout) if heldout else "-",
+        _percent(evaluation) if evaluation else "-",
     ]
     return _row([name, str(len(found)), *columns])
 
 
 def _labels(key: str, result: dict[str, Any]) -> str:
-    told = result["distilled"]
+    told = result["reward_models"]
 
     def number(name: str, form: str) -> str:
         value = told.get(name)  # none where it is not a number: what has no held-out labels agrees with nothing

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from cluster.config import LearnerSection, LossSection, ScheduleSection, TermSection, ValueSection
+from cluster.config import LearnerSection, LossSection, ScheduleSection, SequenceLossSection, ValueSection
 from cluster.errors import ConfigError
 from cluster.types import BatchRecord, Group, GroupReward, Pair
 from learner.advantages.estimators import Undivided
@@ -303,8 +303,8 @@ PAIRS = ((Pair(0, 2), Pair(2, 1, label=0.8)), (Pair(1, 0),), (Pair(3, 0),))
 def preferences(model_dir: Path, work: Path, stage: int) -> Any:
     """Two steps of a policy loss, a loss on pairs and one on a token behind the end; weights and metrics."""
     laser = {"token": 5, "mix_after_steps": 0, "min_std": 1e-4, "reference_logprob": 0}
-    terms = (TermSection(use="dpo"), TermSection(use="laser", options=laser))
-    section = section_of("sgd", zero_stage=stage, terms=terms)
+    terms = (SequenceLossSection(use="dpo"), SequenceLossSection(use="laser", options=laser))
+    section = section_of("sgd", zero_stage=stage, sequence_losses=terms)
     engine, built = DeepSpeedEngine(model_dir, section), build_terms(section)
     frozen, rows = Reference(model_dir, section), []
     for seed in range(2):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.buffer import Buffer, Limits
-from cluster.config import LearnerSection, LossSection, TermSection
+from cluster.config import LearnerSection, LossSection, SequenceLossSection
 from cluster.types import Group, GroupReward, Pair, Scores
 from learner.advantages.estimators import Advantage, GroupAdvantage, ReinforcePlusPlus
 from learner.batch import assemble as assembling
@@ -244,7 +244,7 @@ class Pairing:
 
 
 PAIRS_ALONE = LossSection(coef=0.0)
-TERM = (TermSection(use="dpo"),)
+TERM = (SequenceLossSection(use="dpo"),)
 
 
 def test_the_record_says_which_pairs_and_a_repeated_step_has_the_same(buffer):
@@ -269,7 +269,7 @@ def test_the_record_says_which_pairs_and_a_repeated_step_has_the_same(buffer):
 def test_groups_without_a_pair_are_replaced_where_pairs_alone_are_trained_on(buffer):
     lap = lap_of(buffer)
     lap.fill()
-    section = LearnerSection(groups_per_step=3, loss=PAIRS_ALONE, terms=TERM)
+    section = LearnerSection(groups_per_step=3, loss=PAIRS_ALONE, sequence_losses=TERM)
     found = cut_of(lap, Recipe({2: [1.0, 1.0]}), section, select=Pairing(0, 1))
     assert tasks(found) == [2, 3, 4], "equal rewards matter to nobody here"
     assert buffer.summary(POLICY)["groups_dropped"] == {"no_pairs": 2}
@@ -300,7 +300,7 @@ def test_what_a_selector_leaves_out_has_no_advantage(buffer):
     def best(groups, scores, mixed):
         return [replace(m, rewards=np.where(m.rewards == m.rewards.max(), m.rewards, np.nan)) for m in mixed]
 
-    section = LearnerSection(groups_per_step=3, loss=PAIRS_ALONE, terms=(TermSection(use="nll"),))
+    section = LearnerSection(groups_per_step=3, loss=PAIRS_ALONE, sequence_losses=(SequenceLossSection(use="nll"),))
     found = cut_of(lap, Recipe(), section, select=best)
     np.testing.assert_array_equal(found.record.rewards[0], [1.0, np.nan])
     assert found.record.pairs == ()

@@ -102,9 +102,13 @@ def test_without_token_rewards_it_is_the_groups_advantage_and_views_have_their_o
     expected = GroupAdvantage().advantages(rewards).astype(np.float32)
     np.testing.assert_array_equal(np.concatenate(plain), expected)
     found = made(4, 2)
-    views = replace(found, rollouts=tuple(replace(r, view=v) for r, v in zip(found.rollouts, "abab", strict=True)))
+    variants = replace(
+        found, rollouts=tuple(replace(r, variant=v) for r, v in zip(found.rollouts, "abab", strict=True))
+    )
     tokens = tuple(np.array([0, 0.5, 0]) for _ in range(4))
-    credit = credit_of(TokenReturns(normalize_std=False), views, GroupReward(np.array([2.0, 0, 1, 0]), tokens=tokens))
+    credit = credit_of(
+        TokenReturns(normalize_std=False), variants, GroupReward(np.array([2.0, 0, 1, 0]), tokens=tokens)
+    )
     assert [c.tolist() for c in credit] == [[0.5, 0.5, 0], [0, 0, -0.5], [-0.5, -0.5, -1], [0, 0, -0.5]]
 
 

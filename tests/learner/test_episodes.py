@@ -43,5 +43,5 @@ def test_a_rollout_that_is_left_out_stays_out_and_moves_no_baseline():
 
 def test_prompts_of_several_views_are_compared_apart():
     whole = of_episodes([0, 0, 1, 2])
-    whole = replace(whole, rollouts=(*whole.rollouts[:3], replace(whole.rollouts[3], view="other")))
+    whole = replace(whole, rollouts=(*whole.rollouts[:3], replace(whole.rollouts[3], variant="other")))
     assert credit(whole, [1.0, 1.0, 0.0, 1.0]) == pytest.approx([0.5, 0.5, -0.5, 0.0])

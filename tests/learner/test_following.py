@@ -17,7 +17,7 @@ from learner.reference import Following, Reference, reference_of
 from tests.learner.groups import random_groups, random_rewards, record_of
 from tests.models import random_llama
 
-DPO = {"loss": {"coef": 0}, "terms": [{"use": "dpo"}]}
+DPO = {"loss": {"coef": 0}, "sequence_losses": [{"use": "dpo"}]}
 ENGINE: Any = SimpleNamespace(device="cpu")
 
 

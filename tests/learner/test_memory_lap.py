@@ -14,7 +14,7 @@ from learner.batch import assemble as assembling
 from learner.batch.experience_replay import Spear
 from learner.controllers import CONTROLLERS
 from learner.controllers.apply import Steering
-from learner.plugin_state import ADVANTAGE, REHEARSAL, PluginState
+from learner.plugin_state import ADVANTAGE, EXPERIENCE_REPLAY, PluginState
 from learner.train import train
 from tests.cluster.lap import Lap, Limits
 from tests.learner.groups import each
@@ -33,7 +33,7 @@ def workers(buffer, monkeypatch) -> Workers:
 def memory() -> PluginState:
     fading = CONTROLLERS["cosine"].model_validate({"key": "learner.loss.entropy_coef", "start": 0.1, "steps": 4})
     rehearsal = Spear(buffer_size=8, trigger=1.0, tolerate_steps=2, ramp_steps=4)
-    return PluginState({ADVANTAGE: GroupAdvantage(), REHEARSAL: rehearsal, "controllers.0": fading})
+    return PluginState({ADVANTAGE: GroupAdvantage(), EXPERIENCE_REPLAY: rehearsal, "controllers.0": fading})
 
 
 def trained(
@@ -85,5 +85,5 @@ def test_steps_repeated_after_a_crash_replay_the_same_and_leave_the_same_memory(
     for one, other in zip(before[3:], after, strict=True):
         for name in one:
             assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
-    assert again.of(REHEARSAL) == first.of(REHEARSAL)
+    assert again.of(EXPERIENCE_REPLAY) == first.of(EXPERIENCE_REPLAY)
     assert again.settings() == first.settings()

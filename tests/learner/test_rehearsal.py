@@ -16,7 +16,7 @@ from learner.batch.trained_logprobs import TrainedLogprobs
 from learner.controllers.schedules import Cosine
 from learner.losses.policy_losses import ClippedCovariance
 from learner.losses.surrogates import covariances, left_out
-from learner.plugin_state import REHEARSAL, PluginState
+from learner.plugin_state import EXPERIENCE_REPLAY, PluginState
 from learner.tensors import TokenBatch
 from learner.types import AssembledBatch
 from rewards.base import Services
@@ -70,7 +70,7 @@ def test_a_step_never_replays_its_own_rollouts_and_a_replay_empties_the_buffer_f
     for step in range(1, 8):  # 16 groups of 2, of which 1 is better than the group: 16 rollouts join at every step
         groups = [group(f"good {step}", f"bad {step}", seq=100 * step + i) for i in range(16)]
         now = cut_of(step, groups, [[1.0, 0.0]] * 16, [[0.5, -0.5]] * 16)
-        now.record = PluginState({REHEARSAL: plugin}).completed(now.record, groups)
+        now.record = PluginState({EXPERIENCE_REPLAY: plugin}).completed(now.record, groups)
         now.record = replace(now.record, replayed=plugin.chosen(memory, groups, now.record))
         ids = {g.id for g in groups}
         assert not ids & {r.group.id for r in now.record.replayed}
@@ -93,16 +93,16 @@ def test_the_buffer_forgets_the_old_the_truncated_and_those_without_a_tool_and_i
     assert [k["step"] for k in memory["kept"]] == [0], "neither a tool nor a whole rollout"
     assert plugin.update(memory, cut_of(3, [], [], []))["kept"] == [], "older than two steps"
     several = [used(group("a", "b", "c", "d", seq=i)) for i in range(2)]
-    rehearsing = PluginState({REHEARSAL: plugin})
+    rehearsing = PluginState({EXPERIENCE_REPLAY: plugin})
     rehearsing.update(cut_of(3, several, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2))
     later = [group("x", "y", seq=9)]
     now = cut_of(4, later, [[0.0, 0.0]], [[0.0, 0.0]])
     now.record = rehearsing.completed(now.record, later)
     assert len(now.record.replayed) == 2
     assert now.record.metrics["replay/num_rollouts"] == 2
-    again = plugin.chosen(rehearsing.of(REHEARSAL), later, now.record)
+    again = plugin.chosen(rehearsing.of(EXPERIENCE_REPLAY), later, now.record)
     assert again[0].group.id == now.record.replayed[0].group.id, "not by chance"
-    assert plugin.update(rehearsing.of(REHEARSAL), now)["kept"] == []
+    assert plugin.update(rehearsing.of(EXPERIENCE_REPLAY), now)["kept"] == []
     assert decode(encode(now.record), BatchRecord).replayed[0].rewards.tolist() == [1.0]
 
 
@@ -110,7 +110,7 @@ def test_a_batch_has_the_replays_behind_its_own_and_older():
     plugin = Spear(buffer_size=2, trigger=1.0, ramp_steps=1)
     groups = [group("aa", "b", "cc", "d", seq=i) for i in range(2)]
     earlier = [group("aa", "b", "cc", "d", seq=5 + i) for i in range(2)]
-    memory = PluginState({REHEARSAL: plugin})
+    memory = PluginState({EXPERIENCE_REPLAY: plugin})
     memory.update(cut_of(2, earlier, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2))
     now = cut_of(3, groups, [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.5, 0.5, -0.5, -0.5]] * 2)
     record = memory.completed(now.record, groups)

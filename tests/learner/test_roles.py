@@ -16,7 +16,7 @@ from tests.rewards.groups import group
 
 def seated(*roles: str, seq: int = 0, source: str = "KuhnPoker") -> Group:
     plain = group(*("x" for _ in roles), seq=seq)
-    rollouts = tuple(replace(r, role=role) for r, role in zip(plain.rollouts, roles, strict=True))
+    rollouts = tuple(replace(r, agent=agent) for r, agent in zip(plain.rollouts, roles, strict=True))
     return replace(plain, task=replace(plain.task, source=source), rollouts=rollouts)
 
 
@@ -31,7 +31,7 @@ def test_the_catalogue_s_figures():
     assert after["a"] == pytest.approx(-0.002375, abs=1e-12)
 
 
-def test_each_game_and_seat_has_its_own_baseline():
+def test_each_game_and_agent_has_its_own_baseline():
     plugin = RoleBaseline()
     groups = [seated("0", "1"), seated("0", "1", seq=1, source="TicTacToe")]
     memory = plugin.update(plugin.init_state(), cut_of(groups, [1.0, -1.0], [0.5, np.nan]))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cluster.config import LearnerSection, LossSection, TermSection
+from cluster.config import LearnerSection, LossSection, SequenceLossSection
 from cluster.errors import ConfigError
 from cluster.types import BatchRecord, Group, Pair
 from learner.batch.pack import pack
@@ -177,7 +177,9 @@ def test_laser_warms_up_and_keeps_the_advantages_of_groups_it_cannot_tell_apart(
 
 
 def test_terms_that_want_different_tokens_cannot_be_together():
-    section = LearnerSection(terms=tuple(TermSection(use="laser", options={"token": t}) for t in (3, 4)))
+    section = LearnerSection(
+        sequence_losses=tuple(SequenceLossSection(use="laser", options={"token": t}) for t in (3, 4))
+    )
     with pytest.raises(ConfigError, match="can end in one token"):
         build_terms(section)
 
@@ -253,9 +255,11 @@ class Rank(TableEngine):
         return dict(values)
 
 
-def section_of(*terms: TermSection, coef: float = 0.0, row_tokens: int = 24, micro_tokens: int = 48) -> LearnerSection:
+def section_of(
+    *terms: SequenceLossSection, coef: float = 0.0, row_tokens: int = 24, micro_tokens: int = 48
+) -> LearnerSection:
     return LearnerSection(
-        loss=LossSection(coef=coef), terms=terms, row_tokens=row_tokens, micro_tokens=micro_tokens
+        loss=LossSection(coef=coef), sequence_losses=terms, row_tokens=row_tokens, micro_tokens=micro_tokens
     )  # fmt: skip
 
 
@@ -312,7 +316,7 @@ def by_hand(use: str, groups: list[Group], record: BatchRecord) -> Tensor:
 )
 def test_a_pair_loss_has_the_gradient_of_its_formula_wherever_a_pair_lies(use, row_tokens, micro_tokens, world):
     groups, record = made(weights=use == "t_reg")
-    term = TermSection(use=use, options={"beta": 0.1})
+    term = SequenceLossSection(use=use, options={"beta": 0.1})
     section = section_of(term, row_tokens=row_tokens, micro_tokens=micro_tokens)
     gradient, metrics = step(section, groups, record, world=world)
     expected = by_hand(use, groups, record)
@@ -324,7 +328,7 @@ def test_a_pair_loss_has_the_gradient_of_its_formula_wherever_a_pair_lies(use, r
 @pytest.mark.parametrize("world", [1, 2])
 def test_policy_gradient_and_terms_add_up_with_their_weights(world):
     groups, record = made()
-    dpo = TermSection(use="dpo", coef=0.3)
+    dpo = SequenceLossSection(use="dpo", coef=0.3)
     both, _ = step(section_of(dpo, coef=2.0, row_tokens=12, micro_tokens=24), groups, record, world=world)
     gradient, _ = step(section_of(coef=1.0), groups, replace(record, pairs=()))
     torch.testing.assert_close(both, 2 * gradient + 0.3 * by_hand("dpo", groups, record), atol=1e-5, rtol=1e-5)
@@ -333,7 +337,7 @@ def test_policy_gradient_and_terms_add_up_with_their_weights(world):
 
 def test_without_a_policy_loss_only_rollouts_of_pairs_are_run():
     groups, record = made()
-    terms = (TermSection(use="dpo"),)
+    terms = (SequenceLossSection(use="dpo"),)
     assert pack(groups, record, section_of(*terms)).num_rollouts == 7, "the second group has no pair"
     assert pack(groups, record, section_of(*terms, coef=1.0)).num_rollouts == 9
 
@@ -342,16 +346,16 @@ def test_a_pair_with_a_rollout_that_is_left_out_compares_with_nothing():
     groups, record = made()
     rewards = [r.copy() for r in record.rewards]
     rewards[0][2] = NAN
-    trained = pack(groups, replace(record, rewards=tuple(rewards)), section_of(TermSection(use="dpo"))).trained
+    trained = pack(groups, replace(record, rewards=tuple(rewards)), section_of(SequenceLossSection(use="dpo"))).trained
     assert [(p.chosen, p.rejected, p.third) for p in trained.pairs] == [(3, 0, 3), (1, 2, None)]
     rewards[0][2], rewards[0][1] = 0.5, NAN
-    trained = pack(groups, replace(record, rewards=tuple(rewards)), section_of(TermSection(use="dpo"))).trained
+    trained = pack(groups, replace(record, rewards=tuple(rewards)), section_of(SequenceLossSection(use="dpo"))).trained
     assert trained.pairs[0].third is None, "a pair can do without its third"
 
 
 def test_a_step_without_pairs_moves_nothing():
     groups, record = made(pairs=False)
-    gradient, metrics = step(section_of(TermSection(use="dpo")), groups, record)
+    gradient, metrics = step(section_of(SequenceLossSection(use="dpo")), groups, record)
     assert not gradient.any()
     assert metrics["loss/dpo"] == 0
     assert "pairs/accuracy" not in metrics
@@ -363,7 +367,7 @@ def test_laser_trains_one_token_behind_the_end(row_tokens, micro_tokens, world):
     rewards = tuple((r > 0.5).astype(float) for r in record.rewards)
     record = replace(record, rewards=rewards)
     options = {"token": 7, "reference_logprob": -3.0}
-    term = TermSection(use="laser", options=options)
+    term = SequenceLossSection(use="laser", options=options)
     section = section_of(term, row_tokens=row_tokens, micro_tokens=micro_tokens)
     gradient, metrics = step(section, groups, record, world=world)
     table = tables()[0].requires_grad_()
@@ -382,7 +386,7 @@ def test_laser_trains_one_token_behind_the_end(row_tokens, micro_tokens, world):
 def test_an_appended_token_changes_no_other_loss():
     groups, record = made(pairs=False)
     plain, _ = step(section_of(coef=1.0), groups, record)
-    silent = TermSection(use="laser", coef=0.0, options={"token": 7, "mix": 0.0})
+    silent = SequenceLossSection(use="laser", coef=0.0, options={"token": 7, "mix": 0.0})
     appended, metrics = step(section_of(silent, coef=1.0), groups, record)
     torch.testing.assert_close(appended, plain, atol=1e-6, rtol=1e-5)
     assert metrics["learner/tokens"] == sum(r.num_tokens for g in groups for r in g.rollouts)
@@ -391,7 +395,7 @@ def test_an_appended_token_changes_no_other_loss():
 def test_advantages_are_those_that_a_term_makes_of_them():
     groups, record = made(pairs=False)
     options = {"token": 7, "mix_after_steps": 0, "mix": 1.0, "reference_logprob": -6.0, "min_std": 1e-6}
-    mixing = TermSection(use="laser", coef=0.0, options=options)
+    mixing = SequenceLossSection(use="laser", coef=0.0, options=options)
     changed, _ = step(section_of(mixing, coef=1.0), groups, record)
     start = tables()[0]
     advantages = []

@@ -17,7 +17,7 @@ from cluster.config import (
     RewardSection,
     ScheduleSection,
     SelectorSection,
-    TermSection,
+    SequenceLossSection,
     Use,
 )
 from cluster.types import Group, Scores
@@ -93,11 +93,11 @@ def probability_of_good(engine: TableEngine) -> float:
 
 ALONE = LossSection(coef=0.0)
 PAIRED = (SelectorSection(use="best_worst"),)
-DPO = TermSection(use="dpo", options={"beta": 0.5})
+DPO = SequenceLossSection(use="dpo", options={"beta": 0.5})
 
 
 def test_preferences_alone_make_the_preferred_likelier(workers):
-    engine, rows = lap(workers, selectors=PAIRED, loss=ALONE, terms=(DPO,))
+    engine, rows = lap(workers, selectors=PAIRED, loss=ALONE, sequence_losses=(DPO,))
     assert rows[0]["loss/dpo"] == pytest.approx(math.log(2), abs=1e-6), "at first the policy is the reference"
     assert all(r["learner/rollouts"] <= 2 * r["pairs/num_pairs"] for r in rows), "only pairs are run"
     assert rows[-1]["loss/dpo"] < rows[0]["loss/dpo"]
@@ -106,7 +106,7 @@ def test_preferences_alone_make_the_preferred_likelier(workers):
 
 
 def test_both_kinds_of_loss_go_further_than_one(workers, redis_url):
-    engine, rows = lap(workers, selectors=PAIRED, terms=(DPO,), lr=2.0)
+    engine, rows = lap(workers, selectors=PAIRED, sequence_losses=(DPO,), lr=2.0)
     assert all(r["learner/rollouts"] > 2 * r["pairs/num_pairs"] for r in rows)
     other = Workers(Lap(Buffer(redis_url, "test-gradient-alone"), Limits(4, max_staleness=1)))
     alone, _ = lap(other, lr=2.0)
@@ -115,7 +115,12 @@ def test_both_kinds_of_loss_go_further_than_one(workers, redis_url):
 
 def test_selm_takes_probability_from_its_third(workers):
     selectors = (*PAIRED, SelectorSection(use="likeliest"))
-    _, rows = lap(workers, selectors=selectors, loss=ALONE, terms=(TermSection(use="selm", options={"beta": 1.0}),))
+    _, rows = lap(
+        workers,
+        selectors=selectors,
+        loss=ALONE,
+        sequence_losses=(SequenceLossSection(use="selm", options={"beta": 1.0}),),
+    )
     ratios = [r["selm/third_log_ratio_nats"] for r in rows]
     assert ratios[0] == pytest.approx(0, abs=1e-6)
     assert ratios[-1] < -0.1
@@ -124,7 +129,7 @@ def test_selm_takes_probability_from_its_third(workers):
 def test_cream_learns_nothing_from_half_and_the_reverse_from_full_disagreement(workers):
     options = {"first": "goods", "second": "bads"}
     against, rows = lap(
-        workers, selectors=(SelectorSection(use="consistency", options=options),), loss=ALONE, terms=(DPO,)
+        workers, selectors=(SelectorSection(use="consistency", options=options),), loss=ALONE, sequence_losses=(DPO,)
     )
     assert [r["pairs/label_mean"] for r in rows] == [0.0] * STEPS
     assert probability_of_good(against) < 0.9 / 11
@@ -132,9 +137,13 @@ def test_cream_learns_nothing_from_half_and_the_reverse_from_full_disagreement(w
 
 def test_dno_needs_no_reference_model_and_large_margins(workers):
     options = {"floor": 0.5, "margin": 0.5, "student_margin": 0.5}
-    dno = TermSection(use="dpo", options={"beta": 0.5, "against": "behaviour"})
+    dno = SequenceLossSection(use="dpo", options={"beta": 0.5, "against": "behaviour"})
     _, rows = lap(
-        workers, selectors=(SelectorSection(use="large_margin", options=options),), loss=ALONE, terms=(dno,), steps=3
+        workers,
+        selectors=(SelectorSection(use="large_margin", options=options),),
+        loss=ALONE,
+        sequence_losses=(dno,),
+        steps=3,
     )
     assert all(r["learner/groups"] < 4 for r in rows), "few groups of a policy that guesses hold such a pair"
     assert any(r.get("buffer/num_dropped_no_pairs", 0) > 0 for r in rows)
@@ -144,8 +153,8 @@ def test_dno_needs_no_reference_model_and_large_margins(workers):
 def test_laser_learns_to_call_right_what_is_right(workers):
     """Right is a rollout with the good token; the token behind the end sees the last one only."""
     options = {"token": 7, "correct": 0.2, "beta": 0.5, "reference_logprob": 0, "mix_after_steps": 2, "min_std": 1e-9}
-    laser = TermSection(use="laser", options=options)
-    _, rows = lap(workers, loss=ALONE, terms=(laser,), steps=6)
+    laser = SequenceLossSection(use="laser", options=options)
+    _, rows = lap(workers, loss=ALONE, sequence_losses=(laser,), steps=6)
     losses = [r["loss/laser"] for r in rows]
     assert losses[0] == pytest.approx(0.5, abs=1e-6), "a self-reward of 0: right ones are off by 1, wrong ones by 0"
     assert losses[-1] < losses[0] - 0.05, losses
@@ -153,7 +162,11 @@ def test_laser_learns_to_call_right_what_is_right(workers):
 
 def test_best_of_n_alone_makes_the_best_likelier(workers):
     engine, rows = lap(
-        workers, selectors=(SelectorSection(use="best"),), loss=ALONE, terms=(TermSection(use="nll"),), lr=5.0
+        workers,
+        selectors=(SelectorSection(use="best"),),
+        loss=ALONE,
+        sequence_losses=(SequenceLossSection(use="nll"),),
+        lr=5.0,
     )
     assert all(r["learner/rollouts"] == r["learner/groups"] for r in rows)
     assert probability_of_good(engine) > 1.2 / 11

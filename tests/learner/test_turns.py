@@ -177,13 +177,13 @@ def test_a_cut_records_credit_per_turn_and_it_is_trained_on(buffer):
     assert sorted(trained.tolist()) == [-0.5, -0.5, -0.25, -0.25, 0.25, 0.25, 0.5, 0.5]
 
 
-def of_views(*views: str) -> Group:
-    found = group(0, [episode(1) for _ in views])
-    return replace(found, rollouts=tuple(replace(r, view=v) for r, v in zip(found.rollouts, views, strict=True)))
+def of_variants(*variants: str) -> Group:
+    found = group(0, [episode(1) for _ in variants])
+    return replace(found, rollouts=tuple(replace(r, variant=v) for r, v in zip(found.rollouts, variants, strict=True)))
 
 
 def test_rollouts_are_compared_with_those_of_the_same_view():
-    found = of_views("a", "b", "a", "b", "b")
+    found = of_variants("a", "b", "a", "b", "b")
     returns = np.array([[1.0], [5.0], [0.0], [5.0], [NAN]])
     [credit] = advantages_of(CENTRED, "it", [found], [returns])
     assert [float(c[0]) for c in credit[:4]] == [0.5, 0, -0.5, 0]

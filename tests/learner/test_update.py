@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.config import LearnerSection, LossSection, TermSection, ValueSection, parse
+from cluster.config import LearnerSection, LossSection, SequenceLossSection, ValueSection, parse
 from cluster.config.base import Use
 from cluster.errors import ConfigError
 from cluster.plugins import build
@@ -67,8 +67,10 @@ def test_sft_and_preference_losses_are_at_temperature_one_whatever_the_sampling_
             engine.table = frozen
             return engine.logprobs(micro)[0]
 
-    terms = (TermSection(use="nll", coef=0.7), TermSection(use="dpo", coef=0.3))
-    engine, metrics = step(section_of(loss=LossSection(coef=coef), terms=terms), groups, record, reference=Frozen())
+    terms = (SequenceLossSection(use="nll", coef=0.7), SequenceLossSection(use="dpo", coef=0.3))
+    engine, metrics = step(
+        section_of(loss=LossSection(coef=coef), sequence_losses=terms), groups, record, reference=Frozen()
+    )
 
     table = torch.zeros_like(engine.table, requires_grad=True)
     rollouts = [r for g in groups for r in g.rollouts]
@@ -91,8 +93,8 @@ def test_sft_and_preference_losses_are_at_temperature_one_whatever_the_sampling_
 def test_a_margin_to_the_sampling_weights_is_at_the_sampling_temperature_on_both_sides():
     groups = at(0.5, random_groups(LENGTHS))
     record = replace(record_of(groups, random_rewards(groups)), pairs=tuple((Pair(0, 1),) for _ in groups))
-    terms = (TermSection(use="dpo", options={"against": "behaviour"}),)
-    engine, metrics = step(section_of(loss=LossSection(coef=0.0), terms=terms), groups, record)
+    terms = (SequenceLossSection(use="dpo", options={"against": "behaviour"}),)
+    engine, metrics = step(section_of(loss=LossSection(coef=0.0), sequence_losses=terms), groups, record)
     table = torch.zeros_like(engine.table, requires_grad=True)
     rollouts = [r for g in groups for r in g.rollouts]
     ratios = torch.stack([logprobs_of(table, r, 0.5) - float((r.logprobs * r.loss_mask).sum()) for r in rollouts])
@@ -184,9 +186,9 @@ def test_log_ratios_are_clamped():
         ({"loss": LossSection(kl_coef=0.1)}, False),
         ({"loss": LossSection(entropy_coef=-0.01)}, False),
         ({"loss": LossSection(use="turnwise_reinforce")}, False),
-        ({"terms": (TermSection(use="laser", options={"token": 3}),)}, False),
-        ({"terms": (TermSection(use="nll"),)}, False),
-        ({"terms": (TermSection(use="dpo"),)}, True),
+        ({"sequence_losses": (SequenceLossSection(use="laser", options={"token": 3}),)}, False),
+        ({"sequence_losses": (SequenceLossSection(use="nll"),)}, False),
+        ({"sequence_losses": (SequenceLossSection(use="dpo"),)}, True),
         ({"value": ValueSection()}, False),
         ({"advantage": Use(use="reinforce++")}, False),
         ({"advantage": Use(use="reinforce++", options={"group_baseline": True})}, True),

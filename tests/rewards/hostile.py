@@ -236,7 +236,7 @@ def spoil(draw: random.Random, group):
         (
             lambda: group.task.meta.clear(),
             lambda: group.task.meta["nested"]["list"].append("spoilt"),
-            lambda: group.task.views.clear(),
+            lambda: group.task.variants.clear(),
             lambda: object.__setattr__(group, "rollouts", ()),
             lambda: object.__setattr__(rollout, "text", "spoilt"),
             lambda: object.__setattr__(group.task, "answer", "spoilt"),

@@ -1,4 +1,4 @@
-"""Anchors: the part of the held-out tasks that the initial policy was surest of, and who still answers them so."""
+"""Anchors: the part of the evaluation tasks that the initial policy was surest of, and who still answers them so."""
 
 from __future__ import annotations
 

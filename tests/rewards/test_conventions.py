@@ -33,7 +33,7 @@ def talk(*texts, **columns):
     """A group of a task whose prompt is a list of messages."""
     made = group(*texts, **columns)
     return replace(
-        made, task=replace(made.task, views={"orig": (Message("system", "Be brief."), Message("user", "?"))})
+        made, task=replace(made.task, variants={"orig": (Message("system", "Be brief."), Message("user", "?"))})
     )
 
 

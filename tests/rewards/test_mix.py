@@ -16,9 +16,9 @@ PARTLY = Scores.of([1.0, None, 3.0, None])
 NAN = float("nan")
 
 
-def mix(*rewards: RewardSection, min_valid: int = 2, **scores: Scores):
+def mix(*rewards: RewardSection, min_scored: int = 2, **scores: Scores):
     names = [r.name for r in rewards]
-    return Mixer(rewards, names, min_valid)(GROUP, scores)
+    return Mixer(rewards, names, min_scored)(GROUP, scores)
 
 
 def section(name: str, **fields) -> RewardSection:
@@ -48,21 +48,21 @@ def test_a_defined_value_fills_what_is_unknown_but_not_its_coverage():
 
 @pytest.mark.parametrize(("policy", "reason"), [("drop_group", "missing:y"), ("wait", "waited:y")])
 def test_one_unknown_score_may_cost_the_group(policy, reason):
-    assert mix(section("x"), section("y", on_missing=policy), x=KNOWN, y=PARTLY).drop == reason
-    assert mix(section("x"), section("y", on_missing=policy), x=KNOWN).drop == reason
-    assert mix(section("x"), section("y", on_missing=policy), x=KNOWN, y=KNOWN).drop is None
+    assert mix(section("x"), section("y", missing=policy), x=KNOWN, y=PARTLY).drop == reason
+    assert mix(section("x"), section("y", missing=policy), x=KNOWN).drop == reason
+    assert mix(section("x"), section("y", missing=policy), x=KNOWN, y=KNOWN).drop is None
 
 
 def test_weight_zero_is_recorded_and_decides_nothing():
-    mixed = mix(section("x"), section("y", weight=0.0, on_missing="drop_group"), x=KNOWN, y=PARTLY)
+    mixed = mix(section("x"), section("y", weight=0.0, missing="drop_group"), x=KNOWN, y=PARTLY)
     assert mixed.rewards.tolist() == KNOWN.values.tolist()
     assert mixed.drop is None
     assert mixed.metrics["reward/y_mean"] == 2.0
 
 
 def test_too_few_known_rewards_drop_the_group():
-    assert mix(section("y"), min_valid=3, y=PARTLY).drop == "too_few_scores"
-    assert mix(section("y"), min_valid=2, y=PARTLY).drop is None
+    assert mix(section("y"), min_scored=3, y=PARTLY).drop == "too_few_scores"
+    assert mix(section("y"), min_scored=2, y=PARTLY).drop is None
     assert mix(section("y"), y=Scores.abstained(4)).drop == "too_few_scores"
 
 
@@ -119,7 +119,7 @@ def test_an_unknown_token_is_an_unknown_score_unless_it_has_a_value():
     assert filled.rewards.tolist() == [2.0, 0.5, 6.0, 0.5]
     assert filled.tokens is not None
     assert filled.tokens[1][-1] == 0.5
-    assert mix(section("x", on_missing="drop_group"), x=partly).drop == "missing:x"
+    assert mix(section("x", missing="drop_group"), x=partly).drop == "missing:x"
 
 
 def test_a_shaped_signal_counts_for_the_rollout_as_a_whole():

@@ -47,7 +47,7 @@ async def services(tmp_path_factory):
     await scorer.follow({"scorer:scorer-0": replica})
     made = Services(
         judges={"judge": JudgePool("judge", [KeywordJudge()])},
-        distilled=learnt,
+        reward_models=learnt,
         scorers={"scorer": scorer, "initial": scorer},
         text=lambda tokens: "x" * len(tokens),  # as long as the text, which has a character a token
     )

@@ -209,7 +209,7 @@ async def test_no_more_groups_are_taken_than_there_are_slots():
 
 
 async def test_a_late_signal_holds_up_no_admit_signal():
-    settings = config({"use": "exact"}, plugin(Slow, when="late", options={"seconds": 1.0}))
+    settings = config({"use": "exact"}, plugin(Slow, blocking=False, options={"seconds": 1.0}))
     buffer = MemoryBuffer([group("85")])
     start = time.monotonic()
     await work(buffer, settings, until=["exact"])
@@ -219,7 +219,7 @@ async def test_a_late_signal_holds_up_no_admit_signal():
 
 async def test_late_signals_take_no_place_from_groups_that_are_waited_for():
     """However slow a late judge is: with a place each, the third group would wait for the judge of the first."""
-    settings = config({"use": "exact"}, plugin(Slow, when="late", options={"seconds": 30.0}), concurrent_groups=2)
+    settings = config({"use": "exact"}, plugin(Slow, blocking=False, options={"seconds": 30.0}), concurrent_groups=2)
     buffer = MemoryBuffer([group("85", seq=i) for i in range(20)])
     worker = RewardWorker("reward-0", buffer=buffer, config=settings)
     running, start = asyncio.create_task(worker.run()), time.monotonic()
@@ -233,7 +233,7 @@ async def test_late_signals_take_no_place_from_groups_that_are_waited_for():
 
 
 async def test_a_signal_that_is_waited_for_is_asked_again_while_the_others_are_stored():
-    settings = config({"use": "exact"}, plugin(SecondTime, on_missing="wait"))
+    settings = config({"use": "exact"}, plugin(SecondTime, missing="wait"))
     buffer = MemoryBuffer([group("85", seq=77)])
     worker = await work(buffer, settings)
     scores = buffer.scores["policy/1/77"]["SecondTime"]
@@ -243,7 +243,7 @@ async def test_a_signal_that_is_waited_for_is_asked_again_while_the_others_are_s
 
 
 async def test_a_signal_that_is_waited_for_too_long_is_failed():
-    settings = config(plugin(Raises, on_missing="wait"), max_wait_s=0.5)
+    settings = config(plugin(Raises, missing="wait"), max_wait_s=0.5)
     buffer = MemoryBuffer([group("85")])
     await work(buffer, settings)
     assert buffer.scores["policy/1/0"]["Raises"].state.tolist() == [FAILED]
@@ -291,7 +291,7 @@ async def test_of_a_suspected_group_one_reward_is_asked_and_cleared():
     buffer = MemoryBuffer([group("85")])
     buffer.suspected["policy/1/0"] = Suspicion("contains")
     await work(
-        buffer, config({"use": "exact"}, {"use": f"{HERE}:contains"}, plugin(Slow, when="late")), until=["contains"]
+        buffer, config({"use": "exact"}, {"use": f"{HERE}:contains"}, plugin(Slow, blocking=False)), until=["contains"]
     )
     assert list(buffer.scores["policy/1/0"]) == ["contains"]
     assert buffer.cleared == [("policy/1/0", "contains")]
@@ -300,7 +300,7 @@ async def test_of_a_suspected_group_one_reward_is_asked_and_cleared():
 async def test_a_late_reward_is_cleared_once_it_has_answered():
     buffer = MemoryBuffer([group("85")])
     buffer.suspected["policy/1/0"] = Suspicion("Slow")
-    await work(buffer, config({"use": "exact"}, plugin(Slow, when="late")), until=["Slow"])
+    await work(buffer, config({"use": "exact"}, plugin(Slow, blocking=False)), until=["Slow"])
     assert list(buffer.scores["policy/1/0"]) == ["Slow"]
     assert buffer.cleared == [("policy/1/0", "Slow")]
 

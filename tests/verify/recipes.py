@@ -61,7 +61,7 @@ def small(effect: str, *overrides: str, tokens: int = 64, steps: int = 3, stages
 
 SUMS = (
     "tasks={{use='reasoning_gym',options={{name='chain_sum',config={{min_terms=2,max_terms=2,min_digits=1,max_digits=1}},"
-    "size=100,num_heldout=1000}}}}",
+    "size=100,num_evaluation=1000}}}}",
     "rewards.0.use=reasoning_gym", "rewards.0.name=math", "rewards.0.options={{extract='last_number'}}",
 )  # fmt: skip
 """Tasks that SmolLM2 solves one time in five, as in smollm2.toml: of the word problems that the recipes come with it
@@ -84,7 +84,9 @@ CASES: dict[str, Case] = {
     "gradient_and_pairs": small("pairs/chosen_log_ratio_nats", *SUMS),
     "gspo": Case(ACCURACY, "rises"),
     "ipo": Case("loss/ipo", "falls"),
-    "laser": small("laser/accuracy_right", "learner.terms.0.options.mix_after_steps={0}", *SUMS, steps=4, stages=(2,)),
+    "laser": small(
+        "laser/accuracy_right", "learner.sequence_losses.0.options.mix_after_steps={0}", *SUMS, steps=4, stages=(2,)
+    ),
     "length_switch": small("reward/mean", *SUMS),
     "mm_upt": Case("reward/majority_mean", "rises"),
     "monitors": Case("reward/mean", "rises"),
@@ -92,7 +94,7 @@ CASES: dict[str, Case] = {
     "par": small("reward/judge_shaped_mean"),
     "ppo": Case("value/explained_variance", "rises"),
     "reinforce_plus_plus": Case(ACCURACY, "rises"),
-    "reward_model": small("reward/reward_model_mean", "distilled.reward_model.min_held_out=2"),
+    "reward_model": small("reward/reward_model_mean", "reward_models.reward_model.min_held_out=2"),
     "rivals": Case("reward/judge_mean", "rises"),
     "rlccf": Case("reward/crowd_mean", "rises"),
     "rloo": Case(ACCURACY, "rises"),

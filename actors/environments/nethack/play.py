@@ -60,12 +60,12 @@ class NetHack(Environment):
             raise ValueError("NLE and MiniHack are not installed: pip install 'kanabo[nethack]'")
         self._games = Games(self.max_games, all_actions=self.actions == "all", penalty=self.penalty)
 
-    async def play(self, task: Task, view: str) -> AsyncGenerator[Observation | End, str]:
+    async def play(self, task: Task, variant: str) -> AsyncGenerator[Observation | End, str]:
         async with self._games.lend(task.meta["game"]) as game:
             game.reset(task.meta["seed"])
             captions, total = Captions(), 0.0
             captions.hear(game.messages)
-            step = Observation(self._opening(task.views[view], game), reward=total)
+            step = Observation(self._opening(task.variants[variant], game), reward=total)
             for turn in count():
                 answer = yield step
                 word = _last_line(spoken(answer))

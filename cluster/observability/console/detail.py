@@ -128,7 +128,7 @@ def _rollout(
         "reward": reward,
         "environment_reward": rollout.reward,
         "temperature": rollout.temperature,
-        "view": rollout.view,
+        "variant": rollout.variant,
         "attempt": rollout.attempt,
         "num_tokens": rollout.num_tokens,
         "advantage": None if credit is None or not mask.any() else float(credit[mask].mean()),

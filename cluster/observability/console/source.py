@@ -80,7 +80,7 @@ class Source:
             "progress_timeout_s": settings.run.progress_timeout_s,
             "archived_groups": settings.tracking.archived_groups,
             "rewards": [
-                {"name": name, "weight": r.weight, "when": r.when}
+                {"name": name, "weight": r.weight, "blocking": r.blocking}
                 for name, r in zip(settings.reward_names, settings.rewards, strict=True)
             ],
             "buffer": buffer,

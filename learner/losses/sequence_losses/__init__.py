@@ -1,4 +1,4 @@
-"""Every loss term by name: `[[learner.terms]]`. Yours is `package.module:Class`."""
+"""Every loss term by name: `[[learner.sequence_losses]]`. Yours is `package.module:Class`."""
 
 from cluster.config import LearnerSection
 from cluster.plugins import build
@@ -23,7 +23,7 @@ def build_terms(section: LearnerSection) -> Terms:
     """The terms that a recipe names. Raises ConfigError."""
     return Terms(
         [
-            (t.use.rsplit(":", 1)[-1], t.coef, build(TERMS, t.use, t.options, f"learner.terms[{i}]"))
-            for i, t in enumerate(section.terms)
+            (t.use.rsplit(":", 1)[-1], t.coef, build(TERMS, t.use, t.options, f"learner.sequence_losses[{i}]"))
+            for i, t in enumerate(section.sequence_losses)
         ]
     )

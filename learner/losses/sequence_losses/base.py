@@ -1,4 +1,4 @@
-"""What a loss term is: `[[learner.terms]]` adds it to the policy loss.
+"""What a loss term is: `[[learner.sequence_losses]]` adds it to the policy loss.
 
 A term sees the whole step at once, one number per rollout (`SequenceStats`), so it chooses its divisor (pairs,
 rollouts) and neither micro-batches nor ranks change its gradient. `sums` says how the gradient reaches the tokens.
@@ -56,7 +56,9 @@ class Terms(StepPlugin):
         self.needs_reference = any(t.needs_reference for _, _, t in terms)
         wanted = {t.appended_token for _, _, t in terms} - {None}
         if len(wanted) > 1:
-            raise ConfigError(f"learner.terms want {sorted(wanted, key=str)} appended; a rollout can end in one token.")
+            raise ConfigError(
+                f"learner.sequence_losses want {sorted(wanted, key=str)} appended; a rollout can end in one token."
+            )
         self.appended_token = next(iter(wanted), None)
         self.need_pairs = any(t.needs_pairs for _, _, t in terms)
         self.uses_equal_rewards = any(not t.needs_pairs for _, _, t in terms)
@@ -102,7 +104,7 @@ class Terms(StepPlugin):
         factor, addend = torch.ones_like(sums.behaviour), torch.zeros_like(sums.behaviour)
         metrics: dict[str, float] = {}
         for name, coef, term in self._terms:
-            with calling(f"learner.terms: '{name}'"):
+            with calling(f"learner.sequence_losses: '{name}'"):
                 loss, found = term.loss(sums)
                 changed = term.advantages(sums)
             total = total + coef * loss

@@ -292,7 +292,7 @@ def test_only_judges_that_groups_wait_for_hold_up_the_start():
     judges = {"a": {"kind": "policy"}, "b": {"kind": "policy"}}
     rewards = [
         {"use": "judge", "name": "x", "options": {"judge": ["a"]}},
-        {"use": "judge", "name": "y", "when": "late", "options": {"judge": "b"}},
+        {"use": "judge", "name": "y", "blocking": False, "options": {"judge": "b"}},
         {"use": "exact"},
     ]
     assert parse({"rewards": rewards, "judges": judges}).admit_judges == ["a"]

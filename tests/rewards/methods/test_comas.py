@@ -16,9 +16,9 @@ from tests.rewards.groups import group
 def discussion(*scores: str) -> Group:
     """A round for each of these texts of a scorer."""
     made = group(*(text for score in scores for text in ("it is 4", "is it?", score)))
-    views = ("solution", "evaluation", "score")
+    variants = ("solution", "evaluation", "score")
     rollouts = (
-        replace(r, view=views[i % 3], parent=None if i % 3 == 0 else i - 1) for i, r in enumerate(made.rollouts)
+        replace(r, variant=variants[i % 3], parent=None if i % 3 == 0 else i - 1) for i, r in enumerate(made.rollouts)
     )
     return replace(made, rollouts=tuple(rollouts))
 

@@ -29,8 +29,8 @@ def read(passage):
 
 async def test_a_rollout_is_read_behind_its_prompt_and_behind_one_without_the_question():
     made = group("abc", "xyz")
-    views = {"orig": (Message("system", "Be brief."), Message("user", "47+38="))}
-    made = replace(made, task=replace(made.task, views=views))
+    variants = {"orig": (Message("system", "Be brief."), Message("user", "47+38="))}
+    made = replace(made, task=replace(made.task, variants=variants))
     services, replica = await services_with(read)
     scores = await SelfAligned().score(made, services)
     assert scores.values == pytest.approx([0.393469] * 2, abs=1e-6)
@@ -54,7 +54,7 @@ async def test_only_the_tokens_of_the_policy_count_and_without_any_it_abstains()
 
 async def test_a_task_without_a_question_has_nothing_to_leave_out():
     made = group("abc")
-    made = replace(made, task=replace(made.task, views={"orig": (Message("system", "Tell me."),)}))
+    made = replace(made, task=replace(made.task, variants={"orig": (Message("system", "Tell me."),)}))
     services, replica = await services_with(read)
     assert (await SelfAligned().score(made, services)).state.tolist() == [ABSTAINED]
     assert not replica.asked

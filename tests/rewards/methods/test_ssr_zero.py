@@ -124,6 +124,6 @@ def test_the_toy_judge_has_learnt_the_question_that_the_recipe_asks():
     assert marking(source, translated(source))[1] == ("100", True)
     assert signal.version().startswith(TEMPLATES["assessment"](style="compact").hash)
     assert settings.model.path == "tiny:translator"
-    assert not {t.id for t in Translation().train()} & {t.id for t in Translation().heldout()}
+    assert not {t.id for t in Translation().train()} & {t.id for t in Translation().evaluation()}
     assert replace(task, answer=None).answer is None
     assert TranslatorModel().key()["format"] == 1

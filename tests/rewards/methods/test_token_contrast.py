@@ -28,9 +28,9 @@ def read(passage):
 
 
 async def test_a_response_is_read_behind_a_prompt_for_a_better_and_one_for_a_worse():
-    views = {"orig": (Message("system", "Be brief."), Message("user", "47+38={x}"))}
+    variants = {"orig": (Message("system", "Be brief."), Message("user", "47+38={x}"))}
     made = group("abc", "xyz")
-    made = replace(made, task=replace(made.task, views=views))
+    made = replace(made, task=replace(made.task, variants=variants))
     services, replica = await services_with(read)
     signal = TokenContrast(better="{question} {response} is better", worse="{question} {response} is worse")
     scores = await signal.score(made, services)

@@ -51,26 +51,26 @@ def test_an_alarm_is_logged_and_recorded(follow, tmp_path, caplog):
     follower = follow(recipe())
     with caplog.at_level(logging.WARNING):
         for step in range(5):
-            follower.heldout(step, 0.5, 1.0, 1.0)
+            follower.evaluated(step, 0.5, 1.0, 1.0)
     assert alarms(tmp_path) == [2]
     assert caplog.messages == ["third at step 2: three are enough."]
 
 
 def test_on_alarm_stop_ends_the_run_after_its_row_is_written(follow, tmp_path):
     follower = follow(recipe(on_alarm="stop"))
-    follower.heldout(0, 0.5, 1.0, 1.0)
-    follower.heldout(1, 0.5, 1.0, 1.0)
+    follower.evaluated(0, 0.5, 1.0, 1.0)
+    follower.evaluated(1, 0.5, 1.0, 1.0)
     with pytest.raises(Alarmed, match=r"three are enough.*on_alarm = 'stop'"):
-        follower.heldout(2, 0.25, 1.0, 1.0)
+        follower.evaluated(2, 0.25, 1.0, 1.0)
     assert [r["eval/accuracy"] for r in metrics.read(tmp_path) if "eval/accuracy" in r] == [0.5, 0.5, 0.25]
     assert alarms(tmp_path) == [2]
 
 
 def test_after_a_resume_a_monitor_is_where_it_was(follow, tmp_path):
     before = follow(recipe())
-    before.heldout(0, 0.5, 1.0, 1.0)
-    before.heldout(1, 0.5, 1.0, 1.0)
-    follow(recipe()).heldout(2, 0.5, 1.0, 1.0)
+    before.evaluated(0, 0.5, 1.0, 1.0)
+    before.evaluated(1, 0.5, 1.0, 1.0)
+    follow(recipe()).evaluated(2, 0.5, 1.0, 1.0)
     assert alarms(tmp_path) == [2]
 
 

@@ -5,18 +5,18 @@ import { run, steps } from "./run.js";
 /** [title, unit, metrics: [name, label] or a pattern whose group is the label, options]. */
 const CHARTS = [
   ["Reward, by component", "", [["reward/mean", "mixed"], /^reward\/(.+)_mean$/]],
-  ["Held-out accuracy", "", [["eval/accuracy", "accuracy"]]],
+  ["Evaluation accuracy", "", [["eval/accuracy", "accuracy"]]],
   ["Rollout length", "tokens", [["rollout/length_tokens", "mean"]]],
   ["Rollouts cut short", "share", [["rollout/truncated_frac", "cut short"]]],
   ["Observations cut to the context", "observations", [["rollout/num_cut_observations", "cut"]]],
   ["Entropy of the policy", "nats a token", [["loss/entropy_nats", "entropy"]]],
-  ["Parity: engine against learner", "nats", [/^policy\/parity_(.+)_nats$/], { log: true }],
+  ["Log-prob difference: engine against learner", "nats", [/^policy\/logprob_diff_(.+)_nats$/], { log: true }],
   ["Staleness", "steps", [["policy/staleness_steps", "mean"], ["policy/staleness_max_steps", "max"]]],
   ["Known rewards, useless groups", "share", [["reward/known_frac", "known rewards"], ["reward/zero_variance_frac", "groups of equal rewards"]]],
   ["Sampling speed", "tokens/s", [["rollout/tokens_per_s", "sampled"]]],
   ["Learner's time", "s a step", [["learner/step_s", "whole step"], ["learner/wait_s", "waiting"], ["learner/optimize_s", "optimizing"], ["learner/publish_s", "publishing"]]],
-  ["Distilled models: shares", "share", [/^distilled\/(.+_(?:agreement|coverage|known|good))_frac$/]],
-  ["Distilled models: labels and versions", "", [/^distilled\/(.+_(?:num_labels|num_waiting|version))$/], { log: true }],
+  ["Reward models: shares", "share", [/^reward_model\/(.+_(?:agreement|coverage|known|good))_frac$/]],
+  ["Reward models: labels and versions", "", [/^reward_model\/(.+_(?:num_labels|num_waiting|version))$/], { log: true }],
   ["Gradient norm", "", [["learner/grad_norm", "norm"]]],
   ["Groups dropped", "groups a step", [/^buffer\/num_dropped_(.+)$/]],
 ];

@@ -51,13 +51,13 @@ function facts(g) {
 }
 
 function task(t) {
-  const views = Object.entries(t.views);
+  const variants = Object.entries(t.variants);
   return h(
     "section",
     {},
     h("h2", {}, "Task ", h("small", {}, t.id)),
-    views.map(([name, messages]) => [
-      views.length > 1 ? h("h3", {}, name) : null,
+    variants.map(([name, messages]) => [
+      variants.length > 1 ? h("h3", {}, name) : null,
       messages.map((m) => h("div", { className: "message" }, h("small", {}, m.role), h("pre", {}, m.content))),
     ]),
     h("p", {}, t.answer === null ? "This task has no reference answer." : ["Reference answer: ", h("code", {}, t.answer)]),

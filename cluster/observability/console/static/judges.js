@@ -63,10 +63,10 @@ function table() {
 const cell = (value, form, amiss) => h("td", { className: value !== null && amiss?.(value) ? "number failed" : "number" }, form(value));
 
 function rewards() {
-  const rows = run.status.rewards.map(({ name, weight, when }) => [name, weight, when, recent(`reward/${name}_mean`), recent(`reward/${name}_known_frac`), recent(`reward/${name}_failed_frac`), recent(`reward/${name}_agreement`), recent(`reward/${name}_sign_flip_frac`)]);
+  const rows = run.status.rewards.map(({ name, weight, blocking }) => [name, weight, blocking, recent(`reward/${name}_mean`), recent(`reward/${name}_known_frac`), recent(`reward/${name}_failed_frac`), recent(`reward/${name}_agreement`), recent(`reward/${name}_sign_flip_frac`)]);
   const heads = ["Reward", "Weight", "Asked", "Mean", "Known", "Failed", "Agrees with what is trained", "Would turn the advantage"];
-  const line = ([name, weight, when, mean, known, failed, agreement, flips]) =>
-    h("tr", {}, h("th", {}, name), h("td", { className: "number" }, num(weight)), h("td", {}, when ?? "admit"), ...[num(mean), percent(known), percent(failed), num(agreement), percent(flips)].map((text) => h("td", { className: "number" }, text)));
+  const line = ([name, weight, blocking, mean, known, failed, agreement, flips]) =>
+    h("tr", {}, h("th", {}, name), h("td", { className: "number" }, num(weight)), h("td", {}, blocking ? "yes" : "no"), ...[num(mean), percent(known), percent(failed), num(agreement), percent(flips)].map((text) => h("td", { className: "number" }, text)));
   return [
     h("div", { className: "scroll" }, h("table", { className: "many" }, h("thead", {}, h("tr", {}, heads.map((t, i) => h("th", { className: i === 0 || i === 2 ? "" : "number" }, t)))), h("tbody", {}, rows.map(line)))),
     h("p", { className: "muted" }, "Means of the last 10 steps. A reward of weight 0 is recorded and compared only."),

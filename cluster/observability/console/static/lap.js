@@ -58,14 +58,14 @@ function ending(summary) {
 
 function tiles() {
   const bound = run.status.max_staleness;
-  const parity = recent("policy/parity_mean_nats", 1);
+  const logprob_diff = recent("policy/logprob_diff_mean_nats", 1);
   return [
     ["Reward", num(recent("reward/mean")), "mean of the last 10 steps"],
-    ["Accuracy", num(recent("eval/accuracy", 1)), "held-out tasks, last evaluation"],
+    ["Accuracy", num(recent("eval/accuracy", 1)), "evaluation tasks, last evaluation"],
     ["Sampling", num(recent("rollout/tokens_per_s"), "tokens/s"), "all rollout workers"],
     ["Training", num(ratio("learner/tokens", "learner/step_s"), "tokens/s"), "all learner ranks"],
     ["Staleness", count(recent("policy/staleness_steps"), "step"), `mean; never above ${bound}`],
-    ["Parity", num(parity, "nats"), parity === null ? "engine against learner: not probed yet" : "engine against learner, last probe"],
+    ["Parity", num(logprob_diff, "nats"), logprob_diff === null ? "engine against learner: not probed yet" : "engine against learner, last probe"],
   ].map(([title, value, note]) => h("div", { className: "tile" }, h("h3", {}, title), h("b", {}, value), h("small", {}, note)));
 }
 

@@ -10,7 +10,7 @@ const KINDS = {
   judge: ["Judge", "answers what rewards ask"],
   scorer: ["Scorer", "reads rollouts back"],
   generator: ["Generator", "adds rollouts to every group"],
-  distiller: ["Distilled model", "learns from a judge's labels"],
+  reward_model: ["Reward models", "learns from a judge's labels"],
 };
 const SILENT_S = 12; // they are asked every 5 s
 

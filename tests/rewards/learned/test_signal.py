@@ -22,8 +22,8 @@ from rewards.learned.publishing import Announcement, MemoryBoard, write
 from rewards.learned.trainer import RewardModelTrainer
 from rewards.parsing.tokens import per_token
 from rewards.worker import RewardWorker
-from tests.rewards.distilled.judges import KeywordJudge
 from tests.rewards.groups import group, rollout
+from tests.rewards.learned.judges import KeywordJudge
 
 KEYWORD = JudgeSection(kind="keyword")
 ONI = {"alpha_ext": 0.0, "alpha_int": 1.0, "beta": 3.0, "scale": 1.0}
@@ -48,7 +48,7 @@ class Setting:
     def __init__(self, directory: Path, use: str = "retrieval", build=Retrieval) -> None:
         self.labels, self.board, self.directory = MemoryLabels(), MemoryBoard(), directory
         self.follower = RewardModelClient("oni", use, build, labels=self.labels, board=self.board)
-        self.services = Services(distilled={"oni": self.follower})
+        self.services = Services(reward_models={"oni": self.follower})
 
     def publish(self, number: int, model=None, **labels: float) -> None:
         if model is None:
@@ -122,7 +122,7 @@ async def test_an_unknown_caption_is_worth_nothing_and_is_asked_for(setting):
     assert scores.version == "retrieval.0"
     assert scores.provenance[0].note == "0 of 1 events known"
     assert list(setting.labels.take(9, 0)) == ["gold"]
-    assert setting.follower.snapshot()["distilled/oni_known_frac"] == 0.0
+    assert setting.follower.snapshot()["reward_model/oni_known_frac"] == 0.0
 
 
 async def test_the_same_group_scored_after_the_label_came_has_its_reward(setting):
@@ -161,7 +161,7 @@ async def test_without_any_event_it_declines(setting):
 
 
 async def test_an_unknown_model_is_an_error_that_names_the_known(setting):
-    with pytest.raises(ValueError, match=r"no distilled model 'onni'. Did you mean 'oni'"):
+    with pytest.raises(ValueError, match=r"no reward model 'onni'. Did you mean 'oni'"):
         await Oni(model="onni").prepare(setting.services)
 
 
@@ -213,11 +213,11 @@ async def test_from_caption_to_judge_to_new_version_to_the_same_group_scored_aga
     judge = KeywordJudge()
     judge.hold.clear()
     buffer = OneGroup(of(played(Event("you find gold", 0, 2)), played(Event("you hit a wall", 0))))
-    rewards = (RewardSection(use="oni", when="late", options={"alpha_int": 0.4}),)
-    config = RunConfig(rewards=rewards, distilled={"oni": RewardModelSection()}, judges={"judge": KEYWORD})
+    rewards = (RewardSection(use="oni", blocking=False, options={"alpha_int": 0.4}),)
+    config = RunConfig(rewards=rewards, reward_models={"oni": RewardModelSection()}, judges={"judge": KEYWORD})
     worker = RewardWorker("reward-0", buffer=buffer, config=config, services=setting.services)
     section = RewardModelSection(use="retrieval", publish_every_s=0.01)
-    distiller = RewardModelTrainer(
+    trainer = RewardModelTrainer(
         "oni",
         section,
         labels=setting.labels,
@@ -226,7 +226,7 @@ async def test_from_caption_to_judge_to_new_version_to_the_same_group_scored_aga
         relabel=lambda version: buffer.relabel({"oni": version}),
     )
     labeller = Labeller(setting.labels, judge, name="keywords")
-    running = [asyncio.create_task(part.run()) for part in (worker, distiller, labeller)]
+    running = [asyncio.create_task(part.run()) for part in (worker, trainer, labeller)]
     try:
         async with asyncio.timeout(20):
             while not buffer.scores:  # noqa: ASYNC110
@@ -237,7 +237,7 @@ async def test_from_caption_to_judge_to_new_version_to_the_same_group_scored_aga
             while len(buffer.scores) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     finally:
-        for part in (worker, distiller, labeller):
+        for part in (worker, trainer, labeller):
             await part.stop()
         await asyncio.gather(*running)
     assert buffer.scores[-1].values == pytest.approx([0.4 * 2.0**-3, 0.0])

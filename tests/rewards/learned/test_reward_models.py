@@ -45,7 +45,7 @@ class Setting:
         self.follower = RewardModelClient(
             "rm", "bradley_terry", lambda: BradleyTerry(**FAST), labels=self.labels, board=self.board
         )
-        self.services = Services(distilled={"reward_model": self.follower, "cooper": self.follower})
+        self.services = Services(reward_models={"reward_model": self.follower, "cooper": self.follower})
 
     def publish(self, number: int) -> None:
         path = self.directory / f"{number}.model"
@@ -82,7 +82,7 @@ def test_a_text_is_written_and_read_whatever_stands_in_the_completion():
 async def test_a_group_asks_for_pairs_of_its_own_and_is_scored_by_the_newest_version(setting):
     signal, stored = LearnedReward(pairs=2), group("1", "2", "2", "3")
     await signal.prepare(setting.services)
-    with pytest.raises(InfrastructureError, match=r"no version.*on_missing = 'wait'"):
+    with pytest.raises(InfrastructureError, match=r"no version.*missing = 'wait'"):
         await signal.score(stored, setting.services)
     asked = setting.labels.take(9, 0)
     assert len(asked) == 2
@@ -186,18 +186,18 @@ async def test_what_cannot_be_spoilt_is_left_out_after_three_tries():
 
 async def test_a_spoilt_pair_is_learnt_from_as_one_that_the_right_one_wins(tmp_path):
     labels, section = MemoryLabels(), RewardModelSection(use="bradley_terry", options=FAST, min_held_out=1)
-    distiller = RewardModelTrainer("rm", section, labels=labels, board=MemoryBoard(), directory=tmp_path, relabel=print)
+    trainer = RewardModelTrainer("rm", section, labels=labels, board=MemoryBoard(), directory=tmp_path, relabel=print)
     labels.add({"right": Label(1.0, against="wrong"), "given up": Label(math.nan)})
-    distiller._learn(labels.news("0", 9, 0))
-    assert distiller._values == {pair("right", "wrong"): 1.0}
-    assert math.isfinite(distiller.loss)
+    trainer._learn(labels.news("0", 9, 0))
+    assert trainer._values == {pair("right", "wrong"): 1.0}
+    assert math.isfinite(trainer.loss)
 
 
 # ── a run's processes ─────────────────────────────────────────────────────────────────────────────────────────────
 
 RECIPE = {
     "rewards": [{"use": "reward_model", "options": {"model": "rm"}}],
-    "distilled": {"rm": {"use": "bradley_terry", "options": {"encoder": "initial"}}},
+    "reward_models": {"rm": {"use": "bradley_terry", "options": {"encoder": "initial"}}},
     "judges": {"judge": {"kind": "keyword"}},
 }
 
@@ -212,25 +212,25 @@ def test_the_rewards_say_how_a_model_s_labels_are_made():
 
 
 def test_groups_that_wait_for_a_first_version_must_bring_the_labels_for_one():
-    waiting = {**RECIPE["rewards"][0], "on_missing": "wait"}
+    waiting = {**RECIPE["rewards"][0], "missing": "wait"}
     recipe = {**RECIPE, "learner": {"groups_per_step": 8}, "rollout": {"group_size": 4}}
-    with pytest.raises(ConfigError, match=r"cannot grade held-out tasks before.*evaluation\.reward"):
+    with pytest.raises(ConfigError, match=r"cannot grade evaluation tasks before.*evaluation\.reward"):
         can_begin(parse({**recipe, "rewards": [waiting]}))
     graded = {"use": "exact", "weight": 0.0}
     recipe["rewards"] = [graded, waiting]
     with pytest.raises(ConfigError, match=r"first 16 groups.* 64 labels, 6\.4 of them.*min_held_out = 50"):
         can_begin(parse(recipe))
-    able = {"rm": {**RECIPE["distilled"]["rm"], "min_held_out": 3}}
-    can_begin(parse({**recipe, "distilled": able}))
-    can_begin(parse({**recipe, "rewards": [graded, {**waiting, "on_missing": "drop_rollout"}]}))
-    cooper = {"use": "cooper", "on_missing": "wait", "options": {"model": "rm"}}
+    able = {"rm": {**RECIPE["reward_models"]["rm"], "min_held_out": 3}}
+    can_begin(parse({**recipe, "reward_models": able}))
+    can_begin(parse({**recipe, "rewards": [graded, {**waiting, "missing": "drop_rollout"}]}))
+    cooper = {"use": "cooper", "missing": "wait", "options": {"model": "rm"}}
     with pytest.raises(ConfigError, match="at most 16 labels"):
-        can_begin(parse({**recipe, "rewards": [graded, cooper], "distilled": able}))
+        can_begin(parse({**recipe, "rewards": [graded, cooper], "reward_models": able}))
 
 
 def test_a_reward_model_can_begin_with_the_policy_s_initial_model():
     assert placed(parse(RECIPE), "rm", "/models/7").options == {"encoder": "/models/7"}
-    with pytest.raises(AssertionError, match=r"distilled\.rm"):
+    with pytest.raises(AssertionError, match=r"reward_models\.rm"):
         placed(parse(RECIPE), "rm", "")
 
 
@@ -252,7 +252,7 @@ async def test_a_new_version_is_compared_with_the_one_before_on_groups_that_were
         held_out_frac=0.3,
     )  # fmt: skip
     labels = MemoryLabels()
-    distiller = RewardModelTrainer(
+    trainer = RewardModelTrainer(
         "rm", section, labels=labels, board=MemoryBoard(), directory=tmp_path, relabel=lambda _: None
     )
     monkeypatch.setattr("rewards.learned.trainer.passes", lambda *_: True)
@@ -260,17 +260,17 @@ async def test_a_new_version_is_compared_with_the_one_before_on_groups_that_were
     scores = []
     for part in range(2):
         labels.add({pair(f"good {part} {i}", f"bad {part} {i}"): Label(1.0) for i in range(12)})
-        distiller._learn(labels.news(distiller._cursor, 99, 0))
-        scores.append([distiller._model.predict(texts) for texts in groups])
+        trainer._learn(labels.news(trainer._cursor, 99, 0))
+        scores.append([trainer._model.predict(texts) for texts in groups])
         for texts in groups:
             labels.show(texts)
-        distiller._try_to_publish()
+        trainer._try_to_publish()
         if not part:
-            assert math.isnan(distiller.snapshot()["distilled/rm_starc_distance"]), "there is nothing to compare with"
-    told = distiller.snapshot()
-    assert told["distilled/rm_starc_distance"] == pytest.approx(group_distance(*(s[::-1] for s in scores)))
-    assert told["distilled/rm_flip_frac"] == flip_rate(*scores)
-    assert 0 < told["distilled/rm_starc_distance"] < 1
+            assert math.isnan(trainer.snapshot()["reward_model/rm_starc_distance"]), "there is nothing to compare with"
+    told = trainer.snapshot()
+    assert told["reward_model/rm_starc_distance"] == pytest.approx(group_distance(*(s[::-1] for s in scores)))
+    assert told["reward_model/rm_flip_frac"] == flip_rate(*scores)
+    assert 0 < told["reward_model/rm_starc_distance"] < 1
 
 
 async def test_when_no_more_labels_come_it_learns_on_from_those_there_are_until_a_version_has_them(
@@ -284,14 +284,14 @@ async def test_when_no_more_labels_come_it_learns_on_from_those_there_are_until_
     monkeypatch.setattr("rewards.learned.trainer.passes", lambda *_: next(good))
     labels = MemoryLabels()
     labels.add({pair(f"good {i}", f"bad {i}"): Label(1.0) for i in range(12)})
-    distiller = RewardModelTrainer(
+    trainer = RewardModelTrainer(
         "rm", section, labels=labels, board=MemoryBoard(), directory=tmp_path, relabel=lambda _: None
     )
-    running = asyncio.create_task(distiller.run())
+    running = asyncio.create_task(trainer.run())
     async with asyncio.timeout(30):
-        while distiller.version != "bradley_terry.1":  # noqa: ASYNC110
+        while trainer.version != "bradley_terry.1":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    await distiller.stop()
+    await trainer.stop()
     await running
-    assert distiller.num_refused == 2
-    assert not distiller._owes
+    assert trainer.num_refused == 2
+    assert not trainer._owes

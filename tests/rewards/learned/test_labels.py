@@ -14,7 +14,7 @@ from rewards.learned import labeler as module
 from rewards.learned.label_store import RedisLabels
 from rewards.learned.labeler import Labeller
 from rewards.learned.labels import Label, MemoryLabels, pair, pair_of
-from tests.rewards.distilled.judges import KeywordJudge, is_good
+from tests.rewards.learned.judges import KeywordJudge, is_good
 
 BOUND, FOREVER_S = 6, 3600.0
 

@@ -1,4 +1,4 @@
-"""A recipe's distilled models, from processes that share nothing but Redis and a directory."""
+"""A recipe's reward models, from processes that share nothing but Redis and a directory."""
 
 import asyncio
 from uuid import uuid4
@@ -13,12 +13,12 @@ from rewards.base import Services
 from rewards.learned.factory import followers, parts, relabelling
 from rewards.learned.labels import Label
 from rewards.learned.oni import Oni
-from tests.rewards.distilled.judges import is_good
-from tests.rewards.distilled.test_signal import of, played
+from tests.rewards.learned.judges import is_good
+from tests.rewards.learned.test_signal import of, played
 
 RECIPE = {
-    "rewards": [{"use": "oni", "name": "curious", "when": "late"}, {"use": "exact"}],
-    "distilled": {"oni": {"use": "retrieval", "publish_every_s": 0.01}},
+    "rewards": [{"use": "oni", "name": "curious", "blocking": False}, {"use": "exact"}],
+    "reward_models": {"oni": {"use": "retrieval", "publish_every_s": 0.01}},
     "judges": {"judge": {"kind": "keyword"}},
 }
 
@@ -31,23 +31,23 @@ async def test_captions_of_a_reward_worker_become_labels_and_a_published_version
         return f"<label>{'florp' if is_good(caption) else 'drell'}</label>"
 
     here = followers(config, redis_url, name)
-    services, signal = Services(distilled=here), Oni()
+    services, signal = Services(reward_models=here), Oni()
     await signal.prepare(services)
     stored = of(played(Event("you find gold", 0)), played(Event("a wall", 1)))
     before = await signal.score(stored, services)
     assert before.values.tolist() == [0.0, 0.0]
-    distiller, labeller = parts("oni", config, redis_url, name, tmp_path, complete)
-    tasks = [asyncio.create_task(part.run()) for part in (distiller, labeller)]
+    trainer, labeller = parts("oni", config, redis_url, name, tmp_path, complete)
+    tasks = [asyncio.create_task(part.run()) for part in (trainer, labeller)]
     async with asyncio.timeout(30):
         while signal.version() == before.version:
             await asyncio.sleep(0.02)
             await signal.refresh(services)
-    for part in (distiller, labeller):
+    for part in (trainer, labeller):
         await part.stop()
     await asyncio.gather(*tasks)
     after = await signal.score(stored, services)
     assert after.values.tolist() == pytest.approx([0.4, 0.0])
-    assert distiller.snapshot()["distilled/oni_coverage_frac"] == 0.5, "two look-ups before the labels, two after"
+    assert trainer.snapshot()["reward_model/oni_coverage_frac"] == 0.5, "two look-ups before the labels, two after"
     services.close()
     here["oni"].close()
 
@@ -64,7 +64,7 @@ def test_a_new_version_concerns_the_rewards_that_use_the_model(redis_url):
 
 
 def test_an_unknown_model_is_an_error_of_the_recipe(redis_url):
-    config = parse(RECIPE | {"distilled": {"oni": {"use": "retrival"}}})
+    config = parse(RECIPE | {"reward_models": {"oni": {"use": "retrival"}}})
     with pytest.raises(ConfigError, match="Did you mean 'retrieval'"):
         followers(config, redis_url, "x")
 

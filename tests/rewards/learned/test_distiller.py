@@ -1,4 +1,4 @@
-"""What is published has proved good, no version is two models, and a killed distiller goes on where it was."""
+"""What is published has proved good, no version is two models, and a killed trainer goes on where it was."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ from rewards.learned.label_store import RedisLabels
 from rewards.learned.labels import Label, MemoryLabels
 from rewards.learned.publishing import MemoryBoard, RedisBoard, read
 from rewards.learned.trainer import Checkpoint, RewardModelTrainer, is_held_out, passes
-from tests.rewards.distilled.judges import captions, is_good
+from tests.rewards.learned.judges import captions, is_good
 
 QUICK = {"publish_every_s": 1e-9, "min_held_out": 4, "min_agreement": 0.0, "held_out_frac": 0.3}
 SMALL = {"batch_size": 8, "early_steps": 2}
@@ -37,7 +37,7 @@ def _threads():
 
 
 class Run:
-    """A table and a board, and distillers that come and go."""
+    """A table and a board, and reward_models that come and go."""
 
     def __init__(self, directory: Path, **section) -> None:
         self.directory = directory
@@ -46,7 +46,7 @@ class Run:
         self.published: list[tuple[str, bytes]] = []
         """Versions that were announced and relabelled, and the file's content then."""
 
-    def distiller(self, **section) -> RewardModelTrainer:
+    def trainer(self, **section) -> RewardModelTrainer:
         chosen = self.section.model_copy(update=section)
         return RewardModelTrainer(
             "oni",
@@ -75,18 +75,18 @@ def run(tmp_path):
     return Run(tmp_path)
 
 
-async def work(distiller: RewardModelTrainer, done) -> None:
-    task = asyncio.create_task(distiller.run())
+async def work(reward_model: RewardModelTrainer, done) -> None:
+    task = asyncio.create_task(trainer.run())
     async with asyncio.timeout(60):
         while not done() and not task.done():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    await distiller.stop()
+    await trainer.stop()
     await task
 
 
-def idle(distiller: RewardModelTrainer, num_labels: int):
+def idle(reward_model: RewardModelTrainer, num_labels: int):
     def done() -> bool:
-        return len(distiller._values) == num_labels and not distiller._untried
+        return len(trainer._values) == num_labels and not trainer._untried
 
     return done
 
@@ -108,15 +108,15 @@ def test_the_held_out_split_is_by_hash_alone():
 
 
 async def test_it_never_learns_from_what_it_compares_on(run, monkeypatch):
-    distiller, fitted, compared = run.distiller(), [], []
-    fit, agreement = type(distiller._model).fit, type(distiller._model).agreement
-    monkeypatch.setattr(type(distiller._model), "fit", lambda self, k, v: fitted.extend(k) or fit(self, k, v))
+    trainer, fitted, compared = run.trainer(), [], []
+    fit, agreement = type(trainer._model).fit, type(trainer._model).agreement
+    monkeypatch.setattr(type(trainer._model), "fit", lambda self, k, v: fitted.extend(k) or fit(self, k, v))
     monkeypatch.setattr(
-        type(distiller._model), "agreement", lambda self, k, v: compared.extend(k) or agreement(self, k, v)
+        type(trainer._model), "agreement", lambda self, k, v: compared.extend(k) or agreement(self, k, v)
     )
     texts = captions(60, 1)
     run.label(texts)
-    await work(distiller, idle(distiller, 60))
+    await work(trainer, idle(trainer, 60))
     assert set(fitted) | set(compared) == set(texts)
     assert not set(fitted) & set(compared)
     assert len(set(compared)) > 4
@@ -124,21 +124,21 @@ async def test_it_never_learns_from_what_it_compares_on(run, monkeypatch):
 
 async def test_a_good_model_is_published_and_one_spoilt_by_wrong_labels_is_not(run):
     run.section = run.section.model_copy(update={"options": {"batch_size": 32, "lr": 1e-3, "early_steps": 120}})
-    distiller, texts = run.distiller(min_agreement=0.6), captions(200, 2)
+    trainer, texts = run.trainer(min_agreement=0.6), captions(200, 2)
     run.label(texts)
-    await work(distiller, idle(distiller, 200))
-    assert distiller.version == "classification.1"
+    await work(trainer, idle(trainer, 200))
+    assert trainer.version == "classification.1"
     announced = run.board.current("oni")
     assert announced.version == "classification.1"
-    assert announced.agreement == distiller.agreement >= 0.6
+    assert announced.agreement == trainer.agreement >= 0.6
     model = module.model_of("oni", run.section)
     model.load(read(announced))
     unseen = captions(100, 3)
-    assert np.array_equal(model.predict(unseen), distiller._model.predict(unseen))
-    shown = distiller.snapshot()
-    assert shown["distilled/oni_num_labels"] == 200
-    assert shown["distilled/oni_version"] == 1
-    spoilt = run.distiller(min_agreement=0.6)
+    assert np.array_equal(model.predict(unseen), trainer._model.predict(unseen))
+    shown = trainer.snapshot()
+    assert shown["reward_model/oni_num_labels"] == 200
+    assert shown["reward_model/oni_version"] == 1
+    spoilt = run.trainer(min_agreement=0.6)
     wrong = [t for t in captions(900, 8) if t not in texts and not is_held_out(t, run.section.held_out_frac)][:400]
     run.label(wrong, lambda text: 1 - is_good(text))
     await work(spoilt, idle(spoilt, 600))
@@ -149,23 +149,23 @@ async def test_a_good_model_is_published_and_one_spoilt_by_wrong_labels_is_not(r
 
 @pytest.mark.parametrize(("section", "num"), [({"min_held_out": 1000}, 60), ({"min_agreement": 1.0}, 60)])
 async def test_too_few_labels_or_too_little_agreement_publish_nothing(run, section, num):
-    distiller = run.distiller(**section)
+    trainer = run.trainer(**section)
     run.label(captions(num, 4))
-    await work(distiller, idle(distiller, num))
-    assert distiller.version == "classification.0"
+    await work(trainer, idle(trainer, num))
+    assert trainer.version == "classification.0"
     assert run.board.current("oni") is None
-    assert distiller.num_refused == 1
+    assert trainer.num_refused == 1
     assert run.published == []
 
 
 async def test_a_worse_model_is_refused_and_the_published_one_stays(run, monkeypatch):
     """Agreement is compared on the labels of today for both."""
-    first, texts = run.distiller(), captions(60, 5)
+    first, texts = run.trainer(), captions(60, 5)
     run.label(texts)
     await work(first, idle(first, 60))
     assert first.version == "classification.1"
     before = run.board.current("oni")
-    second = run.distiller()
+    second = run.trainer()
     scores = {id(second._model): 0.7, id(second._rival): 0.8}
     monkeypatch.setattr(type(second._model), "agreement", lambda self, k, v: scores[id(self)])
     run.label(captions(20, 6))
@@ -173,7 +173,7 @@ async def test_a_worse_model_is_refused_and_the_published_one_stays(run, monkeyp
     assert run.board.current("oni") == before
     assert second.version == "classification.1"
     scores[id(second._model)] = 0.8
-    third = run.distiller()
+    third = run.trainer()
     scores |= {id(third._model): 0.8, id(third._rival): 0.8}
     run.label(captions(20, 7))
     await work(third, lambda: third.version == "classification.2")
@@ -181,13 +181,13 @@ async def test_a_worse_model_is_refused_and_the_published_one_stays(run, monkeyp
 
 
 async def test_the_table_itself_is_published_whenever_labels_came(run):
-    distiller = run.distiller(use="retrieval", options={})
+    trainer = run.trainer(use="retrieval", options={})
     run.label(["gold", "wall"])
-    await work(distiller, lambda: run.board.current("oni") is not None)
-    model = module.model_of("oni", distiller._section)
+    await work(trainer, lambda: run.board.current("oni") is not None)
+    model = module.model_of("oni", trainer._section)
     model.load(read(run.board.current("oni")))
     assert np.array_equal(model.predict(["gold", "wall", "fog"]), [1.0, 0.0, np.nan], equal_nan=True)
-    again = run.distiller(use="retrieval", options={})
+    again = run.trainer(use="retrieval", options={})
     run.label(["kill"])
     await work(again, lambda: again.version == "retrieval.2")
     model.load(read(run.board.current("oni")))
@@ -197,25 +197,25 @@ async def test_the_table_itself_is_published_whenever_labels_came(run):
 async def test_unreadable_labels_are_not_learnt(run):
     run.labels.add({"mumble": Label(float("nan"))})
     run.label(captions(20, 9))
-    distiller = run.distiller()
-    await work(distiller, idle(distiller, 20))
-    assert "mumble" not in distiller._values
+    trainer = run.trainer()
+    await work(trainer, idle(trainer, 20))
+    assert "mumble" not in trainer._values
 
 
 async def test_versions_come_no_faster_than_allowed(run, monkeypatch):
     monkeypatch.setattr(module, "MAX_NEWS", 20)
-    distiller = run.distiller(publish_every_s=3600.0)
+    trainer = run.trainer(publish_every_s=3600.0)
     run.label(captions(60, 10))
-    await work(distiller, lambda: distiller._cursor == "60")
+    await work(trainer, lambda: trainer._cursor == "60")
     assert len(run.published) == 1
     assert run.checkpoint().untried, "what it has learnt since is tried when the time has come"
 
 
 async def test_the_loop_is_free_while_it_trains(run, monkeypatch):
-    distiller, begun, go_on = run.distiller(), threading.Event(), threading.Event()
-    monkeypatch.setattr(type(distiller._model), "fit", lambda self, k, v: begun.set() or go_on.wait(20) or 0.0)
+    trainer, begun, go_on = run.trainer(), threading.Event(), threading.Event()
+    monkeypatch.setattr(type(trainer._model), "fit", lambda self, k, v: begun.set() or go_on.wait(20) or 0.0)
     run.label(["gold"])
-    task = asyncio.create_task(distiller.run())
+    task = asyncio.create_task(trainer.run())
     await asyncio.to_thread(begun.wait, 20)
     at = time.monotonic()
     await asyncio.sleep(0)
@@ -223,7 +223,7 @@ async def test_the_loop_is_free_while_it_trains(run, monkeypatch):
     assert run.labels.take(1, 0) == {"another": 1}
     assert time.monotonic() - at < 1
     go_on.set()
-    await distiller.stop()
+    await trainer.stop()
     await task
 
 
@@ -231,29 +231,31 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("place", ["distiller.after_fit", "distiller.after_model", "distiller.after_checkpoint"])
+@pytest.mark.parametrize(
+    "place", ["reward_model.after_fit", "reward_model.after_model", "reward_model.after_checkpoint"]
+)
 async def test_wherever_it_dies_it_goes_on_exactly(tmp_path, monkeypatch, place):
     monkeypatch.setattr(module, "MAX_NEWS", 25)  # all labels are there from the start: batches are the same
     texts = captions(100, 11)
 
     whole = Run(tmp_path / "whole")
     whole.label(texts)
-    distiller = whole.distiller()
-    await work(distiller, idle(distiller, 100))
+    trainer = whole.trainer()
+    await work(trainer, idle(trainer, 100))
 
     broken, deaths = Run(tmp_path / "broken"), []
 
     def die(name: str) -> None:
-        if name == place and len(deaths) < 2 and distiller._cursor != "25":
+        if name == place and len(deaths) < 2 and trainer._cursor != "25":
             deaths.append(name)
             raise Killed
 
     monkeypatch.setattr(module, "failpoint", die)
     broken.label(texts)
     for _ in range(3):
-        distiller = broken.distiller()
+        trainer = broken.trainer()
         try:
-            await work(distiller, idle(distiller, 100))
+            await work(trainer, idle(trainer, 100))
             break
         except Killed:
             continue
@@ -266,7 +268,7 @@ async def test_wherever_it_dies_it_goes_on_exactly(tmp_path, monkeypatch, place)
     assert all(contents[version] == content for version, content in broken.published), "one version, one model"
     numbers = [int(version.rpartition(".")[2]) for version, _ in broken.published]
     assert numbers == sorted(numbers)
-    assert broken.published[-1][0] == broken.board.current("oni").version == distiller.version
+    assert broken.published[-1][0] == broken.board.current("oni").version == trainer.version
 
 
 SCRIPT = """
@@ -298,7 +300,7 @@ def test_a_killed_process_is_succeeded_by_one_that_publishes(redis_url, tmp_path
     labels.add({text: Label(is_good(text)) for text in captions(60, 12)})
     section = RewardModelSection(**QUICK, options=SMALL)
     command = [sys.executable, "-c", SCRIPT, redis_url, name, str(tmp_path / "oni"), section.model_dump_json()]
-    environment = os.environ | {"KANABO_FAILPOINT": "distiller.after_model", "KANABO_FAILPOINT_DIR": str(tmp_path)}
+    environment = os.environ | {"KANABO_FAILPOINT": "reward_model.after_model", "KANABO_FAILPOINT_DIR": str(tmp_path)}
     killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert board.current("oni") is None
@@ -312,22 +314,22 @@ def test_a_killed_process_is_succeeded_by_one_that_publishes(redis_url, tmp_path
 
 
 async def test_another_split_or_kind_of_model_is_refused(run):
-    distiller = run.distiller()
+    trainer = run.trainer()
     run.label(captions(20, 13))
-    await work(distiller, idle(distiller, 20))
+    await work(trainer, idle(trainer, 20))
     with pytest.raises(ConfigError, match="Give the new model another name"):
-        run.distiller(held_out_frac=0.2)
+        run.trainer(held_out_frac=0.2)
     with pytest.raises(ConfigError, match="is of 'classification'"):
-        run.distiller(use="ranking")
+        run.trainer(use="ranking")
 
 
 async def test_labels_that_the_table_lost_do_not_stop_it(run):
-    distiller = run.distiller()
+    trainer = run.trainer()
     run.label(captions(30, 14))
-    await work(distiller, idle(distiller, 30))
+    await work(trainer, idle(trainer, 30))
     run.labels = MemoryLabels()
     run.label(captions(10, 15))
-    again = run.distiller()
+    again = run.trainer()
     assert again._published is not None
     await work(again, lambda: again._cursor == "10" and not again._untried)
     assert again._number >= 1
@@ -336,7 +338,7 @@ async def test_labels_that_the_table_lost_do_not_stop_it(run):
 async def test_old_model_files_go(run, monkeypatch):
     monkeypatch.setattr(module, "MAX_NEWS", 10)
     monkeypatch.setattr(module, "KEPT_FILES", 2)
-    distiller = run.distiller(use="retrieval", options={})
+    trainer = run.trainer(use="retrieval", options={})
     run.label(captions(50, 16))
-    await work(distiller, lambda: distiller.version == "retrieval.5")
+    await work(trainer, lambda: trainer.version == "retrieval.5")
     assert sorted(p.name for p in run.directory.glob("*.model")) == ["retrieval.4.model", "retrieval.5.model"]

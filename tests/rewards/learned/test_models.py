@@ -17,7 +17,7 @@ from rewards.learned.losses import (
     ranking_loss,
 )
 from rewards.learned.models import MODELS, Classification, Ranking, Retrieval
-from tests.rewards.distilled.judges import captions, is_good
+from tests.rewards.learned.judges import captions, is_good
 
 FAST = {"batch_size": 32, "lr": 1e-3, "early_steps": 40}
 

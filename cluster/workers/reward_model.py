@@ -1,4 +1,4 @@
-"""A distilled reward model with the labeller it learns from, as a Ray actor."""
+"""A reward model that learns during the run, with its labeller, as a Ray actor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPORT_S = 5.0
 
 
 class RewardModelActor:
-    """Who learns `[distilled.NAME]` and who asks its judge for labels; a successor goes on from the checkpoint."""
+    """Who learns `[reward_models.NAME]` and who asks its judge for labels; a successor goes on from the checkpoint."""
 
     def __init__(self, context: RunContext, name: str) -> None:
         from rewards.learned.factory import parts
@@ -25,16 +25,16 @@ class RewardModelActor:
 
         config, self._name = context.config, name
         self._model = model_of_worker(name)
-        judge = config.distilled[self._model].judge
+        judge = config.reward_models[self._model].judge
         self._judges = Judges(context)
         self._judge = self._judges.pools[judge]
         self._buffer = context.buffer()
-        self._distiller, self._labeller = parts(
+        self._trainer, self._labeller = parts(
             self._model,
             config,
             context.url,
             context.run_id,
-            Path(context.run_dir) / "distilled",
+            Path(context.run_dir) / "reward_models",
             Asking(self._judge, config.judges[judge].max_in_flight),
             context.model_dir,
         )
@@ -46,7 +46,7 @@ class RewardModelActor:
         """Label and learn until `stop`. Raises what the table, the disk and the buffer raise."""
         reports = asyncio.create_task(self._report())
         following = self._judges.follow()
-        working = asyncio.gather(self._distiller.run(), self._labeller.run())
+        working = asyncio.gather(self._trainer.run(), self._labeller.run())
         try:
             await first_to_end(working, reports, *following)
         finally:
@@ -57,10 +57,10 @@ class RewardModelActor:
 
     async def stop(self) -> None:
         await self._labeller.stop()
-        await self._distiller.stop()
+        await self._trainer.stop()
 
     async def waiting(self) -> str:
-        return self._distiller.waiting()
+        return self._trainer.waiting()
 
     async def close(self) -> None:
         await self.stop()
@@ -68,17 +68,17 @@ class RewardModelActor:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(REPORT_S)
-            own = await asyncio.to_thread(self._distiller.snapshot)
-            asked = {f"distilled/{self._model}_{key}": value for key, value in self._labeller.snapshot().items()}
+            own = await asyncio.to_thread(self._trainer.snapshot)
+            asked = {f"reward_model/{self._model}_{key}": value for key, value in self._labeller.snapshot().items()}
             fields = {"worker": self._name, "metrics": {**own, **asked, **self._judge.snapshot()}}
-            await asyncio.to_thread(self._buffer.emit, "distilled", fields)
+            await asyncio.to_thread(self._buffer.emit, "reward_model", fields)
 
 
 def model_of_worker(name: str) -> str:
-    """`oni` of `distiller:oni-0`."""
+    """`oni` of `reward_model:oni-0`."""
     return name.rpartition("-")[0].partition(":")[2]
 
 
-def place_distiller(context: RunContext, name: str) -> Any:
+def place_reward_model(context: RunContext, name: str) -> Any:
     where = options(context.config, context.run_id, name.rpartition("-")[0])
     return ray.remote(RewardModelActor).options(max_concurrency=1000, **where).remote(context, name)

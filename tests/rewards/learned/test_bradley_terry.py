@@ -12,7 +12,7 @@ from rewards.learned.labels import pair, pair_of
 from rewards.learned.models import MODELS
 from rewards.learned.preferences import ascended, contrastive_loss, corrected_labels, preference_loss, spread, strengths
 from tests.models import random_llama
-from tests.rewards.distilled.judges import captions
+from tests.rewards.learned.judges import captions
 
 FAST = {"batch_size": 16, "lr": 1e-3, "early_steps": 3}
 
