@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Dozens of processes import the same modules: compiling them once takes a minute off the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test check verify chaos bench minihack loophole install
+.PHONY: docs quickstart test check verify chaos bench minihack loophole install
 
 quickstart: install
 	python -m cluster.run deploy/recipes/quickstart.toml
@@ -41,7 +41,16 @@ check: install
 	ruff format --check
 	pyright
 	lint-imports --no-logo
-	python -m pytest -q tests/test_words.py
+	python -m pytest -q tests/test_words.py "tests/test_docs.py::test_links_between_pages_lead_somewhere"
 
 install:
 	@deploy/install.sh
+
+# The site, in build/site; mkdocs has an environment of its own.
+docs: build/docs/bin/mkdocs
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict
+
+build/docs/bin/mkdocs: docs/requirements.lock
+	python3 -m venv build/docs
+	build/docs/bin/python -m pip -qq --disable-pip-version-check install --no-deps -r docs/requirements.lock
+	touch $@
