@@ -35,6 +35,7 @@ class Chat:
         # All rollouts of a group begin with one prompt.
         self._prompt = lru_cache(maxsize=256)(self._prompt_ids)
         self._text_ids = lru_cache(maxsize=256)(self._ids_of_text)
+        self._opened = lru_cache(maxsize=256)(self._opened_text)
 
     def _prompt_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         if not self._templated:
@@ -85,6 +86,9 @@ class Chat:
 
         `first` says that `messages` begin the conversation.
         """
+        return self._opened(tuple(messages), first)
+
+    def _opened_text(self, messages: tuple[Message, ...], first: bool) -> str:
         if not self._templated:
             return opened_at_end("".join(m.content for m in messages))
         text = self._render(messages) if first else self._render_observation(messages)

@@ -112,7 +112,7 @@ class VllmEngine:
             "max_num_batched_tokens": config.engine.max_num_batched_tokens,
             "tensor_parallel_size": config.engine.tensor_parallel,
             "logprobs_mode": "processed_logprobs",
-            "distributed_executor_backend": "mp",
+            "distributed_executor_backend": _executor(config),
             "weight_transfer_config": WeightTransferConfig(backend=backend),
             "worker_extension_cls": "actors.receive.Extension",
             "disable_log_stats": True,
@@ -121,6 +121,8 @@ class VllmEngine:
         }
         if _on_cpu():
             arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(config.engine.kv_cache_gib * 2**30)}
+            if config.weights.pause_mode != "abort":  # what a generation has so far must be there when it is aborted
+                arguments |= {"scheduler_cls": "actors.scheduler.FinalOutputScheduler"}
         else:
             arguments |= {"gpu_memory_utilization": config.engine.gpu_memory_frac}
         lora = config.learner.lora
@@ -333,6 +335,21 @@ def _on_cpu() -> bool:
     from vllm.platforms import current_platform
 
     return current_platform.is_cpu()
+
+
+def _executor(config: RunConfig) -> Any:
+    """Return vLLM's way to run the model: inside the engine's core process on one CPU worker.
+
+    A worker process of its own reads from the core through shared memory, and spins for a second after each message:
+    on CPUs that spinning took a quarter of the engine's time. vLLM's configuration replaces the name `uni` on CPUs,
+    because it cannot bind threads to cores then, which Kanabo does not do; it keeps the class.
+    """
+    parallel = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"} & config.engine.options.keys()
+    if config.engine.tensor_parallel > 1 or parallel or not _on_cpu():
+        return "mp"
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    return UniProcExecutor
 
 
 def _pull_backend() -> str:

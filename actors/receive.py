@@ -1,4 +1,4 @@
-"""Weights into a running engine: the pull transport's receiving end, inside vLLM's worker processes.
+"""Weights into a running engine: the pull transport's receiving end, inside vLLM's workers.
 
 Adapters vLLM receives by itself; what is here for them makes its CPU build apply one in reasonable time.
 

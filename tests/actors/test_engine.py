@@ -165,6 +165,29 @@ async def test_three_turns_are_token_exact_and_observations_are_masked(tmp_path,
     assert long >= 3, "no episode reached its third turn"
 
 
+def test_tokens_reported_together_keep_their_order_and_logprobs():
+    from vllm.v1.engine import EngineCoreOutput, FinishReason
+    from vllm.v1.outputs import LogprobsLists
+
+    from actors.scheduler import HeldTokens
+
+    def reported(token: int, width: int, **fields) -> EngineCoreOutput:
+        """One token's report; with a judge's request in the batch, rows are wider than the sampled token's column."""
+        ids = np.arange(token, token + width, dtype=np.int32)[None]
+        return EngineCoreOutput("a", [token], LogprobsLists(ids, -ids / 10, np.ones(1, np.int32)), **fields)
+
+    first = reported(5, 1)
+    held = HeldTokens(first, prefill_stats="how the prompt was read")
+    for output in (first, reported(7, 3), reported(9, 1, finish_reason=FinishReason.LENGTH)):
+        held.add(output)
+    whole = held.merged()
+    assert whole.new_token_ids == [5, 7, 9]
+    assert whole.new_logprobs.logprob_token_ids.tolist() == [[5], [7], [9]]
+    assert whole.new_logprobs.logprobs[:, 0].tolist() == pytest.approx([-0.5, -0.7, -0.9])
+    assert whole.finish_reason == FinishReason.LENGTH
+    assert whole.prefill_stats == "how the prompt was read"
+
+
 def test_options_that_renormalise_the_distribution_are_refused(tmp_path):
     config = parse({"engine": {"options": {"top_p": 0.9}}})
     with pytest.raises(ConfigError, match=r"engine\.options\.top_p"):
