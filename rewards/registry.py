@@ -25,6 +25,7 @@ REWARDS: dict[str, str] = {
     "duplicate": "rewards.builtin.agreement:Duplicate",
     "events": "rewards.builtin.events:Events",
     "exact": "rewards.builtin.exact:Exact",
+    "follow_up": "rewards.builtin.follow_up:FollowUp",
     "format": "rewards.builtin.format:Format",
     "implicit": "rewards.builtin.implicit:Implicit",
     "judge": "rewards.judges.signal:JudgeReward",

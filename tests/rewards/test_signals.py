@@ -49,6 +49,7 @@ async def services(tmp_path_factory):
         judges={"judge": JudgePool("judge", [KeywordJudge()])},
         reward_models=learnt,
         scorers={"scorer": scorer, "initial": scorer},
+        encode=lambda messages: ([1], [0] * max(1, len(messages[-1].content))),
         text=lambda tokens: "x" * len(tokens),  # as long as the text, which has a character a token
     )
     yield made

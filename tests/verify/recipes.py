@@ -81,6 +81,7 @@ CASES: dict[str, Case] = {
     "dno": small("pairs/margin_mean"),
     "dpo": small("pairs/chosen_log_ratio_nats", *SUMS),
     "dr_grpo": Case(ACCURACY, "rises"),
+    "follow_up": small("reward/follow_up_mean"),
     "gradient_and_pairs": small("pairs/chosen_log_ratio_nats", *SUMS),
     "gspo": Case(ACCURACY, "rises"),
     "ipo": Case("loss/ipo", "falls"),
