@@ -19,10 +19,8 @@ from learner.engine.forward import attach_row_selection, logprobs_of, tied_head,
 from learner.publish.parity_probe import Probe
 from tests.architectures import ARCHITECTURES, build
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.verify]
 CONFIG = parse({"engine": {"max_model_len": 320, "max_num_seqs": 8, "kv_cache_gib": 0.25}})
-QUICK = ("gemma 2",)
-"""The others are for `make verify`."""
 
 
 class Learner:
@@ -59,9 +57,7 @@ async def apart(engine: VllmEngine, learner: Learner) -> float:
     return float(np.abs(ours - np.array(probe.logprobs)).max())
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.verify) for n in ARCHITECTURES]
-)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 async def test_a_model_samples_from_the_weights_that_it_was_handed(tmp_path: Path, name: str):
     directory = build(name, tmp_path / "model")
     learner = Learner(directory)
@@ -81,7 +77,6 @@ async def test_a_model_samples_from_the_weights_that_it_was_handed(tmp_path: Pat
     assert after < 0.02
 
 
-@pytest.mark.verify
 async def test_a_head_size_that_the_kernels_lack_is_refused_with_its_reason(tmp_path: Path):
     directory = build("qwen2", tmp_path / "model", hidden_size=64)
 

@@ -20,7 +20,6 @@ from cluster.errors import ConfigError
 from cluster.types import Message, Publication, Task
 from tests.models import random_llama
 
-pytestmark = pytest.mark.engine
 STOP_TOKENS = list(range(2, 12))
 CONFIG = parse({"engine": {"max_model_len": 448, "max_num_seqs": 32, "kv_cache_gib": 0.25}})
 
@@ -69,6 +68,7 @@ async def generations_across_publications(directory, num_publications, pausing):
     return model, weights, samples
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.verify)])
 async def test_every_version_span_has_the_logprobs_of_its_weights(tmp_path, tied):
     directory = random_llama(tmp_path, tied=tied, scale=2.0)
@@ -132,13 +132,7 @@ async def answers_carry_the_likeliest_tokens(engine, model, chat):
     assert one.text == other.text
 
 
-@pytest.mark.parametrize("chat", [False, True])
-async def test_three_turns_are_token_exact_and_observations_are_masked(tmp_path, chat):
-    directory = random_llama(tmp_path, tied=False, chat=chat, scale=2.0)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    engine = VllmEngine(directory, CONFIG, stop_tokens=STOP_TOKENS, version="0.0")
-    await engine.start()
+async def play_three_turns(engine, model, tokenizer, *, chat: bool) -> None:
     limits = episode.Limits(max_tokens=64, max_turns=3, temperature=1.0)
     long = 0
     for i in range(12):
@@ -160,8 +154,6 @@ async def test_three_turns_are_token_exact_and_observations_are_masked(tmp_path,
             assert rollout.reward == len(rollout.turns[-1].text)
             if chat:
                 assert tokenizer.decode(tokens).count("[EOS]\n<user>") == 2
-    await answers_carry_the_likeliest_tokens(engine, model, Chat(tokenizer))
-    await engine.close()
     assert long >= 3, "no episode reached its third turn"
 
 
@@ -186,6 +178,22 @@ def test_tokens_reported_together_keep_their_order_and_logprobs():
     assert whole.new_logprobs.logprobs[:, 0].tolist() == pytest.approx([-0.5, -0.7, -0.9])
     assert whole.finish_reason == FinishReason.LENGTH
     assert whole.prefill_stats == "how the prompt was read"
+
+
+@pytest.mark.engine
+async def test_three_turns_are_token_exact_and_observations_are_masked(tmp_path):
+    """With a chat template and without: the weights are the same, so that one engine plays both."""
+    directories = {chat: random_llama(tmp_path / str(chat), tied=False, chat=chat, scale=2.0) for chat in (False, True)}
+    model = AutoModelForCausalLM.from_pretrained(directories[False], dtype=torch.float32)
+    engine = VllmEngine(directories[False], CONFIG, stop_tokens=STOP_TOKENS, version="0.0")
+    try:
+        await engine.start()
+        for chat, directory in directories.items():
+            tokenizer = AutoTokenizer.from_pretrained(directory)
+            await play_three_turns(engine, model, tokenizer, chat=chat)
+            await answers_carry_the_likeliest_tokens(engine, model, Chat(tokenizer))
+    finally:
+        await engine.close()
 
 
 def test_options_that_renormalise_the_distribution_are_refused(tmp_path):

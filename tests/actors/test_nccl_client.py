@@ -54,6 +54,7 @@ def local_ray(tmp_path, monkeypatch):
 
 
 @pytest.mark.ray
+@pytest.mark.verify
 def test_vllms_stock_client_drives_a_rollout_actor(tmp_path, local_ray, redis_url):
     import ray
     from vllm.distributed.weight_transfer import RayVLLMWeightSyncClient

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,3 +38,25 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Path(__file__).with_name("disk.c")
     subprocess.run([compiler, "-x", "c", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     return library
+
+
+@pytest.fixture
+def drive(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Makes the driver of a run whose actors are stand-ins."""
+    import ray
+
+    from cluster.driver import worker_pool
+    from tests.cluster.stand_ins import Driver, StandIn
+
+    def make(store: Any = None, url: str = redis_url, **run: Any) -> Driver:
+        sections = {"run": run, "console": {"enabled": False}, "tracking": {"tensorboard": False}}
+        driver = Driver(tmp_path, url, sections, store)
+        for role in ("rollout", "reward"):
+            monkeypatch.setitem(worker_pool.PLACE, role, lambda context, name, role=role: driver.place(role))
+        monkeypatch.setattr("cluster.workers.place_learner", lambda context, policy, rank: driver.place("learner"))
+        return driver
+
+    monkeypatch.setattr(ray, "kill", StandIn.kill)
+    monkeypatch.setattr(ray, "available_resources", dict)
+    monkeypatch.setattr(worker_pool, "on_gpu", lambda: False)
+    return make

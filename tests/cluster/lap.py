@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from cluster.buffer import Buffer, Limits, Stored
+from cluster.buffer.connection import Connection
 from cluster.types import BatchRecord, Claim, Group, Manifest, Publication, Rollout, Scores, Task, VersionSpan
 
 RIGHT = Scores.of([1.0, 0.0])
+_connections: WeakKeyDictionary[Buffer, Connection] = WeakKeyDictionary()
+
+
+def run_of(buffer: Buffer) -> str:
+    """The name of its run, as another process is told it."""
+    _, (_, run, _) = buffer.__reduce__()
+    return run
+
+
+def connection_of(buffer: Buffer) -> Connection:
+    """A second connection to the Redis and the keys of a buffer's run."""
+    if buffer not in _connections:
+        _, address = buffer.__reduce__()
+        _connections[buffer] = Connection(*address)
+    return _connections[buffer]
 
 
 def group_of(claim: Claim, num_tokens: int = 8) -> Group:
@@ -115,7 +132,7 @@ class Lap:
         assert {*live, *trained, *requeued} | final == set(range(frontier)) | final
 
     def requeued(self) -> list[int]:
-        connection = self.buffer._redis
+        connection = connection_of(self.buffer)
         return [
             int(task) for task in connection.redis.lrange(f"{connection.prefix}policy:{self.policy}:requeued", 0, -1)
         ]

@@ -18,6 +18,7 @@ from cluster.buffer import Buffer, Limits
 from cluster.buffer.server import Store
 from tests.cluster.eras import Eras
 from tests.cluster.expected import Expected, Known, Saved, check
+from tests.cluster.lap import connection_of
 from tests.cluster.lap_moves import SIGNALS, Learner, Moves, pick
 from tests.cluster.observed import Wire, compare
 
@@ -59,7 +60,7 @@ class LapMachine(Moves, RuleBasedStateMachine):
     def begin(self, groups, staleness, when_late, admit, num_tasks, policies, lossy, straggles) -> None:
         limits = Limits(groups, staleness, when_late, admit, num_tasks=num_tasks)
         self.buffer = Buffer(self.store.url, "run")
-        self.redis, self.prefix = self.buffer._redis.redis, self.buffer._redis.prefix
+        self.redis, self.prefix = connection_of(self.buffer).redis, connection_of(self.buffer).prefix
         self.redis.flushall()
         self.redis.script_flush()  # a server that knows the scripts would not be asked whether it has just started
         self.wire = Wire(self.buffer)

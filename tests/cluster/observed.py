@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.buffer import Buffer, audit
 from tests.cluster.expected import Expected, check
+from tests.cluster.lap import connection_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def _history(buffer: Buffer, expected: Expected, seen: dict[str, Any]) -> None:
         for id in cut:
             staleness = step - expected.groups[id].claim.version
             check(0 <= staleness <= expected.limits.max_staleness, "bound", id, staleness)
-    past = audit.read(buffer._redis, expected.name)
+    past = audit.read(connection_of(buffer), expected.name)
     lines = {line.id: line.outcome for line in past.lines}
     told = {known.claim.id: expected.outcome(known) for known in expected.groups.values()}
     check(lines == told, "the ledger has a line for each claim", sorted(set(lines.items()) ^ set(told.items())))
@@ -144,9 +145,9 @@ def _told(expected: Expected) -> dict[str, Any]:
 
 
 def _read(buffer: Buffer, policy: str) -> dict[str, Any]:
-    prefix = buffer._redis.prefix
+    prefix = connection_of(buffer).prefix
     own = f"{prefix}policy:{policy}:"
-    with buffer._redis.redis.pipeline(transaction=True) as pipe:
+    with connection_of(buffer).redis.pipeline(transaction=True) as pipe:
         for name in ("open", "ready"):
             pipe.zrange(own + name, 0, -1)
         pipe.zrange(own + "cut", 0, -1, withscores=True)

@@ -99,7 +99,7 @@ class Fleet:
     """Up to `most` engines at a time, told to come and go at random; two threads score."""
 
     def __init__(self, buffer: Buffer, most: int, sample_s: float) -> None:
-        self.buffer, self.address, self.most, self.sample_s = buffer, buffer._args, most, sample_s
+        self.buffer, self.address, self.most, self.sample_s = buffer, buffer.__reduce__()[1], most, sample_s
         self.chance = random.Random(SEED)
         self.engines: list[Engine] = []
         self.errors: list[BaseException] = []

@@ -18,7 +18,7 @@ from cluster.observability.console import server
 from cluster.observability.console.server import Console
 from cluster.observability.console.source import Alive, Source
 from tests.cluster.browser import NARROW, WIDE, browser, needs_browser
-from tests.cluster.lap import Lap
+from tests.cluster.lap import Lap, run_of
 from tests.cluster.runs import client, group, keep, write_run
 
 HOSTILE = "<img src=x onerror=alert(1)> 2 + 2"
@@ -188,7 +188,7 @@ async def test_no_view_is_wider_than_its_window_and_the_reader_s_setting_makes_i
 async def test_what_is_typed_stands_in_the_address_and_a_click_wishes_for_a_worker(tmp_path, buffer, redis_url):
     run, wishes = (
         write_run(tmp_path / "run", {"step": 1, "reward/mean": 0.5}),
-        ReplicaCounts(redis_url, buffer._args[1]),
+        ReplicaCounts(redis_url, run_of(buffer)),
     )
     keep(run, 1, [group(1, "what is 1 + 1?"), group(2, "what is 40 + 2?")], (1.0, 0.0))
     wishes.staff({"rollout": 1, "judge:tutor": 1})

@@ -12,6 +12,7 @@ from cluster import config
 from cluster.buffer import Buffer
 from cluster.buffer.server import Store
 from cluster.driver import supervisor as supervise
+from cluster.driver.evaluator import until
 from cluster.observability.metrics import Recorder
 from cluster.workers import RunContext
 from tests.cluster.disk import disk, kill
@@ -49,29 +50,23 @@ async def test_a_stop_ends_the_last_evaluation(tmp_path: Path, buffer: Buffer, m
 
 
 async def test_a_full_disk_costs_one_of_the_budget_however_long_it_lasts(
-    tmp_path: Path, shim: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, shim: Path, drive, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(supervise, "DISK_RETRY_S", 0.2)
     caplog.set_level(logging.WARNING)
     flag = tmp_path / "full"
-    settings = config.load(str(RECIPE), ["run.max_infrastructure_failures=1"])
     with disk(shim, FULL_DISK=flag), Store(tmp_path / "redis") as store:
-        context = RunContext(settings, "", store.url, "run", str(tmp_path))
-        recorder = Recorder(tmp_path / "metrics", settings.tracking, "run", {})
-        supervisor = supervise.Supervisor(context, store, recorder, None, None)  # type: ignore[arg-type]
-        keeper = asyncio.create_task(supervisor._keep_store())
-        flag.touch()
-        kill(store)
-        for _ in range(40):
-            await asyncio.sleep(0.1)
-            assert not keeper.done(), keeper.exception()
-        assert sum("Free space" in record.getMessage() for record in caplog.records) >= 3
-        assert "Free space" in supervisor._follower.waiting
-        flag.unlink()
-        for _ in range(100):
-            await asyncio.sleep(0.1)
-            if store.alive() and (await asyncio.to_thread(context.buffer().summary, "policy"))["groups_lost"] == 0:
-                break
-        assert store.alive()
-        assert not keeper.done()
-        keeper.cancel()
+        driver = drive(store, store.url, max_infrastructure_failures=1)
+        running = asyncio.create_task(driver.run())
+        async with asyncio.timeout(40):
+            await driver.trains.wait()
+            flag.touch()
+            kill(store)
+            await until(lambda: sum("Free space" in record.getMessage() for record in caplog.records) >= 3)
+            assert "Free space" in driver.supervisor.standing()["waiting"]
+            flag.unlink()
+            await until(store.alive)
+            assert (await asyncio.to_thread(driver.buffer.summary, "policy"))["groups_lost"] == 0
+            driver.supervisor.ask_to_stop()
+            assert await running == 0
+    assert driver.supervisor.standing()["failures"] == 1

@@ -14,7 +14,7 @@ from cluster.buffer import Buffer, Limits
 from cluster.buffer.browse import look
 from cluster.types import BatchRecord, Scores, encode
 from learner.batch.assemble import wait_for_record
-from tests.cluster.lap import RIGHT, Lap, group_of
+from tests.cluster.lap import RIGHT, Lap, connection_of, group_of, run_of
 
 PLAIN = Limits(groups_per_step=2, max_staleness=1)
 JUDGED = Limits(groups_per_step=2, max_staleness=1, admit=("judge",))
@@ -23,7 +23,7 @@ JUDGED = Limits(groups_per_step=2, max_staleness=1, admit=("judge",))
 def field(buffer: Buffer, url: str, id: str, name: str, value: bytes) -> None:
     """Overwrite one field of a stored group, as a run of an earlier version could have left it."""
     client = redis.Redis.from_url(url)
-    (key,) = (k for k in client.scan_iter(f"*{buffer._args[1]}*group:{id}"))
+    (key,) = (k for k in client.scan_iter(f"*{run_of(buffer)}*group:{id}"))
     assert client.hexists(key, name)
     client.hset(key, name, value)
 
@@ -159,7 +159,7 @@ def test_a_record_that_cannot_be_read_is_forgotten_and_its_step_cut_anew(
     lap.fill()
     lap.start(manifest)
     client = redis.Redis.from_url(redis_url)
-    (key,) = client.scan_iter(f"*{buffer._args[1]}*:record:0")
+    (key,) = client.scan_iter(f"*{run_of(buffer)}*:record:0")
     client.set(key, b"no record")
     assert buffer.recorded("policy", 0) is None
     lap.fill()
@@ -173,7 +173,7 @@ def test_a_look_at_groups_shows_those_that_cannot_be_read_as_empty(buffer: Buffe
     lap = Lap(buffer, PLAIN)
     claims = lap.fill()
     field(buffer, redis_url, claims[0].id, "data", b"garbage")
-    seen = {one.id: one for one in look(buffer._redis)}
+    seen = {one.id: one for one in look(connection_of(buffer))}
     assert seen[claims[0].id].group is None
     assert seen[claims[1].id].group is not None
 

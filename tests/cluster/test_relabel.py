@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cluster.buffer import Buffer, Limits
 from cluster.types import Scores
-from tests.cluster.lap import Lap, group_of
+from tests.cluster.lap import Lap, connection_of, group_of
 
 LIMITS = Limits(2, 1, admit=("a", "b"), late=("late",))
 
@@ -101,10 +101,10 @@ def test_a_cut_group_is_never_touched(buffer: Buffer):
     for id in (stored_group(lap), stored_group(lap)):
         buffer.score(id, {"a": scores(1, "1"), "b": scores(1, "1")})
     record = lap.cut()
-    before = buffer._redis.redis.hgetall(f"{buffer._redis.prefix}group:{record.groups[0]}")
+    before = connection_of(buffer).redis.hgetall(f"{connection_of(buffer).prefix}group:{record.groups[0]}")
     buffer.relabel({"a": "2", "b": "2"})
     buffer.score(record.groups[0], {"a": scores(5, "2"), "b": scores(5, "2"), "late": scores(5, "0")})
-    assert buffer._redis.redis.hgetall(f"{buffer._redis.prefix}group:{record.groups[0]}") == before
+    assert connection_of(buffer).redis.hgetall(f"{connection_of(buffer).prefix}group:{record.groups[0]}") == before
     assert record.groups[0] not in [g.id for g in buffer.unscored("worker", 9, 0)]
 
 

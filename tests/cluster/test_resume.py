@@ -14,7 +14,7 @@ import pytest
 from cluster.buffer import Buffer, Limits
 from cluster.errors import LeaseLost
 from cluster.types import Claim, Manifest
-from tests.cluster.lap import RIGHT, Lap, group_of
+from tests.cluster.lap import RIGHT, Lap, connection_of, group_of
 
 STEPS = 4
 
@@ -232,7 +232,7 @@ def test_trimming_leaves_the_ledger_and_can_be_repeated(buffer: Buffer):
     assert buffer.summary("policy") == before
     assert buffer.recorded("policy", 0) is None
     assert lap.outcomes()[record.groups[0]] == "trained:0"
-    keys = buffer._redis.redis.keys(f"{buffer._redis.prefix}group:*")
+    keys = connection_of(buffer).redis.keys(f"{connection_of(buffer).prefix}group:*")
     assert len(keys) == before["groups_outstanding"]
 
 
@@ -241,7 +241,7 @@ def test_the_summary_can_tell_a_lost_group_and_one_trained_twice(buffer: Buffer)
     lap = Lap(buffer, Limits(2, 1))
     lap.lap()
     lap.lap()
-    client, prefix = buffer._redis.redis, buffer._redis.prefix
+    client, prefix = connection_of(buffer).redis, connection_of(buffer).prefix
     live = next(id for id, outcome in lap.outcomes().items() if outcome == "live")
     client.delete(f"{prefix}group:{live}")
     assert buffer.summary("policy")["groups_lost"] == 1

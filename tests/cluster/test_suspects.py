@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from cluster.buffer import Buffer, Limits, Suspicion
-from tests.cluster.lap import RIGHT, Lap, group_of
+from tests.cluster.lap import RIGHT, Lap, group_of, run_of
 
 LIMITS = Limits(groups_per_step=8, max_staleness=1, admit=("exact", "judge"), late=("shadow",))
 
@@ -145,7 +145,7 @@ def test_a_group_on_trial_is_not_handed_out_a_second_time_while_its_worker_hangs
     buffer.forsake("policy", "reward-0", blame=True)
     assert taken(buffer, "reward-1") == [claim.id]
     client = redis.Redis.from_url(redis_url)
-    (key,) = (k for k in client.scan_iter(f"*{buffer._args[1]}*:unscored") if b"bell" not in k)
+    (key,) = (k for k in client.scan_iter(f"*{run_of(buffer)}*:unscored") if b"bell" not in k)
     now_ms = client.time()[0] * 1000
     assert 50_000 < client.zscore(key, claim.id) - now_ms < 62_000
 

@@ -11,6 +11,7 @@ import pytest
 from cluster.config import parse
 from cluster.driver.event_consumer import EventConsumer
 from cluster.errors import ConfigError
+from cluster.observability import metrics
 from cluster.types import Scores
 from rewards.aggregation.mixer import Mixer
 from rewards.monitors import build_monitors
@@ -130,15 +131,14 @@ def test_over_optimisation_tells_where_on_the_hump_training_is():
     assert told[-1]["monitor/over_optimisation_peak_distance"] == pytest.approx(np.e)
 
 
-def test_what_a_monitor_works_out_is_a_row_of_metrics():
-    rows: list[tuple[int, dict]] = []
-    recorder: Any = SimpleNamespace(record=lambda step, row: rows.append((step, row)), directory=None)
-    follower: Any = object.__new__(EventConsumer)
-    follower._recorder, follower._monitors = recorder, [OverOptimisation()]
-    follower._config = SimpleNamespace(monitors=[SimpleNamespace(on_alarm="warn")])
-    follower._record(3, {"loss/kl_nats": 0.25, "reward/mean": 1.0})
-    follower._record(3, {"eval/accuracy": 0.5})
-    assert rows[-1] == (3, {"monitor/over_optimisation_distance": 0.5})
+def test_what_a_monitor_works_out_is_a_row_of_metrics(tmp_path):
+    kl = {"loss": {"kl_coef": 1e-6}}  # or else nothing measures the distance
+    settings = parse({"monitors": [{"use": "over_optimisation"}], "learner": kl, "tracking": {"tensorboard": False}})
+    recorder = metrics.Recorder(tmp_path, settings.tracking, "run", {})
+    recorder.record(3, {"loss/kl_nats": 0.25, "reward/mean": 1.0})
+    nothing: Any = SimpleNamespace()  # an evaluation needs neither events nor a table
+    EventConsumer(nothing, settings, recorder, nothing, lambda step: None).heldout(3, 0.5, NAN, 1.0)
+    assert metrics.read(tmp_path)[-1]["monitor/over_optimisation_distance"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Adapters under DeepSpeed: what is trained, published, saved and exported."""
+"""Learners that leave state for one another, one rank, then two, then one again: optimizer state and adapters.
+
+One file, because its three runs of DeepSpeed are what takes time.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,62 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.learner.test_engine import assert_same, distance
+from tests.learner.test_engine import Results, assert_same, distance, run_jobs
+
+LEFT_BY_ONE = ["sgd:0", "adamw:0", "adamw:3"]
+LEFT_BY_TWO = ["sgd:3", "adamw:2", "adamw:3"]
+ALONE = [f"leave:{left}" for left in LEFT_BY_ONE] + [
+    "arrive:adamw:3:1:0", "arrive:adamw:0:1:3",
+    "lora:sgd:0", "lora:adamw:0", "lora:adamw:2", "lora_saved:0", "lora_recomputed",
+    "lora_misfit:lm_head", "lora_misfit:no_proj",
+]  # fmt: skip
+PAIR = [f"leave:{left}" for left in LEFT_BY_TWO] + [
+    "arrive:sgd:3:1:0", "arrive:adamw:3:1:0", "arrive:adamw:1:1:3", "arrive:adamw:0:1:0",
+    "lora:sgd:3", "lora:adamw:2", "lora:adamw:3", "lora_saved:3",
+]  # fmt: skip
+ALONE_AGAIN = ["arrive:sgd:0:2:3", "arrive:adamw:0:2:3", "arrive:adamw:3:2:2", "arrive:adamw:1:2:2"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Results:
+    return Results(run_jobs(tmp_path_factory.mktemp("alone"), 1, ALONE, module="jobs_saved"))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, alone) -> Results:
+    return Results(run_jobs(tmp_path_factory.mktemp("pair"), 2, PAIR, module="jobs_saved"))
+
+
+@pytest.fixture(scope="module")
+def alone_again(tmp_path_factory, pair) -> Results:
+    return Results(run_jobs(tmp_path_factory.mktemp("alone-again"), 1, ALONE_AGAIN, module="jobs_saved"))
+
+
+ARRIVALS = [
+    (now, job) for now, jobs in (("alone", ALONE), ("pair", PAIR), ("alone_again", ALONE_AGAIN)) for job in jobs
+    if job.startswith("arrive")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("now", "job"), ARRIVALS)
+def test_other_ranks_and_stages_take_the_steps_that_would_have_come(request, now, job):
+    _, optimizer, _, left_world, left_stage = job.split(":")
+    left = request.getfixturevalue({"1": "alone", "2": "pair"}[left_world])
+    expected, expected_metrics, end = left[f"leave:{optimizer}:{left_stage}"]
+    weights, metrics, reached, resumed_at = request.getfixturevalue(now)[job]
+    assert (resumed_at, reached) == (2, end)
+    assert_same(weights, expected, atol=1e-5)
+    for name in ("loss/policy", "learner/grad_norm", "learner/tokens", "learner/num_skipped"):
+        assert metrics[name] == pytest.approx(expected_metrics[name], rel=1e-4, abs=1e-6), name
+    assert metrics["learner/lr"] == expected_metrics["learner/lr"], "the schedule goes on where it was"
+
+
+def test_what_is_compared_has_moved(alone, pair):
+    one, _, _ = alone["leave:adamw:0"]
+    other, _, _ = alone["leave:sgd:0"]
+    assert distance(one, other) > 1e-3
+    assert_same(pair["leave:adamw:3"][0], one)
+
 
 EVERYWHERE = [
     ("alone", "lora:sgd:0"), ("alone", "lora:adamw:0"), ("alone", "lora:adamw:2"), ("pair", "lora:sgd:3"),
