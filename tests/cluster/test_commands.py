@@ -6,9 +6,9 @@ import fcntl
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_help_names_every_command_within_a_second():
-    begun = time.monotonic()
+    """A second of CPU: the clock on the wall would measure the machine's load."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     told = subprocess.run(
         [sys.executable, "-m", "cluster.commands.app", "--help"], capture_output=True, text=True, cwd=ROOT
     )
-    assert time.monotonic() - begun < 1.0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
     assert told.returncode == 0
     assert all(f"  {name} " in told.stdout for name in cli.COMMANDS)
 
