@@ -360,7 +360,7 @@ async def test_a_held_out_task_that_fails_is_left_out_and_counted(worker):
     assert "no such room" in one._last_failure
 
 
-def test_failures_of_rollouts_and_rewards_share_a_budget_and_the_last_is_named(buffer, tmp_path):
+async def test_failures_of_rollouts_and_rewards_share_a_budget_and_the_last_is_named(buffer, tmp_path):
     settings = parse({"run": {"max_data_failures": 3}})
     recorder = Recorder(tmp_path, settings.tracking, "faults", {})
     follower = EventConsumer(buffer, settings, recorder, SimpleNamespace(), lambda _: None)
@@ -373,24 +373,28 @@ def test_failures_of_rollouts_and_rewards_share_a_budget_and_the_last_is_named(b
         "groups": 2,
         "last_failure": "group policy/1/0 dropped: x.",
     }
-    follower._on_rollout(sampled)
-    follower._on_reward({"data_failures": 1, "last_failure": "y."})
+    buffer.emit("rollout", sampled)
+    buffer.emit("reward", {"data_failures": 1, "last_failure": "y."})
+    await follower.drain()
+    buffer.emit("reward", {"data_failures": 1, "last_failure": "group 7: judge is drunk"})
     with pytest.raises(BudgetSpent, match=r"4 groups failed.*max_data_failures = 3.*The last: group 7: judge is drunk"):
-        follower._on_reward({"data_failures": 1, "last_failure": "group 7: judge is drunk"})
+        await follower.drain()
     recorder.close()
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text("utf-8").splitlines()]
     assert [row["error"] for row in samples] == ["group policy/1/0 dropped: x.", "y.", "group 7: judge is drunk"]
     assert {row["reason"] for row in samples} == {"data_failure"}
 
 
-def test_a_long_run_may_lose_a_share_of_its_groups(buffer, tmp_path):
+async def test_a_long_run_may_lose_a_share_of_its_groups(buffer, tmp_path):
     settings = parse({"run": {"max_data_failures": 3, "max_data_failure_frac": 0.1}})
     recorder = Recorder(tmp_path, settings.tracking, "faults", {})
     follower = EventConsumer(buffer, settings, recorder, SimpleNamespace(), lambda _: None)
     counts = {"tokens": 0, "claims": True, "seconds": 1.0, "leases_lost": 0, "groups": 1000, "last_failure": "x."}
-    follower._on_rollout(counts | {"data_failures": 100})
+    buffer.emit("rollout", counts | {"data_failures": 100})
+    await follower.drain()
+    buffer.emit("rollout", counts | {"groups": 0, "data_failures": 1})
     with pytest.raises(BudgetSpent, match="allowed are 100"):
-        follower._on_rollout(counts | {"data_failures": 1, "groups": 0})
+        await follower.drain()
 
 
 async def test_an_event_of_a_turn_that_was_not_played_costs_its_group(worker, buffer):

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 from pydantic import PrivateAttr
 
+from cluster.buffer import Limits
 from cluster.config import RunConfig, parse
 from cluster.driver import preflight
 from cluster.driver.event_consumer import EventConsumer
 from cluster.errors import ConfigError
 from cluster.observability import metrics
 from cluster.observability.alarm_report import Alarmed
+from cluster.observability.live_table import LiveTable
 from rewards.monitors import Alarm, Monitor, build_monitors
+from tests.cluster.lap import Lap
 
 
 class ThirdTime(Monitor):
@@ -74,7 +77,7 @@ def test_after_a_resume_a_monitor_is_where_it_was(follow, tmp_path):
     assert alarms(tmp_path) == [2]
 
 
-def test_every_step_of_the_learner_is_watched(follow, tmp_path):
+async def test_every_step_of_the_learner_is_watched(buffer, tmp_path):
     curve = [0.6] * 6 + [0.97] * 4
     settings = parse(
         {
@@ -83,13 +86,14 @@ def test_every_step_of_the_learner_is_watched(follow, tmp_path):
             "tracking": {"tensorboard": False},
         }
     )
-    follower = follow(settings)
-    status = {"groups": {"leased": 0, "pending": 0, "ready": 0}, "counters": {}}
-    follower._buffer = SimpleNamespace(status=lambda _: status)
-    follower._table = SimpleNamespace(step=lambda *_: None, waiting=lambda _: None)
+    recorder = metrics.Recorder(tmp_path, settings.tracking, "run", {})
+    follower = EventConsumer(buffer, settings, recorder, LiveTable("run", 1, False), lambda step: None)
+    epoch = Lap(buffer, Limits(2, 1)).epoch
+    follower.new_epoch(epoch, 0)
     for step, share in enumerate(curve):
         seen = {"reward/majority_mean": share, "reward/answer_entropy_mean": 2 * (1 - share)}
-        follower._on_step({"policy": "policy", "epoch": follower.epoch, "step": step, "metrics": seen})
+        buffer.emit("step", {"policy": "policy", "epoch": epoch, "step": step, "metrics": seen})
+    await follower.drain()
     assert [r["step"] for r in metrics.read(tmp_path) if "monitor/collapse_alarms" in r] == [8]
 
 
