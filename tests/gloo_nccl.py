@@ -1,11 +1,11 @@
 """Gloo in place of NCCL, and no streams in place of CUDA's: a machine without GPUs can broadcast weights into vLLM.
 
-Imported in the learner's process, and by vLLM's worker process because `engine.options.worker_extension_cls` names it.
-Everything above the communicator is vLLM's own.
+Everything above the communicator is vLLM's own. `tests/gloo_worker.py` installs it in vLLM's worker process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
 from types import SimpleNamespace
@@ -16,8 +16,6 @@ from torch.distributed import PrefixStore, ProcessGroupGloo
 from vllm.distributed.device_communicators import pynccl
 from vllm.distributed.utils import StatelessProcessGroup
 from vllm.distributed.weight_transfer import packed_tensor
-
-from actors.receive import Extension as Receiving
 
 TIMEOUT = timedelta(seconds=60)
 
@@ -36,16 +34,10 @@ class GlooCommunicator:
         del self._gloo
 
 
-class Extension(Receiving):
-    """Named as `worker_extension_cls`."""
-
-
-def install() -> None:
-    pynccl.PyNcclCommunicator = GlooCommunicator  # pyright: ignore[reportAttributeAccessIssue]
+def install(replace: Callable[[Any, str, Any], object]) -> None:
+    """Replace NCCL and CUDA's streams in this process, by `setattr` or by a test's `monkeypatch.setattr`."""
     stream = SimpleNamespace(synchronize=lambda: None)
-    packed_tensor._get_streams = lambda device, count: (stream,) * count  # pyright: ignore[reportPrivateUsage]
-    torch.cuda.stream = lambda stream: nullcontext()  # pyright: ignore
-    torch.accelerator.current_device_index = lambda: 0
-
-
-install()
+    replace(pynccl, "PyNcclCommunicator", GlooCommunicator)
+    replace(packed_tensor, "_get_streams", lambda device, count: (stream,) * count)
+    replace(torch.cuda, "stream", lambda stream: nullcontext())
+    replace(torch.accelerator, "current_device_index", lambda: 0)

@@ -24,7 +24,7 @@ CONFIG = parse(
     {
         "engine": {
             "max_model_len": 320, "max_num_seqs": 8, "kv_cache_gib": 0.25,
-            "options": {"worker_extension_cls": "tests.gloo_nccl.Extension"},
+            "options": {"worker_extension_cls": "tests.gloo_worker.Extension"},
         },
         "weights": {"transport": "nccl"},
     }
@@ -81,8 +81,9 @@ async def apart(engine: VllmEngine, learner: Learner) -> float:
 
 @pytest.mark.engine
 async def test_broadcast_weights_are_what_the_running_engine_samples_from(tmp_path, monkeypatch):
-    import tests.gloo_nccl  # noqa: F401  # this process is the learner's
+    from tests import gloo_nccl  # imports vLLM, which the tests beside this one do without
 
+    gloo_nccl.install(monkeypatch.setattr)
     monkeypatch.setattr(ray, "get", lambda references: [reference.result(120) for reference in references])
     directory = random_llama(tmp_path / "model", tied=False, scale=2.0)
     learner = Learner(AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32))
