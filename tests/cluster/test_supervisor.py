@@ -137,6 +137,7 @@ async def test_a_stop_ends_the_wait_for_a_full_disk(drive, monkeypatch):
     waits = asyncio.Event()
     monkeypatch.setattr(supervise.log, "warning", lambda said, *values: "Trying again" in said and waits.set())
     driver = drive(FullDisk())
+    driver.answers["learner"]["stop"] = forever  # it cannot save the step that it has taken
     running = asyncio.create_task(driver.run())
     await asyncio.wait_for(waits.wait(), 20)
     driver.supervisor.ask_to_stop()
