@@ -101,8 +101,7 @@ async def test_broadcast_weights_are_what_the_running_engine_samples_from(tmp_pa
         announcer: Any = SimpleNamespace(announce=announce)
         asked: Any = learner
         return NcclPublisher(
-            announcer, "policy", 1, asked, handles=[handle], workers_per_engine=1, master=master,
-            describe=lambda engine: {"probe": "measured"},
+            announcer, "policy", 1, asked, handles=[handle], workers_per_engine=1, master=master
         )  # fmt: skip
 
     try:
