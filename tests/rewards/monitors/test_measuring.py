@@ -137,7 +137,7 @@ def test_what_a_monitor_works_out_is_a_row_of_metrics(tmp_path):
     recorder = metrics.Recorder(tmp_path, settings.tracking, "run", {})
     recorder.record(3, {"loss/kl_nats": 0.25, "reward/mean": 1.0})
     nothing: Any = SimpleNamespace()  # an evaluation needs neither events nor a table
-    EventConsumer(nothing, settings, recorder, nothing, lambda step: None).heldout(3, 0.5, NAN, 1.0)
+    EventConsumer(nothing, settings, recorder, nothing, lambda step: None).evaluated(3, 0.5, NAN, 1.0)
     assert metrics.read(tmp_path)[-1]["monitor/over_optimisation_distance"] == 0.5
 
 
