@@ -254,7 +254,7 @@ def _measured(
             found, rest = _too_long(settings, part, tokenizers[policy], deadline)
             lengths, missed = found | lengths, missed + rest
         left[name] = tuple(sorted(lengths))
-        kind = "training" if name == "train" else "held-out"
+        kind = "training" if name == "train" else "evaluation"
         length = min(s.engine.max_model_len for s in own.values())
         which = f"longer than the context (engine.max_model_len = {length} tokens)"
         listed = _listed([f"{part.places(i)} ({lengths[i]})" for i in left[name][:SHOWN]], len(lengths))
@@ -351,7 +351,7 @@ def check_same(directory: Path, settings: RunConfig, rows: Rows) -> list[str]:
         part = rows.part(name)
         if rows.filed and tree[name]["digest"] not in (None, part.whole):
             before = np.frombuffer((directory / "dataset" / f"{name}.digests").read_bytes(), "<u8")
-            kind = "training" if name == "train" else "held-out"
+            kind = "training" if name == "train" else "evaluation"
             raise ConfigError(
                 f"'{directory}' holds the run of another data set: of the {kind} rows, {tree[name]['rows']} then and "
                 f"{len(part.tasks)} now, {differences(before, part.digests, part.places)}. Tasks are counted by their "
