@@ -327,7 +327,8 @@ ENGINES = {"vllm": VllmEngine}
 
 
 def _likeliest(row: Any, count: int) -> tuple[tuple[int, float], ...]:
-    """Of one place, the likeliest first; what was drawn instead of them is left out."""
+    """Return the likeliest tokens of one place with their log-probs, likeliest first, without a less likely token that
+    was drawn."""
     return tuple(sorted(((t, p.logprob) for t, p in row.items()), key=lambda pair: -pair[1])[:count])
 
 

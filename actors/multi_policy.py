@@ -158,7 +158,7 @@ def _sample_of(rollout: Rollout) -> tuple[object, ...]:
 
 
 def is_older(version: str, than: str) -> bool:
-    """Of two versions `epoch.step`."""
+    """Return whether the first of two versions `epoch.step` is older."""
     one, other = (tuple(map(int, v.split("."))) for v in (version, than))
     return one < other
 

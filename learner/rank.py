@@ -45,7 +45,7 @@ class Rank:
     run_id: str
     run_dir: Path
     policy: str
-    """Whose learner it is."""
+    """The policy that the learner trains."""
     rank: int
     epoch: int
     resume_from: Path | None

@@ -43,7 +43,7 @@ class LearnerRun:
     buffer: LoopBuffer
     publisher: Publisher
     policy: str
-    """Whose learner this is."""
+    """The policy that the learner trains."""
     epoch: int
     assembler: Assembler | None = None
     """What decides the batches, on rank 0; None where the learner of another policy decides them."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UNVERSIONED = "0"
-"""Of a signal whose scores depend on the rollouts alone."""
+"""Version of a reward whose scores depend on the rollouts alone."""
 
 
 class Services:
@@ -132,7 +132,8 @@ class Services:
         return [TokenSequence(np.array(p, np.int32), np.array(t, np.int32)) for p, t in encoded]
 
     def metrics(self) -> dict[str, float]:
-        """Of all judges, reward models and scorers; what rewards have logged since the last call; and threads."""
+        """Return metrics of all judges, reward models and scorers, of threads, and what rewards logged since the last
+        call."""
         known = (*self._judges.values(), *self._reward_models.values(), *self._scorers.values())
         found = {key: value for one in known for key, value in one.snapshot().items()}
         logged, self._logged = self._logged, {}

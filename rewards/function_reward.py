@@ -47,7 +47,7 @@ CALLS_IN_TIME = 3
 OF_THE_RUN = {"task", "rollout", "trainer_state", "log_extra", "log_metric"}
 """Arguments that JSON does not have: they do not go into the sandbox."""
 EXTRA_CHARS = 500
-"""Of what a function says beside a score, per rollout."""
+"""Most characters that a function says beside a score, per rollout."""
 EXPECTED = 'a number, {"score": number}, or None to abstain'
 
 Verdict = tuple[float, int, str]
@@ -97,7 +97,7 @@ class FunctionReward(Reward):
             )
         if signal.style == "rollout" and not {*WRITTEN, "answer", "rollout"} & set(names):
             raise ConfigError(
-                f"{where}.use = '{use}' does not look at the rollout: give it a parameter 'completion' (for one), or "
+                f"{where}.use = '{use}' does not look at the rollout: give it a parameter 'completion' or "
                 "'completions' (for a group). A function that makes the reward needs all its parameters as options. "
                 "Its parameters: " + (", ".join(names) or "none") + "."
             )

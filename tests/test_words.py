@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -31,20 +32,30 @@ IDENTIFIERS = {
     "Site": "RunContext",
     "Staff": "WorkerPool",
     "Sums": "SequenceStats",
+    "TermSection": "SequenceLossSection",
     "Thermostat": "HysteresisController",
     "Tokens": "TokenBatch",
     "Trained": "TrainedRollouts",
     "Troupe": "MultiPolicySampler",
     "_dismiss": "_remove",
+    "distilled": "reward_models",
+    "distiller": "reward_model",
+    "elastic": "autoscaling",
     "gang": "learner group",
     "grace_s": "shutdown_timeout_s",
+    "heldout": "evaluation",
     "hire": "add",
     "kept_groups": "archived_groups",
     "masters": "optimizer_state",
     "max_drift_nats": "max_logprob_diff_nats",
+    "on_missing": "missing",
+    "parity": "logprob_diff",
     "plugged": "preflight_plugins",
     "probing": "evaluation",
+    "rehearsal": "experience_replay",
     "scraped": "prometheus",
+    "seat": "agent",
+    "seats": "agents",
     "silent_s": "heartbeat_timeout_s",
     "stall_s": "progress_timeout_s",
     "submitted": "job_metadata",
@@ -169,3 +180,97 @@ def test_a_word_that_comes_back_is_found_wherever_it_stands():
     ]
     assert prose_of('"""A lap."""\nx = "zoo"  # a gang\n') == "A lap.\na gang"
     assert missing_files("`buffer/client.py`, `buffer/buffer.py`, `my_rewards.py`") == ["buffer/buffer.py"]
+
+
+# ── sentences ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+FRAGMENT = re.compile(r"(?:Of|The same|Who|Whoever|Whose|Nobody|Somebody|Anybody)\b")
+"""A docstring that begins so is a fragment, or its subject is nobody that a reader could find in the code."""
+PERSONS = re.compile(r"\b(?:who|whoever|nobody|somebody|anybody|mend)\b|\bfor one\b(?! )|\bas it likes\b", re.I)
+"""Words whose subject is no component: an error or a log line says which worker, judge or file it is."""
+LOGGED = ("debug", "info", "warning", "error", "exception", "critical")
+SUBJECT = re.compile(r"[a-z][a-z0-9_.-]*: [a-z]\S+ .*[^.]")
+"""`component: verb …`."""
+
+
+def docstrings(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.value.value.strip()
+
+
+def messages(tree: ast.AST) -> Iterator[str]:
+    """Texts of errors and log lines."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Raise(exc=ast.Call(args=arguments)):
+                pass
+            case ast.Call(func=ast.Attribute(attr=name), args=arguments) if name in LOGGED:
+                pass
+            case _:
+                continue
+        for part in (part for argument in arguments for part in ast.walk(argument)):
+            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                yield part.value
+
+
+def fragments(tree: ast.AST) -> list[str]:
+    return [text.splitlines()[0] for text in docstrings(tree) if FRAGMENT.match(text)]
+
+
+def persons(tree: ast.AST) -> list[str]:
+    return [text for text in messages(tree) if PERSONS.search(text)]
+
+
+def subject_faults(subject: str) -> list[str]:
+    """What is wrong with a commit's subject, in words."""
+    faults = [] if len(subject) <= 60 else [f"{len(subject)} characters, 60 are the most"]
+    faults += [] if SUBJECT.fullmatch(subject) else ["not 'component: verb …' without a full stop"]
+    return faults + banned_prose(subject)
+
+
+def test_docstrings_begin_with_a_noun_or_an_imperative():
+    found = {str(f.relative_to(ROOT)): fragments(ast.parse(f.read_text("utf-8"))) for f in SOURCES}
+    assert {file: lines for file, lines in found.items() if lines} == {}
+
+
+def test_errors_and_log_lines_name_a_component():
+    found = {str(f.relative_to(ROOT)): persons(ast.parse(f.read_text("utf-8"))) for f in SOURCES}
+    assert {file: lines for file, lines in found.items() if lines} == {}
+
+
+def test_fragments_and_persons_are_found():
+    source = '''def f():
+    """Of a group."""
+    log.info("nobody answers")
+    raise ValueError(f"{x} is wrong. Mend it.")
+class A:
+    """The offence counts."""
+    x = 1
+    """Who asks."""
+'''
+    tree = ast.parse(source)
+    assert sorted(fragments(tree)) == ["Of a group.", "Who asks."]
+    assert sorted(persons(tree)) == [" is wrong. Mend it.", "nobody answers"]
+
+
+def test_commit_subjects_of_this_branch_name_a_component_and_a_verb():
+    git = ["git", "-C", str(ROOT), "log", "--no-merges", "--format=%s", "main..HEAD"]
+    done = subprocess.run(git, capture_output=True, text=True)
+    if done.returncode:  # no repository here, or no branch main
+        pytest.skip(done.stderr.strip()[:100])
+    assert {s: f for s in done.stdout.splitlines() if (f := subject_faults(s))} == {}
+
+
+@pytest.mark.parametrize(
+    ("subject", "faults"),
+    [
+        ("endpoint: record tokens as they leave the engine", 0),
+        ("Record tokens", 1),
+        ("endpoint: record tokens.", 1),
+        ("run: speed up a lap", 1),
+        ("endpoint: " + "record tokens " * 5 + "now", 1),
+    ],
+)
+def test_a_subject_that_is_long_or_names_no_component_is_found(subject, faults):
+    assert len(subject_faults(subject)) == faults

@@ -216,7 +216,7 @@ class Completion:
     """One answer to a chat request, whole or in chunks."""
 
     def __init__(self, request: ChatRequest, chat: Chat, answers: Sequence[tuple[Answer, Row, str]]) -> None:
-        """Of each choice: the turn, the message that the agent is shown, and why it ended."""
+        """Each choice: the turn, the message that the agent is shown, and why it ended."""
         self._request, self._chat, self._answers = request, chat, answers
         self._head = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": request.model}
         tokens = sum(len(answer.tokens) for answer, _, _ in answers)

@@ -73,7 +73,7 @@ BLOCKED_S = 30.0
 """An agent that blocks its thread is given up so long after its deadline."""
 ANY_TURNS = 2**31
 READ_BYTES = 64 * 2**20
-"""Of a body that is too large, to be able to say so."""
+"""Bytes that are still read of a body that is too large, so that the answer can say so."""
 
 
 class _Protocol(LimitedProtocol):
@@ -108,7 +108,7 @@ class Endpoint:
         self.counts: Counter[str] = Counter()
         """Since they were last taken: turns, refused requests, unparsed calls, failed agents, cut episodes."""
         self.key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(24)
-        """Of clients beside the training."""
+        """Key of clients beside the training."""
         self.address = ""
         """`http://host:port` as other machines reach it; "" before `start`."""
 
@@ -438,7 +438,7 @@ def _no_events(rollout: Rollout) -> tuple[Event, ...]:
 
 
 def _event(text: str) -> Callable[[Rollout], tuple[Event, ...]]:
-    """Of the last turn of every rollout of the episode."""
+    """Return a function that makes an event of a text in the last turn of a rollout."""
 
     def events(rollout: Rollout) -> tuple[Event, ...]:
         spoken = sum(turn.role == "assistant" for turn in rollout.turns)

@@ -27,7 +27,7 @@ class End:
     answer: str | None = None
     events: tuple[Event, ...] = ()
     rewards: dict[str, float] = field(default_factory=dict)
-    """Of each agent, where there are several; `reward` is that of those not named."""
+    """Reward of each agent by name, in an episode of several; an agent without an entry gets `reward`."""
     agent_events: dict[str, tuple[Event, ...]] = field(default_factory=dict)
     """Events that are one agent's alone; their `turn` counts that agent's turns."""
 
@@ -41,7 +41,7 @@ class Observation:
     reward: float = float("nan")
     """The reward of an episode that is cut short here, out of turns or tokens; NaN if it has none then."""
     agent: str = ""
-    """Who sees it and takes the next turn, where the policy plays several agents."""
+    """The agent that sees the observation and takes the next turn, in an episode of several agents."""
     when_cut: End | None = None
     """How the episode ends if the turn that follows runs out of tokens; by default with `reward`."""
 
@@ -62,7 +62,7 @@ class Environment(Plugin):
     """Subclasses hold options as fields and implement `play`."""
 
     agents: ClassVar[tuple[str, ...]] = ("",)
-    """Who plays in an episode of training. Each agent that speaks leaves a rollout of its own, so `rollout.group_size`
+    """The agents of a training episode. Each agent that speaks leaves a rollout of its own, so `rollout.group_size`
     is a multiple of their number."""
 
     ends_when_cut: ClassVar[bool] = True

@@ -31,7 +31,7 @@ class CoMas(MultiPolicyEnvironment):
     """
 
     rounds: PositiveInt | None = None
-    """Of one group; by default twice the number of policies (m = 2l)."""
+    """Rounds of one group; by default twice the number of policies (m = 2l)."""
     memory: NonNegativeInt = 2
     """Exchanges, of solution and evaluation, that the next solution sees (κ)."""
     solve: str = (

@@ -157,7 +157,7 @@ class Table:
 
     @property
     def agent(self) -> str:
-        """Whose turn it is."""
+        """Return the agent whose turn it is."""
         return str(self._game.state.current_player_id)
 
     def shown(self) -> str:
@@ -218,7 +218,7 @@ class Table:
         return next((str(agent) for agent in (0, 1) if info[agent].get("invalid_move")), None)
 
     def rewards(self) -> dict[str, float]:
-        """Of each agent, once the game is over."""
+        """Return each agent's reward, once the game is over."""
         if (offender := self.offender) is not None:
             return forfeited(offender)
         return {str(agent): float(reward) for agent, reward in self._game.state.rewards.items()}

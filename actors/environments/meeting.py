@@ -21,13 +21,13 @@ from cluster.types import Message, Rollout, Task
 
 @dataclass(frozen=True, slots=True)
 class Participants:
-    """Who takes part."""
+    """The policies of a group, and the call by which one of them speaks."""
 
     policies: tuple[str, ...]
     speak: Callable[[str, tuple[Message, ...]], Awaitable[Rollout]]
     """(policy, prompt) → its answer, one turn long."""
     random: Random
-    """Of this group: a task that is claimed again is dealt with in the same way."""
+    """Random numbers of the group; a task that is claimed again draws the same ones."""
 
     async def say(self, policy: str, prompt: str) -> Rollout:
         return await self.speak(policy, (Message("user", prompt),))

@@ -47,7 +47,8 @@ class Files(TaskSource):
     (`data/*.jsonl`) of such files, read in the order of their names; or a directory written by `datasets`'
     save_to_disk."""
     split: str = "train"
-    """Of a data set on disk that has several, or of a directory whose files' names tell splits apart."""
+    """The split to read, of a saved data set that has several, or of a directory whose files' names tell splits
+    apart."""
     evaluation_path: str | None = None
     """Tasks to evaluate on, in any of the formats of `path`."""
     evaluation_split: str = "test"

@@ -28,7 +28,7 @@ class ReasoningGym(TaskSource):
     num_evaluation: NonNegativeInt = 500
     """Held-out entries, generated after the training ones; a question that occurs in both is not held out."""
     seed: NonNegativeInt = 0
-    """Of the generator; the recipe's own seed orders the tasks."""
+    """Seed of the generator; the recipe's own seed orders the tasks."""
     config: dict[str, Any] = {}
     """Options of the generator."""
 

@@ -54,9 +54,9 @@ def read(name: str, value: Any) -> Prompt:
     if messages[-1].role == "assistant":
         messages, answer = messages[:-1], messages[-1].content
     if not any(m.content.strip() for m in messages if m.role != "system"):
-        raise DataError(f"'{name}' is {brief(value)}: no message in it asks for anything. Mend or remove the row.")
+        raise DataError(f"'{name}' is {brief(value)}: no message in it asks for anything. Fix or remove the row.")
     if messages[-1].role == "assistant":
-        raise DataError(f"'{name}' ends in two messages of the assistant. Mend or remove the row.")
+        raise DataError(f"'{name}' ends in two messages of the assistant. Fix or remove the row.")
     return Prompt(messages, answer, True)
 
 

@@ -61,7 +61,7 @@ def sums(problems: tuple[Problem, ...]) -> Tensor:
 
 
 def _logits_and_labels(model: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the answers only: what precedes `=` is given."""
+    """Return logits and labels of the answers alone; what precedes `=` is given."""
     prompt = len("47+38=")
     logits = model(input_ids=tokens[:, :-1], use_cache=False).logits[:, prompt - 1 :]
     labels = tokens[:, prompt:]

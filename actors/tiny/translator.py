@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 CARELESS = {"3": 0.65, "7": 0.35}
 """How often the demonstrator writes another letter for a digit: above a half, greedy sampling does it always."""
 SLIP = 0.15
-"""The same for all other digits."""
+"""The share of wrong answers for all other digits."""
 JUDGED = 0.9
 """Share of candidates of held-out texts that the judge must score exactly."""
 CANDIDATES = 400

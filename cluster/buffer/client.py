@@ -451,7 +451,8 @@ class Buffer:
         return self._redis.patiently(run)
 
     def _fetch(self, ids: list[str], field: str | None = None, *, keys: bool = False) -> list[Any]:
-        """Of each group one field, or all, or only their names. No script: megabytes must not hold up Redis."""
+        """Return one field of each group, or all fields, or their names. This is no script: megabytes must not hold up
+        Redis."""
 
         def run() -> list[Any]:
             with self._redis.redis.pipeline(transaction=False) as pipe:

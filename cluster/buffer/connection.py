@@ -178,7 +178,8 @@ class Connection:
         return REFUSALS[word]
 
     def _renew_deadlines(self, why: str) -> None:
-        """Nobody could renew a lease or send a score in the meantime: `restarted` or `refused`."""
+        """Renew deadlines after an outage, in which no worker could renew a lease or send a score: `restarted` or
+        `refused`."""
         self.redis.eval(self._script("fresh")[0], 1, self.prefix, "", why)
 
     def _script(self, name: str) -> tuple[str, str]:

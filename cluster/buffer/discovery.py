@@ -10,11 +10,11 @@ from cluster.buffer.connection import PATIENCE_S, Connection
 SIGN_S = 1.0
 
 GOOD_S = 10.0
-"""Who has not signed for so long is gone. A replica that dies sooner is noticed by whom it does not answer."""
+"""A replica that has not signed for this long is gone. Callers that get no answer notice a dead replica sooner."""
 
 
 class Roster:
-    """Of one judge of one run; times are those of the Redis server. Raises what a Buffer's calls raise."""
+    """The replicas of one judge of one run; times are those of the Redis server. Raises what a Buffer's calls raise."""
 
     def __init__(self, url: str, run: str, judge: str, patience_s: float = PATIENCE_S) -> None:
         self._connection = Connection(url, run, patience_s)

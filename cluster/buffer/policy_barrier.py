@@ -12,7 +12,7 @@ from cluster.buffer.client import Buffer
 
 
 class Members:
-    """Of the policy that claims and cuts, in one epoch. Calls of another epoch raise StaleEpoch."""
+    """The policies that train on the same batch records in one epoch. Calls of another epoch raise StaleEpoch."""
 
     def __init__(self, buffer: Buffer, policy: str, epoch: int) -> None:
         self._buffer, self._policy, self._epoch = buffer, policy, epoch

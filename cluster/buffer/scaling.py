@@ -11,7 +11,7 @@ from cluster.errors import ConfigError
 
 
 class ReplicaCounts:
-    """Of one run. Raises what a Buffer's calls raise when Redis is away."""
+    """The requested and actual numbers of workers of one run. Raises what a Buffer's calls raise when Redis is away."""
 
     def __init__(self, url: str, run: str, patience_s: float = PATIENCE_S) -> None:
         self._connection = Connection(url, run, patience_s)
@@ -67,10 +67,10 @@ class ReplicaCounts:
 
 
 ROLES = ("rollout", "reward")
-"""Of every run; one with judges or scorers of its own has `judge:NAME` or `scorer:NAME` too."""
+"""Roles of every run; a run with judges or scorers of its own has `judge:NAME` or `scorer:NAME` too."""
 
 MAX_WORKERS = 10_000
-"""Of a role. More is a slip of the finger."""
+"""Most workers of a role; a larger number is taken for a slip of the finger."""
 
 
 def apply(run: ReplicaCounts, wishes: list[str]) -> dict[str, int]:

@@ -83,7 +83,7 @@ def statuses(
     advance: Callable[[float], None] = lambda _: None,
     only: Sequence[Path] = (),
 ) -> list[Status]:
-    """Of every run below `base`, or of the directories in `only`.
+    """Return the status of every run below `base`, or of the directories in `only`.
 
     `in_cluster` names those whose learner is an actor of the cluster.
     """
@@ -95,7 +95,7 @@ def statuses(
 
 
 def status(run: Path, locks: Collection[int], in_cluster: Collection[str] = ()) -> Status:
-    """Of one run directory; `locks` are the inodes of locked files."""
+    """Return the status of one run directory; `locks` are the inodes of locked files."""
     rows = metrics.read(run)
     values = {key: value for row in rows for key, value in row.items() if value is not None}
     step = max((row["step"] for row in rows if "learner/step_s" in row), default=0)

@@ -13,7 +13,7 @@ class ModelSection(Section):
     path: str = "tiny:addition"
     """Directory or Hugging Face id; `tiny:NAME` and `smollm2` are made on the spot and cached."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the engines' weights; the learner has its own."""
+    """Precision of the engines' weights; `learner.dtype` is the learner's."""
     options: dict[str, Any] = {}
     """For `tiny:NAME`: the fields of its recipe in actors/tiny/."""
 
@@ -53,4 +53,4 @@ class EndpointSection(Section):
     aliases: tuple[str, ...] = ()
     """Further names of the model, for agents that ask for one of their own, such as `gpt-4o`."""
     max_body_mib: PositiveFloat = 4.0
-    """Of a request; a larger one is refused."""
+    """Most bytes of a request; a larger one is refused."""

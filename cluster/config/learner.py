@@ -104,7 +104,7 @@ class LossSection(Use):
         if (self.aggregate == "constant") != (self.constant_tokens is not None):
             raise ValueError(
                 f"learner.loss.aggregate = '{self.aggregate}' and constant_tokens = {self.constant_tokens}: "
-                "'constant' needs a number of tokens, rollout.max_tokens for one, and only 'constant' has a use for it."
+                "'constant' needs a number of tokens, for example rollout.max_tokens; only 'constant' uses it."
             )
         return self
 
@@ -118,7 +118,8 @@ class LoraSection(Section):
     alpha: PositiveInt = 32
     """B·A counts `alpha / rank` times."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the adapters' inputs while training. Engines sample without, so it adds to what the loss corrects for."""
+    """Dropout of the adapters' inputs while training. Engines sample without, so it adds to what the loss corrects
+    for."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Last parts of the names of the layers that get one, as in peft, such as `q_proj`; `all-linear` is every linear
     layer but the output head."""
@@ -192,7 +193,7 @@ class LearnerSection(Section):
     """Packed rows are at most so long; short sequences get shorter rows, a longer one a row of its own. 0 means 512,
     but one sequence a row for sequences of 32 tokens and more on a CPU, whose attention needs no mask then."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward and backward passes."""
+    """Precision of the forward and backward passes."""
     gradient_checkpointing: bool = False
     """Compute activations again instead of keeping them: less memory, more time."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -206,7 +207,7 @@ class LearnerSection(Section):
     clip_grad_norm: float = Field(default=1.0, ge=0)
     """Norm to which a longer gradient is shortened; 0 is off."""
     schedule: ScheduleSection = ScheduleSection()
-    """Of the learning rate."""
+    """Course of the learning rate."""
     advantage: Use = Use(use="group")
     """What a reward is worth against the others of its group."""
     value: ValueSection | None = None

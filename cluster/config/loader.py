@@ -127,7 +127,7 @@ def patched(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, raw = override.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"override '{override}' is not 'section.key=value', learner.steps=40 for one.")
+        raise ConfigError(f"override '{override}' is not 'section.key=value', for example learner.steps=40.")
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:

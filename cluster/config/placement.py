@@ -44,7 +44,7 @@ class AutoscalingRolloutSection(Section):
     min_workers: PositiveInt = 1
     """One leaves, down to so many, while the learner hardly waits."""
     grow_above_frac: float = Field(default=0.4, gt=0, lt=1)
-    """Of a step: with a larger share of waiting an engine is missing."""
+    """Add an engine if the learner waits for more than this share of its steps."""
     shrink_below_frac: float = Field(default=0.05, gt=0, lt=1)
     """With a smaller one there may be an engine too many."""
     times: PositiveInt = 5
@@ -66,7 +66,7 @@ class AutoscalingJudgeSection(Section):
     min_replicas: PositiveInt = 1
     """One leaves, down to so many, while hardly any waits."""
     grow_above_s: PositiveFloat = 5.0
-    """Of waiting: with more a replica is missing. Less than the judge's `deadline_s`."""
+    """Add a replica if a question waits for longer. Less than the judge's `deadline_s`."""
     shrink_below_s: NonNegativeFloat = 0.1
     """With less there may be one too many."""
     times: PositiveInt = 6

@@ -26,7 +26,7 @@ class RewardSection(Use):
     """What an unknown score means: its rollout is left out, its group is dropped, its group waits for it until
     `reward_workers.max_wait_s`, or it counts as this number (ONI, SSR-Zero: 0). The stored score stays unknown."""
     untrusted: bool = False
-    """Of a plain function: run it in the sandbox, because it evaluates what the policy wrote. It then sees no file,
+    """Run a plain function in the sandbox, because it evaluates what the policy wrote. The function then sees no file,
     network or variable of the run, and its arguments and result are what JSON has."""
     shape: Use | None = None
     """What is made of a known score before it is weighed (`missing` is not shaped); the stored score stays as it is."""
@@ -71,7 +71,7 @@ class JudgeSection(Section):
     """`url`: the name it is served under, by default the first that is listed; `vllm`: what `model.path` may name, or
     the policy's own past: `initial`, `policy@N`, `RUN@N`. With another one stored groups are judged again."""
     revision: str = ""
-    """Of the model's weights: under another one stored groups are judged again."""
+    """Revision of the model's weights: under another one stored groups are judged again."""
     key_env: str = ""
     """Environment variable that holds the key."""
     replicas: PositiveInt = 1
@@ -91,8 +91,8 @@ class JudgeSection(Section):
     order: Literal["newest", "oldest"] = "newest"
     """Which of the waiting requests goes first; of a full queue of newest-first the oldest is pushed out."""
     deadline_s: PositiveFloat = 25.0
-    """Of a request, waiting for a replica included; shorter than the reward's `timeout_s`, so that the score says why
-    it is unknown."""
+    """Deadline of a request, waiting for a replica included; shorter than the reward's `timeout_s`, so that the score
+    says why it is unknown."""
     in_flight_ttl_s: PositiveFloat = 120.0
     """A request in flight for longer is given up; until then it is asked again when nobody was there to answer it."""
     structured: Literal["off", "structured_outputs", "guided_choice"] = "off"
@@ -154,7 +154,7 @@ class ScorerSection(Section):
     replicas: PositiveInt = 1
     """Processes; `python -m cluster.commands.scale RUN scorer:NAME=3` changes it in a running job."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of its weights."""
+    """Precision of the scorer's weights."""
     cpus: PositiveFloat = 1.0
     """CPUs that Ray reserves for one replica, and its threads where there is no GPU."""
     gpus: PositiveFloat = 1.0
@@ -164,7 +164,7 @@ class ScorerSection(Section):
     max_queue: PositiveInt = 4096
     """Passages that may wait at one replica; those beyond are refused and tried again until the deadline."""
     deadline_s: PositiveFloat = 25.0
-    """Of a request, waiting included; shorter than the reward's `timeout_s`, so that the score says why it is
+    """Deadline of a request, waiting included; shorter than the reward's `timeout_s`, so that the score says why it is
     unknown."""
 
 
@@ -174,7 +174,7 @@ class RewardModelSection(Use):
     use: str = "classification"
     """`retrieval`, `classification`, `ranking`, `bradley_terry`, or `package.module:Class`."""
     judge: str = "judge"
-    """Who labels: the name of its section."""
+    """Name of the judge that labels: its section is `[judges.NAME]`."""
     goal: str = "default"
     """What counts as good news: `default`, `combat`, `gold`, or a sentence of your own."""
     batch_size: PositiveInt = 100

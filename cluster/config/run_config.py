@@ -63,7 +63,7 @@ class RolloutSection(Section):
     """Which of a task's prompts are sampled, such as a rewording's: a group then has `group_size` rollouts of each.
     Advantages are taken among rollouts of one variant."""
     temperature: PositiveFloat = 1.0
-    """Of sampling while training."""
+    """Sampling temperature during training."""
     max_tokens: PositiveInt = 256
     """Tokens the policy may write per turn."""
     max_turns: PositiveInt = 1
@@ -130,7 +130,7 @@ class EvaluationSection(Section):
     max_tasks: PositiveInt = 1000
     """Evaluation tasks, one rollout each."""
     reward: str = ""
-    """Whose mean is the evaluation accuracy, by default the first. A vote calls any lone rollout right."""
+    """The reward whose mean is the evaluation accuracy, by default the first. A vote calls any lone rollout right."""
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
 
@@ -179,7 +179,7 @@ class RunConfig(Section):
     """A whole recipe."""
 
     seed: NonNegativeInt = 0
-    """Of the order of tasks, of models made here and of sampling."""
+    """Seed of the order of tasks, of models that Kanabo makes, and of sampling."""
     resume: str = "auto"
     """`auto` continues the run's last checkpoint, `off` refuses a used directory, a path continues that checkpoint."""
     run: RunSection = RunSection()

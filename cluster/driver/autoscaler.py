@@ -106,7 +106,7 @@ class Autoscaler:
 
 
 def waiting_share(row: Row) -> float:
-    """Of a learner's step, the share that it waited for groups; NaN for a row that is none of a step."""
+    """Return the share of a step that the learner waited for groups; NaN if the row is not a step's."""
     waited, took = row.get("learner/wait_s"), row.get("learner/step_s")
     return waited / took if waited is not None and took else math.nan
 

@@ -148,6 +148,6 @@ def _write(path: Path, anchors: Any) -> None:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Whoever waits here is under the deadline of `run.progress_timeout_s`."""
+    """Wait until an evaluation has ended, under the deadline of `run.progress_timeout_s`."""
     while not true():  # noqa: ASYNC110 - what changes it is many things
         await asyncio.sleep(0.2)

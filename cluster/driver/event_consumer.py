@@ -68,7 +68,7 @@ class EventConsumer:
         self._dropped: Counter[int] = Counter()
         """Groups that the buffer itself dropped, by the step before."""
         self._threads: dict[str, tuple[float, float]] = {}
-        """Of each rollout worker whose environment blocked: threads that hang, and all that were replaced."""
+        """For each rollout worker whose environment blocked: number of hanging threads, and of replaced ones."""
         self._agents: Counter[str] = Counter()
         """Since the last step, by the names of `AGENT_METRICS`."""
         self._accuracy: float | None = None

@@ -203,7 +203,9 @@ def tasks(settings: RunConfig) -> list[Task]:
     except DataError as error:
         raise ConfigError(str(error)) from error
     except Exception as error:  # a source of the user's own
-        raise ConfigError(f"tasks.use = '{use}' fails: {one_line(error)} Mend it, or its tasks.options.") from error
+        raise ConfigError(
+            f"tasks.use = '{use}' fails: {one_line(error)} Fix the source, or its tasks.options."
+        ) from error
 
 
 def prompt_variants(settings: RunConfig, head: Sequence[Task]) -> None:
@@ -230,7 +232,7 @@ def judged(settings: RunConfig, head: Sequence[Task]) -> None:
         if reward.weight != 0 and reward.missing_value is None and head and all(map(signal.declines, head)):
             raise ConfigError(
                 f"rewards[{i}] = '{reward.use}' abstains from all of the first {len(head)} tasks of "
-                f"'{settings.tasks.use}': {signal.declines(head[0])}. Mend the data (tasks.options.answer_key names "
+                f"'{settings.tasks.use}': {signal.declines(head[0])}. Fix the data (tasks.options.answer_key names "
                 "the column of the reference answer), or use another reward."
             )
 
@@ -304,7 +306,7 @@ def _plain(path: str, head: Sequence[Task]) -> None:
 
 
 def weights_bytes(settings: RunConfig) -> int:
-    """Of the files of the policy's model, 0 where they are not on this machine yet."""
+    """Return the bytes of the policy's model files, 0 if they are not on this machine yet."""
     folder = Path(settings.model.path).expanduser()
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
 

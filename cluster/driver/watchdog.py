@@ -1,4 +1,4 @@
-"""Who still answers: asks every actor, again and again, what it waits for, and ends those that are silent.
+"""The watchdog asks every actor, again and again, what it waits for, and kills actors that do not answer.
 
 A process that is stopped or hangs looks alive to Ray; only that it does not answer gives it away. Killing it is all
 that is done here: its death is then seen, counted and made good where every other death is.

@@ -19,7 +19,7 @@ SUMMARY_KEYS = (
 )  # fmt: skip
 
 IN_WORDS = ("problem", "warnings", "not_measured")
-"""Of these, what is printed is sentences, below the figures."""
+"""Figures that are printed as sentences, below the others."""
 
 
 def summarize(

@@ -25,7 +25,7 @@ from cluster.placement.resources import (
 )
 
 MOST_MEMORY_FRAC = 0.8
-"""Of a GPU, that engines may take where they share it with a learner."""
+"""Largest share of a GPU that engines may take beside a learner."""
 
 
 def on_gpu() -> bool:

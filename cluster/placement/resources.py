@@ -18,9 +18,9 @@ from cluster.config import POLICY, JudgeSection, RunConfig
 from cluster.errors import ConfigError
 
 LABEL = "kanabo-role"
-"""Of nodes; `deploy/kuberay` sets it."""
+"""Ray label of nodes; `deploy/kuberay` sets it."""
 CPU_SHARE = 0.9
-"""Of an engine and a rank of the learner where there is no GPU: with a reward worker they fit on two CPUs."""
+"""CPUs of an engine or a learner rank without a GPU: both fit on two CPUs beside a reward worker."""
 NODES_OF = {"reward_model": "reward", "generator": "rollout", "scorer": "judge"}
 """Roles whose nodes are another's."""
 

@@ -69,7 +69,7 @@ class Call:
         self._outer = asyncio.get_running_loop()
         self.result: asyncio.Future[Any] = self._outer.create_future()
         self.waited_s = 0.0
-        """Of the deadline: time of this call's own since it began, or came back from `outside`."""
+        """Time that counts against the deadline: the call's own, since it began or came back from `outside`."""
         self.resting = self.given_up = False
         self.loop: _Loop | None = None
         self.task: asyncio.Task[Any] | None = None

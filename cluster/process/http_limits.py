@@ -26,17 +26,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from cluster.errors import ConfigError
 
 MAX_HEADER_BYTES = 16 * 2**10
-"""Of a request line with all headers."""
+"""Most bytes of a request line with all headers."""
 MAX_BODY_BYTES = 4 * 2**10
-"""Of a POST request to the console. Requests of other methods have no body."""
+"""Most bytes of a POST request to the console. Requests of other methods have no body."""
 MAX_CONNECTIONS = 128
-"""Of the console. At the next one a server closes the connection that has been idle for longest."""
+"""Most connections to the console. At the next one a server closes the connection that has been idle for longest."""
 REQUEST_S = 10.0
 """From the connection, or the answer before, to the end of a request's headers."""
 ANSWER_S = 60.0
-"""Of the console: from the end of the headers until the client has sent the body and taken the answer."""
+"""Time of a request to the console: from the end of the headers until the client has sent the body and taken the
+answer."""
 IDLE_S = 5.0
-"""Of a connection between two requests."""
+"""Longest pause of a connection between two requests."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 ANY_ADDRESS = ("0.0.0.0", "::")
 PORTS_TRIED = 20

@@ -65,7 +65,7 @@ class Registry:
         raise self._unknown(alias)
 
     def directory(self, alias: str) -> Model:
-        """The same for who needs weights on disk. Raises ConfigError."""
+        """Return what an alias stands for, if its weights lie on disk. Raises ConfigError."""
         model = self.resolve(alias)
         if model.kind != "directory":
             raise ConfigError(f"'{alias}' has no directory: it is {_what(model)}. Name a checkpoint. {self._there()}")

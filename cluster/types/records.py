@@ -268,7 +268,7 @@ class GroupReward:
     """Per rollout [T] float64: the part of its reward that came at a token; None where no signal says so. The rest of
     the reward is the rollout's as a whole."""
     parts: dict[str, np.ndarray] = field(default_factory=dict)
-    """Of each signal that is trained on what it adds to the rewards, weight included: [G] float64."""
+    """What each trained reward adds to the rewards, weight included: name → [G] float64."""
 
 
 @dataclass(frozen=True, slots=True)

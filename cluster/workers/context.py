@@ -54,10 +54,10 @@ def learner_name(run_id: str, policy: str, rank: int) -> str:
 
 
 def rollout_role(policy: str) -> str:
-    """Of the workers that host a policy's engines."""
+    """Return the role of the workers that host a policy's engines."""
     return "rollout" if policy == POLICY else f"rollout:{policy}"
 
 
 def policy_of(worker: str) -> str:
-    """Whose engine a rollout worker hosts: `critic` of `rollout:critic-0`."""
+    """Return the policy whose engine a rollout worker hosts: `critic` of `rollout:critic-0`."""
     return worker.rpartition("-")[0].partition(":")[2] or POLICY

@@ -118,7 +118,7 @@ class Generators:
         self._context = context
         self.shares: Mapping[str, int] = {name: section.rollouts for name, section in context.config.generators.items()}
         self._number = dict.fromkeys(self.shares, 0)
-        """Of the newest that was there: who is replaced has a successor with a higher one."""
+        """Number of the newest worker of each role: a replacement has a higher one."""
 
     async def play(self, name: str, task: Task) -> list[Rollout]:
         """One episode of that generator; one that has died is waited for, until the lease of the group passes.

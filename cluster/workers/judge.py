@@ -163,7 +163,7 @@ class PolicyTransport:
         )
 
     async def tokens(self, text: str) -> None:
-        """Whoever asks has the policy's tokenizer."""
+        """Return nothing: the callers have the policy's tokenizer."""
 
     async def close(self) -> None:
         """The engine is not ours to end."""
@@ -238,7 +238,7 @@ def _memory(section: JudgeSection) -> dict[str, int]:
 
 
 def kv_cache_bytes(available: int) -> int:
-    """Of the memory that a host has to spare, what a judge's key-value cache takes: a quarter, at most 4 GiB."""
+    """Return the bytes of a judge's key-value cache: a quarter of the host's free memory, at most 4 GiB."""
     return min(available // 4, 4 * 2**30)
 
 

@@ -30,7 +30,8 @@ def players_roster(context: RunContext, policy: str) -> Roster:
 
 
 class PeerPolicyClient:
-    """Of one policy. An engine that dies under a call is not asked again; the call goes to another one."""
+    """A client of one policy's engines. An engine that dies under a call is not asked again; the call goes to another
+    one."""
 
     def __init__(self, context: RunContext, policy: str) -> None:
         self._context, self._policy = context, policy

@@ -17,7 +17,7 @@ REPORT_S = 5.0
 
 
 class RewardModelActor:
-    """Who learns `[reward_models.NAME]` and who asks its judge for labels; a successor goes on from the checkpoint."""
+    """The trainer of `[reward_models.NAME]` and its labeller; a replacement continues from the checkpoint."""
 
     def __init__(self, context: RunContext, name: str) -> None:
         from rewards.learned.factory import parts

@@ -48,7 +48,7 @@ def _engine(context: RunContext, policy: str, config: RunConfig, stop_tokens: Se
 
 
 def endpoints_roster(context: RunContext) -> Roster:
-    """Of every engine that serves the policy: what each says is JSON with `address`, `key` and `policy`."""
+    """Return the line of every engine that serves the policy: JSON with `address`, `key` and `policy`."""
     return Roster(context.url, context.run_id, "endpoints", context.config.run.progress_timeout_s)
 
 

@@ -145,7 +145,7 @@ class ScorerActor:
 
 
 def _version(followed: WeightFollower, model: Model, context: RunContext) -> str:
-    """Of an alias that moves: the step it stands at."""
+    """Return the step that a moving alias stands at."""
     if not followed.moves:
         return followed.alias
     run = POLICY if behind(followed.alias) else followed.alias.rpartition("@")[0]

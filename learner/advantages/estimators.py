@@ -55,17 +55,17 @@ class Advantage(Plugin):
         raise NotImplementedError
 
     def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
-        """Of one group, by its own rewards alone."""
+        """Return the advantages of one group, by its own rewards alone."""
         raise NotImplementedError
 
     def of_step(self, rewards_G: Sequence[Float[np.ndarray, " G"]]) -> list[Float[np.ndarray, " G"]]:
-        """Of every group that a step trains on, in their order; groups may differ in size."""
+        """Return the advantages of all groups of a step, in order; groups may differ in size."""
         return [self.advantages(rewards) for rewards in rewards_G]
 
     def of_groups(
         self, groups: Sequence[Group], rewards_G: Sequence[Float[np.ndarray, " G"]], state: Any
     ) -> Sequence[Any]:
-        """The same for who looks at the groups, or remembers: per group [G], or per rollout one number a token."""
+        """Override to use the groups themselves or plug-in state. Returns [G] per group, or [T] per rollout."""
         return self.of_step(rewards_G)
 
 
@@ -125,7 +125,7 @@ class ReinforcePlusPlus(Advantage):
         return not self.group_baseline
 
     def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
-        """Of a group that is the whole step."""
+        """Return the advantages of a group that is the whole step."""
         return self.of_step([rewards])[0]
 
     def of_step(self, rewards_G: Sequence[Float[np.ndarray, " G"]]) -> list[Float[np.ndarray, " G"]]:
@@ -240,7 +240,7 @@ class MultiAdvantage(Advantage):
     """w by name of the reward; 1 for those that are not named."""
 
     def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
-        """Of a single reward."""
+        """Return the advantage of a single reward."""
         result, known = rewards.copy(), np.isfinite(rewards)
         result[known] = normalized(rewards[known])
         return result

@@ -50,7 +50,7 @@ class Assembler:
 
     buffer: AssemblyBuffer
     policy: str
-    """Whose groups are assembled."""
+    """The policy whose groups are assembled."""
     epoch: int
     mix: Mix
     advantages: StepAdvantages

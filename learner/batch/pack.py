@@ -29,7 +29,7 @@ SEQUENCES_PER_ROW = 8
 """Rows hold about so many sequences. Attention over a row is masked, not skipped: in a row of 512 tokens, 12-token
 sequences take 1.4 times as long as in rows of 96, and beyond eight a row there is little padding left to save."""
 ROW_TOKENS = 512
-"""Of a row, where the recipe says nothing."""
+"""Tokens of a row, if the recipe says nothing."""
 LONG_TOKENS = 32
 """On a CPU sequences of so many tokens on average have a row each: attention then needs no mask and computes the lower
 triangle alone. With shorter ones the mask costs less than small matrices do."""
@@ -259,7 +259,8 @@ def _with(rollout: Rollout, token: int) -> Rollout:
 
 
 def _staleness(rollout: Rollout, group: Group, step: int, epoch: int) -> Int[np.ndarray, " T"]:
-    """Of each token. Without spans the version at admission counts: the oldest weights there can be."""
+    """Return the staleness of each token. Without spans the version at admission counts: the oldest weights there can
+    be."""
 
     def steps_behind(version_epoch: int, version: int) -> int:
         return max(step - version, 0 if version_epoch == epoch else 1)

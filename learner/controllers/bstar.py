@@ -100,7 +100,7 @@ class BStar(Controller):
         }
 
     def _best(self, balances: dict[str, tuple[list[float], int]]) -> list[float] | None:
-        """Of all tried: temperature, threshold and mean balance score; the earlier of equals."""
+        """Return temperature, threshold and mean balance score of the best setting tried; the earlier of equals."""
         found = [
             [float(temperature), threshold, total / count]
             for temperature, (totals, count) in balances.items()

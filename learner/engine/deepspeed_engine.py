@@ -330,7 +330,7 @@ class DeepSpeedEngine:
             except Exception as error:  # whatever the files of others make of it
                 raise ConfigError(
                     f"model.path: what is trained from '{self._model_dir}' could not be saved: {one_line(error)} "
-                    "Mend its configuration, generation_config.json or tokenizer files."
+                    "Fix its configuration, generation_config.json or tokenizer files."
                 ) from error
 
     def _copy_files(self, directory: Path) -> None:

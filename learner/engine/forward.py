@@ -145,7 +145,7 @@ def _flash(model: Any) -> bool:
 
 
 CHUNK_BYTES = {"cpu": 2**22, "cuda": 2**28}
-"""Of fp32 logits at a time: on a CPU what its cache holds."""
+"""Bytes of fp32 logits that are in memory at a time: on a CPU what its cache holds."""
 
 
 def token_statistics(

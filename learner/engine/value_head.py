@@ -37,7 +37,8 @@ class ValueHead(nn.Module):
         return output
 
     def values(self, micro: MicroBatch) -> Float[Tensor, "B L+1"]:
-        """Of the micro-batch that was just run, once: at t of the state in which token t is chosen.
+        """Return the values of the micro-batch that was just run, once: at t the value of the state in which token t is
+        chosen.
 
         The last column is the state after a row's last token; the first is no state, and 0.
         """

@@ -67,7 +67,7 @@ class Dapo(Clipped):
 
 
 class ClippedCovariance(Clipped):
-    """The same without a few tokens whose covariance of advantage and log-prob lies within bounds (SPEAR).
+    """The clipped loss without a few tokens whose covariance of advantage and log-prob lies within bounds (SPEAR).
 
     Such tokens make the entropy collapse. The code's bounds are (1, 5) and 2e-4 on policy, (1, 40) and 2e-3 on replays.
     Means and draw are of a micro-batch, as there: the one loss that depends a little on how a step is split.
@@ -114,7 +114,7 @@ class TurnwiseReinforce(PolicyLoss):
 
     need_reference: ClassVar[bool] = True
     betas: tuple[float, ...] = Field(default=(0.1, 0.01), min_length=1)
-    """Of the first turn, the second, …; later turns take the last."""
+    """Weight of the KL term in the first turn, the second, …; later turns take the last."""
 
     def loss(self, logprobs: Tensor, tokens: TokenBatch) -> tuple[Tensor, Metrics]:
         # Without one, as in a first step that has not moved yet, the policy is its own reference.

@@ -54,11 +54,11 @@ class Mixer:
         return {memory_of(n): memory for n, s in self._shapers.items() if (memory := s.memory(n)) is not None}
 
     def __call__(self, group: Group, scores: Mapping[str, Scores]) -> GroupReward:
-        """Of a group that is the whole step."""
+        """Aggregate the scores of a group that is the whole step."""
         return self.of_step([group], [scores])[0]
 
     def of_step(self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]]) -> list[GroupReward]:
-        """Of all groups that a step could train on: a shaper may look at all of them."""
+        """Aggregate the scores of all groups that a step could train on: a shaper may look at all of them."""
         shaped = {
             name: self._shaped(name, groups, scores) for name in self._shapers.keys() - self._token_shapers.keys()
         }
@@ -157,7 +157,7 @@ def _checked(name: str, shaper: Shaper, values: np.ndarray, result: np.ndarray) 
     if np.shape(result) != values.shape or (np.isfinite(result) & np.isnan(values)).any():
         raise ConfigError(
             f"the shaper of reward '{name}' ({type(shaper).__name__}) made {np.round(result, 3).tolist()!s:.200} of "
-            f"{np.round(values, 3).tolist()!s:.200}: it must keep the shape, and unknown scores unknown. Mend it."
+            f"{np.round(values, 3).tolist()!s:.200}: a shaper keeps the shape, and unknown scores unknown."
         )
     return np.where(np.isfinite(result), result, np.nan)
 
@@ -171,6 +171,6 @@ def _metrics(name: str, values: np.ndarray, num_failed: int) -> dict[str, float]
 
 
 def _mean(values: np.ndarray) -> float:
-    """Of the known ones."""
+    """Return the mean of the known values, NaN if there are none."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else float("nan")

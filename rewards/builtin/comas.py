@@ -45,7 +45,7 @@ class CoMasReward(Reward):
 
     scope: ClassVar = "group"
     tag: str = "score"
-    """Of the tags that a score stands in; empty where it is the whole text."""
+    """Name of the tags around a score; empty if the score is the whole text."""
     of: Literal["all", "solution", "evaluation", "score"] = "all"
     """Rewards of these alone, the others abstain: `solution`, recorded with weight 0, shows a drift from 0.5."""
 

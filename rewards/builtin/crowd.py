@@ -38,7 +38,7 @@ def weighted_votes(answers: Answers) -> dict[str, float]:
 
 
 def largest_share(answers: Answers) -> float:
-    """Of the weights of the whole vote, the part that the policy with most of it has: 1/N where all are alike."""
+    """Return the largest share of the vote's weight that one policy has: 1/N if all are alike."""
     weights = [consistency(given) * sum(a is not None for a in given) for given in answers.values()]
     return max(weights) / sum(weights) if sum(weights) else float("nan")
 

@@ -22,7 +22,7 @@ class Exact(Reward):
     extract: Literal["auto", "text", "tag", "boxed", "hashes", "last_number"] = "auto"
     """Where the answer stands."""
     ignore_case: bool = True
-    """Of texts; a single letter keeps its case: `x` is not `X`."""
+    """Ignore the case of texts; a single letter keeps its case: `x` is not `X`."""
 
     def declines(self, task: Task) -> str:
         return NO_REFERENCE if is_empty(reference_of(task.answer)) else ""

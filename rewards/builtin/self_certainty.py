@@ -32,7 +32,8 @@ class SelfCertainty(Reward):
     scorer: str = "scorer"
     """Its section's name, `[scorers.NAME]`."""
     shift: Literal["own", "released"] = "own"
-    """Of each token: the distribution it was chosen from, or the one behind it as in the released script."""
+    """Which distribution counts for a token: the one it was chosen from, or the one behind it as in the released
+    script."""
     answered: bool = False
     """A rollout without an answer abstains; the released selection gives it −10⁹."""
     extract: Literal["auto", "text", "tag", "boxed", "hashes", "last_number"] = "auto"

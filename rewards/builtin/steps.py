@@ -38,7 +38,7 @@ class _StepJudge(Reward):
     temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature of the judge; 0 is greedy."""
     max_tokens: PositiveInt = 2048
-    """Of the judge's answer."""
+    """Most tokens of the judge's answer."""
     _asked: str = PrivateAttr(default="")
 
     @field_validator("separator")
@@ -145,9 +145,9 @@ class Thoughts(_StepJudge):
     correct: float = 1.0
     """Its scores from here on are right."""
     reflections_options: dict[str, Any] = {}
-    """Of the template `step_reflections`."""
+    """Options of the template `step_reflections`."""
     matches_options: dict[str, Any] = {}
-    """Of the template `step_matches`."""
+    """Options of the template `step_matches`."""
     _verifier: Reward = PrivateAttr()
     _reflections: Template = PrivateAttr()
     _matches: Template = PrivateAttr()

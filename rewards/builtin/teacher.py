@@ -31,8 +31,8 @@ class Teacher(Reward):
     scorer: str | tuple[str, ...] = "teacher"
     """Sections of the teachers, `[scorers.NAME]`, whose `model` is a directory or an alias such as `RUN@latest`."""
     weights: dict[str, dict[str, float]] = {}
-    """Of a teacher by the source of tasks, `weights.NAME.SOURCE`; 0 for a source that is not listed. A teacher without
-    weights counts 1 for every source. The group is unscored where all teachers weigh 0."""
+    """Weight of a teacher by the source of tasks, `weights.NAME.SOURCE`; 0 for a source that is not listed. A teacher
+    without weights counts 1 for every source. The group is unscored where all teachers weigh 0."""
     student: str = ""
     """The scorer that reads π, of model `policy`; by default π is what sampled the rollout, at temperature 1."""
     bound: PositiveFloat | None = None

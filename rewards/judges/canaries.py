@@ -12,7 +12,7 @@ from rewards.judges.templates import Item, Template
 from rewards.judges.types import Verdict
 
 SLACK = 0.25
-"""Of the scale: a canary at the bottom is right in the lowest quarter."""
+"""Share of the scale in which a canary counts as right: the lowest quarter for one at the bottom."""
 
 
 @dataclass(frozen=True, slots=True)

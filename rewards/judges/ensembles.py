@@ -25,7 +25,7 @@ from rewards.judges.templates import Template
 from rewards.judges.types import Judge, Request, Verdict, merged
 
 SAME = 0.125
-"""Of a scale: answers that differ by less agree; half a level of five."""
+"""Share of a scale: answers that differ by less agree; half a level of five."""
 
 
 class Swap:

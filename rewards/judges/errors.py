@@ -24,7 +24,7 @@ class JudgeUnreachable(JudgeError):
 
 
 class JudgeAbsent(JudgeUnreachable):
-    """Nobody is there: no connection was made. Asking again costs nobody anything, and is no attempt."""
+    """No connection to the judge was made. Asking again costs nothing, and counts as no attempt."""
 
 
 class JudgeTimeout(JudgeError):
@@ -76,7 +76,7 @@ class JudgeOverflow(JudgeError):
 
 
 class JudgeUnavailable(JudgeError):
-    """Nobody could be asked in time: no replica is up, or the circuit of every one is open."""
+    """No replica could be asked in time: none is up, or the circuit of every one is open."""
 
     retry = False
 

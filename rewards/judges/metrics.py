@@ -29,7 +29,7 @@ class JudgeMetrics:
         self.verdicts = 0
         """Answered from replicas: scored, failed or abstained."""
         self.joined = 0
-        """Of these, answered together with an equal request in flight."""
+        """Requests that were answered together with an equal one in flight."""
         self.hits = 0
         """Answered from the archive."""
         self.calls = 0

@@ -86,7 +86,7 @@ class JudgeReward(Reward):
         self._asked = tuple(judge.identity for judge in judges)
 
     def version(self) -> str:
-        """Of template and judges: another rubric or model, and stored groups are judged again."""
+        """Return the version of template and judges: with another rubric or model, stored groups are judged again."""
         return "+".join((self._template.hash, *self._asked))
 
     def declines(self, task: Task) -> str:

@@ -20,7 +20,8 @@ def averaged(p_12: float, p_21: float) -> tuple[float, float]:
 
 
 def debiased(log_odds_12: float, log_odds_21: float) -> tuple[float, float]:
-    """The same from log-odds *for response 1* in both orders: an additive position offset (nats) cancels."""
+    """Return the debiased preference from log-odds *for response 1* in both orders: an additive position offset (nats)
+    cancels."""
     return sigmoid((log_odds_12 + log_odds_21) / 2), (log_odds_12 - log_odds_21) / 2
 
 

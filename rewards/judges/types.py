@@ -58,7 +58,7 @@ class Completion:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     version: str = ""
-    """Of the model's weights, where known: a live policy names the version that answered."""
+    """Version of the model's weights, if known: a live policy names the version that answered."""
 
     @property
     def signature(self) -> str:
@@ -94,7 +94,7 @@ class Request:
     """Which of several samples: votes differ in it, or a cache would make one of them."""
     temperature: float = 0.0
     max_tokens: int = 1024
-    """Of the reasons and, in mode `text`, the verdict."""
+    """Most tokens of the reasons and, in mode `text`, of the verdict."""
     logprobs: bool = True
     """Read the verdict as an expected value over its labels, where the judge gives log-probs."""
     min_mass: float = 0.8
@@ -131,11 +131,11 @@ class Verdict:
     note: str = ""
     """The verdict as written, or why there is none."""
     variance: float = NAN
-    """Of the expected value over labels: the judge's uncertainty."""
+    """Variance of the expected value over labels: the judge's uncertainty."""
     mass: float = NAN
     """Probability that the labels had together; NaN if the text was parsed."""
     log_odds: float = NAN
-    """Of a pair: log P(A) − log P(B); NaN if the text was parsed."""
+    """Log-odds of a pair: log P(A) − log P(B); NaN if the text was parsed."""
     judge: str = ""
     model: str = ""
     prompt_hash: str = ""
@@ -174,7 +174,7 @@ class ChatRequest:
 
     @cached_property
     def prompt_hash(self) -> str:
-        """Of everything but the number of the sample."""
+        """Return a hash of everything but the number of the sample."""
         asked = [[(m.role, m.content) for m in self.messages], self.temperature, self.max_tokens]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 

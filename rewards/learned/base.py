@@ -14,7 +14,7 @@ from rewards.learned.labeler import Judge
 
 
 class Versioned(Judge, Protocol):
-    """Who labels, with a version that changes with what is asked and of whom."""
+    """A labelling judge with a version, which changes with the question and with the model."""
 
     version: str
 
@@ -43,7 +43,7 @@ class RewardModelReward(Reward):
         return None
 
     def labels_by(self, section: RewardModelSection, complete: Complete | None, *, compares: bool) -> Versioned:
-        """Who makes the labels of the keys that this signal submits; without `complete` it only knows its version."""
+        """Return the judge of the keys that the reward submits; without `complete` it only knows its version."""
         return caption_judge(section, complete, compares=compares)
 
 

@@ -43,7 +43,7 @@ class BradleyTerry(LearnedNetwork):
     """
 
     frozen: bool = False
-    """Of a language model only the head learns."""
+    """Train the head alone; the language model below it stays as it is."""
     centring: NonNegativeFloat = 0.0
     """c; 0.01 is usual. Pairs leave the score's level open; this puts 0 between the better and the worse."""
     members: NonNegativeInt = 0

@@ -21,11 +21,11 @@ from rewards.learned.labels import pair_of
 MAX_TOKENS = 512
 """Knowledge, analysis and label."""
 TEMPERATURE = 0.1
-"""Of ONI's code (arXiv:2410.23022)."""
+"""Sampling temperature of ONI's code (arXiv:2410.23022)."""
 
 
 class Complete(Protocol):
-    """Who answers chats."""
+    """A function that answers chats."""
 
     async def __call__(
         self, messages: tuple[Message, ...], /, *, max_tokens: int = MAX_TOKENS, temperature: float = TEMPERATURE

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rewards.learned.network import Model
 
 EVERY = 10
-"""Of the captions that pass, every so many can be compared with another (ONI's code)."""
+"""Every n-th caption that passes can be compared with another (ONI's code)."""
 KEPT = 1000
 """Captions that a new one may be compared with."""
 MAX_KNOWN = 100_000
@@ -33,7 +33,7 @@ class Prediction:
     values: np.ndarray
     """[N] r̂, NaN where the model does not know."""
     version: str
-    """Of the model; `…0` knows nothing, for nothing is published yet."""
+    """Version of the model; `…0` knows nothing, for nothing is published yet."""
 
 
 class RewardModelClient:

@@ -13,7 +13,7 @@ MAX_BYTES = 256
 
 
 SEEN_BYTES = 231
-"""Of these what reaches an output: pooling leaves out what does not fill a window."""
+"""Bytes that reach an output: pooling leaves out what does not fill a window."""
 
 
 class CharCNN(nn.Module):

@@ -45,7 +45,7 @@ def followers(config: RunConfig, url: str, run: str, model_dir: str = "") -> dic
 def parts(
     name: str, config: RunConfig, url: str, run: str, directory: Path, complete: Complete, model_dir: str = ""
 ) -> tuple[RewardModelTrainer, Labeller]:
-    """Who learns the model of that name, and who labels for it; `complete` asks the section's judge.
+    """Return the trainer of the model of that name and its labeller; `complete` asks the section's judge.
 
     Both belong to a process of their own; `directory` is one that every reward worker can read.
     """
@@ -98,7 +98,8 @@ def labels_of(name: str, config: RunConfig, url: str, run: str) -> RedisLabels:
 
 
 def judge_of(name: str, config: RunConfig, complete: Complete | None) -> Versioned:
-    """Who labels for the model of that name: what the rewards that use it say. Raises ConfigError if they disagree."""
+    """Return the judge that labels for the model of that name, as the rewards that use it say. Raises ConfigError if
+    they disagree."""
     section = config.reward_models[name]
     compares = lookup(MODELS, section.use, f"reward_models.{name}").compares
     users = using(name, config)

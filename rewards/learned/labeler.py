@@ -1,4 +1,4 @@
-"""Who asks a judge for the labels that are wanted."""
+"""The labeller: it asks a judge for the labels that are wanted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Answer = float | Against | None
 
 
 class Judge(Protocol):
-    """Who labels."""
+    """A judge that labels."""
 
     async def __call__(self, keys: Sequence[str], /) -> Sequence[Answer] | None:
         """An answer per key. None for all of it: the judge is away, ask again later. What it raises means the same."""

@@ -33,7 +33,7 @@ class Label:
     judge: str = ""
     attempt: int = 1
     version: str = "0"
-    """Of judge and prompt. One of an older version is used until it is replaced."""
+    """Version of judge and prompt. A label of an older version is used until it is replaced."""
     against: str = ""
     """What a labeller has written to be compared with the key: the label is of the two, the key first."""
 

@@ -113,7 +113,7 @@ class LearnedNetwork(Model):
 
     @abstractmethod
     def _loss(self, keys: Sequence[str], batch: Float[Tensor, " B"], values: Float[np.ndarray, " N"]) -> Tensor:
-        """Of a batch of labels; `values` are all of them."""
+        """Return the loss of a batch of labels; `values` are all of them."""
 
     @torch.no_grad()
     def outputs(self, captions: Sequence[str]) -> Float[Tensor, "N out"]:

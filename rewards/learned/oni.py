@@ -48,7 +48,7 @@ class Oni(RewardModelReward):
     beta: float = Field(default=3.0, ge=0)
     """With 3 a caption is worth an eighth when it comes again, also where it rightly comes again."""
     scale: PositiveFloat = 1.0
-    """Of the environment's reward, before it is clipped to ±10 per event."""
+    """Factor of the environment's reward, before it is clipped to ±10 per event."""
     missing_label: float = 0.0
     """r̂ of a caption that the model does not know (ONI: 0); with `nan` its rollout is unknown."""
 

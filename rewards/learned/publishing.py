@@ -26,7 +26,7 @@ class Announcement:
     name: str
     version: str
     path: str
-    """Of a file that every reward worker can read: in the run's directory."""
+    """Path of a file that every reward worker can read: in the run's directory."""
     num_labels: int
     agreement: float
     """With held-out labels; NaN of a model that has nothing to learn."""

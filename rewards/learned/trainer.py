@@ -54,7 +54,7 @@ class Checkpoint:
     cursor: str
     """Labels up to here were learnt from."""
     number: int
-    """Of the last version published."""
+    """Number of the last version published."""
     untried: bool
     """It has learnt since it last tried to publish."""
     published: Announcement | None
@@ -89,7 +89,7 @@ class RewardModelTrainer:
         self._stage = "has just started"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"reward-model-{name}", initializer=_one_core)
         self.loss = self.agreement = self.starc = self.flips = math.nan
-        """Of the last fit, of the last model that was compared, and of the last two versions with each other."""
+        """Figures of the last fit, of the last comparison, and of the last two versions with each other."""
         self.num_refused = 0
         self._resume()
 

@@ -45,5 +45,5 @@ def _sees(where: str, reads: Sequence[str], settings: RunConfig) -> None:
             )
         if metric == "loss/kl_nats" and not settings.learner.loss.kl_coef:
             raise ConfigError(
-                f"{where} reads '{metric}', but learner.loss.kl_coef = 0 measures none. Set it above 0, 1e-6 for one."
+                f"{where} reads '{metric}', but learner.loss.kl_coef = 0 measures none. Set it, for example to 1e-6."
             )

@@ -16,14 +16,14 @@ from rewards.parsing.answers import answer_of
 from rewards.parsing.equality import key
 
 SHARE = 0.2
-"""Of the evaluation tasks, the surest."""
+"""Share of the evaluation tasks, the surest, that are anchors."""
 
 Answers = dict[str, tuple[str, float]]
 """Task id → (hash of its answer, empty without one; mean log-prob of the chosen tokens, nats)."""
 
 
 def answers(groups: Iterable[Group]) -> Answers:
-    """Of the first rollout of each."""
+    """Return the answer of each group's first rollout."""
     found = {}
     for group in groups:
         rollout = group.rollouts[0]

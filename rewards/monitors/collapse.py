@@ -58,8 +58,8 @@ class CollapseGuard(Monitor):
     """Part of its best value that the accuracy has lost when it counts as low. With few evaluation tasks take more: of
     n tasks at accuracy p the error is a part √((1 − p) / (p n)) of it."""
     anchor_drop: float = Field(default=0.25, gt=0, lt=1)
-    """The same of the agreement, which does not count while the accuracy is above its first value by `drop`: learning
-    costs some of it too, up to 0.26 in the quickstart, seed 0."""
+    """Part of its best value that the agreement has lost when it counts as low. It does not count while the accuracy is
+    above its first value by `drop`: learning costs some of it too, up to 0.26 in the quickstart, seed 0."""
     low_probes: PositiveInt = 2
     """Low values in a row before the alarm: one alone is noise."""
     max_share: float = Field(default=0.92, gt=0, le=1)

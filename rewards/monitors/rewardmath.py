@@ -37,7 +37,7 @@ def rank_of_right(right: float, wrong: Sequence[float]) -> int:
 
 
 def rank_from_wins(wins: int, num_wrong: int) -> int:
-    """The same for a pairwise judge, by whom the right solution beats `wins` of the wrong ones."""
+    """Return the rank of the right solution if a pairwise judge prefers it to `wins` of the wrong ones."""
     return 1 + num_wrong - wins
 
 
@@ -70,9 +70,9 @@ class OneToMany(Monitor):
     """
 
     reward: str
-    """Who is tested: a reward of the recipe."""
+    """The reward of the recipe that is tested."""
     verifier: str
-    """Who knows: a reward that gives 1 to what is right; it may have `weight = 0`."""
+    """The reward that knows: it gives 1 to what is right, and may have `weight = 0`."""
     min_accuracy: float = Field(default=0.0, ge=0, le=1)
     """Share of right rollouts ranked above all wrong ones below which the alarm is due; 0 never raises it."""
     patience: PositiveInt = 3

@@ -91,7 +91,7 @@ def _stated(text: str) -> str | None:
 
 
 def _unwrapped(answer: str) -> str:
-    r"""Of an answer that marks its own answer, that: `<answer>The answer is \boxed{5}</answer>`."""
+    r"""Return what an answer marks as its own answer: `<answer>The answer is \boxed{5}</answer>`."""
     for find in (boxed, hashed, phrased):
         found = find(answer)
         if found is not None:

@@ -17,7 +17,7 @@ from fractions import Fraction
 PLACES = 3
 MAX_DEPTH = 40
 MAX_BITS = 20_000
-"""Of a numerator or denominator."""
+"""Most bits of a numerator or denominator."""
 MAX_TOKENS = 400
 MAX_DIGITS = 1000
 TOKEN = re.compile(
@@ -59,7 +59,7 @@ class Value:
 
     @property
     def number(self) -> Fraction | complex:
-        """Of one without variables: a Fraction, or a complex number."""
+        """Return the value of an expression without variables: a Fraction, or a complex number."""
         return self.exact if self.exact is not None else self.places[0]
 
     @property
@@ -409,7 +409,7 @@ class _Parser:
         return "".join(parts)
 
     def _argument(self) -> Value:
-        r"""Of a command: braces, or one character: `\frac12`."""
+        r"""Read a command's argument: braces, or one character: `\frac12`."""
         token = self._peek()
         if token is not None and token[0].isdigit() and len(token) > 1:
             if not token.isdigit():

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 Number = Fraction | float | complex
 RELATIVE, LARGEST, NOISE = 1e-6, 1e-4, 1e-9
-"""Of the larger number; apart at most; what arithmetic alone may be off by, of the larger number."""
+"""Largest difference as a share of the larger number; in all; and what arithmetic alone may be off by."""
 DIGITS, BEHIND_POINT = 6, 4
 
 
@@ -37,8 +37,8 @@ def _near(apart: Fraction, larger: Fraction) -> bool:
 
 
 def number_key(value: Number) -> str:
-    """The same text for equal numbers: whole ones exactly, others to six significant digits, or to four behind the
-    point where those are more."""
+    """Return a text that equal numbers share: whole ones exactly, others to six significant digits, or to four behind
+    the point where those are more."""
     if isinstance(value, complex):
         return f"{number_key(value.real)}{number_key(value.imag)}i"
     if isinstance(value, float) and not math.isfinite(value):

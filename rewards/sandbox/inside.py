@@ -55,7 +55,7 @@ SYSCALLS: dict[str, tuple[int, int]] = {
 }  # fmt: skip
 CLONE, CLONE3, SOCKET = (56, 220), (435, 435), (41, 198)
 FORK, VFORK = 57, 58
-"""Of x86_64 only."""
+"""Numbers of the system calls on x86_64."""
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 libc = ctypes.CDLL(None, use_errno=True)

@@ -23,7 +23,7 @@ from rewards.sandbox import inside
 START_S = 10.0
 """bubblewrap itself, without what is imported."""
 NOBODY = 65534
-"""Whose rights a call has where the run is root's: limits on processes do not bind root."""
+"""The user that a sandboxed call runs as if the run is root's: limits on processes do not bind root."""
 REMEDY = (
     "It needs user namespaces (Linux 5.8 or newer, x86_64 or aarch64). On the host: sysctl -w "
     "user.max_user_namespaces=15000; on Ubuntu also kernel.apparmor_restrict_unprivileged_userns=0; on old Debian "

@@ -50,7 +50,7 @@ class Forward:
         self.version = version
 
     def rows(self, passages: Sequence[TokenSequence]) -> list[tuple[list[int], int]]:
-        """Of each passage all tokens, and where the scored ones begin. Raises DataError."""
+        """Return all tokens of each passage, and where the scored ones begin. Raises DataError."""
         return [self._row(passage) for passage in passages]
 
     def _row(self, passage: TokenSequence) -> tuple[list[int], int]:

@@ -29,7 +29,7 @@ def chosen(rollout: Rollout) -> Bool[np.ndarray, " N"]:
 
 
 def without_query(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The same conversation with every user's message emptied."""
+    """Return a conversation with every user's message emptied."""
     return tuple(replace(m, content="") if m.role == "user" else m for m in messages)
 
 

@@ -1,4 +1,4 @@
-"""Who wants something read waits in a queue; a thread reads batch after batch; new weights come in between.
+"""Requests queue up. A worker thread scores them in batches and swaps weights between batches.
 
     read ─► queue (bounded, deadlines) ─► whole requests up to a batch ─► thread ─► answers
                                            ▲ load waits here for its turn, so a request has one version

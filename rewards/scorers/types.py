@@ -53,7 +53,7 @@ class TokenStats:
 
     @property
     def model(self) -> str:
-        """Whose weights read, as provenance names it."""
+        """Return the model whose weights read, as provenance names it."""
         return f"policy@{self.version}" if LIVE.fullmatch(self.version) else self.version
 
     @property
@@ -64,7 +64,7 @@ class TokenStats:
 
 
 class ScorerUnavailable(InfrastructureError):
-    """Nobody reads, or nobody had time to."""
+    """No scorer answered in time, or none is up."""
 
 
 class ScorerReplica(Protocol):

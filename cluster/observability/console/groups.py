@@ -24,7 +24,8 @@ from cluster.storage.group_archive import ArchivedGroup, GroupSummary
 REFRESH_S = 1.0
 """Two looks at disk and Redis are so far apart at least, however many pages are open."""
 BUDGET_S = 0.15
-"""Of one request, for groups in Redis that were not seen before; the others are listed by id until later requests."""
+"""Time that one request spends on groups in Redis that were not seen before; the others are listed by id until later
+requests."""
 CHUNK = 64
 
 State = Literal["leased", "pending", "ready", "cut", "trained"]

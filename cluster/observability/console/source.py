@@ -26,7 +26,7 @@ from cluster.storage import checkpoint
 
 POLICY = "policy"
 READ_BYTES = 2_000_000
-"""Of metrics.jsonl, at most so much per answer."""
+"""Most bytes of metrics.jsonl in one answer."""
 FRESH_S = 1.0
 
 
@@ -143,7 +143,7 @@ class Source:
     def scale(self, role: str, count: int) -> dict[str, int]:
         """Wish for so many workers of a role. Raises ConfigError."""
         if self._alive is None:
-            raise ConfigError("the run is not under way: there is nobody to join or leave it.")
+            raise ConfigError("the run has ended: no worker can join or leave it.")
         if not 1 <= count <= scaling.MAX_WORKERS:  # with a sign it would count from what is there
             raise ConfigError(f"A run has from 1 to {scaling.MAX_WORKERS:,} workers of a role.")
         return scaling.apply(self._alive.wishes, [f"{role}={count}"])

@@ -27,13 +27,13 @@ class Selector(Plugin):
     """Its fields that name a reward, or nothing."""
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
-        """Of one group, by what is known of it alone."""
+        """Select within one group, by what is known of it alone."""
         raise NotImplementedError
 
     def of_step(
         self, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]], mixed: Sequence[GroupReward]
     ) -> list[GroupReward]:
-        """Of all groups that a step could train on, in their order."""
+        """Select within all groups that a step could train on, in their order."""
         return [self.select(*found) for found in zip(groups, scores, mixed, strict=True)]
 
 

@@ -30,14 +30,14 @@ class Consistency(Selector):
     how: Literal["kendall", "spearman", "top"] = "kendall"
     """`top`: 1 where best and worst coincide, else 0."""
     ranks: Literal["shared", "ordinal"] = "shared"
-    """Of equal scores. `shared`: they have one rank, and a group that a scorer calls all equal has no correlation;
-    `ordinal`: the earlier rollout ranks lower, so that every group has one."""
+    """Ranks of equal scores. `shared`: they have one rank, and a group that a scorer calls all equal has no
+    correlation; `ordinal`: the earlier rollout ranks lower, so that every group has one."""
     average: bool = True
     """Label all pairs with the step's mean."""
     signal_fields: ClassVar[tuple[str, ...]] = ("first", "second")
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
-        """Of a group that is the whole step."""
+        """Select within a group that is the whole step."""
         return self.of_step([group], [scores], [mixed])[0]
 
     def of_step(

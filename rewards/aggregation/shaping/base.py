@@ -25,11 +25,12 @@ class Shaper(Plugin):
     def shape_group(
         self, tokens_G: Sequence[Float[np.ndarray, " T"]], group: Group
     ) -> Sequence[Float[np.ndarray, " T"]]:
-        """The same of a group's rollouts, for who looks at more of them than what was said."""
+        """Shape the token scores of a group; override to use more of the rollouts than their scores."""
         return [self.shape_tokens(tokens) for tokens in tokens_G]
 
     def shape_tokens(self, tokens: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
-        """Of one rollout: what the signal said at tokens, NaN elsewhere → the reward that comes at each token."""
+        """Return the reward that comes at each token of one rollout, from its token scores (NaN where there is
+        none)."""
         raise NotImplementedError
 
     def memory(self, reward: str) -> Any:
@@ -37,17 +38,18 @@ class Shaper(Plugin):
         return None
 
     def recalling(self, memory: Any) -> Shaper:
-        """The same with what is remembered before a step."""
+        """Return the shaper with the state that it had before a step."""
         return self
 
     def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:
-        """Of one group, by its own scores alone."""
+        """Shape the scores of one group, by its own scores alone."""
         raise NotImplementedError
 
     def of_step(
         self, values_G: Sequence[Float[np.ndarray, " G"]], groups: Sequence[Group]
     ) -> list[Float[np.ndarray, " G"]]:
-        """Of all groups that a step could train on, before any is dropped; groups may differ in size."""
+        """Shape the scores of all groups that a step could train on, before any is dropped; groups may differ in
+        size."""
         return [self.shape(values, group) for values, group in zip(values_G, groups, strict=True)]
 
 
@@ -63,7 +65,7 @@ def reference_scores(group: Group, path: str) -> Float[np.ndarray, " M"]:
     if any(isinstance(v, bool) or not isinstance(v, int | float | None) for v in listed):
         raise ConfigError(
             f"task {group.task.id}: '{path}' is {found!r:.80}; scores of reference responses are a list of numbers. "
-            "Mend the data, or the shaper's option 'references'."
+            "Fix the data, or the shaper's option 'references'."
         )
     scores = np.array([np.nan if v is None else v for v in listed], np.float64)
     return scores[np.isfinite(scores)]

@@ -67,7 +67,7 @@ class StepLengthSwitch(Shaper):
     """Scores from here on are right."""
 
     def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:
-        """Of a group that is the whole step."""
+        """Shape the scores of a group that is the whole step."""
         return self.of_step([values], [group])[0]
 
     def of_step(

@@ -13,7 +13,7 @@ from rewards.aggregation.shaping.base import Shaper
 
 
 class Progress(Shaper):
-    """Of attempts that score r₁ and r₂:
+    """Rewards of two attempts that score r₁ and r₂:
 
         stage 1    R₁ = 0     R₂ = r₂                   the second attempt is learnt, while a KL penalty holds the first
         stage 2    R₁ = r₁    R₂ = r₂ + α (r₂ − r₁)     a correction is worth α, spoiling a right answer costs as much

@@ -57,5 +57,5 @@ class LogSigmoidCentred(Shaper):
 
 
 def fitted_quantile(references: Float[np.ndarray, " M"], quantile: float) -> float:
-    """Of a normal with the mean and the sample deviation of the references, the latter plus 1e-5: they may be equal."""
+    """Return the quantile of a normal with the references' mean and sample deviation plus 1e-5: they may be equal."""
     return NormalDist(float(references.mean()), float(references.std(ddof=1)) + 1e-5).inv_cdf(quantile)

@@ -42,7 +42,7 @@ class Running:
 
     @property
     def std(self) -> float:
-        """Of the population; NaN before the first score."""
+        """Return the deviation of the population; NaN before the first score."""
         return float(np.sqrt(self.squares / self.count)) if self.count else float("nan")
 
     def standard(self, values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:

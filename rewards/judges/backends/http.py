@@ -44,10 +44,10 @@ CONNECT_S = 5.0
 MAX_ANSWER_BYTES = 8 << 20
 """Twenty log-probs at each of 4,000 tokens are about 5 MB."""
 MOST_BRACKETS = 500_000
-"""Of JSON: every object and list in it takes fifty times its two bytes."""
+"""Most objects and lists of a JSON answer: each takes fifty times its two bytes."""
 LONGEST_EXCERPT = 300
 LONGEST_NAME = 200
-"""Of a model, a version, a reason to end: they go into every score."""
+"""Longest name of a model, a version or a reason to end: they go into every score."""
 LONGEST_WAIT_S = 60.0
 MOST_TOKENS = 1 << 40
 """A count beyond this is none."""

@@ -118,7 +118,7 @@ class KeywordJudge:
         return f"Counted.\nVerdict: {-max(-3, min(levels, 3))}"
 
     def _label(self, user: str, chance: float) -> tuple[str, tuple[Token, ...]]:
-        """Of a caption, or of the first of two: the prompts of `rewards.learned.caption_labels`."""
+        """Return the label of a caption, or of the first of two: the prompts of `rewards.learned.caption_labels`."""
         first, _, second = user.rpartition("Second message: ") if PAIR in user else ("", "", "")
         if first:
             difference = self._hits(first.rpartition(PAIR)[2]) - self._hits(second)

@@ -86,7 +86,7 @@ class VllmServer:
 
     @property
     def key(self) -> str:
-        """Who asks it needs this. New with every start; for no log and no disk."""
+        """Return the key that callers of the server need. It is new with every start, and in no log or file."""
         return self._key
 
     def client(self, **options: Any) -> HttpClient:

@@ -88,7 +88,8 @@ class JudgePool:
 
     @property
     def identity(self) -> str:
-        """Whose scores these are: of this judge with this model. When it changes, stored groups are judged again.
+        """Return the identity of the scores: this judge with this model. When it changes, stored groups are judged
+        again.
 
         Made of the recipe alone, so that all workers agree on it. The version of a live policy is no part of it: every
         step would have the whole store judged again.

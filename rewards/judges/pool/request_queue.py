@@ -1,4 +1,4 @@
-"""Who is asked next: a bounded queue in front of a bounded number of calls, where equal questions are asked once.
+"""The request queue: a bounded queue in front of a bounded number of calls, where equal questions are asked once.
 
     submit ─► same key waiting or in flight? join it
               else queue (full: the oldest is pushed out, or the newcomer refused) ─► slot ─► job, at most `ttl_s`
@@ -54,7 +54,7 @@ class RequestQueue(Generic[T]):
         return asyncio.get_running_loop().time() - self._queue[0].since if self._queue else 0.0
 
     def longest_wait_s(self) -> float:
-        """Of those who have waited since this was last asked: between two bursts the queue itself is empty."""
+        """Return the longest wait since the last call: between two bursts the queue itself is empty."""
         longest_s, self._longest_s = max(self._longest_s, self.queue_age_s), 0.0
         return longest_s
 

@@ -138,7 +138,7 @@ def _in_quotes(text: str, mark: re.Match[str]) -> bool:
 
 
 def _unmarked(said: Said, text: str) -> int:
-    """Of an answer without `Score:` the only number where the judge gives it, or the one that it begins with."""
+    """Return the score of an answer without `Score:`: its only number, or the number that it begins with."""
     numbers = [m for _, m in zip(range(3), NUMBER.finditer(text), strict=False)]
     starts = [line.lstrip(" \t*_`'\"[({$\\")[:1].isdecimal() for _, line in said.lines]
     start = numbers[0].start() if numbers else 0

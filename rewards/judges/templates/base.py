@@ -29,7 +29,7 @@ Mode = Literal["label", "text", "reason"]
 answer, the verdict asked for in a second one (the reasons are then in the server's prefix cache)."""
 
 TAIL_CHARS = 80
-"""Of two verdicts, both count only if both begin so close to the end (RM-R1, arXiv:2505.02387, examines as much)."""
+"""Two verdicts both count only if both begin this close to the end (RM-R1, arXiv:2505.02387, examines as much)."""
 VERDICT = re.compile(
     r"^[^\w\n]*(?:(?:my|the|final|overall)[ \t]+){0,2}(?P<word>verdict)[^\w\n]*?[:=](?P<value>[^\n]*)$",
     re.IGNORECASE | re.MULTILINE,
@@ -109,7 +109,7 @@ class Template(Plugin):
 
     @cached_property
     def hash(self) -> str:
-        """Of everything that decides what is asked and how the answer is read."""
+        """Return a hash of everything that decides what is asked and how the answer is read."""
         probe = Item("question", ("response",) * (self.num_responses or 2), "reference")
         asked = [[m.content for m in self.messages(probe, mode)] + [self.follow_up()] for mode in self.modes]
         artefact = [self.kind, self.version, self.model_dump(mode="json"), asked]

@@ -50,7 +50,7 @@ class Pointwise(Template):
 
 
 class PointwiseReference(Pointwise):
-    """The same beside a reference answer, which counts as the highest level."""
+    """A pointwise score beside a reference answer, which counts as the highest level."""
 
     kind: ClassVar[str] = "pointwise_reference"
     fields: ClassVar[tuple[str, ...]] = ("question", "reference", "response")

@@ -39,7 +39,8 @@ class Steps(Listwise):
 
 
 class StepReflections(Steps):
-    """Of a solution with the right answer: 0 for steps that it later takes back, and for those that build on them."""
+    """Step scores of a solution with the right answer: 0 for steps that it later takes back, and for those that build
+    on them."""
 
     kind: ClassVar[str] = "step_reflections"
     instructions: str = (
@@ -51,7 +52,7 @@ class StepReflections(Steps):
 
 
 class StepMatches(Steps):
-    """Of a solution with a wrong answer: 1 for steps that say the same as the wrong final part, else 0."""
+    """Step scores of a solution with a wrong answer: 1 for steps that say the same as the wrong final part, else 0."""
 
     kind: ClassVar[str] = "step_matches"
     instructions: str = (
