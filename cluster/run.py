@@ -45,7 +45,12 @@ LOOPBACK_ONLY = {
 
 def main(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe's file, or a name that `kanabo recipes` lists.")
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe's file, or a name that `kanabo recipes` lists.",
+            autocompletion=app.complete_recipes,
+        ),
     ],
     overrides: app.Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, say what would run, start nothing.")] = False,

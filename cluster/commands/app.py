@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster import import_path
-from cluster.config import with_new_names
+from cluster.config import shipped, with_new_names
 from cluster.errors import ConfigError, KanaboError, nearest
 
 COMMANDS = {
@@ -39,9 +39,27 @@ COMMANDS = {
 }
 """Names of the modules with a `main`. Only the one that is called is imported."""
 
+COMPLETE = "_KANABO_COMPLETE"
+"""Set by a shell that asks for completions."""
+
+
+def complete_runs(incomplete: str) -> list[str]:
+    """Return the names of the runs below $KANABO_RUNS, else `runs`, that begin so."""
+    return [path.name for path in run_directories(runs_directory(None)) if path.name.startswith(incomplete)]
+
+
+def complete_recipes(incomplete: str) -> list[str]:
+    """Return the names of the recipes that come with Kanabo that begin so."""
+    return [name for name in shipped.names() if name.startswith(incomplete)]
+
+
 RunName = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="A run's name, or the path of its directory; RUN@N is its step N, RUN@latest."),
+    typer.Argument(
+        metavar="RUN",
+        help="A run's name, or the path of its directory; RUN@N is its step N, RUN@latest.",
+        autocompletion=complete_runs,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="section.key=value, in TOML's syntax.")
@@ -56,10 +74,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 def main(arguments: list[str] | None = None) -> None:
     """`kanabo COMMAND …`."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if COMPLETE in os.environ:
+        all_commands()(args=arguments, prog_name="kanabo")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         raise SystemExit(0 if arguments else 2)
     name = arguments[0]
+    if name in ("--install-completion", "--show-completion"):
+        all_commands()(args=arguments, prog_name="kanabo")
     if name == "--version":
         from importlib.metadata import version
 
@@ -70,6 +92,20 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2)
     import_path.add_working_directory()
     start(import_module(module_of(name)).main, f"kanabo {name}", arguments[1:])
+
+
+def all_commands() -> typer.Typer:
+    """Return all commands as one program, which completes them, their options, runs and recipes in a shell."""
+    app = typer.Typer(add_completion=True)
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or ""
+    for name, summary in COMMANDS.items():
+        # Imported only to complete its own arguments: a shell asks at every key.
+        app.command(name, help=summary)(import_module(module_of(name)).main if name in line.split() else _nothing)
+    return app
+
+
+def _nothing() -> None:
+    """Stand for a command whose name alone is completed."""
 
 
 def module_of(name: str) -> str:
@@ -205,6 +241,7 @@ def _help() -> str:
             *lines,
             "",
             "kanabo COMMAND --help says more, kanabo --version the version.",
+            "kanabo --install-completion completes commands, runs and recipes in your shell.",
             "kanabo run is also python -m cluster.run, any other also python -m cluster.commands.COMMAND.",
             "Exit codes: 0 done · 1 failed · 2 what was asked for cannot be done.",
         ]

@@ -366,3 +366,20 @@ def test_a_damaged_recipe_of_one_run_is_said_in_one_line_and_hides_no_other(kana
         assert told.code == 2, command
         assert told.err.startswith("error: ")
         assert "config.toml" in told.err
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [("kanabo sc", "scale"), ("kanabo inspect fi", "first"), ("kanabo run quick", "quickstart"), ("kanabo xy", "")],
+)
+def test_a_shell_completes_commands_runs_and_recipes(line, found, tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "config.toml").touch()
+    asked = {
+        "_KANABO_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" ")),
+        "KANABO_RUNS": str(tmp_path),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster.commands.app"], capture_output=True, text=True, cwd=ROOT, env=os.environ | asked
+    )
+    assert done.stdout.split() == ([found] if found else []), done.stderr
