@@ -27,6 +27,8 @@ PATIENCE = 3
 """Reports in a row of judges that do not answer, or steps in a row without a score of a reward that does not block,
 before the driver says so: a judge takes a while to start, and to answer."""
 
+NEWS_STEPS = 20
+"""A warning of so many steps ago is no news any more."""
 SAME = 1e-9
 """A standard deviation below this is that of equal numbers."""
 LOOK = "samples.jsonl in the run's directory has what was sampled, with the reason."
@@ -67,7 +69,7 @@ class Health:
         self._num_skipped = next((n for row in reversed(before) if (n := row.get(SKIPPED)) is not None), 0.0)
         self._empty_because = ""
         self._in_trouble, self._trouble = 0, ""
-        self._step = 0
+        self._step = self._warned_at = 0
 
     def step(self, step: int, row: Mapping[str, float]) -> None:
         """A step of the learner, with its metrics. Raises NothingLearned."""
@@ -220,9 +222,15 @@ class Health:
     def _cause_of(self, name: str) -> str:
         return self._causes.get(name) or f"'unscored' in samples.jsonl has the reason. {self._trouble}".strip()
 
+    @property
+    def newest(self) -> str:
+        """The last warning while it is news, for the console's first line; else nothing."""
+        return self.warnings[-1] if self.warnings and self._step - self._warned_at < NEWS_STEPS else ""
+
     def say(self, cause: str, message: str) -> None:
         """Warn once per cause."""
         if cause not in self._said:
             self._said.add(cause)
+            self._warned_at = self._step
             self.warnings.append(f"step {self._step}: {message}")
             self._warn(self._step, message)

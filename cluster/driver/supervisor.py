@@ -89,6 +89,7 @@ class Supervisor:
             "waiting": self._follower.waiting,
             "actors": self._watchdog.standing(),
             "failures": self._failures(),
+            "warning": self._follower.health.newest,
             "allowed_failures": allowed,
         }
 

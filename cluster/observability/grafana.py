@@ -16,7 +16,7 @@ PLACE = Path("deploy/grafana")
 
 
 DASHBOARDS: dict[str, dict[str, list[str]]] = {
-    "Lap": {
+    "Pipeline": {
         "Reward and evaluation accuracy": ["reward/mean", "eval/accuracy"],
         "Steps": ["learner/steps"],
         "Tokens a second, sampled": ["rollout/tokens_per_s"],

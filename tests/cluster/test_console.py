@@ -354,7 +354,7 @@ def test_more_workers_are_wished_for_by_who_may(page, wishes):
 def test_nobody_joins_a_run_that_has_ended(tmp_path):
     context = client(write_run(tmp_path))
     answer = context.post("/api/scale", json={"role": "rollout", "count": 3}, headers={"X-Kanabo": "console"})
-    assert (answer.status_code, "not under way" in answer.json()["error"]) == (400, True)
+    assert (answer.status_code, "has ended" in answer.json()["error"]) == (400, True)
     assert context.get("/api/workers").json()["staff"] == {}
 
 
@@ -384,7 +384,7 @@ def test_the_page_has_the_views_that_the_server_knows():
     assert tuple(re.findall(r"^  (\w+):", listed, re.MULTILINE)) == server.VIEWS
 
 
-@pytest.mark.parametrize("address", ["/?view=nonsense", "/index.html?view=Lap", "/nonsense", "/a/b?view=lap"])
+@pytest.mark.parametrize("address", ["/?view=nonsense", "/index.html?view=Pipeline", "/nonsense", "/a/b?view=pipeline"])
 def test_an_unknown_view_or_path_is_a_page_with_the_known_views(page, address):
     answer = page.get(address)
     assert answer.status_code == 404

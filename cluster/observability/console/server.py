@@ -50,7 +50,7 @@ POLICY_OF_PAGE = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 
 
 IN_PROCESS = Hosts("localhost", ("testserver",))
 """For an application without a server: `testserver` is what starlette's test client calls it."""
-VIEWS = ("lap", "curves", "groups", "judges", "alarms", "workers", "recipe")
+VIEWS = ("pipeline", "curves", "groups", "judges", "alarms", "workers", "recipe")
 """What `?view=` can name."""
 
 

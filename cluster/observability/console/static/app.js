@@ -5,13 +5,13 @@ import * as alarms from "./alarms.js";
 import * as curves from "./curves.js";
 import * as groups from "./groups.js";
 import * as judges from "./judges.js";
-import * as lap from "./lap.js";
+import * as pipeline from "./pipeline.js";
 import * as recipe from "./recipe.js";
 import * as workers from "./workers.js";
 
 const EVERY_MS = 2000;
 const VIEWS = {
-  lap: ["Lap", lap],
+  pipeline: ["Pipeline", pipeline],
   curves: ["Curves", curves],
   groups: ["Groups", groups],
   judges: ["Judges", judges],
@@ -24,7 +24,7 @@ let open = null;
 
 function chosen() {
   const name = address().get("view");
-  return name in VIEWS ? name : "lap";
+  return name in VIEWS ? name : "pipeline";
 }
 
 /** Draw the open view, a new one if the address names another. */

@@ -56,6 +56,9 @@ export function recent(name, count = 10) {
 
 const lastStep = () => ordered.at(-1) ?? 0;
 
+/** Values of a metric over the steps that have it, in order. */
+export const series = (name) => ordered.map((step) => run.steps.get(step)[name]).filter((value) => value !== null && value !== undefined);
+
 /** Steps trained so far: of a live run, as the buffer has it, which every other sentence of the page is about too. */
 export const stepsTaken = () => run.status.buffer?.version ?? lastStep();
 

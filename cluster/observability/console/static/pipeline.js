@@ -1,24 +1,25 @@
-// The lap: how many groups are where, how fast they move, and what waits for what.
+// The pipeline: how many groups are where, how fast they move, and what waits for what.
 import { count, empty, h, link, num, seconds, show } from "./page.js";
-import { rate, recent, run, stepsTaken } from "./run.js";
+import { headline } from "./headline.js";
+import { rate, recent, run, series, stepsTaken } from "./run.js";
 
 const SILENT_S = 12; // actors are asked every 5 s
 
 export function open(root) {
-  root.append(...["says", "tiles", "lap", "where", "time", "actors"].map((id) => h("section", { id, className: id })));
+  root.append(...["says", "tiles", "pipeline", "where", "time", "actors"].map((id) => h("section", { id, className: id })));
 }
 
 export function draw(root) {
   const part = (id) => root.querySelector(`#${id}`);
   show(part("says"), ...says());
   show(part("tiles"), ...tiles());
-  show(part("lap"), h("h2", {}, "The lap"), h("ol", { className: "boxes" }, boxes().map(box)));
+  show(part("pipeline"), h("h2", {}, "The pipeline"), h("ol", { className: "boxes" }, boxes().map(box)));
   show(part("where"), ...where());
   show(part("time"), ...time());
   show(part("actors"), ...actors());
 }
 
-/** Which side of the lap the other waits for; null before there are steps. */
+/** Which side of the pipeline the other waits for; null before there are steps. */
 function slowSide() {
   const [waited, whole] = [recent("learner/wait_s"), recent("learner/step_s")];
   return whole ? { frac: waited / whole, waited, whole } : null;
@@ -26,11 +27,14 @@ function slowSide() {
 
 function says() {
   const { live, buffer, standing, summary } = run.status;
+  const first = h("p", { className: "sentence" }, headline({
+    live, ended: Boolean(summary), rewards: series("reward/mean"), warning: standing?.warning, failures: standing?.failures, waiting: standing?.waiting,
+  }));
   if (!live) {
     const text = summary ? "This run has ended. What it left is shown." : "This run is not under way. What it left is shown.";
-    return [h("p", { className: "sentence" }, text), summary ? ending(summary) : null];
+    return [first, h("p", {}, text), summary ? ending(summary) : null];
   }
-  const lines = [h("p", { className: "sentence" }, `${standing.waiting}.`)]; // of the same moment as the buffer's numbers
+  const lines = [first];
   const oldest = buffer.oldest;
   if (oldest) {
     const who = oldest.worker ? ` (${oldest.worker})` : "";
@@ -65,7 +69,7 @@ function tiles() {
     ["Sampling", num(recent("rollout/tokens_per_s"), "tokens/s"), "all rollout workers"],
     ["Training", num(ratio("learner/tokens", "learner/step_s"), "tokens/s"), "all learner ranks"],
     ["Staleness", count(recent("policy/staleness_steps"), "step"), `mean; never above ${bound}`],
-    ["Parity", num(logprob_diff, "nats"), logprob_diff === null ? "engine against learner: not probed yet" : "engine against learner, last probe"],
+    ["Log-prob difference", num(logprob_diff, "nats"), logprob_diff === null ? "engine against learner: not probed yet" : "engine against learner, last probe"],
   ].map(([title, value, note]) => h("div", { className: "tile" }, h("h3", {}, title), h("b", {}, value), h("small", {}, note)));
 }
 
@@ -74,7 +78,7 @@ function ratio(above, below) {
   return a !== null && b ? a / b : null;
 }
 
-/** [verb, big number, what it counts, further line, is the lap held up here]; no number for what only a running run knows. */
+/** [verb, big number, what it counts, further line, is the pipeline held up here]; no number for what only a running run knows. */
 function boxes() {
   const { groups_per_step: wanted, steps, max_staleness, summary } = run.status;
   const { groups = {}, counters = {}, version } = run.status.buffer ?? {};
@@ -87,7 +91,7 @@ function boxes() {
     ["sample", known(groups.leased), "groups being sampled", num(recent("rollout/tokens_per_s"), "tokens/s"), sampling],
     ["put", known(sum(groups.pending, groups.ready, groups.cut)), "groups stored, not yet trained", `${num(recent("rollout/length_tokens"))} tokens a rollout`],
     ["score", known(groups.pending), "groups wait for scores", `rewards known: ${percent(recent("reward/known_frac"))}`, scoring],
-    ["cut", known(groups.ready) && `${num(groups.ready)} of ${num(wanted)}`, "groups ready for the next step", `learner waited ${took("learner/wait_s")} a step`],
+    ["assemble", known(groups.ready) && `${num(groups.ready)} of ${num(wanted)}`, "groups ready for the next step", `learner waited ${took("learner/wait_s")} a step`],
     ["step", `${num(stepsTaken())} of ${num(steps)}`, "optimizer steps", `${took("learner/optimize_s")} each`, slow && slow.frac <= 0.1],
     ["publish", took("learner/publish_s"), "to hand over the weights", `engines pause ${took("weights/pause_s")}`],
     ["release", known(version), "is the version that new groups start with", `staleness ≤ ${num(max_staleness)}`],
@@ -153,7 +157,7 @@ function time() {
 
 function actors() {
   const list = run.status.standing?.actors;
-  const title = h("h2", {}, "What everybody does");
+  const title = h("h2", {}, "What every worker does");
   if (!list) return [];
   if (!list.length) return [title, empty("No actor is up yet.")];
   return [title, h("dl", { className: "says-list" }, list.map((a) => h("div", {}, h("dt", {}, a.name), h("dd", {}, a.says, a.answered_s > SILENT_S ? ` (${seconds(Math.round(a.answered_s))} ago)` : null))))];
