@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from actors.tools import AUTO, PROMPT, Schema, Tools, ToolTurn
 from cluster.errors import ConfigError, DataError, one_line
 from cluster.thoughts import opened_at_end, spoken, unfinished
 from cluster.types import Message
@@ -21,9 +22,13 @@ Row = Mapping[str, Any]
 class Chat:
     """Renders prompts and observations with the tokenizer's chat template, or as plain text where it has none."""
 
-    def __init__(self, tokenizer: Any, *, stop: Sequence[str | int] = ()) -> None:
-        """`stop` names further tokens and strings that end a turn. Raises ConfigError for a token that is unknown."""
+    def __init__(self, tokenizer: Any, *, stop: Sequence[str | int] = (), tool_parser: str = AUTO) -> None:
+        """`stop` names further tokens and strings that end a turn, `tool_parser` how tools are shown and called.
+
+        Raises ConfigError for a token that is unknown.
+        """
         self._tokenizer = tokenizer
+        self.tools = Tools(tokenizer, tool_parser)
         self._templated = bool(tokenizer.chat_template)
         if tokenizer.eos_token_id is None:
             raise ConfigError("model.path: its tokenizer has no end-of-sequence token, so no rollout could end.")
@@ -37,17 +42,18 @@ class Chat:
         self._text_ids = lru_cache(maxsize=256)(self._ids_of_text)
         self._opened = lru_cache(maxsize=256)(self._opened_text)
 
-    def _prompt_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        if not self._templated:
-            return tuple(self._encode_plain("".join(m.content for m in messages)))
-        return tuple(self._encode(self._render(messages)))
+    def _prompt_ids(self, messages: tuple[Message, ...], tools: str) -> tuple[int, ...]:
+        return tuple(self._encode_first(self._first_text(messages, json.loads(tools) if tools else ())))
 
     def _ids_of_text(self, text: str, plain: bool) -> tuple[int, ...]:
         return tuple(self._encode_plain(text) if plain else self._encode(text))
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a first observation, ready for the policy to go on. Raises DataError if the template refuses it."""
-        return list(self._prompt(tuple(messages)))
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Schema] = ()) -> list[int]:
+        """Ids of a first observation, ready for the policy to go on, with the tools that it may call.
+
+        Raises DataError if the template refuses the messages or has no place for tools.
+        """
+        return list(self._prompt(tuple(messages), json.dumps(tools) if tools else ""))
 
     def passage(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
         """Return the ids of all that stands before the last message's text, and the ids of that text.
@@ -65,33 +71,30 @@ class Chat:
             raise DataError(f"the model's chat template leaves out the message of role '{last.role}'.")
         return self._encode(head), text
 
-    def observation(self, messages: Sequence[Message], *, after: int) -> list[int]:
+    def observation(self, messages: Sequence[Message], *, after: int, tools: Sequence[Schema] = ()) -> list[int]:
         """Ids that follow the policy's turn: what closes that turn, `messages`, and the opening of its next.
 
-        `after` is the last id of its turn, which may have closed it already.
+        `after` is the last id of its turn, which may have closed it already; `tools` are those of the first prompt.
         """
-        if not self._templated:
-            return self._encode("".join(m.content for m in messages))
-        ids = self._encode(self.observation_text(messages))
-        return ids[1:] if ids and ids[0] == after else ids
+        ids = self._encode(self.observation_text(messages, tools))
+        return ids[1:] if self._templated and ids and ids[0] == after else ids
 
-    def observation_text(self, messages: Sequence[Message]) -> str:
+    def observation_text(self, messages: Sequence[Message], tools: Sequence[Schema] = ()) -> str:
         """Text that follows the policy's turn: what closes that turn, `messages`, and the opening of its next."""
-        if not self._templated:
-            return "".join(m.content for m in messages)
-        return self._render_observation(messages)
+        if tools and self.tools.in_prompt:
+            messages = self.tools.responses(messages)
+        return self._render_observation(messages, tools) if self._templated else "".join(m.content for m in messages)
 
-    def opened(self, messages: Sequence[Message], *, first: bool = True) -> str:
+    def opened(self, messages: Sequence[Message], *, first: bool = True, tools: Sequence[Schema] = ()) -> str:
         """Text such as `<think>\\n` that the prompt ends in, so that the policy's turn begins inside it; else ''.
 
         `first` says that `messages` begin the conversation.
         """
-        return self._opened(tuple(messages), first)
+        return self._opened(tuple(messages), first, json.dumps(tools) if tools else "")
 
-    def _opened_text(self, messages: tuple[Message, ...], first: bool) -> str:
-        if not self._templated:
-            return opened_at_end("".join(m.content for m in messages))
-        text = self._render(messages) if first else self._render_observation(messages)
+    def _opened_text(self, messages: tuple[Message, ...], first: bool, tools: str) -> str:
+        schemas = json.loads(tools) if tools else ()
+        text = self._first_text(messages, schemas) if first else self.observation_text(messages, schemas)
         return self.opened_by(text)
 
     def opened_by(self, prompt: str) -> str:
@@ -134,6 +137,23 @@ class Chat:
     def written(self, token: int) -> str:
         """Return the text of one token, special ones included."""
         return self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def tool_turn(self, text: str, tools: Sequence[Schema]) -> ToolTurn:
+        """Return the calls of `tools` in what the policy wrote in one turn."""
+        return self.tools.parse(text, tools)
+
+    def check_tools(self) -> None:
+        """Raise ConfigError unless this model can be shown tools and its calls can be read."""
+        self.tools.check()
+        tried = {
+            "name": "tool_of_this_check",
+            "description": "Tried.",
+            "parameters": {"type": "object", "properties": {}},
+        }
+        try:
+            self._first_text((Message("user", "Question of this check?"),), ({"type": "function", "function": tried},))
+        except DataError as error:
+            raise ConfigError(f"rollout.tool_parser = '{self.tools.asked}': {error}") from error
 
     def check_turns(self, messages: Sequence[Message], role: str) -> str:
         """Return what is odd about a made-up conversation with observations of this role; "" where nothing is.
@@ -227,15 +247,35 @@ class Chat:
                 break  # a turn that ends in plain text has no token of its own
         return []
 
-    def _render_observation(self, messages: Sequence[Message]) -> str:
-        around = self._render([Message("user", "."), Message("assistant", _HOLE), *messages])
+    def _first_text(self, messages: Sequence[Message], tools: Sequence[Schema]) -> str:
+        """The text of a prompt that begins with `messages`. Raises ConfigError for tools that have no place in it."""
+        if tools and self.tools.in_prompt:
+            messages = self.tools.preface(messages, tools)
+        elif tools and not self._templated:
+            self.tools.check()
+        return self._render(messages, tools) if self._templated else "".join(m.content for m in messages)
+
+    def _encode_first(self, text: str) -> list[int]:
+        return self._encode(text) if self._templated else self._encode_plain(text)
+
+    def _render_observation(self, messages: Sequence[Message], tools: Sequence[Schema] = ()) -> str:
+        around = self._render([Message("user", "."), Message("assistant", _HOLE), *messages], tools)
         if _HOLE not in around:
             raise DataError("the model's chat template leaves out the assistant's text; no observation can follow it.")
         return around.split(_HOLE, 1)[1]
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Schema] = ()) -> str:
         messages = merge_system(messages)
-        return self._templated_text([{"role": m.role, "content": m.content} for m in messages], messages)
+        rows = [row_of(m) for m in messages]
+        if not tools or self.tools.in_prompt:
+            return self._templated_text(rows, messages)
+        text = self._templated_text(rows, messages, tools=list(tools))
+        if missing := [name for t in tools if (name := t["function"]["name"]) not in text]:
+            raise DataError(
+                f"the model's chat template leaves out the tool '{missing[0]}'. Use a model whose template has tools, "
+                f"or rollout.tool_parser = '{PROMPT}': Kanabo then writes them into the prompt."
+            )
+        return text
 
     def _templated_text(self, rows: Sequence[Row], messages: Sequence[Message], **variables: Any) -> str:
         """Return what the template makes of `rows`, whose roles and texts are `messages`. Raises DataError."""
@@ -262,6 +302,12 @@ class Chat:
             if whole[start : start + len(plain)] == plain:
                 return whole[: start + len(plain)]  # an end-of-sequence token after a prompt would end it
         return whole
+
+
+def row_of(message: Message) -> dict[str, str]:
+    """A message as a chat template gets it; templates of some families want to know whose result a tool's is."""
+    row = {"role": message.role, "content": message.content}
+    return row | {"name": "tool", "tool_call_id": "call00000"} if message.role == "tool" else row
 
 
 def merge_system(messages: Sequence[Message]) -> list[Message]:

@@ -20,7 +20,8 @@ from actors.engine import Engine
 from actors.environments.agent import AgentEnvironment
 from actors.environments.base import End, Environment, Observation
 from actors.environments.single_turn import SingleTurn
-from cluster.errors import DataError, one_line
+from actors.tools import PolicyTurn, check_schemas
+from cluster.errors import DataError, KanaboError, one_line
 from cluster.process.foreign_loops import RESTARTS, Call, Displaced, ForeignLoops
 from cluster.types import Event, Finish, Message, Rollout, Task, Turn, VersionSpan
 from cluster.types.wire import brief, conformed
@@ -40,6 +41,8 @@ class Transcript:
     """Observations that did not fit the context whole."""
     opened: str = ""
     """What the last observation opened for the policy's next turn."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """What the first observation lets the policy call."""
 
     def observe(self, ids: list[int], observation: Observation) -> None:
         start = len(self.tokens)
@@ -145,7 +148,10 @@ async def _played(
         transcript = agents.get(step.agent) or Transcript()
         if agents:
             room = engine.max_model_len - len(transcript.tokens)
-            encode = partial(chat.observation, after=transcript.tokens[-1]) if begun else chat.prompt
+            if begun:
+                encode = partial(chat.observation, after=transcript.tokens[-1], tools=transcript.tools)
+            else:
+                encode = partial(chat.prompt, tools=step.tools)
             ids, shown = _fitting(encode, step, room, limits.max_tokens)
             transcript.num_cut += shown is not step
             step = shown
@@ -159,17 +165,22 @@ async def _played(
                     f"task {task.id}: its prompt has more than {engine.max_model_len} tokens, which is "
                     "engine.max_model_len."
                 )
-            ids = chat.prompt(step.messages)
+            ids = chat.prompt(step.messages, step.tools)
         if not begun and not ids:
             raise DataError(f"task {task.id}: its prompt has no token.")
         agents[step.agent] = transcript
-        transcript.opened = chat.opened(step.messages, first=not begun)
+        if not begun:
+            transcript.tools = step.tools
+        transcript.opened = chat.opened(step.messages, first=not begun, tools=transcript.tools)
         transcript.observe(ids, step)
         finish, text = await speak(engine, chat, transcript, limits, task)
         full = len(transcript.tokens) >= engine.max_model_len
         if finish == "length" and (environment.ends_when_cut or full):
             break
-        step = await side.answer(transcript.opened + text)
+        said = transcript.opened + text
+        if transcript.tools:
+            said = PolicyTurn.of(said, chat.tool_turn(said, transcript.tools))
+        step = await side.answer(said)
     if isinstance(step, End):
         end = step
     else:
@@ -231,6 +242,8 @@ class _OwnSide:
             return End()
         except DataError as error:
             raise _failed(self._task, error) from error
+        except KanaboError:
+            raise
         except Exception as error:
             raise _failed(self._task, one_line(error)) from error
 
@@ -335,7 +348,7 @@ def _checked(said: Any) -> Observation | End:
             found = conformed(Observation, said, "observation")
             if not found.messages:
                 raise DataError("observation.messages is empty.")
-            return found
+            return replace(found, tools=check_schemas(found.tools)) if found.tools else found
         if isinstance(said, End):
             return conformed(End, said, "end")
         raise DataError("it is neither.")
@@ -347,8 +360,9 @@ def _checked(said: Any) -> Observation | End:
 
 
 def is_own(environment: object) -> bool:
-    """Whether the environment is a part of Kanabo, which neither blocks nor hangs, and not a user's."""
-    return type(environment).__module__.startswith("actors.environments.")
+    """Whether the environment is a part of Kanabo that neither blocks nor hangs, with nothing of a user's in it."""
+    foreign = getattr(environment, "runs_foreign_code", False)
+    return type(environment).__module__.startswith("actors.environments.") and not foreign
 
 
 def runs_foreign_code(environment: Environment) -> bool:

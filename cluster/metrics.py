@@ -165,6 +165,12 @@ _declare(
         "high: raise `rollout.max_tokens` or `max_turns`, or set `learner.drop_truncated`",
     ),
     Metric(
+        "rollout/num_invalid_tool_calls", "sum", "count",
+        "calls of tools in the step's rollouts that could not be read, or named no tool or wrong arguments; the policy "
+        "sees why",
+        "steadily high: `rollout.tool_parser` is not the model's family",
+    ),
+    Metric(
         "rollout/num_cut_observations", "sum", "count",
         "observations of the step's rollouts that were cut to fit the context, or left out; the policy sees a mark",
         "above 0: raise `engine.max_model_len`, or let the environment answer in fewer words",

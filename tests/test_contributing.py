@@ -67,13 +67,13 @@ class Letters:
 
     stop_tokens = (0,)
 
-    def prompt(self, messages):
+    def prompt(self, messages, tools=()):
         return [100]
 
-    def observation(self, messages, *, after):
+    def observation(self, messages, *, after, tools=()):
         return [101]
 
-    def opened(self, messages, *, first=True):
+    def opened(self, messages, *, first=True, tools=()):
         return ""
 
     def stopped_at(self, tokens):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cluster.plugins import Plugin
 from cluster.types import Event, Message, Task
@@ -44,6 +44,9 @@ class Observation:
     """The agent that sees the observation and takes the next turn, in an episode of several agents."""
     when_cut: End | None = None
     """How the episode ends if the turn that follows runs out of tokens; by default with `reward`."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Tools that the policy may call in this episode, in OpenAI's form. Those of an agent's first observation hold to the
+    end; the environment then gets a `PolicyTurn`, which is the text and has the calls in it."""
 
     @staticmethod
     def of(
@@ -70,6 +73,13 @@ class Environment(Plugin):
 
     shows_task: ClassVar[bool] = True
     """Whether an episode begins with the task's prompt as it is, so that rows longer than the context are left out."""
+
+    uses_tools: ClassVar[bool] = False
+    """Whether observations have tools; before a run the model is asked whether it can be shown some."""
+
+    runs_foreign_code: ClassVar[bool] = False
+    """Of an environment of Kanabo's: whether an episode runs code, or waits for servers, of others. It then has the
+    deadline of `rollout.environment_timeout_s` for each answer, as every environment of a user's own has."""
 
     roles: ClassVar[tuple[str, ...]] = ("user",)
     """Roles of the observations after the first; before a run each is tried on the model's chat template."""

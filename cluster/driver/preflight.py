@@ -245,9 +245,12 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
     path = settings.model.path
     tokenizer = load_tokenizer(settings.model, settings.seed, online=online)
     check_files(settings.model)
-    templated = tokenizer is not None and bool(tokenizer.chat_template)
-    if templated:
-        chat = Chat(tokenizer, stop=settings.rollout.stop)
+    chat = None
+    if tokenizer is not None:
+        chat = Chat(tokenizer, stop=settings.rollout.stop, tool_parser=settings.rollout.tool_parser)
+        if getattr(_environment(settings), "uses_tools", False):
+            chat.check_tools()
+    if chat is not None and tokenizer.chat_template:
         try:
             for task in head[:RENDERED]:
                 for variant in settings.rollout.prompt_variants:
@@ -262,6 +265,12 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
     return []
 
 
+def _environment(settings: RunConfig) -> Any:
+    from actors.environments import ENVIRONMENTS
+
+    return build_kind(ENVIRONMENTS, settings.rollout.environment, "rollout.environment", "play")
+
+
 def _conversation(settings: RunConfig, chat: Any, head: Sequence[Task]) -> Iterator[str]:
     """The template can write what the environment answers between the policy's turns, tried on made-up turns.
 
@@ -270,8 +279,7 @@ def _conversation(settings: RunConfig, chat: Any, head: Sequence[Task]) -> Itera
     from actors.environments import ENVIRONMENTS
     from actors.environments.base import Environment
 
-    section = settings.rollout.environment
-    environment = build_kind(ENVIRONMENTS, section, "rollout.environment", "play")
+    section, environment = settings.rollout.environment, _environment(settings)
     roles = getattr(environment, "roles", Environment.roles)
     if settings.rollout.max_turns < 2 or not roles:
         return

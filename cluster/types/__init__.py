@@ -3,6 +3,7 @@
 from cluster.types.records import (
     ABSTAINED,
     FAILED,
+    INVALID_TOOL_CALL,
     SCORED,
     Batch,
     BatchRecord,
@@ -33,6 +34,7 @@ from cluster.types.wire import decode, encode
 __all__ = [
     "ABSTAINED",
     "FAILED",
+    "INVALID_TOOL_CALL",
     "SCORED",
     "Batch",
     "BatchRecord",

@@ -14,6 +14,9 @@ import numpy as np
 SCORED, FAILED, ABSTAINED = 0, 1, 2
 """States of one score. Only SCORED has a value."""
 
+INVALID_TOOL_CALL = "invalid tool call"
+"""Text of the event that a policy's call of a tool could not be read, or named no tool or wrong arguments."""
+
 Finish = Literal["stop", "length"]
 """`length`: cut short by its budget of tokens or turns."""
 

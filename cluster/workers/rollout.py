@@ -71,7 +71,11 @@ class RolloutActor:
         tasks = without(source.train(), context.left_out.train)
         self._evaluation = without(source.evaluation(), context.left_out.evaluation)
         place = order(config.seed, len(tasks), config.tasks.shuffle)
-        chat = Chat(AutoTokenizer.from_pretrained(context.model_of(policy)), stop=config.rollout.stop)
+        chat = Chat(
+            AutoTokenizer.from_pretrained(context.model_of(policy)),
+            stop=config.rollout.stop,
+            tool_parser=config.rollout.tool_parser,
+        )
         # Short, because a socket's path may have 107 characters.
         self._spool = Path(tempfile.mkdtemp(prefix=f"kanabo-{context.run_id[-6:]}-", dir=shared_memory()))
         remove_after_me(self._spool)

@@ -55,7 +55,11 @@ class Alone:
         self.failures = self.left_out = 0
         directory = prepare(settings.model, settings.seed)
         settings = _fitted(settings, directory)
-        self._chat = Chat(AutoTokenizer.from_pretrained(directory), stop=settings.rollout.stop)
+        self._chat = Chat(
+            AutoTokenizer.from_pretrained(directory),
+            stop=settings.rollout.stop,
+            tool_parser=settings.rollout.tool_parser,
+        )
         self._services = Services(
             judges=open_judges(settings.judges, MemoryArchive()), text=self._chat.text, encode=self._chat.passage
         )

@@ -18,7 +18,7 @@ import numpy as np
 
 from cluster.config import LearnerSection
 from cluster.metrics import metric_of
-from cluster.types import BatchRecord, Group, GroupReward, Scores
+from cluster.types import INVALID_TOOL_CALL, BatchRecord, Group, GroupReward, Scores
 from learner.advantages.estimators import Advantage, StepAdvantages, returns_of
 from learner.step_plugin import StepPlugin
 from learner.types import AssembledBatch, AssemblyBuffer, Considered, LeftOut, Mix, Select, Stored
@@ -243,6 +243,7 @@ def _metrics(seen: _Seen, kept: list[str], step: int, discount: float, advantage
         "rollout/length_tokens": _mean([r.num_tokens for r in rollouts]),
         "rollout/truncated_frac": _mean([r.truncated for r in rollouts]),
         "rollout/num_cut_observations": float(sum(r.num_cut_observations for r in rollouts)),
+        "rollout/num_invalid_tool_calls": float(sum(e.text == INVALID_TOOL_CALL for r in rollouts for e in r.events)),
         "reward/outdated_frac": _mean([seen.stored[i].outdated for i in kept]),
         "learner/groups": float(len(kept)),
         **{

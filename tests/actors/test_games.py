@@ -282,7 +282,7 @@ async def test_events_of_an_illegal_move_fit_the_turns_of_their_agent():
 
 async def test_a_move_in_a_thought_that_the_prompt_opened_is_not_played():
     class Opens(Letters):
-        def opened(self, messages, *, first=True):
+        def opened(self, messages, *, first=True, tools=()):
             return "<think>\n"
 
     typist = Typist(lambda text: "I hold K [bet]")

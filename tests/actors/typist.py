@@ -27,13 +27,13 @@ class Typist:
 class Letters:
     stop_tokens = (0,)
 
-    def prompt(self, messages):
+    def prompt(self, messages, tools=()):
         return [2, *map(ord, "\n".join(m.content for m in messages))]
 
-    def observation(self, messages, *, after):
+    def observation(self, messages, *, after, tools=()):
         return self.prompt(messages)
 
-    def opened(self, messages, *, first=True):
+    def opened(self, messages, *, first=True, tools=()):
         return ""
 
     def stopped_at(self, tokens):
