@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Dozens of processes import the same modules: compiling them once takes a minute off the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: docs quickstart test check verify chaos bench minihack loophole install
+.PHONY: docs quickstart test env-tests check verify chaos bench minihack loophole install
 
 quickstart: install
 	python -m cluster.run deploy/recipes/quickstart.toml
@@ -17,11 +17,17 @@ PYTEST := python -m pytest --durations 25 --durations-min 5
 
 # First what shares a machine well, two at a time; then what starts Ray, engines and jobs, one after the other.
 test: check
+	@deploy/environments.sh
 	OMP_NUM_THREADS=1 $(PYTEST) -m "$(QUICK) and not ($(ALONE))" -n 2 --dist loadfile
 	$(PYTEST) -m "$(QUICK) and ($(ALONE))"
 
 verify: install
 	python -m pytest -m verify
+
+# Environments of other frameworks, in virtual environments of their own; offline once they are there.
+env-tests: install
+	@deploy/environments.sh
+	python -m pytest tests/environments
 
 minihack: install
 	python -m tests.experiments.minihack

@@ -163,6 +163,8 @@ class Chat:
         """
         if not self._templated:
             return ""
+        if self.tools.in_prompt and role == "tool":
+            role = "user"  # what results are written as
         observations = [Message(role, f"Observation {number} of this check: 46.") for number in (1, 2)]
         turns = [Message("assistant", f"Answer {number} of this check: 12.") for number in (1, 2)]
         begin = tuple(messages) or (Message("user", "Question of this check: 34?"),)
@@ -252,7 +254,10 @@ class Chat:
         if tools and self.tools.in_prompt:
             messages = self.tools.preface(messages, tools)
         elif tools and not self._templated:
-            self.tools.check()
+            raise ConfigError(
+                f"rollout.tool_parser = '{self.tools.asked}': the model's chat template is missing, so its prompt "
+                f"has no place for tools. Use '{PROMPT}': Kanabo then writes them into the prompt."
+            )
         return self._render(messages, tools) if self._templated else "".join(m.content for m in messages)
 
     def _encode_first(self, text: str) -> list[int]:

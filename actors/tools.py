@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jsonschema
+
 from cluster.errors import ConfigError, DataError, nearest, one_line
 from cluster.thoughts import spoken
 from cluster.types import Message
@@ -84,7 +86,8 @@ def check_schemas(schemas: Sequence[Mapping[str, Any]]) -> tuple[Schema, ...]:
     found: list[Schema] = []
     for i, schema in enumerate(schemas):
         function = schema.get("function") if isinstance(schema, Mapping) else None
-        name = function.get("name") if isinstance(function, Mapping) else None
+        function = function if isinstance(function, Mapping) else {}
+        name = function.get("name")
         if not isinstance(name, str) or not name:
             raise DataError(f"tools[{i}] is no tool: an object with type 'function' and function.name is expected.")
         parameters = function.get("parameters") or {"type": "object", "properties": {}}
@@ -98,12 +101,12 @@ def check_schemas(schemas: Sequence[Mapping[str, Any]]) -> tuple[Schema, ...]:
 
 def check_call(call: ToolCall, schemas: Sequence[Schema]) -> str:
     """Return what is wrong with a call's name or arguments, as a sentence for the policy; "" where nothing is."""
-    import jsonschema
-
     known = {s["function"]["name"]: s["function"] for s in schemas}
     if call.name not in known:
         return f"There is no tool '{call.name:.100}'. {nearest(call.name[:100], known)}Tools: {', '.join(known)}."
     parameters = known[call.name].get("parameters") or {}
+    if "properties" in parameters:
+        parameters = {"additionalProperties": False, **parameters}
     try:
         jsonschema.validate(call.arguments, parameters)
     except jsonschema.ValidationError as error:
@@ -190,6 +193,7 @@ class Tools:
     def _parser(self, schemas: Sequence[Schema]) -> tuple[Any, Any]:
         """A parser for one turn and the request that it wants to see."""
         if self._classes is None:
+            family = self.family  # before the import, which takes seconds
             from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
             from vllm.tool_parsers import ToolParserManager
 
@@ -199,7 +203,7 @@ class Tools:
                     f"rollout.tool_parser = '{self.family}' is no parser of vLLM. {nearest(self.family, known)}"
                     f"Known: {AUTO}, {PROMPT}, {', '.join(sorted(known))}."
                 )
-            self._classes = ToolParserManager.get_tool_parser(self.family), ChatCompletionRequest
+            self._classes = ToolParserManager.get_tool_parser(family), ChatCompletionRequest
         parser, request = self._classes
         made = request(messages=[{"role": "user", "content": ""}], model="policy", tools=list(schemas))
         try:

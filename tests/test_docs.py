@@ -48,11 +48,13 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [*WITH_EXAMPLES, "agents"])
-def test_the_examples_of_a_page_run_and_its_recipes_can_start(page, monkeypatch):
+def test_the_examples_of_a_page_run_and_its_recipes_can_start(page, monkeypatch, tmp_path):
     module = types.ModuleType(MODULE)
     monkeypatch.setitem(sys.modules, MODULE, module)
     for number, block in enumerate(blocks(page, "python"), 1):
         exec(compile(block, f"docs/{page}.md, python block {number}", "exec"), vars(module))
+    (tmp_path / f"{MODULE}.py").write_text("\n\n".join(blocks(page, "python")))  # for child processes
+    monkeypatch.syspath_prepend(tmp_path)
     for block in blocks(page, "toml"):
         settings = parse(tomllib.loads(block), where=block)
         preflight.plugins(settings)

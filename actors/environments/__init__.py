@@ -6,9 +6,13 @@ from actors.environments.calculator import Calculator
 from actors.environments.comas import CoMas
 from actors.environments.function import FunctionAgent
 from actors.environments.games import Games
+from actors.environments.gymnasium_text import GymnasiumText
+from actors.environments.mcp import Mcp
 from actors.environments.nethack import NetHack
+from actors.environments.openenv import OpenEnv
 from actors.environments.program import ProgramAgent
 from actors.environments.single_turn import SingleTurn
+from actors.environments.trl import Trl
 
 ENVIRONMENTS: dict[str, type[Environment]] = {
     "attempts": Attempts,
@@ -16,9 +20,13 @@ ENVIRONMENTS: dict[str, type[Environment]] = {
     "comas": CoMas,
     "function": FunctionAgent,
     "games": Games,
+    "gymnasium_text": GymnasiumText,
+    "mcp": Mcp,
     "nethack": NetHack,
+    "openenv": OpenEnv,
     "program": ProgramAgent,
     "single_turn": SingleTurn,
+    "trl": Trl,
 }
 
 __all__ = ["ENVIRONMENTS", "End", "Environment", "Observation"]

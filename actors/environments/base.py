@@ -45,8 +45,8 @@ class Observation:
     when_cut: End | None = None
     """How the episode ends if the turn that follows runs out of tokens; by default with `reward`."""
     tools: tuple[dict[str, Any], ...] = ()
-    """Tools that the policy may call in this episode, in OpenAI's form. Those of an agent's first observation hold to the
-    end; the environment then gets a `PolicyTurn`, which is the text and has the calls in it."""
+    """Tools that the policy may call in this episode, in OpenAI's form. Those of an agent's first observation hold to
+    the end; the environment then gets a `PolicyTurn`, which is the text and has the calls in it."""
 
     @staticmethod
     def of(
@@ -83,6 +83,9 @@ class Environment(Plugin):
 
     roles: ClassVar[tuple[str, ...]] = ("user",)
     """Roles of the observations after the first; before a run each is tried on the model's chat template."""
+
+    def check(self) -> None:
+        """Try before a run what can be tried, such as whether a server answers. Raises ConfigError."""
 
     def play(self, task: Task, variant: str) -> AsyncGenerator[Observation | End, str]:
         raise NotImplementedError

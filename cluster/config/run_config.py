@@ -71,7 +71,7 @@ class RolloutSection(Section):
     stop: tuple[str | int, ...] = ()
     """Further tokens, by text or id, and strings that end a turn, beside the end-of-turn tokens of the model. The text
     keeps them, and the tokens stay as sampled up to the one that completes the string."""
-    tool_parser: str = Field("auto", min_length=1)
+    tool_parser: str = Field(default="auto", min_length=1)
     """How the model is shown tools and calls them, in environments that have some. `auto`: the chat template shows
     them and tells the model's family. The name of a parser of vLLM, such as `hermes` or `llama3_json`: calls are read
     by that one. `prompt`: Kanabo writes the tools into the prompt, for a model whose chat template knows none."""

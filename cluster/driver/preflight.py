@@ -250,7 +250,7 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
         chat = Chat(tokenizer, stop=settings.rollout.stop, tool_parser=settings.rollout.tool_parser)
         if getattr(_environment(settings), "uses_tools", False):
             chat.check_tools()
-    if chat is not None and tokenizer.chat_template:
+    if tokenizer is not None and chat is not None and tokenizer.chat_template:
         try:
             for task in head[:RENDERED]:
                 for variant in settings.rollout.prompt_variants:

@@ -30,7 +30,7 @@ def plugins(settings: RunConfig) -> None:
 
     environment = settings.rollout.environment
     built = _in_time(
-        lambda: build_kind(ENVIRONMENTS, environment, "rollout.environment", "play"),
+        lambda: _checked(build_kind(ENVIRONMENTS, environment, "rollout.environment", "play")),
         settings.rollout.environment_timeout_s,
         f"rollout.environment.use = '{environment.use}': the constructor did not return within "
         "rollout.environment_timeout_s",
@@ -74,6 +74,13 @@ def plugins(settings: RunConfig) -> None:
     for name, judge in settings.judges.items():
         key_from(judge.key_env, f"judges.{name}")
     _selection(settings)
+
+
+def _checked(environment: Any) -> Any:
+    """The environment, after its own check."""
+    if (check := getattr(environment, "check", None)) is not None:
+        check()
+    return environment
 
 
 def _in_time(make: Callable[[], T], timeout_s: float, late: str) -> T:

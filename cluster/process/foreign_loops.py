@@ -132,6 +132,15 @@ class Call:
             self.task.cancel()
 
 
+async def outside_of_deadline(work: Callable[[], Awaitable[T]]) -> T:
+    """Return what `work()` gives on the caller's loop while the deadline of the foreign call that waits here rests.
+
+    Where no foreign call is under way, on this loop.
+    """
+    call = CALL.get()
+    return await (work() if call is None else call.outside(work))
+
+
 class ForeignLoops:
     """Runs foreign coroutines beside the caller's event loop, each with a deadline.
 

@@ -99,8 +99,8 @@ def test_what_is_no_tool_is_named(wrong):
 class Adds(Environment):
     """Answers calls of `add` until the policy makes none."""
 
-    async def play(self, task, view):
-        said = yield Observation(task.views[view], tools=(ADD,))
+    async def play(self, task, variant):
+        said = yield Observation(task.variants[variant], tools=(ADD,))
         while said.turn.calls or said.turn.error:
             result = said.turn.error or str(sum(said.turn.calls[0].arguments.values()))
             said = yield Observation.of(result, role="tool")
