@@ -73,7 +73,7 @@ class FollowUp(Reward):
     async def score(self, group: Group, services: Services) -> Scores:
         said = list(dict.fromkeys(text for sides in self.follow_ups.values() for side in sides for text in side))
         conversations = [
-            (*group.task.views[r.view], Message("assistant", spoken_by(r)), Message("user", text))
+            (*group.task.variants[r.variant], Message("assistant", spoken_by(r)), Message("user", text))
             for r in group.rollouts
             for text in said
         ]
