@@ -19,9 +19,15 @@ def exported(name: str) -> str:
     return "kanabo_" + re.sub(r"[^a-zA-Z0-9_]", "_", name)
 
 
-def _description(name: str) -> str:
+ASCII = {"α": "alpha", "β": "beta", "π": "pi", "√": "sqrt ", "×": "x", "−": "-", "…": "..."}
+"""Ray's metrics refuse a description with any other character."""
+
+
+def description(name: str) -> str:
+    """Return what Prometheus says of a metric, in ASCII: its help and unit as they are declared, or its name."""
     metric = metric_of(name)
-    return f"{metric.help} [{metric.unit}]" if metric.help else name
+    text = f"{metric.help} [{metric.unit}]" if metric.help else name
+    return text.translate(str.maketrans(ASCII)).encode("ascii", "replace").decode()
 
 
 class PrometheusExporter:
@@ -41,7 +47,7 @@ class PrometheusExporter:
             if value is None or not math.isfinite(value):
                 continue
             if name not in self._gauges:
-                gauge = Gauge(exported(name), description=_description(name), tag_keys=("run",))
+                gauge = Gauge(exported(name), description=description(name), tag_keys=("run",))
                 gauge.set_default_tags({"run": self._run})
                 self._gauges[name] = gauge
             self._last[name] = value

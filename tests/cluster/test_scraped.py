@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
+from ray.util.metrics import Gauge
 
+from cluster.metrics import METRICS
 from cluster.observability import prometheus
 
 
@@ -44,3 +46,15 @@ def test_what_is_not_known_is_not_said_and_takes_nothing_back(said):
     sink.record(2, {"reward/mean": math.nan})
     assert [value for name, value in said if name == "kanabo_reward_mean"] == [0.5, 0.5]
     assert {name for name, _ in said} == {"kanabo_reward_mean", "kanabo_learner_steps"}
+
+
+def test_ray_takes_the_description_of_every_metric():
+    """Ray encodes descriptions as ASCII. A gauge is made in earnest, which needs no running Ray."""
+    with pytest.raises(UnicodeEncodeError):
+        Gauge("kanabo_test_pi", description="log π", tag_keys=("run",))
+    for metric in METRICS.values():
+        text = prometheus.description(metric.name)
+        Gauge(prometheus.exported(f"test/{metric.name}"), description=text, tag_keys=("run",))
+        assert text.count("?") == f"{metric.help} {metric.unit}".count("?"), "a character without a spelling in ASCII"
+    assert "log pi" in prometheus.description("policy/behaviour_kl_nats")
+    assert prometheus.description("mine/größe") == "mine/gr??e"
