@@ -21,6 +21,9 @@ from cluster.process.disk import until_written
 from cluster.storage import checkpoint
 from cluster.storage.model_aliases import Registry
 from cluster.workers.context import POLICY, RunContext, learner_name
+from rewards.aggregation.mixer import Mixer
+from rewards.aggregation.selectors import Selection
+from rewards.monitors import build_monitors
 
 
 class LearnerActor:
@@ -115,17 +118,12 @@ class LearnerActor:
             )
 
 
-def _mixer(config: RunConfig, remembered: Callable[[str], Any] = lambda name: None) -> Any:
-    from rewards.aggregation.mixer import Mixer
-    from rewards.monitors import build_monitors
-
+def _mixer(config: RunConfig, remembered: Callable[[str], Any] = lambda name: None) -> Mixer:
     names, min_scored = config.reward_names, config.reward_workers.min_scored_rollouts
     return Mixer(config.rewards, names, min_scored, build_monitors(config), remembered)
 
 
-def _selection(config: RunConfig) -> Any:
-    from rewards.aggregation.selectors import Selection
-
+def _selection(config: RunConfig) -> Selection | None:
     return Selection(config.selectors) if config.selectors else None
 
 
