@@ -23,7 +23,7 @@ class AdditionModel(CharacterModel):
 
     def key(self) -> dict[str, Any]:
         warm, _, evaluation = addition_problems()
-        return {"format": 1, "warm": warm, "evaluation": evaluation, "accuracy": [LOW, HIGH]}
+        return {"format": 1, "warm": warm, "heldout": evaluation, "accuracy": [LOW, HIGH]}
 
     def _warm_start(self, model: Any) -> None:
         """Supervised training on answers, until the evaluation accuracy is where reinforcement is to begin.

@@ -39,7 +39,7 @@ class CalculatorModel(CharacterModel):
     def key(self) -> dict[str, Any]:
         warm, _, evaluation = sums_of_three()
         habits = [CAREFUL, FORGETFUL, OFF_BY]
-        return {"format": 1, "warm": warm, "evaluation": evaluation, "accuracy": CALCULATOR_ACCURACY, "habits": habits}
+        return {"format": 1, "warm": warm, "heldout": evaluation, "accuracy": CALCULATOR_ACCURACY, "habits": habits}
 
     def _warm_start(self, model: Any) -> None:
         """Train on demonstrations until greedy sampling reaches CALCULATOR_ACCURACY on evaluation sums."""
