@@ -78,8 +78,8 @@ class Environment(Plugin):
     """Whether observations have tools; before a run the model is asked whether it can be shown some."""
 
     runs_foreign_code: ClassVar[bool] = False
-    """Of an environment of Kanabo's: whether an episode runs code, or waits for servers, of others. It then has the
-    deadline of `rollout.environment_timeout_s` for each answer, as every environment of a user's own has."""
+    """Whether an episode of this environment of Kanabo's runs code, or waits for servers, of others. Each answer then
+    has the deadline `rollout.environment_timeout_s`, as in every environment of a user's own."""
 
     roles: ClassVar[tuple[str, ...]] = ("user",)
     """Roles of the observations after the first; before a run each is tried on the model's chat template."""

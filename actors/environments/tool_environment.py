@@ -22,7 +22,7 @@ class Toolbox:
     call: Callable[[ToolCall], Awaitable[str]]
     """Makes a call that fits its schema and returns the result. Raises ToolFailed for an error to be shown."""
     reward: Callable[[], Awaitable[float]]
-    """Of the episode so far; NaN where there is none."""
+    """Return the reward of the episode so far; NaN where there is none."""
 
 
 class ToolFailed(Exception):
