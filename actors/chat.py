@@ -110,17 +110,26 @@ class Chat:
 
         `rows` are messages as OpenAI's clients send them, with text as their content; `variables` are handed to the
         template. A tokenizer without a template makes a prompt of the contents alone. Raises DataError if the template
-        refuses the messages or leaves one out.
+        refuses the messages, or leaves out one of them, a tool or a call.
         """
+        if self.tools.in_prompt:
+            rows, tools = self.tools.written(rows, tools), ()
         messages = [Message(str(row["role"]), row.get("content") or "") for row in rows]
+        calls = [call for row in rows for call in row.get("tool_calls") or ()]
         if not self._templated:
-            if tools:
-                raise DataError("the model's tokenizer has no chat template, so the prompt has no place for tools.")
+            if tools or calls:
+                raise DataError(
+                    "the model's tokenizer has no chat template, so the prompt has no place for tools. Use "
+                    f"rollout.tool_parser = '{PROMPT}': Kanabo then writes them into the prompt."
+                )
             return clean_text("".join(m.content for m in messages))
         begin = merge_system(messages)
         if len(begin) < len(messages):
             rows = [{"role": "system", "content": begin[0].content}, *rows[len(messages) - len(begin) + 1 :]]
-        return self._templated_text(rows, begin, tools=list(tools) or None, **variables)
+        text = self._templated_text(rows, begin, tools=list(tools) or None, **variables)
+        _check_shown(tools, text, "tool")
+        _check_shown(calls, text, "call of tool")
+        return text
 
     def encode(self, text: str, *, first: bool) -> list[int]:
         """Return the ids of rendered text; `first` says that it begins a conversation."""
@@ -275,11 +284,7 @@ class Chat:
         if not tools or self.tools.in_prompt:
             return self._templated_text(rows, messages)
         text = self._templated_text(rows, messages, tools=list(tools))
-        if missing := [name for t in tools if (name := t["function"]["name"]) not in text]:
-            raise DataError(
-                f"the model's chat template leaves out the tool '{missing[0]}'. Use a model whose template has tools, "
-                f"or rollout.tool_parser = '{PROMPT}': Kanabo then writes them into the prompt."
-            )
+        _check_shown(tools, text, "tool")
         return text
 
     def _templated_text(self, rows: Sequence[Row], messages: Sequence[Message], **variables: Any) -> str:
@@ -321,6 +326,15 @@ def merge_system(messages: Sequence[Message]) -> list[Message]:
     if count < 2:
         return list(messages)
     return [Message("system", "\n\n".join(m.content for m in messages[:count])), *messages[count:]]
+
+
+def _check_shown(rows: Sequence[Row], text: str, kind: str) -> None:
+    """Raises DataError if the rendered prompt lacks the name of a tool or a call."""
+    if missing := [name for row in rows if (name := row["function"]["name"]) not in text]:
+        raise DataError(
+            f"the model's chat template leaves out the {kind} '{missing[0]}'. Use a model whose template has tools, "
+            f"or rollout.tool_parser = '{PROMPT}': Kanabo then writes them into the prompt."
+        )
 
 
 def _check_rendered(messages: Sequence[Message], text: str) -> None:

@@ -59,6 +59,7 @@ PREFACE = (
     '<tool_call>{{"name": "NAME", "arguments": {{}}}}</tool_call>'
 )
 """What `rollout.tool_parser = "prompt"` puts before a conversation."""
+CALL = "<tool_call>{}</tool_call>"
 RESPONSE = "<tool_response>\n{}\n</tool_response>"
 
 
@@ -165,6 +166,22 @@ class Tools:
     def responses(self, messages: Sequence[Message]) -> list[Message]:
         """Return messages with results of tools as a user's, for `in_prompt`."""
         return [Message("user", RESPONSE.format(m.content)) if m.role == "tool" else m for m in messages]
+
+    def written(self, rows: Sequence[Mapping[str, Any]], schemas: Sequence[Schema]) -> list[dict[str, Any]]:
+        """Return a conversation in OpenAI's form with tools, calls and results as text, for `in_prompt`."""
+        made = [{k: v for k, v in row.items() if k not in ("tool_calls", "tool_call_id")} for row in rows]
+        for row, source in zip(made, rows, strict=True):
+            functions = [call["function"] for call in source.get("tool_calls") or ()]
+            calls = [json.dumps({"name": f["name"], "arguments": f["arguments"]}) for f in functions]
+            row["content"] = "\n".join(filter(None, (row["content"], *map(CALL.format, calls))))
+            if row["role"] == "tool":
+                row |= {"role": "user", "content": RESPONSE.format(row["content"])}
+        if not schemas:
+            return made
+        first = self.preface([Message(made[0]["role"], made[0]["content"])], schemas)
+        begin: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in first]
+        begin[-1] = made[0] | begin[-1]
+        return [*begin, *made[1:]]
 
     def parse(self, text: str, schemas: Sequence[Schema]) -> ToolTurn:
         """Return the calls in what the policy wrote in one turn; what stands in a thought is none.

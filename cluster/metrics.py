@@ -167,7 +167,7 @@ _declare(
     Metric(
         "rollout/num_invalid_tool_calls", "sum", "count",
         "calls of tools in the step's rollouts that could not be read, or named no tool or wrong arguments; the policy "
-        "sees why",
+        "sees why. Of an agent's rollouts: turns with a call that could not be read, which the agent gets as text",
         "steadily high: `rollout.tool_parser` is not the model's family",
     ),
     Metric(
@@ -198,11 +198,6 @@ _declare(
         "rollout/num_refused_requests", "sum", "count",
         "requests of agents that the endpoint refused",
         "above 0: the agent's log has the endpoint's answer",
-    ),
-    Metric(
-        "rollout/num_unparsed_calls", "sum", "count",
-        "turns with a tool call that could not be parsed; the policy was shown the error",
-        "falls as the policy learns the format",
     ),
     Metric(
         "rollout/num_hung_threads", "sum", "count",

@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from actors.chat import Chat, Row
 from actors.endpoint.errors import ApiError
 from actors.endpoint.session import Answer
-from cluster.errors import nearest
+from actors.tools import Schema, ToolCall, check_schemas
+from cluster.errors import DataError, nearest
 from cluster.types import Message
+from cluster.types.wire import clean_text
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "top_p": (1,),
@@ -51,6 +53,8 @@ OWN_VARIABLES = (
 )
 """What `chat_template_kwargs` cannot say: it is the endpoint's."""
 MAX_CHOICES = 128
+ID_LENGTH = 9
+"""Letters and digits of a call's id; some chat templates refuse any other number."""
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -79,6 +83,9 @@ class ChatRequest(_Request):
     seed: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Any = None
+    function_call: Any = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -129,6 +136,44 @@ def check_neutral(request: BaseModel) -> None:
             )
 
 
+def tools_of(request: ChatRequest) -> tuple[Schema, ...]:
+    """Return the tools that the policy is shown. Raises ApiError for tools, or a choice of them, that it cannot be."""
+    if request.functions or request.function_call:
+        old = "functions" if request.functions else "function_call"
+        raise ApiError(400, f"{old} is not read here: use tools and tool_choice.", param=old)
+    if request.tool_choice not in (None, "auto", "none"):
+        raise ApiError(
+            400,
+            f"tool_choice = {json.dumps(request.tool_choice)[:80]} forces a call, which changes the distribution that "
+            "the policy is sampled from: leave it out, or send 'auto' or 'none'.",
+            code="unsupported_parameter",
+            param="tool_choice",
+        )
+    if request.parallel_tool_calls is False:
+        raise ApiError(
+            400,
+            "parallel_tool_calls = false: nothing keeps the policy from several calls in one turn; leave it out.",
+            code="unsupported_parameter",
+            param="parallel_tool_calls",
+        )
+    try:
+        return check_schemas(request.tools or ())
+    except DataError as error:
+        raise ApiError(400, str(error), param="tools") from error
+
+
+def called(calls: Sequence[ToolCall]) -> list[Row]:
+    """Return calls of the policy as clients read them, with ids of their own."""
+    return [
+        {
+            "id": uuid4().hex[:ID_LENGTH],
+            "type": "function",
+            "function": {"name": clean_text(call.name), "arguments": json.dumps(call.arguments)},
+        }
+        for call in calls
+    ]
+
+
 def check_model(name: str, known: Sequence[str]) -> None:
     """Raises ApiError for a model that this endpoint does not serve."""
     if name not in known:
@@ -152,7 +197,11 @@ def _row(message: dict[str, Any], where: str) -> Row:
         raise ApiError(400, f"{where}.role is {role!r:.80}; 'user' or another role is expected.", param=f"{where}.role")
     row: dict[str, Any] = {"role": "system" if role == "developer" else role}
     row["content"] = _text(message.get("content"), f"{where}.content")
+    if message.get("function_call"):
+        raise ApiError(400, f"{where}.function_call is not read here: use tool_calls.", param=f"{where}.function_call")
     if calls := message.get("tool_calls"):
+        if not isinstance(calls, list):
+            raise ApiError(400, f"{where}.tool_calls is {calls!r:.80}; a list is expected.", param=where)
         row["tool_calls"] = [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
     for name in ("name", "tool_call_id", "reasoning_content"):
         if isinstance(message.get(name), str):
@@ -186,7 +235,8 @@ def _call(call: Any, where: str) -> Row:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ApiError(400, f"{where} is {call!r:.80}; a call with function.name is expected.", param=where)
     arguments = function.get("arguments", {})
-    with contextlib.suppress(ValueError):  # the policy wrote what is no JSON, and a template writes it as it is
+    # What is no JSON, or too deep, a template writes as it is.
+    with contextlib.suppress(ValueError, RecursionError):
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
     return {
         "id": call.get("id", ""),
@@ -234,10 +284,11 @@ class Completion:
         """Yield server-sent events."""
         for i, (answer, message, reason) in enumerate(self._answers):
             yield self._event([_choice(i, {"role": "assistant", "content": ""})])
-            if message["content"]:
-                yield self._event([_choice(i, {"content": message["content"]}, logprobs=self._logprobs(answer))])
-            for k, call in enumerate(message.get("tool_calls") or ()):
-                yield self._event([_choice(i, {"tool_calls": [{"index": k, **call}]})])
+            calls = [{"tool_calls": [{"index": k, **call}]} for k, call in enumerate(message.get("tool_calls") or ())]
+            logprobs = self._logprobs(answer)
+            for delta in [{"content": message["content"]}] * bool(message["content"]) + calls:
+                yield self._event([_choice(i, delta, logprobs=logprobs)])
+                logprobs = None
             yield self._event([_choice(i, {}, reason)])
         if self._request.stream_options and self._request.stream_options.include_usage:
             yield self._event([], usage=self._usage)

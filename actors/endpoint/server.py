@@ -37,6 +37,7 @@ from actors.endpoint.protocol import (
     EndRequest,
     GenerateRequest,
     SamplingParams,
+    called,
     check_model,
     check_neutral,
     generated,
@@ -44,14 +45,16 @@ from actors.endpoint.protocol import (
     parsed,
     rows_of,
     strings,
+    tools_of,
     variables_of,
 )
 from actors.endpoint.session import Answer, Prompt, Sampling, Session, checked_outcome
 from actors.engine import Engine
 from actors.environments.agent import AgentEnvironment, Outcome, PolicyAccess
 from actors.episode import Limits, runs_foreign_code
+from actors.tools import Schema
 from cluster.config import EndpointSection
-from cluster.errors import DataError
+from cluster.errors import ConfigError, DataError
 from cluster.process.foreign_loops import RESTARTS, Displaced, ForeignLoops
 from cluster.process.http_limits import (
     IDLE_S,
@@ -105,8 +108,9 @@ class Endpoint:
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
+        self._reads_tools = False
         self.counts: Counter[str] = Counter()
-        """Since they were last taken: turns, refused requests, unparsed calls, failed agents, cut episodes."""
+        """Since they were last taken: turns, refused requests, failed agents, cut episodes."""
         self.key = os.environ.get(KEY_VARIABLE) or secrets.token_urlsafe(24)
         """Key of clients beside the training."""
         self.address = ""
@@ -198,7 +202,7 @@ class Endpoint:
                         f"the agent of task {task.id} ended without a turn of the policy: the endpoint answered none "
                         f"of its requests. {hint}"
                     )
-                return [replace(rollout, events=events(rollout)) for rollout in rollouts]
+                return [replace(rollout, events=(*rollout.events, *events(rollout))) for rollout in rollouts]
         raise DataError(f"the agent of task {task.id} failed: other agents blocked its loop {RESTARTS} times.")
 
     async def _outcome(
@@ -292,34 +296,52 @@ class Endpoint:
         check_neutral(request)
         if request.top_logprobs:
             raise ApiError(400, "top_logprobs: the log-prob of the sampled token alone is known; leave it out.")
-        if request.tools and request.tool_choice != "none":
-            raise ApiError(400, "tools: this endpoint does not read tool calls; describe the tools in a message.")
-        rows, variables = rows_of(request), variables_of(request)
+        rows, variables, tools = rows_of(request), variables_of(request), tools_of(request)
+        callable_tools = () if request.tool_choice == "none" else tools
+        if callable_tools:
+            self._check_tools()
         sampling = Sampling(request.max_completion_tokens or request.max_tokens, strings(request.stop))
         async with self._session_for(session, request.temperature) as used:
-            prompts = [self._prompt(rows, variables)]
+            prompts = [self._prompt(rows, tools, variables)]
             if (restored := used.restored(rows)) is not None:
                 with contextlib.suppress(ApiError):  # the template may refuse it as it was written: then as it was sent
-                    prompts.insert(0, self._prompt(restored, variables))
+                    prompts.insert(0, self._prompt(restored, tools, variables))
             answers = await used.respond(prompts, sampling, request.n or 1)
-            shown = [self._shown(used, answer) for answer in answers]
+            shown = [self._shown(used, answer, callable_tools) for answer in answers]
         completion = Completion(request, self._chat, shown)
         if request.stream:
             return StreamingResponse(completion.chunks(), media_type="text/event-stream")
         return JSONResponse(completion.whole())
 
-    def _prompt(self, rows: Sequence[Row], variables: dict[str, Any]) -> Prompt:
+    def _check_tools(self) -> None:
+        """Raise ApiError unless this model can be shown tools and its calls can be read."""
+        if not self._reads_tools:
+            try:
+                self._chat.check_tools()
+            except ConfigError as error:
+                raise ApiError(400, f"tools: {error}", param="tools") from error
+            self._reads_tools = True
+
+    def _prompt(self, rows: Sequence[Row], tools: Sequence[Schema], variables: dict[str, Any]) -> Prompt:
         try:
-            text = self._chat.rendered(rows, **variables)
+            text = self._chat.rendered(rows, tools=tools, **variables)
         except DataError as error:
             raise ApiError(400, str(error), param="messages") from error
         return Prompt(text, messages_of(rows), opened=self._chat.opened_by(text))
 
-    def _shown(self, session: Session, answer: Answer) -> tuple[Answer, Row, str]:
-        """A turn as the agent is shown it."""
-        message = {"role": "assistant", "content": answer.text}
+    def _shown(self, session: Session, answer: Answer, tools: Sequence[Schema]) -> tuple[Answer, Row, str]:
+        """A turn as the agent is shown it; a call that cannot be read stays in the text."""
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+        finish: str = answer.finish
+        if tools:
+            turn = self._chat.tool_turn(answer.text, tools)
+            if turn.error:
+                session.note_invalid_call(answer)
+            elif turn.calls:
+                message |= {"content": turn.text or None, "tool_calls": called(turn.calls)}
+                finish = "tool_calls" if finish == "stop" else finish
         session.remember(message, answer.raw)
-        return answer, message, answer.finish
+        return answer, message, finish
 
     async def _generate(self, session: Session | None, body: bytes) -> Response:
         request = parsed(GenerateRequest, body)
@@ -367,7 +389,10 @@ def _answering(endpoint: Endpoint, answer: Callable[[Session | None, bytes], Awa
         session = None
         try:
             session = endpoint._session_of(request)
-            return await answer(session, await request.body())
+            try:
+                return await answer(session, await request.body())
+            except RecursionError as error:
+                raise ApiError(400, "the request is nested too deep.") from error
         except ApiError as error:
             endpoint.counts["refused_requests"] += 1
             if session is not None:

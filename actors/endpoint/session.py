@@ -25,7 +25,7 @@ from actors.environments.agent import Outcome
 from actors.environments.base import End, Observation
 from actors.episode import Limits, Transcript, rollout_of, speak
 from cluster.errors import DataError
-from cluster.types import Finish, Message, Rollout, Task
+from cluster.types import INVALID_TOOL_CALL, Event, Finish, Message, Rollout, Task
 
 T = TypeVar("T")
 
@@ -171,33 +171,29 @@ class Session:
         self._turns += choices
         return await asyncio.gather(*(self._working_on(self._speak(branch, sampling)) for branch in branches))
 
-    async def reply(self, answer: Answer, message: Message, sampling: Sampling) -> Answer:
-        """Return the policy's next turn after `message`, which answers a turn that no agent has seen yet."""
-        branch = answer.branch
-        transcript = branch.transcript
-        ids = self._chat.observation([message], after=transcript.tokens[-1])
-        self._check_room(len(transcript.tokens) + len(ids))
-        # The text as the template would write it: a later prompt is compared with it.
-        end = branch.pieces[-1].end
-        text = self._chat.observation_text([message]).removeprefix(end)
-        opened = self._chat.opened([message], first=False)
-        self._observe(branch, ids, text, Prompt(text, (message,)), opened=opened)
-        branch.busy = True
-        said = await self._working_on(self._speak(branch, sampling))
-        return replace(said, raw=answer.raw + end + text + said.raw.removeprefix(opened))
+    def note_invalid_call(self, answer: Answer) -> None:
+        """Note on the answer's rollout that a call in it cannot be read."""
+        transcript = answer.branch.transcript
+        turn = sum(turn.role == "assistant" for turn in transcript.turns) - 1
+        count = 1 + sum(event.text == INVALID_TOOL_CALL for event in transcript.events)
+        transcript.events.append(Event(INVALID_TOOL_CALL, turn, count))
 
     def remember(self, message: Row, raw: str) -> None:
         """Note what the policy wrote for a message that an agent is shown, in case it comes back in a prompt."""
-        self._raw[_fingerprint(message)] = raw
+        for key in _fingerprints(message):
+            self._raw[key] = raw
 
     def restored(self, rows: Sequence[Row]) -> list[Row] | None:
         """Return the messages with the policy's own as it wrote them; None if none of them is known."""
-        found = [self._raw.get(_fingerprint(row)) if row["role"] == "assistant" else None for row in rows]
+        found = [self._raw_of(row) if row["role"] == "assistant" else None for row in rows]
         if not any(raw is not None for raw in found):
             return None
         return [
             row if raw is None else {"role": "assistant", "content": raw} for row, raw in zip(rows, found, strict=True)
         ]
+
+    def _raw_of(self, row: Row) -> str | None:
+        return next((self._raw[key] for key in _fingerprints(row) if key in self._raw), None)
 
     async def close(self) -> None:
         """End what is still being sampled: nobody waits for it."""
@@ -358,15 +354,21 @@ def _spelled(piece: _Piece, text: str, at: int) -> int | None:
     return None
 
 
-def _fingerprint(message: Row) -> str:
-    """Return what an agent must send back for a message to be the one that it was shown: ids and space may differ."""
+def _fingerprints(message: Row) -> list[str]:
+    """Return what an agent must send back for a message to be the one that it was shown; space may differ.
+
+    First with the id of the call, so that two turns with one call and other thoughts are told apart; then without: an
+    agent may number calls itself.
+    """
     calls = []
     for call in message.get("tool_calls") or ():
         arguments = call["function"].get("arguments")
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
         calls.append([call["function"]["name"], arguments])
-    return json.dumps([(message.get("content") or "").strip(), calls], sort_keys=True)
+    ids = [call.get("id") for call in message.get("tool_calls") or ()]
+    text = (message.get("content") or "").strip()
+    return [json.dumps([text, calls, known], sort_keys=True) for known in ([ids, []] if ids else [[]])]
 
 
 def checked_outcome(reward: Any, answer: Any) -> Outcome:

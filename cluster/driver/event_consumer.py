@@ -34,7 +34,6 @@ AGENT_METRICS = {
     "failed_agents": "rollout/num_failed_agents",
     "cut_episodes": "rollout/num_cut_episodes",
     "refused_requests": "rollout/num_refused_requests",
-    "unparsed_calls": "rollout/num_unparsed_calls",
 }
 """What endpoints count, and the metric that shows it."""
 

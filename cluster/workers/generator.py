@@ -54,7 +54,9 @@ class GeneratorActor:
         self._followed = WeightFollower(context, context.config.generators[self._name].model)
         model = self._followed.model
         section = context.config.rollout
-        self._chat = Chat(AutoTokenizer.from_pretrained(context.model_dir), stop=section.stop)
+        self._chat = Chat(
+            AutoTokenizer.from_pretrained(context.model_dir), stop=section.stop, tool_parser=section.tool_parser
+        )
         # Engines of one seed and one model would say the same.
         number = len(context.config.policy_names) + list(context.config.generators).index(self._name)
         config = context.config.model_copy(update={"seed": context.config.seed + number})

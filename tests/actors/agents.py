@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -125,3 +126,21 @@ def not_async(client, task) -> float:
 
 async def of_one(client) -> float:
     return 1.0
+
+
+async def calls_tools(client: AsyncOpenAI, task: Task) -> dict:
+    """Makes the policy's calls until a turn has none, and asks once more for a call that stayed text."""
+    from tests.actors.test_tools import ADD
+
+    messages: list[Any] = [{"role": "user", "content": task.prompt}]
+    while True:
+        answer = await client.chat.completions.create(model="policy", messages=messages, tools=[ADD])
+        message = answer.choices[0].message
+        messages.append(message.model_dump(exclude_none=True))
+        if "<tool_call>" in (message.content or ""):
+            messages.append({"role": "user", "content": "This call cannot be read."})
+        elif message.tool_calls:
+            results = [(c.id, sum(json.loads(c.function.arguments).values())) for c in message.tool_calls]
+            messages += [{"role": "tool", "tool_call_id": id, "content": str(result)} for id, result in results]
+        else:
+            return {"reward": 1.0, "answer": message.content}

@@ -72,9 +72,9 @@ def check_sampled(rollouts: list[Rollout], engine: Scripted) -> None:
 
 @asynccontextmanager
 async def agent(
-    write=lambda prompt: "the four is", template=CHATML, limits=LIMITS, **options: Any
+    write=lambda prompt: "the four is", template=CHATML, limits=LIMITS, made: Any = None, **options: Any
 ) -> AsyncIterator[Agent]:
-    made = chat(template)
+    made = made or chat(template)
     engine = Scripted(made, write, **options)
     endpoint = Endpoint(engine, made, EndpointSection(aliases=("gpt-4o",)))  # type: ignore[arg-type]
     try:
