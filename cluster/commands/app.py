@@ -137,7 +137,8 @@ def exit_codes() -> Iterator[None]:
 
 def print_json(document: Any) -> None:
     """One document on stdout; what is not finite becomes null, never a number."""
-    print(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False))
+    # Flushed: a command that goes on running, such as `console`, may write to a pipe.
+    print(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def progress(what: str, total: int | None = None) -> Any:
