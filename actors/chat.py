@@ -32,7 +32,9 @@ class Chat:
         self._templated = bool(tokenizer.chat_template)
         if tokenizer.eos_token_id is None:
             raise ConfigError("model.path: its tokenizer has no end-of-sequence token, so no rollout could end.")
-        ends = [int(tokenizer.eos_token_id), *self._template_ends(), *_generation_ends(tokenizer)]
+        template_ends = self._template_ends()
+        self._turn_end = self.written(template_ends[0]) if template_ends else self.written(tokenizer.eos_token_id)
+        ends = [int(tokenizer.eos_token_id), *template_ends, *_generation_ends(tokenizer)]
         self._ends = frozenset(ends)
         tokens, self._stop_strings = self._stops(stop)
         self.stop_tokens = list(dict.fromkeys([*ends, *tokens]))
@@ -129,6 +131,33 @@ class Chat:
         text = self._templated_text(rows, begin, tools=list(tools) or None, **variables)
         _check_shown(tools, text, "tool")
         _check_shown(calls, text, "call of tool")
+        return text
+
+    def restored(
+        self, rows: Sequence[Row], written: Sequence[str | None], *, tools: Sequence[Row] = (), **variables: Any
+    ) -> str:
+        """Return the prompt of `rendered`, with turns as the policy wrote them; `written` has None for other rows.
+
+        Raises DataError if the template refuses the messages.
+        """
+        turns = [
+            row if raw is None else {"role": row["role"], "content": raw}
+            for row, raw in zip(rows, written, strict=True)
+        ]
+        try:
+            return self.rendered(turns, tools=tools, **variables)
+        except DataError:  # a result without a call before it, for example: the turns are put into the text then
+            # A template may leave out the text beside calls.
+            known = [raw is not None and bool(row.get("tool_calls")) for row, raw in zip(rows, written, strict=True)]
+            rows = [{**row, "content": ""} if k else row for row, k in zip(rows, known, strict=True)]
+            text = self.rendered(rows, tools=tools, **variables)
+        for i in (i for i in reversed(range(len(rows))) if i and written[i] is not None):
+            head, upto = (self.rendered(rows[:k], tools=tools, **variables) for k in (i, i + 1))
+            upto = upto.removesuffix(self._generation)
+            if text.startswith(upto) and upto.startswith(head):
+                _, end, behind = upto[len(head) :].rpartition(self._turn_end)
+                turn = str(written[i]).removeprefix(self.opened_by(head))
+                text = head + turn + end + behind * bool(end) + text[len(upto) :]
         return text
 
     def encode(self, text: str, *, first: bool) -> list[int]:

@@ -245,9 +245,12 @@ def _call(call: Any, where: str) -> Row:
     }
 
 
-def messages_of(rows: Sequence[Row]) -> tuple[Message, ...]:
-    """Return the texts of the messages; of one that has none, its tool calls."""
-    return tuple(Message(row["role"], row["content"] or json.dumps(row.get("tool_calls") or "")) for row in rows)
+def messages_of(rows: Sequence[Row], written: Sequence[str | None]) -> tuple[Message, ...]:
+    """Return the texts of the messages: what the policy wrote, where it is known, and of one without text its calls."""
+    return tuple(
+        Message(row["role"], raw or row["content"] or json.dumps(row.get("tool_calls") or ""))
+        for row, raw in zip(rows, written, strict=True)
+    )
 
 
 def strings(stop: str | list[str] | None) -> tuple[str, ...]:

@@ -302,10 +302,7 @@ class Endpoint:
             self._check_tools()
         sampling = Sampling(request.max_completion_tokens or request.max_tokens, strings(request.stop))
         async with self._session_for(session, request.temperature) as used:
-            prompts = [self._prompt(rows, tools, variables)]
-            if (restored := used.restored(rows)) is not None:
-                with contextlib.suppress(ApiError):  # the template may refuse it as it was written: then as it was sent
-                    prompts.insert(0, self._prompt(restored, tools, variables))
+            prompts = self._prompts(rows, used.written(rows), tools, variables)
             answers = await used.respond(prompts, sampling, request.n or 1)
             shown = [self._shown(used, answer, callable_tools) for answer in answers]
         completion = Completion(request, self._chat, shown)
@@ -322,12 +319,20 @@ class Endpoint:
                 raise ApiError(400, f"tools: {error}", param="tools") from error
             self._reads_tools = True
 
-    def _prompt(self, rows: Sequence[Row], tools: Sequence[Schema], variables: dict[str, Any]) -> Prompt:
+    def _prompts(
+        self, rows: Sequence[Row], written: Sequence[str | None], tools: Sequence[Schema], variables: dict[str, Any]
+    ) -> list[Prompt]:
+        """Ways to write one prompt: with turns as the policy wrote them, if it did, and as the agent sent them."""
+        texts, messages = [], messages_of(rows, written)
+        if any(raw is not None for raw in written):
+            with contextlib.suppress(DataError):
+                texts.append(self._chat.restored(rows, written, tools=tools, **variables))
         try:
-            text = self._chat.rendered(rows, tools=tools, **variables)
+            texts.append(self._chat.rendered(rows, tools=tools, **variables))
         except DataError as error:
-            raise ApiError(400, str(error), param="messages") from error
-        return Prompt(text, messages_of(rows), opened=self._chat.opened_by(text))
+            if not texts:
+                raise ApiError(400, str(error), param="messages") from error
+        return [Prompt(text, messages, opened=self._chat.opened_by(text)) for text in texts]
 
     def _shown(self, session: Session, answer: Answer, tools: Sequence[Schema]) -> tuple[Answer, Row, str]:
         """A turn as the agent is shown it; a call that cannot be read stays in the text."""

@@ -183,14 +183,9 @@ class Session:
         for key in _fingerprints(message):
             self._raw[key] = raw
 
-    def restored(self, rows: Sequence[Row]) -> list[Row] | None:
-        """Return the messages with the policy's own as it wrote them; None if none of them is known."""
-        found = [self._raw_of(row) if row["role"] == "assistant" else None for row in rows]
-        if not any(raw is not None for raw in found):
-            return None
-        return [
-            row if raw is None else {"role": "assistant", "content": raw} for row, raw in zip(rows, found, strict=True)
-        ]
+    def written(self, rows: Sequence[Row]) -> list[str | None]:
+        """Return what the policy wrote for each of the messages; None for those that are not known as its own."""
+        return [self._raw_of(row) if row["role"] == "assistant" else None for row in rows]
 
     def _raw_of(self, row: Row) -> str | None:
         return next((self._raw[key] for key in _fingerprints(row) if key in self._raw), None)

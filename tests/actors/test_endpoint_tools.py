@@ -27,6 +27,20 @@ TEMPLATE = (
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """Writes calls as OpenAI's clients send them back: with other space and another order than the policy's."""
+STRICT = (
+    "{% set ns = namespace(user=true) %}{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'user' or m.role == 'assistant' and not m.tool_calls %}"
+    "{% if (m.role == 'user') != ns.user %}{{ raise_exception('users and assistants must alternate') }}{% endif %}"
+    "{% set ns.user = not ns.user %}{% endif %}"
+    "{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]"
+    "{% elif m.role == 'tool' %}[RESULTS]{{ m.content }}[/RESULTS]"
+    "{% elif m.tool_calls %}{% for c in m.tool_calls %}{% if c.id | length != 9 %}{{ raise_exception('an id of 9') }}"
+    "{% endif %}[TOOL_CALLS]{{ c.function | tojson }}{% endfor %}<|endoftext|>"
+    "{% else %}{{ m.content }}<|endoftext|>{% endif %}{% endfor %}"
+)
+"""Refuses a result behind an assistant's turn that is text, as Mistral's templates do."""
+FORGETS = TEMPLATE.replace("{% for c in m.tool_calls or [] %}", "{% for c in [] %}")
+"""Shows tools and leaves out the calls."""
 LONG = replace(LIMITS, max_tokens=256)
 SPELLED = '<tool_call>{"arguments":{"b":1,  "a":2},"name":"add"}</tool_call>'
 BROKEN = 'Hm. <tool_call>{"name": "add", "arguments": {"a": 1</tool_call>'
@@ -91,6 +105,18 @@ async def test_a_call_comes_as_a_call_and_goes_back_as_the_tokens_that_were_samp
         assert tuple(rollout.tokens.tolist()) == a.engine.record[2][0] + a.engine.record[2][1]
         assert rollout.turns[4].text == "3\n3"
         assert not rollout.events
+
+
+@pytest.mark.parametrize("template", [STRICT, FORGETS])
+async def test_a_template_that_writes_calls_its_own_way_goes_on_with_the_rollout(template):
+    async with reading(then(f"I add. {SPELLED}", f"<think>b</think>{SPELLED}{SPELLED}", "four"), template) as a:
+        await loop(a, 3)
+        (rollout,) = a.rollouts()
+        assert [t.role for t in rollout.turns] == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+        assert tuple(rollout.tokens.tolist()) == a.engine.record[2][0] + a.engine.record[2][1]
+        end = "<|endoftext|>" if template == STRICT else "<|im_end|>"
+        assert a.engine.chat.text(rollout.tokens).count(SPELLED) == 3
+        assert a.engine.chat._tokenizer.decode(rollout.tokens).count(end) == (3 if template == STRICT else 7)
 
 
 async def test_a_stream_holds_the_calls_and_goes_on_with_the_rollout():
