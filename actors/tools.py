@@ -92,6 +92,8 @@ def check_schemas(schemas: Sequence[Mapping[str, Any]]) -> tuple[Schema, ...]:
         if not isinstance(name, str) or not name:
             raise DataError(f"tools[{i}] is no tool: an object with type 'function' and function.name is expected.")
         parameters = function.get("parameters") or {"type": "object", "properties": {}}
+        if not isinstance(parameters, Mapping):
+            raise DataError(f"tools[{i}].function.parameters is {parameters!r:.80}; a JSON schema is expected.")
         if any(other["function"]["name"] == name for other in found):
             raise DataError(f"tools[{i}]: there are two tools of the name '{name}'.")
         description = str(function.get("description") or "")

@@ -54,7 +54,7 @@ from actors.environments.agent import AgentEnvironment, Outcome, PolicyAccess
 from actors.episode import Limits, runs_foreign_code
 from actors.tools import Schema
 from cluster.config import EndpointSection
-from cluster.errors import ConfigError, DataError
+from cluster.errors import ConfigError, DataError, one_line
 from cluster.process.foreign_loops import RESTARTS, Displaced, ForeignLoops
 from cluster.process.http_limits import (
     IDLE_S,
@@ -299,7 +299,7 @@ class Endpoint:
         rows, variables, tools = rows_of(request), variables_of(request), tools_of(request)
         callable_tools = () if request.tool_choice == "none" else tools
         if callable_tools:
-            self._check_tools()
+            self._check_tools(callable_tools)
         sampling = Sampling(request.max_completion_tokens or request.max_tokens, strings(request.stop))
         async with self._session_for(session, request.temperature) as used:
             prompts = self._prompts(rows, used.written(rows), tools, variables)
@@ -310,14 +310,15 @@ class Endpoint:
             return StreamingResponse(completion.chunks(), media_type="text/event-stream")
         return JSONResponse(completion.whole())
 
-    def _check_tools(self) -> None:
-        """Raise ApiError unless this model can be shown tools and its calls can be read."""
-        if not self._reads_tools:
-            try:
+    def _check_tools(self, tools: Sequence[Schema]) -> None:
+        """Raise ApiError unless this model can be shown tools and calls of these can be read."""
+        try:
+            if not self._reads_tools:
                 self._chat.check_tools()
-            except ConfigError as error:
-                raise ApiError(400, f"tools: {error}", param="tools") from error
             self._reads_tools = True
+            self._chat.tool_turn("", tools)  # a parser may refuse a schema: before the turn, not after it
+        except (ConfigError, ValueError) as error:
+            raise ApiError(400, f"tools: {one_line(error)}", param="tools") from error
 
     def _prompts(
         self, rows: Sequence[Row], written: Sequence[str | None], tools: Sequence[Schema], variables: dict[str, Any]

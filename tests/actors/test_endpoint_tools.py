@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +13,12 @@ import openai
 import pytest
 
 from actors.chat import Chat
+from actors.environments import ENVIRONMENTS
 from actors.tools import ToolCall, ToolTurn
+from cluster.config import load
+from cluster.plugins import build
 from cluster.thoughts import spoken
-from cluster.types import INVALID_TOOL_CALL
+from cluster.types import INVALID_TOOL_CALL, Task
 from tests.actors.agents import LIMITS, Scripted, merging, played
 from tests.actors.test_chat import CHATML
 from tests.actors.test_endpoint import USER, Agent, agent, check_sampled
@@ -233,6 +237,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "one call alone": ({"parallel_tool_calls": False}, "parallel_tool_calls"),
     "functions": ({"functions": [ADD["function"]]}, "use tools and tool_choice"),
     "no tool": ({"tools": [{"type": "web_search"}]}, r"tools\[0\] is no tool"),
+    "no schema": (
+        {"tools": [{"type": "function", "function": {"name": "x", "parameters": [1]}}]},
+        r"tools\[0\].function.parameters is \[1\]; a JSON schema",
+    ),
     "two of a name": ({"tools": [ADD, ADD]}, "two tools of the name 'add'"),
     "calls that are no list": ({"messages": [*USER, {"role": "assistant", "tool_calls": 3}]}, "a list is expected"),
     "a call that is none": ({"messages": [*USER, {"role": "assistant", "tool_calls": [{}]}]}, "function.name"),
@@ -280,10 +288,29 @@ async def test_an_agents_rollouts_keep_their_calls_that_cannot_be_read():
     assert [e.text for e in rollout.events] == [INVALID_TOOL_CALL]
 
 
+async def test_the_program_of_the_shipped_recipe_makes_calls_and_gives_a_reward():
+    options = load("deploy/recipes/gpu_agent.toml").rollout.environment.options
+    assert options["command"][0] == "python"
+    options = {**options, "command": [sys.executable, *options["command"][1:]]}
+    call = '<tool_call>{"name": "calculate", "arguments": {"expression": "%s"}}</tool_call>'
+    engine = Scripted(Reads(merging(TEMPLATE)), then(BROKEN, call % "2 + x", call % "12 - 5+ 3", "12 - 5 + 3 = 10"))
+    environment = build(ENVIRONMENTS, "program", options, "rollout.environment")
+    (rollout,) = await played(engine, environment, LONG, Task.of("t", "12 - 5 + 3 =", "10"))
+    check_sampled([rollout], engine)
+    assert (rollout.reward, rollout.answer) == (1.0, "10")
+    shown = [turn.text for turn in rollout.turns if turn.role != "assistant"]
+    assert "cannot be read" in shown[1]
+    assert shown[2:] == ["Error: '2 + x' is no sum of whole numbers.", "10"]
+
+
 @pytest.mark.engine  # the parsers are vLLM's, which takes ten seconds to import
 async def test_vllms_parser_of_the_family_reads_the_calls():
-    async with agent(then(f"I add. {SPELLED}", BROKEN), made=Chat(merging(TEMPLATE)), limits=LONG) as a:
+    async with agent(then(f"I add. {SPELLED}", BROKEN, SPELLED), made=Chat(merging(TEMPLATE)), limits=LONG) as a:
         messages = await loop(a, 2)
         assert [call["function"]["name"] for call in messages[1]["tool_calls"]] == ["add"]
-        (rollout,) = a.rollouts()
+        odd = {"type": "function", "function": {"name": "odd", "parameters": {"type": 3, "properties": ["x"]}}}
+        with contextlib.suppress(openai.BadRequestError):
+            await a.client.chat.completions.create(model="policy", messages=USER, tools=[odd])
+        assert not a.session.broken.done()
+        rollout = a.rollouts()[0]
         assert (messages[-1]["content"], [e.text for e in rollout.events]) == (BROKEN, [INVALID_TOOL_CALL])
