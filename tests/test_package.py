@@ -451,7 +451,7 @@ def test_the_wheel_has_recipes_types_and_the_readme(wheel):
         names = set(archive.namelist())
         (metadata,) = [archive.read(name).decode() for name in names if name.endswith("METADATA")]
     recipes = ROOT / "deploy" / "recipes"
-    files = [*recipes.rglob("*.toml"), *recipes.rglob("*.jsonl")]
+    files = [*recipes.rglob("*.toml"), *recipes.rglob("*.jsonl"), *recipes.rglob("*.py")]
     assert {f"kanabo/recipes/{path.relative_to(recipes)}" for path in files} <= names
     assert {f"{name}/py.typed" for name in ("actors", "cluster", "kanabo", "learner", "rewards")} <= names
     assert {"cluster/buffer/scripts/claim.lua", "cluster/observability/console/static/index.html"} <= names
