@@ -21,7 +21,7 @@ from actors.environments.agent import AgentEnvironment
 from actors.environments.base import End, Environment, Observation
 from actors.environments.single_turn import SingleTurn
 from actors.tools import PolicyTurn, check_schemas
-from cluster.errors import DataError, KanaboError, one_line
+from cluster.errors import DataError, InfrastructureError, one_line
 from cluster.process.foreign_loops import RESTARTS, Call, Displaced, ForeignLoops
 from cluster.types import Event, Finish, Message, Rollout, Task, Turn, VersionSpan
 from cluster.types.wire import brief, conformed
@@ -242,7 +242,7 @@ class _OwnSide:
             return End()
         except DataError as error:
             raise _failed(self._task, error) from error
-        except KanaboError:
+        except InfrastructureError:
             raise
         except Exception as error:
             raise _failed(self._task, one_line(error)) from error

@@ -17,9 +17,9 @@ from learner.update import Objective, optimize
 
 
 def train(run: LearnerRun) -> int:
-    """Train from the engine's step to `learner.steps` or until `run.stop`; returns the step reached. Collective.
+    """Train from the engine's step to `learner.steps` or until a stop; returns the step reached. Collective.
 
-    The buffer has been resumed, so `run.epoch` is current and the buffer's version is the engine's step.
+    The buffer has been resumed, so its epoch is current and its version is the engine's step.
     """
     run.publish()  # also after a resume: engines may hold a dead history's weights
     while (batch := run.assemble()) is not None:  # waits for groups_per_step scored groups, or for a stop

@@ -140,7 +140,7 @@ def new_metric(name: str) -> str:
 
 
 def new_name(key: str) -> str:
-    """Return what `rewards[0].when` or `policies.b.learner.terms` is called now; "" if the key has not changed."""
+    """Return what a key such as `rewards[0].when` is called now, under a policy too; "" if it has not changed."""
     old = re.sub(r"\[\d+\]", ".*", key).split(".")
     old = old[2:] if old[0] == "policies" else old
     return RENAMED_KEYS.get(".".join(old), "").rpartition(".")[2]

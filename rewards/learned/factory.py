@@ -128,8 +128,9 @@ def can_begin(config: RunConfig) -> None:
                 continue
             if reward == graded:
                 raise ConfigError(
-                    f"reward '{reward}' waits for the first version of reward_models.{name}, and cannot grade held-out "
-                    "tasks before there is one. Set evaluation.reward to another reward, which may have weight = 0."
+                    f"reward '{reward}' waits for the first version of reward_models.{name}, and cannot grade "
+                    "evaluation tasks before there is one. Set evaluation.reward to another reward, which may have "
+                    "weight = 0."
                 )
             labels = num_groups * each
             held_out = labels * section.held_out_frac

@@ -475,7 +475,7 @@ class LateSeat(Environment):
 async def test_the_first_observation_of_a_later_agent_is_cut_to_the_context(length, worker):
     group = await worker(LateSeat(length=length))._group(CLAIM, Task.of("0", "fine"))
     first, second = group.rollouts
-    assert (first.role, second.role) == ("a", "b")
+    assert (first.agent, second.agent) == ("a", "b")
     assert len(second.tokens) <= 64
     assert second.loss_mask[-1]
     assert second.num_cut_observations == (length > 60)

@@ -60,7 +60,7 @@ async def test_each_agent_has_a_rollout_of_its_own_side():
 
 async def test_an_invalid_move_ends_the_game_and_costs_its_player():
     (opener,), _ = await played(kuhn().train()[0], lambda text: "[raise]", style="compact")
-    assert (opener.role, opener.reward) == ("1", -1.5)
+    assert (opener.agent, opener.reward) == ("1", -1.5)
     assert opener.events[-1].text == "invalid move"
     moves = iter(["[bet]", "hm"])
     opener, other = (await played(kuhn().train()[0], lambda text: next(moves), style="compact"))[0]

@@ -63,7 +63,7 @@ async def test_it_labels_learns_tells_and_its_successor_goes_on(redis_url, tmp_p
     async def told() -> dict[str, float]:
         async with asyncio.timeout(60):
             while True:
-                found = [f for _, kind, f in await asyncio.to_thread(buffer.events, "0") if kind == "reward_models"]
+                found = [f for _, kind, f in await asyncio.to_thread(buffer.events, "0") if kind == "reward_model"]
                 if found and found[-1]["metrics"]["reward_model/news_num_labels"] == 2:
                     return found[-1]["metrics"]
                 await asyncio.sleep(0.05)

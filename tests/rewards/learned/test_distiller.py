@@ -75,7 +75,7 @@ def run(tmp_path):
     return Run(tmp_path)
 
 
-async def work(reward_model: RewardModelTrainer, done) -> None:
+async def work(trainer: RewardModelTrainer, done) -> None:
     task = asyncio.create_task(trainer.run())
     async with asyncio.timeout(60):
         while not done() and not task.done():  # noqa: ASYNC110
@@ -84,7 +84,7 @@ async def work(reward_model: RewardModelTrainer, done) -> None:
     await task
 
 
-def idle(reward_model: RewardModelTrainer, num_labels: int):
+def idle(trainer: RewardModelTrainer, num_labels: int):
     def done() -> bool:
         return len(trainer._values) == num_labels and not trainer._untried
 
