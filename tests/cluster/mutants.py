@@ -149,6 +149,7 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
 
 
 RARE = {
+    "a learner passes over older groups",
     "a lost lease can be renewed",
     "a manifest forgets the queue",
     "a manifest forgets what is outstanding",
