@@ -107,7 +107,7 @@ class Chat:
         own = unfinished(self._generation) if prompt.endswith(self._generation) else ""
         return own or opened_at_end(prompt)
 
-    def rendered(self, rows: Sequence[Row], *, tools: Sequence[Row] = (), **variables: Any) -> str:
+    def rendered(self, rows: Sequence[Row], *, tools: Sequence[Schema] = (), **variables: Any) -> str:
         """Return the prompt of a conversation as text, ready for the policy to go on.
 
         `rows` are messages as OpenAI's clients send them, with text as their content; `variables` are handed to the
@@ -134,7 +134,7 @@ class Chat:
         return text
 
     def restored(
-        self, rows: Sequence[Row], written: Sequence[str | None], *, tools: Sequence[Row] = (), **variables: Any
+        self, rows: Sequence[Row], written: Sequence[str | None], *, tools: Sequence[Schema] = (), **variables: Any
     ) -> str:
         """Return the prompt of `rendered`, with turns as the policy wrote them; `written` has None for other rows.
 
