@@ -341,9 +341,9 @@ def _on_cpu() -> bool:
 def _executor(config: RunConfig) -> Any:
     """Return vLLM's way to run the model: inside the engine's core process on one CPU worker.
 
-    A worker process of its own reads from the core through shared memory, and spins for a second after each message:
-    on CPUs that spinning took a quarter of the engine's time. vLLM's configuration replaces the name `uni` on CPUs,
-    because it cannot bind threads to cores then, which Kanabo does not do; it keeps the class.
+    A worker process of its own reads from the core through shared memory, and spins for a second after each message
+    on cores that the engine could use. vLLM's configuration replaces the name `uni` on CPUs, because it cannot bind
+    threads to cores then, which Kanabo does not do; it keeps the class.
     """
     parallel = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"} & config.engine.options.keys()
     if config.engine.tensor_parallel > 1 or parallel or not _on_cpu():

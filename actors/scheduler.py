@@ -1,7 +1,7 @@
 """What runs inside a CPU engine's core process: a scheduler that reports a generation's tokens together.
 
-vLLM's own scheduler reports every token by itself, with three arrays around its log-prob: to encode, send and decode
-these took a third of the time of a small model. No rollout reads a token before its generation ends.
+vLLM's own scheduler reports every token by itself, with three arrays around its log-prob, which are encoded, sent
+and decoded one by one. No rollout reads a token before its generation ends.
 """
 
 from __future__ import annotations
