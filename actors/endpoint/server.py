@@ -57,11 +57,10 @@ from cluster.config import EndpointSection
 from cluster.errors import ConfigError, DataError, one_line
 from cluster.process.foreign_loops import RESTARTS, Displaced, ForeignLoops
 from cluster.process.http_limits import (
-    IDLE_S,
-    MAX_HEADER_BYTES,
     Gate,
     Hosts,
     LimitedProtocol,
+    limited_config,
     listen,
     same_secret,
 )
@@ -128,19 +127,7 @@ class Endpoint:
             self._local, self.address = (
                 f"http://[{h}]:{port}" if ":" in h else f"http://{h}:{port}" for h in (local, away)
             )
-            self._server = _Server(
-                uvicorn.Config(
-                    self._app(),
-                    http=_Protocol,
-                    h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-                    timeout_keep_alive=int(IDLE_S),
-                    ws="none",
-                    lifespan="off",
-                    proxy_headers=False,
-                    log_level=logging.CRITICAL,
-                    access_log=False,
-                )
-            )
+            self._server = _Server(limited_config(self._app(), _Protocol))
             self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
             await self._server.listening.wait()
 
@@ -154,8 +141,8 @@ class Endpoint:
 
     def take_counts(self) -> dict[str, int]:
         """Return the counts and begin anew."""
-        counts, self.counts = dict(self.counts), self.counts
-        self.counts.clear()
+        counts = dict(self.counts)
+        self.counts.clear()  # sessions count in the same object
         return counts
 
     # ── episodes ────────────────────────────────────────────────────────────────────────────────────────────────

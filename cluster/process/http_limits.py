@@ -12,12 +12,14 @@ import asyncio
 import errno
 import hmac
 import ipaddress
+import logging
 import re
 import socket
 from collections.abc import Collection
 from typing import Any, ClassVar
 
 import h11
+import uvicorn
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -105,6 +107,21 @@ class LimitedProtocol(H11Protocol):
             self._deadline.cancel()
         self.active_at = self.loop.time()
         self._deadline = self.loop.call_later(seconds, self.abort)
+
+
+def limited_config(app: ASGIApp, protocol: type[LimitedProtocol] = LimitedProtocol) -> uvicorn.Config:
+    """Return how uvicorn serves `app` within these limits, without logging broken requests of strangers."""
+    return uvicorn.Config(
+        app,
+        http=protocol,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_keep_alive=int(IDLE_S),
+        ws="none",
+        lifespan="off",
+        proxy_headers=False,
+        log_level=logging.CRITICAL,
+        access_log=False,
+    )
 
 
 class Hosts:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import html
-import logging
 import os
 import secrets
 import threading
@@ -32,12 +31,10 @@ from cluster.errors import ConfigError, KanaboError
 from cluster.observability.console import groups
 from cluster.observability.console.source import Source
 from cluster.process.http_limits import (
-    IDLE_S,
-    MAX_HEADER_BYTES,
     Gate,
     Hosts,
-    LimitedProtocol,
     is_loopback,
+    limited_config,
     listen,
     same_secret,
 )
@@ -227,19 +224,7 @@ class Console:
         """What to open; with the token if it was made up here."""
         if token is not None and not given:
             self.address += f"?token={token}"
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app(source, token, Hosts(section.host, section.allowed_hosts)),
-                http=LimitedProtocol,
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-                timeout_keep_alive=int(IDLE_S),
-                ws="none",
-                lifespan="off",
-                proxy_headers=False,
-                log_level=logging.CRITICAL,  # a stranger's broken request is no line in the run's log
-                access_log=False,
-            )
-        )
+        self._server = uvicorn.Server(limited_config(app(source, token, Hosts(section.host, section.allowed_hosts))))
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="console", daemon=True
         )

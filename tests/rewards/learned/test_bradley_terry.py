@@ -17,14 +17,6 @@ from tests.rewards.learned.judges import captions
 FAST = {"batch_size": 16, "lr": 1e-3, "early_steps": 3}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def numbers(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 

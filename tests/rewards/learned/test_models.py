@@ -22,14 +22,6 @@ from tests.rewards.learned.judges import captions, is_good
 FAST = {"batch_size": 32, "lr": 1e-3, "early_steps": 40}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def values(keys):
     return np.array([is_good(key) for key in keys])
 
