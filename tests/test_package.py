@@ -194,7 +194,7 @@ def test_a_shipped_recipe_finds_its_data_from_anywhere(tmp_path, monkeypatch):
         path = config.load(name).tasks.options.get("path")
         assert path is None or (Path(path).is_absolute() and Path(path).is_file()), name
     monkeypatch.chdir(ROOT)
-    assert config.load("dpo").tasks.options["path"] == "deploy/recipes/data/arithmetic.jsonl"
+    assert config.load("follow_up").tasks.options["path"] == "deploy/recipes/data/arithmetic.jsonl"
 
 
 def test_the_command_lists_every_recipe_with_its_first_sentence(capsys):
@@ -482,7 +482,7 @@ def run_installed(python: Path, *arguments: str, cwd: Path) -> str:
 
 def test_an_installed_kanabo_has_its_recipes_and_their_data(installed, user):
     code = (
-        "import json, kanabo; from cluster.config import shipped; settings = kanabo.load('dpo'); "
+        "import json, kanabo; from cluster.config import shipped; settings = kanabo.load('follow_up'); "
         "print(json.dumps([kanabo.__file__, str(shipped.directory()), settings.tasks.options['path']]))"
     )
     package, folder, data = map(Path, json.loads(run_installed(installed, "-c", code, cwd=user)))

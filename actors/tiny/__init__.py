@@ -6,6 +6,7 @@ from actors.tiny.character import TinyModel
 from actors.tiny.corrector import CorrectorModel
 from actors.tiny.gambler import GamblerModel
 from actors.tiny.player import PlayerModel
+from actors.tiny.talker import TalkerModel
 from actors.tiny.translator import TranslatorModel
 
 MODELS: dict[str, type[TinyModel]] = {
@@ -14,5 +15,6 @@ MODELS: dict[str, type[TinyModel]] = {
     "corrector": CorrectorModel,
     "gambler": GamblerModel,
     "player": PlayerModel,
+    "talker": TalkerModel,
     "translator": TranslatorModel,
 }

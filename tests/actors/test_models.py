@@ -10,7 +10,7 @@ import pytest
 
 from actors.models import _cached, prepare
 from actors.tasks import addition_problems
-from actors.tiny.corrector import demonstration
+from actors.tiny import corrector, talker
 from cluster.config import ModelSection
 from cluster.errors import ConfigError
 
@@ -155,9 +155,17 @@ def test_another_key_is_another_model(tmp_path, monkeypatch):
 def test_the_correctors_teacher_changes_some_answers_both_ways():
     """Second answers differ for better and worse, so that each of SCoRe's stages has something to learn."""
     rng = np.random.default_rng(0)
-    shown = [demonstration((47, 38), rng) for _ in range(2000)]
+    shown = [corrector.demonstration((47, 38), rng) for _ in range(2000)]
     assert all([text for text, _ in parts][::2] == ["47+38=", "?"] for parts in shown)
     pairs = [(parts[1][0] == "85", parts[3][0] == "85") for parts in shown]
     shares = {pair: pairs.count(pair) / len(pairs) for pair in set(pairs)}
     assert shares[False, True] == pytest.approx(0.4 * 0.4, abs=0.03)
     assert shares[True, False] == pytest.approx(0.6 * 0.2, abs=0.03)
+
+
+def test_the_talkers_teacher_says_nothing_up_to_three_times_as_often_as_each_other():
+    rng = np.random.default_rng(0)
+    said = [talker.demonstration((47, 38), rng)[1][0] for _ in range(2000)]
+    assert {text.replace("so\n\n", "") for text in said} == {"85"}
+    counts = [[text.count("so") for text in said].count(n) / len(said) for n in range(4)]
+    assert counts == pytest.approx([0.25] * 4, abs=0.03)

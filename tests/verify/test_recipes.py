@@ -21,7 +21,7 @@ MOST = int(os.environ.get("KANABO_VERIFY_STEPS", "1000"))
 def test_a_recipe_trains_on_groups_in_each_of_its_stages_and_shows_its_effect(tmp_path: Path, recipe: str):
     case, log = CASES[recipe].capped(MOST), tmp_path / "log"
     options = [
-        f"run.dir={tmp_path}", "tracking.live_table=false", "evaluation.max_tasks=200", "evaluation.every_steps=0",
+        f"run.dir={tmp_path}", "tracking.live_table=false", "evaluation.max_tasks=1000", "evaluation.every_steps=0",
         *case.options(),
     ]  # fmt: skip
     code = jobs.run(options, recipe=f"methods/{recipe}.toml", log=log, timeout_s=600)
