@@ -20,6 +20,9 @@ from rewards.parsing.notation import MAX_CHARS, cleaned
 from rewards.parsing.reading import CANONICAL, KIND, NOTHING, Reading, key_of, reading
 from rewards.parsing.tolerance import close
 
+POWERS = {"square": 2, "sq": 2, "cubic": 3}
+UNITS_IN = re.compile(r"([^\W\d_]+|[$€£¥₹¢])(?:\s*\^\s*\{?\s*(-?\d))?|(/)")
+
 
 def is_empty(answer: str) -> bool:
     r"""Whether nothing is left of an answer without its notation: `\boxed{}`, `.`, `$$`."""
@@ -91,8 +94,30 @@ def _agree(a: Reading, b: Reading) -> bool:
 
 
 def _units_differ(a: Reading, b: Reading) -> bool:
-    one, two = (CANONICAL.get(r.unit, r.unit) for r in (a, b))
-    return one != two and one in KIND and two in KIND and KIND[one] == KIND[two] != "other"
+    """Whether both have a unit, of one kind, and another: metres and kilometres, metres and square metres."""
+    one, two = powers(a.unit), powers(b.unit)
+    if not one or not two or one == two:
+        return False
+    kinds = {KIND[next(iter(one))], KIND[next(iter(two))]}
+    return len(kinds) == 1 and "other" not in kinds
+
+
+def powers(unit: str) -> dict[str, int]:
+    """The power of every unit, in its shortest spelling: m and s of `m/s`; empty where a word is no known unit."""
+    found: dict[str, int] = {}
+    sign, power = 1, 1
+    for word, exponent, other in UNITS_IN.findall(unit):
+        if other or word == "per":
+            sign = -1
+        elif word in POWERS:
+            power = POWERS[word]
+        elif word not in KIND:
+            return {}
+        else:
+            name = str(CANONICAL.get(word, word))
+            found[name] = found.get(name, 0) + sign * power * int(exponent or 1)
+            power = 1
+    return found
 
 
 def _squeezed(answer: str) -> str:

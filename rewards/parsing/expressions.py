@@ -11,10 +11,12 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 PLACES = 3
+BARS = "|"
+"""A name of what holds the absolute value of something variable."""
 MAX_DEPTH = 40
 MAX_BITS = 20_000
 """Most bits of a numerator or denominator."""
@@ -207,7 +209,11 @@ def binomial(n: Value, k: Value) -> Value:
 
 
 def absolute(a: Value) -> Value:
-    return exactly(abs(a.exact)) if a.exact is not None else _apply(lambda x: complex(abs(x)), a)
+    """The places of variables are positive, where |x| is x: the name `|` tells the two apart."""
+    if a.exact is not None:
+        return exactly(abs(a.exact))
+    value = _apply(lambda x: complex(abs(x)), a)
+    return replace(value, names=value.names | {BARS}) if value.names else value
 
 
 def logarithm(a: Value, base: Value | None) -> Value:

@@ -19,7 +19,18 @@ SYMBOLS = {
     **dict.fromkeys("\u200b\u200c\u200d\ufeff\u2060\u2061\u2062", ""),
     **{"÷": "/", "⁄": "/", "∕": "/", "√": "\\sqrt ", "π": "\\pi ", "∞": "\\infty ", "°": "\\degree ", "º": "\\degree "},
     **{"∪": "\\cup ", "∩": "\\cap ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "±": "\\pm "},
-    **{"∈": "\\in ", "∅": "\\emptyset ", "，": ",", "；": ";", "：": ":", "．": ".", "∣": "|", "ⅈ": "i", "…": "..."},
+    **{
+        "∈": "\\in ",
+        "∅": "\\emptyset ",
+        "ℝ": "\\mathbb{R}",
+        "，": ",",
+        "；": ";",
+        "：": ":",
+        "．": ".",
+        "∣": "|",
+        "ⅈ": "i",
+        "…": "...",
+    },
 }
 TRANSLATE = str.maketrans(SYMBOLS)
 TEXT = re.compile(
@@ -49,6 +60,8 @@ RENAMED = [
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\^\s*\{?\s*\\degree\s*\}?|\\circ(?![a-zA-Z])"), r"\\degree "),
     (re.compile(r"\\e?uro(?![a-zA-Z])|\\texteuro(?![a-zA-Z])"), "€"),
     (re.compile(r"\\pounds(?![a-zA-Z])"), "£"),
+    (re.compile(r"\\langle(?![a-zA-Z])|^\s*<(?=[^<>=]*,[^<>=]*>\s*$)"), "("),
+    (re.compile(r"\\rangle(?![a-zA-Z])|(?<=,)([^<>=,()]*)>\s*$"), r"\1)"),
 ]
 ENVIRONMENT = re.compile(
     r"\\begin\{(?:[pbvBV]?matrix|array|smallmatrix)\}(?:\{[^{}]*\})?(.*?)\\end\{[a-zA-Z]+\}", re.DOTALL
@@ -56,8 +69,11 @@ ENVIRONMENT = re.compile(
 REPEATING = re.compile(r"(\d{0,50})\.(\d{0,50})\s*\\(?:overline|bar|dot)\s*\{?(\d{1,50})\}?")
 NEXT_ROW = "¶"
 ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?|\\cr(?![a-zA-Z])")
-DELIMITED = re.compile(r"\\[()\[\]]|\\?\$")
-"""A dollar sign goes, whether it delimits mathematics or is a currency."""
+DELIMITED = re.compile(r"\\[()\[\]]|\$")
+DOLLARS = re.compile(r"\\\$")
+"""A dollar sign delimits mathematics, unless it is escaped or alone."""
+TIMES = re.compile(r"(?<=\d)\s*x\s*(?=10\s*\^)")
+"""`3 x 10^8`."""
 
 THOUSANDS = [
     re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])"),
@@ -69,12 +85,14 @@ THOUSANDS = [
     re.compile(r"(?<![\d.,])\d{1,3}(?:['_]\d{3})+(?!\d)"),
 ]
 EUROPEAN = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d+)(?![\d.,])|(?<![\d.,])(\d{1,3}(?:\.\d{3}){2,})(?![\d.,])")
+BULLET = re.compile(r"^\s*[•∙]\s+")
 BRACKETED = re.compile(r"[(\[]|\\\{")
 """A comma inside brackets separates."""
 
 
 def cleaned(text: str) -> str:
     """The answer in one notation: plain LaTeX without wrappers, sizes, units of spacing and grouped thousands."""
+    text = BULLET.sub("", text)
     text = SUPERSCRIPT.sub(lambda m: "^{" + m[0].translate(SUPERSCRIPTS) + "}", text)
     text = VULGAR.sub(lambda m: " " + unicodedata.normalize("NFKC", m[0]).replace("\u2044", "/"), text)
     text = unicodedata.normalize("NFKC", text.translate(TRANSLATE)).translate(TRANSLATE)
@@ -86,7 +104,8 @@ def cleaned(text: str) -> str:
         text = pattern.sub(name, text)
     text = REPEATING.sub(_repeated, text)
     text = _emphasised(text)
-    text = DELIMITED.sub(" ", text)
+    text = _undelimited(text)
+    text = TIMES.sub(r"\\times ", text)
     text = THIN.sub(_space, text)
     text = _joined(" ".join(text.split()))
     return " ".join(text.split())
@@ -115,12 +134,20 @@ def _inlined(text: str) -> str:
     return text
 
 
+def _undelimited(text: str) -> str:
+    """Without the signs around mathematics; a dollar sign that is a currency stays."""
+    if DOLLARS.search(text):
+        return "$".join(DELIMITED.sub(" ", part) for part in DOLLARS.split(text))
+    return text if text.count("$") == 1 and not re.search(r"\\[()\[\]]", text) else DELIMITED.sub(" ", text)
+
+
 def _space(match: re.Match[str]) -> str:
     return "" if match[0] == "\\!" else " "
 
 
 def _emphasised(text: str) -> str:
     """`2**3` is a power, `**12**` is emphasis."""
+    text = text.strip(" *")
     return text.replace("**", "") if text.count("**") % 2 == 0 else text.replace("**", "^")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from rewards.parsing.expressions import PLACES, PLAIN, TooLarge, Unreadable, Value, evaluate, variable
+from rewards.parsing.expressions import BARS, PLACES, PLAIN, TooLarge, Unreadable, Value, evaluate, variable
 from rewards.parsing.notation import MAX_CHARS, NEXT_ROW, cleaned
 from rewards.parsing.tolerance import Number, close, number_key
 
@@ -22,7 +22,7 @@ UNITS = {
     "mass": "mg g kg t ton tons gram grams kilogram kilograms lb lbs pound pounds oz ounce ounces",
     "time": "ms s sec secs second seconds min mins minute minutes h hr hrs hour hours day days week weeks month months "
     "year years",
-    "money": "dollar dollars usd cent cents euro euros eur pence $ € £ ¥ ₹",
+    "money": "dollar dollars usd cent cents euro euros eur pence $ € £ ¥ ₹ ¢",
     "other": "ml l L liter liters litre litres mph kph hz Hz kHz MHz N J W kW V A Pa kPa mol K C F rad radian radians "
     "degree degrees deg unit units",
 }
@@ -32,7 +32,7 @@ SAME_UNIT = {
     "in": "inch inches", "ft": "foot feet", "yd": "yard yards", "mi": "mile miles",
     "g": "gram grams", "kg": "kilogram kilograms", "t": "ton tons", "lb": "lbs pound pounds", "oz": "ounce ounces",
     "s": "sec secs second seconds", "min": "mins minute minutes", "h": "hr hrs hour hours", "day": "days",
-    "week": "weeks", "month": "months", "year": "years", "dollar": "dollars usd $", "cent": "cents",
+    "week": "weeks", "month": "months", "year": "years", "dollar": "dollars usd USD US $", "cent": "cents ¢",
     "euro": "euros eur €",
 }  # fmt: skip
 KIND = {unit: kind for kind, units in UNITS.items() for unit in units.split()}
@@ -50,6 +50,7 @@ CODED = [
     re.compile(r"\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?)+"),  # a ratio
     re.compile(r"\d+(?:st|nd|rd|th)", re.IGNORECASE),  # a place in an order
 ]
+DOTTED = re.compile(r"(?<=\d)([ap])\.?m\.?$")
 APPROXIMATELY = re.compile(
     r"^(?:\\approx|≈|approximately|approx\.?|about|around|roughly|nearly|circa|exactly|equals?|is|=|just|only)\s*",
     re.IGNORECASE,
@@ -57,23 +58,29 @@ APPROXIMATELY = re.compile(
 # Possessive: a long row of words is tried in one way alone.
 UNIT_WORD = r"[^\W\d_]++\.?+(?:\s*+\^\s*+\{?\s*+-?\d\s*+\}?)?+"
 UNIT_WORDS = rf"{UNIT_WORD}(?:\s*+(?:/|\\times)?+\s*+{UNIT_WORD})*+"
-UNIT = re.compile(rf"(?P<value>.*?[\d)}}\]!])\s*+(?P<unit>(?:\\degree\s*+)?+{UNIT_WORDS}|\\degree|[€£¥₹])")
+UNIT = re.compile(rf"(?P<value>.*?[\d)}}\]!])\s*+(?P<unit>(?:\\degree\s*+)?+{UNIT_WORDS}|\\degree|[$€£¥₹¢])")
 PERCENT = re.compile(r"(?P<value>.+?)\s*(?:\\?%|\\?\s*percent|per cent)(?:\s+[a-z ]+)?", re.IGNORECASE)
 NAMED = re.compile(
     r"(?:[^\W\d_][\w']*+(?: [\w']++){0,2}|\\(?:[a-zA-Z]+)|[A-Za-z])(?:_\{?\w+\}?)?"
     r"(?:\s*\([A-Za-z\d, ]*\))?'*\s*=(?!=)\s*(?P<rest>.+)",
     re.DOTALL,
 )
-BELONGS = re.compile(r"[A-Za-z]\s*\\in\s*(?P<rest>.+)", re.DOTALL)
+BELONGS = re.compile(r"[A-Za-z]\s*(?:\\in\s*|\s+in\s+(?=[(\[]))(?P<rest>.+)", re.DOTALL)
 CHOICE = re.compile(
-    r"(?:option|choice)?\s*[(\[]?\s*(?P<letter>[A-Z])\s*(?:[)\]]|[.:](?=\s|$))(?:\s+[^\s=+*^-].*)?", re.DOTALL
+    r"(?:[Oo]ption|[Cc]hoice)\s+(?P<named>[A-Z])(?:[.:]\s.*)?|(?:[Oo]ption|[Cc]hoice)?\s*[(\[]?\s*(?P<letter>[A-Z])\s*(?:[)\]]|[.:](?=\s|$))(?:\s+[^\s=+*^-].*)?",
+    re.DOTALL,
 )
 CONDITION = re.compile(
     r"\b(?:not|no|never|least|most|than|between|under|over|above|below|almost|up|or|and|to|except|without|minus|step|"
+    r"january|february|(?:march|may)(?=\s+\d)|(?<=\d\s)(?:march|may)|april|june|july|august|september|october|november|december|"
     r"part|question|problem|line|page|room|route|figure|chapter|n't)\b|n't\b",
     re.IGNORECASE,
 )
+UNDERLINED = re.compile(r"(_{1,3})(?!_)(.+?)(?<!_)\1", re.DOTALL)
+VERDICT = re.compile(r"(yes|no|true|false)[,;.:]\s", re.IGNORECASE)
+"""What a sentence begins with that answers a question."""
 IN_TEXT = re.compile(r"(?<![\w.,:/^\\{(\[-])[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?(?![\w^/:{(\[]|[.,]\d|-\w)")
+REALS = re.compile(r"\\mathbb\s*(?:\{\s*R\s*\}|R)|(?:all )?real numbers|all reals", re.IGNORECASE)
 RELATIONS = re.compile(r"\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|\\ne(?![a-zA-Z])|<=|>=|!=|<|>|=")
 OPEN, CLOSE = "([{", ")]}"
 
@@ -118,14 +125,16 @@ def _bare(text: str) -> str:
     before = None
     while text != before:
         before = text
-        text = text.strip(" \"'`*#").rstrip(".;,")
+        text = text.strip(" \"'`*#•").rstrip(".;,?\\")
         if text.startswith(":"):
             text = text[1:]
+        if underlined := UNDERLINED.fullmatch(text):
+            text = underlined[2]
     return text
 
 
 def _text(text: str, ignore_case: bool) -> Reading:
-    words = " ".join(unicodedata.normalize("NFKC", text).split()).strip(" \"'`$*").removesuffix(".")
+    words = " ".join(unicodedata.normalize("NFKC", text).split()).strip(" \"'`$*").rstrip(".!")
     if len(words) == 1:
         return Reading("text", words)
     return Reading("text", words.casefold() if ignore_case else words)
@@ -133,9 +142,9 @@ def _text(text: str, ignore_case: bool) -> Reading:
 
 def _read(text: str, ignore_case: bool) -> Reading:
     if any(pattern.fullmatch(text) for pattern in CODED):
-        return Reading("text", re.sub(r"[\s{}]", "", text).casefold())
+        return Reading("text", DOTTED.sub(r"\1m", re.sub(r"[\s{}]", "", text).casefold()))
     if choice := CHOICE.fullmatch(text):
-        return Reading("text", choice["letter"])
+        return Reading("text", choice["letter"] or choice["named"])
     if len(text) == 1 and text.isupper():
         return Reading("text", text)
     for read in (_quantity, _mathematical):
@@ -160,6 +169,8 @@ def _in_words(text: str, ignore_case: bool) -> Reading:
         found = _quantity(numbers[0])
         if found is not None:
             return replace(plain, also=(found,))
+    if verdict := VERDICT.match(text):
+        return replace(plain, also=(_text(verdict[1], ignore_case),))
     if re.search(r"[<>^]", text) and "=" not in text and not _is_sentence(text):
         return Reading("unclear", re.sub(r"\s", "", text))
     return plain
@@ -178,11 +189,14 @@ def _of(value: Value) -> Reading:
     if value.is_number:
         real = value.real
         return _numeric(value.number if real is None else real)
+    places = value.at()
+    if BARS not in value.names and all(abs(p - places[0]) < 1e-12 and p.imag == 0 for p in places):
+        return _numeric(places[0].real)  # sin²x + cos²x
     return Reading("expression", ",".join(_places(value)))
 
 
 def _places(value: Value) -> list[str]:
-    return [f"{_rounded(p.real, 8)}/{_rounded(p.imag, 8)}" for p in value.at()]
+    return [f"{_rounded(p.real, 8)}/{_rounded(p.imag, 8)}" for p in value.at()] + [BARS] * (BARS in value.names)
 
 
 def _rounded(value: float, digits: int) -> str:
@@ -230,18 +244,18 @@ def _with_unit(text: str) -> Reading | None:
         return None
     unit = match["unit"].strip()
     words = re.findall(r"[^\W\d_]+", unit.replace("\\degree", " ").replace("\\times", " "))
-    is_known = "\\degree" in unit or unit in "€£¥₹" or (words and words[0] in KIND)
+    is_known = "\\degree" in unit or unit in "$€£¥₹¢" or (words and words[0] in KIND)
     apart = text[len(match["value"])].isspace()
     if not is_known and not (apart and words and len(words[0]) >= 3):
         return None
     if words and len(words[0]) == 1 and not apart and "\\degree" not in unit:
         return None  # 5m is a product, 5 m a length
-    if CONDITION.search(unit) or len(words) > 6:
+    if CONDITION.search(text, len(match["value"])) or len(words) > 6:
         return None
     value = _evaluated(match["value"])
     if value is None or not value.is_number:
         return None
-    return replace(_of(value), unit=words[0] if words else unit)
+    return replace(_of(value), unit=unit)
 
 
 def _named(text: str) -> str:
@@ -262,6 +276,8 @@ def _mathematical(text: str) -> Reading | None:
     text = APPROXIMATELY.sub("", text).strip()
     if belongs := BELONGS.fullmatch(text):
         text = belongs["rest"]
+    if REALS.fullmatch(text):
+        return _tuple("(", ["number:-inf", "number:inf"], ")")
     if re.fullmatch(r"\\emptyset|\\\{\s*\\\}", text):
         return Reading("list", "")
     for read in (_matrix, _list, _relation, _union, _bracketed, _signs, _expression):
@@ -328,8 +344,21 @@ def _list(text: str) -> Reading | None:
         return found[0]
     return replace(
         Reading("list", ";".join(sorted(numbers))),
-        also=() if is_set or distinct_names else (Reading("tuple", ";".join(keys)),),
+        also=_only(found) if is_set else _in_order(names, found),
     )
+
+
+def _only(found: list[Reading | None]) -> tuple[Reading, ...]:
+    """The one element of a set."""
+    return () if len(found) != 1 or found[0] is None else (found[0],)
+
+
+def _in_order(names: list[str], found: list[Reading | None]) -> tuple[Reading, ...]:
+    """The point that a list may mean: `5, 3`, or `x=5, y=3` by the names in their order."""
+    named = [n for n in names if n]
+    if named and (len(named) < len(names) or sorted(set(named)) != named):
+        return ()
+    return (Reading("tuple", ";".join(key_of(f) for f in found if f is not None)),)
 
 
 def _name(text: str) -> str:
@@ -402,7 +431,7 @@ def _relation(text: str) -> Reading | None:
     if len(sides) < 2 or len(signs) != len(sides) - 1:
         return None
     if signs[0] == "=" and (rest := _named(text)) != text:
-        return _element(rest)
+        return _solved(sides, _element(rest))
     values = [_evaluated(s) for s in sides]
     if any(v is None for v in values):
         return None
@@ -412,6 +441,19 @@ def _relation(text: str) -> Reading | None:
     if len(known) == 3:
         return _between(known, signs)
     return _inequality(known[0], _sign(signs[0]), known[1]) if len(known) == 2 else None
+
+
+def _solved(sides: list[str], rest: Reading | None) -> Reading | None:
+    """`y = 2x` is 2x, and stands for the equation as well; `x = y` is the equation, and stands for y as well."""
+    values = (
+        [_evaluated(s) for s in sides] if len(sides) == 2 and rest is not None and rest.kind == "expression" else []
+    )
+    if len(values) != 2 or values[0] is None or values[1] is None or not _is_variable(values[0]):
+        return rest
+    equation = _difference(values[0], values[1])
+    if rest is not None and _is_variable(values[1]):
+        return replace(equation, also=(rest,))
+    return None if rest is None else replace(rest, also=(*rest.also, equation))
 
 
 def _sign(sign: str) -> str:
@@ -428,7 +470,12 @@ def _equation(sides: list[Value], text: str) -> Reading | None:
         return _of(sides[0])  # 5 = x, 2x = y
     if len(sides) != 2:
         return None
-    places = [a - b for a, b in zip(sides[0].at(), sides[1].at(), strict=True)]
+    return _difference(*sides)
+
+
+def _difference(left: Value, right: Value) -> Reading:
+    """An equation, by its two sides' difference up to a factor."""
+    places = [a - b for a, b in zip(left.at(), right.at(), strict=True)]
     scale = next((p for p in places if abs(p) > 1e-9), 1)
     return Reading("relation", "=" + ",".join(_rounded((p / scale).real, 8) for p in places))
 

@@ -11,7 +11,11 @@ from rewards.parsing.equality import is_empty, key, number, reading, same, votes
 from tests.rewards.parsing.pairs import KINDS, lines, pairs
 
 HERE = Path(__file__).parent
-READ = [json.loads(line) for line in (HERE / "math_pairs.jsonl").read_text("utf-8").splitlines()]
+READ = [
+    json.loads(line)
+    for name in ("math_pairs.jsonl", "spelling_pairs.jsonl")
+    for line in (HERE / name).read_text("utf-8").splitlines()
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
