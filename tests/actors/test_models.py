@@ -93,6 +93,8 @@ def test_a_directory_is_taken_as_it_is(addition):
         ({"path": "tiny:addition", "options": {"layer": 3}}, "layer"),
         ({"path": "smollm2", "options": {"x": 1}}, "only the models 'tiny:…' have options"),
         ({"path": "/nowhere/at/all"}, "neither a directory"),
+        ({"path": "runs/quickstart@12"}, r"is an alias.*runs/quickstart/checkpoints/global_step_12"),
+        ({"path": "quickstart@latest"}, r"kanabo export quickstart@latest --to"),
         ({"path": "smollm"}, "Did you mean 'smollm2'"),
         ({"path": "someone/some-model"}, "HF_HUB_OFFLINE is set"),
     ],

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
 
 from cluster.config import RunConfig
+from cluster.process.failpoints import FAILPOINTS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -21,9 +22,11 @@ SOURCES = [
 DOTTED = r"([a-z_]+(?:\.[a-z_]+)+)"
 QUOTED = re.compile(rf"`{DOTTED}(?: ?= ?[^`]*)?`")
 ADVISED = re.compile(rf"\b(?:[Rr]aise|[Ll]ower|[Ss]et) {DOTTED}")
+NAMED = re.compile(rf"(?<![\w./\[])((?:{'|'.join(RunConfig.model_fields)})(?:\.[a-z_]+)+)(?![\w(.])")
+"""A key anywhere in a message, whatever the verb."""
 FREE = ("options", "verifier_options", "template_options")
 """Keys below which every name is a plug-in's own."""
-CODE = ("engine.step",)
+CODE = ("engine.step", *(point for point in FAILPOINTS if "." in point))
 """Names of objects in docstrings that begin like a section."""
 
 
@@ -37,13 +40,18 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
 def _exists(key: str) -> bool:
     """Whether a recipe can have it; the names of a table's entries may be left out."""
     found: list[type[BaseModel]] = [RunConfig]
+    is_table = False
     for word in key.split("."):
         if word in FREE:
             return True
+        if is_table and not any(word in section.model_fields for section in found):
+            is_table = False  # an entry's name
+            continue
         fields = [section.model_fields[word] for section in found if word in section.model_fields]
         if not fields:
             return False
         found = [section for field in fields for section in _sections(field.annotation)]
+        is_table = any(get_origin(field.annotation) in (dict, Mapping) for field in fields)
     return True
 
 
@@ -66,7 +74,7 @@ def unknown_keys(text: str) -> list[str]:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    """Messages and docstrings of a source; what is filled in is left out."""
+    """Messages and docstrings of a source; `{}` stands for what is filled in."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.JoinedStr):
             yield "".join(str(p.value) if isinstance(p, ast.Constant) else "{}" for p in node.values)
@@ -79,9 +87,18 @@ def test_pages_name_keys_that_exist(page: Path):
     assert unknown_keys(page.read_text("utf-8")) == []
 
 
+def unknown_in_message(text: str) -> list[str]:
+    """Keys of one message that no recipe can have; a text of one word is a name and no message."""
+    anywhere = NAMED.findall(text) if " " in text else []
+    return sorted({*unknown_keys(text), *(key for key in anywhere if not _exists(key) and not _of_code(key))})
+
+
 def test_messages_name_keys_that_exist():
     wrong = [
-        (str(path.relative_to(ROOT)), key) for path in SOURCES for text in _texts(path) for key in unknown_keys(text)
+        (str(path.relative_to(ROOT)), key)
+        for path in SOURCES
+        for text in _texts(path)
+        for key in unknown_in_message(text)
     ]
     assert SOURCES
     assert wrong == []
@@ -92,6 +109,13 @@ def test_messages_name_keys_that_exist():
 )
 def test_advice_with_an_unknown_key_is_found(text: str):
     assert len(unknown_keys(text)) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["Choose run.directory or wait.", "learner.rate = 3 is too much", "see rollout.max_len"]
+)
+def test_a_message_with_an_unknown_key_is_found_whatever_its_verb(text: str):
+    assert len(unknown_in_message(text)) == 1
 
 
 @pytest.mark.parametrize(
