@@ -236,9 +236,10 @@ def _directory(path: str) -> Path | None:
         return place.absolute()
     if "@" in path:
         run, _, step = path.partition("@")
+        number = step if step.isdigit() else "N"
         raise ConfigError(
             f"model.path = '{path}' is an alias, which moves; a run starts from a directory. Write the checkpoint's, "
-            f"{run}/checkpoints/global_step_{step if step.isdigit() else 'N'}, or what `kanabo export {path} --to DIR` wrote."
+            f"{run}/checkpoints/global_step_{number}, or what `kanabo export {path} --to DIR` wrote."
         )
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise ConfigError(f"{_hint(path)}Check the path; relative ones start at '{Path.cwd()}'.")
