@@ -13,20 +13,22 @@ from rewards.parsing.equality import is_empty, reading, votes
 OPENED, CLOSED = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
 HASHES = re.compile(r"(?<!#)####(?!#)([^\n]*)")
 PHRASE = re.compile(
-    r"(?:\b(?:answer|solution|result|(?:correct|right|best)\s(?:option|choice))\b(?:\s+(?:to|of|for)\b[^\n.:=]{0,80}?)?"
+    r"(?:\b(?:answers?|solutions?|results?|(?:correct|right|best)\s(?:option|choice))\b(?:\s+(?:to|of|for)\b[^\n.:=]{0,80}?)?"
     r"(?:[ \t*_]*(?:\s(?:is|are|was|would\s+be|should\s+be|must\s+be|will\s+be|equals|comes\s+out\s+to(?:\s+be)?)\b"
-    r"(?:\s+(?:that\b)?)?[ \t]*:?|:|=))|答案\s?(?:是|为|[:：]))[ \t*_]*",
+    r"(?:\s+(?:that\b)?)?[ \t]*:?|[:：]|=))|答案\s?(?:是|为|[:：]))[ \t*_]*",
     re.IGNORECASE,
 )
 """`the answer is`, `Answer:`, `**Final answer**:`, `the solution to the problem is`, `the correct option is`."""
 EMPHASIS = re.compile(r"([*_]+)\s*$")
+BULLET = re.compile(r"[-\u2022]\s+")
+"""Of a list, on the line after "the answer is:"."""
 ADVERB = re.compile(
     r"(?:therefore|thus|then|hence|so|simply|just|clearly|indeed|now|again|probably)[,:]?\s+", re.IGNORECASE
 )
 CLAUSE = re.compile(
     r"[。！？]|[.!?](?=\s|$|[\"')\]*]+(?:\s|$))|[,;:(\u2014-]?\s+(?:because|since|which|whereas|while|as|but|that|where|thus|hence|therefore|not|"
     r"rather|instead|when|if|after|given|using|i\.e|e\.g|for\s+the|and\s+(?:i|we|it|this|that|the|you|not)|so)\b"
-    r"|[,;]\s+(?:i|we|you|it|this|the|let|please|hope|right)\b|\s\u2014\s|\s-\s(?=[a-z])",
+    r"|\s\((?:because|since|as|i\.e|e\.g)\b|[,;]\s+(?:i|we|you|it|this|the|let|please|hope|right)\b|\s\u2014\s|\s-\s(?=[a-z])",
     re.IGNORECASE,
 )
 """Where the sentence's answer ends: a sentence, or what explains it."""
@@ -36,7 +38,7 @@ ABBREVIATED = re.compile(
 MATHEMATICS = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w)")
 BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-BARE_BOX = re.compile(r"\\boxed\s+([^\s${}\\]+)")
+BARE_BOX = re.compile(r"\\boxed(?:\s+|(?=\d))([^\s${}\\]+)")
 JOINED = re.compile(r"^\s*[,;]?\s*(?:or|and)?\s*$|\bor\b")
 MATHEMATICAL = frozenset({"number", "list", "tuple", "matrix", "expression", "relation", "unclear"})
 MAX_PHRASE = 400
@@ -86,7 +88,8 @@ def _stated(text: str) -> str | None:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return None
-    known = _of_line(lines[-1])
+    shown = [line for line in lines if not line.startswith("```")] or lines
+    known = _of_line(shown[-1])
     return known if known is not None or len(lines) > 1 else lines[0]
 
 
@@ -113,7 +116,7 @@ def _of_line(line: str) -> str | None:
 def tagged(text: str) -> str | None:
     end = _last(CLOSED, text)
     start = end and _last(OPENED, text[: end.start()])
-    return text[start.end() : end.start()].strip() if start and end else None
+    return CLOSED.sub("", text[start.end() : end.start()]).strip() if start and end else None
 
 
 def boxed(text: str) -> str | None:
@@ -150,6 +153,8 @@ def phrased(text: str) -> str | None:
         return None
     after = text[match.end() : match.end() + MAX_PHRASE]
     rest = after.lstrip(" \t*_:\r\n")
+    if "\n" in after[: len(after) - len(rest)]:
+        rest = BULLET.sub("", rest, count=1)
     if opened := EMPHASIS.search(text[match.start() : match.end() + len(after) - len(rest)]):
         rest = rest.replace(opened[1], "", 1)  # of `**12** apples` the end
     found = ADVERB.sub("", rest.split("\n")[0], count=1)
