@@ -21,7 +21,7 @@ PHRASE = re.compile(
 """`the answer is`, `Answer:`, `**Final answer**:`, `the solution to the problem is`, `the correct option is`."""
 EMPHASIS = re.compile(r"([*_]+)\s*$")
 BULLET = re.compile(r"[-\u2022]\s+")
-"""Of a list, on the line after "the answer is:"."""
+"""A list item on the line after "the answer is:"."""
 ADVERB = re.compile(
     r"(?:therefore|thus|then|hence|so|simply|just|clearly|indeed|now|again|probably)[,:]?\s+", re.IGNORECASE
 )
