@@ -115,7 +115,8 @@ def logprobs_of(
     wanted = micro.loss_mask.copy() if micro.appended is None else micro.loss_mask | micro.appended
     wanted[:, 0] = False
     target = torch.from_numpy(wanted).flatten().nonzero().squeeze(1)
-    if len(target) == 0:
+    empty = len(target) == 0
+    if empty:
         target = torch.ones(1, dtype=torch.int64)  # an empty micro-batch runs every layer too, or ZeRO-3 hangs
     target = target.to(device)
     tokens = torch.as_tensor(micro.tokens, device=device)
@@ -132,6 +133,8 @@ def logprobs_of(
     if (micro.temperature != 1).any():
         logits = logits.float() / temperature[:, None]
     chosen, entropy = statistics(logits, tokens.flatten()[target])
+    if empty:
+        chosen, entropy = chosen * 0, entropy * 0
 
     def spread(values: Float[Tensor, " N"]) -> Float[Tensor, "B L"]:
         return values.new_zeros(rows * width).index_put((target,), values).view(rows, width)
