@@ -33,7 +33,8 @@ class Chat:
         if tokenizer.eos_token_id is None:
             raise ConfigError("model.path: its tokenizer has no end-of-sequence token, so no rollout could end.")
         template_ends = self._template_ends()
-        self._turn_end = self.written(template_ends[0]) if template_ends else self.written(tokenizer.eos_token_id)
+        self._end = template_ends[0] if template_ends else int(tokenizer.eos_token_id)
+        self._turn_end = self.written(self._end)
         ends = [int(tokenizer.eos_token_id), *template_ends, *_generation_ends(tokenizer)]
         self._ends = frozenset(ends)
         tokens, self._stop_strings = self._stops(stop)
@@ -72,6 +73,10 @@ class Chat:
         if not hole:
             raise DataError(f"the model's chat template leaves out the message of role '{last.role}'.")
         return self._encode(head), text
+
+    def turn(self, text: str) -> list[int]:
+        """Return the ids of a turn of the policy that says `text`, with the token that ends it."""
+        return [*self._encode(clean_text(text)), self._end]
 
     def observation(self, messages: Sequence[Message], *, after: int, tools: Sequence[Schema] = ()) -> list[int]:
         """Ids that follow the policy's turn: what closes that turn, `messages`, and the opening of its next.

@@ -432,6 +432,20 @@ _declare(
     Metric("eval/seconds_s", "mean", "s", "one evaluation", "high: lower `evaluation.max_tasks`"),
 )  # fmt: skip
 _declare(
+    "Without rollouts",
+    Metric("loss/nll_nats", "mean", "nats", "`kanabo sft`: −log-prob of a token that is trained on, before the step"),
+    Metric("eval/loss_nll_nats", "mean", "nats", "the same on held-out rows", "rising: fewer passes"),
+    Metric("eval/loss_NAME", "mean", "loss", "`kanabo dpo`: a loss of `learner.sequence_losses` on held-out pairs"),
+    Metric("eval/pairs_accuracy", "mean", "share", "held-out pairs whose chosen completion gained more log-prob"),
+    Metric("eval/pairs_chosen_log_ratio_nats", "mean", "nats", "what held-out chosen completions gained in log-prob"),
+    Metric("eval/pairs_rejected_log_ratio_nats", "mean", "nats", "what held-out rejected ones gained"),
+    Metric(
+        "learner/num_left_out_rows", "sum", "count",
+        "rows of the step that cannot be read or are too long",
+        "above 0: the output names the first three",
+    ),
+)  # fmt: skip
+_declare(
     "Workers and failures",
     Metric(
         "workers/num_ROLE", "last", "count",

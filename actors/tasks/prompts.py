@@ -41,16 +41,15 @@ class Prompt:
 
 def read(name: str, value: Any) -> Prompt:
     """Return the prompt that column `name` holds. Raises DataError for what is neither a text nor a conversation."""
-    value = _decoded(value)
-    if isinstance(value, str) and value.strip():
-        return Prompt((Message("user", value),))
-    if not isinstance(value, list) or not value:
+    said = conversation(name, value)
+    if said is None:
         raise DataError(
             f"'{name}' is {brief(value)}. A text or a list of {{role, content}} is expected; "
             "set tasks.options.prompt_key if another column holds it."
         )
-    messages = tuple(_message(f"'{name}'", i, one) for i, one in enumerate(value))
-    answer = None
+    if isinstance(said, str):
+        return Prompt((Message("user", said),))
+    messages, answer = said, None
     if messages[-1].role == "assistant":
         messages, answer = messages[:-1], messages[-1].content
     if not any(m.content.strip() for m in messages if m.role != "system"):
@@ -58,6 +57,19 @@ def read(name: str, value: Any) -> Prompt:
     if messages[-1].role == "assistant":
         raise DataError(f"'{name}' ends in two messages of the assistant. Fix or remove the row.")
     return Prompt(messages, answer, True)
+
+
+def conversation(name: str, value: Any) -> str | tuple[Message, ...] | None:
+    """Return the text or the messages that column `name` holds; None where it holds neither, or nothing.
+
+    Raises DataError for a message that is none.
+    """
+    value = _decoded(value)
+    if isinstance(value, str) and value.strip():
+        return value
+    if not isinstance(value, list) or not value:
+        return None
+    return tuple(_message(f"'{name}'", i, one) for i, one in enumerate(value))
 
 
 def _decoded(value: Any) -> Any:

@@ -26,6 +26,8 @@ from cluster.errors import ConfigError, KanaboError, nearest
 
 COMMANDS = {
     "run": "Train as a recipe says.",
+    "sft": "Fine-tune on conversations of a file, without rollouts.",
+    "dpo": "Train on preference pairs of a file, without rollouts.",
     "recipes": "The recipes that come with Kanabo, by name.",
     "status": "All runs, live or not, as a table.",
     "scale": "More or fewer workers of a running job.",

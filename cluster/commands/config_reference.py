@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cluster.config.foreign_keys import FOREIGN_KEYS
+from cluster.config.offline import DataSection, OfflineConfig
 from cluster.config.policies import PolicySection
 from cluster.config.run_config import RunConfig
 from cluster.plugins import lookup
@@ -32,7 +33,16 @@ This page is made of the sources by `python -m cluster.commands.config_reference
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *_sections(RunConfig, ""), *_plugins(), *_foreign()]) + "\n"
+    return "\n".join([HEAD, *_sections(RunConfig, ""), *_offline(), *_plugins(), *_foreign()]) + "\n"
+
+
+def _offline() -> Iterator[str]:
+    """The keys that recipes of `kanabo sft` and `kanabo dpo` alone have."""
+    yield f"## `[data]`\n\n{_doc(DataSection)}\n"
+    yield from (*_table([_row(n, f, DataSection) for n, f in DataSection.model_fields.items()]), "")
+    name = "evaluate_every_steps"
+    yield "Such a recipe also has `seed`, `[run]`, `[model]`, `[learner]`, `[checkpoint]`, `[tracking]`, and\n"
+    yield from (*_table([_row(name, OfflineConfig.model_fields[name], OfflineConfig)]), "")
 
 
 def _sections(section: type[BaseModel], path: str) -> Iterator[str]:

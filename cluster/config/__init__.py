@@ -19,12 +19,14 @@ from cluster.config.loader import (
     merged,
     overridden,
     parse,
+    parse_as,
     patched,
     stored,
     tree,
     tree_of,
     without_password,
 )
+from cluster.config.offline import DataSection, OfflineConfig
 from cluster.config.placement import PlacementSection
 from cluster.config.policies import POLICY, PolicySection
 from cluster.config.rewards import JudgeSection, RewardModelSection, RewardSection
@@ -43,6 +45,7 @@ __all__ = [
     "ConsoleSection",
     "ControllerSection",
     "CorrectionSection",
+    "DataSection",
     "EndpointSection",
     "EngineSection",
     "EvaluationSection",
@@ -51,6 +54,7 @@ __all__ = [
     "LoraSection",
     "LossSection",
     "ModelSection",
+    "OfflineConfig",
     "PlacementSection",
     "PolicySection",
     "RewardModelSection",
@@ -68,6 +72,7 @@ __all__ = [
     "merged",
     "overridden",
     "parse",
+    "parse_as",
     "patched",
     "stored",
     "tree",

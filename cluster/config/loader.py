@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -14,6 +14,8 @@ from cluster.config import shipped
 from cluster.config.foreign_keys import renamed, translated, with_new_names
 from cluster.config.run_config import RunConfig
 from cluster.errors import ConfigError, nearest
+
+Recipe = TypeVar("Recipe", bound=BaseModel)
 
 EXPECTED = {
     "tuple_type": "a list is expected; sections of a list are headed [[LOC]]",
@@ -29,7 +31,12 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     `recipe` is a file, or the name of a recipe that comes with Kanabo. Raises ConfigError that says what is wrong,
     where, and what to do.
     """
-    return parse(overridden(tree(recipe), overrides), where=str(recipe))
+    found = overridden(tree(recipe), overrides)
+    if "data" in found:
+        raise ConfigError(
+            f"{recipe}: a recipe with [data] has no rollouts. Start it with `kanabo sft` or `kanabo dpo`."
+        )
+    return parse(found, where=str(recipe))
 
 
 def tree(recipe: str | Path) -> dict[str, Any]:
@@ -90,10 +97,16 @@ def merged(tree: dict[str, Any], changes: Mapping[str, Any], *, at: str = "") ->
 
 def parse(tree: Mapping[str, Any], *, where: str = "recipe") -> RunConfig:
     """A checked RunConfig from plain values. Raises ConfigError."""
+    return parse_as(RunConfig, tree, where=where)
+
+
+def parse_as(schema: type[Recipe], tree: Mapping[str, Any], *, where: str) -> Recipe:
+    """A checked recipe of the kind `schema` from plain values. Raises ConfigError."""
     try:
-        return RunConfig.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}: {line}" for line in map(_finding, error.errors()))) from error
+        findings = (_finding(one, schema) for one in error.errors())
+        raise ConfigError("\n".join(f"{where}: {line}" for line in findings)) from error
 
 
 def dump(config: RunConfig) -> str:
@@ -159,11 +172,11 @@ def _nowhere(override: str, node: Any, part: str) -> str:
     return f"override '{override}': {node!r:.80} has no keys of its own. Write section.key=value."
 
 
-def _finding(error: Any) -> str:
+def _finding(error: Any, schema: type[BaseModel]) -> str:
     """One of pydantic's findings as a line that says what to do."""
     loc = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"]).lstrip(".")
     if error["type"] == "extra_forbidden":
-        known = sorted(_section(error["loc"][:-1]).model_fields)
+        known = sorted(_section(schema, error["loc"][:-1]).model_fields)
         key = str(error["loc"][-1])
         if new := renamed(loc, error["input"]):
             return new
@@ -180,9 +193,9 @@ def _finding(error: Any) -> str:
     return f"{loc} = {error['input']!r:.80}: {expected}."
 
 
-def _section(path: Sequence[str | int]) -> type[BaseModel]:
+def _section(schema: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
     """The section at this place of the tree; keys of dicts and places in tuples belong to the path."""
-    annotation: Any = RunConfig
+    annotation: Any = schema
     for part in path:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             annotation = annotation.model_fields[str(part)].annotation

@@ -18,9 +18,10 @@ def directory() -> Path:
 
 
 def names() -> dict[str, Path]:
-    """Return the file of every recipe by its name: those for a start first, then those of published methods."""
+    """Return the file of every recipe by its name: for a start, of published methods, without rollouts."""
     folder = directory()
-    return {path.stem: path for path in (*sorted(folder.glob("*.toml")), *sorted(folder.glob("methods/*.toml")))}
+    patterns = ("*.toml", "methods/*.toml", "offline/*.toml")
+    return {path.stem: path for pattern in patterns for path in sorted(folder.glob(pattern))}
 
 
 def find(name: str) -> Path | None:

@@ -362,6 +362,11 @@ def used_directory(settings: RunConfig, directory: Path) -> None:
         raise ConfigError(
             f"'{directory}' already holds a run and resume = \"off\". Choose another run.name, or resume=auto."
         )
+    if (directory / leftovers.OFFLINE).exists():
+        raise ConfigError(
+            f"'{directory}' holds a run of kanabo sft or kanabo dpo. Choose another run.name; to begin with its "
+            "weights, set model.path to the directory of one of its checkpoints."
+        )
     stored = directory / "config.toml"
     if not stored.exists():
         return

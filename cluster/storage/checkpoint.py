@@ -81,10 +81,19 @@ def save(
         buffer.trim(manifest)
         failpoint("learner.after_trim")
         stay = set(needed())
-        for old in [path for path in committed(directory)[:-keep_last] if path not in stay]:
-            # The manifest first: half a directory without one does not count.
-            (old / "manifest.json").unlink()
-            shutil.rmtree(old)
+        _remove([path for path in committed(directory)[:-keep_last] if path not in stay])
+
+
+def save_alone(directory: Path, engine: Savable, policy: str, step: int, keep_last: int) -> None:
+    """Write and commit `global_step_N` of a run without a buffer on all ranks; the newest `keep_last` stay."""
+    target = directory / f"global_step_{step}"
+    _write(target, engine)
+    if engine.rank == 0:
+        for path in target.rglob("*"):
+            _fsync(path)
+        commit(target, Manifest(policy, step, epoch=1, frontier=0, requeued=(), outstanding=(), trained=()))
+        _remove(committed(directory)[:-keep_last])
+    engine.barrier()
 
 
 def save_part(
@@ -100,6 +109,13 @@ def save_part(
 
         Members(buffer, policy, epoch).saved(member, step)
         failpoint("learner.after_part")
+
+
+def _remove(old: Sequence[Path]) -> None:
+    for target in old:
+        # The manifest first: half a directory without one does not count.
+        (target / "manifest.json").unlink()
+        shutil.rmtree(target)
 
 
 def part(target: Path, policy: str, lap: str) -> Path:

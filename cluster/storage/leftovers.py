@@ -21,12 +21,14 @@ FILES = (
     "owner.lock", "redis/password", "redis/redis.conf", "redis/redis.log", "redis/redis.pid", "redis/owner.lock",
 )  # fmt: skip
 FOLDERS = ("dataset", "redis", "checkpoints", "groups", "judges", "policies", "reward_models", "replay")
-ALSO_WRITTEN = ("alarm.md", "alarm.png", "tensorboard", "wandb")
+ALSO_WRITTEN = ("offline.toml", "alarm.md", "alarm.png", "tensorboard", "wandb")
 """Other names that a run writes to."""
 MARKS = {"id": re.compile(r".+-[0-9a-f]{6}\s*", re.DOTALL), "owner.lock": re.compile(r"\d*\s*")}
 """A directory with one of these files, of such contents, is a run's: the lock is there before anything else."""
 MUST_SAY = ("id", "config.toml", "redis/password")
 """They are written once and read at every later start: empty ones are damaged."""
+OFFLINE = "offline.toml"
+"""The recipe of a run without rollouts (`kanabo sft`, `kanabo dpo`), in its run directory."""
 SHARED_MEMORY = 32 * 2**20
 """What an engine's processes need of /dev/shm besides the published weights."""
 DISK = 200 * 2**20
