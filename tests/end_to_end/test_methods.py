@@ -195,7 +195,7 @@ def test_what_the_first_policy_finds_good_and_bad_weighs_the_tokens_of_pairs(tmp
     """T-REG. A model of digits cannot be asked for better answers in words; its prompts are sums."""
     prompts = (
         "rewards.1.options={scorer='first',better='{question}',worse='{response}'}",
-        "rewards.0.use=tests.end_to_end.rules:LowDigits", "rewards.0.name=math",
+        "rewards.0.use=tests.end_to_end.rules:LowDigits", "rewards.0.options={}",
     )  # fmt: skip
     trained, rows = lap(tmp_path, "t_reg", *ADDITION, *prompts)
     assert all(row["t_reg/known_frac"] == 1 for row in rows)
