@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -188,6 +189,18 @@ def deadly(prompt: str, completion: str) -> float:
             os._exit(1)
         case ["hangs"]:
             re.match(r"(a+)+$", "a" * 60 + "b")
+    return 0.0
+
+
+def deadly_late(prompt: str, completion: str) -> float:
+    """A reward that answers slowly, and ends its process over the sixth and the twelfth prompt it is asked about."""
+    seen = Path(os.environ["KANABO_TEST_MARKER"])
+    number = len(list(seen.iterdir()))
+    with contextlib.suppress(FileExistsError):
+        (seen / prompt.replace("/", "")).touch(exist_ok=False)
+        if number in (6, 12):
+            time.sleep(3.0)  # until its group has been assembled
+            os._exit(1)
     return 0.0
 
 

@@ -24,6 +24,7 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
     unscored                 zset    id → when it is due to be handed to a reward worker
     suspects, excused        set     ids of groups that a reward worker had in hand when it died; reward workers that
                                      ended themselves
+    asked                    hash    worker, id and rewards (a line each) of what reward workers ask now → 1
     answer:REQUEST           string  what a call was answered, for ten minutes: a repeat gets the same
     dropped, dropped:ID      list, hash  the last groups that the buffer itself dropped, oldest first, as they were
     events, bell:unscored    stream
@@ -47,8 +48,8 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
 """
 
 from cluster.buffer.audit import LedgerLine
-from cluster.buffer.client import Buffer, Limits, Stored, Suspicion
+from cluster.buffer.client import Buffer, Limits, Question, Stored, Suspicion
 from cluster.buffer.policy_barrier import Members
 from cluster.buffer.scaling import ReplicaCounts
 
-__all__ = ["Buffer", "LedgerLine", "Limits", "Members", "ReplicaCounts", "Stored", "Suspicion"]
+__all__ = ["Buffer", "LedgerLine", "Limits", "Members", "Question", "ReplicaCounts", "Stored", "Suspicion"]

@@ -67,6 +67,16 @@ class Suspicion:
     """Reward that is not to be asked about this group → the workers that died over it, in words."""
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a reward worker asks about a group."""
+
+    id: str
+    signals: tuple[str, ...]
+    left: bool
+    """The group waits for no score: it is assembled, dropped or overdue, or belongs to an evaluation."""
+
+
 def suspicion_of(trial: bytes, condemned: bytes) -> Suspicion:
     """Return what the script `forsake` has written into these fields of a group."""
     lines = [line.split("\0") for line in condemned.decode().split("\n") if line]
@@ -246,6 +256,26 @@ class Buffer:
         """For each group its part in the deaths of reward workers."""
         fields = zip(self._fetch(list(ids), "trial"), self._fetch(list(ids), "condemned"), strict=True)
         return [suspicion_of(trial or b"", condemned or b"") for trial, condemned in fields]
+
+    def asks(self, worker: str, claim_id: str, signals: Sequence[str], *, now: bool) -> None:
+        """Note which signals a reward worker asks about a group, for the case that it dies of them, or that it has."""
+        self._call("asks", "", worker, claim_id, int(now), *signals)
+
+    def questions(self, worker: str) -> list[Question]:
+        """What a reward worker asks now; of a dead one what it asked when it died, until `forsake`."""
+        prefix = self._redis.prefix
+
+        def run() -> Any:
+            fields: Any = self._redis.redis.hkeys(f"{prefix}asked")
+            rows = [field.decode().split("\n") for field in fields]
+            mine = [(id, tuple(signals)) for name, id, *signals in rows if name == worker]
+            with self._redis.redis.pipeline(transaction=False) as pipe:
+                for id, _ in mine:
+                    pipe.zscore(f"{prefix}unscored", id)
+                due = pipe.execute() if mine else []
+            return [Question(id, signals, left=at is None) for (id, signals), at in zip(mine, due, strict=True)]
+
+        return self._redis.patiently(run)
 
     def tried(self, claim_id: str, signal: str) -> None:
         """Clear a suspected group's reward: it was asked alone, and the worker lives."""

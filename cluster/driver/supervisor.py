@@ -175,7 +175,7 @@ class Supervisor:
             if error is None:  # it has returned: a reward worker whose threads hang asks for that
                 log.warning("%s has ended by itself and is replaced", name)
             else:
-                self._spend(f"{name} died", error, worker=name)
+                self._spend(f"{name} died{self._worker_pool.last_words.pop(name, '')}", error, worker=name)
 
         self._spawn(self._worker_pool.serve(role, name, self._follower.progressed), ended)
 

@@ -11,14 +11,15 @@ import asyncio
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from cluster import workers
-from cluster.buffer import Buffer, ReplicaCounts
+from cluster.buffer import Buffer, Question, ReplicaCounts
 from cluster.driver.autoscaler import Autoscaler
 from cluster.driver.watchdog import Watchdog
 from cluster.placement.groups import on_gpu, request
@@ -67,6 +68,10 @@ class WorkerPool:
         """Engines in the places that the layout reserves beside the learner."""
         self.explained: set[str] = set()
         """Workers that died over a group which has been found out since."""
+        self.last_words: dict[str, str] = {}
+        """What reward workers asked when they died, in words."""
+        self._late_deaths: defaultdict[str, list[str]] = defaultdict(list)
+        """By reward, the workers that died while it was asked about groups that wait for no score."""
         self.may_work = asyncio.Event()
         self.closing = False
 
@@ -107,10 +112,40 @@ class WorkerPool:
             if not self.closing:
                 self._staying[role].pop(name, None)
                 if self._up.pop(name, None) is not None and name in self._leaving:
-                    await result(worker.close.remote())
+                    with suppress(RayError):  # it died while it left: what it had in hand is to be freed all the more
+                        await result(worker.close.remote())
                 ray.kill(worker)
                 blame = died and name not in self._leaving
+                questions = await asyncio.to_thread(self._buffer.questions, name)
                 self.explained |= await asyncio.to_thread(self._buffer.forsake, POLICY, name, blame=blame)
+                if blame and questions:
+                    self.last_words[name] = f" while it asked {_in_words(questions)}"
+                    await asyncio.to_thread(self._blame_late, name, [q for q in questions if q.left])
+
+    def _blame_late(self, name: str, questions: Sequence[Question]) -> None:
+        """Charge a worker's death to a reward that was asked about groups nobody can ask about again.
+
+        A group that has been assembled or dropped is not tried once more. One death proves nothing: the worker may have
+        died of anything. Two deaths over one reward are that reward's, and count as failures of data.
+        """
+        for reward in dict.fromkeys(signal for question in questions for signal in question.signals):
+            over = self._late_deaths[reward]
+            if name in self.explained:
+                continue
+            over.append(name)
+            known = self.explained.intersection(over)
+            if len(over) < 2:
+                continue
+            self.explained.update(over)
+            asked = _in_words([q for q in questions if reward in q.signals])
+            note = (
+                f"{' and '.join(over[-2:])} died while reward '{reward}' was asked about groups that wait for no score "
+                f"(the last time: {asked}). It ends its process, or holds the interpreter lock"
+            )
+            log.error("%s.", note)
+            counts = {"data_failures": len(over) - len(known), "last_failure": note}
+            event = {"worker": name, "asked": {}, "failed": {}, "causes": {reward: note}, **counts}
+            self._buffer.emit("reward", event, once=f"{name} over {reward}")
 
     def arrived(self, name: str, worker: Any) -> None:
         """Count a worker that is up."""
@@ -256,6 +291,13 @@ class WorkerPool:
         """End all, and calls that wait for Redis."""
         self._wishes.close()
         await end(self._up.values())
+
+
+def _in_words(questions: Sequence[Question]) -> str:
+    """The newest three questions, and how many more there are."""
+    parts = [f"{', '.join(map(repr, q.signals))} about group {q.id}" for q in questions[-3:]]
+    more = len(questions) - len(parts)
+    return "; ".join(parts) + (f"; and {more} more" if more else "")
 
 
 def _role(name: str) -> str:

@@ -103,6 +103,22 @@ def test_whatever_is_guilty_everything_else_is_scored(buffer: Buffer, stored: li
     assert len(deaths) <= 2 * len(guilty) + 1
 
 
+def test_what_a_worker_asks_is_known_until_it_has_been_answered_or_its_death_is_settled(buffer: Buffer, stored):
+    taken(buffer, "reward-0", 1)
+    for id in (stored[0], "policy/9/9"):
+        buffer.asks("reward-0", id, ("exact", "judge"), now=True)
+    buffer.asks("reward-0", stored[1], ("shadow",), now=True)
+    buffer.asks("reward-0", stored[1], ("shadow",), now=False)
+    buffer.asks("reward-01", stored[2], ("shadow",), now=True)
+    questions = {q.id: (q.signals, q.left) for q in buffer.questions("reward-0")}
+    assert questions == {stored[0]: (("exact", "judge"), False), "policy/9/9": (("exact", "judge"), True)}
+    buffer.forsake("policy", "reward-0", blame=True)
+    assert buffer.questions("reward-0") == []
+    assert [q.id for q in buffer.questions("reward-01")] == [stored[2]]
+    buffer.forsake("policy")
+    assert buffer.questions("reward-01") == [], "names of workers are used anew"
+
+
 def test_a_worker_that_leaves_or_frees_its_hand_leaves_no_suspects(buffer: Buffer, stored: list[str]):
     taken(buffer, "reward-0")
     buffer.forsake("policy", "reward-0")

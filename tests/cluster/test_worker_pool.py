@@ -33,7 +33,8 @@ class Crew:
     def __init__(self, url: str) -> None:
         run = f"test-{uuid4().hex[:12]}"
         context = RunContext(config.parse(TREE), "", url, run, "")
-        self.pool = WorkerPool(context, context.buffer(), Watchdog(60, None), self.launch)
+        self.buffer = context.buffer()
+        self.pool = WorkerPool(context, self.buffer, Watchdog(60, None), self.launch)
         self.wishes = ReplicaCounts(url, run)
         self.answers: dict[str, Answers] = {}
         """By a worker's name."""
@@ -207,3 +208,37 @@ def test_a_scale_that_times_out_names_each_worker_that_is_missing(redis_url):
     wishes.tell_moving({})
     assert wishes.moving() == {}
     wishes.close()
+
+
+async def test_two_deaths_over_one_reward_of_groups_that_left_are_that_rewards(crew):
+    """A group that is assembled is not asked about again: what a worker asked when it died is all that is known."""
+    buffer, pool = crew.buffer, crew.pool
+    asked = [("late", "other"), ("late",), ("third",), ("late",)]
+    crew.begin()
+    for number, signals in enumerate(asked):
+        name = f"reward-{number}"
+        await within(lambda name=name: name in pool.named("reward"))
+        buffer.asks(name, f"policy/1/{number}", signals, now=True)
+        buffer.asks(name, "policy/1/99", ("healthy",), now=True)
+        buffer.asks(name, "policy/1/99", ("healthy",), now=False)
+        crew.placed[name].kill()
+        await within(lambda name=name: name in pool.last_words)
+    assert pool.last_words["reward-0"] == " while it asked 'late', 'other' about group policy/1/0"
+    await within(lambda: pool.explained == {"reward-0", "reward-1", "reward-3"})
+    events = [fields for _, kind, fields in buffer.events() if kind == "reward"]
+    assert [event["data_failures"] for event in events] == [2, 1]
+    assert "reward-0 and reward-1 died while reward 'late' was asked" in events[0]["last_failure"]
+    assert "'late' about group policy/1/3" in events[1]["causes"]["late"]
+    assert buffer.questions("reward-0") == [], "what was asked is forgotten with the worker"
+
+
+async def test_a_worker_that_leaves_explains_nothing_and_blames_nothing(crew):
+    crew.begin()
+    crew.wishes.wish("reward", 2)
+    await within(lambda: crew.pool.up()["reward"] == 2)
+    crew.buffer.asks("reward-1", "policy/1/0", ("late",), now=True)
+    crew.wishes.wish("reward", 1)
+    await within(lambda: "reward-1" in crew.pool.moving())
+    crew.placed["reward-1"].kill()
+    await within(lambda: not crew.buffer.questions("reward-1"))
+    assert not crew.pool.last_words

@@ -107,6 +107,28 @@ def test_rewards_that_end_or_hang_their_process_cost_their_own_groups_alone(tmp_
 
 
 @pytest.mark.verify
+def test_a_late_reward_that_ends_its_process_after_its_group_was_assembled_is_named(tmp_path):
+    """Nobody can ask about the group again: two deaths over one reward are counted as that reward's."""
+    log, run = tmp_path / "log", tmp_path / "late"
+    (tmp_path / "seen").mkdir()
+    overrides = [
+        *FAKE, f"run.dir={tmp_path}", "run.name=late", "run.max_infrastructure_failures=1", "learner.steps=60",
+        'rewards=[{use = "exact"}, {use = "tests.fakes:deadly_late", name = "slow", blocking = false}]',
+        "engine.options={delay_s = 0.3}",
+    ]  # fmt: skip
+    code = jobs.run(overrides, log=log, timeout_s=280, KANABO_TEST_MARKER=str(tmp_path / "seen"))
+    assert code == 0, jobs.tail(log)
+    assert "reward-0 died while it asked 'slow' about group policy/1/" in said(log)
+    assert "died while reward 'slow' was asked about groups that wait for no score" in said(log)
+    summary = jobs.summary(run)
+    assert summary["steps"] == 60
+    assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
+    last = {name: value for row in jobs.rows(run) for name, value in row.items()}
+    assert last["failures/num_infrastructure"] == 0, "both deaths are the reward's"
+    assert last["failures/num_data"] == 2
+
+
+@pytest.mark.verify
 def test_a_stall_names_what_everybody_waits_for(tmp_path):
     log = tmp_path / "log"
     overrides = [

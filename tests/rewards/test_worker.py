@@ -84,6 +84,9 @@ class MemoryBuffer:
         with self.lock:
             return [{(name, s.version) for name, s in self.scores[id].items()} for id in ids]
 
+    def asks(self, worker, claim_id, signals, *, now):
+        pass
+
     def suspicions(self, ids):
         return [self.suspected.get(id, Suspicion()) for id in ids]
 

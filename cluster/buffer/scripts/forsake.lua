@@ -51,6 +51,9 @@ for _, name in ipairs(suspected and call('SMEMBERS', run .. 'policies') or {}) d
     call('ZADD', deadlines, now + limit('score_deadline_ms'), id)
   end
 end
+for _, field in ipairs(call('HKEYS', run .. 'asked')) do
+  if dead == '' or string.sub(field, 1, #dead + 1) == dead .. '\n' then call('HDEL', run .. 'asked', field) end
+end
 local answer = table.concat(explained, '\n')
 remember(ARGV[2], answer)
 return {'ok', answer}

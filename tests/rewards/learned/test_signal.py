@@ -196,6 +196,9 @@ class OneGroup:
     def answered(self, ids):
         return [{("oni", s.version) for s in self.scores} for _ in ids]
 
+    def asks(self, worker, claim_id, signals, *, now):
+        pass
+
     def suspicions(self, ids):
         return [Suspicion() for _ in ids]
 
