@@ -13,6 +13,7 @@ from cluster.buffer import Buffer, Members
 from cluster.config import LearnerSection, RunConfig
 from cluster.errors import ConfigError
 from cluster.plugins import build
+from cluster.process.disk import Written, written_at_once
 from cluster.storage.group_archive import GroupArchive
 from cluster.storage.samples import number, row_of
 from cluster.types import Publication
@@ -75,6 +76,8 @@ class Services:
     """Save what an engine-like object has as the checkpoint of a step."""
     stage: Callable[[str], None]
     """Told what the rank does from now on, in words."""
+    written: Written = written_at_once
+    """Writes something again while the disk is full."""
 
 
 def learn(
@@ -180,13 +183,13 @@ def step_plugins(
     follows = reference if isinstance(reference, Following) else None
     recorder = StepRecorder(
         own_dir / "replay", engine, rank.epoch, config.checkpoint.record_every_steps, loss=section.loss.use,
-        reference=(lambda: follows.directory) if follows else lambda: "",
+        reference=(lambda: follows.directory) if follows else lambda: "", written=services.written,
     )  # fmt: skip
     plugins: list[StepPlugin] = [recorder, *first]
     if leads and rank.policies:
         plugins.append(Leave(Members(buffer, rank.batches_of, rank.epoch)))
     if leads and config.tracking.archived_groups:
-        archive = GroupArchive(rank.run_dir / "groups", config.tracking.archived_groups, done=engine.step)
+        archive = GroupArchive(rank.run_dir / "groups", config.tracking.archived_groups, engine.step, services.written)
         plugins.append(ArchiveGroups(archive, buffer.stored, section, rank.policy if rank.policies else ""))
     if leads:
         plugins.append(Samples(buffer, config.tracking.samples_per_step))
@@ -214,7 +217,7 @@ class Checkpoints(StepPlugin):
         saved: Callable[[], None] = lambda: None,
     ) -> None:
         """`saved` is called on every rank once a checkpoint is committed."""
-        self.rank, self.export, self.barrier = engine.rank, engine.export, engine.barrier
+        self.rank, self.export, self.agree = engine.rank, engine.export, engine.agree
         self._engine, self._plugins, self._services = engine, plugins, services
         self._every, self._on_saved = every, saved
         self._saved = engine.step
@@ -228,7 +231,7 @@ class Checkpoints(StepPlugin):
             self._services.stage(f"saves step {done}")
             self._saved = done
             self._services.save(self, done)
-            self.barrier()  # rank 0 alone commits it, and all ranks look for it
+            self._engine.barrier()  # rank 0 alone commits it, and all ranks look for it
             self._on_saved()
 
     def save(self, directory: Path) -> None:

@@ -23,6 +23,7 @@ import torch
 
 from cluster.config import RunConfig
 from cluster.errors import ConfigError, Diverged
+from cluster.process.disk import Written, written_at_once
 from cluster.process.lock import readable
 from cluster.types import BatchRecord, Group, decode, encode
 from learner.batch.pack import mini_batches
@@ -52,8 +53,17 @@ class StepRecorder(StepPlugin):
     """Keeps steps in `directory`. Its calls are collective: every rank makes them."""
 
     def __init__(
-        self, directory: Path, engine: Engine, epoch: int, every: int, *, loss: str, reference: Callable[[], str] = str
+        self,
+        directory: Path,
+        engine: Engine,
+        epoch: int,
+        every: int,
+        *,
+        loss: str,
+        reference: Callable[[], str] = str,
+        written: Written = written_at_once,
     ) -> None:
+        self._written = written
         self._directory, self._engine, self._epoch, self._every = directory, engine, epoch, every
         self._loss, self._reference = loss, reference
         self._skipped, self._in_a_row = engine.num_skipped, 0
@@ -101,21 +111,30 @@ class StepRecorder(StepPlugin):
 
     def _keep(self, step: int, batch: AssembledBatch) -> None:
         folder = self._folder(step)
-        if self._engine.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            (folder / "cut.msgpack").write_bytes(
-                encode(Kept(batch.record, tuple(batch.groups), self._epoch, self._reference()))
-            )
-        self._engine.barrier()
-        self._engine.save(folder / "learner")
-        self._engine.barrier()
+
+        def begin() -> None:
+            if self._engine.rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                kept = Kept(batch.record, tuple(batch.groups), self._epoch, self._reference())
+                (folder / "cut.msgpack").write_bytes(encode(kept))
+
+        for stage in (begin, lambda: self._engine.save(folder / "learner")):
+            self._written(stage, _named(step), self._engine.agree)
 
     def _conclude(self, step: int, metrics: dict[str, float]) -> None:
         result = outcome(self._engine, metrics)
-        if self._engine.rank == 0:
-            (self._folder(step) / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-            readable(self._folder(step))
+
+        def write() -> None:
+            if self._engine.rank == 0:
+                (self._folder(step) / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+                readable(self._folder(step))
+
+        self._written(write, _named(step), self._engine.agree)
+
+
+def _named(step: int) -> str:
+    return f"what replays step {step + 1}"
 
 
 def outcome(engine: Engine, metrics: dict[str, float]) -> dict[str, Any]:

@@ -49,8 +49,10 @@ class LearnerGroup:
     async def stop(self) -> None:
         """Finish the step under way, checkpoint, leave: the policy that cuts, after which the others do."""
         ranks = self._policies[POLICY].values()
+        others = [rank for name, ranks in self._policies.items() if name != POLICY for rank in ranks.values()]
+        calls = [*(rank.stop.remote() for rank in ranks), *(rank.leave.remote() for rank in others)]
         # A rank that has died meanwhile, or ended, need not hear it.
-        await asyncio.gather(*(result(rank.stop.remote()) for rank in ranks), return_exceptions=True)
+        await asyncio.gather(*map(result, calls), return_exceptions=True)
 
     def kill(self) -> None:
         for rank in self._ranks.values():

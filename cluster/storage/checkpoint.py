@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from cluster.errors import ConfigError
+from cluster.process.disk import Written, written_at_once
 from cluster.process.failpoints import failpoint
 from cluster.process.lock import readable
 from cluster.storage import weight_files
@@ -28,7 +29,6 @@ from cluster.types import Manifest
 
 if TYPE_CHECKING:
     from cluster.buffer import Buffer
-    from cluster.buffer.policy_barrier import Members
 
 NAME = re.compile(r"global_step_\d+")
 STAGED = "saving"
@@ -43,7 +43,7 @@ class Savable(Protocol):
 
     def export(self, directory: Path) -> None: ...
 
-    def barrier(self) -> None: ...
+    def agree(self, flag: bool) -> bool: ...
 
 
 def save(
@@ -58,6 +58,7 @@ def save(
     *,
     scheduled: bool = True,
     needed: Callable[[], Collection[Path]] = tuple,
+    written: Written = written_at_once,
 ) -> None:
     """Write `global_step_N` on all ranks; on return it is committed, or this process has died trying.
 
@@ -65,18 +66,30 @@ def save(
     those that `needed` names once this one is committed.
     """
     target = directory / f"global_step_{step}"
-    _write(target, engine)
-    if engine.rank == 0:
+    what = f"the checkpoint of step {step}"
+    _write(target, engine, what, written)
+    if members:
         from cluster.buffer.policy_barrier import Members  # Redis' client takes a while to import
 
+        together = Members(buffer, policy, epoch)
+        while not engine.agree(engine.rank == 0 and together.all_saved(step, timeout_s=LOOK_S)):
+            pass  # it has waited; a member that died ends this process too
+
+    def close() -> Manifest | None:
+        if engine.rank != 0:
+            return None
         for name in members:
-            _take(target, directory / STAGED / name, Members(buffer, policy, epoch), step)
+            _take(target, directory / STAGED / name)
         counted = {"scheduled": scheduled, "rounds": rounds(directory)[1] + scheduled}
         manifest = replace(buffer.snapshot(policy, epoch, step), **counted)
         for path in target.rglob("*"):
             _fsync(path)
         failpoint("learner.after_files")
         commit(target, manifest)
+        return manifest
+
+    manifest = written(close, what, engine.agree)
+    if engine.rank == 0:
         failpoint("learner.after_manifest")
         buffer.trim(manifest)
         failpoint("learner.after_trim")
@@ -97,14 +110,20 @@ def save_alone(directory: Path, engine: Savable, policy: str, step: int, keep_la
 
 
 def save_part(
-    directory: Path, engine: Savable, buffer: Buffer, policy: str, epoch: int, step: int, member: str
+    directory: Path,
+    engine: Savable,
+    buffer: Buffer,
+    policy: str,
+    epoch: int,
+    step: int,
+    member: str,
+    *,
+    written: Written = written_at_once,
 ) -> None:
     """What a member, whose learner trains on the groups of `policy`, has for the checkpoint of `step`."""
     staged = directory / STAGED / member
-    _write(staged, engine)
+    _write(staged, engine, f"the part of '{member}' in the checkpoint of step {step}", written)
     if engine.rank == 0:
-        for path in staged.rglob("*"):
-            _fsync(path)
         from cluster.buffer.policy_barrier import Members
 
         Members(buffer, policy, epoch).saved(member, step)
@@ -123,24 +142,28 @@ def part(target: Path, policy: str, lap: str) -> Path:
     return target if policy == lap else target / "policies" / policy
 
 
-def _write(target: Path, engine: Savable) -> None:
-    if engine.rank == 0:
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-    engine.barrier()
-    engine.save(target / "learner")
-    engine.export(target)
-    engine.barrier()
-    if engine.rank == 0:
-        readable(target)
-    engine.barrier()
+def _write(target: Path, engine: Savable, what: str, written: Written) -> None:
+    """Write all files but the manifest. Collective; no stage begins before every rank has finished the one before."""
+
+    def make_folder() -> None:
+        if engine.rank == 0:
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True)
+
+    def seal() -> None:
+        if engine.rank == 0:
+            readable(target)
+            for path in target.rglob("*"):
+                _fsync(path)
+
+    for stage in (make_folder, lambda: engine.save(target / "learner"), lambda: engine.export(target), seal):
+        written(stage, what, engine.agree)
 
 
-def _take(target: Path, staged: Path, members: Members, step: int) -> None:
-    while not members.all_saved(step, timeout_s=LOOK_S):
-        pass  # it has waited; a member that died ends this process too
+def _take(target: Path, staged: Path) -> None:
     (target / "policies").mkdir(exist_ok=True)
-    staged.rename(target / "policies" / staged.name)
+    if staged.exists():  # else it was taken before the disk was full
+        staged.rename(target / "policies" / staged.name)
 
 
 def commit(target: Path, manifest: Manifest) -> None:

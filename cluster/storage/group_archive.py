@@ -13,10 +13,12 @@ import struct
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from cluster.process.disk import Written, written_at_once
 from cluster.types import BatchRecord, Group, Scores, decode, encode
 
 NAME = re.compile(r"step_\d+\.kept")
@@ -84,9 +86,9 @@ def glance(group: Group, scores: Mapping[str, Scores]) -> GroupSummary:
 class GroupArchive:
     """Writes what a step trained on, in a thread of its own, and removes the oldest beyond `limit` groups."""
 
-    def __init__(self, directory: Path, limit: int, *, done: int = 0) -> None:
+    def __init__(self, directory: Path, limit: int, done: int = 0, written: Written = written_at_once) -> None:
         """`done`: steps of the history that is continued; files of later ones belong to a dead one."""
-        self._directory, self._limit = directory, limit
+        self._directory, self._limit, self._written = directory, limit, written
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="kept-groups")
         self._under_way: Future[None] | None = None
         directory.mkdir(parents=True, exist_ok=True)
@@ -109,7 +111,8 @@ class GroupArchive:
         self.finish()
         if not groups:
             return
-        self._under_way = self._writer.submit(self._write, step, groups, record, scores, logprobs)
+        write = partial(self._write, step, groups, record, scores, logprobs)
+        self._under_way = self._writer.submit(self._written, write, f"the archive of step {step}")
 
     def finish(self) -> None:
         """Wait for the write under way; raises OSError if it failed."""

@@ -17,7 +17,7 @@ from cluster.config import RunConfig
 from cluster.placement.groups import options
 from cluster.placement.resources import openmp, threads
 from cluster.process.cleanup import remove_after_me, settle
-from cluster.process.disk import until_written
+from cluster.process.disk import alone, until_written
 from cluster.storage import checkpoint
 from cluster.storage.model_aliases import Registry
 from cluster.workers.context import POLICY, RunContext, learner_name
@@ -32,7 +32,7 @@ class LearnerActor:
     def __init__(self, context: RunContext, policy: str, rank: int) -> None:
         settle()
         self._context, self._policy, self._rank = context, policy, rank
-        self._stopping = False
+        self._stopping = self._leaving = False
         self._published: Path | None = None
         self._stage, self._since = "has just started", time.monotonic()
 
@@ -48,6 +48,10 @@ class LearnerActor:
     def stop(self) -> None:
         """Finish the step under way, checkpoint, return."""
         self._stopping = True
+
+    def leave(self) -> None:
+        """Wait for no more room on a full disk; training ends when the learner that assembles the batches does."""
+        self._leaving = True
 
     def waiting(self) -> str:
         return f"{self._stage} for {time.monotonic() - self._since:.0f} s"
@@ -88,14 +92,10 @@ class LearnerActor:
             policies=context.config.policy_names if context.config.policies else (),
         )
 
-        def save(engine: Any, step: int) -> None:
-            if config.learner.ranks > 1 or context.config.policies:  # the others would wait in a collective
-                save_once(engine, step)
-                return
-            what = f"the checkpoint of step {step}"
-            until_written(lambda: save_once(engine, step), what, self._enter, lambda: self._stopping)
+        def written(write: Callable[[], Any], what: str, agree: Callable[[bool], bool] = alone) -> Any:
+            return until_written(write, what, self._enter, lambda: self._stopping or self._leaving, agree)
 
-        def save_once(engine: Any, step: int) -> None:
+        def save(engine: Any, step: int) -> None:
             target = Path(context.run_dir) / "checkpoints"
             if policy == POLICY:
                 section, members = config.checkpoint, tuple(context.config.policies)
@@ -103,16 +103,17 @@ class LearnerActor:
                     target, engine, buffer, POLICY, epoch, step, section.keep_last, members,
                     scheduled=bool(section.every_steps) and step % section.every_steps == 0,
                     needed=Registry(context.config, Path(context.run_dir), context.model_dir).retained,
+                    written=written,
                 )  # fmt: skip
             else:
-                checkpoint.save_part(target, engine, buffer, POLICY, epoch, step, policy)
+                checkpoint.save_part(target, engine, buffer, POLICY, epoch, step, policy, written=written)
 
         with collective_failures(self._rank, config.learner.collective_timeout_s):
             return learn(
                 rank,
                 buffer,
                 lambda config, memory: (_mixer(config, memory.of).of_step, _selection(config)),
-                Services(stop=lambda: self._stopping, save=save, stage=self._enter),
+                Services(stop=lambda: self._stopping, save=save, stage=self._enter, written=written),
                 stateful=_mixer(config).memories,
                 rollout_actors=rollout_actors,
             )

@@ -10,12 +10,13 @@ needs a conversion in between, and starts from sharded states only.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -40,8 +41,13 @@ class OptimizerState:
         self._rank, self._world = deepspeed.comm.get_rank(), deepspeed.comm.get_world_size()
 
     def save(self, directory: Path, counters: dict[str, int]) -> None:
-        """Write everything and `counters`; every rank writes some of the layers."""
-        directory.mkdir(parents=True, exist_ok=True)
+        """Write everything and `counters`; every rank writes some of the layers.
+
+        Raises a rank's first OSError or SafetensorError once all layers are gathered: no other rank waits for it.
+        """
+        failures: list[Exception] = []
+        with put_off(failures):
+            directory.mkdir(parents=True, exist_ok=True)
         updates = self._updates()
         keys = ("weight", *(STATES[self._kind] if updates else ()))
         for i, layer in enumerate(by_layer(self._named)):
@@ -52,8 +58,11 @@ class OptimizerState:
                     whole = self._layout.get(parameter, key)
                     if mine:
                         part[f"{key}/{name}"] = whole.to("cpu", torch.float32, copy=True).contiguous()
-            if mine:
-                save_file(part, directory / _part(i))
+            if mine and not failures:
+                with put_off(failures):
+                    save_file(part, directory / _part(i))
+        if failures:
+            raise failures[0]
         if self._rank == 0:
             state = {"optimizer": self._kind, "updates": updates, "shapes": self._shapes(), **counters}
             (directory / "state.json").write_text(json.dumps(state))
@@ -182,6 +191,15 @@ class Partitioned(Flattened):
             self._utils.safe_set_local_fp32_param(parameter, mine)
         else:
             self._utils.safe_set_local_optimizer_state(parameter, mine, key)
+
+
+@contextmanager
+def put_off(failures: list[Exception]) -> Iterator[None]:
+    """Note a failure to write, to be raised when no rank waits for this one any more."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        failures.append(error)
 
 
 def _part(number: int) -> str:

@@ -25,6 +25,7 @@ import torch
 
 from cluster.config import RewardModelSection
 from cluster.errors import ConfigError
+from cluster.process.disk import until_written
 from cluster.process.failpoints import failpoint
 from cluster.types import decode
 from rewards.learned.labels import Labels, News, pair
@@ -177,7 +178,7 @@ class RewardModelTrainer:
             self._compare_versions()
         version = f"{self._section.use}.{self._number + 1}"
         state, path = self._model.state(training=False), self._directory / f"{version}.model"
-        write(path, state)
+        self._write(path, state)
         failpoint("reward_model.after_model")
         agreement = self.agreement if self._model.learns else math.nan
         self._published = Announcement(self.name, version, str(path), len(self._values), agreement)
@@ -241,7 +242,14 @@ class RewardModelTrainer:
         state = self._model.state(training=True) if self._model.learns else {}
         section = self._section
         standing = (section.use, section.held_out_frac, self._cursor, self._number, self._untried, self._published)
-        write(self._path, Checkpoint(*standing, state=state))
+        self._write(self._path, Checkpoint(*standing, state=state))
+
+    def _write(self, path: Path, value: Any) -> None:
+        what = f"{path.name} of reward model '{self.name}'"
+        until_written(lambda: write(path, value), what, self._enter, lambda: self._stopping)
+
+    def _enter(self, stage: str) -> None:
+        self._stage = stage
 
     def _resume(self) -> None:
         if not self._path.exists():
