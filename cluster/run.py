@@ -25,7 +25,7 @@ from cluster.commands import app, resume_report
 from cluster.config import RunConfig
 from cluster.driver import preflight, preflight_dataset
 from cluster.driver.health import NothingLearned
-from cluster.errors import BufferUnavailable, ConfigError, KanaboError
+from cluster.errors import BufferUnavailable, ConfigError, InfrastructureError, KanaboError
 from cluster.observability import live_table, metrics
 from cluster.process import cleanup
 from cluster.process.lock import acquire_run_lock
@@ -87,7 +87,7 @@ def main(
     except ConfigError as error:
         live_table.console.print(f"[bold red]error[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
-    except BufferUnavailable as error:  # before the pipeline had begun, so there is no summary
+    except InfrastructureError as error:  # before the pipeline had begun, so there is no summary
         live_table.console.print(f"[bold red]failed[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     raise typer.Exit(code)

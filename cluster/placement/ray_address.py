@@ -32,9 +32,14 @@ def check_address(address: str) -> None:
         ) from error
 
 
+def ray_folder() -> Path:
+    """Where Ray keeps sockets and logs of its sessions on this machine."""
+    return Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray"
+
+
 def _place_of(address: str) -> tuple[str, int | None]:
     if address == "auto":  # of the cluster that was last started on this machine
-        note = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+        note = ray_folder() / "ray_current_cluster"
         address = note.read_text().strip() if note.is_file() else ""
     host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
     return host.strip("[]"), int(port) if host and port.isdecimal() else None

@@ -17,8 +17,8 @@ import ray
 
 from cluster import import_path
 from cluster.config import RunConfig
-from cluster.errors import ConfigError, one_line
-from cluster.placement.ray_address import check_address
+from cluster.errors import ConfigError, InfrastructureError, one_line
+from cluster.placement.ray_address import check_address, ray_folder
 from cluster.placement.resources import needed_cpus
 from cluster.process.cleanup import _after_me
 
@@ -33,22 +33,32 @@ GENERATED = re.compile(
 def start_ray(config: RunConfig) -> None:
     """Join the cluster that $RAY_ADDRESS names, or start one on this machine.
 
-    Raises ConfigError if it cannot be joined, or if a file of the working directory hides the package `cluster`.
+    Raises ConfigError if it cannot be joined, or if a file of the working directory hides the package `cluster`;
+    InfrastructureError if it does not start.
     """
     _check_working_directory()
     if "RAY_ADDRESS" in os.environ:
         _join(os.environ["RAY_ADDRESS"])
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(
-        "local",  # also where another Ray runs on this machine
-        # Logical places, not cores: on a laptop engine and learner share what is there.
-        num_cpus=max(os.cpu_count() or 1, int(needed_cpus(config)) + SPARE_PLACES),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_python_path())}},
-    )
+    try:
+        ray.init(
+            "local",  # also where another Ray runs on this machine
+            # Logical places, not cores: on a laptop engine and learner share what is there.
+            num_cpus=max(os.cpu_count() or 1, int(needed_cpus(config)) + SPARE_PLACES),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_python_path())}},
+        )
+    except Exception as error:  # Ray raises bare ones
+        ray.shutdown()
+        free_gib = available_bytes() / 2**30
+        raise InfrastructureError(
+            f"Ray did not start on this machine: {one_line(error)} Start the run again when the machine is less busy "
+            f"(load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, {free_gib:.1f} GiB of memory free); Ray's logs "
+            f"are below {ray_folder()}."
+        ) from error
 
 
 def _join(address: str) -> None:
@@ -56,7 +66,7 @@ def _join(address: str) -> None:
     check_address(address)
     try:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises bare ones
         raise ConfigError(
             f"RAY_ADDRESS = '{address}' cannot be joined: {one_line(error)} "
             "Start a cluster there, or unset RAY_ADDRESS to work on this machine alone."

@@ -11,9 +11,12 @@ import threading
 import time
 
 import pytest
+import ray
 
-from cluster.errors import ConfigError
-from cluster.placement import ray_address
+from cluster.config import parse
+from cluster.errors import ConfigError, InfrastructureError
+from cluster.placement import ray_address, ray_runtime
+from tests.end_to_end.jobs import ROOT
 
 SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
@@ -97,3 +100,33 @@ def test_a_command_ends_within_seconds_with_one_line(tmp_path, command: list[str
     assert "Traceback" not in said
     assert len(re.findall("cannot be joined", said)) == 1
     assert time.monotonic() - begun < 60  # of which most is Python's own start on a busy machine
+
+
+def test_a_ray_whose_own_time_out_passes_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch):
+    """Ray gives its node 30 seconds, which an overloaded machine may not keep, and raises a bare Exception then."""
+
+    def overloaded(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen because the GCS is overloaded.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", overloaded)
+    with pytest.raises(InfrastructureError) as failed:
+        ray_runtime.start_ray(parse({}))
+    assert str(failed.value).startswith(
+        "Ray did not start on this machine: Exception: The current node timed out during startup. Start the run again"
+    )
+    assert "GiB of memory free" in str(failed.value)
+    assert "\n" not in str(failed.value)
+
+
+@pytest.mark.ray
+def test_a_run_whose_ray_does_not_start_ends_in_one_line(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_TMPDIR"] = "/dev/null/below"
+    job = [sys.executable, "-m", "cluster.run", "deploy/recipes/quickstart.toml", f"run.dir={tmp_path}"]
+    ended = subprocess.run(job, capture_output=True, text=True, timeout=200, env=environment, cwd=ROOT)
+    assert ended.returncode == 1, ended.stderr
+    shown = [line for line in ended.stdout.splitlines() if line.startswith("failed")]
+    assert len(shown) == 1, ended.stdout
+    assert shown[0].startswith("failed Ray did not start on this machine: NotADirectoryError: ")
+    assert "Traceback" not in ended.stdout + ended.stderr
