@@ -193,13 +193,17 @@ def deadly(prompt: str, completion: str) -> float:
 
 
 def deadly_late(prompt: str, completion: str) -> float:
-    """A reward that answers slowly, and ends its process over the sixth and the twelfth prompt it is asked about."""
+    """A reward that ends its process over two groups, three seconds after it was asked: they have been assembled."""
     seen = Path(os.environ["KANABO_TEST_MARKER"])
-    number = len(list(seen.iterdir()))
+    (seen / prompt.replace("/", "")).touch()
+    first = seen.parent / "first"
+    due = len(list(seen.iterdir())) > 12
+    if first.exists():  # and its process has ended
+        due = time.time() - first.stat().st_mtime > 6.0
     with contextlib.suppress(FileExistsError):
-        (seen / prompt.replace("/", "")).touch(exist_ok=False)
-        if number in (6, 12):
-            time.sleep(3.0)  # until its group has been assembled
+        if due:
+            (seen.parent / ("second" if first.exists() else "first")).touch(exist_ok=False)
+            time.sleep(3.0)
             os._exit(1)
     return 0.0
 
