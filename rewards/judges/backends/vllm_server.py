@@ -24,6 +24,8 @@ import httpx
 from cluster.buffer.server import _die_with_parent
 from cluster.errors import ConfigError, InfrastructureError
 from cluster.process.causes import failure, last_error
+from cluster.process.http_limits import MAX_HEADER_BYTES
+from rewards.judges.backends import serve
 from rewards.judges.backends.http import HttpClient
 
 log = logging.getLogger(__name__)
@@ -96,10 +98,11 @@ class VllmServer:
     async def drain(self, timeout_s: float) -> None:
         """Returns when nothing is under way, nobody answers any more, or the time is up."""
         until = time.monotonic() + timeout_s
+        shown = {"Authorization": f"Bearer {self._key}"}
         async with httpx.AsyncClient(timeout=5.0) as client:
             while time.monotonic() < until:
                 try:
-                    said = (await client.get(f"{self.url.removesuffix('/v1')}/metrics")).text
+                    said = (await client.get(f"{self.url.removesuffix('/v1')}/metrics", headers=shown)).text
                 except httpx.TransportError:
                     return
                 if all(float(count) == 0 for count in UNDER_WAY.findall(said)):
@@ -161,7 +164,8 @@ class VllmServer:
     def _run(self, launched: Future[int]) -> None:
         environment = os.environ | {k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()} | self._environment
         # On no command line, where every user of the machine could read it.
-        environment["VLLM_API_KEY"] = self._key
+        environment[serve.KEY] = self._key
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         try:
             with self.log_path.open("ab") as output:
                 process = subprocess.Popen(
@@ -192,8 +196,9 @@ class VllmServer:
 
     def command(self) -> list[str]:
         """The program and its arguments."""
-        # What `vllm serve` runs. That program looks for a distribution called vllm; the CPU build has another name.
-        arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", self._model]
+        arguments = [sys.executable, "-m", serve.__name__, "--model", self._model]
+        arguments += ["--middleware", f"{serve.__name__}.{serve.KeyGate.__name__}"]
+        arguments += ["--h11-max-incomplete-event-size", str(MAX_HEADER_BYTES)]
         arguments += ["--host", self._host, "--port", str(self.port), "--served-model-name", self.served_name]
         for name, value in self._options.items():
             flag = name.replace("_", "-")

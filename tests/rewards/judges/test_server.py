@@ -6,17 +6,25 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
+import httpx
+import psutil
 import pytest
+import uvicorn
+import uvicorn.config
 
 from cluster.errors import ConfigError, InfrastructureError, StartFailed
+from cluster.process.http_limits import MAX_HEADER_BYTES
 from cluster.types import FAILED, SCORED
 from cluster.workers.judge import kv_cache_bytes
+from rewards.judges.backends import serve
 from rewards.judges.backends.http import HttpClient
 from rewards.judges.backends.vllm_server import VllmServer
 from rewards.judges.ensembles import Swap
@@ -67,12 +75,24 @@ async def test_a_real_server_judges(tmp_path):
 
         stranger = JudgePool("stranger", [_without_key(server)])
         assert JudgeUnauthorised.__name__ in (await stranger.ask(request())).note
+        async with httpx.AsyncClient(base_url=server.url.removesuffix("/v1")) as client:
+            paths = ("/metrics", "/version", "/v1/models", "/openapi.json")
+            codes = [(await client.get(path)).status_code for path in paths]
+            codes += [(await client.post(path, json={})).status_code for path in ("/invocations", "/tokenize")]
+            assert codes == [401] * 6, "vLLM itself asks for the key under /v1 only"
+        listening = {c.laddr.ip for p in _family(server.pid) for c in p.net_connections() if c.status == "LISTEN"}
+        assert listening == {"127.0.0.1"}
         await stranger.close()
     finally:
         await server.stop()
     assert not server.alive()
     assert server._key not in server.log_path.read_text()
     assert server._key not in " ".join(server.command())
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
 
 
 def _without_key(server: VllmServer):
@@ -198,3 +218,71 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+class Limited:
+    """The replica's web server around an application of two lines."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(serve.KEY, "secret")
+        monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", {**uvicorn.config.HTTP_PROTOCOLS})
+        serve.limit()
+        config = uvicorn.Config(serve.KeyGate(self.answer), lifespan="off", log_level="critical")  # pyright: ignore
+        config.h11_max_incomplete_event_size = MAX_HEADER_BYTES
+        self.server, self.socket, self.read = uvicorn.Server(config), socket.create_server(("127.0.0.1", 0)), 0
+
+    async def answer(self, scope: Any, receive: Any, send: Any) -> None:
+        more = True
+        while more:
+            message = await receive()
+            self.read += len(message.get("body", b""))
+            more = message.get("more_body", False)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"yes"})
+
+    async def __aenter__(self) -> Limited:
+        self._task = asyncio.create_task(self.server.serve([self.socket]))
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.server.should_exit = True
+        await self._task
+
+    async def says(self, request: bytes) -> str:
+        """The status line that a raw request is answered with, empty where the server closes without one."""
+        reader, writer = await asyncio.open_connection(*self.socket.getsockname())
+        writer.write(request)
+        async with asyncio.timeout(20):
+            line = await reader.readline()
+        writer.close()
+        return line.decode().strip()
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n", "200"),
+        (b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", "401"),
+        (b"POST /invocations HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000000\r\n\r\n", "401"),
+        (b"POST /tokenize HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer wrong\r\nContent-Length: 2\r\n\r\n{}", "401"),
+        (b"OPTIONS /v1/models HTTP/1.1\r\nHost: a\r\n\r\n", "401"),
+        (b"POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n", "413"),
+        (b"POST /v1 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\nContent-Length: 2\r\n\r\n{}", "200"),
+        (b"POST /v1 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\nContent-Length: 90000000\r\n\r\n", "413"),
+        (b"POST /v1 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\nTransfer-Encoding: chunked\r\n\r\n", "411"),
+        (b"GET /" + b"a" * 2 * MAX_HEADER_BYTES, "400"),
+    ],
+)
+async def test_a_replica_answers_its_run_alone_and_reads_no_more_than_it_needs(monkeypatch, request_, status):
+    async with Limited(monkeypatch) as limited:
+        assert f" {status} " in f"{await limited.says(request_)} "
+        assert limited.read <= 2
+
+
+async def test_a_replica_closes_what_never_begins_a_request(monkeypatch):
+    monkeypatch.setattr(serve.JudgeProtocol, "max_connections", 8)
+    monkeypatch.setattr("cluster.process.http_limits.REQUEST_S", 0.5)
+    async with Limited(monkeypatch) as limited:
+        opened = [await asyncio.open_connection(*limited.socket.getsockname()) for _ in range(20)]
+        async with asyncio.timeout(10):
+            assert [await reader.read() for reader, _ in opened] == [b""] * 20
