@@ -247,7 +247,7 @@ class RunConfig(Section):
         if share >= 1:
             raise ValueError(f"judges of kind 'policy' have engine_share = {share:g} together; leave some to rollouts.")
         for i, reward in enumerate(self.rewards):
-            model = reward.options.get("model", "oni")
+            model = str(reward.options.get("model", "oni"))
             if reward.use == "oni" and model not in self.reward_models:
                 near = nearest(model, self.reward_models)
                 raise ValueError(f"rewards[{i}] uses the model '{model}'. {near}Add a section [reward_models.{model}].")
@@ -345,5 +345,5 @@ ASKING = ("judge", "ssr_zero", "step_scores", "thoughts")
 
 def _asked(reward: RewardSection) -> Sequence[str]:
     """Judges that a reward asks."""
-    asked = reward.options.get("judge", "judge") if reward.use in ASKING else ()
-    return (asked,) if isinstance(asked, str) else asked
+    asked = reward.options.get("judge", "judge") if reward.use in ASKING else []
+    return [str(name) for name in (asked if isinstance(asked, list | tuple) else [asked])]

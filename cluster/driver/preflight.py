@@ -148,7 +148,7 @@ def anchored(settings: RunConfig) -> list[str]:
     """
     warnings = []
     for i, selector in enumerate(settings.selectors):
-        past = selector.options.get("past", "initial")
+        past = str(selector.options.get("past", "initial"))
         generator = settings.generators.get(past)
         folder = Path(settings.model.path).expanduser()
         if selector.use != "temporal" or generator is None or generator.model != "initial" or not folder.is_dir():

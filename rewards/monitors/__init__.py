@@ -29,6 +29,11 @@ def build_monitors(settings: RunConfig) -> list[Monitor]:
     """Those of the recipe, in its order. Raises ConfigError, also for one that would be blind."""
     monitors = [build(MONITORS, m.use, m.options, f"monitors[{i}]") for i, m in enumerate(settings.monitors)]
     for i, monitor in enumerate(monitors):
+        if not isinstance(monitor, Monitor):
+            raise ConfigError(
+                f"monitors[{i}].use = '{settings.monitors[i].use}' is a plug-in of another kind. "
+                f"Known here: {', '.join(sorted(MONITORS))}; your own derives from rewards.monitors.Monitor."
+            )
         _sees(f"monitors[{i}]", monitor.reads, settings)
     return monitors
 
