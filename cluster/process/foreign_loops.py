@@ -48,6 +48,11 @@ CALL: contextvars.ContextVar[Call | None] = contextvars.ContextVar("call", defau
 """The call that a task, a callback or a thread belongs to."""
 
 
+_UNFINISHED: list[asyncio.Task[Any]] = []
+"""Tasks of loops that have ended. Python ends a coroutine that is collected where it stands, in the thread that happens
+to collect it: the foreign code of its `finally` would run on the caller's loop."""
+
+
 class Displaced(Exception):
     """The call's loop is blocked by another call: begin anew."""
 
@@ -355,6 +360,7 @@ class _Loop:
             self._inner.run_until_complete(self._inner.shutdown_asyncgens())
         finally:
             self._ident = None
+            _UNFINISHED.extend(asyncio.all_tasks(self._inner))
             asyncio.set_event_loop(None)
             self._inner.close()
 

@@ -9,6 +9,7 @@ TRIES = 100_000
 
 
 @pytest.mark.verify
+@pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings("ignore")  # of coroutines and generators that are left half-way
 @pytest.mark.parametrize("cls", hostile.ALL, ids=lambda cls: cls.__name__)
 async def test_environments_that_misbehave_at_random_leave_nothing_unreadable(cls):

@@ -9,6 +9,7 @@ TRIES = 100_000
 
 
 @pytest.mark.verify
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("use", hostile.ALL)
 async def test_rewards_that_misbehave_at_random_leave_nothing_unreadable(use):
     for first in range(0, TRIES // len(hostile.ALL), 2000):
