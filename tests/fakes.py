@@ -193,18 +193,21 @@ def deadly(prompt: str, completion: str) -> float:
 
 
 def deadly_late(prompt: str, completion: str) -> float:
-    """A reward that ends its process over two groups, three seconds after it was asked: they have been assembled."""
+    """A reward that ends its process over two prompts, ten seconds after it was asked: their groups are assembled."""
     seen = Path(os.environ["KANABO_TEST_MARKER"])
     (seen / prompt.replace("/", "")).touch()
-    first = seen.parent / "first"
+    first, second = seen.parent / "first", seen.parent / "second"
     due = len(list(seen.iterdir())) > 12
-    if first.exists():  # and its process has ended
-        due = time.time() - first.stat().st_mtime > 6.0
+    if first.exists():  # what its worker had in hand has been tried by then
+        due = time.time() - first.stat().st_mtime > 30.0
+    chosen = second if first.exists() else first
     with contextlib.suppress(FileExistsError):
         if due:
-            (seen.parent / ("second" if first.exists() else "first")).touch(exist_ok=False)
-            time.sleep(3.0)
-            os._exit(1)
+            with chosen.open("x") as file:
+                file.write(prompt)
+    if prompt in (_text(first), _text(second)):
+        time.sleep(10.0)
+        os._exit(1)
     return 0.0
 
 

@@ -242,6 +242,11 @@ class EventConsumer:
                 f"The last: {fields['last_failure']}"
             )
 
+    def _on_warning(self, fields: dict[str, Any]) -> None:
+        """What keeps a worker from going on, in a sentence, for whoever looks at the run."""
+        self.waiting = fields["message"]
+        self.health.say(fields["message"], fields["message"])
+
     def _on_judges(self, fields: dict[str, Any]) -> None:
         self.health.judges(fields["metrics"], fields.get("trouble", ""))
         self._recorder.record(self._step, fields["metrics"])

@@ -7,13 +7,16 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
+from cluster.buffer import Buffer
 from cluster.config import RunConfig
+from cluster.errors import BufferUnavailable
 from cluster.placement.groups import options
 from cluster.placement.resources import openmp, threads
 from cluster.process.cleanup import remove_after_me, settle
@@ -24,6 +27,8 @@ from cluster.workers.context import POLICY, RunContext, learner_name
 from rewards.aggregation.mixer import Mixer
 from rewards.aggregation.selectors import Selection
 from rewards.monitors import build_monitors
+
+TELL_S = 5.0
 
 
 class LearnerActor:
@@ -59,6 +64,14 @@ class LearnerActor:
     def _enter(self, stage: str) -> None:
         self._stage, self._since = stage, time.monotonic()
 
+    def _wait_for_room(self, stage: str) -> None:
+        self._enter(stage)
+        # Not as patient as the pipeline's: Redis may have the same disk, and the driver then says so itself.
+        buffer = Buffer(self._context.url, self._context.run_id, TELL_S)
+        with suppress(BufferUnavailable):
+            buffer.emit("warning", {"message": f"The learner {stage}"}, once=stage)
+        buffer.close()
+
     def blob(self, path: str) -> np.ndarray:
         """A published file, for engines on other nodes."""
         return np.fromfile(path, np.uint8)
@@ -93,7 +106,7 @@ class LearnerActor:
         )
 
         def written(write: Callable[[], Any], what: str, agree: Callable[[bool], bool] = alone) -> Any:
-            return until_written(write, what, self._enter, lambda: self._stopping or self._leaving, agree)
+            return until_written(write, what, self._wait_for_room, lambda: self._stopping or self._leaving, agree)
 
         def save(engine: Any, step: int) -> None:
             target = Path(context.run_dir) / "checkpoints"

@@ -52,8 +52,7 @@ def read(seed: int, count: int, *, build: bool) -> tuple[int, int]:
             assert config.dump(config.parse(config.tree_of(settings))) == config.dump(settings)
             if build:
                 preflight_plugins.plugins(settings)
-        except ConfigError as error:
-            assert str(error)
+        except ConfigError:
             refused += 1
         else:
             accepted += 1

@@ -25,7 +25,7 @@ POLICIES = ["policies.b.workers=1", "evaluation.max_tasks=8"]
 @contextlib.contextmanager
 def mounted(path: Path, size: str) -> Iterator[Path]:
     """A file system of that size."""
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     try:
@@ -39,6 +39,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 MB, which is just enough to start."""
     with mounted(tmp_path / "disk", "256m") as path:
         yield path
+
+
+@contextlib.contextmanager
+def mounted_in_run(path: Path, size: str, process: subprocess.Popen) -> Iterator[Path]:
+    """A file system in the directory of a run that has just begun: a run takes no directory that holds anything."""
+    run = next(parent for parent in path.parents if parent.name in ("waits", "stops"))
+    try:
+        until = time.monotonic() + 120
+        while not (run / "id").exists():
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        with mounted(path, size) as small:
+            yield small
+    finally:
+        jobs.end(process)
 
 
 def wait_until_said(log: Path, words: str, process: subprocess.Popen, timeout_s: float = 200) -> None:
@@ -96,8 +112,8 @@ def test_a_stop_ends_the_wait_for_a_full_disk_within_30_seconds(tmp_path: Path, 
 def test_what_a_full_disk_does_not_take_is_written_once_there_is_room(tmp_path: Path, folder, options, what):
     log, run = tmp_path / "log", tmp_path / "waits"
     overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=waits", "learner.steps=4", "checkpoint.every_steps=2"]
-    with mounted(run / folder, "64k") as small:
-        process = jobs.start([*overrides, *options], log=log)
+    process = jobs.start([*overrides, *options], log=log)
+    with mounted_in_run(run / folder, "64k", process) as small:
         try:
             wait_until_said(log, what, process)
             subprocess.run(["mount", "-o", "remount,size=256m", small], check=True)
@@ -121,8 +137,8 @@ def test_what_a_full_disk_does_not_take_is_written_once_there_is_room(tmp_path: 
 def test_a_stop_ends_the_wait_of_all_ranks_and_policies(tmp_path: Path, folder, options):
     log, run = tmp_path / "log", tmp_path / "stops"
     overrides = [*FAKE, f"run.dir={tmp_path}", "run.name=stops", "learner.steps=1000", "checkpoint.every_steps=2"]
-    with mounted(run / folder, "64k"):
-        process = jobs.start([*overrides, *options], log=log)
+    process = jobs.start([*overrides, *options], log=log)
+    with mounted_in_run(run / folder, "64k", process):
         try:
             wait_until_said(log, "of step 2 cannot be written", process)
             started, asked = jobs.tree(process), time.monotonic()
