@@ -68,12 +68,14 @@ def small(effect: str, *overrides: str, tokens: int = 64, steps: int = 3, stages
 
 
 ACCURACY, LENGTH = "eval/accuracy", "rollout/length_tokens"
+PROBED = ("evaluation.every_steps=5",)
+"""Evaluations during the run, which monitors read."""
 CASES: dict[str, Case] = {
     "b_star": Case(ACCURACY, "rises", stages=(4,)),
     "cispo": Case(ACCURACY, "rises"),
     "clip_delta": Case(ACCURACY, "rises"),
     "co_reward": Case("reward/co_reward_mean", "rises"),
-    "collapse": Case("reward/majority_mean", "rises"),
+    "collapse": Case("reward/majority_mean", "rises", overrides=PROBED),
     "comas": small("reward/comas_solution_mean", "evaluation.max_tasks=4", tokens=48),
     "concise": Case(LENGTH, "falls"),
     "cooper": Case("reward/exact_mean", "rises"),
@@ -92,8 +94,8 @@ CASES: dict[str, Case] = {
     ),
     "length_switch": Case(LENGTH, "falls"),
     "mm_upt": Case("reward/majority_mean", "rises"),
-    "monitors": Case("reward/mean", "rises"),
-    "over_optimisation": Case("reward/format_mean", "rises"),
+    "monitors": Case("reward/mean", "rises", overrides=PROBED),
+    "over_optimisation": Case("reward/format_mean", "rises", overrides=PROBED),
     "par": Case("reward/judge_shaped_mean", "rises"),
     "ppo": Case("value/explained_variance", "rises"),
     "reinforce_plus_plus": Case(ACCURACY, "rises"),
