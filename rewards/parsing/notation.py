@@ -70,6 +70,8 @@ REPEATING = re.compile(r"(\d{0,50})\.(\d{0,50})\s*\\(?:overline|bar|dot)\s*\{?(\
 NEXT_ROW = "¶"
 ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?|\\cr(?![a-zA-Z])")
 DELIMITED = re.compile(r"\\[()\[\]]|\$")
+BRACED = re.compile(r"\\[()\[\]]")
+PRICE = re.compile(r"\$\s*[-+]?[\d.]|\d\s*\$")
 DOLLARS = re.compile(r"\\\$")
 """A dollar sign delimits mathematics, unless it is escaped or alone."""
 TIMES = re.compile(r"(?<=\d)\s*x\s*(?=10\s*\^)")
@@ -138,7 +140,8 @@ def _undelimited(text: str) -> str:
     """Without the signs around mathematics; a dollar sign that is a currency stays."""
     if DOLLARS.search(text):
         return "$".join(DELIMITED.sub(" ", part) for part in DOLLARS.split(text))
-    return text if text.count("$") == 1 and not re.search(r"\\[()\[\]]", text) else DELIMITED.sub(" ", text)
+    is_price = text.count("$") == 1 and PRICE.search(text) and not BRACED.search(text)
+    return text if is_price else DELIMITED.sub(" ", text)
 
 
 def _space(match: re.Match[str]) -> str:
