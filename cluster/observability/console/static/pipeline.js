@@ -56,7 +56,7 @@ function says() {
 }
 
 function ending(summary) {
-  const shown = Object.entries(summary).filter(([, v]) => v !== null && typeof v !== "object");
+  const shown = Object.entries(summary).filter(([, v]) => v !== null && v !== "" && typeof v !== "object");
   return h("dl", { className: "facts" }, shown.map(([k, v]) => h("div", {}, h("dt", {}, k), h("dd", {}, typeof v === "number" ? num(v) : String(v)))));
 }
 
