@@ -19,8 +19,10 @@ import pytest
 
 from cluster.commands.run_lookup import connected
 from cluster.placement.ray_runtime import mapped_shared_memory
+from cluster.process.http_limits import is_loopback
 from cluster.storage import group_archive
 from cluster.types import SCORED, Scores, decode
+from rewards.judges.backends import serve
 from rewards.judges.pool.archive import Record
 from rewards.learned.caption_labels import WORDS, read_label
 from tests.end_to_end import jobs
@@ -235,7 +237,7 @@ def test_a_server_of_the_run_s_own_judges_and_is_replaced_when_it_dies(tmp_path)
         jobs.wait_for_step(run, 1, process, log, timeout_s=600)
         until(lambda: known(run, "own") and known(run, "self"), process, log, 600)
         scale(run, "judge:own=1", wait_s=60)
-        (server,) = (p for p in jobs.tree(process) if "vllm.entrypoints.openai.api_server" in " ".join(_command(p)))
+        (server,) = (p for p in jobs.tree(process) if serve.__name__ in _command(p))
         children = server.children(recursive=True)
         shared = mapped_shared_memory(server.pid)
         os.kill(server.pid, signal.SIGKILL)
@@ -252,6 +254,30 @@ def test_a_server_of_the_run_s_own_judges_and_is_replaced_when_it_dies(tmp_path)
     raw = {c.text for r in records if r.judge.startswith("own:") for c in r.completions}
     assert raw, "no raw answer was archived"
     assert {m.partition("@")[0] for m in models_of(run, "self")} == {"policy"}
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(900)
+def test_a_judge_on_cpus_that_is_told_nothing_of_memory_starts_and_no_other_machine_reaches_the_run(tmp_path):
+    model = random_llama(tmp_path / "model", tied=False, chat=True)
+    section = (
+        f'[judges.own]\nkind = "vllm"\nmodel = "{model}"\noptions = {{ max_model_len = 512, enforce_eager = true }}'
+    )
+    path = recipe(tmp_path, section, own="")
+    pace = ["learner.drop_zero_variance=false", "rollout.concurrent_groups=2", "learner.groups_per_step=2"]
+    with judged(tmp_path, path, *jobs.TINY, *pace, "learner.ranks=2") as (process, log, run):
+        until(lambda: known(run, "own"), process, log, 600)
+        listening = set()
+        for one in jobs.tree(process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found = [c.laddr.ip for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+                listening |= {(one.name(), address) for address in found}
+        restarts = jobs.tail(log, 10**6).count("died")
+    print("SEEN", sorted(listening))
+    assert {"raylet", "gcs_server"} <= {name for name, _ in listening}
+    away = {(name, address) for name, address in listening if not is_loopback(address.removeprefix("::ffff:"))}
+    assert not away
+    assert restarts == 0
 
 
 def _command(process: psutil.Process) -> list[str]:
