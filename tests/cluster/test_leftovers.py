@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -155,3 +156,39 @@ def test_too_little_room_is_named_before_the_start(tmp_path: Path, monkeypatch, 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     with pytest.raises(ConfigError, match=words):
         leftovers.sizes(settings(tmp_path), tmp_path, 0)
+
+
+def spoil(draw: random.Random, path: Path) -> None:
+    """Change some bytes of a file: other ones, fewer, more, or those of another part of it."""
+    data = bytearray(path.read_bytes())
+    for _ in range(draw.choice((1, 1, 2, 8))):
+        at, size = draw.randrange(len(data) + 1), draw.choice((0, 1, 1, 4, 40))
+        more = draw.choice((b"", bytes(size), draw.randbytes(size), bytes(data[-size:]), b"\n", b'{"', b"\xff" * 8))
+        data[at : at + size] = more
+    path.write_bytes(data)
+
+
+def spoilt_at_random(whole: Path, directory: Path, seed: int, count: int) -> tuple[int, int]:
+    """Start in `count` directories with files that were changed at random; return how many started and were refused."""
+    draw, refused = random.Random(seed), 0
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    for number in range(count):
+        run = Path(shutil.copytree(whole, directory / str(number) / "quickstart"))
+        for file in draw.sample(files, draw.choice((1, 1, 1, 3))):
+            spoil(draw, run / file)
+        try:
+            start(run)
+        except ConfigError:
+            refused += 1
+        shutil.rmtree(run.parent)
+    return count - refused, refused
+
+
+def test_a_run_directory_with_bytes_changed_at_random_starts_or_is_refused(whole: Path, tmp_path: Path):
+    assert min(spoilt_at_random(whole, tmp_path, 0, 300)) > 20
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(3600)
+def test_many_run_directories_with_bytes_changed_at_random_start_or_are_refused(whole: Path, tmp_path: Path):
+    assert min(spoilt_at_random(whole, tmp_path, 1, 20_000)) > 1000
