@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 
 from actors.engine import Sample, VllmEngine
+from actors.environments import End, Environment, Observation
 from actors.tiny.character import EOS, encode
 from cluster.config import RunConfig
 from cluster.process.failpoints import failpoint
@@ -190,6 +191,23 @@ def deadly(prompt: str, completion: str) -> float:
         case ["hangs"]:
             re.match(r"(a+)+$", "a" * 60 + "b")
     return 0.0
+
+
+class Clutching(Environment):
+    """Never lets go of the interpreter over the prompt of the 20th episode that any process plays."""
+
+    async def play(self, task, variant):
+        seen = Path(os.environ["KANABO_TEST_MARKER"])
+        prompt = task.variants[variant][-1].content
+        with (seen / "played").open("a") as file:
+            file.write("x")
+        if (seen / "played").stat().st_size >= 20:
+            with contextlib.suppress(FileExistsError), (seen / "holds").open("x") as file:
+                file.write(prompt)
+        text = yield Observation(task.variants[variant])
+        if _text(seen / "holds") == prompt:
+            re.match(r"(a+)+$", "a" * 60 + "b")
+        yield End(answer=text)
 
 
 def deadly_late(prompt: str, completion: str) -> float:

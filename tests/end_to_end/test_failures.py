@@ -107,6 +107,29 @@ def test_rewards_that_end_or_hang_their_process_cost_their_own_groups_alone(tmp_
 
 
 @pytest.mark.verify
+def test_an_environment_that_holds_the_interpreter_costs_its_own_group_alone(tmp_path):
+    """No thread of its worker can give the group up: a process beside the worker does, and the run goes on."""
+    log, run = tmp_path / "log", tmp_path / "held"
+    (tmp_path / "seen").mkdir()
+    overrides = [
+        *FAKE, f"run.dir={tmp_path}", "run.name=held", "run.max_infrastructure_failures=0", "learner.steps=12",
+        "rollout.environment.use=tests.fakes:Clutching", "rollout.environment_timeout_s=8", "evaluation.max_tasks=4",
+    ]  # fmt: skip
+    code = jobs.run(overrides, log=log, timeout_s=280, KANABO_TEST_MARKER=str(tmp_path / "seen"))
+    assert code == 0, jobs.tail(log)
+    assert (tmp_path / "seen" / "holds").exists()
+    summary = jobs.summary(run)
+    assert summary["steps"] == 12
+    assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
+    assert summary["groups_dropped"]["data_failure"] == 1
+    last = {name: value for row in jobs.rows(run) for name, value in row.items()}
+    assert last["failures/num_infrastructure"] == 0, "the death is explained by its group"
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    (cause,) = [sample["error"] for sample in samples if sample.get("reason") == "data_failure"]
+    assert "the environment held the interpreter lock of rollout-0 for" in cause
+
+
+@pytest.mark.verify
 def test_a_late_reward_that_ends_its_process_after_its_group_was_assembled_is_named(tmp_path):
     """Nobody can ask about the group again: two deaths over one reward are counted as that reward's."""
     log, run = tmp_path / "log", tmp_path / "late"
