@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cluster.config import LearnerSection
 from cluster.types import Batch, BatchRecord, Group, MicroBatch
-from learner.tensors import TokenBatch
+from learner.pack import TokenBatch
 from learner.types import AssembledBatch, Considered, Engine, ReferenceModel
 
 

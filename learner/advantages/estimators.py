@@ -297,7 +297,7 @@ class ThoughtCredit(GroupAdvantage):
 
 
 class Undivided(Advantage):
-    """The reward itself, recorded where a critic divides it among the tokens later (`learner.advantages.gae`)."""
+    """The reward itself, recorded where a critic divides it among the tokens later (`learner.losses.value_loss`)."""
 
     def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
         return rewards

@@ -12,7 +12,7 @@ from cluster.config import LearnerSection
 from cluster.storage.group_archive import GroupArchive
 from cluster.types import BatchRecord, Group, MicroBatch
 from learner.advantages.multi_policy import spread
-from learner.batch.pack import places_of
+from learner.pack import places_of
 from learner.step_plugin import StepPlugin
 from learner.types import AssembledBatch, Stored
 

@@ -29,9 +29,9 @@ from cluster.errors import ConfigError, InfrastructureError, one_line
 from cluster.types import MicroBatch
 from learner.engine import lora
 from learner.engine.forward import (
+    PackedModel,
     attach_row_selection,
     by_layer,
-    logprobs_of,
     max_positions,
     tied_head,
     token_statistics,
@@ -104,7 +104,7 @@ def turn_off_dropout(model: Any) -> None:
                     setattr(holder, name, 0.0)
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(PackedModel):
     """`Engine` on DeepSpeed ZeRO 0-3, CPU or GPU. `join` comes first."""
 
     def __init__(self, model_dir: str | Path, section: LearnerSection, seed: int = 0) -> None:
@@ -159,7 +159,7 @@ class DeepSpeedEngine:
         self._optimizer = optimizer
         self._optimizer_state = OptimizerState(deepspeed, self._engine, optimizer, self._stage, section.optimizer)
         self._seeded = -1
-        self.device: torch.device = torch.device(self._engine.device)
+        self.device = torch.device(self._engine.device)
 
     @property
     def _stage(self) -> int:
@@ -182,22 +182,8 @@ class DeepSpeedEngine:
             }
         return config
 
-    def logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled():
-            self._seed_dropout()
-            return self._logprobs(micro)
-        # Back to training at once: a backward pass may be under way that computes layers again.
-        self._engine.module.eval()
-        try:
-            return self._logprobs(micro)
-        finally:
-            self._engine.module.train()
-
-    def _logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        return logprobs_of(self._engine, self._select, micro, self.device, self._statistics)
-
-    def _seed_dropout(self) -> None:
-        """Once a step: one that is taken again, after a crash or in a replay, has the same masks."""
+    def before_training_pass(self) -> None:
+        """Seed dropout once a step: one that is taken again, after a crash or in a replay, has the same masks."""
         if self._seeded != self.step:
             torch.manual_seed(self.step * self.world + self.rank)
             self._seeded = self.step

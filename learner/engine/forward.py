@@ -142,6 +142,31 @@ def logprobs_of(
     return spread(chosen), spread(entropy)
 
 
+class PackedModel:
+    """Base of a model in training: log-probs of its packed rows. A subclass sets the attributes."""
+
+    device: torch.device
+    _engine: Any
+    """Calls the model, which is its `module`."""
+    _select: RowSelection
+    _statistics: Statistics
+
+    def before_training_pass(self) -> None:
+        """Called before each forward pass that has a gradient."""
+
+    def logprobs(self, micro: MicroBatch) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
+        """Return what `logprobs_of` returns, in training mode if gradients are enabled, else in evaluation mode."""
+        if torch.is_grad_enabled():
+            self.before_training_pass()
+            return logprobs_of(self._engine, self._select, micro, self.device, self._statistics)
+        # Back to training at once: a backward pass may be under way that computes layers again.
+        self._engine.module.eval()
+        try:
+            return logprobs_of(self._engine, self._select, micro, self.device, self._statistics)
+        finally:
+            self._engine.module.train()
+
+
 def _flash(model: Any) -> bool:
     config = getattr(model, "module", model).config  # DeepSpeed's engine has a config of its own
     return "flash" in (config._attn_implementation or "")

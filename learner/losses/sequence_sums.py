@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cluster.types import Batch, MicroBatch, Pair
-from learner.batch.pack import at_temperature_one
-from learner.tensors import TokenBatch
+from learner.pack import TokenBatch, at_temperature_one
 from learner.types import Engine
 
 

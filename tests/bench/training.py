@@ -62,9 +62,9 @@ def measure() -> list[Figure]:
 
 def _measure(load: Load) -> Figure:
     from actors.models import prepare
-    from learner.batch.pack import pack
     from learner.engine.deepspeed_engine import DeepSpeedEngine
-    from learner.update import Objective, optimize
+    from learner.pack import pack
+    from learner.train import Objective, optimize
 
     section = LearnerSection.model_validate({"schedule": {"lr": LR}, "eps": EPS, "threads": os.cpu_count()})
     model_dir = str(prepare(ModelSection(path=load.model), seed=0))

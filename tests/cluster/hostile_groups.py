@@ -25,7 +25,7 @@ from cluster.types import (
     encode,
 )
 from learner.advantages.estimators import GroupAdvantage, advantages_of, returns_of
-from learner.batch.pack import pack
+from learner.pack import pack
 
 SECTION = parse({}).learner
 DEEP = 5000

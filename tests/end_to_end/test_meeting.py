@@ -17,7 +17,7 @@ from cluster.driver.preflight import limits
 from cluster.types import Publication, Task, WeightFile
 from learner.advantages.estimators import ReinforcePlusPlus
 from learner.advantages.multi_policy import owned
-from learner.batch.pack import pack
+from learner.pack import pack
 from learner.types import AssembledBatch
 from rewards.aggregation.mixer import Mixer
 from rewards.builtin.comas import interaction_rewards, read_score

@@ -13,7 +13,8 @@ import torch
 from actors.tasks.addition import Problem
 from actors.tiny.addition import greedy_accuracy
 from actors.tiny.character import EOS, PAD, encode
-from learner.losses.surrogates import clipped_policy_loss
+from learner.losses.policy_losses import Clipped
+from learner.pack import TokenBatch
 from rewards.monitors.overoptimisation import sampled_kl
 
 NEW_TOKENS = 4
@@ -63,9 +64,8 @@ class Policy:
         logprobs, mask = self.logprobs(answers)
         weights = mask.float()
         spread = torch.tensor(advantages, dtype=torch.float32)[:, None].expand_as(logprobs)
-        loss, _ = clipped_policy_loss(
-            logprobs, logprobs.detach(), spread, mask, weights, clip_low=0.2, clip_high=0.2
-        )  # fmt: skip
+        index = torch.zeros_like(mask, dtype=torch.int64)
+        loss, _ = Clipped().loss(logprobs, TokenBatch(mask, weights, logprobs.detach(), spread, index, index))
         self._adam.zero_grad()
         (loss / weights.sum()).backward()
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)

@@ -23,13 +23,12 @@ from cluster.config import LearnerSection, LossSection, ScheduleSection, Sequenc
 from cluster.errors import ConfigError
 from cluster.types import BatchRecord, Group, GroupReward, Pair
 from learner.advantages.estimators import Undivided
-from learner.batch.pack import pack
 from learner.engine.deepspeed_engine import DeepSpeedEngine, join
 from learner.losses.sequence_losses import build_terms
+from learner.pack import pack
 from learner.reference import Reference
-from learner.train import train
+from learner.train import Objective, optimize, train
 from learner.types import Engine
-from learner.update import Objective, optimize
 from tests.learner.groups import each, ppo_groups, random_groups, random_rewards, record_of
 from tests.learner.plain import plain_loop, plain_ppo, rewards_of
 from tests.learner.runs import run_of

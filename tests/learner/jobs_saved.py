@@ -9,8 +9,8 @@ import torch
 
 from cluster.config import LoraSection, LossSection, ScheduleSection
 from cluster.errors import ConfigError
-from learner.batch.pack import pack
 from learner.engine.deepspeed_engine import DeepSpeedEngine
+from learner.pack import pack
 from learner.publish.publishers import PullPublisher
 from learner.reference import Reference, reference_for
 from tests.learner.groups import random_groups, random_rewards, record_of

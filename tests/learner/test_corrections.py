@@ -6,9 +6,17 @@ import pytest
 import torch
 
 from cluster.config import CorrectionSection, LossSection
-from learner.losses.policy_losses import Clipped, Decoupled, TruncatedImportance, objective
-from learner.losses.surrogates import corrected, masked_weight, ratio_at, truncated_weight
-from learner.tensors import TokenBatch
+from learner.losses.policy_losses import (
+    Clipped,
+    Decoupled,
+    TruncatedImportance,
+    corrected,
+    masked_weight,
+    objective,
+    ratio_at,
+    truncated_weight,
+)
+from learner.pack import TokenBatch
 
 LN2 = 0.6931471805599453
 MASK = torch.tensor([[False, True, True, True, True]])

@@ -16,11 +16,10 @@ from cluster.config import LearnerSection, ValueSection, parse
 from cluster.errors import ConfigError
 from cluster.types import Group, MicroBatch, Rollout
 from learner.advantages.estimators import Undivided
-from learner.advantages.gae import Credited, credit
-from learner.batch.pack import pack
 from learner.engine.forward import attach_row_selection
 from learner.engine.value_head import ValueHead
-from learner.tensors import tokens_of
+from learner.losses.value_loss import Credited, credit
+from learner.pack import pack, tokens_of
 from tests.learner.groups import group, ppo_groups, record_of
 
 PLAIN = ValueSection(gamma=0.5, lam=0.5, whiten=False)

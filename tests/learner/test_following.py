@@ -12,7 +12,7 @@ import pytest
 from cluster.config import parse
 from cluster.storage import checkpoint
 from cluster.types import Manifest
-from learner.batch.pack import pack
+from learner.pack import pack
 from learner.reference import Following, Reference, reference_of
 from tests.learner.groups import random_groups, random_rewards, record_of
 from tests.models import random_llama

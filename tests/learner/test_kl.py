@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learner.tensors import kl_to_reference
+from learner.losses.policy_losses import kl_to_reference
 
 LN2 = 0.6931471805599453
 

@@ -18,8 +18,7 @@ from learner.losses.policy_losses import (
     TruncatedImportance,
     objective,
 )
-from learner.losses.surrogates import decoupled_policy_loss
-from learner.tensors import TokenBatch, tokens_of
+from learner.pack import TokenBatch, tokens_of
 
 LN2 = float(np.log(2.0))
 
@@ -155,10 +154,10 @@ def test_decoupled_loss_by_hand():
     proximal = behaviour + torch.tensor([[2 * LN2, -LN2]])
     logprobs = (proximal + LN2).requires_grad_()
     mask = torch.ones(1, 2, dtype=torch.bool)
-    loss, metrics = decoupled_policy_loss(
-        logprobs, proximal, behaviour, torch.tensor([[1.0, -1.0]]), mask, mask.float(),
-        clip_low=0.2, clip_high=0.3, cap=3.0,
-    )  # fmt: skip
+    tokens = TokenBatch(
+        mask, mask.float(), behaviour, torch.tensor([[1.0, -1.0]]), mask.long(), mask.long(), proximal_logprobs=proximal
+    )
+    loss, metrics = Decoupled(clip_low=0.2, clip_high=0.3, cap=3.0).loss(logprobs, tokens)
     loss.backward()
     # 3 · −min(2, 1.3) and 0.5 · −min(−2, −1.3)
     assert loss.item() == near(-3 * 1.3 + 0.5 * 2)

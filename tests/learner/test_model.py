@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from cluster.config import LearnerSection
-from learner.batch import pack as packing
-from learner.batch.pack import pack
+from learner import pack as packing
 from learner.engine.forward import attach_row_selection, logprobs_of, max_positions, tied_head
+from learner.pack import pack
 from tests.learner.groups import random_groups, random_rewards, record_of
 from tests.models import random_llama
 

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from cluster.config import CorrectionSection, LearnerSection, LossSection
 from cluster.types import VersionSpan
-from learner.batch.pack import pack, without_overlong
 from learner.losses.policy_losses import LOSSES, objective
-from learner.tensors import tokens_of
+from learner.pack import pack, tokens_of, without_overlong
 from tests.learner.groups import VOCABULARY, bigram_logprobs, random_groups, random_rewards, record_of
 
 LENGTHS = st.lists(

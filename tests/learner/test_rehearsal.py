@@ -11,13 +11,11 @@ import torch
 from cluster.config import LearnerSection
 from cluster.types import BatchRecord, Event, Group, decode, encode
 from learner.batch.experience_replay import Spear, baseline, cosine, num_replayed
-from learner.batch.pack import pack
 from learner.batch.trained_logprobs import TrainedLogprobs
 from learner.controllers.schedules import Cosine
-from learner.losses.policy_losses import ClippedCovariance
-from learner.losses.surrogates import covariances, left_out
+from learner.losses.policy_losses import ClippedCovariance, covariances, left_out
+from learner.pack import TokenBatch, pack
 from learner.plugin_state import EXPERIENCE_REPLAY, PluginState
-from learner.tensors import TokenBatch
 from learner.types import AssembledBatch
 from rewards.base import Services
 from rewards.builtin.events import Events

@@ -13,13 +13,13 @@ from torch import Tensor
 from cluster.config import LearnerSection, LossSection, SequenceLossSection
 from cluster.errors import ConfigError
 from cluster.types import BatchRecord, Group, Pair
-from learner.batch.pack import pack
 from learner.losses.sequence_losses import build_terms
 from learner.losses.sequence_losses.laser import LaSeR, standardised_in_group, verification_loss
 from learner.losses.sequence_losses.preference import Dpo, Ipo, preference_loss
 from learner.losses.sequence_losses.regularizers import Nll, Selm, TReg
 from learner.losses.sequence_sums import Pairs, SequenceStats
-from learner.update import Objective, optimize
+from learner.pack import pack
+from learner.train import Objective, optimize
 from tests.learner.groups import VOCABULARY, bigram_logprobs, random_groups, random_rewards, record_of
 from tests.learner.test_train import TableEngine
 

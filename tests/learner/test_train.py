@@ -16,10 +16,9 @@ from cluster.config import CorrectionSection, LearnerSection, LossSection, Sched
 from cluster.errors import PluginError
 from cluster.types import Group, GroupReward, Rollout, Scores
 from learner.batch import assemble as assembling
-from learner.batch.pack import pack
-from learner.train import train
+from learner.pack import pack
+from learner.train import Objective, optimize, train
 from learner.types import AssembledBatch
-from learner.update import Objective, optimize
 from tests.cluster.lap import Lap
 from tests.learner.groups import VOCABULARY, bigram_logprobs, each, group, random_groups, random_rewards, record_of
 from tests.learner.runs import Calls, run_of

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.config import LearnerSection
-from learner.batch.pack import pack
 from learner.batch.trained_logprobs import TrainedLogprobs
+from learner.pack import pack
 from tests.learner.groups import random_groups, random_rewards, record_of
 from tests.learner.test_pack import LENGTHS
 

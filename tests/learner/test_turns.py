@@ -22,7 +22,7 @@ from learner.advantages.estimators import (
     tells_nothing,
     turn_starts,
 )
-from learner.batch.pack import pack
+from learner.pack import pack
 from tests.cluster.lap import Lap
 from tests.learner.groups import each, group, rollout
 from tests.learner.runs import assembler

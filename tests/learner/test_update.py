@@ -15,12 +15,11 @@ from cluster.errors import ConfigError
 from cluster.plugins import build
 from cluster.types import BatchRecord, Group, MicroBatch, Pair
 from learner.advantages.estimators import ADVANTAGES
-from learner.advantages.gae import credit
-from learner.batch.pack import mini_batches, pack, whole_batch
 from learner.batch.trained_logprobs import TrainedLogprobs
-from learner.losses.policy_losses import LOSSES
-from learner.tensors import log_importance
-from learner.update import Objective, optimize
+from learner.losses.policy_losses import LOSSES, log_importance
+from learner.losses.value_loss import credit
+from learner.pack import mini_batches, pack, whole_batch
+from learner.train import Objective, optimize
 from tests.learner.groups import random_groups, random_rewards, record_of
 from tests.learner.test_critic import TABLE
 from tests.learner.test_train import TableEngine

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.advantages.gae import clipped_value_loss, generalized_advantages
+from learner.losses.value_loss import clipped_value_loss, generalized_advantages
 
 REWARDS, VALUES = np.array([0.0, 1.0, 2.0]), np.array([0.5, 1.0, 4.0])
 

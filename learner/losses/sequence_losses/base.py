@@ -16,10 +16,9 @@ from torch import Tensor
 from cluster.errors import ConfigError, calling
 from cluster.plugins import Plugin
 from cluster.types import Batch, MicroBatch
-from learner.batch.pack import at_temperature_one
 from learner.losses.sequence_sums import Credits, SequenceStats, sums_of
+from learner.pack import TokenBatch, at_temperature_one
 from learner.step_plugin import Outputs, StepPlugin, Update
-from learner.tensors import TokenBatch
 from learner.types import Engine, ReferenceModel
 
 

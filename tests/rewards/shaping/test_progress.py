@@ -14,10 +14,9 @@ from cluster.config import LearnerSection, RewardSection
 from cluster.errors import ConfigError
 from cluster.types import ABSTAINED, FAILED, Group, Rollout, Task, Turn
 from learner.advantages.estimators import LeaveOneOut, advantages_of, returns_of
-from learner.losses.policy_losses import TurnwiseReinforce
-from learner.losses.surrogates import mean_by_turn, penalised, turn_of_token
+from learner.losses.policy_losses import TurnwiseReinforce, mean_by_turn, penalised, turn_of_token
+from learner.pack import TokenBatch
 from learner.reference import wants_reference
-from learner.tensors import TokenBatch
 from rewards.aggregation.mixer import Mixer
 from rewards.aggregation.shaping.progress import progress
 from rewards.base import Services

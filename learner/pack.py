@@ -1,4 +1,4 @@
-"""Packing: a cut's rollouts as rows of tokens, dealt to ranks and grouped into micro-batches. Numpy alone.
+"""Packing: a batch's rollouts as rows of tokens, dealt to ranks and grouped into micro-batches.
 
     rollouts ──sort by length──► rows (best fit) ──deal──► ranks ──► micros of at most `micro_tokens`
                                                                      (the same number on every rank)
@@ -17,10 +17,12 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from cluster.config import LearnerSection
 from cluster.types import Batch, BatchRecord, Group, MicroBatch, Rollout, TrainedRollouts
@@ -36,6 +38,26 @@ triangle alone. With shorter ones the mask costs less than small matrices do."""
 FULL_FRAC, LEAST_TOKENS = 0.75, 512
 """A micro-batch of such rows ends where the next row would fill less than this share of it, once it has so many
 tokens: another micro-batch costs less than padding."""
+
+Aggregate = Literal["token", "sequence", "constant"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """What a loss may look at, beside the log-probs."""
+
+    loss_mask: Bool[Tensor, "B L"]
+    weight: Float[Tensor, "B L"]
+    """1 / trained tokens of its rollout for `aggregate = "sequence"`, else 1; 0 on tokens that are not trained."""
+    behaviour_logprobs: Float[Tensor, "B L"]
+    advantages: Float[Tensor, "B L"]
+    rollout: Int[Tensor, "B L"]
+    """Which rollout of the micro-batch a token belongs to, counted from 0; padding has a number of its own."""
+    staleness: Int[Tensor, "B L"]
+    """Optimizer steps between the weights that sampled a token and the current ones."""
+    reference_logprobs: Float[Tensor, "B L"] | None = None
+    proximal_logprobs: Float[Tensor, "B L"] | None = None
+    """Log-probs under the weights before the step's first update; None in a step of one update: the policy's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,3 +469,28 @@ def trained_of(groups: Sequence[Group], record: BatchRecord, places: list[tuple[
 def weights_of(record: BatchRecord, g: int, i: int) -> np.ndarray | None:
     """[T], NaN where unknown; None where nothing was said of the group."""
     return record.token_weights[g][i] if record.token_weights and record.token_weights[g] else None
+
+
+def tokens_of(
+    micro: MicroBatch,
+    aggregate: Aggregate,
+    device: torch.device | str = "cpu",
+    reference_logprobs: Tensor | None = None,
+    proximal_logprobs: Tensor | None = None,
+) -> TokenBatch:
+    """The micro-batch's tensors."""
+    rollout = np.unique(micro.rollout, return_inverse=True)[1].reshape(micro.rollout.shape)
+    weight = micro.loss_mask.astype(np.float32)
+    if aggregate == "sequence":
+        lengths = np.bincount(rollout[micro.loss_mask], minlength=1)
+        weight[micro.loss_mask] /= lengths[rollout[micro.loss_mask]]
+    return TokenBatch(
+        loss_mask=torch.tensor(micro.loss_mask, device=device),
+        weight=torch.tensor(weight, device=device),
+        behaviour_logprobs=torch.tensor(micro.logprobs, device=device),
+        advantages=torch.tensor(micro.advantages, device=device),
+        rollout=torch.tensor(rollout, device=device),
+        staleness=torch.tensor(micro.staleness, device=device),
+        reference_logprobs=reference_logprobs,
+        proximal_logprobs=proximal_logprobs,
+    )
