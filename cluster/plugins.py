@@ -30,7 +30,7 @@ class StatefulPlugin(Plugin):
         raise NotImplementedError
 
     def update(self, state: Any, batch: Any) -> Any:
-        """Return the state after a step; `batch` is what it trained on (`learner.types.AssembledBatch`)."""
+        """Return the state after a step; `batch` is what it trained on (`cluster.types.AssembledBatch`)."""
         raise NotImplementedError
 
     def metrics(self, state: Any) -> dict[str, float]:

@@ -18,9 +18,9 @@ import msgspec
 
 from cluster.errors import ConfigError, calling
 from cluster.plugins import StatefulPlugin
-from cluster.types import BatchRecord, Group
+from cluster.types import AssembledBatch, BatchRecord, Group, ScoredGroup
 from learner.step_plugin import StepPlugin
-from learner.types import AssembledBatch, Considered, Stored
+from learner.types import Considered
 
 FILE = "memory.msgpack"
 ADVANTAGE, EXPERIENCE_REPLAY = "advantage", "experience_replay"
@@ -110,7 +110,7 @@ class PluginState:
 class StateUpdates(StepPlugin):
     """Let plug-ins of a recipe remember each step, and keep what they remember in checkpoints. Rank 0 alone does."""
 
-    def __init__(self, state: PluginState, rank: int, stored: Callable[[Sequence[str]], Sequence[Stored]]) -> None:
+    def __init__(self, state: PluginState, rank: int, stored: Callable[[Sequence[str]], Sequence[ScoredGroup]]) -> None:
         """`stored` returns groups of the buffer by id, for the scores of a repeated step."""
         self._state, self._rank, self._stored = state, rank, stored
 

@@ -16,7 +16,7 @@ from cluster.plugins import build
 from cluster.process.disk import Written, written_at_once
 from cluster.storage.group_archive import GroupArchive
 from cluster.storage.samples import number, row_of
-from cluster.types import Publication
+from cluster.types import AssembledBatch, Publication
 from learner.advantages.estimators import ADVANTAGES, StepAdvantages, Undivided
 from learner.advantages.multi_policy import AdvantagesByPolicy, OwnPart
 from learner.batch.assemble import Assembler
@@ -31,7 +31,7 @@ from learner.reference import Following, reference_of
 from learner.step_plugin import StepPlugin
 from learner.step_replay import StepRecorder
 from learner.train import LearnerRun, train
-from learner.types import AssembledBatch, Engine, Mix, ReferenceModel, Select
+from learner.types import Engine, Mix, ReferenceModel, Select
 
 MASTER_PORT_OF_ENGINES = 1
 """The engines' NCCL group meets one port above the ranks' own."""
@@ -307,5 +307,7 @@ def samples(step: int, batch: AssembledBatch, count: int) -> list[dict[str, Any]
     for group, rewards, advantages in trained[:count]:
         row = row_of(step, group, batch.scores.get(group.id, {}), rewards[0])
         rows.append(row | {"advantage": number(np.mean(advantages[0]))})
-    rows += [row_of(step, out.group, out.scores, out.rewards[0], reason=out.reason) for out in batch.left_out[:count]]
+    for out in batch.left_out[:count]:
+        aggregated = replace(out, selected=None).rewards
+        rows.append(row_of(step, out.group, out.scores, aggregated[0], reason=out.reason))
     return rows

@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cluster.config import LearnerSection
-from cluster.types import Batch, BatchRecord, Group, MicroBatch
+from cluster.types import AssembledBatch, Batch, BatchRecord, Group, MicroBatch
 from learner.pack import TokenBatch
-from learner.types import AssembledBatch, Considered, Engine, ReferenceModel
+from learner.types import Considered, Engine, ReferenceModel
 
 
 @dataclass(slots=True)

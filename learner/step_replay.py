@@ -25,14 +25,14 @@ from cluster.config import RunConfig
 from cluster.errors import ConfigError, Diverged
 from cluster.process.disk import Written, written_at_once
 from cluster.process.lock import readable
-from cluster.types import BatchRecord, Group, decode, encode
+from cluster.types import AssembledBatch, BatchRecord, Group, decode, encode
 from learner.controllers.apply import steered
 from learner.engine.deepspeed_engine import DeepSpeedEngine, join
 from learner.pack import mini_batches
 from learner.reference import reference_for, resolved
 from learner.step_plugin import StepPlugin
 from learner.train import Objective, optimize
-from learner.types import AssembledBatch, Engine
+from learner.types import Engine
 
 MAX_SKIPPED_IN_A_ROW = 3
 

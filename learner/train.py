@@ -15,7 +15,7 @@ from cluster.config import LearnerSection, LossSection
 from cluster.metrics import metric_of
 from cluster.plugins import build
 from cluster.process.failpoints import failpoint
-from cluster.types import Batch, MicroBatch
+from cluster.types import AssembledBatch, Batch, MicroBatch
 from learner.advantages.estimators import Advantage
 from learner.batch.assemble import Assembler, wait_for_record
 from learner.losses.policy_losses import LOSSES, PolicyLoss, objective
@@ -23,7 +23,7 @@ from learner.losses.sequence_losses import build_terms
 from learner.losses.value_loss import ValueLoss
 from learner.pack import mini_batches, tokens_of, whole_batch, without_overlong
 from learner.step_plugin import Outputs, StepPlugin, Update
-from learner.types import AssembledBatch, Engine, LoopBuffer, Publisher, ReferenceModel
+from learner.types import Engine, LoopBuffer, Publisher, ReferenceModel
 
 
 def train(run: LearnerRun) -> int:

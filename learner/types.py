@@ -1,15 +1,14 @@
-"""Types that several parts of the learner share: an assembled batch, and protocols of engine, publisher and buffer."""
+"""Protocols that several parts of the learner share: engine, reference model, publisher and buffer."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.types import BatchRecord, Group, GroupReward, MicroBatch, Scores
+from cluster.types import BatchRecord, Group, GroupReward, MicroBatch, ScoredGroup, Scores
 
 Mix = Callable[[Sequence[Group], Sequence[dict[str, Scores]]], list[GroupReward]]
 """(groups of the step, their scores) → the aggregated reward of each group."""
@@ -18,51 +17,14 @@ Select = Callable[[Sequence[Group], Sequence[dict[str, Scores]], list[GroupRewar
 """(groups, scores, rewards) → rewards and pairs that the step trains on; a NaN reward leaves its rollout out."""
 
 
-class Stored(Protocol):
-    """A ready group and its scores, as the buffer returns it."""
-
-    @property
-    def group(self) -> Group: ...
-    @property
-    def scores(self) -> dict[str, Scores]: ...
-    @property
-    def outdated(self) -> bool: ...
-
-
 class AssemblyBuffer(Protocol):
     """The part of `cluster.buffer.Buffer` that assembling a batch uses."""
 
     def recorded(self, policy: str, step: int, *, timeout_s: float = 0) -> BatchRecord | None: ...
     def load(self, ids: Sequence[str]) -> list[Group]: ...
-    def ready(self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float) -> Sequence[Stored]: ...
+    def ready(self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float) -> Sequence[ScoredGroup]: ...
     def drop(self, policy: str, epoch: int, ids_with_reason: dict[str, str], *, requeue: bool = False) -> object: ...
     def record(self, epoch: int, record: BatchRecord, filtered: dict[str, str]) -> BatchRecord: ...
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A group that the step dropped, and why."""
-
-    group: Group
-    scores: dict[str, Scores]
-    rewards: np.ndarray
-    """[G] float64, NaN where unknown."""
-    reason: str
-
-
-@dataclass(slots=True)
-class AssembledBatch:
-    """A recorded batch with its groups; `wait_s` is how long the learner waited for rollouts and scores."""
-
-    record: BatchRecord
-    groups: list[Group]
-    wait_s: float = 0.0
-    scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
-    """Scores by group id, where this call decided; a repeated step reads rewards from the record alone."""
-    left_out: list[LeftOut] = field(default_factory=list)
-    """Groups that the step considered and dropped, where this call decided."""
-    observed: Any = None
-    """What a controller noted of all groups that the step considered (`Controller.observe`)."""
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -110,7 +72,7 @@ class LoopBuffer(AssemblyBuffer, Protocol):
 
     def release(self, policy: str, epoch: int, version: int, *, by: str | None = None) -> object: ...
     def emit(self, kind: str, fields: dict[str, Any]) -> object: ...
-    def stored(self, ids: Sequence[str]) -> Sequence[Stored]: ...
+    def stored(self, ids: Sequence[str]) -> Sequence[ScoredGroup]: ...
 
 
 class Publisher(Protocol):

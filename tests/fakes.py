@@ -19,7 +19,7 @@ from actors.environments import End, Environment, Observation
 from actors.tiny.character import EOS, encode
 from cluster.config import RunConfig
 from cluster.process.failpoints import failpoint
-from cluster.types import Publication, VersionSpan
+from cluster.types import Publication, ScoredGroup, VersionSpan
 from learner.advantages.estimators import Advantage
 
 
@@ -155,8 +155,8 @@ class UnmakeableEngine(FakeEngine):
 class Forgetful(Advantage):
     """Has forgotten what the last rollout of every group is worth."""
 
-    def advantages(self, rewards: np.ndarray) -> np.ndarray:
-        return np.append(rewards[:-1], np.nan)
+    def advantages(self, groups: Sequence[ScoredGroup]) -> list[np.ndarray]:
+        return [np.append(scored.rewards[:-1], np.nan) for scored in groups]
 
 
 class Overflowing(Advantage):
@@ -165,7 +165,10 @@ class Overflowing(Advantage):
     groups_per_step: int
     at_steps: list[int]
 
-    def advantages(self, rewards: np.ndarray) -> np.ndarray:
+    def advantages(self, groups: Sequence[ScoredGroup]) -> list[np.ndarray]:
+        return [self._of_group(scored.rewards) for scored in groups]
+
+    def _of_group(self, rewards: np.ndarray) -> np.ndarray:
         global _calls
         step, _calls = _calls // self.groups_per_step, _calls + 1
         return (rewards - rewards.mean() + 0.1) * (1e38 if step in self.at_steps else 1.0)

@@ -13,10 +13,9 @@ import torch
 from actors import episode
 from actors.engine import Sample
 from cluster.config import RunConfig, patched
-from cluster.types import BatchRecord, Claim, Group, Pair, Rollout, Task, Turn, VersionSpan
+from cluster.types import AssembledBatch, BatchRecord, Claim, Group, Pair, Rollout, Task, Turn, VersionSpan
 from learner.losses.policy_losses import TokenBatch
 from learner.plugin_state import PluginState
-from learner.types import AssembledBatch
 from rewards.base import Services
 from tests.learner.test_terms import sums_of
 

@@ -48,8 +48,8 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
 """
 
 from cluster.buffer.audit import LedgerLine
-from cluster.buffer.client import Buffer, Limits, Question, Stored, Suspicion
+from cluster.buffer.client import Buffer, Limits, Question, Suspicion
 from cluster.buffer.policy_barrier import Members
 from cluster.buffer.scaling import ReplicaCounts
 
-__all__ = ["Buffer", "LedgerLine", "Limits", "Members", "Question", "ReplicaCounts", "Stored", "Suspicion"]
+__all__ = ["Buffer", "LedgerLine", "Limits", "Members", "Question", "ReplicaCounts", "Suspicion"]

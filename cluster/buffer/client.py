@@ -15,7 +15,7 @@ import msgspec
 from cluster.buffer import audit
 from cluster.buffer.connection import PATIENCE_S, Connection
 from cluster.errors import DataError, KanaboError, LeaseLost, StaleEpoch
-from cluster.types import BatchRecord, Claim, Group, Manifest, Publication, Scores, decode, encode
+from cluster.types import BatchRecord, Claim, Group, Manifest, Publication, ScoredGroup, Scores, decode, encode
 from cluster.types.wire import fitting_scores
 
 log = logging.getLogger(__name__)
@@ -45,19 +45,6 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A group as the learner sees it."""
-
-    group: Group
-    scores: dict[str, Scores]
-    """What has arrived. A signal that has not is absent."""
-    overdue: bool
-    """Its score deadline has passed."""
-    outdated: bool = False
-    """What it carries was scored under an older version than the current one of a signal."""
-
-
-@dataclass(frozen=True, slots=True)
 class Suspicion:
     """A group's part in the deaths of reward workers."""
 
@@ -83,7 +70,7 @@ def suspicion_of(trial: bytes, condemned: bytes) -> Suspicion:
     return Suspicion(trial.decode(), {name: " and ".join(filter(None, workers)) for name, *workers in lines})
 
 
-def stored_of(fields: dict[bytes, bytes], wanted: Mapping[bytes, bytes]) -> Stored | None:
+def stored_of(fields: dict[bytes, bytes], wanted: Mapping[bytes, bytes]) -> ScoredGroup | None:
     """Return the group that Redis holds in these fields, or None where it is gone.
 
     Raises msgspec.ValidationError if the group cannot be read. Scores that cannot, or that do not fit the group, are
@@ -93,7 +80,7 @@ def stored_of(fields: dict[bytes, bytes], wanted: Mapping[bytes, bytes]) -> Stor
         return None
     group = decode(fields[b"data"], Group)
     outdated = any(fields.get(b"carried:" + name, version) != version for name, version in wanted.items())
-    return Stored(group, scores_of(fields, group), b"overdue" in fields, outdated)
+    return ScoredGroup(group, scores_of(fields, group), b"overdue" in fields, outdated)
 
 
 def scores_of(fields: Mapping[bytes, bytes], group: Group) -> dict[str, Scores]:
@@ -296,7 +283,7 @@ class Buffer:
 
     # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def ready(self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float) -> list[Stored]:
+    def ready(self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float) -> list[ScoredGroup]:
         """Up to `limit` groups in version order; waits until there are so many, or until no more can come.
 
         On time-out, what there is. Drops, as `late`, every live group that can no longer be cut within the bound. With
@@ -376,7 +363,7 @@ class Buffer:
         rows: Any = self._redis.patiently(lambda: self._redis.redis.lrange(key, 0, -1))
         return [tuple(msgspec.msgpack.decode(row)[:2]) for row in rows]
 
-    def stored(self, ids: Iterable[str]) -> list[Stored]:
+    def stored(self, ids: Iterable[str]) -> list[ScoredGroup]:
         """Groups by id with the scores they carry, in whatever state; without those that are not there."""
         wanted, found = self._versions(), []
         for fields in self._fetch(list(ids)):
@@ -384,7 +371,7 @@ class Buffer:
                 found += [stored] if (stored := stored_of(fields, wanted)) else []
         return found
 
-    def dropped(self, id: str) -> Stored | None:
+    def dropped(self, id: str) -> ScoredGroup | None:
         """A group that the buffer itself dropped, as it was; None if newer ones took its place or it is unreadable."""
         key = f"{self._redis.prefix}dropped:{id}"
         fields: Any = self._redis.patiently(lambda: self._redis.redis.hgetall(key))

@@ -64,7 +64,7 @@ def plugins(settings: RunConfig) -> None:
         if reward.shape is not None:
             build_kind(SHAPERS, reward.shape, f"rewards[{i}].shape", "shape")
     build_monitors(settings)
-    build_kind(ADVANTAGES, settings.learner.advantage, "learner.advantage", "of_step")
+    build_kind(ADVANTAGES, settings.learner.advantage, "learner.advantage", "advantages")
     if memory_of(settings, {}).remembering and settings.policies:
         raise ConfigError(
             "[[controllers]], learner.experience_replay and the advantage 'role_baseline' remember what one "

@@ -275,6 +275,32 @@ class GroupReward:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A group with its scores: as the buffer returns it, then with the reward and advantages that a step gives it."""
+
+    group: Group
+    scores: dict[str, Scores]
+    """Scores that have arrived, by reward; a reward that has not answered is absent."""
+    overdue: bool = False
+    """Whether its score deadline has passed."""
+    outdated: bool = False
+    """Whether a score was made under an older version than the current one of its reward."""
+    reward: GroupReward | None = None
+    """The scores aggregated; None until a learner has done so."""
+    selected: GroupReward | None = None
+    """`reward` as it is trained on: NaN also where the learner or a selector leaves a rollout out."""
+    reason: str = ""
+    """Why the step dropped the group; empty where it did not."""
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """[G] float64: what is trained on, NaN for a rollout that is left out."""
+        found = self.selected or self.reward
+        assert found is not None, f"the scores of group {self.group.id} are not aggregated yet"
+        return found.rewards
+
+
+@dataclass(frozen=True, slots=True)
 class Replayed:
     """Rollouts of an earlier step that are trained on once more, beside the step's own groups."""
 
@@ -308,6 +334,21 @@ class BatchRecord:
     """What controllers had made of the recipe when this was cut: dotted key → value."""
     observed: dict[str, Any] = field(default_factory=dict)
     """What each controller noted of all groups that the step looked at, dropped ones included; plain values by name."""
+
+
+@dataclass(slots=True)
+class AssembledBatch:
+    """A recorded batch with its groups; `wait_s` is how long the learner waited for rollouts and scores."""
+
+    record: BatchRecord
+    groups: list[Group]
+    wait_s: float = 0.0
+    scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
+    """Scores by group id, where this call decided; a repeated step reads rewards from the record alone."""
+    left_out: list[ScoredGroup] = field(default_factory=list)
+    """Groups that the step considered and dropped, where this call decided."""
+    observed: Any = None
+    """What a controller noted of all groups that the step considered (`Controller.observe`)."""
 
 
 @dataclass(frozen=True, slots=True)

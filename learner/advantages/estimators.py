@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,46 +27,39 @@ from pydantic import Field
 
 from cluster.errors import ConfigError, PluginError, one_line
 from cluster.plugins import Plugin, StatefulPlugin
-from cluster.types import Group, GroupReward, Rollout
-from learner.types import AssembledBatch
+from cluster.types import AssembledBatch, Group, GroupReward, Rollout, ScoredGroup
 
 EQUAL = 1e-9
 """Numbers that differ by less, relative to the rewards that they are differences of, are equal."""
 
 
 class Advantage(Plugin):
-    """Base of advantage estimators: rewards [G] of a group → advantages [G], or `of_step` for all groups at once.
+    """Base of advantage estimators: one method, called with all groups of a step.
 
-    A NaN reward is a rollout that is left out: it moves nobody's baseline and its advantage is NaN. Who needs to know
-    what stood in earlier steps, or more of the groups than their rewards, overrides `of_groups` and derives from
-    `cluster.plugins.StatefulPlugin`.
+    A NaN reward is a rollout that is left out: it moves no baseline, and its advantage is NaN. An estimator that needs
+    to know what stood in earlier steps is a `cluster.plugins.StatefulPlugin` too, and its method has the parameter
+    `state`. One that reads what is known of single tokens derives from `TokenAdvantage`.
     """
-
-    token_level: ClassVar[bool] = False
-    """Whether it says each token's advantage itself, by `of_group`. Others see what a turn, or a rollout, returns."""
 
     @property
     def uses_equal_rewards(self) -> bool:
         """Whether a group whose rewards are all equal has advantages other than 0."""
         return False
 
-    def of_group(self, group: Group, mixed: GroupReward) -> list[Float[np.ndarray, " _"]]:
-        """Per rollout [T], or [1] for all its tokens, from the rewards and what is known of single tokens."""
+    def advantages(self, groups: Sequence[ScoredGroup]) -> Sequence[Any]:
+        """Return the advantages of each group in order: [G], or per rollout [1] or one for each of its T tokens.
+
+        `rewards` of a group [G] is what a turn of each rollout returns, or the rollout where its reward is one number.
+        Groups may differ in size; all rollouts of one are of the same variant of the task.
+        """
         raise NotImplementedError
 
-    def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
-        """Return the advantages of one group, by its own rewards alone."""
-        raise NotImplementedError
 
-    def of_step(self, rewards_G: Sequence[Float[np.ndarray, " G"]]) -> list[Float[np.ndarray, " G"]]:
-        """Return the advantages of all groups of a step, in order; groups may differ in size."""
-        return [self.advantages(rewards) for rewards in rewards_G]
+class TokenAdvantage(Advantage):
+    """Base of estimators that say each token's advantage themselves, from the whole rollouts' rewards and their parts.
 
-    def of_groups(
-        self, groups: Sequence[Group], rewards_G: Sequence[Float[np.ndarray, " G"]], state: Any
-    ) -> Sequence[Any]:
-        """Override to use the groups themselves or plug-in state. Returns [G] per group, or [T] per rollout."""
-        return self.of_step(rewards_G)
+    Their method is called once for a step, with rewards of whole rollouts, and not for each turn.
+    """
 
 
 class GroupAdvantage(Advantage):
@@ -81,7 +74,11 @@ class GroupAdvantage(Advantage):
     eps: float = 1e-6
     """Added to the standard deviation before the division."""
 
-    def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
+    def advantages(self, groups: Sequence[ScoredGroup]) -> Sequence[Any]:
+        return [self.standard(scored.rewards) for scored in groups]
+
+    def standard(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
+        """Return the advantages of one group by its rewards alone."""
         centred = centre(rewards)
         return standardize(centred, self.eps) if self.normalize_std else centred
 
@@ -95,14 +92,11 @@ class DrGrpo(GroupAdvantage):
 class LeaveOneOut(Advantage):
     """Reward minus the mean of the *other* rollouts' (RLOO, arXiv:2402.14740): unbiased, no division by a spread."""
 
-    def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
-        known = np.isfinite(rewards)
-        result = np.full(rewards.shape, np.nan)
-        count = int(known.sum())
-        if count == 1:
-            result[known] = 0.0  # nobody to compare with
-        elif count > 1:
-            result[known] = (rewards[known] - rewards[known].mean()) * count / (count - 1)
+    def advantages(self, groups: Sequence[ScoredGroup]) -> list[Float[np.ndarray, " G"]]:
+        result = []
+        for scored in groups:
+            count = int(np.isfinite(scored.rewards).sum())
+            result.append(centre(scored.rewards) * (count / (count - 1) if count > 1 else 1.0))
         return result
 
 
@@ -124,14 +118,10 @@ class ReinforcePlusPlus(Advantage):
     def uses_equal_rewards(self) -> bool:
         return not self.group_baseline
 
-    def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
-        """Return the advantages of a group that is the whole step."""
-        return self.of_step([rewards])[0]
-
-    def of_step(self, rewards_G: Sequence[Float[np.ndarray, " G"]]) -> list[Float[np.ndarray, " G"]]:
-        if not rewards_G:
+    def advantages(self, groups: Sequence[ScoredGroup]) -> list[Float[np.ndarray, " G"]]:
+        if not groups:
             return []
-        rewards = [centre(r) for r in rewards_G] if self.group_baseline else list(rewards_G)
+        rewards = [centre(scored.rewards) if self.group_baseline else scored.rewards for scored in groups]
         standard = standardize(centre(np.concatenate(rewards)), self.eps)
         return np.split(standard, np.cumsum([len(r) for r in rewards])[:-1])
 
@@ -159,13 +149,14 @@ class RoleBaseline(Advantage, StatefulPlugin):
     def init_state(self) -> Baselines:
         return {}
 
-    def of_groups(self, groups: Sequence[Group], rewards_G: Sequence[Float[np.ndarray, " G"]], state: Any) -> Any:
-        advantages_G, _ = role_advantages(keys_of(groups), rewards_G, state, self.decay)
+    def advantages(self, groups: Sequence[ScoredGroup], state: Baselines) -> Any:
+        members = [scored.group for scored in groups]
+        advantages_G, _ = role_advantages(keys_of(members), [s.rewards for s in groups], state, self.decay)
         if self.gamma == 1:
             return advantages_G
         return [
             [discounted(r, a, self.gamma) for r, a in zip(g.rollouts, advantages, strict=True)]
-            for g, advantages in zip(groups, advantages_G, strict=True)
+            for g, advantages in zip(members, advantages_G, strict=True)
         ]
 
     def update(self, state: Baselines, batch: AssembledBatch) -> Baselines:
@@ -175,7 +166,7 @@ class RoleBaseline(Advantage, StatefulPlugin):
         return {f"advantage/baseline_{key}": value for key, value in state.items()}
 
 
-class TokenReturns(GroupAdvantage):
+class TokenReturns(GroupAdvantage, TokenAdvantage):
     """What is still to come from each token on, minus the group's mean of the whole, in units of its deviation.
 
         A_{i,t} = (r_i − Σ_{t'<t} u_{i,t'} − mean_j r_j) / std_j r_j,        r_i the whole reward, Σ_t u_{i,t} included
@@ -186,17 +177,18 @@ class TokenReturns(GroupAdvantage):
     baseline: the group's mean in its place is ours.
     """
 
-    token_level: ClassVar = True
+    def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[Float[np.ndarray, " _"]]]:
+        return [self._of_group(scored.rewards, reward_of(scored)) for scored in groups]
 
-    def of_group(self, group: Group, mixed: GroupReward) -> list[Float[np.ndarray, " _"]]:
-        whole = self.advantages(mixed.rewards)
-        if mixed.tokens is None:
+    def _of_group(self, rewards: Float[np.ndarray, " G"], reward: GroupReward) -> list[Float[np.ndarray, " _"]]:
+        whole = self.standard(rewards)
+        if reward.tokens is None:
             return [np.array([a]) for a in whole]
-        unit = spread(mixed.rewards, self.eps) if self.normalize_std else 1.0
-        return [a - (np.cumsum(u) - u) / unit for a, u in zip(whole, mixed.tokens, strict=True)]
+        unit = spread(rewards, self.eps) if self.normalize_std else 1.0
+        return [a - (np.cumsum(u) - u) / unit for a, u in zip(whole, reward.tokens, strict=True)]
 
 
-class TokenRewards(GroupAdvantage):
+class TokenRewards(GroupAdvantage, TokenAdvantage):
     """Each token's own reward as its advantage, beside the group's advantage of what came for the rollout as a whole.
 
         A_{i,t} = u_{i,t} + (s_i − mean_j s_j) / std_j s_j,        s_i = r_i − Σ_t u_{i,t}
@@ -207,24 +199,25 @@ class TokenRewards(GroupAdvantage):
     equal rewards is kept, since its tokens differ.
     """
 
-    token_level: ClassVar = True
-
     @property
     def uses_equal_rewards(self) -> bool:
         return True
 
-    def of_group(self, group: Group, mixed: GroupReward) -> list[Float[np.ndarray, " _"]]:
-        if mixed.tokens is None:
-            return [np.array([a]) for a in self.advantages(mixed.rewards)]
-        rest = mixed.rewards - [u.sum() for u in mixed.tokens]
+    def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[Float[np.ndarray, " _"]]]:
+        return [self._of_group(scored.rewards, reward_of(scored)) for scored in groups]
+
+    def _of_group(self, rewards: Float[np.ndarray, " G"], reward: GroupReward) -> list[Float[np.ndarray, " _"]]:
+        if reward.tokens is None:
+            return [np.array([a]) for a in self.standard(rewards)]
+        rest = rewards - [u.sum() for u in reward.tokens]
         known = np.isfinite(rest)
         # Equal but for the rounding of the sums, which the division by a deviation would blow up.
-        if known.any() and np.ptp(rest[known]) <= EQUAL * max(1.0, float(np.abs(mixed.rewards[known]).max())):
+        if known.any() and np.ptp(rest[known]) <= EQUAL * max(1.0, float(np.abs(rewards[known]).max())):
             rest = np.where(known, 0.0, np.nan)
-        return [a + u for a, u in zip(self.advantages(rest), mixed.tokens, strict=True)]
+        return [a + u for a, u in zip(self.standard(rest), reward.tokens, strict=True)]
 
 
-class MultiAdvantage(Advantage):
+class MultiAdvantage(TokenAdvantage):
     """Each reward normalised within the group, then weighted and summed: no reward drowns another by its scale.
 
         A_i = Σ_k w_k (x_{i,k} − mean_j x_{j,k}) / (std_j x_{j,k} + 10⁻⁸)
@@ -235,23 +228,19 @@ class MultiAdvantage(Advantage):
     critics is ours. Rollouts of unknown reward are left out of every mean.
     """
 
-    token_level: ClassVar = True
     weights: dict[str, float] = {}
     """w by name of the reward; 1 for those that are not named."""
 
-    def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
-        """Return the advantage of a single reward."""
-        result, known = rewards.copy(), np.isfinite(rewards)
-        result[known] = normalized(rewards[known])
-        return result
+    def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[Float[np.ndarray, " _"]]]:
+        return [self._of_group(scored.rewards, reward_of(scored)) for scored in groups]
 
-    def of_group(self, group: Group, mixed: GroupReward) -> list[Float[np.ndarray, " _"]]:
-        if unknown := sorted(self.weights.keys() - mixed.parts.keys()):
-            known = ", ".join(mixed.parts)
+    def _of_group(self, rewards: Float[np.ndarray, " G"], reward: GroupReward) -> list[Float[np.ndarray, " _"]]:
+        if unknown := sorted(self.weights.keys() - reward.parts.keys()):
+            known = ", ".join(reward.parts)
             raise ConfigError(f"learner.advantage.options.weights.{unknown[0]}: the trained rewards are {known}.")
-        known = np.isfinite(mixed.rewards)
+        known = np.isfinite(rewards)
         total = np.where(known, 0.0, np.nan)
-        for name, values in mixed.parts.items():
+        for name, values in reward.parts.items():
             total[known] += self.weights.get(name, 1.0) * normalized(values[known])
         return [np.array([a]) for a in total]
 
@@ -263,7 +252,7 @@ def normalized(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     return (values - values.mean()) / (values.std() + 1e-8)
 
 
-class ThoughtCredit(GroupAdvantage):
+class ThoughtCredit(GroupAdvantage, TokenAdvantage):
     """The group's advantage of the outcome, less where a right solution erred and nothing where a wrong one did not.
 
         right: r̂ − α · acc in a thought that it takes back, else r̂
@@ -278,19 +267,21 @@ class ThoughtCredit(GroupAdvantage):
     Of a group that is all right only the taken-back thoughts have a gradient: it is kept for them.
     """
 
-    token_level: ClassVar = True
     alpha: float = 1.0
     """α; the paper's is not known to us."""
     correct: float = 1.0
     """Rewards from here on are right."""
 
-    def of_group(self, group: Group, mixed: GroupReward) -> list[Float[np.ndarray, " _"]]:
-        outcome = self.advantages(mixed.rewards)
-        if mixed.token_weights is None:
+    def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[Float[np.ndarray, " _"]]]:
+        return [self._of_group(scored.rewards, reward_of(scored)) for scored in groups]
+
+    def _of_group(self, rewards: Float[np.ndarray, " G"], reward: GroupReward) -> list[Float[np.ndarray, " _"]]:
+        outcome = self.standard(rewards)
+        if reward.token_weights is None:
             return [np.array([a]) for a in outcome]
-        right, known = mixed.rewards >= self.correct, np.isfinite(mixed.rewards)
+        right, known = rewards >= self.correct, np.isfinite(rewards)
         correction = self.alpha * right[known].mean() if known.any() else 0.0
-        flags = [np.nan_to_num(w) for w in mixed.token_weights]
+        flags = [np.nan_to_num(w) for w in reward.token_weights]
         return [
             a - correction * flag if ok else a * (1 - flag) for a, ok, flag in zip(outcome, right, flags, strict=True)
         ]
@@ -299,40 +290,31 @@ class ThoughtCredit(GroupAdvantage):
 class Undivided(Advantage):
     """The reward itself, recorded where a critic divides it among the tokens later (`learner.losses.value_loss`)."""
 
-    def advantages(self, rewards: Float[np.ndarray, " G"]) -> Float[np.ndarray, " G"]:
-        return rewards
+    def advantages(self, groups: Sequence[ScoredGroup]) -> list[Float[np.ndarray, " G"]]:
+        return [scored.rewards for scored in groups]
 
 
 def checked(
-    advantage: Advantage,
-    use: str,
-    groups: Sequence[Group],
-    rewards_G: Sequence[Float[np.ndarray, " G"]],
-    mixed_G: Sequence[GroupReward] | None = None,
-    state: Any = None,
+    advantage: Advantage, use: str, groups: Sequence[ScoredGroup], state: Any = None
 ) -> list[list[Float[np.ndarray, " N"]]]:
     """What the plug-in named `use` says of a step: per group and rollout [1], or one for each of its T tokens.
-
-    It is asked by `of_group` where there is `mixed_G`, else by `of_step`.
 
     Raises PluginError, which ends the run, where it raises, has another shape, or is not a finite number for a rollout
     whose reward is known. An advantage is the recipe's own code and deterministic: it would fail again.
     """
     where = f"learner.advantage.use = '{use}'"
+    estimate: Callable[..., Sequence[Any]] = advantage.advantages
     try:
-        if mixed_G is None:
-            found = list(advantage.of_groups(groups, rewards_G, state))
-        else:
-            found = [advantage.of_group(*each) for each in zip(groups, mixed_G, strict=True)]
+        found = list(estimate(groups, state) if isinstance(advantage, StatefulPlugin) else estimate(groups))
     except BaseException as error:  # whatever the recipe's own code raises
-        shown = "; ".join(f"{g.id}: {np.array2string(r, precision=6)}" for g, r in zip(groups, rewards_G, strict=True))
+        shown = "; ".join(f"{s.group.id}: {np.array2string(s.rewards, precision=6)}" for s in groups)
         raise PluginError(f"{where} raised {one_line(error)} The rewards by group were {shown:.500}.") from error
     if len(found) != len(groups):
         raise PluginError(
             f"{where} gave the advantages of {len(found)} groups, but the step has {len(groups)}. "
-            "`of_step` must return one array for each group, in their order."
+            "`advantages` must return one array for each group, in their order."
         )
-    return [_of_group(where, *row) for row in zip(groups, rewards_G, found, strict=True)]
+    return [_of_group(where, s.group, s.rewards, credit) for s, credit in zip(groups, found, strict=True)]
 
 
 def _of_group(where: str, group: Group, rewards: Float[np.ndarray, " G"], found: Any) -> list[np.ndarray]:
@@ -400,19 +382,23 @@ def returns_to_go(
     return result
 
 
-def returns_of(
-    group: Group, mixed: GroupReward, rewards: Float[np.ndarray, " G"], discount: float
-) -> Float[np.ndarray, "G K"]:
-    """What each turn of each rollout returns; [G, 1] where no signal has token values. NaN: no such turn, or left out.
+def reward_of(scored: ScoredGroup) -> GroupReward:
+    """Return the aggregated scores of a group, as they are trained on."""
+    found = scored.selected or scored.reward
+    assert found is not None, f"the scores of group {scored.group.id} are not aggregated yet"
+    return found
 
-    `rewards` are those of `mixed`, NaN also where the learner leaves a rollout out.
-    """
-    if mixed.tokens is None:
-        return rewards[:, None]
+
+def returns_of(scored: ScoredGroup, discount: float) -> Float[np.ndarray, "G K"]:
+    """What each turn of each rollout returns; [G, 1] where no reward has token values. NaN: no such turn, or left
+    out."""
+    reward, group = reward_of(scored), scored.group
+    if reward.tokens is None:
+        return reward.rewards[:, None]
     starts = [turn_starts(rollout) for rollout in group.rollouts]
     returns = np.full((len(group), max(map(len, starts))), np.nan)
-    for i, (values, begun) in enumerate(zip(mixed.tokens, starts, strict=True)):
-        whole = rewards[i] - values.sum()
+    for i, (values, begun) in enumerate(zip(reward.tokens, starts, strict=True)):
+        whole = reward.rewards[i] - values.sum()
         returns[i, : len(begun)] = whole + returns_to_go(values, begun, discount)
     return returns
 
@@ -435,28 +421,23 @@ def tells_nothing(group: Group, returns: Float[np.ndarray, "G K"]) -> bool:
 
 
 def advantages_of(
-    advantage: Advantage,
-    use: str,
-    groups: Sequence[Group],
-    returns_G: Sequence[Float[np.ndarray, "G K"]],
-    mixed_G: Sequence[GroupReward] = (),
-    state: Any = None,
+    advantage: Advantage, use: str, groups: Sequence[ScoredGroup], discount: float = 1.0, state: Any = None
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
     """Per group and rollout: [1] for all its tokens, or [T] with each turn's own, 0 outside of the policy's turns.
 
     Rollouts are compared with those of the same variant of the task. `use` is what the recipe calls the estimator,
-    `state` what it remembers; one that is `token_level` looks at `mixed_G` instead of the returns. Raises PluginError
-    for what it must not return.
+    `discount` that of a turn's return, `state` what the estimator remembers. Raises PluginError for what it must not
+    return.
     """
-    if not advantage.token_level and any(r.episode is not None for group in groups for r in group.rollouts):
-        return _of_episodes(advantage, use, groups, returns_G, state)
-    parts = [(g, places) for g, group in enumerate(groups) for places in comparable(group)]
+    by_token = isinstance(advantage, TokenAdvantage)
+    if not by_token and any(r.episode is not None for scored in groups for r in scored.group.rollouts):
+        return _of_episodes(advantage, use, groups, discount, state)
+    parts = [(g, places) for g, scored in enumerate(groups) for places in comparable(scored.group)]
     alone = [part_of(groups[g], places) for g, places in parts]
-    if advantage.token_level:
-        mixed = [part_of_mixed(mixed_G[g], places) for g, places in parts]
-        values = checked(advantage, use, alone, [m.rewards for m in mixed], mixed)
+    if by_token:
+        values = checked(advantage, use, alone, state)
     else:
-        values = _of_parts(advantage, use, alone, [returns_G[g][places] for g, places in parts], state)
+        values = _of_turns(advantage, use, alone, discount, state)
     found: list[dict[int, Any]] = [{} for _ in groups]
     for (g, places), of_part in zip(parts, values, strict=True):
         found[g] |= dict(zip(places.tolist(), of_part, strict=True))
@@ -464,27 +445,30 @@ def advantages_of(
 
 
 def _of_episodes(
-    advantage: Advantage, use: str, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]], state: Any
+    advantage: Advantage, use: str, groups: Sequence[ScoredGroup], discount: float, state: Any
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
     """As `advantages_of`, where an episode may have left several rollouts: episodes are compared, and each of an
     episode's rollouts has the episode's advantage. Its return is the mean of what its rollouts return as a whole."""
-    firsts, members_G, means = [], [], []
-    for group, returns in zip(groups, returns_G, strict=True):
+    firsts, members_G, returns_G = [], [], []
+    for scored in groups:
+        returns = returns_of(scored, discount)[:, 0]
         members: dict[object, list[int]] = {}
-        for i, rollout in enumerate(group.rollouts):
+        for i, rollout in enumerate(scored.group.rollouts):
             members.setdefault((rollout.variant, i if rollout.episode is None else (rollout.episode,)), []).append(i)
         places = list(members.values())
-        firsts.append(part_of(group, np.array([at[0] for at in places])))
-        firsts[-1] = replace(firsts[-1], rollouts=tuple(replace(r, episode=None) for r in firsts[-1].rollouts))
+        first = replace(
+            scored.group, rollouts=tuple(replace(scored.group.rollouts[at[0]], episode=None) for at in places)
+        )
+        firsts.append(ScoredGroup(first, {}, reward=GroupReward(np.array([_mean(returns[at]) for at in places]))))
         members_G.append(places)
-        means.append(np.array([[_mean(returns[at, 0])] for at in places]))
-    found = advantages_of(advantage, use, firsts, means, state=state)
+        returns_G.append(returns)
+    found = advantages_of(advantage, use, firsts, state=state)
     result = []
-    for group, returns, places, values in zip(groups, returns_G, members_G, found, strict=True):
-        credit: list[Any] = [None] * len(group.rollouts)
+    for scored, returns, places, values in zip(groups, returns_G, members_G, found, strict=True):
+        credit: list[Any] = [None] * len(scored.group)
         for at, value in zip(places, values, strict=True):
             for i in at:  # a rollout that is left out stays so
-                whole = value[:1] if np.isfinite(returns[i, 0]) else np.full(1, np.nan, value.dtype)
+                whole = value[:1] if np.isfinite(returns[i]) else np.full(1, np.nan, value.dtype)
                 credit[i] = value if len(at) == 1 else whole
         result.append(tuple(credit))
     return tuple(result)
@@ -495,35 +479,37 @@ def _mean(values: Float[np.ndarray, " N"]) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def part_of(group: Group, places: Int[np.ndarray, " _"]) -> Group:
-    return replace(group, rollouts=tuple(group.rollouts[i] for i in places))
+def part_of(scored: ScoredGroup, places: Int[np.ndarray, " _"]) -> ScoredGroup:
+    """Return a group with these rollouts alone, and what is trained on of their reward."""
+    reward = reward_of(scored)
 
-
-def part_of_mixed(mixed: GroupReward, places: Int[np.ndarray, " _"]) -> GroupReward:
-    def of(values: tuple[np.ndarray, ...] | None) -> tuple[np.ndarray, ...] | None:
+    def taken(values: tuple[np.ndarray, ...] | None) -> tuple[np.ndarray, ...] | None:
         return None if values is None else tuple(values[i] for i in places)
 
-    return GroupReward(
-        mixed.rewards[places],
-        tokens=of(mixed.tokens),
-        token_weights=of(mixed.token_weights),
-        parts={name: values[places] for name, values in mixed.parts.items()},
+    part = GroupReward(
+        reward.rewards[places],
+        tokens=taken(reward.tokens),
+        token_weights=taken(reward.token_weights),
+        parts={name: values[places] for name, values in reward.parts.items()},
     )
+    group = replace(scored.group, rollouts=tuple(scored.group.rollouts[i] for i in places))
+    return replace(scored, group=group, reward=part, selected=None)
 
 
-def _of_parts(
-    advantage: Advantage, use: str, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]], state: Any
+def _of_turns(
+    advantage: Advantage, use: str, groups: Sequence[ScoredGroup], discount: float, state: Any
 ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
-    """As `advantages_of`, of groups of one variant."""
-    found = [[[] for _ in group.rollouts] for group in groups]
+    """As `advantages_of`, of groups of one variant: the estimator is asked for each turn."""
+    returns_G = [returns_of(scored, discount) for scored in groups]
+    found = [[[] for _ in scored.group.rollouts] for scored in groups]
     for k in range(max((returns.shape[1] for returns in returns_G), default=0)):
         having = [i for i, returns in enumerate(returns_G) if k < returns.shape[1]]
-        columns = [returns_G[i][:, k] for i in having]
-        values = checked(advantage, use, [groups[i] for i in having], columns, state=state)
+        turn = [replace(groups[i], reward=replace(reward_of(groups[i]), rewards=returns_G[i][:, k])) for i in having]
+        values = checked(advantage, use, turn, state)
         for i, of_group in zip(having, values, strict=True):
             for turns, value in zip(found[i], of_group, strict=True):
                 turns.append(value)
-    return tuple(tuple(map(_spread, group.rollouts, turns)) for group, turns in zip(groups, found, strict=True))
+    return tuple(tuple(map(_spread, scored.group.rollouts, turns)) for scored, turns in zip(groups, found, strict=True))
 
 
 def _spread(rollout: Rollout, turns: Sequence[Float[np.ndarray, " _"]]) -> Float[np.ndarray, " _"]:
@@ -548,23 +534,21 @@ class StepAdvantages:
         self.estimator = estimator
         self._use, self._state = use, state
 
-    def of(
-        self, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]], rewards_G: Sequence[GroupReward]
-    ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
+    def of(self, groups: Sequence[ScoredGroup], discount: float) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
         """Return advantages per group and rollout: [1] for all its tokens, or one for each of its T tokens."""
-        return advantages_of(self.estimator, self._use, groups, returns_G, rewards_G, self._state())
+        return advantages_of(self.estimator, self._use, groups, discount, self._state())
 
-    def all_equal(self, group: Group, returns: Float[np.ndarray, "G K"]) -> bool:
+    def all_equal(self, scored: ScoredGroup, discount: float) -> bool:
         """Whether no rollout's turn returns more than another's it is compared with."""
-        return tells_nothing(group, returns)
+        return tells_nothing(scored.group, returns_of(scored, discount))
 
-    def no_gradient(self, group: Group, returns: Float[np.ndarray, "G K"], reward: GroupReward) -> bool:
+    def no_gradient(self, scored: ScoredGroup, discount: float) -> bool:
         """Whether all advantages of a group are 0."""
-        if not self.all_equal(group, returns):
+        if not self.all_equal(scored, discount):
             return False
-        if not self.estimator.token_level:
+        if not isinstance(self.estimator, TokenAdvantage):
             return True
-        (found,) = checked(self.estimator, self._use, [group], [reward.rewards], [reward])
+        (found,) = checked(self.estimator, self._use, [scored], self._state())
         return not any(np.nan_to_num(values).any() for values in found)
 
 

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from cluster.types import BatchRecord, Group, GroupReward
-from learner.advantages.estimators import Advantage, StepAdvantages, part_of, part_of_mixed, tells_nothing
+from cluster.types import AssembledBatch, BatchRecord, Group, ScoredGroup
+from learner.advantages.estimators import Advantage, StepAdvantages, part_of
 from learner.step_plugin import StepPlugin
-from learner.types import AssembledBatch
 
 
 def places(group: Group, policy: str) -> Int[np.ndarray, " N"]:
@@ -33,13 +32,17 @@ def owned(groups: Sequence[Group], record: BatchRecord, policy: str) -> tuple[li
     mine = [(i, places(group, policy)) for i, group in enumerate(groups)]
     mine = [(i, at) for i, at in mine if len(at)]
     weights = tuple(_taken(record.token_weights[i], at) for i, at in mine) if record.token_weights else ()
-    return [part_of(groups[i], at) for i, at in mine], replace(
+    return [_part(groups[i], at) for i, at in mine], replace(
         record,
         groups=tuple(record.groups[i] for i, _ in mine),
         rewards=tuple(record.rewards[i][at] for i, at in mine),
         advantages=tuple(_taken(record.advantages[i], at) for i, at in mine),
         token_weights=weights,
     )
+
+
+def _part(group: Group, at: Int[np.ndarray, " N"]) -> Group:
+    return replace(group, rollouts=tuple(group.rollouts[i] for i in at))
 
 
 def spread(
@@ -63,24 +66,20 @@ class AdvantagesByPolicy(StepAdvantages):
         super().__init__(estimator, use, state)
         self.policies = policies
 
-    def of(
-        self, groups: Sequence[Group], returns_G: Sequence[Float[np.ndarray, "G K"]], rewards_G: Sequence[GroupReward]
-    ) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
+    def of(self, groups: Sequence[ScoredGroup], discount: float) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
         """Return advantages per group and rollout. Raises KeyError for a rollout of a policy that is not listed."""
         result: list[dict[int, np.ndarray]] = [{} for _ in groups]
         for policy in self.policies:
-            having = [(i, at) for i, group in enumerate(groups) if len(at := places(group, policy))]
-            parts = [part_of(groups[i], at) for i, at in having]
-            rewards = [part_of_mixed(rewards_G[i], at) for i, at in having] if rewards_G else []
-            advantages = super().of(parts, [returns_G[i][at] for i, at in having], rewards)
+            having = [(i, at) for i, scored in enumerate(groups) if len(at := places(scored.group, policy))]
+            advantages = super().of([part_of(groups[i], at) for i, at in having], discount)
             for (i, at), values in zip(having, advantages, strict=True):
                 result[i] |= dict(zip(at.tolist(), values, strict=True))
-        return tuple(tuple(row[k] for k in range(len(g))) for g, row in zip(groups, result, strict=True))
+        return tuple(tuple(row[k] for k in range(len(s.group))) for s, row in zip(groups, result, strict=True))
 
-    def all_equal(self, group: Group, returns: Float[np.ndarray, "G K"]) -> bool:
+    def all_equal(self, scored: ScoredGroup, discount: float) -> bool:
         """Whether no policy's rollouts differ in what any turn of theirs returns."""
-        parts = ((part_of(group, at), returns[at]) for at in (places(group, policy) for policy in self.policies))
-        return all(tells_nothing(*part) for part in parts)
+        parts = (part_of(scored, at) for policy in self.policies if len(at := places(scored.group, policy)))
+        return all(super(AdvantagesByPolicy, self).all_equal(part, discount) for part in parts)
 
 
 class OwnPart(StepPlugin):

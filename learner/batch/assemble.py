@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from cluster.config import LearnerSection
 from cluster.metrics import metric_of
-from cluster.types import INVALID_TOOL_CALL, BatchRecord, Group, GroupReward, Scores
-from learner.advantages.estimators import Advantage, StepAdvantages, returns_of
+from cluster.types import INVALID_TOOL_CALL, AssembledBatch, BatchRecord, Group, GroupReward, ScoredGroup, Scores
+from learner.advantages.estimators import Advantage, StepAdvantages
 from learner.step_plugin import StepPlugin
-from learner.types import AssembledBatch, AssemblyBuffer, Considered, LeftOut, Mix, Select, Stored
+from learner.types import AssemblyBuffer, Considered, Mix, Select
 
 ZERO_VARIANCE = "zero_variance"
 TOO_FEW_SCORES = "too_few_scores"
@@ -29,19 +29,6 @@ TRUNCATED = "truncated"
 NO_PAIRS = "no_pairs"
 POLL_S = 1.0
 """How often a waiting learner looks whether it should stop."""
-
-
-@dataclass(slots=True)
-class _Seen:
-    """Every group that was considered, kept or dropped."""
-
-    stored: dict[str, Stored] = field(default_factory=dict)
-    mixed: dict[str, GroupReward] = field(default_factory=dict)
-    selected: dict[str, GroupReward] = field(default_factory=dict)
-    """As `mixed`; rewards are NaN also where the learner or a selector leaves a rollout out."""
-    returns: dict[str, np.ndarray] = field(default_factory=dict)
-    """[G, K]: what each turn returns, NaN as above and where there is no such turn."""
-    dropped: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -74,8 +61,9 @@ class Assembler:
         existing = buffer.recorded(policy, step)
         if existing is not None:
             return AssembledBatch(*_load(buffer, existing))
-        seen, start = _Seen(), time.monotonic()
-        stored: Sequence[Stored] | None = ()
+        seen: dict[str, ScoredGroup] = {}
+        start = time.monotonic()
+        stored: Sequence[ScoredGroup] | None = ()
         dropped: dict[str, str] = {}
         for refills_left in range(section.max_refills, -1, -1):
             stored = self._wait(step, section.groups_per_step, stop)
@@ -86,10 +74,10 @@ class Assembler:
                 break
             buffer.drop(policy, self.epoch, dropped)
         waited = time.monotonic() - start
-        kept = [s.group.id for s in stored if s.group.id not in seen.dropped][: section.groups_per_step]
-        members = [seen.stored[i].group for i in kept]
-        decided = self._decided(seen, kept, members, step, section)
-        considered = self._considered(seen, section)
+        kept = [seen[s.group.id] for s in stored if not seen[s.group.id].reason][: section.groups_per_step]
+        members = [s.group for s in kept]
+        decided = self._decided([*seen.values()], kept, step, section)
+        considered = self._considered([*seen.values()], section)
         for plugin in self.plugins:
             decided = plugin.before_record(decided, members, considered)
         # What the last round filtered leaves with the record: the learner does not wait for its replacement.
@@ -97,11 +85,10 @@ class Assembler:
         groups = members
         if record.groups != decided.groups:
             record, groups = _load(buffer, record)
-        left_out = [LeftOut(seen.stored[i].group, seen.stored[i].scores, seen.mixed[i].rewards, reason)
-                    for i, reason in seen.dropped.items()]  # fmt: skip
-        return AssembledBatch(record, groups, waited, {i: seen.stored[i].scores for i in kept}, left_out)
+        left_out = [s for s in seen.values() if s.reason]
+        return AssembledBatch(record, groups, waited, {s.group.id: s.scores for s in kept}, left_out)
 
-    def _wait(self, step: int, count: int, stop: Callable[[], bool]) -> Sequence[Stored] | None:
+    def _wait(self, step: int, count: int, stop: Callable[[], bool]) -> Sequence[ScoredGroup] | None:
         while not stop():
             asked = time.monotonic()
             stored = self.buffer.ready(self.policy, self.epoch, step, limit=count, timeout_s=POLL_S)
@@ -110,40 +97,40 @@ class Assembler:
                 return stored
         return None
 
-    def _filter(self, stored: Sequence[Stored], seen: _Seen, section: LearnerSection) -> dict[str, str]:
-        """Mix and select this round's groups together; returns id → reason of what must go."""
+    def _filter(
+        self, stored: Sequence[ScoredGroup], seen: dict[str, ScoredGroup], section: LearnerSection
+    ) -> dict[str, str]:
+        """Aggregate and select this round's groups together; returns id → reason of what must go."""
         groups, scores = [s.group for s in stored], [s.scores for s in stored]
-        mixed = self.mix(groups, scores)
-        selected = _selected(groups, scores, mixed, self.select, section)
+        rewards = self.mix(groups, scores)
+        selected = _selected(groups, scores, rewards, self.select, section)
         dropped = {}
-        for item, before, after in zip(stored, mixed, selected, strict=True):
-            id = item.group.id
-            seen.stored[id], seen.mixed[id], seen.selected[id] = item, before, after
-            seen.returns[id] = returns_of(item.group, after, after.rewards, section.turn_discount)
-            flat = self.advantages.no_gradient(item.group, seen.returns[id], after)
+        for item, before, after in zip(stored, rewards, selected, strict=True):
+            found = replace(item, reward=before, selected=after)
+            flat = self.advantages.no_gradient(found, section.turn_discount)
             reason = _useless(before, after, flat, section)
             if reason is not None:
-                dropped[id] = reason
-        seen.dropped |= dropped
+                dropped[item.group.id] = reason
+            seen[item.group.id] = replace(found, reason=reason or "")
         return dropped
 
     def _decided(
-        self, seen: _Seen, kept: list[str], members: list[Group], step: int, section: LearnerSection
+        self, seen: Sequence[ScoredGroup], kept: Sequence[ScoredGroup], step: int, section: LearnerSection
     ) -> BatchRecord:
-        selected = [seen.selected[i] for i in kept]
+        selected = [s.selected for s in kept if s.selected is not None]
         return BatchRecord(
             policy=self.policy,
             step=step,
-            groups=tuple(kept),
+            groups=tuple(s.group.id for s in kept),
             rewards=tuple(s.rewards for s in selected),
-            advantages=self.advantages.of(members, [seen.returns[i] for i in kept], selected),
+            advantages=self.advantages.of(kept, section.turn_discount),
             metrics=_metrics(seen, kept, step, section.turn_discount, self.advantages),
             pairs=tuple(s.pairs or () for s in selected) if any(s.pairs is not None for s in selected) else (),
             token_weights=tuple(map(_weights, selected)) if any(s.token_weights for s in selected) else (),
         )
 
-    def _considered(self, seen: _Seen, section: LearnerSection) -> Considered:
-        groups, scores = [s.group for s in seen.stored.values()], [s.scores for s in seen.stored.values()]
+    def _considered(self, seen: Sequence[ScoredGroup], section: LearnerSection) -> Considered:
+        groups, scores = [s.group for s in seen], [s.scores for s in seen]
 
         def selected_under(settings: Mapping[str, Any]) -> list[GroupReward]:
             assert self.arrange is not None, "no recipe is being steered"
@@ -216,23 +203,21 @@ def _load(buffer: AssemblyBuffer, record: BatchRecord) -> tuple[BatchRecord, lis
     return record, [found[i] for i in record.groups]
 
 
-def _metrics(seen: _Seen, kept: list[str], step: int, discount: float, advantages: StepAdvantages) -> dict[str, float]:
+def _metrics(
+    seen: Sequence[ScoredGroup], kept: Sequence[ScoredGroup], step: int, discount: float, advantages: StepAdvantages
+) -> dict[str, float]:
     """What was sampled and what of it is trained on.
 
     Rewards and lengths are of every group looked at, dropped ones included: the mean over the trained ones alone
     would be pulled to the middle by the zero-variance filter.
     """
-    groups = [s.group for s in seen.stored.values()]
-    rollouts = [r for g in groups for r in g.rollouts]
-    rewards = np.concatenate([np.empty(0), *(m.rewards for m in seen.mixed.values())])
-    flat = [
-        advantages.all_equal(group, returns_of(group, m, m.rewards, discount))
-        for group, m in zip(groups, seen.mixed.values(), strict=True)
-        if np.isfinite(m.rewards).any()
-    ]
+    rollouts = [r for s in seen for r in s.group.rollouts]
+    aggregated = [replace(s, selected=None) for s in seen]
+    rewards = np.concatenate([np.empty(0), *(s.rewards for s in aggregated)])
+    flat = [advantages.all_equal(s, discount) for s in aggregated if np.isfinite(s.rewards).any()]
     known, owners = rewards[np.isfinite(rewards)], np.array([r.policy for r in rollouts])
-    staleness = [step - seen.stored[i].group.version for i in kept]
-    reasons = list(seen.dropped.values())
+    staleness = [step - s.group.version for s in kept]
+    reasons = [s.reason for s in seen if s.reason]
     metrics = {
         "reward/mean": _mean(known),
         "reward/std": float(known.std()) if len(known) else float("nan"),
@@ -244,15 +229,15 @@ def _metrics(seen: _Seen, kept: list[str], step: int, discount: float, advantage
         "rollout/truncated_frac": _mean([r.truncated for r in rollouts]),
         "rollout/num_cut_observations": float(sum(r.num_cut_observations for r in rollouts)),
         "rollout/num_invalid_tool_calls": float(sum(e.text == INVALID_TOOL_CALL for r in rollouts for e in r.events)),
-        "reward/outdated_frac": _mean([seen.stored[i].outdated for i in kept]),
+        "reward/outdated_frac": _mean([s.outdated for s in kept]),
         "learner/groups": float(len(kept)),
         **{
             f"reward/of_{name}_mean": _mean(rewards[np.isfinite(rewards) & (owners == name)])
             for name in advantages.policies
         },
-        **_pair_metrics([seen.selected[i] for i in kept]),
+        **_pair_metrics([s.selected for s in kept if s.selected is not None]),
         **{f"buffer/num_dropped_{reason}": float(reasons.count(reason)) for reason in sorted(set(reasons))},
-        **_mixed_metrics([m.metrics for m in seen.mixed.values()]),
+        **_mixed_metrics([s.reward.metrics for s in seen if s.reward is not None]),
     }
     return {name: value for name, value in metrics.items() if np.isfinite(value)}
 

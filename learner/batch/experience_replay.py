@@ -11,8 +11,7 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from cluster.plugins import StatefulPlugin
-from cluster.types import BatchRecord, Group, Replayed, decode, encode
-from learner.types import AssembledBatch
+from cluster.types import AssembledBatch, BatchRecord, Group, Replayed, decode, encode
 
 
 class ExperienceReplay(StatefulPlugin):

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from cluster.config import LearnerSection
 from cluster.storage.group_archive import GroupArchive
-from cluster.types import BatchRecord, Group, MicroBatch
+from cluster.types import AssembledBatch, BatchRecord, Group, MicroBatch, ScoredGroup
 from learner.advantages.multi_policy import spread
 from learner.pack import places_of
 from learner.step_plugin import StepPlugin
-from learner.types import AssembledBatch, Stored
 
 
 class TrainedLogprobs(StepPlugin):
@@ -51,7 +50,7 @@ class ArchiveGroups(TrainedLogprobs):
     def __init__(
         self,
         archive: GroupArchive,
-        stored: Callable[[Sequence[str]], Sequence[Stored]],
+        stored: Callable[[Sequence[str]], Sequence[ScoredGroup]],
         section: LearnerSection,
         policy: str = "",
     ) -> None:

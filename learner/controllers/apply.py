@@ -13,13 +13,13 @@ from typing import Any
 from cluster.config import LearnerSection, RunConfig, patched
 from cluster.errors import ConfigError
 from cluster.plugins import build
-from cluster.types import Group, GroupReward, Scores
+from cluster.types import AssembledBatch, Group, GroupReward, Scores
 from learner.advantages.estimators import ADVANTAGES
 from learner.batch.experience_replay import REPLAYS
 from learner.controllers import CONTROLLERS
 from learner.plugin_state import ADVANTAGE, EXPERIENCE_REPLAY, PluginState
 from learner.step_plugin import StepPlugin
-from learner.types import AssembledBatch, Mix, Select
+from learner.types import Mix, Select
 
 Arrange = Callable[[RunConfig, PluginState], tuple[Mix, Select | None]]
 STEERABLE = (

@@ -12,7 +12,7 @@ from learner.controllers.base import Controller
 from learner.types import Considered
 
 if TYPE_CHECKING:
-    from learner.types import AssembledBatch
+    from cluster.types import AssembledBatch
 
 
 class BStar(Controller):

@@ -10,7 +10,7 @@ from learner.batch.experience_replay import cosine
 from learner.controllers.base import Controller
 
 if TYPE_CHECKING:
-    from learner.types import AssembledBatch
+    from cluster.types import AssembledBatch
 
 
 class Stepwise(Controller):

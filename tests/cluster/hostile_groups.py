@@ -18,13 +18,14 @@ from cluster.types import (
     GroupReward,
     Message,
     Rollout,
+    ScoredGroup,
     Task,
     Turn,
     VersionSpan,
     decode,
     encode,
 )
-from learner.advantages.estimators import GroupAdvantage, advantages_of, returns_of
+from learner.advantages.estimators import GroupAdvantage, advantages_of
 from learner.pack import pack
 
 SECTION = parse({}).learner
@@ -225,8 +226,7 @@ def use(group: Group) -> None:
     tokens = tuple(np.linspace(-1, 1, len(rollout.tokens)) for rollout in group.rollouts)
     rewards = np.array([values.sum() for values in tokens])
     mixed = GroupReward(rewards, tokens=tokens)
-    returns = [returns_of(group, mixed, rewards, 0.9)]
-    advantages = advantages_of(GroupAdvantage(), "group", [group], returns, [mixed])
+    advantages = advantages_of(GroupAdvantage(), "group", [ScoredGroup(group, {}, reward=mixed)], 0.9)
     record = BatchRecord("policy", 2, (group.id,), (rewards,), advantages)
     batch = pack([group], decode(encode(record), BatchRecord), SECTION)
     assert batch.num_tokens == sum(int(rollout.loss_mask[1:].sum()) for rollout in group.rollouts)

@@ -7,9 +7,20 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from cluster.buffer import Buffer, Limits, Stored
+from cluster.buffer import Buffer, Limits
 from cluster.buffer.connection import Connection
-from cluster.types import BatchRecord, Claim, Group, Manifest, Publication, Rollout, Scores, Task, VersionSpan
+from cluster.types import (
+    BatchRecord,
+    Claim,
+    Group,
+    Manifest,
+    Publication,
+    Rollout,
+    ScoredGroup,
+    Scores,
+    Task,
+    VersionSpan,
+)
 
 RIGHT = Scores.of([1.0, 0.0])
 _connections: WeakKeyDictionary[Buffer, Connection] = WeakKeyDictionary()
@@ -89,7 +100,7 @@ class Lap:
             self.finish(claim)
         return claims
 
-    def ready(self, limit: int | None = None, timeout_s: float = 0.0) -> list[Stored]:
+    def ready(self, limit: int | None = None, timeout_s: float = 0.0) -> list[ScoredGroup]:
         limit = self.limits.groups_per_step if limit is None else limit
         return self.buffer.ready(self.policy, self.epoch, self.step, limit=limit, timeout_s=timeout_s)
 

@@ -10,9 +10,8 @@ import pytest
 from cluster.config import parse
 from cluster.driver.health import Health, NothingLearned
 from cluster.observability.summary import in_sentences, summarize
-from cluster.types import BatchRecord, Scores
+from cluster.types import AssembledBatch, BatchRecord, GroupReward, ScoredGroup, Scores
 from learner.rank import samples
-from learner.types import AssembledBatch, LeftOut
 from tests.rewards.groups import group
 
 
@@ -143,7 +142,9 @@ def test_samples_hold_what_was_dropped_with_the_reason():
     trained, dropped = group("a", "b", seq=0), group("c", "d", seq=1)
     record = BatchRecord("policy", 4, (trained.id,), (np.array([1.0, 0.0]),), ((np.ones(1), -np.ones(1)),))
     failed = Scores.failed(2, "KeyError: 'score'")
-    out = LeftOut(dropped, {"mine": failed}, np.array([np.nan, np.nan]), "too_few_scores")
+    out = ScoredGroup(
+        dropped, {"mine": failed}, reward=GroupReward(np.array([np.nan, np.nan])), reason="too_few_scores"
+    )
     rows = samples(5, AssembledBatch(record, [trained], left_out=[out] * 9), 2)
     assert [r["trained"] for r in rows] == [True, False, False]
     assert rows[1]["text"] == "c"

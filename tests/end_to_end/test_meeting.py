@@ -14,11 +14,10 @@ from actors.rollout import INITIAL, RolloutWorker
 from cluster.buffer import Buffer
 from cluster.config import RunConfig, parse
 from cluster.driver.preflight import limits
-from cluster.types import Publication, Task, WeightFile
+from cluster.types import AssembledBatch, Publication, Task, WeightFile
 from learner.advantages.estimators import ReinforcePlusPlus
 from learner.advantages.multi_policy import owned
 from learner.pack import pack
-from learner.types import AssembledBatch
 from rewards.aggregation.mixer import Mixer
 from rewards.builtin.comas import interaction_rewards, read_score
 from rewards.worker import RewardWorker

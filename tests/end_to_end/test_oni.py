@@ -12,7 +12,8 @@ import pytest
 
 from cluster.config import load
 from cluster.storage import group_archive
-from learner.advantages.estimators import GroupAdvantage, advantages_of, returns_of
+from cluster.types import ScoredGroup
+from learner.advantages.estimators import GroupAdvantage, advantages_of
 from rewards.aggregation.mixer import Mixer
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
@@ -131,8 +132,7 @@ def credit_follows_the_evidence(groups: list[group_archive.ArchivedGroup], run: 
     for found in groups:
         mixed = mixer(found.group, found.scores)
         np.testing.assert_array_equal(mixed.rewards, found.rewards)
-        returns = returns_of(found.group, mixed, mixed.rewards, 0.5)
-        [credit] = advantages_of(GroupAdvantage(), "it", [found.group], [returns])
+        [credit] = advantages_of(GroupAdvantage(), "it", [ScoredGroup(found.group, {}, reward=mixed)], 0.5)
         for ours, recorded in zip(credit, found.advantages, strict=True):
             np.testing.assert_array_equal(ours, recorded)
             later += len(np.unique(ours)) > 2

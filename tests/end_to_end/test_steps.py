@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cluster.config import RunConfig, parse
-from cluster.types import Group, Scores, Turn
-from learner.advantages.estimators import ADVANTAGES, advantages_of, returns_of
+from cluster.types import Group, ScoredGroup, Scores, Turn
+from learner.advantages.estimators import ADVANTAGES, advantages_of
 from rewards.aggregation.mixer import Mixer
 from rewards.aggregation.selectors import Selection
 from rewards.base import Services
@@ -47,9 +47,8 @@ async def credited(recipe: RunConfig, made: Group) -> tuple[Mapping[str, Scores]
     mixed = Mixer(recipe.rewards, recipe.reward_names, 2).of_step([made], [scores])
     selected = Selection(recipe.selectors)([made], [scores], mixed)
     chosen = recipe.learner.advantage
-    returns = [returns_of(made, m, m.rewards, 1.0) for m in selected]
     estimator = ADVANTAGES[chosen.use](**chosen.options)
-    [credit] = advantages_of(estimator, chosen.use, [made], returns, selected)
+    [credit] = advantages_of(estimator, chosen.use, [ScoredGroup(made, scores, reward=selected[0])])
     return scores, list(credit)
 
 

@@ -182,8 +182,8 @@ def play(arm: str, seed: int) -> Curve:
             measure(curve, step, policy, answers, means, tokens)
             curve.right_before_wrong.append(model.agreement(*every_pair(train, seed)))
             means.clear()
-        advantages = GroupAdvantage(normalize_std=False).of_step(rewards)
-        policy.step(answers, np.concatenate(advantages))
+        advantages = map(GroupAdvantage(normalize_std=False).standard, rewards)
+        policy.step(answers, np.concatenate(list(advantages)))
     return curve
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
-from cluster.types import BatchRecord, Claim, Group, GroupReward, Rollout, Scores, Task
+from cluster.types import BatchRecord, Claim, Group, GroupReward, Rollout, ScoredGroup, Scores, Task
 from learner.advantages.estimators import Advantage, GroupAdvantage
 from learner.types import Mix
 
@@ -67,9 +69,24 @@ def record_of(
         groups=tuple(g.id for g in groups),
         rewards=tuple(rewards),
         advantages=tuple(
-            tuple(np.array([a], np.float32) for a in advantages) for advantages in estimator.of_step(rewards)
+            tuple(np.array([a], np.float32) for a in advantages)
+            for advantages in estimator.advantages([scored(g, r) for g, r in zip(groups, rewards, strict=True)])
         ),
     )
+
+
+def scored(group: Group, rewards: ArrayLike, **fields: Any) -> ScoredGroup:
+    """Return a group whose scores were aggregated to these rewards; `fields` are those of its `GroupReward`."""
+    return ScoredGroup(group, {}, reward=GroupReward(np.asarray(rewards, np.float64), **fields))
+
+
+def estimate(estimator: Advantage, *rewards: ArrayLike) -> list[np.ndarray]:
+    """Return the advantages [G] that an estimator gives groups of these rewards in one step."""
+    rng, groups = np.random.default_rng(0), []
+    for seq, values in enumerate(np.asarray(v, np.float64) for v in rewards):
+        of_one = group(seq, [rollout(1, 1, rng) for _ in values])
+        groups.append(scored(of_one, values, parts={"reward": values}))
+    return [np.concatenate([np.atleast_1d(a) for a in found]) for found in estimator.advantages(groups)]
 
 
 def each(mix: Callable[[Group, dict[str, Scores]], GroupReward]) -> Mix:

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from cluster.config import LearnerSection, LossSection, ScheduleSection, SequenceLossSection, ValueSection
 from cluster.errors import ConfigError
-from cluster.types import BatchRecord, Group, GroupReward, Pair
+from cluster.types import BatchRecord, Group, GroupReward, Pair, ScoredGroup
 from learner.advantages.estimators import Undivided
 from learner.engine.deepspeed_engine import DeepSpeedEngine, join
 from learner.losses.sequence_losses import build_terms
@@ -126,7 +126,7 @@ class Shelf:
         return self.records[step] if step < len(self.records) else None
 
     def ready(self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float) -> list[Any]:
-        return [type("Stored", (), {"group": g, "scores": {}, "outdated": False}) for g in self.groups[step]]
+        return [ScoredGroup(g, {}) for g in self.groups[step]]
 
     def record(self, epoch: int, record: BatchRecord, filtered: dict[str, str]) -> BatchRecord:
         assert not filtered

@@ -55,7 +55,7 @@ def plain_loop(
             groups.append(group(step * section.groups_per_step + seq, rollouts, step=step))
         num_tokens = sum(r.num_tokens for g in groups for r in g.rollouts)
         for found in groups:
-            for rollout, advantage in zip(found.rollouts, GroupAdvantage().advantages(rewards_of(found)), strict=True):
+            for rollout, advantage in zip(found.rollouts, GroupAdvantage().standard(rewards_of(found)), strict=True):
                 tokens = torch.from_numpy(rollout.tokens.astype(np.int64))
                 log_softmax = (model(input_ids=tokens[None]).logits[0, :-1] / TEMPERATURE).log_softmax(-1)
                 logprobs = log_softmax.gather(-1, tokens[1:, None])[:, 0]

@@ -7,13 +7,14 @@ from typing import Any
 
 from cluster.config import LearnerSection
 from cluster.plugins import build
+from cluster.types import AssembledBatch
 from learner.advantages.estimators import ADVANTAGES, Advantage, StepAdvantages
 from learner.advantages.multi_policy import AdvantagesByPolicy
 from learner.batch.assemble import Assembler
 from learner.plugin_state import ADVANTAGE, PluginState, StateUpdates
 from learner.step_plugin import StepPlugin
 from learner.train import LearnerRun
-from learner.types import AssembledBatch, Mix, Select
+from learner.types import Mix, Select
 
 
 def assembler(

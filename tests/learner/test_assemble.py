@@ -9,11 +9,10 @@ import pytest
 
 from cluster.buffer import Buffer, Limits
 from cluster.config import LearnerSection, LossSection, SequenceLossSection
-from cluster.types import Group, GroupReward, Pair, Scores
+from cluster.types import AssembledBatch, Group, GroupReward, Pair, Scores
 from learner.advantages.estimators import Advantage, GroupAdvantage, ReinforcePlusPlus
 from learner.batch import assemble as assembling
 from learner.batch.assemble import wait_for_record
-from learner.types import AssembledBatch
 from tests.cluster.lap import Lap, group_of
 from tests.learner.groups import each
 from tests.learner.runs import assembler

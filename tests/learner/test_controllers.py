@@ -10,12 +10,11 @@ import pytest
 from cluster.config import LearnerSection, load, parse
 from cluster.errors import ConfigError
 from cluster.plugins import Plugin
-from cluster.types import BatchRecord, Group, Scores, decode, encode
+from cluster.types import AssembledBatch, BatchRecord, Group, Scores, decode, encode
 from learner.controllers import Considered
 from learner.controllers.apply import Steering, memory_of, steered
 from learner.controllers.bstar import BStar, balance_of
 from learner.plugin_state import PluginState
-from learner.types import AssembledBatch
 from rewards.aggregation.mixer import Mixer
 from rewards.aggregation.selectors.threshold import Threshold, best, share
 from tests.rewards.groups import group

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.errors import PluginError
-from cluster.types import GroupReward
+from cluster.types import GroupReward, ScoredGroup
 from learner.advantages.estimators import (
     GroupAdvantage,
     MultiAdvantage,
@@ -33,7 +33,7 @@ def made(count: int, tokens: int):
 
 
 def credit_of(estimator, found, mixed: GroupReward) -> list[np.ndarray]:
-    return list(advantages_of(estimator, "it", [found], [mixed.rewards[:, None]], [mixed])[0])
+    return list(advantages_of(estimator, "it", [ScoredGroup(found, {}, reward=mixed)])[0])
 
 
 def merged(labels: str) -> list[tuple[str, int]]:
@@ -72,7 +72,7 @@ def test_what_cannot_be_solved_yet_is_not_corrected_and_unknown_labels_change_no
     assert [float(c[1]) for c in credit[:2]] == [0, 0]
     assert np.isnan(credit[2]).all()
     unlabelled = GroupReward(OUTCOMES, token_weights=tuple(np.full(2, NAN) for _ in OUTCOMES))
-    plain = GroupAdvantage().advantages(OUTCOMES)
+    plain = GroupAdvantage().standard(OUTCOMES)
     assert [float(c[1]) for c in credit_of(ThoughtCredit(), made(4, 1), unlabelled)] == pytest.approx(plain.tolist())
     nobody_asked = credit_of(ThoughtCredit(), made(4, 1), GroupReward(OUTCOMES))
     assert np.concatenate(nobody_asked) == pytest.approx(plain)
@@ -99,7 +99,7 @@ def test_a_token_is_credited_with_what_is_still_to_come():
 def test_without_token_rewards_it_is_the_groups_advantage_and_views_have_their_own():
     rewards = np.array([1.0, 0.0, 3.0, NAN])
     plain = [c.tolist() for c in credit_of(TokenReturns(), made(4, 2), GroupReward(rewards))]
-    expected = GroupAdvantage().advantages(rewards).astype(np.float32)
+    expected = GroupAdvantage().standard(rewards).astype(np.float32)
     np.testing.assert_array_equal(np.concatenate(plain), expected)
     found = made(4, 2)
     variants = replace(
@@ -117,7 +117,7 @@ def test_policies_in_one_group_have_each_their_own():
     two = replace(found, rollouts=tuple(replace(r, policy=p) for r, p in zip(found.rollouts, "abab", strict=True)))
     mixed = GroupReward(np.array([2.0, 0, 1, 0]), tokens=tuple(np.array([0, 0.5, 0]) for _ in range(4)))
     estimator = TokenReturns(normalize_std=False)
-    [credit] = AdvantagesByPolicy(estimator, "it", policies=("a", "b")).of([two], [mixed.rewards[:, None]], [mixed])
+    [credit] = AdvantagesByPolicy(estimator, "it", policies=("a", "b")).of([ScoredGroup(two, {}, reward=mixed)], 1.0)
     assert [c.tolist() for c in credit] == [[0.5, 0.5, 0], [0, 0, -0.5], [-0.5, -0.5, -1], [0, 0, -0.5]]
 
 
@@ -130,7 +130,7 @@ def test_a_tokens_own_reward_is_its_advantage_beside_the_groups_of_the_rest():
     assert right == pytest.approx(tokens[0] + 0.5)
     assert wrong == pytest.approx(tokens[1] - 0.5)
     assert np.concatenate(credit_of(TokenRewards(), made(2, 2), GroupReward(np.array([1.0, 0.0])))) == pytest.approx(
-        GroupAdvantage().advantages(np.array([1.0, 0.0]))
+        GroupAdvantage().standard(np.array([1.0, 0.0]))
     )
     assert TokenRewards().uses_equal_rewards
 

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.types import Group
 from learner.advantages.estimators import DrGrpo, advantages_of
-from tests.learner.groups import group, rollout
+from tests.learner.groups import group, rollout, scored
 
 NAN = float("nan")
 
@@ -22,7 +22,7 @@ def of_episodes(numbers: Sequence[int | None]) -> Group:
 
 
 def credit(whole: Group, returns: Sequence[float]) -> list[float]:
-    (found,) = advantages_of(DrGrpo(), "dr_grpo", [whole], [np.array(returns)[:, None]])
+    (found,) = advantages_of(DrGrpo(), "dr_grpo", [scored(whole, returns)])
     return [float(values[0]) for values in found]
 
 

@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from cluster.config import LearnerSection
-from cluster.types import BatchRecord, Event, Group, decode, encode
+from cluster.types import AssembledBatch, BatchRecord, Event, Group, decode, encode
 from learner.batch.experience_replay import Spear, baseline, cosine, num_replayed
 from learner.batch.trained_logprobs import TrainedLogprobs
 from learner.controllers.schedules import Cosine
 from learner.losses.policy_losses import ClippedCovariance, covariances, left_out
 from learner.pack import TokenBatch, pack
 from learner.plugin_state import EXPERIENCE_REPLAY, PluginState
-from learner.types import AssembledBatch
 from rewards.base import Services
 from rewards.builtin.events import Events
 from tests.rewards.groups import group

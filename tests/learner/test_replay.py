@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cluster.errors import Diverged
+from cluster.types import AssembledBatch
 from learner.step_replay import StepRecorder
-from learner.types import AssembledBatch
 from tests.learner.groups import random_groups, random_rewards, record_of
 from tests.learner.test_train import TableEngine
 

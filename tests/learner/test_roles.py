@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.types import BatchRecord, Group, Turn
+from cluster.types import AssembledBatch, BatchRecord, Group, Turn
 from learner.advantages.estimators import ADVANTAGES, RoleBaseline, advantages_of, role_advantages
 from learner.plugin_state import ADVANTAGE, PluginState
-from learner.types import AssembledBatch
+from tests.learner.groups import scored
 from tests.rewards.groups import group
 
 
@@ -36,7 +36,7 @@ def test_each_game_and_agent_has_its_own_baseline():
     groups = [seated("0", "1"), seated("0", "1", seq=1, source="TicTacToe")]
     memory = plugin.update(plugin.init_state(), cut_of(groups, [1.0, -1.0], [0.5, np.nan]))
     assert memory == pytest.approx({"KuhnPoker_0": 0.05, "KuhnPoker_1": -0.05, "TicTacToe_0": 0.025})
-    first, second = plugin.of_groups(groups, [np.array([0.0, 0.0]), np.array([0.0, 1.0])], memory)
+    first, second = plugin.advantages([scored(groups[0], [0.0, 0.0]), scored(groups[1], [0.0, 1.0])], memory)
     assert first == pytest.approx([-0.05, 0.05])
     assert second == pytest.approx([-0.025, 1.0])
     assert plugin.metrics(memory)["advantage/baseline_KuhnPoker_0"] == pytest.approx(0.05)
@@ -45,13 +45,13 @@ def test_each_game_and_agent_has_its_own_baseline():
 
 
 def test_what_a_cut_decides_is_what_its_memory_takes_in():
-    """A step repeated from its record must leave the same baselines: `after` and `of_groups` see the same order."""
+    """A step repeated from its record must leave the same baselines: `update` and `advantages` see the same order."""
     plugin, rng = RoleBaseline(), np.random.default_rng(0)
     groups = [seated("0", "1", "1", seq=i) for i in range(5)]
     rewards = [rng.normal(size=3) for _ in groups]
     memory = PluginState({ADVANTAGE: plugin})
     before = memory.of(ADVANTAGE)
-    found = advantages_of(plugin, "role_baseline", groups, [r[:, None] for r in rewards], state=before)
+    found = advantages_of(plugin, "role_baseline", list(map(scored, groups, rewards)), state=before)
     memory.update(cut_of(groups, *rewards))
     keys = [["KuhnPoker_0", "KuhnPoker_1", "KuhnPoker_1"] for _ in groups]
     expected, after = role_advantages(keys, rewards, {}, 0.95)
@@ -75,6 +75,6 @@ def test_a_discount_per_turn_counts_back_from_the_last():
     plain = seated("0")
     turns = (Turn("user", 0, 1, ""), Turn("assistant", 1, 2, ""), Turn("user", 2, 2, ""), Turn("assistant", 2, 3, ""))
     one = replace(plain, rollouts=(replace(plain.rollouts[0], turns=turns),))
-    ((advantages,),) = RoleBaseline(gamma=0.5).of_groups([one], [np.array([1.0])], {})
+    ((advantages,),) = RoleBaseline(gamma=0.5).advantages([scored(one, [1.0])], {})
     assert advantages.tolist() == [0.0, 0.5, 1.0]
     assert ADVANTAGES["role_baseline"] is RoleBaseline

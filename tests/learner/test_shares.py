@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.types import BatchRecord, Claim, Group, GroupReward, Rollout, Task
+from cluster.types import AssembledBatch, BatchRecord, Claim, Group, Rollout, Task
 from learner.advantages.estimators import GroupAdvantage, ReinforcePlusPlus, StepAdvantages
 from learner.advantages.multi_policy import AdvantagesByPolicy, OwnPart, owned, spread
-from learner.types import AssembledBatch
+from tests.learner.groups import scored
 
 TOKENS = np.arange(4, dtype=np.int32)
 
@@ -32,7 +32,7 @@ REWARDS = (np.array([1.0, 0.0, 0.0, 4.0, np.nan]), np.array([2.0, 1.0]))
 
 def advantages(estimator, policies=("policy", "b")):
     compared = AdvantagesByPolicy(estimator, "x", policies=policies) if policies else StepAdvantages(estimator, "x")
-    return compared.of([MIXED, LONE], [r[:, None] for r in REWARDS], ())
+    return compared.of([scored(MIXED, REWARDS[0]), scored(LONE, REWARDS[1])], 1.0)
 
 
 def test_a_policys_rollouts_are_compared_with_its_own_alone():
@@ -52,13 +52,11 @@ def test_a_whole_step_is_normalised_policy_by_policy():
 
 
 def test_a_group_is_kept_for_the_one_policy_that_learns_from_it():
-    rewards = np.array([1.0, 3.0, 1.0, 3.0, 1.0])[:, None]
+    equal, differ = scored(MIXED, [1.0, 3.0, 1.0, 3.0, 1.0]), scored(MIXED, [1.0, 3.0, 1.0, 3.0, 2.0])
     by_policy = AdvantagesByPolicy(GroupAdvantage(), "x", policies=("policy", "b"))
-    reward = GroupReward(rewards[:, 0])
-    assert by_policy.no_gradient(MIXED, rewards, reward), "each policy's own are all equal"
-    assert not StepAdvantages(GroupAdvantage(), "x").no_gradient(MIXED, rewards, reward)
-    rewards[4] = 2.0
-    assert not by_policy.no_gradient(MIXED, rewards, reward)
+    assert by_policy.no_gradient(equal, 1.0), "each policy's own are all equal"
+    assert not StepAdvantages(GroupAdvantage(), "x").no_gradient(equal, 1.0)
+    assert not by_policy.no_gradient(differ, 1.0)
 
 
 def test_each_learner_takes_its_own_part_of_the_record():
@@ -99,4 +97,4 @@ def test_a_learner_trains_on_its_own_part_of_every_batch():
 def test_a_rollout_of_nobody_is_no_silent_loss():
     stranger = replace(MIXED, rollouts=(*MIXED.rollouts, rollout("c")))
     with pytest.raises(KeyError):
-        AdvantagesByPolicy(GroupAdvantage(), "x", policies=("policy", "b")).of([stranger], [np.zeros((6, 1))], ())
+        AdvantagesByPolicy(GroupAdvantage(), "x", policies=("policy", "b")).of([scored(stranger, np.zeros(6))], 1.0)

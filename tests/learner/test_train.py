@@ -14,11 +14,10 @@ import torch
 from cluster.buffer import Buffer, Limits
 from cluster.config import CorrectionSection, LearnerSection, LossSection, ScheduleSection, Use
 from cluster.errors import PluginError
-from cluster.types import Group, GroupReward, Rollout, Scores
+from cluster.types import AssembledBatch, Group, GroupReward, Rollout, Scores
 from learner.batch import assemble as assembling
 from learner.pack import pack
 from learner.train import Objective, optimize, train
-from learner.types import AssembledBatch
 from tests.cluster.lap import Lap
 from tests.learner.groups import VOCABULARY, bigram_logprobs, each, group, random_groups, random_rewards, record_of
 from tests.learner.runs import Calls, run_of

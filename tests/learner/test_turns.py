@@ -10,7 +10,7 @@ import pytest
 from cluster.buffer import Limits
 from cluster.config import LearnerSection
 from cluster.types import BatchRecord as Record
-from cluster.types import GroupReward, Turn, decode, encode
+from cluster.types import Group, GroupReward, ScoredGroup, Turn, decode, encode
 from learner.advantages.estimators import (
     GroupAdvantage,
     LeaveOneOut,
@@ -24,7 +24,7 @@ from learner.advantages.estimators import (
 )
 from learner.pack import pack
 from tests.cluster.lap import Lap
-from tests.learner.groups import each, group, rollout
+from tests.learner.groups import each, estimate, group, rollout, scored
 from tests.learner.runs import assembler
 
 NAN = float("nan")
@@ -56,7 +56,7 @@ def mixed_of(found, rewards: list[list[float]], whole: list[float] | None = None
 
 
 def returned(found, mixed: GroupReward, discount: float = 1.0) -> np.ndarray:
-    return returns_of(found, mixed, mixed.rewards, discount)
+    return returns_of(ScoredGroup(found, {}, reward=mixed), discount)
 
 
 def test_turns_without_tokens_return_what_follows_them():
@@ -81,9 +81,9 @@ def test_what_the_environment_answers_belongs_to_the_turn_before_and_a_prompt_to
 
 def test_a_reward_reaches_the_turns_before_it_and_no_later_one():
     found = group(0, [episode(3), episode(3)])
-    returns = returned(found, mixed_of(found, [[0, 1, 0], [0, 0, 0]]), 0.5)
-    np.testing.assert_array_equal(returns, [[0.5, 1, 0], [0, 0, 0]])
-    [[first, second]] = advantages_of(CENTRED, "it", [found], [returns])
+    mixed = mixed_of(found, [[0, 1, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(returned(found, mixed, 0.5), [[0.5, 1, 0], [0, 0, 0]])
+    [[first, second]] = advantages_of(CENTRED, "it", [ScoredGroup(found, {}, reward=mixed)], 0.5)
     # tokens: prompt, prompt, turn 0 ×2, answer, turn 1 ×2, answer, turn 2 ×2
     np.testing.assert_allclose(first, [0, 0, 0.25, 0.25, 0, 0.5, 0.5, 0, 0, 0])
     np.testing.assert_allclose(second, -first)
@@ -91,14 +91,15 @@ def test_a_reward_reaches_the_turns_before_it_and_no_later_one():
 
 def test_a_turn_is_compared_with_the_same_turn_of_those_that_have_it():
     found = group(0, [episode(1), episode(2), episode(2)])
-    returns = returned(found, mixed_of(found, [[3], [0, 1], [0, 0]]))
-    np.testing.assert_array_equal(returns, [[3, NAN], [1, 1], [0, 0]])
-    [credit] = advantages_of(CENTRED, "it", [found], [returns])
+    mixed = mixed_of(found, [[3], [0, 1], [0, 0]])
+    np.testing.assert_array_equal(returned(found, mixed), [[3, NAN], [1, 1], [0, 0]])
+    one = ScoredGroup(found, {}, reward=mixed)
+    [credit] = advantages_of(CENTRED, "it", [one])
     mean = 4 / 3
     assert credit[0][2:4].tolist() == pytest.approx([3 - mean] * 2)
     assert credit[1][[2, 5]].tolist() == pytest.approx([1 - mean, 0.5])
     assert credit[2][[2, 5]].tolist() == pytest.approx([-mean, -0.5])
-    [other] = advantages_of(LeaveOneOut(), "it", [found], [returns])
+    [other] = advantages_of(LeaveOneOut(), "it", [one])
     assert other[1][[2, 5]].tolist() == pytest.approx([1 - 1.5, 1.0])
 
 
@@ -111,26 +112,24 @@ def test_a_whole_rollout_s_reward_is_in_every_turn_s_return_undiscounted():
 def test_without_token_values_nothing_changes():
     found = group(0, [episode(1), episode(3), episode(2)])
     rewards = np.array([1.0, NAN, 4.0])
-    returns = returned(found, GroupReward(rewards))
-    assert returns.shape == (3, 1)
+    assert returned(found, GroupReward(rewards)).shape == (3, 1)
     for estimator in (GroupAdvantage(), LeaveOneOut(), ReinforcePlusPlus()):
-        credit = np.concatenate(advantages_of(estimator, "it", [found], [returns])[0])
-        np.testing.assert_array_equal(credit, estimator.of_step([rewards])[0].astype(np.float32))
+        credit = np.concatenate(advantages_of(estimator, "it", [scored(found, rewards)])[0])
+        np.testing.assert_array_equal(credit, estimate(estimator, rewards)[0].astype(np.float32))
 
 
 def test_values_within_a_single_turn_are_what_their_sum_is():
     found = group(0, [episode(1), episode(1)])
     values = [np.array([0.0, 0, 1, 2]), np.array([0.0, 0, 0, 1])]
     mixed = GroupReward(np.array([3.0, 1.0]), tokens=tuple(values))
-    credit = advantages_of(CENTRED, "it", [found], [returned(found, mixed)])[0]
+    credit = advantages_of(CENTRED, "it", [ScoredGroup(found, {}, reward=mixed)])[0]
     assert [c.tolist() for c in credit] == [[1.0], [-1.0]]
 
 
 def test_a_rollout_that_is_left_out_moves_no_baseline():
     found = group(0, [episode(2), episode(2), episode(2)])
     mixed = mixed_of(found, [[0, 1], [0, NAN], [0, 0]])
-    returns = returned(found, mixed)
-    [credit] = advantages_of(CENTRED, "it", [found], [returns])
+    [credit] = advantages_of(CENTRED, "it", [ScoredGroup(found, {}, reward=mixed)])
     assert np.isnan(credit[1]).all()
     assert credit[0][5] == 0.5
     assert credit[2][5] == -0.5
@@ -145,8 +144,9 @@ def test_equal_sums_at_different_turns_have_a_gradient():
 
 def test_an_estimator_of_the_whole_step_sees_the_same_turn_of_every_group():
     groups = [group(0, [episode(2), episode(2)]), group(1, [episode(1), episode(1)])]
-    returns = [np.array([[4.0, 1.0], [0.0, 0.0]]), np.array([[2.0], [2.0]])]
-    credit = advantages_of(ReinforcePlusPlus(), "it", groups, returns)
+    mixed = [mixed_of(groups[0], [[3, 1], [0, 0]]), mixed_of(groups[1], [[2], [2]])]
+    both = [ScoredGroup(g, {}, reward=m) for g, m in zip(groups, mixed, strict=True)]
+    credit = advantages_of(ReinforcePlusPlus(), "it", both)
     spread = np.std([4, 0, 2, 2], ddof=1) + 1e-6
     assert credit[0][0][2] == pytest.approx(2 / spread)
     assert credit[0][0][5] == pytest.approx(0.5 / (np.std([1, 0], ddof=1) + 1e-6))
@@ -185,7 +185,7 @@ def of_variants(*variants: str) -> Group:
 def test_rollouts_are_compared_with_those_of_the_same_view():
     found = of_variants("a", "b", "a", "b", "b")
     returns = np.array([[1.0], [5.0], [0.0], [5.0], [NAN]])
-    [credit] = advantages_of(CENTRED, "it", [found], [returns])
+    [credit] = advantages_of(CENTRED, "it", [scored(found, returns[:, 0])])
     assert [float(c[0]) for c in credit[:4]] == [0.5, 0, -0.5, 0]
     assert np.isnan(credit[4]).all()
     assert not tells_nothing(found, returns)

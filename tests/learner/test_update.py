@@ -20,7 +20,7 @@ from learner.losses.policy_losses import LOSSES, log_importance
 from learner.losses.value_loss import credit
 from learner.pack import mini_batches, pack, whole_batch
 from learner.train import Objective, optimize
-from tests.learner.groups import random_groups, random_rewards, record_of
+from tests.learner.groups import estimate, random_groups, random_rewards, record_of
 from tests.learner.test_critic import TABLE
 from tests.learner.test_train import TableEngine
 
@@ -203,7 +203,7 @@ def test_groups_of_equal_rewards_are_dropped_only_where_nothing_acts_on_them(fie
 
 @pytest.mark.parametrize("use", ["grpo", "dr_grpo", "rloo", "reinforce++"])
 def test_estimators_go_by_the_names_of_their_papers(use):
-    advantages = build(ADVANTAGES, use, {}, "learner.advantage").of_step([np.array([1.0, 0.0, 0.0, 0.0])])[0]
+    advantages = estimate(build(ADVANTAGES, use, {}, "learner.advantage"), [1.0, 0.0, 0.0, 0.0])[0]
     expected = {"grpo": [1.5, -0.5], "dr_grpo": [0.75, -0.25], "rloo": [1.0, -1 / 3], "reinforce++": [1.5, -0.5]}[use]
     assert advantages[:2] == pytest.approx(expected, abs=1e-5)
 
@@ -232,7 +232,7 @@ def test_an_estimator_is_known_however_its_name_is_written(typed, name):
 def test_reinforce_plus_plus_with_a_baseline_is_an_option_of_it(use):
     found = parse({"learner": {"advantage": {"use": use}}}).learner.advantage
     assert found == Use(use="reinforce_plus_plus", options={"group_baseline": True})
-    one, two = build(ADVANTAGES, found.use, found.options, "").of_step([np.array([1.0, 0.0]), np.array([3.0, 0.0])])
+    one, two = estimate(build(ADVANTAGES, found.use, found.options, ""), [1.0, 0.0], [3.0, 0.0])
     scale = np.sqrt((0.5**2 * 2 + 1.5**2 * 2) / 4)  # of what is left when each group's mean is off
     np.testing.assert_allclose([*one, *two], np.array([0.5, -0.5, 1.5, -1.5]) / scale, rtol=0.2)
 

@@ -57,5 +57,5 @@ async def test_a_group_without_answers_is_unknown_in_the_store():
 async def test_advantages():
     rewards = (await score("12", "7", "12", "12", None)).values
     expected = [0.730295, -1.095443, 0.730295, 0.730295, -1.095443]
-    assert GroupAdvantage().advantages(rewards) == pytest.approx(expected, abs=2e-6)
-    assert GroupAdvantage().advantages(np.array([0.5, 0.5])).tolist() == [0, 0]
+    assert GroupAdvantage().standard(rewards) == pytest.approx(expected, abs=2e-6)
+    assert GroupAdvantage().standard(np.array([0.5, 0.5])).tolist() == [0, 0]

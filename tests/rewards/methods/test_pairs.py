@@ -73,7 +73,7 @@ def test_advantages_of_a_matrix(strengths, eps, expected):
 @given(st.lists(st.integers(-20, 20), min_size=2, max_size=8).filter(lambda r: len(set(r)) > 1))
 def test_differences_of_rewards_give_the_groups_own_advantage(rewards):
     r = np.array(rewards, float)
-    expected = GroupAdvantage(eps=0.0).advantages(r)
+    expected = GroupAdvantage(eps=0.0).standard(r)
     assert strength_advantages(np.subtract.outer(r, r), 0.0) == pytest.approx(expected)
 
 

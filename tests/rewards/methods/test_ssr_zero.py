@@ -67,7 +67,7 @@ async def test_judged_texts_become_the_catalogue_s_rewards_and_advantages():
     mixer = Mixer([RewardSection(use="ssr_zero", missing=0.0)], ["ssr_zero"], 2)
     rewards = mixer(group(*SAID), {"ssr_zero": scores}).rewards
     assert rewards == pytest.approx([0.9, 0.7, 0.0, 0.8])
-    advantages = GroupAdvantage().advantages(rewards)
+    advantages = GroupAdvantage().standard(rewards)
     assert advantages == pytest.approx([0.734845, 0.244948, -1.469690, 0.489897], abs=1e-5)
 
 

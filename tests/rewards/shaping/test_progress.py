@@ -12,7 +12,7 @@ from actors import episode
 from actors.environments.attempts import Attempts as Asked
 from cluster.config import LearnerSection, RewardSection
 from cluster.errors import ConfigError
-from cluster.types import ABSTAINED, FAILED, Group, Rollout, Task, Turn
+from cluster.types import ABSTAINED, FAILED, Group, Rollout, ScoredGroup, Task, Turn
 from learner.advantages.estimators import LeaveOneOut, advantages_of, returns_of
 from learner.losses.policy_losses import TurnwiseReinforce, mean_by_turn, penalised, turn_of_token
 from learner.pack import TokenBatch
@@ -111,9 +111,10 @@ async def test_each_attempt_is_checked_by_itself_and_credited_with_its_own():
             {"use": "attempts", "shape": {"use": "progress", "options": {"stage": stage}}}
         )
         mixed = Mixer([section], ["attempts"], 1)(both, {"attempts": scores})
-        returns = returns_of(both, mixed, mixed.rewards, 0.0)
+        one = ScoredGroup(both, {}, reward=mixed)
+        returns = returns_of(one, 0.0)
         assert returns.T.tolist() == [first, second]
-        advantages = advantages_of(LeaveOneOut(), "leave_one_out", [both], [returns])[0]
+        advantages = advantages_of(LeaveOneOut(), "leave_one_out", [one], 0.0)[0]
         for i, (turns, given) in enumerate(zip((r.turns for r in both.rollouts), advantages, strict=True)):
             for turn, column in zip(turns[1::2], returns.T, strict=True):
                 others = np.delete(column, i).mean()

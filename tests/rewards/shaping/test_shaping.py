@@ -97,11 +97,11 @@ class Seen(NamedTuple):
 def test_a_division_by_the_deviation_undoes_the_bound():
     saturated = sigmoid(np.array([6.0, 7, 8]))
     assert saturated == pytest.approx([0.997527, 0.999089, 0.999665], abs=1e-6)
-    standard = GroupAdvantage(eps=1e-8).advantages(saturated)
+    standard = GroupAdvantage(eps=1e-8).standard(saturated)
     assert standard == pytest.approx([-1.114888, 0.297157, 0.817732], abs=1e-6)
-    bounded = GroupAdvantage(normalize_std=False).advantages(saturated)
+    bounded = GroupAdvantage(normalize_std=False).standard(saturated)
     assert bounded == pytest.approx([-0.001233, 0.000329, 0.000904], abs=1e-6)
-    assert np.abs(GroupAdvantage(eps=0.05).advantages(saturated)).max() < 0.03
+    assert np.abs(GroupAdvantage(eps=0.05).standard(saturated)).max() < 0.03
 
 
 @pytest.mark.parametrize("use", [name for name, shaper in SHAPERS.items() if not shaper.token_level])
