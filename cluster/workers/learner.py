@@ -127,14 +127,14 @@ class LearnerActor:
                 buffer,
                 lambda config, memory: (_mixer(config, memory.of).of_step, _selection(config)),
                 Services(stop=lambda: self._stopping, save=save, stage=self._enter, written=written),
-                stateful=_mixer(config).memories,
+                stateful=_mixer(config).states,
                 rollout_actors=rollout_actors,
             )
 
 
-def _mixer(config: RunConfig, remembered: Callable[[str], Any] = lambda name: None) -> Mixer:
+def _mixer(config: RunConfig, state_of: Callable[[str], Any] = lambda name: None) -> Mixer:
     names, min_scored = config.reward_names, config.reward_workers.min_scored_rollouts
-    return Mixer(config.rewards, names, min_scored, build_monitors(config), remembered)
+    return Mixer(config.rewards, names, min_scored, build_monitors(config), state_of)
 
 
 def _selection(config: RunConfig) -> Selection | None:

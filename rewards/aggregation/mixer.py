@@ -1,19 +1,19 @@
-"""Scores of several signals → the one reward per rollout that is trained on. Pure: decided when a batch is cut."""
+"""Scores of several rewards → the one reward per rollout that is trained on. Pure: decided when a batch is assembled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
 from cluster.config import RewardSection
 from cluster.errors import ConfigError, PluginError, calling
-from cluster.plugins import build
-from cluster.types import FAILED, Group, GroupReward, Scores
+from cluster.plugins import StatefulPlugin, build
+from cluster.types import FAILED, AssembledBatch, Group, GroupReward, Scores
 from rewards.aggregation.shadow_metrics import agreement, sign_flip_frac
-from rewards.aggregation.shaping import SHAPERS, Shaper
+from rewards.aggregation.shaping import SHAPERS, Shaper, StepShaper, TokenShaper
 from rewards.monitors import Judged, Monitor
 
 
@@ -35,10 +35,10 @@ class Mixer:
         names: Sequence[str],
         min_scored: int,
         monitors: Sequence[Monitor] = (),
-        remembered: Callable[[str], Any] = lambda name: None,
+        state_of: Callable[[str], Any] = lambda name: None,
     ) -> None:
-        """`remembered`: what shapers that have a memory know before this step, by the names of `memories`."""
-        self._monitors, self._remembered = monitors, remembered
+        """`state_of`: the state before this step of a stateful shaper, by its name in `states`."""
+        self._monitors, self._state_of = monitors, state_of
         self._rewards = dict(zip(names, rewards, strict=True))
         self._min_scored = min_scored
         self._shapers = {
@@ -46,12 +46,13 @@ class Mixer:
             for i, (name, section) in enumerate(self._rewards.items())
             if section.shape is not None
         }
-        self._token_shapers = {name: s for name, s in self._shapers.items() if s.token_level}
+        self._token_shapers = {name: s for name, s in self._shapers.items() if isinstance(s, TokenShaper)}
 
     @property
-    def memories(self) -> dict[str, Any]:
-        """What the learner is to remember for its shapers, by name."""
-        return {memory_of(n): memory for n, s in self._shapers.items() if (memory := s.memory(n)) is not None}
+    def states(self) -> dict[str, StatefulPlugin]:
+        """Stateful shapers by name, as the learner keeps them."""
+        found = {n: s for n, s in self._shapers.items() if isinstance(s, StatefulPlugin)}
+        return {state_name(n): ShaperState(reward=n, shaper=s) for n, s in found.items()}
 
     def __call__(self, group: Group, scores: Mapping[str, Scores]) -> GroupReward:
         """Aggregate the scores of a group that is the whole step."""
@@ -78,10 +79,17 @@ class Mixer:
         self, name: str, groups: Sequence[Group], scores: Sequence[Mapping[str, Scores]]
     ) -> list[Float[np.ndarray, " G"]]:
         values = [_evidence(name, g, s.get(name))[0] for g, s in zip(groups, scores, strict=True)]
-        shaper, memory = self._shapers[name], self._remembered(memory_of(name))
+        shaper = self._shapers[name]
+        shape: Callable[..., Any] = shaper.shape
         with calling(f"the shaper of reward '{name}' ({type(shaper).__name__})"):
-            shaper = shaper if memory is None else shaper.recalling(memory)
-            results = list(shaper.of_step([v.copy() for v in values], groups))
+            copies = [v.copy() for v in values]
+            if isinstance(shaper, StatefulPlugin):
+                state = self._state_of(state_name(name))
+                results = list(shape(copies, groups, shaper.init_state() if state is None else state))
+            elif isinstance(shaper, StepShaper):
+                results = list(shape(copies, groups))
+            else:
+                results = [shape(v, group) for v, group in zip(copies, groups, strict=True)]
         if len(results) != len(groups):
             raise PluginError(f"the shaper of reward '{name}' returned {len(results)} arrays for {len(groups)} groups.")
         return [_checked(name, shaper, v, r) for v, r in zip(values, results, strict=True)]
@@ -130,11 +138,31 @@ class Mixer:
         if shaper is None:
             return tokens
         with calling(f"the shaper of reward '{name}' ({type(shaper).__name__})"):
-            return shaper.shape_group(tokens, group)
+            return shaper.shape(tokens, group)
 
 
-def memory_of(reward: str) -> str:
-    """Name of the memory of a reward's shaper."""
+class ShaperState(StatefulPlugin):
+    """A stateful shaper as the learner keeps it: its state follows the scores of one reward."""
+
+    reads_scores: ClassVar[bool] = True
+    reward: str
+    """Name of the reward whose scores are shaped."""
+    shaper: StatefulPlugin
+
+    def init_state(self) -> Any:
+        return self.shaper.init_state()
+
+    def update(self, state: Any, batch: AssembledBatch) -> Any:
+        # In the order of their ids: sums of floats depend on it, and a repeated step must give the same.
+        found = [batch.scores[i][self.reward].values for i in sorted(batch.scores) if self.reward in batch.scores[i]]
+        return self.shaper.update(state, np.concatenate([np.empty(0), *found]))
+
+    def metrics(self, state: Any) -> dict[str, float]:
+        return {f"reward/{self.reward}_{name}": value for name, value in self.shaper.metrics(state).items()}
+
+
+def state_name(reward: str) -> str:
+    """Return the name under which a checkpoint has the state of a reward's shaper."""
     return f"rewards.{reward}.shape"
 
 

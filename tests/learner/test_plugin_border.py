@@ -44,10 +44,7 @@ class Forgets(Selector):
 class RaisingShaper(Shaper):
     which: int
 
-    def shape(self, values):
-        raise RAISED[self.which]
-
-    def of_step(self, values, groups):
+    def shape(self, values, group):
         raise RAISED[self.which]
 
 

@@ -1,6 +1,6 @@
 """Every shaper by name: `[rewards.shape]` below a `[[rewards]]`. Yours is `package.module:Class`."""
 
-from rewards.aggregation.shaping.base import Shaper
+from rewards.aggregation.shaping.base import Shaper, StepShaper, TokenShaper
 from rewards.aggregation.shaping.brevity import Concise, LengthSwitch, StepLengthSwitch
 from rewards.aggregation.shaping.par import Par
 from rewards.aggregation.shaping.progress import Progress
@@ -20,4 +20,4 @@ SHAPERS: dict[str, type[Shaper]] = {
     "step_length_switch": StepLengthSwitch,
 }
 
-__all__ = ["SHAPERS", "Shaper"]
+__all__ = ["SHAPERS", "Shaper", "StepShaper", "TokenShaper"]

@@ -1,9 +1,9 @@
-"""What a shaper is: a pure transform of one signal's scores, applied when a batch is cut. The stored score stays."""
+"""What a shaper is: a pure transform of one reward's scores, applied when a batch is assembled. Stored scores stay."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -14,43 +14,35 @@ from cluster.types import Group
 
 
 class Shaper(Plugin):
-    """Base of shapers: scores [G] of one signal → what the mixer weighs and adds up, [G], or `of_step` for all groups.
+    """Base of shapers: one method, from the scores of one reward to what is weighed and added up.
 
-    Unknown (NaN) stays unknown; what can be shaped only by knowing more than the group tells becomes unknown.
+    Unknown (NaN) stays unknown; what can be shaped only by knowing more than the group tells becomes unknown. A shaper
+    that needs scores of earlier steps is a `cluster.plugins.StatefulPlugin` too, and its method has the parameter
+    `state`; its `update(state, values)` is given the scores [N] of the reward that a step trained on.
     """
 
-    token_level: ClassVar[bool] = False
-    """Whether it shapes a signal's token values (`shape_group`) instead of one value per rollout."""
+    def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:
+        """Shape the scores of one group, one for each rollout."""
+        raise NotImplementedError
 
-    def shape_group(
-        self, tokens_G: Sequence[Float[np.ndarray, " T"]], group: Group
-    ) -> Sequence[Float[np.ndarray, " T"]]:
-        """Shape the token scores of a group; override to use more of the rollouts than their scores."""
-        return [self.shape_tokens(tokens) for tokens in tokens_G]
 
-    def shape_tokens(self, tokens: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
-        """Return the reward that comes at each token of one rollout, from its token scores (NaN where there is
+class StepShaper(Shaper):
+    """Base of shapers that compare groups: `shape` is called with all groups that a step could train on."""
+
+    def shape(
+        self, values_G: Sequence[Float[np.ndarray, " G"]], groups: Sequence[Group]
+    ) -> Sequence[Float[np.ndarray, " G"]]:
+        """Shape the scores of all groups, before any is dropped; groups may differ in size."""
+        raise NotImplementedError
+
+
+class TokenShaper(Shaper):
+    """Base of shapers of token scores: `shape` is called with those of a group's rollouts."""
+
+    def shape(self, tokens_G: Sequence[Float[np.ndarray, " T"]], group: Group) -> Sequence[Float[np.ndarray, " T"]]:
+        """Return the reward that comes at each token of each rollout, from its token scores (NaN where there is
         none)."""
         raise NotImplementedError
-
-    def memory(self, reward: str) -> Any:
-        """State from earlier steps, a `cluster.plugins.StatefulPlugin` kept in checkpoints; by default none."""
-        return None
-
-    def recalling(self, memory: Any) -> Shaper:
-        """Return the shaper with the state that it had before a step."""
-        return self
-
-    def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:
-        """Shape the scores of one group, by its own scores alone."""
-        raise NotImplementedError
-
-    def of_step(
-        self, values_G: Sequence[Float[np.ndarray, " G"]], groups: Sequence[Group]
-    ) -> list[Float[np.ndarray, " G"]]:
-        """Shape the scores of all groups that a step could train on, before any is dropped; groups may differ in
-        size."""
-        return [self.shape(values, group) for values, group in zip(values_G, groups, strict=True)]
 
 
 def reference_scores(group: Group, path: str) -> Float[np.ndarray, " M"]:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 
 from cluster.types import Group
-from rewards.aggregation.shaping.base import Shaper
+from rewards.aggregation.shaping.base import Shaper, StepShaper
 from rewards.aggregation.shaping.par import sigmoid
 
 
@@ -51,7 +51,7 @@ class LengthSwitch(Shaper):
         return _known(values, brief_rewards(right, lengths_of(group), self.alpha) if solved else right.astype(float))
 
 
-class StepLengthSwitch(Shaper):
+class StepLengthSwitch(StepShaper):
     """GRPO-λ (arXiv:2505.18086): of the groups of a step those with the most right answers are pressed for brevity.
 
     A right rollout of theirs is worth 1 − α · σ((length − mean) / std), mean and deviation being of the lengths of the
@@ -66,11 +66,7 @@ class StepLengthSwitch(Shaper):
     correct: float = 1.0
     """Scores from here on are right."""
 
-    def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:
-        """Shape the scores of a group that is the whole step."""
-        return self.of_step([values], [group])[0]
-
-    def of_step(
+    def shape(
         self, values_G: Sequence[Float[np.ndarray, " G"]], groups: Sequence[Group]
     ) -> list[Float[np.ndarray, " G"]]:
         known_G = [np.isfinite(v) for v in values_G]

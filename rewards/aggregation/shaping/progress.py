@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from cluster.types import Group, Rollout
-from rewards.aggregation.shaping.base import Shaper
+from rewards.aggregation.shaping.base import TokenShaper
 
 
-class Progress(Shaper):
+class Progress(TokenShaper):
     """Rewards of two attempts that score r₁ and r₂:
 
         stage 1    R₁ = 0     R₂ = r₂                   the second attempt is learnt, while a KL penalty holds the first
@@ -23,13 +23,12 @@ class Progress(Shaper):
     there is no authors' code.
     """
 
-    token_level: ClassVar = True
     alpha: float = 10.0
     """α: weight of the difference between the second and the first attempt, in stage 2."""
     stage: Literal[1, 2] = 1
     """Which of the two stages above holds; the controller `stages` changes it during the run."""
 
-    def shape_group(self, tokens_G: Sequence[Float[np.ndarray, " T"]], group: Group) -> list[Float[np.ndarray, " T"]]:
+    def shape(self, tokens_G: Sequence[Float[np.ndarray, " T"]], group: Group) -> list[Float[np.ndarray, " T"]]:
         return [self._shaped(values, rollout) for values, rollout in zip(tokens_G, group.rollouts, strict=True)]
 
     def _shaped(self, values: Float[np.ndarray, " T"], rollout: Rollout) -> Float[np.ndarray, " T"]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import PrivateAttr
 
 from cluster.plugins import StatefulPlugin
-from cluster.types import Group, Scores
-from rewards.aggregation.shaping.base import Shaper
+from cluster.types import Group
+from rewards.aggregation.shaping.base import StepShaper
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ class Running:
         return (values - self.low) / (self.high - self.low) if self.high != self.low else values * 0.0
 
 
-class RunningScores(Shaper):
+class RunningScores(StepShaper, StatefulPlugin):
     """Scores of a step by the statistics of all that were trained on before and of these: `standard` in deviations from
     the mean, `clipped` to one deviation around it, `min_max` as a share of the range.
 
@@ -67,50 +66,21 @@ class RunningScores(Shaper):
 
     how: Literal["standard", "clipped", "min_max"] = "standard"
     """Which of the three transforms above is applied."""
-    _seen: Running = PrivateAttr(default=Running())
-
-    def shape(self, values: Float[np.ndarray, " G"], group: Group) -> Float[np.ndarray, " G"]:
-        return self.of_step([values], [group])[0]
-
-    def of_step(
-        self, values_G: Sequence[Float[np.ndarray, " G"]], groups: Sequence[Group]
-    ) -> list[Float[np.ndarray, " G"]]:
-        seen = self._seen.after(np.concatenate(values_G)) if values_G else self._seen
-        if not seen.count:
-            return [np.full(values.shape, np.nan) for values in values_G]
-        return [getattr(seen, self.how)(values) for values in values_G]
-
-    def recalling(self, state: Sequence[float]) -> RunningScores:
-        other = self.model_copy()
-        other._seen = Running(*state)
-        return other
-
-    def memory(self, reward: str) -> ScoresSeen:
-        return ScoresSeen(reward=reward)
-
-
-class _Cut(Protocol):
-    scores: dict[str, dict[str, Scores]]
-    """Group id → reward → scores."""
-
-
-class ScoresSeen(StatefulPlugin):
-    """A reward's scores so far, kept by the learner (`StatefulPlugin`): the fields of a `Running`."""
-
-    reads_scores: ClassVar[bool] = True
-    reward: str
-    """Name of the reward whose scores are remembered."""
 
     def init_state(self) -> list[float]:
         return [*astuple(Running())]
 
-    def update(self, state: Sequence[float], batch: _Cut) -> list[float]:
-        # In the order of their ids: sums of floats depend on it, and a repeated cut must give the same.
-        found = [batch.scores[id][self.reward].values for id in sorted(batch.scores) if self.reward in batch.scores[id]]
-        return [*astuple(Running(*state).after(np.concatenate([np.empty(0), *found])))]
+    def shape(
+        self, values_G: Sequence[Float[np.ndarray, " G"]], groups: Sequence[Group], state: Sequence[float]
+    ) -> list[Float[np.ndarray, " G"]]:
+        seen = Running(*state).after(np.concatenate([np.empty(0), *values_G]))
+        if not seen.count:
+            return [np.full(values.shape, np.nan) for values in values_G]
+        return [getattr(seen, self.how)(values) for values in values_G]
+
+    def update(self, state: Sequence[float], values: Float[np.ndarray, " N"]) -> list[float]:
+        return [*astuple(Running(*state).after(values))]
 
     def metrics(self, state: Sequence[float]) -> dict[str, float]:
         seen = Running(*state)
-        if not seen.count:
-            return {}
-        return {f"reward/{self.reward}_running_mean": seen.mean, f"reward/{self.reward}_running_std": seen.std}
+        return {"running_mean": seen.mean, "running_std": seen.std} if seen.count else {}

@@ -6,16 +6,16 @@ q [K] is a process reward model's score of each prefix, 0 to 1. Their plain sum 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from rewards.aggregation.shaping.base import Shaper
+from cluster.types import Group
+from rewards.aggregation.shaping.base import TokenShaper
 
 
-class ClipDelta(Shaper):
+class ClipDelta(TokenShaper):
     """q_k, what a signal says at the last token of each step → d = Delta(Clip(q)), each at the same token; 0 elsewhere.
 
     Clip: c_k = min(q_k − η, 0). Delta: d_k = u_k − u_{k+1} for k < K − 1, d_{K−1} = u_{K−1}, d_K = 0. What is still to
@@ -25,7 +25,6 @@ class ClipDelta(Shaper):
     arXiv:2410.15115 by a write-up of it; its η is not known to us.
     """
 
-    token_level: ClassVar = True
     eta: float = Field(default=0.5, ge=0, le=1)
     """η: from here on a step is good."""
     clip: bool = True
@@ -33,7 +32,10 @@ class ClipDelta(Shaper):
     delta: bool = True
     """Both off is the raw sum, which the paper shows to be farmed."""
 
-    def shape_tokens(self, tokens: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+    def shape(self, tokens_G: Sequence[Float[np.ndarray, " T"]], group: Group) -> list[Float[np.ndarray, " T"]]:
+        return [self._shaped(tokens) for tokens in tokens_G]
+
+    def _shaped(self, tokens: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
         ends = np.flatnonzero(np.isfinite(tokens))
         if len(ends) == 0:
             return tokens

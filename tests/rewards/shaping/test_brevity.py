@@ -92,12 +92,12 @@ def test_a_step_presses_its_most_solved_groups_alone():
     right = [[1, 0, 0, 0], [1, 1, 1], [1, 0, 1, 0], [1, 1, 1, 0], [0, 0]]
     groups = [sized(*range(100, 100 * len(r) + 1, 100)) for r in right]
     values = [np.array(r, float) for r in right]
-    found = StepLengthSwitch(alpha=0.6).of_step(values, groups)
+    found = StepLengthSwitch(alpha=0.6).shape(values, groups)
     assert found[1] == pytest.approx([0.863738, 0.7, 0.536262], abs=1e-6)
     for i in (0, 2, 3, 4):
         assert found[i].tolist() == right[i]
     unknown = [np.array([1.0, NAN, 1.0, NAN]), values[0]]
-    shaped = StepLengthSwitch().of_step(unknown, [groups[0], groups[2]])
+    shaped = StepLengthSwitch().shape(unknown, [groups[0], groups[2]])
     assert np.isnan(shaped[0]).tolist() == [False, True, False, True]
     assert shaped[0][0] > shaped[0][2], "of the known ones all are right, so this group is pressed"
 

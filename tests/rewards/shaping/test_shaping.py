@@ -15,7 +15,7 @@ from cluster.plugins import StatefulPlugin
 from cluster.types import Group, Scores
 from learner.advantages.estimators import GroupAdvantage
 from rewards.aggregation.mixer import Mixer
-from rewards.aggregation.shaping import SHAPERS, Shaper
+from rewards.aggregation.shaping import SHAPERS, StepShaper, TokenShaper
 from rewards.aggregation.shaping.par import sigmoid
 from rewards.aggregation.shaping.rivals import fitted_quantile
 from rewards.aggregation.shaping.running import Running
@@ -23,6 +23,7 @@ from tests.rewards.groups import group, rollout
 
 REFERENCES = [0.5, 1, 3]
 NAN = float("nan")
+GROUP_SHAPERS = [name for name, shaper in SHAPERS.items() if not issubclass(shaper, (StepShaper, TokenShaper))]
 
 
 def referenced(references: object, *num_tokens: int) -> Group:
@@ -70,24 +71,24 @@ def test_running_statistics():
 def test_a_running_shaper_knows_the_steps_before_also_after_a_resume(how, second):
     steps = [{"a": [1.0, NAN, 3]}, {"b": [5.0, 7, 9]}]
     section = [RewardSection.model_validate({"use": "exact", "shape": {"use": "running", "options": {"how": how}}})]
-    memories = {}
+    states = {}
     for step in steps:
-        mix = Mixer(section, ["x"], 1, remembered=memories.get)  # a fresh one each time, as after a resume
-        [(key, memory)] = mix.memories.items()
+        mix = Mixer(section, ["x"], 1, state_of=states.get)  # a fresh one each time, as after a resume
+        [(key, memory)] = mix.states.items()
         assert isinstance(memory, StatefulPlugin)
-        before = memories.setdefault(key, memory.init_state())
+        before = states.setdefault(key, memory.init_state())
         evidence = {id: {"x": Scores.of(values)} for id, values in step.items()}
         mixed = mix.of_step([group("a", "b", "c")] * len(step), list(evidence.values()))
-        memories[key] = msgspec.msgpack.decode(msgspec.msgpack.encode(memory.update(before, Seen(evidence))))
+        states[key] = msgspec.msgpack.decode(msgspec.msgpack.encode(memory.update(before, Seen(evidence))))
     assert mixed[0].rewards == pytest.approx(second, abs=1e-6), "5 scores so far: mean 5, variance 8, 1 to 9"
-    told = memory.metrics(memories[key])
+    told = memory.metrics(states[key])
     assert told == {"reward/x_running_mean": pytest.approx(5), "reward/x_running_std": pytest.approx(8**0.5)}
 
 
 def test_without_any_score_a_running_shaper_knows_nothing():
     mix = Mixer([RewardSection.model_validate({"use": "exact", "shape": {"use": "running"}})], ["x"], 1)
     assert np.isnan(mix(group("a", "b"), {"x": Scores.of([None, None])}).rewards).all()
-    assert mix.memories["rewards.x.shape"].metrics(mix.memories["rewards.x.shape"].init_state()) == {}
+    assert mix.states["rewards.x.shape"].metrics(mix.states["rewards.x.shape"].init_state()) == {}
 
 
 class Seen(NamedTuple):
@@ -104,7 +105,7 @@ def test_a_division_by_the_deviation_undoes_the_bound():
     assert np.abs(GroupAdvantage(eps=0.05).standard(saturated)).max() < 0.03
 
 
-@pytest.mark.parametrize("use", [name for name, shaper in SHAPERS.items() if not shaper.token_level])
+@pytest.mark.parametrize("use", GROUP_SHAPERS)
 def test_unknown_stays_unknown(use):
     found = SHAPERS[use]().shape(np.array([NAN, 1.0]), referenced(REFERENCES, 5, 5))
     assert np.isnan(found[0])

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rewards.aggregation.shaping import TokenShaper
 from rewards.aggregation.shaping.steps import ClipDelta, clipped_steps, returns_to_go, step_deltas, token_rewards
+from tests.rewards.groups import group
 
 Q = np.array([0.9, 0.8, 0.3, 0.95])
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=30)
@@ -48,9 +50,13 @@ def test_a_step_is_rewarded_on_its_last_token():
             token_rewards(np.array([1.0, -2.0]), ends, 5, success=1.0)
 
 
+def shaped(shaper: TokenShaper, tokens: np.ndarray) -> np.ndarray:
+    return shaper.shape([tokens], group("a"))[0]
+
+
 def test_the_shaper_puts_each_steps_worth_at_its_last_token():
     said = np.array([np.nan, 0.9, np.nan, 0.8, 0.3, np.nan, 0.95, np.nan])
-    assert ClipDelta().shape_tokens(said) == pytest.approx([0, 0, 0, 0.2, -0.2, 0, 0, 0])
-    assert ClipDelta(clip=False).shape_tokens(said) == pytest.approx([0, 0.1, 0, 0.5, 0.3, 0, 0, 0])
-    assert ClipDelta(delta=False).shape_tokens(said) == pytest.approx([0, 0, 0, 0, -0.2, 0, 0, 0])
-    assert np.isnan(ClipDelta().shape_tokens(np.full(3, np.nan))).all()
+    assert shaped(ClipDelta(), said) == pytest.approx([0, 0, 0, 0.2, -0.2, 0, 0, 0])
+    assert shaped(ClipDelta(clip=False), said) == pytest.approx([0, 0.1, 0, 0.5, 0.3, 0, 0, 0])
+    assert shaped(ClipDelta(delta=False), said) == pytest.approx([0, 0, 0, 0, -0.2, 0, 0, 0])
+    assert np.isnan(shaped(ClipDelta(), np.full(3, np.nan))).all()
