@@ -1,4 +1,4 @@
-"""Scores of several rewards → the one reward per rollout that is trained on. Pure: decided when a batch is assembled."""
+"""Scores of several rewards → the one reward per rollout that is trained on. Pure: decided at assembly."""
 
 from __future__ import annotations
 
