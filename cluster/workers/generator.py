@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,11 @@ from cluster.placement.ray_runtime import CreatedSegments, remove_segments_after
 from cluster.placement.resources import openmp, threads
 from cluster.process.cleanup import end_children_with_me, remove_after_me
 from cluster.process.foreign_loops import ForeignLoops
+from cluster.process.replica_pool import ReplicaPool
 from cluster.storage.model_aliases import Model
 from cluster.types import Publication, Rollout, Task
 from cluster.workers.context import RunContext, first_to_end, worker_name
 from cluster.workers.weight_follower import WeightFollower
-
-log = logging.getLogger(__name__)
 
 SUCCESSORS = 16
 """So many lives of a generator may pass between two looks for it."""
@@ -121,37 +121,41 @@ class Generators:
         self.shares: Mapping[str, int] = {name: section.rollouts for name, section in context.config.generators.items()}
         self._number = dict.fromkeys(self.shares, 0)
         """Number of the newest worker of each role: a replacement has a higher one."""
+        self._pools = {name: ReplicaPool(partial(self._look, name), look_s=LOOK_S) for name in self.shares}
 
     async def play(self, name: str, task: Task) -> list[Rollout]:
-        """One episode of that generator; one that has died is waited for, until the lease of the group passes.
+        """One episode of that generator; one that has died is waited for, as long as a group's lease.
 
-        Raises DataError, or InfrastructureError when nobody has answered for so long.
+        Raises DataError, or InfrastructureError where no worker of it is there for so long.
         """
-        waited, lease_s = 0.0, self._context.config.rollout.lease_s
-        while waited < lease_s:
-            try:
-                actor = await asyncio.to_thread(self._actor, name)
-                return await actor.play.remote(task)
-            except RayTaskError as error:
-                if isinstance(error.cause, DataError):
-                    raise error.cause from error
-                raise
-            except (ValueError, RayActorError) as error:
-                log.warning("generator '%s' is not there: %s", name, str(error).partition("\n")[0])
-                waited += LOOK_S
-                await asyncio.sleep(LOOK_S)
-        raise InfrastructureError(f"generator '{name}' has not answered within rollout.lease_s = {lease_s:g} s.")
+        lease_s = self._context.config.rollout.lease_s
 
-    def _actor(self, name: str) -> Any:
-        """Raises ValueError if it is being replaced."""
+        async def ask(worker: str, actor: Any) -> list[Rollout]:
+            return await actor.play.remote(task)
+
+        try:
+            return await self._pools[name].ask(ask, gone=(RayActorError,), timeout_s=lease_s)
+        except RayTaskError as error:
+            if isinstance(error.cause, DataError):
+                raise error.cause from error
+            raise
+        except TimeoutError as error:
+            raise InfrastructureError(
+                f"no worker of generator '{name}' was there within rollout.lease_s = {lease_s:g} s."
+            ) from error
+
+    async def _look(self, name: str) -> dict[str, Any]:
+        return await asyncio.to_thread(self._actors, name)
+
+    def _actors(self, name: str) -> dict[str, Any]:
+        """The generator's worker by its name; none while it is being replaced."""
         for number in range(self._number[name], self._number[name] + SUCCESSORS):
-            try:
-                actor = ray.get_actor(worker_name(self._context.run_id, f"generator:{name}-{number}"))
-            except ValueError:
-                continue
-            self._number[name] = number
-            return actor
-        raise ValueError(f"no generator '{name}' is up")
+            worker = f"generator:{name}-{number}"
+            with suppress(ValueError):
+                actor = ray.get_actor(worker_name(self._context.run_id, worker))
+                self._number[name] = number
+                return {worker: actor}
+        return {}
 
 
 def generator_of(name: str) -> str:

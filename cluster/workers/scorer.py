@@ -182,7 +182,7 @@ class Scorers:
             there = await asyncio.to_thread(signed.there)
             if there.keys() != pool.replicas.keys():
                 found = {name: await self._replica(name) for name in there}
-                await pool.follow({name: replica for name, replica in found.items() if replica is not None})
+                pool.set({name: replica for name, replica in found.items() if replica is not None})
             await asyncio.sleep(FOLLOW_S)
 
     async def _replica(self, name: str) -> ScorerReplica | None:

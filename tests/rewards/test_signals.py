@@ -44,7 +44,7 @@ async def services(tmp_path_factory):
     replica = Given(
         lambda passage: reading_of([[0.5, 0.3, 0.2]] * (len(passage.tokens) + 1), [0] * len(passage.tokens))
     )
-    await scorer.follow({"scorer:scorer-0": replica})
+    scorer.set({"scorer:scorer-0": replica})
     made = Services(
         judges={"judge": JudgePool("judge", [KeywordJudge()])},
         reward_models=learnt,

@@ -1,17 +1,18 @@
-"""The replicas of one judge: who may be asked now, and waiting until somebody may.
+"""The replicas of one judge: which may be asked now, and waiting until one may.
 
-add ─► asked by whoever has the fewest calls ─► removed: asked no more, closed when its last call has ended
+add ─► asked while it has the fewest calls ─► removed: asked no more, closed when its last call has ended
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
+from cluster.process.replica_pool import ReplicaPool
 from rewards.judges.errors import JudgeAbsent, JudgeError, JudgeUnavailable
 from rewards.judges.pool.circuit_breaker import CircuitBreaker
 from rewards.judges.types import Call, Completion, Transport
@@ -19,9 +20,10 @@ from rewards.judges.types import Call, Completion, Transport
 
 @dataclass(eq=False)
 class Replica:
+    name: str
+    """Unique among all that the judge ever had."""
     transport: Transport
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
-    in_flight: int = 0
     removed: bool = False
 
 
@@ -32,58 +34,58 @@ class Replicas:
         self, transports: Sequence[Transport], breaker: Callable[[], CircuitBreaker], *, come_and_go: bool
     ) -> None:
         """`come_and_go`: while there is none, one may still appear, so a call waits for it."""
-        self._new_breaker, self._come_and_go = breaker, come_and_go
-        self._there = [Replica(t, breaker()) for t in transports]
-        self._changed = asyncio.Event()
+        self._new_breaker, self._come_and_go, self._numbers = breaker, come_and_go, count()
+        self._pool: ReplicaPool[Replica] = ReplicaPool(usable=lambda replica: replica.breaker.ready())
         self._closing: set[asyncio.Task[None]] = set()
+        for transport in transports:
+            self.add(transport)
 
     def __iter__(self) -> Iterator[Replica]:
-        return iter(self._there)
+        return iter(self._pool.replicas.values())
 
     def __len__(self) -> int:
-        return len(self._there)
+        return len(self._pool.replicas)
 
     def __getitem__(self, place: int) -> Replica:
-        return self._there[place]
+        return list(self)[place]
+
+    def in_flight(self, replica: Replica) -> int:
+        return self._pool.in_flight(replica.name)
 
     def add(self, transport: Transport) -> None:
-        self._there.append(Replica(transport, self._new_breaker()))
-        self._notify()
+        name = f"{transport.name}#{next(self._numbers)}"
+        self._pool.add(name, Replica(name, transport, self._new_breaker()))
 
     def remove(self, transport: Transport) -> None:
-        for replica in [r for r in self._there if r.transport is transport]:
-            self._there.remove(replica)
+        for replica in [r for r in self if r.transport is transport]:
+            self._pool.remove(replica.name)
             replica.removed = True
             self._close_if_idle(replica)
-        self._notify()
 
     async def take(self, tried: Sequence[Replica], until: float) -> Replica:
         """The least busy that may be asked, one not tried yet if there is any; waits for it until `until` (monotonic).
 
         Raises JudgeUnavailable, at once if no pause ends in time.
         """
+        names = {replica.name for replica in tried}
         while True:
-            ready = [r for r in self._there if r.breaker.ready()]
-            if ready:
-                return min(ready, key=lambda r: (r in tried, r.in_flight))
+            if (found := self._pool.least_busy(names)) is not None:
+                return found[1]
             left_s = until - time.monotonic()
-            paused = [r.breaker.retry_in_s for r in self._there]
+            paused = [r.breaker.retry_in_s for r in self]
             hopeless = min(paused, default=math.inf) > left_s and not self._come_and_go
             if left_s <= 0 or hopeless:
                 raise JudgeUnavailable(self.trouble())
             # A pause of 0 s is a trial under way, whose end is announced.
             pause_s = min((p for p in paused if p > 0), default=left_s)
-            changed = self._changed
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(pause_s, left_s)):
-                    await changed.wait()
+            await self._pool.changed(min(pause_s, left_s))
 
     async def call(self, replica: Replica, call: Call) -> Completion:
         """Raises JudgeError; what it means for the replica's circuit is settled here."""
         replica.breaker.begin()
-        replica.in_flight += 1
         try:
-            completion = await replica.transport.complete(call)
+            with self._pool.busy(replica.name):
+                completion = await replica.transport.complete(call)
         except JudgeError as error:
             if error.blames_replica:
                 replica.breaker.failure(str(error), absent=isinstance(error, JudgeAbsent))
@@ -97,33 +99,28 @@ class Replicas:
             replica.breaker.success()
             return completion
         finally:
-            replica.in_flight -= 1
             self._close_if_idle(replica)
-            self._notify()
+            self._pool.notify()
 
     def untried(self, tried: Sequence[Replica]) -> bool:
         """Is there another that may be asked?"""
-        return any(r.breaker.ready() for r in self._there if r not in tried)
+        return any(r.breaker.ready() for r in self if r not in tried)
 
     def trouble(self) -> str:
-        """Why nobody answers; nothing if somebody does, or has not been asked yet."""
-        if not self._there:
+        """Return why no replica answers; nothing where one does, or has not been asked yet."""
+        if not len(self):
             return "none of its replicas is up" if self._come_and_go else "it has no replica"
-        if not all(r.breaker.failing for r in self._there):
+        if not all(r.breaker.failing for r in self):
             return ""
-        wait_s = min(r.breaker.retry_in_s for r in self._there)
-        reasons = "; ".join(f"{r.transport.name}: {r.breaker.reason}" for r in self._there)
+        wait_s = min(r.breaker.retry_in_s for r in self)
+        reasons = "; ".join(f"{r.transport.name}: {r.breaker.reason}" for r in self)
         return f"no replica answers, and none is asked for another {wait_s:.1f} s. {reasons}"
 
     async def close(self) -> None:
-        await asyncio.gather(*self._closing, *(r.transport.close() for r in self._there))
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        await asyncio.gather(*self._closing, *(r.transport.close() for r in self))
 
     def _close_if_idle(self, replica: Replica) -> None:
-        if replica.removed and not replica.in_flight:
+        if replica.removed and not self.in_flight(replica):
             task = asyncio.create_task(replica.transport.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)

@@ -106,7 +106,7 @@ async def test_replicas_join_and_leave_without_disturbing_calls_under_way(at_the
             at_the_roster.sign("ghost", "http://nowhere")
             await until(lambda: len(pool.replicas) == 1)
             assert pool.trouble() == ""
-            await until(lambda: pool.replicas[0].in_flight == 1)
+            await until(lambda: pool.replicas.in_flight(pool.replicas[0]) == 1)
             at_the_roster.sign("own-1", "http://b")
             await until(lambda: len(pool.replicas) == 2)
             signing.cancel()  # it leaves at once, with a call under way

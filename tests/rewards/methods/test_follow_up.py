@@ -36,7 +36,7 @@ async def test_the_scorer_reads_each_follow_up_as_the_users_next_message():
     read = Given(
         lambda p: of_logprobs([v + (int(p.prompt[0]) - 1) * (p.tokens[0] < 99) for v in TOKENS[chr(p.tokens[0])]])
     )
-    await scorer.follow({"scorer:scorer-0": read})
+    scorer.set({"scorer:scorer-0": read})
     services = Services(scorers={"scorer": scorer}, encode=encode)
     scores = await FollowUp(follow_ups=ONE).score(group("x", "<think>no</think>yes"), services)
     services.close()

@@ -21,7 +21,7 @@ async def services_of(ours: str, logprobs=(-0.5, -1.0, -0.25)) -> Services:
     for name, values, version in (("now", logprobs, ours), ("initial", (-1.0, -1.0, -1.0), "initial")):
         scorers[name] = LogprobScorer(name, deadline_s=5)
         read = Given(lambda p, values=values, version=version: of_logprobs(values[: len(p.tokens)], version))
-        await scorers[name].follow({f"scorer:{name}-0": read})
+        scorers[name].set({f"scorer:{name}-0": read})
     return Services(scorers=scorers)
 
 

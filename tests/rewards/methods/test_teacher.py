@@ -26,7 +26,7 @@ async def teachers(**logprobs: tuple[float, ...]) -> Services:
         read = Given(
             lambda passage, values=values, name=name: of_logprobs(values[: len(passage.tokens)], f"runs/{name}@7")
         )
-        await scorers[name].follow({f"scorer:{name}-0": read} if values else {})
+        scorers[name].set({f"scorer:{name}-0": read} if values else {})
     return Services(scorers=scorers)
 
 

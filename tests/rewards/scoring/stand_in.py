@@ -46,5 +46,5 @@ class Given:
 
 async def services_with(read: Read, name: str = "scorer") -> tuple[Services, Given]:
     scorer, replica = LogprobScorer(name, deadline_s=5), Given(read)
-    await scorer.follow({f"scorer:{name}-0": replica})
+    scorer.set({f"scorer:{name}-0": replica})
     return Services(scorers={name: scorer}), replica

@@ -192,11 +192,11 @@ async def test_a_replica_that_ended_leaves_the_request_to_another_and_the_idle_o
     waiting = asyncio.create_task(scorer.read([TokenSequence(ids(), ids(1))]))
     await asyncio.sleep(0.01)
     assert "no replica" in scorer.trouble()
-    await scorer.follow({"dead": dead, "alive": alive})
+    scorer.set({"dead": dead, "alive": alive})
     assert await waiting == ["alive"]
     assert dead.num_asked == 1
     other = Replica("other")
-    await scorer.follow({"alive": alive, "other": other})
+    scorer.set({"alive": alive, "other": other})
     read = await asyncio.gather(*(scorer.read([TokenSequence(ids(), ids(1))]) for _ in range(4)))
     assert sorted(name for names in read for name in names) == ["alive", "alive", "other", "other"]
     assert scorer.snapshot()["scorer/live_num_passages"] == 5
@@ -206,7 +206,7 @@ async def test_without_anybody_who_reads_the_deadline_ends_the_wait():
     scorer = LogprobScorer("live", deadline_s=0.05)
     with pytest.raises(ScorerUnavailable, match=r"scorer 'live': nothing within deadline_s = 0\.05 s; no replica"):
         await scorer.read([TokenSequence(ids(), ids(1))])
-    await scorer.follow({"dead": Replica("dead", fails=True)})
+    scorer.set({"dead": Replica("dead", fails=True)})
     with pytest.raises(ScorerUnavailable, match="dead: it has ended"):
         await scorer.read([TokenSequence(ids(), ids(1))])
     assert scorer.snapshot()["scorer/live_num_failed"] == 2

@@ -15,7 +15,7 @@ from cluster.plugins import StatefulPlugin
 from cluster.types import Group, Scores
 from learner.advantages.estimators import GroupAdvantage
 from rewards.aggregation.mixer import Mixer
-from rewards.aggregation.shaping import SHAPERS, StepShaper, TokenShaper
+from rewards.aggregation.shaping import SHAPERS, Shaper, StepShaper, TokenShaper
 from rewards.aggregation.shaping.par import sigmoid
 from rewards.aggregation.shaping.rivals import fitted_quantile
 from rewards.aggregation.shaping.running import Running
