@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from actors.environments.meeting import MultiPolicyEnvironment, Participants
+from actors.environments.multi_policy import MultiPolicyEnvironment, Participants
 from actors.episode import is_own
 from cluster.errors import DataError, InfrastructureError, LeaseLost, one_line
 from cluster.process.foreign_loops import RESTARTS, Call, Displaced, ForeignLoops

@@ -27,7 +27,7 @@ from actors.engine import Engine
 from actors.environments.agent import AgentEnvironment
 from actors.environments.base import Environment
 from actors.environments.builder import EnvironmentBuilder
-from actors.environments.meeting import MultiPolicyEnvironment
+from actors.environments.multi_policy import MultiPolicyEnvironment
 from actors.evaluate import play_all
 from actors.multi_policy import Generators, MultiPolicySampler, Play, is_older
 from actors.tasks import checked

@@ -259,7 +259,7 @@ _declare(
         "learner/step_s", "mean", "s",
         "a step: assemble, pack, optimise, publish and release; saving a checkpoint is not in it",
     ),
-    Metric("learner/cut_s", "mean", "s", "of that, cutting: waiting for groups included"),
+    Metric("learner/assemble_s", "mean", "s", "of that, assembling the batch: waiting for groups included"),
     Metric(
         "learner/wait_s", "mean", "s",
         "of that, waiting for groups",

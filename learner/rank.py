@@ -23,9 +23,9 @@ from learner.batch.assemble import Assembler
 from learner.batch.trained_logprobs import ArchiveGroups
 from learner.controllers.apply import Arrange, Steering, memory_of
 from learner.engine.deepspeed_engine import DeepSpeedEngine, join
-from learner.losses.sequence_losses import build_terms
+from learner.losses.sequence_losses import build_sequence_losses
 from learner.plugin_state import ADVANTAGE, PluginState, StateUpdates
-from learner.publish.parity_probe import Probe
+from learner.publish.logprob_probe import Probe
 from learner.publish.publishers import NcclPublisher, PullPublisher
 from learner.reference import Following, reference_of
 from learner.step_plugin import StepPlugin
@@ -200,7 +200,7 @@ def step_plugins(
 
 
 def _check_appended_token(section: LearnerSection, vocab_size: int) -> None:
-    token = build_terms(section).appended_token
+    token = build_sequence_losses(section).appended_token
     if token is not None and token >= vocab_size:
         raise ConfigError(f"learner.sequence_losses append token {token}; the model has {vocab_size}. Name another.")
 

@@ -17,7 +17,7 @@ from cluster.types import MicroBatch
 from learner.engine.deepspeed_engine import DeepSpeedEngine
 from learner.engine.forward import attach_row_selection, logprobs_of, token_statistics
 from learner.losses.policy_losses import LOSSES
-from learner.losses.sequence_losses import build_terms
+from learner.losses.sequence_losses import build_sequence_losses
 from learner.types import DTYPES
 
 
@@ -53,7 +53,7 @@ class Unadapted:
 def wants_reference(section: LearnerSection) -> bool:
     """Whether anything would read the reference model. Raises ConfigError for terms that cannot be built."""
     loss = build(LOSSES, section.loss.use, section.loss.options, "learner.loss")
-    return section.reads_reference or loss.need_reference or build_terms(section).needs_reference
+    return section.reads_reference or loss.need_reference or build_sequence_losses(section).needs_reference
 
 
 class Following:

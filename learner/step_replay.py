@@ -1,6 +1,6 @@
 """Steps that can be run again: what a step trained on, the state before it, and what came out.
 
-    replay/step_N/   cut.msgpack   the cut record and its groups
+    replay/step_N/   batch.msgpack   the batch record and its groups
                      learner/      weights and optimizer as the step found them
                      result.json   its metrics and a digest of the weights it left
 
@@ -35,6 +35,8 @@ from learner.train import Objective, optimize
 from learner.types import Engine
 
 MAX_SKIPPED_IN_A_ROW = 3
+BATCH, OLD_BATCH = "batch.msgpack", "cut.msgpack"
+"""File of a recorded step's batch, and its name in runs of version 0.1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class StepRecorder(StepPlugin):
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
                 kept = Kept(batch.record, tuple(batch.groups), self._epoch, self._reference())
-                (folder / "cut.msgpack").write_bytes(encode(kept))
+                (folder / BATCH).write_bytes(encode(kept))
 
         for stage in (begin, lambda: self._engine.save(folder / "learner")):
             self._written(stage, _named(step), self._engine.agree)
@@ -156,7 +158,8 @@ def load(folder: Path) -> tuple[Kept, dict[str, Any]]:
             f"'{folder}' holds no recorded step. "
             + (f"There are: {', '.join(there)}." if there else "None was recorded: set checkpoint.record_every_steps.")
         )
-    kept = decode((folder / "cut.msgpack").read_bytes(), Kept)
+    stored = folder / BATCH if (folder / BATCH).exists() else folder / OLD_BATCH
+    kept = decode(stored.read_bytes(), Kept)
     return kept, json.loads((folder / "result.json").read_text())
 
 

@@ -19,7 +19,7 @@ from cluster.types import AssembledBatch, Batch, MicroBatch
 from learner.advantages.estimators import Advantage
 from learner.batch.assemble import Assembler, wait_for_record
 from learner.losses.policy_losses import LOSSES, PolicyLoss, objective
-from learner.losses.sequence_losses import build_terms
+from learner.losses.sequence_losses import build_sequence_losses
 from learner.losses.value_loss import ValueLoss
 from learner.pack import mini_batches, tokens_of, whole_batch, without_overlong
 from learner.step_plugin import Outputs, StepPlugin, Update
@@ -98,8 +98,8 @@ class LearnerRun:
         batch = replace(batch, record=record)
         for plugin in self.plugins:
             batch = plugin.after_assemble(batch)
-        failpoint("learner.after_cut")
-        self._clock.lap("cut")
+        failpoint("learner.after_assemble")
+        self._clock.mark("assemble")
         return batch
 
     def optimize(self, batch: AssembledBatch) -> None:
@@ -115,7 +115,7 @@ class LearnerRun:
             batch.groups, batch.record, section, engine.rank, engine.world,
             epoch=self.epoch, append=self.objective.append,
         )  # fmt: skip
-        self._clock.lap("pack")
+        self._clock.mark("pack")
         for plugin in self.plugins:
             plugin.before_step(step, batch)
         metrics = optimize(batches, self.objective, engine, self.reference, self.plugins)
@@ -123,7 +123,7 @@ class LearnerRun:
             plugin.after_step(step, batch, metrics)
         self._metrics |= metrics
         failpoint("learner.after_step")
-        self._clock.lap("optimize")
+        self._clock.mark("optimize")
 
     def release(self, batch: AssembledBatch) -> None:
         """Make the published version current, which admits more claims, and emit the step's row of metrics."""
@@ -132,7 +132,7 @@ class LearnerRun:
         if self.engine.rank == 0:
             self.buffer.release(self.batches_of, self.epoch, done, by=self.policy)
             failpoint("learner.after_release")
-        self._clock.lap("publish")
+        self._clock.mark("publish")
         if self.engine.rank == 0:
             decided = batch.record.metrics if self.assembler is not None else {}
             row = {**decided, **self._metrics, **self._clock.seconds(), "learner/wait_s": batch.wait_s}
@@ -163,15 +163,15 @@ class Clock:
 
     def __init__(self) -> None:
         self._start = self._last = time.monotonic()
-        self._laps: dict[str, float] = {}
+        self._stages: dict[str, float] = {}
 
-    def lap(self, name: str) -> None:
+    def mark(self, name: str) -> None:
         now = time.monotonic()
-        self._laps[f"learner/{name}_s"] = now - self._last
+        self._stages[f"learner/{name}_s"] = now - self._last
         self._last = now
 
     def seconds(self) -> dict[str, float]:
-        return {**self._laps, "learner/step_s": self._last - self._start}
+        return {**self._stages, "learner/step_s": self._last - self._start}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ class Objective:
         if section.value is not None:
             plugins.append(ValueLoss(section.value))
         if section.sequence_losses:
-            plugins.append(build_terms(section))
+            plugins.append(build_sequence_losses(section))
         return Objective(section, loss, tuple(plugins))
 
     @property

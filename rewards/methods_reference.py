@@ -83,7 +83,7 @@ METHODS = (
     Method("SPEAR", "2509.22601", "experience replay, signal, controller, loss",
            ("learner.batch.experience_replay:Spear", "rewards.builtin.events:Events",
            "learner.controllers.schedules:Cosine",
-            "learner.losses.policy_losses:left_out"), "spear", "learner/test_rehearsal.py"),
+            "learner.losses.policy_losses:left_out"), "spear", "learner/test_experience_replay.py"),
     Method("B-STaR", "2412.17256", "controller, selector",
            ("learner.controllers.bstar:BStar", "learner.controllers.bstar:balance_of",
             f"{SELECTORS}.threshold:Threshold"),

@@ -28,7 +28,7 @@ REWARDS: dict[str, str] = {
     "follow_up": "rewards.builtin.follow_up:FollowUp",
     "format": "rewards.builtin.format:Format",
     "implicit": "rewards.builtin.implicit:Implicit",
-    "judge": "rewards.judges.signal:JudgeReward",
+    "judge": "rewards.judges.judge_reward:JudgeReward",
     "length_penalty": "rewards.builtin.length_penalty:LengthPenalty",
     "majority": "rewards.builtin.majority:Majority",
     "math": "rewards.builtin.math:Math",

@@ -165,8 +165,8 @@ def test_what_is_put_together_from_parts_is_explained_part_by_part():
     asked = re.findall(r"\"(num_\w+)\":", (learned / "labeler.py").read_text())
     parts = {*own, *asked, "known_frac", "num_seen"}
     assert {f"reward_model/NAME_{part}" for part in parts} == {m for m in METRICS if m.startswith("reward_model/")}
-    laps = re.findall(r"clock\.lap\(\"(\w+)\"\)", (ROOT / "learner" / "train.py").read_text())
-    assert {f"learner/{lap}_s" for lap in laps} == {m for m in METRICS if re.fullmatch(r"learner/\w+_s", m)} - {
+    stages = re.findall(r"clock\.mark\(\"(\w+)\"\)", (ROOT / "learner" / "train.py").read_text())
+    assert {f"learner/{stage}_s" for stage in stages} == {m for m in METRICS if re.fullmatch(r"learner/\w+_s", m)} - {
         "learner/step_s",
         "learner/wait_s",
     }

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from actors.environments.meeting import MultiPolicyEnvironment, Participants
+from actors.environments.multi_policy import MultiPolicyEnvironment, Participants
 from cluster.thoughts import spoken_by
 from cluster.types import Rollout, Task
 

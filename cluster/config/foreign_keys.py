@@ -129,9 +129,9 @@ RENAMED_VALUES: dict[str, dict[Any, Any]] = {
 }
 """Values of those keys, and of keys that kept their name, that are written in another way now."""
 
-RENAMED_METRICS = {"heldout": "eval", "distilled": "reward_model", "parity_": "logprob_diff_"}
-"""Parts of metrics' names of version 0.1: two areas, and the beginning of three quantities of `policy`."""
-_OLD_METRIC = re.compile(r"(?<![^/])(?:(?:heldout|distilled)(?=/)|(?<=\bpolicy/)parity_)")
+RENAMED_METRICS = {"heldout": "eval", "distilled": "reward_model", "parity_": "logprob_diff_", "cut_s": "assemble_s"}
+"""Parts of metrics' names of version 0.1: two areas, the beginning of three of `policy`, one of `learner`."""
+_OLD_METRIC = re.compile(r"(?<![^/])(?:(?:heldout|distilled)(?=/)|(?<=\bpolicy/)parity_|(?<=\blearner/)cut_s$)")
 
 
 def new_metric(name: str) -> str:

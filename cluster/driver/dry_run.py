@@ -54,7 +54,7 @@ def _updates(learner: LearnerSection) -> str:
 def _meeting(settings: RunConfig) -> Any:
     """The environment that makes whole groups, if the recipe has one."""
     from actors.environments import ENVIRONMENTS
-    from actors.environments.meeting import MultiPolicyEnvironment
+    from actors.environments.multi_policy import MultiPolicyEnvironment
     from cluster.plugins import build
 
     section = settings.rollout.environment

@@ -115,7 +115,7 @@ def build_kind(known: Mapping[str, Any], section: Use, where: str, method: str) 
 
 def _selection(settings: RunConfig) -> None:
     """Selectors name rewards that there are, and make the pairs that loss terms train on. Raises ConfigError."""
-    from learner.losses.sequence_losses import build_terms
+    from learner.losses.sequence_losses import build_sequence_losses
     from rewards.aggregation.selectors import SELECTORS
 
     names = settings.reward_names
@@ -128,7 +128,7 @@ def _selection(settings: RunConfig) -> None:
                     f"selectors[{i}].options.{field} = '{name}' is none of the rewards. {nearest(name, names)}"
                     f"There are: {', '.join(names)}."
                 )
-    if build_terms(settings.learner).need_pairs and not settings.selectors:
+    if build_sequence_losses(settings.learner).need_pairs and not settings.selectors:
         raise ConfigError(
             "learner.sequence_losses holds a loss on pairs, and nothing makes pairs. Add [[selectors]], "
             'use = "best_worst".'

@@ -1,8 +1,8 @@
 """Places where a process kills itself, for tests of what survives.
 
-`KANABO_FAILPOINT="learner.after_cut learner.mid_publish@3"`: NAME@N is the N-th time that a process passes NAME, 1 by
-default. With `$KANABO_FAILPOINT_DIR` each acts once, in whichever process gets there first, so that a successor goes
-on; without it whoever passes dies. `KANABO_FAILPOINT_SIGNAL=SIGSTOP` makes it hang in place of dying.
+`KANABO_FAILPOINT="learner.after_assemble learner.mid_publish@3"`: NAME@N is the N-th time that a process passes NAME,
+1 by default. With `$KANABO_FAILPOINT_DIR` each acts once, in the process that gets there first, so that a successor
+goes on; without it every process that passes dies. `KANABO_FAILPOINT_SIGNAL=SIGSTOP` makes it hang in place of dying.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections import Counter
 from pathlib import Path
 
 FAILPOINTS = (
-    "learner.after_cut", "learner.after_step", "learner.mid_publish", "learner.after_publish", "learner.after_release",
-    "learner.after_files", "learner.after_manifest", "learner.after_trim", "learner.after_part",
+    "learner.after_assemble", "learner.after_step", "learner.mid_publish", "learner.after_publish",
+    "learner.after_release", "learner.after_files", "learner.after_manifest", "learner.after_trim",
+    "learner.after_part",
     "rollout.mid_play", "rollout.before_put", "rollout.after_put",
     "rewards.before_score", "actor.mid_update",
     "reward_model.after_fit", "reward_model.after_model", "reward_model.after_checkpoint",

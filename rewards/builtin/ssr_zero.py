@@ -12,7 +12,7 @@ from cluster.thoughts import whole_text
 from cluster.types import SCORED, Group, Provenance, Rollout, Scores
 from rewards.base import Services
 from rewards.builtin.format import MATCHES, _compiles, matches
-from rewards.judges.signal import JudgeReward
+from rewards.judges.judge_reward import JudgeReward
 from rewards.parsing.answers import tagged
 
 UNGATED = Provenance(note="not in the layout that is asked for")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from actors.environments import End, Environment, Observation
-from actors.environments.meeting import MultiPolicyEnvironment
+from actors.environments.multi_policy import MultiPolicyEnvironment
 from cluster.types import Event, Message, Rollout
 from tests.rewards.hostile import RAISED, deep, note, number
 

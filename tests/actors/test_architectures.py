@@ -16,7 +16,7 @@ from cluster.config import parse
 from cluster.errors import StartFailed
 from cluster.types import Publication
 from learner.engine.forward import attach_row_selection, logprobs_of, tied_head, token_statistics
-from learner.publish.parity_probe import Probe
+from learner.publish.logprob_probe import Probe
 from tests.architectures import ARCHITECTURES, build
 
 pytestmark = [pytest.mark.engine, pytest.mark.verify]

@@ -17,13 +17,13 @@ from actors.environments.program import MARK
 from cluster.buffer import Buffer, Limits
 from cluster.types import Publication
 from tests.actors import killed
-from tests.cluster.lap import Lap
+from tests.cluster.pipeline import Pipeline
 
 KILLS = 50
 LIMITS = Limits(groups_per_step=2, max_staleness=2, lease_s=30)
 
 
-class Learner(Lap):
+class Learner(Pipeline):
     """Trains on whatever is ready, without weights."""
 
     def publish(self) -> None:

@@ -12,14 +12,14 @@ import pytest
 
 from actors import rollout
 from actors.environments import End, Environment, Observation
-from actors.environments.meeting import MultiPolicyEnvironment
+from actors.environments.multi_policy import MultiPolicyEnvironment
 from actors.multi_policy import MultiPolicySampler
 from cluster.errors import DataError
 from cluster.process.foreign_loops import ForeignLoops
 from cluster.types import Claim, Task
 from tests.actors.test_faults import BAD, GROUPS, Faulty, dropped_and_named, model, worker  # noqa: F401
-from tests.actors.test_meeting import CLAIM, Heard
-from tests.actors.test_meeting import rollout as spoken
+from tests.actors.test_multi_policy import CLAIM, Heard
+from tests.actors.test_multi_policy import rollout as spoken
 
 RELEASED = [threading.Event()]
 """The last one ends what the environments of this test block in."""

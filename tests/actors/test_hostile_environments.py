@@ -14,7 +14,7 @@ import pytest
 from actors.chat import Chat
 from actors.engine import Sample
 from actors.environments import Environment
-from actors.environments.meeting import MultiPolicyEnvironment
+from actors.environments.multi_policy import MultiPolicyEnvironment
 from actors.rollout import RolloutWorker
 from cluster.config import parse
 from cluster.types import Claim, Group, Task, VersionSpan, decode, encode

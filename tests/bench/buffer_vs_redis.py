@@ -1,8 +1,8 @@
 """The buffer's transitions against plain Redis commands that carry the same bytes and promise nothing.
 
-A step of the lap: `groups` groups are claimed, put and scored by sixteen threads, as many as a rollout worker has, then
-read, recorded and released. The bare side has the same bytes encoded beforehand, and either sends each phase as one
-pipeline, which no set of separate workers could, or each command as a call of its own from the same threads. The
+A step of the pipeline: `groups` groups are claimed, put and scored by sixteen threads, as many as a rollout worker has,
+then read, recorded and released. The bare side has the same bytes encoded beforehand, and either sends each phase as
+one pipeline, which no set of separate workers could, or each command as a call of its own from the same threads. The
 server is the run's own: it syncs its file before it answers.
 """
 
@@ -39,11 +39,11 @@ def measure() -> list[Figure]:
         Store(Path(directory)) as store,
         ThreadPoolExecutor(THREADS) as threads,
     ):
-        lap, plain = Lap(store.url, threads), Plain(store.url, threads)
+        pipeline, plain = Pipeline(store.url, threads), Plain(store.url, threads)
         details = {"groups": GROUPS, "bytes_per_group": plain.num_bytes, "threads": THREADS}
         return [
-            Figure("buffer_vs_redis", "ops/s", *alternate(_rate(lap.step), _rate(plain.pipelined)), None, details),
-            Figure("buffer_vs_calls", "ops/s", *alternate(_rate(lap.step), _rate(plain.called)), None, details),
+            Figure("buffer_vs_redis", "ops/s", *alternate(_rate(pipeline.step), _rate(plain.pipelined)), None, details),
+            Figure("buffer_vs_calls", "ops/s", *alternate(_rate(pipeline.step), _rate(plain.called)), None, details),
         ]
 
 
@@ -70,7 +70,7 @@ def _record(step: int, ids: Iterable[str]) -> BatchRecord:
 SCORES = Scores.of(range(GROUP_SIZE))
 
 
-class Lap:
+class Pipeline:
     """The verbs, one call each."""
 
     def __init__(self, url: str, threads: ThreadPoolExecutor) -> None:

@@ -1,4 +1,4 @@
-"""The whole lap against TRL's GRPOTrainer, which has an environment of its own: same model, task, batch and lengths.
+"""The whole pipeline against TRL's GRPOTrainer, with an environment of its own: same model, task, batch and lengths.
 
 TRL samples with transformers, which is what works on a CPU: it pushes weights into vLLM with `model.load_weights`, and
 vLLM's CPU build goes on with the packed copies of the old ones.
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.bench import laps
+from tests.bench import iterations
 from tests.bench.figures import Figure
 
 HERE = Path(__file__).parent
@@ -35,10 +35,10 @@ def measure() -> list[Figure]:
 
 
 def _measure(kind: str, python: Path, model_dir: Path, directory: Path) -> Figure:
-    ours: list[laps.Run] = []
+    ours: list[iterations.Run] = []
     other: list[dict[str, Any]] = []
     for pair in range(PAIRS):
-        ours.append(laps.run(directory, f"{kind}-{pair}", kind, steps=STEPS[kind][0]))
+        ours.append(iterations.run(directory, f"{kind}-{pair}", kind, steps=STEPS[kind][0]))
         other.append(_trl(python, model_dir, kind, STEPS[kind][1], directory / f"{kind}-{pair}-trl.json"))
     longer = ours[0].mean("rollout/length_tokens") / other[0]["trained_mean_tokens"]
     assert 0.8 < longer < 1.25, f"{kind}: ours are {longer:.2f} times as long as TRL's: another task"
@@ -55,7 +55,9 @@ def _measure(kind: str, python: Path, model_dir: Path, directory: Path) -> Figur
 
 def _trl(python: Path, model_dir: Path, kind: str, steps: int, out: Path) -> dict[str, Any]:
     arguments = [python, HERE / "trl_side.py", model_dir, kind, str(steps), out]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=laps.TIMEOUT_S, env=_plain_environment())
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, timeout=iterations.TIMEOUT_S, env=_plain_environment()
+    )
     assert done.returncode == 0, f"TRL failed:\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
     return json.loads(out.read_text())
 

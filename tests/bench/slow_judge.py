@@ -1,8 +1,8 @@
-"""The lap with a judge whose 99th percentile is ten times the rollout's time: late, as admit, and blocking.
+"""The pipeline with a judge whose 99th percentile is ten times the rollout's time: late, as admit, and blocking.
 
-Late, it must cost nothing: `slow_judge` is the lap with it against the lap without, side by side. Beside that, once
-each, the same judge as a blocking reward, which every group waits for, and a blocking run, which samples, judges and
-trains in turn (`max_staleness = 0`). Median latency is the rollout's own time, which the first run measures.
+Late, it must cost nothing: `slow_judge` is the pipeline with it against the pipeline without, side by side. Beside
+that, once each, the same judge as a blocking reward, which every group waits for, and a blocking run, which samples,
+judges and trains in turn (`max_staleness = 0`). Median latency is the rollout's own time, which the first run measures.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from tests.bench import laps
+from tests.bench import iterations
 from tests.bench.figures import Figure
 
 PAIRS = int(os.environ.get("KANABO_BENCH_PAIRS", "3"))
@@ -40,13 +40,13 @@ deadline_s = 600.0
 def measure() -> list[Figure]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        without = [laps.run(directory, "without-0", "short", steps=STEPS)]
+        without = [iterations.run(directory, "without-0", "short", steps=STEPS)]
         rollout_s = without[0].rollout_s
         late = [_judged(directory, "late-0", "false", rollout_s, STEPS)]
         for pair in range(1, PAIRS):
             # Who goes first changes, as in every figure.
             late.append(_judged(directory, f"late-{pair}", "false", rollout_s, STEPS))
-            without.append(laps.run(directory, f"without-{pair}", "short", steps=STEPS))
+            without.append(iterations.run(directory, f"without-{pair}", "short", steps=STEPS))
         admit = _judged(directory, "admit", "true", rollout_s, WAITING_STEPS)
         blocking = _judged(directory, "blocking", "true", rollout_s, WAITING_STEPS, "learner.max_staleness=0")
     plain = [r.samples_per_s for r in without]
@@ -61,8 +61,8 @@ def measure() -> list[Figure]:
     return rows
 
 
-def _judged(directory: Path, name: str, blocking: str, rollout_s: float, steps: int, *overrides: str) -> laps.Run:
+def _judged(directory: Path, name: str, blocking: str, rollout_s: float, steps: int, *overrides: str) -> iterations.Run:
     recipe = directory / f"{name}.toml"
     judge = JUDGE.format(blocking=blocking, median=rollout_s, p99=10 * rollout_s)
-    recipe.write_text(laps.RECIPE.read_text().replace("[learner]", f"{judge}\n[learner]", 1))
-    return laps.run(directory, name, "short", *overrides, steps=steps, recipe=recipe)
+    recipe.write_text(iterations.RECIPE.read_text().replace("[learner]", f"{judge}\n[learner]", 1))
+    return iterations.run(directory, name, "short", *overrides, steps=steps, recipe=recipe)

@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.buffer import Buffer, audit
 from tests.cluster.expected import Expected, check
-from tests.cluster.lap import connection_of
+from tests.cluster.pipeline import connection_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from cluster.observability.console import server
 from cluster.observability.console.source import Alive, Source
 from cluster.storage import group_archive
 from cluster.types import FAILED, SCORED, BatchRecord, Claim, Group, Provenance, Scores, Task
-from tests.cluster.lap import group_of
+from tests.cluster.pipeline import group_of
 
 VERDICT = Scores(
     np.array([1.0, np.nan]),

@@ -11,24 +11,24 @@ from redis.backoff import NoBackoff
 
 from cluster.buffer import Buffer, Limits, connection
 from cluster.errors import BufferUnavailable, ConfigError, StaleEpoch
-from tests.cluster.lap import RIGHT, Lap, group_of, record_of
+from tests.cluster.pipeline import RIGHT, Pipeline, group_of, record_of
 
 JUDGED = Limits(groups_per_step=2, max_staleness=1, admit=("judge", "length"))
 PLAIN = Limits(groups_per_step=2, max_staleness=1)
 
 
 def test_everything_a_dead_learner_says_is_refused_and_counted(buffer: Buffer):
-    lap = Lap(buffer, PLAIN)
-    lap.fill()
-    ids = [s.group.id for s in lap.ready()]
+    pipeline = Pipeline(buffer, PLAIN)
+    pipeline.fill()
+    ids = [s.group.id for s in pipeline.ready()]
     buffer.resume("policy", None)
     for call in (
-        lambda: lap.ready(),
-        lambda: buffer.drop("policy", lap.epoch, {ids[0]: "filtered"}),
-        lambda: buffer.record(lap.epoch, record_of("policy", 0, ids)),
-        lap.publish,
-        lambda: buffer.release("policy", lap.epoch, 1),
-        lap.snapshot,
+        lambda: pipeline.ready(),
+        lambda: buffer.drop("policy", pipeline.epoch, {ids[0]: "filtered"}),
+        lambda: buffer.record(pipeline.epoch, record_of("policy", 0, ids)),
+        pipeline.publish,
+        lambda: buffer.release("policy", pipeline.epoch, 1),
+        pipeline.snapshot,
     ):
         with pytest.raises(StaleEpoch):
             call()
@@ -37,21 +37,21 @@ def test_everything_a_dead_learner_says_is_refused_and_counted(buffer: Buffer):
 
 
 def test_a_repeated_put_is_answered_as_before_even_if_its_group_has_left(buffer: Buffer):
-    lap = Lap(buffer, PLAIN)
-    claim = lap.claim()
+    pipeline = Pipeline(buffer, PLAIN)
+    claim = pipeline.claim()
     assert claim
     buffer.put(group_of(claim))
     buffer.put(group_of(claim))
-    buffer.drop("policy", lap.epoch, {claim.id: "filtered"})
+    buffer.drop("policy", pipeline.epoch, {claim.id: "filtered"})
     buffer.put(group_of(claim))
-    assert lap.ready() == []
-    assert lap.outcomes() == {claim.id: "dropped:filtered"}
+    assert pipeline.ready() == []
+    assert pipeline.outcomes() == {claim.id: "dropped:filtered"}
 
 
 def script_of_a_lap(buffer: Buffer) -> tuple[object, ...]:
     """Every transition once or more; returns what can be seen of it."""
-    lap = Lap(buffer, JUDGED)
-    claims = lap.claim_all()
+    pipeline = Pipeline(buffer, JUDGED)
+    claims = pipeline.claim_all()
     buffer.give_up(claims[3], "data_failure", requeue=True)
     buffer.renew(claims[0])
     for claim in claims[:3]:
@@ -59,16 +59,16 @@ def script_of_a_lap(buffer: Buffer) -> tuple[object, ...]:
     seen = [g.id for g in buffer.unscored("judge", 2, 0)], [g.id for g in buffer.unscored("judge", 2, 0)]
     for claim in claims[:3]:
         buffer.score(claim.id, {"judge": RIGHT, "length": RIGHT})
-    buffer.drop("policy", lap.epoch, {claims[0].id: "filtered"})
-    record = lap.cut()
-    lap.release()
-    manifest = lap.snapshot()
+    buffer.drop("policy", pipeline.epoch, {claims[0].id: "filtered"})
+    record = pipeline.cut()
+    pipeline.release()
+    manifest = pipeline.snapshot()
     buffer.trim(manifest)
     buffer.emit("step", {"step": 1})
-    lap.start(manifest)
-    lap.lap()
+    pipeline.start(manifest)
+    pipeline.pipeline()
     events = [(kind, fields) for _, kind, fields in buffer.events()]
-    return seen, record.groups, manifest, lap.outcomes(), buffer.summary("policy"), buffer.status("policy"), events
+    return seen, record.groups, manifest, pipeline.outcomes(), buffer.summary("policy"), buffer.status("policy"), events
 
 
 def test_a_call_whose_answer_was_lost_answers_as_before_and_changes_nothing_more(
@@ -92,7 +92,7 @@ def test_a_call_whose_answer_was_lost_answers_as_before_and_changes_nothing_more
 
 
 def test_a_buffer_travels_as_its_address(buffer: Buffer):
-    Lap(buffer, PLAIN)
+    Pipeline(buffer, PLAIN)
     assert pickle.loads(pickle.dumps(buffer)).status("policy")["epoch"] == 1
 
 

@@ -17,7 +17,7 @@ import pytest
 from cluster.buffer import Buffer, Limits
 from cluster.errors import LeaseLost
 from cluster.types import Claim
-from tests.cluster.lap import RIGHT, Lap, group_of
+from tests.cluster.pipeline import RIGHT, Pipeline, group_of
 from tests.verify.keep import keep
 
 SEED = int(os.environ.get("KANABO_SEED", "0"))
@@ -169,22 +169,22 @@ class Fleet:
 def come_and_go(buffer: Buffer, *, engines: int, seconds: float, sample_s: float, groups_per_step: int) -> dict:
     """Laps for so long; what was seen. Every cut keeps the bound, and in the end each task is in one place."""
     limits = Limits(groups_per_step, max_staleness=2, admit=("judge",), lease_s=LEASE_S, score_deadline_s=60)
-    lap, staleness = Lap(buffer, limits), Counter()
+    pipeline, staleness = Pipeline(buffer, limits), Counter()
     until = time.monotonic() + seconds
     with Fleet(buffer, engines, sample_s) as fleet:
         while time.monotonic() < until and not fleet.errors:
-            stored = lap.ready(timeout_s=30)
+            stored = pipeline.ready(timeout_s=30)
             assert len(stored) == groups_per_step, "the learner starves"
-            staleness.update(lap.step - s.group.version for s in stored)
+            staleness.update(pipeline.step - s.group.version for s in stored)
             assert min(staleness) >= 0
             assert max(staleness) <= limits.max_staleness
-            lap.cut()
-            lap.release()
-            if lap.step % 5 == 0:
-                buffer.trim(lap.snapshot())
-    lap.check_tasks()
+            pipeline.cut()
+            pipeline.release()
+            if pipeline.step % 5 == 0:
+                buffer.trim(pipeline.snapshot())
+    pipeline.check_tasks()
     summary = buffer.summary("policy")
-    assert summary["groups_trained"] == groups_per_step * lap.step
+    assert summary["groups_trained"] == groups_per_step * pipeline.step
     assert set(summary["groups_dropped"]) == {"worker_died", "lease_expired"}
     assert all(fleet.seen[f"{way}, a group in hand"] for way in ("dies", "vanishes", "hangs")), fleet.seen
     assert fleet.seen["refused"], "who comes back too late is told so"
@@ -194,7 +194,7 @@ def come_and_go(buffer: Buffer, *, engines: int, seconds: float, sample_s: float
         "engines_at_once": fleet.seen["most at once"],
         "joined": fleet.num_born,
         "left": {way: fleet.seen[way] for way in WAYS},
-        "steps": lap.step,
+        "steps": pipeline.step,
         **{name: summary[f"groups_{name}"] for name in ("claimed", "trained", "dropped", "lost", "trained_twice")},
         "max_staleness": summary["max_staleness_observed"],
         "join_to_first_claim_s": dict(

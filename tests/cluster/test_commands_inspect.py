@@ -16,19 +16,19 @@ from cluster.buffer.server import Store
 from cluster.commands import status
 from cluster.types import Scores
 from tests.cluster.commands import make_run
-from tests.cluster.lap import Lap, group_of
+from tests.cluster.pipeline import Pipeline, group_of
 from tests.cluster.runs import group, keep
 
 
 def fill(url: str, name: str) -> None:
     """Two groups that are trained, two cut, two ready, one pending with half its scores, one leased."""
     buffer = Buffer(url, name)
-    lap = Lap(buffer, Limits(groups_per_step=2, max_staleness=2, admit=("exact", "late")))
-    lap.lap()
-    pending, _ = lap.claim_all()
+    pipeline = Pipeline(buffer, Limits(groups_per_step=2, max_staleness=2, admit=("exact", "late")))
+    pipeline.pipeline()
+    pending, _ = pipeline.claim_all()
     buffer.put(group_of(pending))
     buffer.score(pending.id, {"exact": Scores.of([1.0, None])})
-    lap.cut()
+    pipeline.cut()
     buffer.close()
 
 

@@ -116,6 +116,7 @@ def test_the_recipe_of_a_run_of_version_0_1_means_what_it_meant():
         ("heldout/accuracy", "eval/accuracy"),
         ("b/policy/parity_max_nats", "b/policy/logprob_diff_max_nats"),
         ("distilled/oni_version", "reward_model/oni_version"),
+        ("learner/cut_s", "learner/assemble_s"),
         ("reward/parity_mean", "reward/parity_mean"),
         ("buffer/num_heldout/x", "buffer/num_heldout/x"),
     ],

@@ -23,15 +23,15 @@ from cluster.observability.console.groups import GroupIndex, Query
 from cluster.observability.console.source import Alive, Source
 from cluster.storage import group_archive
 from cluster.types import ABSTAINED, Scores
-from tests.cluster.lap import Lap, group_of
+from tests.cluster.pipeline import Pipeline, group_of
 from tests.cluster.runs import VERDICT, client, group, keep, write_run
 
 LIMITS = Limits(groups_per_step=2, max_staleness=1, admit=("judge",))
 
 
 @pytest.fixture
-def lap(buffer):
-    return Lap(buffer, LIMITS)
+def pipeline(buffer):
+    return Pipeline(buffer, LIMITS)
 
 
 @pytest.fixture
@@ -42,11 +42,11 @@ def wishes(redis_url):
 
 
 @pytest.fixture
-def page(tmp_path, lap, wishes):
+def page(tmp_path, pipeline, wishes):
     """A run under way, with a line for its driver's."""
     (tmp_path / "model").mkdir()
     standing = {"waiting": "Nothing", "actors": [], "failures": 0}
-    alive = Alive(lap.buffer, lambda: standing, tmp_path / "model", wishes)
+    alive = Alive(pipeline.buffer, lambda: standing, tmp_path / "model", wishes)
     return TestClient(server.app(Source(write_run(tmp_path / "run"), alive)))
 
 
@@ -60,50 +60,50 @@ def every_look_is_new(monkeypatch):
 # ── groups ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_group_is_seen_in_every_state_of_its_life(page, lap):
+def test_a_group_is_seen_in_every_state_of_its_life(page, pipeline):
     def state(id: str) -> tuple[str, int | None]:
         [line] = [g for g in page.get("/api/groups").json()["groups"] if g["id"] == id]
         return line["state"], line["step"]
 
-    first, second = lap.claim(), lap.claim()
+    first, second = pipeline.claim(), pipeline.claim()
     assert state(first.id) == ("leased", None)
     assert page.get("/api/workers").json()["leased"] == {"worker": 2}
     assert page.get(f"/api/groups/{first.id}").status_code == 404, "there is nothing to see of it yet"
-    lap.buffer.put(group_of(first))
+    pipeline.buffer.put(group_of(first))
     assert state(first.id) == ("pending", None)
-    lap.buffer.score(first.id, {"judge": VERDICT})
+    pipeline.buffer.score(first.id, {"judge": VERDICT})
     assert state(first.id) == ("ready", None)
-    lap.finish(second)
-    lap.cut()
+    pipeline.finish(second)
+    pipeline.cut()
     assert state(first.id) == ("cut", 1)
-    lap.release()
+    pipeline.release()
     assert state(first.id) == ("trained", 1)
 
     shown = page.get(f"/api/groups/{first.id}").json()
     assert (shown["step"], shown["staleness"], shown["version"]) == (1, 0, 0)
     assert [r["reward"] for r in shown["rollouts"]] == [1.0, 0.0]
     assert shown["rollouts"][0]["advantage"] == 1.0
-    lap.buffer.trim(lap.snapshot())
+    pipeline.buffer.trim(pipeline.snapshot())
     assert page.get(f"/api/groups/{first.id}").status_code == 404
     assert page.get("/api/groups").json()["groups"] == []
 
 
-def test_rewards_are_of_the_history_that_survived(page, lap):
+def test_rewards_are_of_the_history_that_survived(page, pipeline):
     def rewards() -> dict[str, float | None]:
         return {g["id"]: g["reward"] for g in page.get("/api/groups?step=1").json()["groups"]}
 
-    abandoned = lap.lap()
+    abandoned = pipeline.pipeline()
     assert rewards() == dict.fromkeys(abandoned.groups, 0.5)
-    lap.start(None, rollback=True)
-    lap.step = 0
-    again = lap.lap()
+    pipeline.start(None, rollback=True)
+    pipeline.step = 0
+    again = pipeline.pipeline()
     assert not set(again.groups) & set(abandoned.groups)
     assert rewards() == dict.fromkeys(again.groups, 0.5)
 
 
-def test_what_is_kept_outlives_the_buffer(page, tmp_path, lap):
-    claim = lap.claim()
-    lap.finish(claim)
+def test_what_is_kept_outlives_the_buffer(page, tmp_path, pipeline):
+    claim = pipeline.claim()
+    pipeline.finish(claim)
     keep(tmp_path / "run", 1, [group_of(claim)], (1.0, np.nan))
     answer = page.get("/api/groups").json()
     assert answer["states"] == {"trained": 1}, "in Redis and on disk, it is one group"
@@ -221,9 +221,9 @@ def test_pieces_join_to_the_text_whatever_its_alphabet(tmp_path, monkeypatch):
 # ── status, metrics, recipe ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_status_says_what_the_oldest_group_waits_for(page, lap):
-    claim = lap.claim()
-    lap.buffer.put(group_of(claim))
+def test_status_says_what_the_oldest_group_waits_for(page, pipeline):
+    claim = pipeline.claim()
+    pipeline.buffer.put(group_of(claim))
     status = page.get("/api/status").json()
     assert status["live"]
     assert status["buffer"]["groups"]["pending"] == 1
@@ -241,12 +241,12 @@ def learner_says(page) -> tuple[str, str]:
     "last_words", ["waits for the groups of step 1 for 4 s", "trains step 1 for 1 s", "publishes version 7 for 2 s",
                    "saves step 3 for 1 s", "waits for the groups of step 2 for 0 s", "trains step 22 for 3 s"],
 )  # fmt: skip
-def test_what_the_learner_does_agrees_with_where_the_groups_are(tmp_path, lap, wishes, last_words):
+def test_what_the_learner_does_agrees_with_where_the_groups_are(tmp_path, pipeline, wishes, last_words):
     """The learner was asked some seconds ago; the buffer is asked now."""
     (tmp_path / "model").mkdir()
     actors = [{"name": "learner-0", "says": last_words, "answered_s": 4.0}]
     standing = {"waiting": "The learner took step 9 and waits for groups", "actors": actors, "failures": 0}
-    alive = Alive(lap.buffer, lambda: standing, tmp_path / "model", wishes)
+    alive = Alive(pipeline.buffer, lambda: standing, tmp_path / "model", wishes)
     run = write_run(tmp_path / "run")
     two = config.parse({"learner": {"groups_per_step": 2, "steps": 2}})
     (run / "config.toml").write_text(config.dump(two))
@@ -255,15 +255,15 @@ def test_what_the_learner_does_agrees_with_where_the_groups_are(tmp_path, lap, w
         said, does = learner_says(page)
         assert said.startswith(f"The learner waits for the groups of step {step}: 0 of 2 are ready")
         assert f"step {step}" in does
-        for claim in (lap.claim(), lap.claim()):
-            lap.finish(claim)
+        for claim in (pipeline.claim(), pipeline.claim()):
+            pipeline.finish(claim)
         assert learner_says(page) == (
             f"Step {step} begins: 2 of 2 groups are ready",
             f"takes the groups of step {step}",
         )
-        lap.cut()
+        pipeline.cut()
         assert learner_says(page) == (f"Step {step} is being trained, on 2 groups", f"trains step {step}")
-        lap.release()
+        pipeline.release()
     said, does = learner_says(page)
     assert said.startswith("All 2 steps are trained")
     assert does == "has taken its last step"

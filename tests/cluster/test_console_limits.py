@@ -25,7 +25,7 @@ from cluster.errors import ConfigError
 from cluster.observability.console.server import TOKEN_VARIABLE, Console
 from cluster.observability.console.source import Alive, Source
 from cluster.process import http_limits as limits
-from tests.cluster.lap import Lap
+from tests.cluster.pipeline import Pipeline
 from tests.cluster.runs import client, group, keep, write_run
 
 MB = 2**20
@@ -320,8 +320,8 @@ def page(tmp_path, buffer):
     """A run under way with a trained group, and another that waits; errors of the application are errors here."""
     run = write_run(tmp_path / "run", {"step": 1, "reward/mean": 0.5})
     keep(run, 1, [group(1)], (1.0, np.nan))
-    lap = Lap(buffer, Limits(groups_per_step=2, max_staleness=1, admit=("judge",)))
-    lap.claim()
+    pipeline = Pipeline(buffer, Limits(groups_per_step=2, max_staleness=1, admit=("judge",)))
+    pipeline.claim()
     (tmp_path / "model").mkdir()
 
     class NoWishes:
@@ -340,7 +340,9 @@ def page(tmp_path, buffer):
 
     wishes = NoWishes()
     wishes.wishes = {}
-    alive = Alive(lap.buffer, lambda: {"waiting": "Nothing", "actors": [], "failures": 0}, tmp_path / "model", wishes)  # type: ignore[arg-type]
+    alive = Alive(
+        pipeline.buffer, lambda: {"waiting": "Nothing", "actors": [], "failures": 0}, tmp_path / "model", wishes
+    )  # type: ignore[arg-type]
     context = client(run, alive)
     context.wishes = wishes.wishes  # type: ignore[attr-defined]
     return context

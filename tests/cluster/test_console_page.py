@@ -18,7 +18,7 @@ from cluster.observability.console import server
 from cluster.observability.console.server import Console
 from cluster.observability.console.source import Alive, Source
 from tests.cluster.browser import NARROW, WIDE, browser, needs_browser
-from tests.cluster.lap import Lap, run_of
+from tests.cluster.pipeline import Pipeline, run_of
 from tests.cluster.runs import client, group, keep, write_run
 
 HOSTILE = "<img src=x onerror=alert(1)> 2 + 2"
@@ -197,7 +197,7 @@ async def test_what_is_typed_stands_in_the_address_and_a_click_wishes_for_a_work
         for role in ("rollout", "judge:tutor", "learner:critic")
     ]
     standing = {"waiting": "Nothing", "actors": actors, "failures": 0, "allowed_failures": 8}
-    Lap(buffer, Limits(groups_per_step=2, max_staleness=1))
+    Pipeline(buffer, Limits(groups_per_step=2, max_staleness=1))
     source = Source(run, Alive(buffer, lambda: standing, tmp_path / "model", wishes))
     console = Console(source, ConsoleSection(port=free_port()))
     try:

@@ -1,4 +1,4 @@
-"""Several policies that train on the same groups: the rules of the lap hold for all of them at once."""
+"""Several policies that train on the same groups: the rules of the pipeline hold for all of them at once."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from cluster.buffer import Buffer, Limits, Members
 from cluster.errors import KanaboError, StaleEpoch
 from cluster.storage import checkpoint
 from cluster.types import Manifest, Publication
-from tests.cluster.lap import Lap
+from tests.cluster.pipeline import Pipeline
 from tests.cluster.test_buffer import answer, in_background
 
 TWO = Limits(groups_per_step=2, max_staleness=1, members=("other",))
 
 
-def release(lap: Lap, who: str, version: int) -> None:
-    lap.buffer.announce(Publication(who, lap.epoch, version))
-    lap.buffer.release("policy", lap.epoch, version, by=who)
+def release(pipeline: Pipeline, who: str, version: int) -> None:
+    pipeline.buffer.announce(Publication(who, pipeline.epoch, version))
+    pipeline.buffer.release("policy", pipeline.epoch, version, by=who)
 
 
-def cut(lap: Lap, step: int) -> None:
+def cut(pipeline: Pipeline, step: int) -> None:
     """What rank 0 of the policy that cuts does; nothing is released."""
-    lap.step = step
-    for claim in lap.claim_all():
-        lap.finish(claim)
-    lap.cut()
+    pipeline.step = step
+    for claim in pipeline.claim_all():
+        pipeline.finish(claim)
+    pipeline.cut()
 
 
 def version(buffer: Buffer) -> int:
@@ -34,42 +34,42 @@ def version(buffer: Buffer) -> int:
 
 
 def test_the_version_is_the_slowest_policys(buffer: Buffer):
-    lap = Lap(buffer, TWO)
-    cut(lap, 0)
-    release(lap, "policy", 1)
+    pipeline = Pipeline(buffer, TWO)
+    cut(pipeline, 0)
+    release(pipeline, "policy", 1)
     assert version(buffer) == 0
-    lap.engine = f"{lap.epoch}.1"
-    assert lap.claim() is None, "a claim would be admitted by one policy alone"
-    cut(lap, 1)
-    release(lap, "policy", 2)
-    lap.engine = f"{lap.epoch}.2"
-    assert (version(buffer), lap.claim()) == (0, None), "whoever is ahead waits"
-    release(lap, "other", 1)
+    pipeline.engine = f"{pipeline.epoch}.1"
+    assert pipeline.claim() is None, "a claim would be admitted by one policy alone"
+    cut(pipeline, 1)
+    release(pipeline, "policy", 2)
+    pipeline.engine = f"{pipeline.epoch}.2"
+    assert (version(buffer), pipeline.claim()) == (0, None), "whoever is ahead waits"
+    release(pipeline, "other", 1)
     assert version(buffer) == 1
-    assert [c.version for c in lap.claim_all()] == [1, 1]
-    release(lap, "other", 1)
+    assert [c.version for c in pipeline.claim_all()] == [1, 1]
+    release(pipeline, "other", 1)
     assert version(buffer) == 1, "a repeated release is answered, and changes nothing"
-    release(lap, "other", 2)
+    release(pipeline, "other", 2)
     assert version(buffer) == 2
     assert buffer.summary("policy")["groups_lost"] == 0
 
 
 def test_no_policy_releases_what_was_not_cut_or_leaves_a_version_out(buffer: Buffer):
-    lap = Lap(buffer, TWO)
+    pipeline = Pipeline(buffer, TWO)
     with pytest.raises(KanaboError, match="cannot follow 0"):
-        buffer.release("policy", lap.epoch, 1, by="other")
-    cut(lap, 0)
-    cut(lap, 1)
+        buffer.release("policy", pipeline.epoch, 1, by="other")
+    cut(pipeline, 0)
+    cut(pipeline, 1)
     with pytest.raises(KanaboError, match="cannot follow 0"):
-        buffer.release("policy", lap.epoch, 2, by="other")
+        buffer.release("policy", pipeline.epoch, 2, by="other")
 
 
 def test_a_new_epoch_is_every_policys(buffer: Buffer):
-    lap = Lap(buffer, TWO)
-    buffer.announce(Publication("other", lap.epoch, 0))
-    cut(lap, 0)
-    release(lap, "policy", 1)
-    members = Members(buffer, "policy", lap.epoch)
+    pipeline = Pipeline(buffer, TWO)
+    buffer.announce(Publication("other", pipeline.epoch, 0))
+    cut(pipeline, 0)
+    release(pipeline, "policy", 1)
+    members = Members(buffer, "policy", pipeline.epoch)
     members.saved("other", 1)
     members.leave(1)
     epoch = buffer.resume("policy", None)
@@ -78,7 +78,7 @@ def test_a_new_epoch_is_every_policys(buffer: Buffer):
     assert again.left_at() is None
     assert not again.all_saved(1, timeout_s=0)
     for call in (
-        lambda: release(lap, "other", 1),
+        lambda: release(pipeline, "other", 1),
         lambda: members.saved("other", 1),
         lambda: members.leave(1),
         members.left_at,
@@ -95,24 +95,24 @@ def test_a_new_epoch_is_every_policys(buffer: Buffer):
 
 def test_a_checkpoint_waits_for_every_members_part(buffer: Buffer):
     limits = Limits(groups_per_step=2, max_staleness=1, members=("other", "third"))
-    lap = Lap(buffer, limits)
-    cut(lap, 0)
+    pipeline = Pipeline(buffer, limits)
+    cut(pipeline, 0)
     for who in ("policy", "other", "third"):
-        release(lap, who, 1)
-    members = Members(buffer, "policy", lap.epoch)
+        release(pipeline, who, 1)
+    members = Members(buffer, "policy", pipeline.epoch)
     members.saved("other", 1)
     thread, answers = in_background(lambda: members.all_saved(1, timeout_s=5))
     members.saved("third", 1)
     assert answer(thread, answers) is True
     assert not members.all_saved(2, timeout_s=0), "an older step's part is none of this one"
-    manifest = buffer.snapshot("policy", lap.epoch, 1)
+    manifest = buffer.snapshot("policy", pipeline.epoch, 1)
     assert isinstance(manifest, Manifest)
     buffer.trim(manifest)
 
 
 def test_members_learn_where_the_steps_end(buffer: Buffer):
-    lap = Lap(buffer, TWO)
-    members = Members(buffer, "policy", lap.epoch)
+    pipeline = Pipeline(buffer, TWO)
+    members = Members(buffer, "policy", pipeline.epoch)
     assert members.left_at() is None
     members.leave(7)
     assert members.left_at() == 7
@@ -138,18 +138,18 @@ class Weights:
 
 
 def test_a_checkpoint_commits_everybodys_weights_or_nobodys(buffer: Buffer, tmp_path: Path):
-    lap = Lap(buffer, TWO)
-    cut(lap, 0)
-    release(lap, "policy", 1)
-    release(lap, "other", 1)
+    pipeline = Pipeline(buffer, TWO)
+    cut(pipeline, 0)
+    release(pipeline, "policy", 1)
+    release(pipeline, "other", 1)
     half = tmp_path / "saving" / "other"
     half.mkdir(parents=True)
     (half / "leftover").write_text("of a learner that died")
     thread, _ = in_background(
-        lambda: checkpoint.save(tmp_path, Weights("policy"), buffer, "policy", lap.epoch, 1, 2, ("other",))
+        lambda: checkpoint.save(tmp_path, Weights("policy"), buffer, "policy", pipeline.epoch, 1, 2, ("other",))
     )
     assert not checkpoint.committed(tmp_path)
-    checkpoint.save_part(tmp_path, Weights("other"), buffer, "policy", lap.epoch, 1, "other")
+    checkpoint.save_part(tmp_path, Weights("other"), buffer, "policy", pipeline.epoch, 1, "other")
     thread.join(5)
     (target,) = checkpoint.committed(tmp_path)
     part = checkpoint.part(target, "other", "policy")
@@ -160,13 +160,13 @@ def test_a_checkpoint_commits_everybodys_weights_or_nobodys(buffer: Buffer, tmp_
 
 
 def test_a_dead_learner_commits_no_checkpoint_with_its_successors_part(buffer: Buffer, tmp_path: Path):
-    lap = Lap(buffer, TWO)
-    cut(lap, 0)
-    release(lap, "policy", 1)
-    release(lap, "other", 1)
+    pipeline = Pipeline(buffer, TWO)
+    cut(pipeline, 0)
+    release(pipeline, "policy", 1)
+    release(pipeline, "other", 1)
     buffer.resume("policy", None)
     with pytest.raises(StaleEpoch):
-        checkpoint.save(tmp_path, Weights("policy"), buffer, "policy", lap.epoch, 1, 2, ("other",))
+        checkpoint.save(tmp_path, Weights("policy"), buffer, "policy", pipeline.epoch, 1, 2, ("other",))
     with pytest.raises(StaleEpoch):
-        checkpoint.save_part(tmp_path, Weights("other"), buffer, "policy", lap.epoch, 1, "other")
+        checkpoint.save_part(tmp_path, Weights("other"), buffer, "policy", pipeline.epoch, 1, "other")
     assert not checkpoint.committed(tmp_path)

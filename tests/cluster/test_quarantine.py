@@ -14,7 +14,7 @@ from cluster.buffer import Buffer, Limits
 from cluster.buffer.browse import look
 from cluster.types import BatchRecord, Scores, encode
 from learner.batch.assemble import wait_for_record
-from tests.cluster.lap import RIGHT, Lap, connection_of, group_of, run_of
+from tests.cluster.pipeline import RIGHT, Pipeline, connection_of, group_of, run_of
 
 PLAIN = Limits(groups_per_step=2, max_staleness=1)
 JUDGED = Limits(groups_per_step=2, max_staleness=1, admit=("judge",))
@@ -32,9 +32,9 @@ def wire(value: Any) -> Any:
     return msgspec.msgpack.decode(encode(value))
 
 
-def poisoned(buffer: Buffer, lap: Lap, kind: str) -> bytes:
+def poisoned(buffer: Buffer, pipeline: Pipeline, kind: str) -> bytes:
     """What stands in place of a group: bytes, a group without a field, one that contradicts itself."""
-    tree = wire(group_of(lap.claim() or pytest.fail("no claim")))
+    tree = wire(group_of(pipeline.claim() or pytest.fail("no claim")))
     rollout = tree["rollouts"][0]
     match kind:
         case "garbage":
@@ -57,17 +57,17 @@ KINDS = ["garbage", "empty", "no rollouts field", "wrong length", "span outside"
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_group_that_cannot_be_read_is_dropped_and_its_task_claimed_again(buffer: Buffer, redis_url: str, kind: str):
-    lap = Lap(buffer, replace(PLAIN, groups_per_step=3))
-    data = poisoned(buffer, lap, kind)
-    claims = lap.fill()
+    pipeline = Pipeline(buffer, replace(PLAIN, groups_per_step=3))
+    data = poisoned(buffer, pipeline, kind)
+    claims = pipeline.fill()
     field(buffer, redis_url, claims[0].id, "data", data)
-    found = lap.ready()
+    found = pipeline.ready()
     assert claims[0].id not in {s.group.id for s in found}
-    assert lap.outcomes()[claims[0].id] == "dropped:unreadable"
+    assert pipeline.outcomes()[claims[0].id] == "dropped:unreadable"
     ((id, why),) = buffer.quarantine()
     assert id == claims[0].id
     assert why
-    again = lap.claim_all()
+    again = pipeline.claim_all()
     assert claims[0].task in {c.task for c in again}
     assert buffer.summary("policy")["groups_dropped"] == {"unreadable": 1}
     assert buffer.summary("policy")["groups_lost"] == 0
@@ -75,15 +75,15 @@ def test_a_group_that_cannot_be_read_is_dropped_and_its_task_claimed_again(buffe
 
 def test_ready_waits_for_others_in_place_of_a_group_that_cannot_be_read(buffer: Buffer, redis_url: str):
     """An answer that is short at once would tell the learner that the tasks have run out."""
-    lap = Lap(buffer, PLAIN)
-    claims = lap.fill()
+    pipeline = Pipeline(buffer, PLAIN)
+    claims = pipeline.fill()
     field(buffer, redis_url, claims[0].id, "data", b"garbage")
-    assert [s.group.id for s in lap.ready(limit=2)] == [claims[1].id, claims[2].id]
+    assert [s.group.id for s in pipeline.ready(limit=2)] == [claims[1].id, claims[2].id]
 
 
 def test_a_reward_worker_passes_over_a_group_that_cannot_be_read(buffer: Buffer, redis_url: str):
-    lap = Lap(buffer, JUDGED)
-    claims = lap.claim_all()
+    pipeline = Pipeline(buffer, JUDGED)
+    claims = pipeline.claim_all()
     for claim in claims:
         buffer.put(group_of(claim))
     field(buffer, redis_url, claims[0].id, "data", b"garbage")
@@ -102,48 +102,48 @@ def test_a_reward_worker_passes_over_a_group_that_cannot_be_read(buffer: Buffer,
     ids=["garbage", "another length", "token values of another length", "no arrays"],
 )
 def test_scores_that_cannot_be_read_have_not_arrived(buffer: Buffer, redis_url: str, data: bytes):
-    lap = Lap(buffer, JUDGED)
-    claims = lap.fill()
+    pipeline = Pipeline(buffer, JUDGED)
+    claims = pipeline.fill()
     field(buffer, redis_url, claims[0].id, "s:judge", data)
-    first, second = lap.ready(limit=2)
+    first, second = pipeline.ready(limit=2)
     assert first.group.id == claims[0].id
     assert first.scores == {}
     assert set(second.scores) == {"judge"}
-    assert lap.outcomes()[claims[0].id] == "live"
+    assert pipeline.outcomes()[claims[0].id] == "live"
 
 
 def test_a_recorded_group_that_cannot_be_read_is_left_out_of_the_step_on_every_rank(buffer: Buffer, redis_url: str):
-    lap = Lap(buffer, PLAIN)
-    lap.fill()
-    record = lap.cut()
+    pipeline = Pipeline(buffer, PLAIN)
+    pipeline.fill()
+    record = pipeline.cut()
     field(buffer, redis_url, record.groups[0], "data", b"garbage")
     cuts = [wait_for_record(buffer, "policy", 0, stop=lambda: False) for _ in range(2)]
     for cut in cuts:
         assert cut is not None
         assert [g.id for g in cut.groups] == list(record.groups[1:]) == list(cut.record.groups)
         assert len(cut.record.rewards) == len(cut.record.advantages) == 1
-    lap.release()
-    lap.lap()
+    pipeline.release()
+    pipeline.pipeline()
     assert buffer.summary("policy")["groups_lost"] == 0
 
 
 def test_a_run_that_resumes_with_poison_trains_on(buffer: Buffer, redis_url: str):
     """Pending, ready and recorded groups that cannot be read, and a killed learner: the next steps are taken."""
-    lap = Lap(buffer, PLAIN)
-    claims = lap.fill()
-    recorded = lap.cut()
+    pipeline = Pipeline(buffer, PLAIN)
+    claims = pipeline.fill()
+    recorded = pipeline.cut()
     for id in (recorded.groups[1], claims[-1].id):
         field(buffer, redis_url, id, "data", b"garbage")
-    lap.start(None)
+    pipeline.start(None)
     for _ in range(4):
-        record: BatchRecord | None = buffer.recorded("policy", lap.step)
+        record: BatchRecord | None = buffer.recorded("policy", pipeline.step)
         if record is not None:
-            found = wait_for_record(buffer, "policy", lap.step, stop=lambda: False)
+            found = wait_for_record(buffer, "policy", pipeline.step, stop=lambda: False)
             assert found is not None
-            lap.release()
+            pipeline.release()
         else:
-            lap.lap()
-    assert lap.step == 4
+            pipeline.pipeline()
+    assert pipeline.step == 4
     assert buffer.summary("policy")["groups_lost"] == 0
 
 
@@ -151,27 +151,27 @@ def test_a_run_that_resumes_with_poison_trains_on(buffer: Buffer, redis_url: str
 def test_a_record_that_cannot_be_read_is_forgotten_and_its_step_cut_anew(
     buffer: Buffer, redis_url: str, num_records: int
 ):
-    lap = Lap(buffer, PLAIN)
-    lap.fill()
-    manifest = lap.snapshot()
+    pipeline = Pipeline(buffer, PLAIN)
+    pipeline.fill()
+    manifest = pipeline.snapshot()
     for _ in range(num_records):
-        lap.lap()
-    lap.fill()
-    lap.start(manifest)
+        pipeline.pipeline()
+    pipeline.fill()
+    pipeline.start(manifest)
     client = redis.Redis.from_url(redis_url)
     (key,) = client.scan_iter(f"*{run_of(buffer)}*:record:0")
     client.set(key, b"no record")
     assert buffer.recorded("policy", 0) is None
-    lap.fill()
+    pipeline.fill()
     for _ in range(4):
-        lap.lap()
-    lap.check_tasks()
+        pipeline.pipeline()
+    pipeline.check_tasks()
     assert buffer.summary("policy")["groups_trained"] == 8
 
 
 def test_a_look_at_groups_shows_those_that_cannot_be_read_as_empty(buffer: Buffer, redis_url: str):
-    lap = Lap(buffer, PLAIN)
-    claims = lap.fill()
+    pipeline = Pipeline(buffer, PLAIN)
+    claims = pipeline.fill()
     field(buffer, redis_url, claims[0].id, "data", b"garbage")
     seen = {one.id: one for one in look(connection_of(buffer))}
     assert seen[claims[0].id].group is None
@@ -180,9 +180,9 @@ def test_a_look_at_groups_shows_those_that_cannot_be_read_as_empty(buffer: Buffe
 
 def test_only_the_newest_are_kept_aside(buffer: Buffer, redis_url: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("cluster.buffer.client.KEPT_ASIDE", 2)
-    lap = Lap(buffer, replace(PLAIN, groups_per_step=4))
-    claims = lap.fill()
+    pipeline = Pipeline(buffer, replace(PLAIN, groups_per_step=4))
+    claims = pipeline.fill()
     for claim in claims[:3]:
         field(buffer, redis_url, claim.id, "data", b"garbage")
-    lap.ready()
+    pipeline.ready()
     assert len(buffer.quarantine()) == 2

@@ -1,4 +1,4 @@
-"""A Redis that is there and refuses to write: the lap waits, says so, drops nothing, and goes on."""
+"""A Redis that is there and refuses to write: the pipeline waits, says so, drops nothing, and goes on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import redis
 from cluster.buffer import Buffer, Limits, connection
 from cluster.buffer.server import Store
 from cluster.errors import BufferUnavailable
-from tests.cluster.lap import RIGHT, Lap, group_of
+from tests.cluster.pipeline import RIGHT, Pipeline, group_of
 
 LEASE_S = 1.0
 LIMITS = Limits(2, 0, admit=("judge",), lease_s=LEASE_S, score_deadline_s=LEASE_S)
@@ -53,83 +53,83 @@ def in_background(*calls: Callable[[], object]) -> tuple[list[threading.Thread],
 def test_the_lap_waits_longer_than_its_leases_and_drops_nothing(
     store: Store, caplog: pytest.LogCaptureFixture, refuse, state: str, remedy: str
 ):
-    lap = Lap(Buffer(store.url, "run", patience_s=60), LIMITS)
-    judged, sampled = lap.claim_all()
-    lap.buffer.put(group_of(judged))
+    pipeline = Pipeline(Buffer(store.url, "run", patience_s=60), LIMITS)
+    judged, sampled = pipeline.claim_all()
+    pipeline.buffer.put(group_of(judged))
     lift = refuse(redis.Redis.from_url(store.url))
     threads, answers = in_background(
-        lambda: lap.buffer.put(group_of(sampled)),
-        lambda: lap.buffer.score(judged.id, {"judge": RIGHT}),
-        lambda: lap.ready(timeout_s=20),
+        lambda: pipeline.buffer.put(group_of(sampled)),
+        lambda: pipeline.buffer.score(judged.id, {"judge": RIGHT}),
+        lambda: pipeline.ready(timeout_s=20),
     )
     time.sleep(3 * LEASE_S)
     assert not answers
     lift()
     for thread in threads[:2]:
         thread.join()
-    lap.buffer.score(sampled.id, {"judge": RIGHT})
+    pipeline.buffer.score(sampled.id, {"judge": RIGHT})
     threads[2].join()
-    lap.cut()
-    lap.release()
-    lap.lap()
-    summary = lap.buffer.summary("policy")
+    pipeline.cut()
+    pipeline.release()
+    pipeline.pipeline()
+    summary = pipeline.buffer.summary("policy")
     assert (summary["groups_trained"], summary["groups_dropped"]) == (4, {})
-    assert "overdue" not in lap.buffer.status("policy")["counters"]
-    lap.check_tasks()
+    assert "overdue" not in pipeline.buffer.status("policy")["counters"]
+    pipeline.check_tasks()
     (said,) = [r.getMessage() for r in caplog.records if r.name == connection.__name__]
     assert state in said
     assert remedy in said
 
 
 def test_while_memory_is_short_leases_move_on_so_whoever_calls_first_afterwards_finds_them(store: Store):
-    lap = Lap(Buffer(store.url, "run", patience_s=60), LIMITS)
-    first, second = lap.claim_all()
+    pipeline = Pipeline(Buffer(store.url, "run", patience_s=60), LIMITS)
+    first, second = pipeline.claim_all()
     lift = fill_memory(redis.Redis.from_url(store.url))
-    threads, _ = in_background(lambda: lap.buffer.put(group_of(first)))
+    threads, _ = in_background(lambda: pipeline.buffer.put(group_of(first)))
     time.sleep(2 * LEASE_S)
     threads[0].join(0)
     assert threads[0].is_alive()
     bystander = Buffer(store.url, "run")  # it was never refused, so it knows of no outage
     lift()
-    assert bystander.claim("policy", worker="other", engine=lap.engine, timeout_s=0) is None
-    lap.buffer.put(group_of(second))
+    assert bystander.claim("policy", worker="other", engine=pipeline.engine, timeout_s=0) is None
+    pipeline.buffer.put(group_of(second))
     threads[0].join()
-    assert set(lap.outcomes().values()) == {"live"}
+    assert set(pipeline.outcomes().values()) == {"live"}
 
 
 def test_a_dead_workers_lease_still_passes_after_memory_was_short(store: Store):
-    lap = Lap(Buffer(store.url, "run", patience_s=60), LIMITS)
-    dead, alive = lap.claim_all()
+    pipeline = Pipeline(Buffer(store.url, "run", patience_s=60), LIMITS)
+    dead, alive = pipeline.claim_all()
     lift = fill_memory(redis.Redis.from_url(store.url))
-    threads, _ = in_background(lambda: lap.buffer.put(group_of(alive)))
+    threads, _ = in_background(lambda: pipeline.buffer.put(group_of(alive)))
     time.sleep(2 * LEASE_S)
     lift()
     threads[0].join()
-    assert lap.claim(timeout_s=5)
-    assert lap.outcomes()[dead.id] == "dropped:lease_expired"
+    assert pipeline.claim(timeout_s=5)
+    assert pipeline.outcomes()[dead.id] == "dropped:lease_expired"
 
 
 def test_what_is_read_is_read_without_memory_and_trimming_makes_room(store: Store):
-    lap = Lap(Buffer(store.url, "run", patience_s=0), Limits(2, 1))
+    pipeline = Pipeline(Buffer(store.url, "run", patience_s=0), Limits(2, 1))
     for _ in range(3):
-        lap.lap()
-    manifest, admin = lap.snapshot(), redis.Redis.from_url(store.url)
+        pipeline.pipeline()
+    manifest, admin = pipeline.snapshot(), redis.Redis.from_url(store.url)
     fill_memory(admin)
-    assert lap.buffer.summary("policy")["groups_trained"] == 6
-    assert lap.buffer.status("policy")["groups"]["trained_untrimmed"] == 6
-    lap.buffer.trim(manifest)
-    assert lap.buffer.status("policy")["groups"]["trained_untrimmed"] == 0
+    assert pipeline.buffer.summary("policy")["groups_trained"] == 6
+    assert pipeline.buffer.status("policy")["groups"]["trained_untrimmed"] == 6
+    pipeline.buffer.trim(manifest)
+    assert pipeline.buffer.status("policy")["groups"]["trained_untrimmed"] == 0
     with pytest.raises(BufferUnavailable, match="maxmemory"):
-        lap.publish()
+        pipeline.publish()
 
 
 def test_patience_ends_with_the_remedy_and_closing_ends_it_at_once(store: Store):
-    lap = Lap(Buffer(store.url, "run", patience_s=0.5), LIMITS)
-    claim = lap.claim()
+    pipeline = Pipeline(Buffer(store.url, "run", patience_s=0.5), LIMITS)
+    claim = pipeline.claim()
     assert claim
     fill_memory(redis.Redis.from_url(store.url))
     with pytest.raises(BufferUnavailable, match="Raise maxmemory"):
-        lap.buffer.put(group_of(claim))
+        pipeline.buffer.put(group_of(claim))
     patient = Buffer(store.url, "run", patience_s=60)
 
     def put() -> str:

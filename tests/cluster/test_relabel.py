@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cluster.buffer import Buffer, Limits
 from cluster.types import Scores
-from tests.cluster.lap import Lap, connection_of, group_of
+from tests.cluster.pipeline import Pipeline, connection_of, group_of
 
 LIMITS = Limits(2, 1, admit=("a", "b"), late=("late",))
 
@@ -19,88 +19,90 @@ def scores(value: float, version: str) -> Scores:
     return Scores.of([value, -value], version=version)
 
 
-def carried(lap: Lap, id: str) -> dict[str, str]:
-    stored = next(s for s in lap.ready() if s.group.id == id)
+def carried(pipeline: Pipeline, id: str) -> dict[str, str]:
+    stored = next(s for s in pipeline.ready() if s.group.id == id)
     return {name: s.version for name, s in stored.scores.items()}
 
 
-def stored_group(lap: Lap) -> str:
-    claim = lap.claim()
+def stored_group(pipeline: Pipeline) -> str:
+    claim = pipeline.claim()
     assert claim
-    lap.buffer.put(group_of(claim))
+    pipeline.buffer.put(group_of(claim))
     return claim.id
 
 
 def test_a_ready_group_keeps_its_scores_until_the_new_ones_are_complete(buffer: Buffer):
-    lap = Lap(buffer, LIMITS)
+    pipeline = Pipeline(buffer, LIMITS)
     buffer.relabel({"a": "1", "b": "1"})
-    id = stored_group(lap)
-    stored_group(lap)
+    id = stored_group(pipeline)
+    stored_group(pipeline)
     buffer.score(id, {"a": scores(1, "1"), "b": scores(2, "1"), "late": scores(3, "0")})
     buffer.relabel({"a": "2", "b": "2"})
-    assert next(s for s in lap.ready() if s.group.id == id).outdated
+    assert next(s for s in pipeline.ready() if s.group.id == id).outdated
     assert id in [g.id for g in buffer.unscored("worker", 9, 0)], "it is handed out again"
     assert buffer.answered([id]) == [{("a", "1"), ("b", "1"), ("late", "0")}]
     buffer.score(id, {"a": scores(10, "2")})
-    assert carried(lap, id) == {"a": "1", "b": "1", "late": "0"}
+    assert carried(pipeline, id) == {"a": "1", "b": "1", "late": "0"}
     buffer.score(id, {"b": scores(20, "2")})
-    assert carried(lap, id) == {"a": "2", "b": "2", "late": "0"}
-    found = next(s for s in lap.ready() if s.group.id == id)
+    assert carried(pipeline, id) == {"a": "2", "b": "2", "late": "0"}
+    found = next(s for s in pipeline.ready() if s.group.id == id)
     assert not found.outdated
     assert [found.scores[n].values[0] for n in ("a", "b", "late")] == [10, 20, 3]
     assert buffer.status("policy")["counters"]["relabelled"] == 1
 
 
 def test_an_answer_of_the_version_before_completes_a_pending_group_and_spoils_no_new_one(buffer: Buffer):
-    lap = Lap(buffer, LIMITS)
+    pipeline = Pipeline(buffer, LIMITS)
     buffer.relabel({"a": "1", "b": "1"})
-    old, new = stored_group(lap), stored_group(lap)
+    old, new = stored_group(pipeline), stored_group(pipeline)
     buffer.score(old, {"a": scores(1, "1")})
     buffer.relabel({"a": "2", "b": "2"})
     buffer.score(old, {"b": scores(1, "1")})
-    assert carried(lap, old) == {"a": "1", "b": "1"}, "one whole version, if not the newest"
+    assert carried(pipeline, old) == {"a": "1", "b": "1"}, "one whole version, if not the newest"
     buffer.score(new, {"a": scores(1, "2")})
     buffer.score(new, {"b": scores(1, "1")})
-    assert new not in [s.group.id for s in lap.ready()], "half of it is of version 2, so it waits for the other half"
+    assert new not in [s.group.id for s in pipeline.ready()], (
+        "half of it is of version 2, so it waits for the other half"
+    )
     buffer.score(new, {"b": scores(1, "2")})
-    assert carried(lap, new) == {"a": "2", "b": "2"}
+    assert carried(pipeline, new) == {"a": "2", "b": "2"}
     assert buffer.status("policy")["counters"]["scores_outdated"] == 1
 
 
 def test_a_change_on_the_way_to_a_change_starts_over(buffer: Buffer):
-    lap = Lap(buffer, LIMITS)
+    pipeline = Pipeline(buffer, LIMITS)
     buffer.relabel({"a": "1", "b": "1"})
-    id = stored_group(lap)
+    id = stored_group(pipeline)
     buffer.score(id, {"a": scores(1, "1"), "b": scores(1, "1")})
     buffer.relabel({"a": "2", "b": "2"})
     buffer.score(id, {"a": scores(1, "2")})
     buffer.relabel({"a": "3", "b": "3"})
     buffer.score(id, {"b": scores(1, "3")})
-    assert carried(lap, id) == {"a": "1", "b": "1"}
+    assert carried(pipeline, id) == {"a": "1", "b": "1"}
     buffer.score(id, {"a": scores(1, "3")})
-    assert carried(lap, id) == {"a": "3", "b": "3"}
+    assert carried(pipeline, id) == {"a": "3", "b": "3"}
 
 
 def test_a_version_that_comes_back_answers_anew(buffer: Buffer):
-    lap = Lap(buffer, LIMITS)
+    pipeline = Pipeline(buffer, LIMITS)
     buffer.relabel({"a": "1", "b": "1"})
-    id = stored_group(lap)
+    id = stored_group(pipeline)
     for version, value in (("1", 1), ("2", 2), ("1", 3)):
         buffer.relabel({"a": version, "b": version})
         assert not {("a", version), ("b", version)} & buffer.answered([id])[0] or value == 1
         buffer.score(id, {"a": scores(value, version), "b": scores(value, version), "late": scores(0, "0")})
-        found = next(s for s in lap.ready() if s.group.id == id)
+        found = next(s for s in pipeline.ready() if s.group.id == id)
         assert not found.outdated
         assert {name: s.values[0] for name, s in found.scores.items() if name != "late"} == {"a": value, "b": value}
     assert buffer.unscored("worker", 9, 0) == [], "nobody is asked again and again"
 
 
 def test_a_cut_group_is_never_touched(buffer: Buffer):
-    lap = Lap(buffer, LIMITS)
+    pipeline = Pipeline(buffer, LIMITS)
     buffer.relabel({"a": "1", "b": "1"})
-    for id in (stored_group(lap), stored_group(lap)):
+    for id in (stored_group(pipeline), stored_group(pipeline)):
         buffer.score(id, {"a": scores(1, "1"), "b": scores(1, "1")})
-    record = lap.cut()
+    record = pipeline.cut()
     before = connection_of(buffer).redis.hgetall(f"{connection_of(buffer).prefix}group:{record.groups[0]}")
     buffer.relabel({"a": "2", "b": "2"})
     buffer.score(record.groups[0], {"a": scores(5, "2"), "b": scores(5, "2"), "late": scores(5, "0")})
@@ -110,8 +112,8 @@ def test_a_cut_group_is_never_touched(buffer: Buffer):
 
 def test_what_has_not_answered_is_handed_out_until_it_is_cut(buffer: Buffer):
     """A worker that died over a late signal is not the end of it."""
-    lap = Lap(buffer, Limits(2, 1, admit=("a",), late=("late",), score_deadline_s=0.02))
-    id = stored_group(lap)
+    pipeline = Pipeline(buffer, Limits(2, 1, admit=("a",), late=("late",), score_deadline_s=0.02))
+    id = stored_group(pipeline)
     assert [g.id for g in buffer.unscored("worker", 9, 0)] == [id]
     buffer.score(id, {"a": scores(1, "0")})
     assert [g.id for g in buffer.unscored("other", 9, timeout_s=1)] == [id]
@@ -132,10 +134,10 @@ MOVES = st.one_of(
 def test_no_order_of_answers_and_changes_makes_a_mixture(redis_url: str, moves):
     """Answers arrive in any order, of the current version and of the two before; labels always change together."""
     buffer = Buffer(redis_url, f"relabel-{uuid4().hex}")
-    lap = Lap(buffer, LIMITS)
+    pipeline = Pipeline(buffer, LIMITS)
     version = 1
     buffer.relabel({"a": "1", "b": "1", "late": "1"})
-    ids = [stored_group(lap), stored_group(lap)]
+    ids = [stored_group(pipeline), stored_group(pipeline)]
     for kind, what, name, behind in moves:
         if kind == "relabel":
             version += 1
@@ -143,14 +145,14 @@ def test_no_order_of_answers_and_changes_makes_a_mixture(redis_url: str, moves):
         else:
             said = max(1, version - behind)
             buffer.score(ids[what], {name: scores(said, str(said))})
-        for stored in lap.ready():
+        for stored in pipeline.ready():
             versions = {s.version for s in stored.scores.values()}
             assert len(versions) == 1, f"{stored.group.id} carries {versions}"
             assert {float(s.values[0]) for s in stored.scores.values()} == {float(v) for v in versions}
             assert stored.outdated == (versions != {str(version)})
     for id in ids:  # and it always comes to the newest
         buffer.score(id, {n: scores(version, str(version)) for n in ("a", "b", "late")})
-    for stored in lap.ready():
+    for stored in pipeline.ready():
         assert {s.version for s in stored.scores.values()} == {str(version)}
         assert np.isfinite(stored.scores["late"].values).all()
     buffer.close()

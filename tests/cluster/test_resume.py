@@ -14,60 +14,60 @@ import pytest
 from cluster.buffer import Buffer, Limits
 from cluster.errors import LeaseLost
 from cluster.types import Claim, Manifest
-from tests.cluster.lap import RIGHT, Lap, connection_of, group_of
+from tests.cluster.pipeline import RIGHT, Pipeline, connection_of, group_of
 
 STEPS = 4
 
 
 class Crashing:
-    """A lap that can end between any two calls, with a checkpoint after every second step."""
+    """A pipeline that can end between any two calls, with a checkpoint after every second step."""
 
     def __init__(self, buffer: Buffer, max_staleness: int) -> None:
-        self.lap = Lap(buffer, Limits(2, max_staleness, admit=("judge",)))
+        self.pipeline = Pipeline(buffer, Limits(2, max_staleness, admit=("judge",)))
         self.manifest: Manifest | None = None
         self.held: list[Claim] = []
 
     def calls(self) -> Iterator[str]:
         """Each pause is a place to crash."""
-        lap = self.lap
+        pipeline = self.pipeline
         yield "published"
-        while lap.step < STEPS:
-            while claim := lap.claim():
+        while pipeline.step < STEPS:
+            while claim := pipeline.claim():
                 self.held = [claim]
                 yield "claimed"
-                lap.buffer.put(group_of(claim))
+                pipeline.buffer.put(group_of(claim))
                 self.held = []
                 yield "put"
-            for group in lap.buffer.unscored("judge", 100, 0):
+            for group in pipeline.buffer.unscored("judge", 100, 0):
                 yield "taken by a judge"
-                lap.buffer.score(group.id, {"judge": RIGHT})
+                pipeline.buffer.score(group.id, {"judge": RIGHT})
                 yield "scored"
-            ready = lap.ready(4)
+            ready = pipeline.ready(4)
             if len(ready) == 4:  # now and then a filtered group
-                lap.buffer.drop(lap.policy, lap.epoch, {ready[-1].group.id: "filtered"})
+                pipeline.buffer.drop(pipeline.policy, pipeline.epoch, {ready[-1].group.id: "filtered"})
                 yield "filtered"
-            lap.cut()
+            pipeline.cut()
             yield "cut"
-            lap.step += 1
-            lap.publish()
-            lap.step -= 1
+            pipeline.step += 1
+            pipeline.publish()
+            pipeline.step -= 1
             yield "stepped and published"
-            lap.release()
+            pipeline.release()
             yield "released"
-            if lap.step % 2 == 0:
-                self.manifest = lap.snapshot()
+            if pipeline.step % 2 == 0:
+                self.manifest = pipeline.snapshot()
                 yield "manifest committed"
-                lap.buffer.trim(self.manifest)
+                pipeline.buffer.trim(self.manifest)
                 yield "trimmed"
 
     def crash(self) -> None:
         """Learner and workers are gone; the driver starts again from the last manifest."""
-        lap = self.lap
-        lap.start(self.manifest)
-        lap.buffer.forsake(lap.policy)
+        pipeline = self.pipeline
+        pipeline.start(self.manifest)
+        pipeline.buffer.forsake(pipeline.policy)
         for claim in self.held:
             with pytest.raises(LeaseLost):
-                lap.buffer.put(group_of(claim))
+                pipeline.buffer.put(group_of(claim))
         self.held = []
 
 
@@ -81,21 +81,21 @@ def test_a_crash_at_any_point_of_the_lap_loses_nothing_and_trains_nothing_twice(
         if len(reached) < points:
             break
         run.crash()
-        run.lap.check_tasks()
+        run.pipeline.check_tasks()
         for _ in run.calls():
             pass
-        run.lap.check_tasks()
-        summary = run.lap.buffer.summary("policy")
+        run.pipeline.check_tasks()
+        summary = run.pipeline.buffer.summary("policy")
         assert summary["groups_trained"] == 2 * STEPS, f"after a crash when {reached[-1:]}"
-        run.lap.buffer.close()
+        run.pipeline.buffer.close()
         points += 1
     assert points > 30
 
 
 def test_a_recorded_cut_is_cut_again_from_its_record(buffer: Buffer):
-    lap = Lap(buffer, Limits(2, 2))
-    records = [lap.lap() for _ in range(3)]
-    lap.start(None)
+    pipeline = Pipeline(buffer, Limits(2, 2))
+    records = [pipeline.pipeline() for _ in range(3)]
+    pipeline.start(None)
     assert [buffer.recorded("policy", step) and lap_groups(buffer, step) for step in range(4)] == [
         *(r.groups for r in records),
         None,
@@ -103,11 +103,11 @@ def test_a_recorded_cut_is_cut_again_from_its_record(buffer: Buffer):
     assert buffer.summary("policy")["groups_trained"] == 0, "they are outstanding again"
     assert buffer.status("policy")["groups"]["cut"] == 6
     for record in records:
-        assert lap.cut().groups == record.groups
+        assert pipeline.cut().groups == record.groups
         assert len(buffer.load(record.groups)) == 2
-        lap.release()
-    assert lap.lap().groups != records[-1].groups
-    lap.check_tasks()
+        pipeline.release()
+    assert pipeline.pipeline().groups != records[-1].groups
+    pipeline.check_tasks()
 
 
 def lap_groups(buffer: Buffer, step: int) -> tuple[str, ...]:
@@ -117,92 +117,92 @@ def lap_groups(buffer: Buffer, step: int) -> tuple[str, ...]:
 
 
 def test_synchronous_training_drops_the_groups_of_a_dead_epoch_and_repeats_their_tasks_in_order(buffer: Buffer):
-    lap = Lap(buffer, Limits(2, 0))
-    lap.lap()
-    manifest = lap.snapshot()
-    lap.lap()
-    lap.fill()
-    lap.start(manifest)
+    pipeline = Pipeline(buffer, Limits(2, 0))
+    pipeline.pipeline()
+    manifest = pipeline.snapshot()
+    pipeline.pipeline()
+    pipeline.fill()
+    pipeline.start(manifest)
     assert buffer.recorded("policy", 1) is None
-    assert lap.requeued() == [2, 3, 4, 5]
-    assert [c.task for c in lap.fill()] == [2, 3]
+    assert pipeline.requeued() == [2, 3, 4, 5]
+    assert [c.task for c in pipeline.fill()] == [2, 3]
     assert buffer.summary("policy")["groups_dropped"] == {"dead_epoch": 4}
-    lap.cut()
-    lap.release()
-    lap.check_tasks()
+    pipeline.cut()
+    pipeline.release()
+    pipeline.check_tasks()
 
 
 def test_leases_of_dead_workers_run_on_and_living_ones_still_put(buffer: Buffer):
-    lap = Lap(buffer, Limits(2, 1, lease_s=0.8))
-    living, dead = lap.claim(), lap.claim()
+    pipeline = Pipeline(buffer, Limits(2, 1, lease_s=0.8))
+    living, dead = pipeline.claim(), pipeline.claim()
     assert living
     assert dead
-    lap.start(None)
-    lap.finish(living)
+    pipeline.start(None)
+    pipeline.finish(living)
     time.sleep(0.85)
-    assert [c.task for c in lap.claim_all()] == [dead.task, 2, 3]
-    lap.check_tasks()
+    assert [c.task for c in pipeline.claim_all()] == [dead.task, 2, 3]
+    pipeline.check_tasks()
 
 
 @pytest.mark.parametrize("trimmed", [True, False])
 def test_rolling_back_drops_what_came_after_the_manifest_and_claims_its_tasks_again(buffer: Buffer, trimmed: bool):
-    lap = Lap(buffer, Limits(2, 1))
-    kept = {id: f"trained:{step}" for step in range(2) for id in lap.lap().groups}
-    manifest = lap.snapshot()
+    pipeline = Pipeline(buffer, Limits(2, 1))
+    kept = {id: f"trained:{step}" for step in range(2) for id in pipeline.pipeline().groups}
+    manifest = pipeline.snapshot()
     outstanding = set(manifest.outstanding)
     for _ in range(3):
-        lap.lap()
+        pipeline.pipeline()
     if trimmed:
-        buffer.trim(lap.snapshot())
-    held = lap.claim()
+        buffer.trim(pipeline.snapshot())
+    held = pipeline.claim()
     assert held
-    lap.start(manifest, rollback=True)
-    assert lap.step == 2
+    pipeline.start(manifest, rollback=True)
+    assert pipeline.step == 2
     with pytest.raises(LeaseLost, match="rolled_back"):
         buffer.put(group_of(held))
-    assert lap.requeued() == sorted(outstanding)
+    assert pipeline.requeued() == sorted(outstanding)
     summary = buffer.summary("policy")
     assert (summary["groups_trained"], summary["groups_lost"]) == (4, 0)
-    assert {id: outcome for id, outcome in lap.outcomes().items() if outcome.startswith("trained")} == kept
-    lap.check_tasks()
+    assert {id: outcome for id, outcome in pipeline.outcomes().items() if outcome.startswith("trained")} == kept
+    pipeline.check_tasks()
     for _ in range(3):
-        lap.lap()
-    lap.check_tasks()
+        pipeline.pipeline()
+    pipeline.check_tasks()
     assert buffer.summary("policy")["groups_trained"] == 10
 
 
 def test_a_manifest_remembers_the_tasks_of_groups_that_a_record_still_holds(buffer: Buffer):
-    lap = Lap(buffer, Limits(2, 2))
-    lap.lap()
-    manifest = lap.snapshot()
-    lap.lap()
-    lap.lap()
-    lap.start(manifest)
-    lap.cut()
-    lap.release()
-    lap.start(lap.snapshot(), rollback=True)
-    lap.check_tasks()
+    pipeline = Pipeline(buffer, Limits(2, 2))
+    pipeline.pipeline()
+    manifest = pipeline.snapshot()
+    pipeline.pipeline()
+    pipeline.pipeline()
+    pipeline.start(manifest)
+    pipeline.cut()
+    pipeline.release()
+    pipeline.start(pipeline.snapshot(), rollback=True)
+    pipeline.check_tasks()
 
 
 def test_a_manifest_older_than_what_was_trimmed_rolls_back_unasked(buffer: Buffer):
-    lap = Lap(buffer, Limits(2, 1))
-    lap.lap()
-    old = lap.snapshot()
-    lap.lap()
-    buffer.trim(lap.snapshot())
-    lap.start(old)
+    pipeline = Pipeline(buffer, Limits(2, 1))
+    pipeline.pipeline()
+    old = pipeline.snapshot()
+    pipeline.pipeline()
+    buffer.trim(pipeline.snapshot())
+    pipeline.start(old)
     assert buffer.summary("policy")["groups_trained"] == 2
-    lap.check_tasks()
-    lap.lap()
-    lap.check_tasks()
+    pipeline.check_tasks()
+    pipeline.pipeline()
+    pipeline.check_tasks()
 
 
 def test_a_redis_that_lost_everything_is_rebuilt_from_the_manifest(buffer: Buffer, redis_url: str):
-    lap = Lap(buffer, Limits(2, 1))
-    lap.lap()
-    lap.claim()
-    manifest = lap.snapshot()
-    fresh = Lap(Buffer(redis_url, f"fresh-{uuid4().hex}"), lap.limits, manifest=manifest)
+    pipeline = Pipeline(buffer, Limits(2, 1))
+    pipeline.pipeline()
+    pipeline.claim()
+    manifest = pipeline.snapshot()
+    fresh = Pipeline(Buffer(redis_url, f"fresh-{uuid4().hex}"), pipeline.limits, manifest=manifest)
     assert fresh.epoch == manifest.epoch + 1
     status = fresh.buffer.status("policy")
     assert (status["version"], status["frontier"]) == (1, manifest.frontier)
@@ -211,38 +211,38 @@ def test_a_redis_that_lost_everything_is_rebuilt_from_the_manifest(buffer: Buffe
 
 def test_a_redis_that_lost_its_tail_goes_back_to_the_manifest(buffer: Buffer):
     """As after a crash with appendfsync everysec: the manifest knows of steps that Redis does not."""
-    lap = Lap(buffer, Limits(2, 1))
-    first = lap.lap()
-    lap.fill()
-    trained = tuple(s.group.id for s in lap.ready())
-    manifest = Manifest("policy", 2, lap.epoch, 9, (), (6, 7, 8), first.groups + trained)
-    lap.start(manifest)
+    pipeline = Pipeline(buffer, Limits(2, 1))
+    first = pipeline.pipeline()
+    pipeline.fill()
+    trained = tuple(s.group.id for s in pipeline.ready())
+    manifest = Manifest("policy", 2, pipeline.epoch, 9, (), (6, 7, 8), first.groups + trained)
+    pipeline.start(manifest)
     assert buffer.status("policy")["next_cut"] == 2
     assert buffer.summary("policy")["groups_trained"] == 4
-    assert lap.requeued() == [6, 7, 8]
+    assert pipeline.requeued() == [6, 7, 8]
 
 
 def test_trimming_leaves_the_ledger_and_can_be_repeated(buffer: Buffer):
-    lap = Lap(buffer, Limits(2, 1))
-    record = lap.lap()
-    lap.lap()
-    manifest, before = lap.snapshot(), buffer.summary("policy")
+    pipeline = Pipeline(buffer, Limits(2, 1))
+    record = pipeline.pipeline()
+    pipeline.pipeline()
+    manifest, before = pipeline.snapshot(), buffer.summary("policy")
     buffer.trim(manifest)
     buffer.trim(manifest)
     assert buffer.summary("policy") == before
     assert buffer.recorded("policy", 0) is None
-    assert lap.outcomes()[record.groups[0]] == "trained:0"
+    assert pipeline.outcomes()[record.groups[0]] == "trained:0"
     keys = connection_of(buffer).redis.keys(f"{connection_of(buffer).prefix}group:*")
     assert len(keys) == before["groups_outstanding"]
 
 
 def test_the_summary_can_tell_a_lost_group_and_one_trained_twice(buffer: Buffer):
     """The counts are not zero by construction."""
-    lap = Lap(buffer, Limits(2, 1))
-    lap.lap()
-    lap.lap()
+    pipeline = Pipeline(buffer, Limits(2, 1))
+    pipeline.pipeline()
+    pipeline.pipeline()
     client, prefix = connection_of(buffer).redis, connection_of(buffer).prefix
-    live = next(id for id, outcome in lap.outcomes().items() if outcome == "live")
+    live = next(id for id, outcome in pipeline.outcomes().items() if outcome == "live")
     client.delete(f"{prefix}group:{live}")
     assert buffer.summary("policy")["groups_lost"] == 1
     client.hset(f"{prefix}policy:policy:ledger", "policy/1/0", "0 1 0 cut:0,1")

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.buffer import Buffer, Limits
 from cluster.errors import LeaseLost
-from tests.cluster.lap import RIGHT, Lap, group_of
+from tests.cluster.pipeline import RIGHT, Pipeline, group_of
 
 STEPS = 40
 WORKERS = 8
@@ -73,21 +73,21 @@ class Workers:
 def test_staleness_never_exceeds_its_bound_with_stragglers(buffer: Buffer, max_staleness: int, when_late):
     # Dropping is about those that take longer than the bound's steps; waiting pays for each, so it gets shorter ones.
     straggle_s = 0.3 if when_late == "drop" and max_staleness else 0.05
-    lap = Lap(buffer, Limits(4, max_staleness, when_late=when_late, admit=("judge",)))
+    pipeline = Pipeline(buffer, Limits(4, max_staleness, when_late=when_late, admit=("judge",)))
     seen = set()
     with Workers(buffer, straggle_s) as workers:
         for step in range(STEPS):
-            stored = lap.ready(timeout_s=20)
+            stored = pipeline.ready(timeout_s=20)
             assert len(stored) == 4
             staleness = {step - s.group.version for s in stored}
             assert min(staleness) >= 0
             assert max(staleness) <= max_staleness
             seen |= staleness
-            lap.cut()
+            pipeline.cut()
             time.sleep(0.002)
-            lap.release()
+            pipeline.release()
     summary = buffer.summary("policy")
-    assert lap.step == STEPS
+    assert pipeline.step == STEPS
     assert summary["groups_trained"] == 4 * STEPS
     assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
     assert summary["max_staleness_observed"] == max(seen)
@@ -99,4 +99,4 @@ def test_staleness_never_exceeds_its_bound_with_stragglers(buffer: Buffer, max_s
     else:
         # Bound 0 has no group to spare: all that are admitted are needed, so there it waits too.
         assert num_late == 0
-    lap.check_tasks()
+    pipeline.check_tasks()

@@ -12,8 +12,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from cluster.buffer import connection
 from cluster.buffer.server import Store
 from tests.cluster.expected import Broken
-from tests.cluster.lap_machine import LapMachine
 from tests.cluster.mutants import MUTANTS, RARE, source
+from tests.cluster.pipeline_machine import LapMachine
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from redis.retry import Retry
 from cluster.buffer import Buffer, Limits, connection, server
 from cluster.buffer.server import ServerProgram, Store, find_server
 from cluster.errors import ConfigError
-from tests.cluster.lap import Lap, group_of
+from tests.cluster.pipeline import Pipeline, group_of
 
 
 @pytest.fixture
@@ -61,14 +61,14 @@ def test_its_password_is_needed_and_nowhere_to_be_seen(store: Store):
 
 @pytest.mark.parametrize("how", ["restart", "SIGKILL"])
 def test_whatever_was_acknowledged_survives_while_workers_go_on(store: Store, how: str):
-    lap = Lap(Buffer(store.url, "run"), Limits(1000, 0))
+    pipeline = Pipeline(Buffer(store.url, "run"), Limits(1000, 0))
     stop, put = threading.Event(), []
 
     def work() -> None:
         while not stop.is_set():
-            claim = lap.claim()
+            claim = pipeline.claim()
             if claim:
-                lap.buffer.put(group_of(claim, num_tokens=500))
+                pipeline.buffer.put(group_of(claim, num_tokens=500))
                 put.append(claim.id)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -85,39 +85,39 @@ def test_whatever_was_acknowledged_survives_while_workers_go_on(store: Store, ho
     for thread in threads:
         thread.join()
     assert len(put) > before > 10
-    assert {s.group.id for s in lap.ready(5000)} == set(put)
-    lap.check_tasks()
-    assert all(outcome == "live" for outcome in lap.outcomes().values())
+    assert {s.group.id for s in pipeline.ready(5000)} == set(put)
+    pipeline.check_tasks()
+    assert all(outcome == "live" for outcome in pipeline.outcomes().values())
 
 
 @pytest.mark.parametrize("num_calls_before", [0, 1])
 def test_after_a_restart_every_lease_has_one_fresh_period(store: Store, num_calls_before: int):
     """Also if the first call after the start is one that the server had served before."""
-    lap = Lap(Buffer(store.url, "run"), Limits(1, 0, lease_s=1))
+    pipeline = Pipeline(Buffer(store.url, "run"), Limits(1, 0, lease_s=1))
     for _ in range(num_calls_before):
-        lap.lap()
-    claim = lap.claim()
+        pipeline.pipeline()
+    claim = pipeline.claim()
     assert claim
     kill(store)
     time.sleep(1.1)
     store.restart()
-    lap.buffer.put(group_of(claim))
-    assert len(lap.ready()) == 1
-    lap.cut()
-    lap.release()
-    assert lap.claim()
-    assert lap.claim(timeout_s=5), "but only one: after that a lease passes as ever"
+    pipeline.buffer.put(group_of(claim))
+    assert len(pipeline.ready()) == 1
+    pipeline.cut()
+    pipeline.release()
+    assert pipeline.claim()
+    assert pipeline.claim(timeout_s=5), "but only one: after that a lease passes as ever"
 
 
 def test_a_waiting_learner_outlives_a_restart(store: Store):
-    lap = Lap(Buffer(store.url, "run"), Limits(1, 0))
-    claim, answers = lap.claim(), []
+    pipeline = Pipeline(Buffer(store.url, "run"), Limits(1, 0))
+    claim, answers = pipeline.claim(), []
     assert claim
-    thread = threading.Thread(target=lambda: answers.extend(lap.ready(timeout_s=20)))
+    thread = threading.Thread(target=lambda: answers.extend(pipeline.ready(timeout_s=20)))
     thread.start()
     time.sleep(0.1)
     store.restart()
-    lap.buffer.put(group_of(claim))
+    pipeline.buffer.put(group_of(claim))
     thread.join()
     assert len(answers) == 1
 
@@ -193,8 +193,8 @@ def test_of_processes_that_want_a_directory_at_once_one_gets_it_also_from_under_
 def test_a_closed_directory_can_be_owned_again_with_all_it_held(tmp_path: Path):
     directory = tmp_path / "a directory with spaces and ü"
     with Store(directory) as store:
-        lap = Lap(Buffer(store.url, "run"), Limits(2, 1))
-        lap.lap()
+        pipeline = Pipeline(Buffer(store.url, "run"), Limits(2, 1))
+        pipeline.pipeline()
         pid = store.pid
     assert ended(pid, 0)
     with Store(directory) as store:

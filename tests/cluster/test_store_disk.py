@@ -20,21 +20,21 @@ from cluster.buffer.server import DiskFull, Store
 from cluster.errors import BufferUnavailable
 from cluster.types import Manifest
 from tests.cluster.disk import disk, kill
-from tests.cluster.lap import RIGHT, Lap, group_of
+from tests.cluster.pipeline import RIGHT, Pipeline, group_of
 
 
 def lost_by_a_kill(store: Store, seed: int) -> tuple[int, int]:
     """Four workers write, the server is killed and started again: how many of the acknowledged calls, how many lost."""
-    lap = Lap(Buffer(store.url, "run", patience_s=0), Limits(100_000, 0, admit=("judge",)))
+    pipeline = Pipeline(Buffer(store.url, "run", patience_s=0), Limits(100_000, 0, admit=("judge",)))
     acknowledged: list[tuple[str, str]] = []
 
     def work() -> None:
         try:
-            while claim := lap.claim():
+            while claim := pipeline.claim():
                 acknowledged.append((claim.id, "leased"))
-                lap.buffer.put(group_of(claim, num_tokens=2000))
+                pipeline.buffer.put(group_of(claim, num_tokens=2000))
                 acknowledged.append((claim.id, "pending"))
-                lap.buffer.score(claim.id, {"judge": RIGHT})
+                pipeline.buffer.score(claim.id, {"judge": RIGHT})
                 acknowledged.append((claim.id, "ready"))
         except BufferUnavailable:
             return
@@ -96,14 +96,14 @@ class Past(NamedTuple):
 def past(tmp_path_factory: pytest.TempPathFactory) -> Past:
     directory = tmp_path_factory.mktemp("past") / "redis"
     with Store(directory) as store:
-        lap = Lap(Buffer(store.url, "run"), Limits(2, 1))
+        pipeline = Pipeline(Buffer(store.url, "run"), Limits(2, 1))
         for _ in range(3):
-            lap.lap()
-        manifest = lap.snapshot()
-        trained = {line.task for line in lap.buffer.ledger("policy") if line.outcome.startswith("trained")}
-        lap.buffer.trim(manifest)
+            pipeline.pipeline()
+        manifest = pipeline.snapshot()
+        trained = {line.task for line in pipeline.buffer.ledger("policy") if line.outcome.startswith("trained")}
+        pipeline.buffer.trim(manifest)
         for _ in range(3):
-            lap.lap()
+            pipeline.pipeline()
     return Past(directory, manifest, trained)
 
 
@@ -116,18 +116,18 @@ def goes_on(store: Store, past: Past) -> None:
     """Resumed from the checkpoint, the run reaches its sixth step: no task is trained twice, none is passed over."""
     buffer = Buffer(store.url, "run")
     buffer.forsake("policy")  # as a driver does when it starts: a tear may lie between a claim and its put
-    lap = Lap(buffer, Limits(2, 1), manifest=past.manifest)
-    while lap.step < 6:
-        lap.lap()
+    pipeline = Pipeline(buffer, Limits(2, 1), manifest=past.manifest)
+    while pipeline.step < 6:
+        pipeline.pipeline()
     # The ledger may have lost lines of the first three steps; the checkpoint holds what they trained.
-    lines = [line for line in lap.buffer.ledger("policy") if line.task not in past.trained]
+    lines = [line for line in pipeline.buffer.ledger("policy") if line.task not in past.trained]
     trained = [line.task for line in lines if line.outcome.startswith("trained")]
     live = [line.task for line in lines if line.outcome == "live"]
     assert len(trained) == 6
-    assert sorted([*past.trained, *trained, *live, *lap.requeued()]) == list(
-        range(lap.buffer.status("policy")["frontier"])
+    assert sorted([*past.trained, *trained, *live, *pipeline.requeued()]) == list(
+        range(pipeline.buffer.status("policy")["frontier"])
     )
-    summary = lap.buffer.summary("policy")
+    summary = pipeline.buffer.summary("policy")
     assert summary["groups_trained_twice"] == 0
     assert summary["max_staleness_observed"] <= 1
 
@@ -175,10 +175,10 @@ def test_a_full_disk_is_waited_for_with_every_lease_and_nothing_is_dropped(
 ):
     flag, out = tmp_path / "full", []
     with disk(shim, FULL_DISK=flag), Store(tmp_path / "redis") as store:
-        lap = Lap(Buffer(store.url, "run", patience_s=30), Limits(2, 0, lease_s=1))
-        claims = lap.claim_all()
+        pipeline = Pipeline(Buffer(store.url, "run", patience_s=30), Limits(2, 0, lease_s=1))
+        claims = pipeline.claim_all()
         flag.touch()
-        threads = [threading.Thread(target=lambda c=c: out.append(lap.buffer.put(group_of(c)))) for c in claims]
+        threads = [threading.Thread(target=lambda c=c: out.append(pipeline.buffer.put(group_of(c)))) for c in claims]
         for thread in threads:
             thread.start()
         until = time.monotonic() + 2.5
@@ -191,11 +191,11 @@ def test_a_full_disk_is_waited_for_with_every_lease_and_nothing_is_dropped(
         for thread in threads:
             thread.join()
         assert len(out) == 2
-        assert len(lap.cut().groups) == 2
-        lap.release()
-        lap.lap()
-        assert set(lap.buffer.summary("policy")["groups_dropped"]) == set()
-        lap.check_tasks()
+        assert len(pipeline.cut().groups) == 2
+        pipeline.release()
+        pipeline.pipeline()
+        assert set(pipeline.buffer.summary("policy")["groups_dropped"]) == set()
+        pipeline.check_tasks()
     (said,) = {record.getMessage() for record in caplog.records if "does not answer" in record.getMessage()}
     assert "nothing is dropped" in said
 

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from cluster.buffer import Buffer, Limits, Suspicion
-from tests.cluster.lap import RIGHT, Lap, group_of, run_of
+from tests.cluster.pipeline import RIGHT, Pipeline, group_of, run_of
 
 LIMITS = Limits(groups_per_step=8, max_staleness=1, admit=("exact", "judge"), late=("shadow",))
 
@@ -17,7 +17,7 @@ LIMITS = Limits(groups_per_step=8, max_staleness=1, admit=("exact", "judge"), la
 @pytest.fixture
 def stored(buffer: Buffer) -> list[str]:
     """Ids of sixteen groups that wait for their scores, sorted."""
-    claims = Lap(buffer, LIMITS).claim_all()
+    claims = Pipeline(buffer, LIMITS).claim_all()
     for claim in claims:
         buffer.put(group_of(claim))
     return sorted(claim.id for claim in claims)
@@ -154,8 +154,8 @@ def test_a_new_driver_hands_suspects_out_without_condemning_what_was_on_trial(bu
 
 def test_a_group_on_trial_is_not_handed_out_a_second_time_while_its_worker_hangs(buffer: Buffer, redis_url: str):
     """Its lease is as long as its deadline; a worker that hangs has ended by then."""
-    lap = Lap(buffer, Limits(groups_per_step=1, max_staleness=0, admit=("judge",), score_deadline_s=60))
-    (claim,) = lap.claim_all()
+    pipeline = Pipeline(buffer, Limits(groups_per_step=1, max_staleness=0, admit=("judge",), score_deadline_s=60))
+    (claim,) = pipeline.claim_all()
     buffer.put(group_of(claim))
     taken(buffer, "reward-0")
     buffer.forsake("policy", "reward-0", blame=True)
@@ -167,8 +167,8 @@ def test_a_group_on_trial_is_not_handed_out_a_second_time_while_its_worker_hangs
 
 
 def test_a_death_gives_groups_that_wait_for_scores_a_fresh_deadline(buffer: Buffer):
-    lap = Lap(buffer, Limits(groups_per_step=2, max_staleness=0, admit=("judge",), score_deadline_s=2))
-    for claim in lap.claim_all():
+    pipeline = Pipeline(buffer, Limits(groups_per_step=2, max_staleness=0, admit=("judge",), score_deadline_s=2))
+    for claim in pipeline.claim_all():
         buffer.put(group_of(claim))
     taken(buffer, "reward-0")
     before = buffer.status("policy")["oldest"]["deadline_s"]
@@ -179,8 +179,8 @@ def test_a_death_gives_groups_that_wait_for_scores_a_fresh_deadline(buffer: Buff
 
 def test_a_worker_that_dies_again_over_what_is_condemned_is_not_excused(buffer: Buffer):
     """It was not asked, so the cause is elsewhere: in storing scores, or in the machine."""
-    lap = Lap(buffer, Limits(groups_per_step=1, max_staleness=0, admit=("judge",)))
-    (claim,) = lap.claim_all()
+    pipeline = Pipeline(buffer, Limits(groups_per_step=1, max_staleness=0, admit=("judge",)))
+    (claim,) = pipeline.claim_all()
     buffer.put(group_of(claim))
     explained = []
     for life in range(4):
@@ -191,13 +191,13 @@ def test_a_worker_that_dies_again_over_what_is_condemned_is_not_excused(buffer: 
 
 def test_the_deadline_of_a_suspect_does_not_pass_before_its_trial(buffer: Buffer):
     """A worker must come up first, which takes longer than some deadlines."""
-    lap = Lap(buffer, Limits(groups_per_step=1, max_staleness=0, admit=("judge",), score_deadline_s=0.3))
-    (claim,) = lap.claim_all()
+    pipeline = Pipeline(buffer, Limits(groups_per_step=1, max_staleness=0, admit=("judge",), score_deadline_s=0.3))
+    (claim,) = pipeline.claim_all()
     buffer.put(group_of(claim))
     taken(buffer, "reward-0")
     buffer.forsake("policy", "reward-0", blame=True)
-    assert lap.ready(timeout_s=1.0) == []
+    assert pipeline.ready(timeout_s=1.0) == []
     assert taken(buffer, "reward-1") == [claim.id]
     buffer.score(claim.id, {"judge": RIGHT})
     buffer.tried(claim.id, "judge")
-    assert [stored.group.id for stored in lap.ready()] == [claim.id]
+    assert [stored.group.id for stored in pipeline.ready()] == [claim.id]

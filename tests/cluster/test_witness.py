@@ -13,7 +13,7 @@ import pytest
 from cluster.buffer import Buffer, Limits
 from cluster.buffer.witness import Witness
 from cluster.process import marks
-from tests.cluster.lap import Lap
+from tests.cluster.pipeline import Pipeline
 
 WORKER = """
 import asyncio, os, re, sys, time
@@ -50,8 +50,8 @@ asyncio.run(main())
 @pytest.fixture
 def claims(buffer: Buffer) -> str:
     """Version of an engine that may claim."""
-    lap = Lap(buffer, Limits(groups_per_step=8, max_staleness=0))
-    return lap.engine
+    pipeline = Pipeline(buffer, Limits(groups_per_step=8, max_staleness=0))
+    return pipeline.engine
 
 
 def witnessed(buffer: Buffer, engine: str, tmp_path, how: str) -> subprocess.Popen:

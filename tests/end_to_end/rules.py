@@ -1,4 +1,4 @@
-"""A rule that even untrained rollouts keep now and then: for laps without an engine."""
+"""A rule that even untrained rollouts keep now and then: for iterations without an engine."""
 
 from __future__ import annotations
 

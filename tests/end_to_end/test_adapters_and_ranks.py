@@ -1,4 +1,4 @@
-"""The whole lap with adapters, and runs that go on with other ranks: by the same command, with another number in it."""
+"""The whole pipeline with adapters, and runs that go on with other ranks: by the same command with another number."""
 
 from __future__ import annotations
 

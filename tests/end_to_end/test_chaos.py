@@ -25,7 +25,7 @@ import psutil
 import pytest
 
 from tests.end_to_end import jobs
-from tests.end_to_end.test_lap import free_ports
+from tests.end_to_end.test_pipeline import free_ports
 
 pytestmark = [pytest.mark.job, pytest.mark.chaos, pytest.mark.timeout(1500)]
 

@@ -232,7 +232,7 @@ def test_a_collective_that_a_rank_leaves_hanging_ends_by_its_time_out(tmp_path, 
         f"learner.zero_stage={zero_stage}", "learner.collective_timeout_s=5", "checkpoint.every_steps=2",
         "run.heartbeat_timeout_s=3600", "run.max_infrastructure_failures=1",
     ]  # fmt: skip
-    where = {"KANABO_FAILPOINT": "learner.after_cut@3", "KANABO_FAILPOINT_DIR": str(dead)}
+    where = {"KANABO_FAILPOINT": "learner.after_assemble@3", "KANABO_FAILPOINT_DIR": str(dead)}
     code = jobs.run(overrides, log=log, timeout_s=150, KANABO_FAILPOINT_SIGNAL="SIGSTOP", **where)
     assert code == 0, jobs.tail(log)
     assert "the learner died (1 of 1): rank" in said(log)

@@ -33,7 +33,7 @@ JUDGE = f'judges.judge={{kind="keyword",options={{keywords={json.dumps(LETTERS)}
 ADDITION = ["tasks.use=addition", "tasks.options={}"]
 
 
-def lap(tmp_path: Path, method: str, *overrides: str, steps: int = 4) -> tuple[list[ArchivedGroup], list[dict]]:
+def pipeline(tmp_path: Path, method: str, *overrides: str, steps: int = 4) -> tuple[list[ArchivedGroup], list[dict]]:
     """The method's recipe made small: trained groups in the order of the steps, and metrics by step."""
     log = tmp_path / "log"
     options = [*SMALL, f"run.dir={tmp_path}", f"learner.steps={steps}", *overrides]
@@ -67,7 +67,7 @@ def hits(text: str) -> int:
 
 def test_the_majority_of_a_group_is_its_reward_and_the_guard_watches(tmp_path):
     """MM-UPT, with one-digit answers: of untrained ones some agree."""
-    trained, rows = lap(tmp_path, "mm_upt", "rollout.max_tokens=1", "learner.drop_zero_variance=false")
+    trained, rows = pipeline(tmp_path, "mm_upt", "rollout.max_tokens=1", "learner.drop_zero_variance=false")
     assert all({"reward/answer_entropy_mean", "reward/majority_mean"} <= row.keys() for row in rows)
     agreed = 0
     for one in trained:
@@ -84,7 +84,7 @@ def test_the_majority_of_a_group_is_its_reward_and_the_guard_watches(tmp_path):
 def test_of_right_answers_the_short_ones_are_worth_more(tmp_path):
     """Self-Rewarded Efficiency RL; right is what has a low digit in it."""
     rule = "rewards.0.use=tests.end_to_end.rules:LowDigits"
-    trained, _ = lap(tmp_path, "concise", *ADDITION, rule, "learner.drop_truncated=false")
+    trained, _ = pipeline(tmp_path, "concise", *ADDITION, rule, "learner.drop_truncated=false")
     spread = 0
     for one in trained:
         [(name, scores)] = one.scores.items()
@@ -100,7 +100,7 @@ def test_of_right_answers_the_short_ones_are_worth_more(tmp_path):
 
 def test_a_response_is_worth_the_share_of_its_group_that_it_beats(tmp_path):
     """SPO."""
-    trained, rows = lap(tmp_path, "spo", *ADDITION, JUDGE, "rollout.group_size=4")
+    trained, rows = pipeline(tmp_path, "spo", *ADDITION, JUDGE, "rollout.group_size=4")
     for one in trained:
         values, counts = one.scores["judge"].values, [hits(r.text) for r in one.group.rollouts]
         assert values.mean() == pytest.approx(0.5, abs=1e-5), "zero-sum"
@@ -114,7 +114,7 @@ def test_a_response_is_worth_the_share_of_its_group_that_it_beats(tmp_path):
 def test_pairs_have_a_large_margin_and_are_regressed_against_what_sampled_them(tmp_path):
     """DNO."""
     selected = "selectors.0.options={floor=0.15,margin=0.33,student_margin=0.15}"
-    trained, rows = lap(tmp_path, "dno", *ADDITION, JUDGE, selected)
+    trained, rows = pipeline(tmp_path, "dno", *ADDITION, JUDGE, selected)
     assert trained, "no pair was found"
     for row in rows:
         assert row["pairs/num_pairs"] > 0
@@ -129,7 +129,9 @@ def test_pairs_have_a_large_margin_and_are_regressed_against_what_sampled_them(t
 
 def test_advantages_are_the_mean_strengths_that_a_judge_saw(tmp_path):
     """Think-RM."""
-    trained, _ = lap(tmp_path, "think_rm", *ADDITION, JUDGE, "rollout.group_size=4", "learner.drop_zero_variance=false")
+    trained, _ = pipeline(
+        tmp_path, "think_rm", *ADDITION, JUDGE, "rollout.group_size=4", "learner.drop_zero_variance=false"
+    )
     ordered = 0
     for one in trained:
         values, counts = one.scores["judge"].values, np.array([hits(r.text) for r in one.group.rollouts])
@@ -153,7 +155,7 @@ def test_a_level_becomes_the_chance_to_beat_the_references(tmp_path):
         )
     )
     tasks = f'tasks={{use="jsonl",options={{path="{tmp_path}/sums.jsonl",num_evaluation=1}}}}'
-    trained, rows = lap(tmp_path, "par", tasks, JUDGE)
+    trained, rows = pipeline(tmp_path, "par", tasks, JUDGE)
     assert all(0 < row["reward/judge_shaped_mean"] < 1 for row in rows)
     for one in trained:
         references = np.array(one.group.task.meta["extra_info"]["reference_scores"])
@@ -166,9 +168,9 @@ def test_levels_are_standardised_by_all_levels_so_far_also_after_a_killed_learne
     dead.mkdir()
     log = tmp_path / "log"
     options = [*SMALL, f"run.dir={tmp_path}", "learner.steps=6", "learner.drop_zero_variance=false"]
-    failing = {"KANABO_FAILPOINT": "learner.after_cut@4", "KANABO_FAILPOINT_DIR": str(dead)}
+    failing = {"KANABO_FAILPOINT": "learner.after_assemble@4", "KANABO_FAILPOINT_DIR": str(dead)}
     assert jobs.run(options, recipe="methods/rivals.toml", log=log, timeout_s=270, **failing) == 0, jobs.tail(log)
-    assert [p.name for p in dead.iterdir()] == ["learner.after_cut"], "the learner was not killed"
+    assert [p.name for p in dead.iterdir()] == ["learner.after_assemble"], "the learner was not killed"
     rows = {row["step"]: row for row in jobs.rows(tmp_path / "rivals") if "learner/step_s" in row}
     seen: list[float] = []
     for step in range(1, 7):
@@ -185,7 +187,7 @@ def test_levels_are_standardised_by_all_levels_so_far_also_after_a_killed_learne
 
 def test_ipo_pushes_pairs_apart_up_to_a_margin(tmp_path):
     rule = "rewards.0.use=tests.end_to_end.rules:LowDigits"
-    _, rows = lap(tmp_path, "ipo", rule, "learner.schedule.lr=2e-5", steps=6)
+    _, rows = pipeline(tmp_path, "ipo", rule, "learner.schedule.lr=2e-5", steps=6)
     assert rows[0]["loss/ipo"] == pytest.approx(1, rel=1e-3), "(0 − 1 / 2β)²"
     assert rows[-1]["pairs/chosen_log_ratio_nats"] > rows[-1]["pairs/rejected_log_ratio_nats"]
     assert rows[-1]["loss/ipo"] < rows[0]["loss/ipo"]
@@ -197,7 +199,7 @@ def test_what_the_first_policy_finds_good_and_bad_weighs_the_tokens_of_pairs(tmp
         "rewards.1.options={scorer='first',better='{question}',worse='{response}'}",
         "rewards.0.use=tests.end_to_end.rules:LowDigits", "rewards.0.options={}",
     )  # fmt: skip
-    trained, rows = lap(tmp_path, "t_reg", *ADDITION, *prompts)
+    trained, rows = pipeline(tmp_path, "t_reg", *ADDITION, *prompts)
     assert all(row["t_reg/known_frac"] == 1 for row in rows)
     assert all(row["loss/t_reg"] != 0 for row in rows)
     for one in trained:
@@ -213,7 +215,7 @@ def test_what_the_first_policy_finds_good_and_bad_weighs_the_tokens_of_pairs(tmp
 
 def test_the_checkpoint_before_is_asked_and_its_disagreement_softens_the_labels(tmp_path):
     """CREAM. Checkpoints every two steps: the second scorer moves with them."""
-    trained, rows = lap(tmp_path, "cream", "rollout.group_size=5", "engine.options={delay_s=0.4}", steps=8)
+    trained, rows = pipeline(tmp_path, "cream", "rollout.group_size=5", "engine.options={delay_s=0.4}", steps=8)
     now = {one.scores["now"].provenance[0].model for one in trained}
     before = {one.scores["before"].provenance[0].model for one in trained}
     assert len(now) > 3, "the policy of now"

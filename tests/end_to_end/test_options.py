@@ -1,5 +1,5 @@
-"""Choices of the recipe that change what a lap is made of, in a real job: the user's Redis, a function as reward, a
-reference model, recomputed activations, a named checkpoint; a critic.
+"""Choices of the recipe that change what a pipeline is made of, in a real job: the user's Redis, a function as reward,
+a reference model, recomputed activations, a named checkpoint; a critic.
 """
 
 from __future__ import annotations

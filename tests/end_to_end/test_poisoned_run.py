@@ -157,7 +157,7 @@ def test_a_run_with_poison_in_every_state_is_resumed_and_loses_nothing(tmp_path)
 
 def test_every_kind_of_poison_has_been_refused_by_its_reader():
     """What is called unreadable here is, and what is called harmless is not."""
-    from tests.cluster.lap import RIGHT, group_of
+    from tests.cluster.pipeline import RIGHT, group_of
 
     data = encode(group_of(Claim("policy/1/0", "policy", 1, 0, 0, 0, "token")))
     assert [r.reward for r in decode(HARMLESS[0](data), Group).rollouts] == [1.0, 1.0]

@@ -102,7 +102,7 @@ def test_two_policies_of_which_a_learner_and_an_engine_are_killed_and_the_run_is
     assert not list(Path("/dev/shm").glob(f"kanabo-*{(directory / 'id').read_text()[-6:]}*"))
 
 
-def lap(tmp_path: Path, method: str, overrides: list[str], *, steps: int) -> Path:
+def pipeline(tmp_path: Path, method: str, overrides: list[str], *, steps: int) -> Path:
     """The directory of a job of a method's recipe on fake engines, of whose policies all begin with one model."""
     log = tmp_path / "log"
     options = [
@@ -121,7 +121,7 @@ def test_rlccf_trains_two_policies_on_the_vote_that_their_consistency_weighs(tmp
         "policies.second.model.options={}", "learner.drop_zero_variance=false",
         "rollout.max_tokens=1",  # answers of one character: some agree
     ]  # fmt: skip
-    directory = lap(tmp_path, "rlccf", overrides, steps=4)
+    directory = pipeline(tmp_path, "rlccf", overrides, steps=4)
     assert min(changes(directory / "checkpoints" / "global_step_4", "second")) > 0
     unlike, across = 0, 0
     for found in archived_groups(directory):
@@ -153,7 +153,7 @@ def test_comas_trains_two_policies_on_what_they_say_to_each_other(tmp_path):
         "learner.schedule.lr=1e-3", "policies.second.learner.schedule={lr=1e-3}",
         f"rollout.environment={{use='comas',options={{solve='{solve}',evaluate='{evaluate}',score='{score}'}}}}",
     ]  # fmt: skip
-    directory = lap(tmp_path, "comas", overrides, steps=4)
+    directory = pipeline(tmp_path, "comas", overrides, steps=4)
     assert min(changes(directory / "checkpoints" / "global_step_4", "second")) > 0
     advantages: dict[tuple[int, str], list[float]] = defaultdict(list)
     read, across = 0, 0

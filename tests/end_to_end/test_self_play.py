@@ -26,7 +26,9 @@ pytestmark = pytest.mark.job
 FAKE = ["engine.use=tests.fakes:FakeEngine", "tracking.live_table=false", "evaluation.max_tasks=1"]
 
 
-def lap(tmp_path: Path, recipe: str, overrides: list[str], *, steps: int, name: str = "", **environment: str) -> Path:
+def pipeline(
+    tmp_path: Path, recipe: str, overrides: list[str], *, steps: int, name: str = "", **environment: str
+) -> Path:
     """A run of a method's recipe to its last step; its directory."""
     name = name or recipe
     options = [f"run.dir={tmp_path}", f"run.name={name}", f"learner.steps={steps}", "tracking.live_table=false"]
@@ -55,7 +57,7 @@ def steps_of(run: Path) -> list[dict]:
 @pytest.mark.timeout(700)
 def test_a_policy_learns_from_the_marks_that_it_gives_itself(tmp_path):
     """SSR-Zero: no reference reaches the reward, and accuracy by references rises."""
-    run = lap(tmp_path, "ssr_zero", [], steps=20)
+    run = pipeline(tmp_path, "ssr_zero", [], steps=20)
     # Of what is sampled: greedy answers are right or wrong about one digit as a whole, whose turn may come later.
     right = [row["reward/exact_mean"] for row in steps_of(run)]
     assert np.mean(right[:3]) < 0.5
@@ -77,12 +79,12 @@ def test_both_agents_learn_from_one_policy_and_baselines_outlive_a_killed_learne
     """SPIRAL: a policy that plays both agents learns not to fold, and each agent keeps a baseline of its own."""
     dead = tmp_path / "dead"
     dead.mkdir()
-    run = lap(
+    run = pipeline(
         tmp_path, "spiral",
         ["checkpoint.every_steps=5", "evaluation.max_tasks=200", "tracking.archived_groups=2560"], steps=20,
-        KANABO_FAILPOINT="learner.after_cut@12", KANABO_FAILPOINT_DIR=str(dead),
+        KANABO_FAILPOINT="learner.after_assemble@12", KANABO_FAILPOINT_DIR=str(dead),
     )  # fmt: skip
-    assert [p.name for p in dead.iterdir()] == ["learner.after_cut"], "the learner was not killed"
+    assert [p.name for p in dead.iterdir()] == ["learner.after_assemble"], "the learner was not killed"
     trained, rows = groups_of(run), steps_of(run)
     assert [row["step"] for row in rows] == list(range(1, 21))
     baselines: dict[str, float] = {}
@@ -132,10 +134,15 @@ def test_good_rollouts_are_trained_on_again_also_after_the_learner_was_killed(tm
         "learner.experience_replay.options={buffer_size=8, tolerate_steps=2, ramp_steps=4, event='call'}",
         "learner.loss.options.low=0.01",
     ]  # fmt: skip
-    run = lap(
-        tmp_path, "spear", overrides, steps=8, KANABO_FAILPOINT="learner.after_cut@5", KANABO_FAILPOINT_DIR=str(dead)
+    run = pipeline(
+        tmp_path,
+        "spear",
+        overrides,
+        steps=8,
+        KANABO_FAILPOINT="learner.after_assemble@5",
+        KANABO_FAILPOINT_DIR=str(dead),
     )
-    assert [p.name for p in dead.iterdir()] == ["learner.after_cut"], "the learner was not killed"
+    assert [p.name for p in dead.iterdir()] == ["learner.after_assemble"], "the learner was not killed"
     trained, rows = groups_of(run), steps_of(run)
     means: list[float] = []
     buffer: list[tuple[int, float]] = []
@@ -172,10 +179,10 @@ def test_the_past_and_a_future_are_asked_and_give_the_sides_of_pairs(tmp_path):
         "learner.schedule.lr=3e-3", "checkpoint.every_steps=1", "checkpoint.keep_last=9",
         "generators.initial.rollouts=3",
     ]  # fmt: skip
-    ahead = lap(tmp_path, "temporal", overrides, steps=3, name="ahead")
+    ahead = pipeline(tmp_path, "temporal", overrides, steps=3, name="ahead")
     asked = [f"generators.future={{model='{ahead}@3',rollouts=2}}", "generators.before={model='previous'}"]
     slowly = "engine.options={delay_s=0.4}"  # so that checkpoints come and go while it samples
-    run = lap(tmp_path, "temporal", [*overrides, *asked, slowly], steps=8, name="temporal")
+    run = pipeline(tmp_path, "temporal", [*overrides, *asked, slowly], steps=8, name="temporal")
     initial = prepare(ModelSection(path="tiny:translator"), seed=0)
     weights = {"initial": initial, "future": ahead / "checkpoints" / "global_step_3"}
     steps_before: set[int] = set()
@@ -215,10 +222,12 @@ def test_the_past_of_a_second_iteration_is_the_model_of_the_first(tmp_path):
         *FAKE, f"rewards.0={{use='{tmp_path}/reward.py:ones'}}", "evaluation.reward=ones", "learner.groups_per_step=4",
         "learner.schedule.lr=3e-3", "checkpoint.every_steps=2", "generators.initial.rollouts=3",
     ]  # fmt: skip
-    first = lap(tmp_path, "temporal", overrides, steps=4, name="first")
+    first = pipeline(tmp_path, "temporal", overrides, steps=4, name="first")
     export(first / "checkpoints" / "global_step_4", tmp_path / "m1")
     again = [*overrides, f"model.path={tmp_path}/m1"]
-    second = lap(tmp_path, "temporal", [*again, f"generators.initial.model='{first}@initial'"], steps=2, name="second")
+    second = pipeline(
+        tmp_path, "temporal", [*again, f"generators.initial.model='{first}@initial'"], steps=2, name="second"
+    )
     initial = prepare(ModelSection(path="tiny:translator"), seed=0)
     past = [r for g in groups_of(second) for r in g.group.rollouts if r.policy == "initial"]
     assert len(past) == 2 * 4 * 3
@@ -238,13 +247,13 @@ def test_creams_reference_is_where_its_round_began_also_after_a_killed_learner(t
     """Rounds of three steps; the learner dies in the third one and repeats it from its beginning."""
     dead = tmp_path / "dead"
     dead.mkdir()
-    run = lap(
+    run = pipeline(
         tmp_path, "cream",
         [*FAKE, "learner.groups_per_step=4", "checkpoint.every_steps=3", "checkpoint.keep_last=1",
          "checkpoint.record_every_steps=1"],
-        steps=9, KANABO_FAILPOINT="learner.after_cut@8", KANABO_FAILPOINT_DIR=str(dead),
+        steps=9, KANABO_FAILPOINT="learner.after_assemble@8", KANABO_FAILPOINT_DIR=str(dead),
     )  # fmt: skip
-    assert [p.name for p in dead.iterdir()] == ["learner.after_cut"], "the learner was not killed"
+    assert [p.name for p in dead.iterdir()] == ["learner.after_assemble"], "the learner was not killed"
     references = [Path(load(run / "replay" / f"step_{step}")[0].reference).name for step in range(1, 10)]
     initial = Path((run / "initial_model.txt").read_text()).name
     assert references == [initial] * 3 + ["global_step_3"] * 3 + ["global_step_6"] * 3
@@ -278,10 +287,15 @@ def test_temperature_and_threshold_follow_the_balance_score_also_after_a_resume(
         *FAKE, f"rewards.0.use={tmp_path}/reward.py:ones", "learner.groups_per_step=6", "learner.max_staleness=0",
         "controllers.0.options.correct=ones", "controllers.0.options.iteration_steps=6", "checkpoint.every_steps=1",
     ]  # fmt: skip
-    run = lap(
-        tmp_path, "b_star", overrides, steps=12, KANABO_FAILPOINT="learner.after_cut@5", KANABO_FAILPOINT_DIR=str(dead)
+    run = pipeline(
+        tmp_path,
+        "b_star",
+        overrides,
+        steps=12,
+        KANABO_FAILPOINT="learner.after_assemble@5",
+        KANABO_FAILPOINT_DIR=str(dead),
     )
-    assert [p.name for p in dead.iterdir()] == ["learner.after_cut"], "the learner was not killed"
+    assert [p.name for p in dead.iterdir()] == ["learner.after_assemble"], "the learner was not killed"
     rows, trained = steps_of(run), groups_of(run)
     told = [row["settings/rollout.temperature"] for row in rows]
     assert told[:4] == told[6:10] == [0.5, 0.7, 0.9, 1.1], "every iteration tries them all"
@@ -304,7 +318,7 @@ def test_each_attempt_is_credited_by_the_stage_that_holds(tmp_path):
     verifier = f"{tmp_path}/reward.py:ones"
     overrides = [*FAKE, "learner.groups_per_step=6", "controllers.0.options.at=3", "learner.max_staleness=0"]
     overrides += [f"rewards.{i}.options.verifier={verifier}" for i in range(4)]
-    run = lap(tmp_path, "score", [*overrides, "rollout.max_tokens=6", "learner.schedule.lr=3e-3"], steps=6)
+    run = pipeline(tmp_path, "score", [*overrides, "rollout.max_tokens=6", "learner.schedule.lr=3e-3"], steps=6)
     rows = {row["step"]: row for row in steps_of(run)}
     assert [rows[s]["settings/rewards.0.shape.options.stage"] for s in rows] == [1, 1, 1, 2, 2, 2]
     for group in groups_of(run):

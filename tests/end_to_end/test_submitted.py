@@ -11,7 +11,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from cluster.placement.job_metadata import tell_job
 from tests.end_to_end import jobs
 from tests.end_to_end.test_failures import FAKE
-from tests.end_to_end.test_lap import free_ports
+from tests.end_to_end.test_pipeline import free_ports
 
 pytestmark = [pytest.mark.job, pytest.mark.verify]
 

@@ -18,7 +18,7 @@ def ones(prompt, completion, ground_truth):
 """
 
 
-def lap(tmp_path, name: str, overrides: list[str], *, steps: int, **environment: str) -> list[dict]:
+def pipeline(tmp_path, name: str, overrides: list[str], *, steps: int, **environment: str) -> list[dict]:
     """A job rewarded for ones; its steps' metrics."""
     (tmp_path / "reward.py").write_text(REWARD)
     options = [
@@ -41,10 +41,15 @@ def test_pairs_alone_are_trained_on_and_a_killed_learner_repeats_its_pairs(tmp_p
         "learner.loss.coef=0", 'selectors=[{use="best_worst"},{use="likeliest"}]', "checkpoint.every_steps=1",
         'learner.sequence_losses=[{use="dpo",options={beta=0.5}},{use="selm",coef=1e-4,options={beta=0.5}}]',
     ]  # fmt: skip
-    rows = lap(
-        tmp_path, "pairs", overrides, steps=5, KANABO_FAILPOINT="learner.after_cut@2", KANABO_FAILPOINT_DIR=str(dead)
+    rows = pipeline(
+        tmp_path,
+        "pairs",
+        overrides,
+        steps=5,
+        KANABO_FAILPOINT="learner.after_assemble@2",
+        KANABO_FAILPOINT_DIR=str(dead),
     )
-    assert [p.name for p in dead.iterdir()] == ["learner.after_cut"], "the learner was not killed"
+    assert [p.name for p in dead.iterdir()] == ["learner.after_assemble"], "the learner was not killed"
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5]
     assert rows[0]["loss/dpo"] == pytest.approx(math.log(2), abs=1e-6), "at first the policy is the reference"
     assert rows[0]["selm/third_log_ratio_nats"] == pytest.approx(0, abs=1e-6)
@@ -65,7 +70,7 @@ def test_a_policy_loss_pairs_and_a_judging_token_train_together(tmp_path):
         'learner.sequence_losses=[{use="ipo",coef=0.01},{use="laser",options={token=5,correct=0.1,mix_after_steps=0,'
         "reference_logprob=0,min_std=1e-9}}]",
     ]  # fmt: skip
-    rows = lap(tmp_path, "both", overrides, steps=6)
+    rows = pipeline(tmp_path, "both", overrides, steps=6)
     assert rows[0]["loss/ipo"] == pytest.approx(25, rel=1e-4), "(0 − 1 / 2β)²"
     assert rows[0]["loss/laser"] == pytest.approx(0.5, abs=0.01), "a self-reward of 0 at first"
     assert rows[-1]["loss/laser"] < rows[0]["loss/laser"] - 0.01
@@ -81,7 +86,7 @@ def test_labels_fade_where_two_scorers_disagree(tmp_path):
         other, "learner.loss.coef=0", 'selectors=[{use="consistency",options={first="ones",second="zeros"}}]',
         'learner.sequence_losses=[{use="dpo"}]',
     ]  # fmt: skip
-    rows = lap(tmp_path, "cream", overrides, steps=4)
+    rows = pipeline(tmp_path, "cream", overrides, steps=4)
     assert all(r["pairs/label_mean"] == pytest.approx(0) for r in rows)
     assert rows[-1]["pairs/chosen_log_ratio_nats"] < rows[-1]["pairs/rejected_log_ratio_nats"]
 
@@ -93,7 +98,7 @@ def test_a_step_presses_its_best_groups_for_brevity(tmp_path):
         "rewards.0.shape.use=step_length_switch", "rewards.0.shape.options={correct=0.0,top_frac=0.2}",
         "learner.drop_zero_variance=false",
     ]  # fmt: skip
-    rows = lap(tmp_path, "brief", shape, steps=3)
+    rows = pipeline(tmp_path, "brief", shape, steps=3)
     for row in rows:
         # Two of eight groups (⌈0.2 · 8⌉) are worth about 1 − α/2 = 0.7, the others 1.
         assert row["reward/ones_shaped_mean"] == pytest.approx(1 - 0.3 / 4, abs=0.05)

@@ -24,7 +24,7 @@ from cluster.errors import ConfigError
 from cluster.types import BatchRecord, Group, GroupReward, Pair, ScoredGroup
 from learner.advantages.estimators import Undivided
 from learner.engine.deepspeed_engine import DeepSpeedEngine, join
-from learner.losses.sequence_losses import build_terms
+from learner.losses.sequence_losses import build_sequence_losses
 from learner.pack import pack
 from learner.reference import Reference
 from learner.train import Objective, optimize, train
@@ -304,7 +304,7 @@ def preferences(model_dir: Path, work: Path, stage: int) -> Any:
     laser = {"token": 5, "mix_after_steps": 0, "min_std": 1e-4, "reference_logprob": 0}
     terms = (SequenceLossSection(use="dpo"), SequenceLossSection(use="laser", options=laser))
     section = section_of("sgd", zero_stage=stage, sequence_losses=terms)
-    engine, built = DeepSpeedEngine(model_dir, section), build_terms(section)
+    engine, built = DeepSpeedEngine(model_dir, section), build_sequence_losses(section)
     frozen, rows = Reference(model_dir, section), []
     for seed in range(2):
         groups = random_groups(LENGTHS, seed=seed, vocabulary=VOCABULARY)

@@ -13,15 +13,15 @@ from cluster.types import AssembledBatch, Group, GroupReward, Pair, Scores
 from learner.advantages.estimators import Advantage, GroupAdvantage, ReinforcePlusPlus
 from learner.batch import assemble as assembling
 from learner.batch.assemble import wait_for_record
-from tests.cluster.lap import Lap, group_of
+from tests.cluster.pipeline import Pipeline, group_of
 from tests.learner.groups import each
 from tests.learner.runs import assembler
 
 POLICY = "policy"
 
 
-def lap_of(buffer: Buffer, groups_per_step: int = 3, max_staleness: int = 1, **limits) -> Lap:
-    return Lap(buffer, Limits(groups_per_step, max_staleness, **limits))
+def lap_of(buffer: Buffer, groups_per_step: int = 3, max_staleness: int = 1, **limits) -> Pipeline:
+    return Pipeline(buffer, Limits(groups_per_step, max_staleness, **limits))
 
 
 class Recipe:
@@ -38,11 +38,15 @@ class Recipe:
 
 
 def cut_of(
-    lap: Lap, mix: Recipe, section: LearnerSection | None = None, advantage: Advantage | None = None, **options
+    pipeline: Pipeline,
+    mix: Recipe,
+    section: LearnerSection | None = None,
+    advantage: Advantage | None = None,
+    **options,
 ) -> AssembledBatch:
-    section = section or LearnerSection(groups_per_step=lap.limits.groups_per_step)
-    deciding = assembler(lap.buffer, lap.epoch, each(mix), advantage or GroupAdvantage(), **options)
-    found = deciding.assemble(lap.step, section)
+    section = section or LearnerSection(groups_per_step=pipeline.limits.groups_per_step)
+    deciding = assembler(pipeline.buffer, pipeline.epoch, each(mix), advantage or GroupAdvantage(), **options)
+    found = deciding.assemble(pipeline.step, section)
     assert found is not None
     return found
 
@@ -57,9 +61,9 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cut_holds_the_rewards_and_advantages_of_its_groups_in_order(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
-    found = cut_of(lap, Recipe({1: [0.0, 4.0]}))
+    pipeline = lap_of(buffer)
+    pipeline.fill()
+    found = cut_of(pipeline, Recipe({1: [0.0, 4.0]}))
     assert tasks(found) == [0, 1, 2]
     assert found.record.groups == tuple(g.id for g in found.groups)
     np.testing.assert_array_equal(found.record.rewards[1], [0.0, 4.0])
@@ -69,11 +73,11 @@ def test_a_cut_holds_the_rewards_and_advantages_of_its_groups_in_order(buffer):
 
 
 def test_a_recorded_step_is_not_decided_again(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
-    first = cut_of(lap, Recipe())
+    pipeline = lap_of(buffer)
+    pipeline.fill()
+    first = cut_of(pipeline, Recipe())
     other_mind = Recipe({0: [0.0, 9.0]}, drop={1: "whim"})
-    again = cut_of(lap, other_mind)
+    again = cut_of(pipeline, other_mind)
     assert other_mind.asked == []
     assert again.record.groups == first.record.groups
     np.testing.assert_array_equal(again.record.rewards[0], first.record.rewards[0])
@@ -81,9 +85,9 @@ def test_a_recorded_step_is_not_decided_again(buffer):
 
 
 def test_another_rank_reads_the_same_groups_from_the_record(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
-    first = cut_of(lap, Recipe())
+    pipeline = lap_of(buffer)
+    pipeline.fill()
+    first = cut_of(pipeline, Recipe())
     other = wait_for_record(buffer, POLICY, 0, stop=lambda: False)
     assert other is not None
     assert other.record.groups == first.record.groups
@@ -91,10 +95,10 @@ def test_another_rank_reads_the_same_groups_from_the_record(buffer):
 
 
 def test_useless_groups_are_dropped_with_their_reason_and_replaced(buffer):
-    lap = lap_of(buffer)
-    lap.fill()  # six groups are admitted, three are looked at
+    pipeline = lap_of(buffer)
+    pipeline.fill()  # six groups are admitted, three are looked at
     nan = float("nan")
-    found = cut_of(lap, Recipe({0: [1.0, 1.0], 2: [nan, nan]}, drop={1: "judge_offline"}))
+    found = cut_of(pipeline, Recipe({0: [1.0, 1.0], 2: [nan, nan]}, drop={1: "judge_offline"}))
     assert tasks(found) == [3, 4, 5]
     assert buffer.summary(POLICY)["groups_dropped"] == {"zero_variance": 1, "judge_offline": 1, "too_few_scores": 1}
     metrics = found.record.metrics
@@ -103,116 +107,116 @@ def test_useless_groups_are_dropped_with_their_reason_and_replaced(buffer):
 
 
 def test_rewards_of_dropped_groups_count_in_the_mean(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
-    found = cut_of(lap, Recipe({0: [1.0, 1.0]}))
+    pipeline = lap_of(buffer)
+    pipeline.fill()
+    found = cut_of(pipeline, Recipe({0: [1.0, 1.0]}))
     assert found.record.metrics["reward/mean"] == pytest.approx((1.0 + 3 * 0.5) / 4)
 
 
 def test_after_max_refills_the_step_trains_on_what_is_there(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
+    pipeline = lap_of(buffer)
+    pipeline.fill()
     mix = Recipe({task: [1.0, 1.0] for task in (0, 1, 3)})
-    found = cut_of(lap, mix, LearnerSection(groups_per_step=3, max_refills=1))
+    found = cut_of(pipeline, mix, LearnerSection(groups_per_step=3, max_refills=1))
     assert mix.asked == [0, 1, 2, 2, 3, 4]  # what is left is mixed together with what replaces the others
     assert tasks(found) == [2, 4]
 
 
 def test_when_nothing_is_left_the_empty_cut_is_recorded_too(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
+    pipeline = lap_of(buffer)
+    pipeline.fill()
     mix = Recipe({task: [0.0, 0.0] for task in range(100)})
-    found = cut_of(lap, mix, LearnerSection(groups_per_step=3, max_refills=0))
+    found = cut_of(pipeline, mix, LearnerSection(groups_per_step=3, max_refills=0))
     assert found.record.groups == ()
-    again = cut_of(lap, Recipe())
+    again = cut_of(pipeline, Recipe())
     assert again.record.groups == ()
-    lap.release()  # and the next step goes on
-    lap.fill()
-    assert len(cut_of(lap, Recipe()).groups) == 3
+    pipeline.release()  # and the next step goes on
+    pipeline.fill()
+    assert len(cut_of(pipeline, Recipe()).groups) == 3
 
 
 def test_zero_variance_groups_stay_where_the_recipe_says_so(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
+    pipeline = lap_of(buffer)
+    pipeline.fill()
     section = LearnerSection(groups_per_step=3, drop_zero_variance=False)
-    found = cut_of(lap, Recipe({0: [1.0, 1.0]}), section)
+    found = cut_of(pipeline, Recipe({0: [1.0, 1.0]}), section)
     assert tasks(found) == [0, 1, 2]
     assert np.concatenate(found.record.advantages[0]).tolist() == [0.0, 0.0]
 
 
 def test_a_single_known_reward_has_no_gradient_and_goes(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
-    assert 0 not in tasks(cut_of(lap, Recipe({0: [1.0, float("nan")]})))
+    pipeline = lap_of(buffer)
+    pipeline.fill()
+    assert 0 not in tasks(cut_of(pipeline, Recipe({0: [1.0, float("nan")]})))
 
 
-def put_with_truncated(lap: Lap, truncated: dict[int, list[bool]]) -> None:
+def put_with_truncated(pipeline: Pipeline, truncated: dict[int, list[bool]]) -> None:
     """Store a scored group for every claim, some rollouts of some tasks cut short."""
-    for claim in lap.claim_all():
+    for claim in pipeline.claim_all():
         found = group_of(claim)
         finishes = ["length" if t else "stop" for t in truncated.get(claim.task, [False, False, False])]
         rollouts = tuple(replace(found.rollouts[0], finish=finish) for finish in finishes)
-        lap.buffer.put(replace(found, rollouts=rollouts))
+        pipeline.buffer.put(replace(found, rollouts=rollouts))
 
 
 def test_truncated_rollouts_move_the_baseline_unless_the_recipe_leaves_them_out(buffer):
-    lap = lap_of(buffer, groups_per_step=1)
-    put_with_truncated(lap, {0: [False, True, False]})
+    pipeline = lap_of(buffer, groups_per_step=1)
+    put_with_truncated(pipeline, {0: [False, True, False]})
     mix = Recipe({0: [2.0, 9.0, 0.0]})
     section = LearnerSection(groups_per_step=1, drop_truncated=True)
-    left_out = cut_of(lap, mix, section, GroupAdvantage(normalize_std=False)).record
+    left_out = cut_of(pipeline, mix, section, GroupAdvantage(normalize_std=False)).record
     np.testing.assert_array_equal(left_out.rewards[0], [2.0, np.nan, 0.0])
     np.testing.assert_allclose(np.concatenate(left_out.advantages[0]), [1.0, np.nan, -1.0])
     assert left_out.metrics["reward/mean"] == pytest.approx(11 / 3), "what was sampled, not what is trained on"
 
 
 def test_truncated_rollouts_count_by_default(buffer):
-    lap = lap_of(buffer, groups_per_step=1)
-    put_with_truncated(lap, {0: [False, True, False]})
-    record = cut_of(lap, Recipe({0: [2.0, 9.0, 1.0]}), None, GroupAdvantage(normalize_std=False)).record
+    pipeline = lap_of(buffer, groups_per_step=1)
+    put_with_truncated(pipeline, {0: [False, True, False]})
+    record = cut_of(pipeline, Recipe({0: [2.0, 9.0, 1.0]}), None, GroupAdvantage(normalize_std=False)).record
     np.testing.assert_allclose(np.concatenate(record.advantages[0]), [-2.0, 5.0, -3.0])
 
 
 def test_groups_that_are_useless_without_their_truncated_rollouts_are_replaced(buffer):
-    lap = lap_of(buffer, groups_per_step=2)
-    put_with_truncated(lap, {0: [True, True, True], 1: [False, True, False]})
+    pipeline = lap_of(buffer, groups_per_step=2)
+    put_with_truncated(pipeline, {0: [True, True, True], 1: [False, True, False]})
     mix = Recipe({0: [1.0, 0.0, 0.0], 1: [1.0, 0.0, 1.0], 2: [1.0, 0.0, 0.0], 3: [1.0, 0.0, 0.0]})
-    found = cut_of(lap, mix, LearnerSection(groups_per_step=2, drop_truncated=True))
+    found = cut_of(pipeline, mix, LearnerSection(groups_per_step=2, drop_truncated=True))
     assert tasks(found) == [2, 3]
     assert buffer.summary(POLICY)["groups_dropped"] == {"truncated": 1, "zero_variance": 1}
 
 
 def test_an_advantage_may_look_at_the_whole_step(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
-    found = cut_of(lap, Recipe({0: [3.0, 1.0], 1: [0.0, 1.0], 2: [1.0, 0.0]}), None, ReinforcePlusPlus())
+    pipeline = lap_of(buffer)
+    pipeline.fill()
+    found = cut_of(pipeline, Recipe({0: [3.0, 1.0], 1: [0.0, 1.0], 2: [1.0, 0.0]}), None, ReinforcePlusPlus())
     credit = np.array([np.concatenate(a) for a in found.record.advantages])
     # mean 1, sample deviation sqrt(6 / 5)
     np.testing.assert_allclose(credit, np.array([[2, 0], [-1, 0], [0, -1]]) / np.sqrt(1.2), atol=1e-5)
 
 
 def test_staleness_is_the_step_minus_the_version_of_each_group(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
-    cut_of(lap, Recipe())
-    lap.release()
-    metrics = cut_of(lap, Recipe()).record.metrics
+    pipeline = lap_of(buffer)
+    pipeline.fill()
+    cut_of(pipeline, Recipe())
+    pipeline.release()
+    metrics = cut_of(pipeline, Recipe()).record.metrics
     assert metrics["policy/staleness_steps"] == metrics["policy/staleness_max_steps"] == 1.0
 
 
 def test_counts_of_the_mixer_are_added_up_and_its_shares_averaged(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
-    metrics = cut_of(lap, Recipe()).record.metrics
+    pipeline = lap_of(buffer)
+    pipeline.fill()
+    metrics = cut_of(pipeline, Recipe()).record.metrics
     assert metrics["reward/failed_scores"] == 3
     assert metrics["reward/share"] == 1.0
 
 
 def test_a_learner_told_to_stop_while_waiting_records_nothing(buffer):
-    lap = lap_of(buffer)
+    pipeline = lap_of(buffer)
     asked = iter([False, True])
     section = LearnerSection(groups_per_step=3)
-    deciding = assembler(buffer, lap.epoch, each(Recipe()), GroupAdvantage())
+    deciding = assembler(buffer, pipeline.epoch, each(Recipe()), GroupAdvantage())
     stopped = deciding.assemble(0, section, stop=lambda: next(asked))
     assert stopped is None
     assert buffer.recorded(POLICY, 0) is None
@@ -220,9 +224,9 @@ def test_a_learner_told_to_stop_while_waiting_records_nothing(buffer):
 
 
 def test_the_last_tasks_are_cut_without_waiting_for_more(buffer):
-    lap = lap_of(buffer, num_tasks=2)
-    lap.fill()
-    assert tasks(cut_of(lap, Recipe())) == [0, 1]
+    pipeline = lap_of(buffer, num_tasks=2)
+    pipeline.fill()
+    assert tasks(cut_of(pipeline, Recipe())) == [0, 1]
 
 
 class Pairing:
@@ -247,67 +251,67 @@ TERM = (SequenceLossSection(use="dpo"),)
 
 
 def test_the_record_says_which_pairs_and_a_repeated_step_has_the_same(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
+    pipeline = lap_of(buffer)
+    pipeline.fill()
     weights = (np.array([0.25, np.nan]),) * 2
 
     def select(groups, scores, mixed):
         return [replace(m, token_weights=weights) for m in Pairing()(groups, scores, mixed)]
 
-    found = cut_of(lap, Recipe({1: [0.0, 4.0]}), select=select)
+    found = cut_of(pipeline, Recipe({1: [0.0, 4.0]}), select=select)
     assert found.record.pairs == ((Pair(0, 1, label=0.75),), (Pair(1, 0, label=0.75),), (Pair(0, 1, label=0.75),))
     assert found.record.metrics["pairs/num_pairs"] == 3
     assert found.record.metrics["pairs/label_mean"] == 0.75
     other_mind = Pairing(0, 1, 2)
-    again = cut_of(lap, Recipe(), select=other_mind)
+    again = cut_of(pipeline, Recipe(), select=other_mind)
     assert other_mind.asked == 0
     assert again.record.pairs == found.record.pairs
     np.testing.assert_array_equal(again.record.token_weights[2][1], np.array([0.25, np.nan], np.float32))
 
 
 def test_groups_without_a_pair_are_replaced_where_pairs_alone_are_trained_on(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
+    pipeline = lap_of(buffer)
+    pipeline.fill()
     section = LearnerSection(groups_per_step=3, loss=PAIRS_ALONE, sequence_losses=TERM)
-    found = cut_of(lap, Recipe({2: [1.0, 1.0]}), section, select=Pairing(0, 1))
+    found = cut_of(pipeline, Recipe({2: [1.0, 1.0]}), section, select=Pairing(0, 1))
     assert tasks(found) == [2, 3, 4], "equal rewards matter to nobody here"
     assert buffer.summary(POLICY)["groups_dropped"] == {"no_pairs": 2}
 
 
 def test_beside_a_policy_loss_a_group_without_pairs_stays(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
-    found = cut_of(lap, Recipe({1: [1.0, 1.0], 2: [1.0, 1.0]}), select=Pairing(0, 1))
+    pipeline = lap_of(buffer)
+    pipeline.fill()
+    found = cut_of(pipeline, Recipe({1: [1.0, 1.0], 2: [1.0, 1.0]}), select=Pairing(0, 1))
     assert tasks(found) == [0, 2, 3], "it goes only if nothing can be learnt from it at all"
     assert found.record.pairs[0] == ()
     assert len(found.record.pairs[1]) == 1, "equal rewards, but a pair"
 
 
 def test_a_selector_sees_no_truncated_rollout_that_the_recipe_leaves_out(buffer):
-    lap = lap_of(buffer, groups_per_step=1)
-    put_with_truncated(lap, {0: [False, True, False]})
+    pipeline = lap_of(buffer, groups_per_step=1)
+    put_with_truncated(pipeline, {0: [False, True, False]})
     section = LearnerSection(groups_per_step=1, drop_truncated=True)
-    found = cut_of(lap, Recipe({0: [2.0, 9.0, 0.0]}), section, select=Pairing())
+    found = cut_of(pipeline, Recipe({0: [2.0, 9.0, 0.0]}), section, select=Pairing())
     assert found.record.pairs == ((Pair(0, 2, label=0.75),),)
     assert found.record.metrics["reward/mean"] == pytest.approx(11 / 3)
 
 
 def test_what_a_selector_leaves_out_has_no_advantage(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
+    pipeline = lap_of(buffer)
+    pipeline.fill()
 
     def best(groups, scores, mixed):
         return [replace(m, rewards=np.where(m.rewards == m.rewards.max(), m.rewards, np.nan)) for m in mixed]
 
     section = LearnerSection(groups_per_step=3, loss=PAIRS_ALONE, sequence_losses=(SequenceLossSection(use="nll"),))
-    found = cut_of(lap, Recipe(), section, select=best)
+    found = cut_of(pipeline, Recipe(), section, select=best)
     np.testing.assert_array_equal(found.record.rewards[0], [1.0, np.nan])
     assert found.record.pairs == ()
 
 
 def test_a_mixer_sees_all_groups_of_the_round_together(buffer):
-    lap = lap_of(buffer)
-    lap.fill()
+    pipeline = lap_of(buffer)
+    pipeline.fill()
     rounds: list[list[int]] = []
 
     def mix(groups, scores) -> list[GroupReward]:
@@ -319,7 +323,7 @@ def test_a_mixer_sees_all_groups_of_the_round_together(buffer):
         return [GroupReward(w) for w in worth]
 
     section = LearnerSection(groups_per_step=3)
-    found = assembler(lap.buffer, lap.epoch, mix, GroupAdvantage()).assemble(0, section)
+    found = assembler(pipeline.buffer, pipeline.epoch, mix, GroupAdvantage()).assemble(0, section)
     assert found is not None
     assert rounds == [[0, 1, 2], [0, 2, 3]], "with what replaces a dropped group"
     assert [r[0] for r in found.record.rewards] == [2, 1, 1]

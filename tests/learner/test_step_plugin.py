@@ -13,7 +13,7 @@ from cluster.config import LossSection
 from learner.batch import assemble as assembling
 from learner.step_plugin import StepPlugin
 from learner.train import train
-from tests.cluster.lap import Lap
+from tests.cluster.pipeline import Pipeline
 from tests.learner.groups import each, random_groups, random_rewards, record_of
 from tests.learner.runs import run_of
 from tests.learner.test_train import TableEngine, Workers, mix, rows, section_of
@@ -46,12 +46,14 @@ class Journal(StepPlugin):
 @pytest.fixture
 def workers(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Workers:
     monkeypatch.setattr(assembling, "POLL_S", 0.2)
-    return Workers(Lap(buffer, Limits(4, max_staleness=1)))
+    return Workers(Pipeline(buffer, Limits(4, max_staleness=1)))
 
 
 def test_hooks_are_called_in_the_order_of_the_pipeline(buffer, workers):
     journal = Journal(workers, buffer)
-    run = run_of(section_of(1), buffer, TableEngine(), workers, each(mix), epoch=workers.lap.epoch, plugins=[journal])
+    run = run_of(
+        section_of(1), buffer, TableEngine(), workers, each(mix), epoch=workers.pipeline.epoch, plugins=[journal]
+    )
     assert train(run) == 1
     before = ["before_record", "after_assemble", "configure", "before_step", "before_updates", "before_update"]
     micro = ["on_logprobs", "change_tokens", "loss", "further_losses"]
@@ -71,7 +73,7 @@ def test_what_a_plugin_adds_to_the_record_is_what_a_repeated_step_reads(buffer, 
         def before_record(self, record, groups, considered):
             raise AssertionError("a recorded step is not decided again")
 
-    epoch, parts = workers.lap.epoch, (section_of(1), buffer, TableEngine(), workers, each(mix))
+    epoch, parts = workers.pipeline.epoch, (section_of(1), buffer, TableEngine(), workers, each(mix))
     first = run_of(*parts, epoch=epoch, plugins=[Adds()])
     first.publish()
     assert first.assemble() is not None
@@ -93,7 +95,7 @@ def test_a_plugin_configures_a_single_step(buffer, workers):
 
     coefs: list[float] = []
     run = run_of(
-        section_of(3), buffer, TableEngine(), workers, each(mix), epoch=workers.lap.epoch, plugins=[Once()]
+        section_of(3), buffer, TableEngine(), workers, each(mix), epoch=workers.pipeline.epoch, plugins=[Once()]
     )  # fmt: skip
     train(run)
     assert coefs == [0.0, 0.5, 0.0]

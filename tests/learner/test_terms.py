@@ -13,7 +13,7 @@ from torch import Tensor
 from cluster.config import LearnerSection, LossSection, SequenceLossSection
 from cluster.errors import ConfigError
 from cluster.types import BatchRecord, Group, Pair
-from learner.losses.sequence_losses import build_terms
+from learner.losses.sequence_losses import build_sequence_losses
 from learner.losses.sequence_losses.laser import LaSeR, standardised_in_group, verification_loss
 from learner.losses.sequence_losses.preference import Dpo, Ipo, preference_loss
 from learner.losses.sequence_losses.regularizers import Nll, Selm, TReg
@@ -181,7 +181,7 @@ def test_terms_that_want_different_tokens_cannot_be_together():
         sequence_losses=tuple(SequenceLossSection(use="laser", options={"token": t}) for t in (3, 4))
     )
     with pytest.raises(ConfigError, match="can end in one token"):
-        build_terms(section)
+        build_sequence_losses(section)
 
 
 # ── the gradient, whatever the micro-batches ────────────────────────────────────────────────────────────────
@@ -219,7 +219,7 @@ def step(
 ) -> tuple[Tensor, dict[str, float]]:
     """Gradient of one step on the table, the ranks one after the other, and rank 0's metrics."""
     start, frozen = tables()
-    terms = build_terms(section)
+    terms = build_sequence_losses(section)
     batches = [pack(groups, record, section, r, world, append=terms.appended_token) for r in range(world)]
     if world > 1:
         # The first pass of all ranks first: their totals are what each of them would have been told.

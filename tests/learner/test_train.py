@@ -18,7 +18,7 @@ from cluster.types import AssembledBatch, Group, GroupReward, Rollout, Scores
 from learner.batch import assemble as assembling
 from learner.pack import pack
 from learner.train import Objective, optimize, train
-from tests.cluster.lap import Lap
+from tests.cluster.pipeline import Pipeline
 from tests.learner.groups import VOCABULARY, bigram_logprobs, each, group, random_groups, random_rewards, record_of
 from tests.learner.runs import Calls, run_of
 
@@ -69,23 +69,23 @@ class TableEngine:
 class Workers:
     """A publisher whose engines fill the buffer as soon as they have the weights."""
 
-    lap: Lap
+    pipeline: Pipeline
     events: list[tuple[str, int]] = field(default_factory=list)
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     refill: bool = True
 
     def publish(self, engine: Any, step: int) -> None:
-        self.lap.step = step
-        self.lap.publish()
+        self.pipeline.step = step
+        self.pipeline.publish()
         self.events.append(("publish", step))
         if self.refill:
             self.table = dict(engine.weights())["table"].clone()
             self.sample()
 
     def sample(self, *_: Any) -> None:
-        for claim in self.lap.claim_all():
+        for claim in self.pipeline.claim_all():
             rollouts = [self._rollout() for _ in range(8)]
-            self.lap.buffer.put(Group(claim, group(claim.seq, rollouts).task, tuple(rollouts)))
+            self.pipeline.buffer.put(Group(claim, group(claim.seq, rollouts).task, tuple(rollouts)))
 
     def _rollout(self) -> Rollout:
         tokens, logprobs = [0], [0.0]
@@ -109,14 +109,16 @@ def section_of(steps: int, **fields: Any) -> LearnerSection:
 @pytest.fixture
 def workers(buffer: Buffer, monkeypatch: pytest.MonkeyPatch) -> Workers:
     monkeypatch.setattr(assembling, "POLL_S", 0.2)
-    return Workers(Lap(buffer, Limits(4, max_staleness=1)))
+    return Workers(Pipeline(buffer, Limits(4, max_staleness=1)))
 
 
 def run(workers: Workers, section: LearnerSection, engine: TableEngine, **hooks: Any) -> int:
-    lap = workers.lap
+    pipeline = workers.pipeline
     fields = {"stop": hooks.pop("stop")} if "stop" in hooks else {}
     plugins = [Calls(**hooks)]
-    return train(run_of(section, lap.buffer, engine, workers, each(mix), epoch=lap.epoch, plugins=plugins, **fields))
+    return train(
+        run_of(section, pipeline.buffer, engine, workers, each(mix), epoch=pipeline.epoch, plugins=plugins, **fields)
+    )
 
 
 def rows(buffer: Buffer) -> list[dict[str, Any]]:
@@ -136,7 +138,7 @@ def test_reward_rises_and_no_group_is_lost_or_stale(buffer, workers):
 def test_a_row_of_metrics_says_what_the_step_did_and_waited_for(buffer, workers):
     run(workers, section_of(1), TableEngine())
     (row,) = rows(buffer)
-    assert (row["policy"], row["epoch"], row["step"]) == ("policy", workers.lap.epoch, 1)
+    assert (row["policy"], row["epoch"], row["step"]) == ("policy", workers.pipeline.epoch, 1)
     metrics = row["metrics"]
     assert metrics["loss/ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["loss/entropy_nats"] == pytest.approx(np.log(VOCABULARY), abs=1e-5)
@@ -190,10 +192,10 @@ def test_an_empty_cut_moves_the_version_and_not_the_weights(buffer, workers):
     def no_reward(found: Group, scores: dict[str, Scores]) -> GroupReward:
         return GroupReward(np.full(len(found), np.nan))
 
-    lap = workers.lap
+    pipeline = workers.pipeline
     section = section_of(2)
     plugins = [Calls(at_step=workers.sample)]
-    assert train(run_of(section, buffer, engine, workers, each(no_reward), epoch=lap.epoch, plugins=plugins)) == 2
+    assert train(run_of(section, buffer, engine, workers, each(no_reward), epoch=pipeline.epoch, plugins=plugins)) == 2
     assert not engine.table.any()
     assert buffer.status("policy")["version"] == 2
     assert [row["metrics"]["learner/num_empty_steps"] for row in rows(buffer)] == [1.0, 1.0]

@@ -23,7 +23,7 @@ from learner.advantages.estimators import (
     turn_starts,
 )
 from learner.pack import pack
-from tests.cluster.lap import Lap
+from tests.cluster.pipeline import Pipeline
 from tests.learner.groups import each, estimate, group, rollout, scored
 from tests.learner.runs import assembler
 
@@ -154,9 +154,9 @@ def test_an_estimator_of_the_whole_step_sees_the_same_turn_of_every_group():
 
 
 def test_a_cut_records_credit_per_turn_and_it_is_trained_on(buffer):
-    lap = Lap(buffer, Limits(1, 1))
+    pipeline = Pipeline(buffer, Limits(1, 1))
     found = None
-    for claim in lap.claim_all():
+    for claim in pipeline.claim_all():
         found = replace(group(0, [episode(2), episode(2)]), claim=claim)
         buffer.put(found)
 
@@ -164,7 +164,7 @@ def test_a_cut_records_credit_per_turn_and_it_is_trained_on(buffer):
         return mixed_of(stored, [[1, 0], [0, 1]])
 
     section = LearnerSection(groups_per_step=1, turn_discount=0.5)
-    now = assembler(buffer, lap.epoch, each(mix), CENTRED).assemble(0, section)
+    now = assembler(buffer, pipeline.epoch, each(mix), CENTRED).assemble(0, section)
     assert now is not None
     assert now.record.metrics["reward/zero_variance_frac"] == 0
     record = decode(encode(now.record), Record)
@@ -172,7 +172,7 @@ def test_a_cut_records_credit_per_turn_and_it_is_trained_on(buffer):
     # returns: (1, 0) and (0.5, 1)
     np.testing.assert_allclose(first, [0, 0, 0.25, 0.25, 0, -0.5, -0.5])
     np.testing.assert_allclose(second, -first)
-    batch = pack(now.groups, record, section, epoch=lap.epoch)
+    batch = pack(now.groups, record, section, epoch=pipeline.epoch)
     trained = np.concatenate([m.advantages[m.loss_mask] for m in batch.micros])
     assert sorted(trained.tolist()) == [-0.5, -0.5, -0.25, -0.25, 0.25, 0.25, 0.5, 0.5]
 

@@ -7,7 +7,7 @@ import numpy as np
 from cluster.types import Event
 from rewards.base import Services
 from rewards.builtin.environment import EnvironmentReward
-from tests.rewards.learned.test_signal import of, played
+from tests.rewards.learned.test_client import of, played
 
 
 async def score(*rollouts):

@@ -1,4 +1,4 @@
-"""What takes longer than a test may: the quickstart's figure on three seeds, and what evaluation costs the lap.
+"""What takes longer than a test may: the quickstart's figure on three seeds, and what evaluation costs the pipeline.
 
 Each result is kept with its commit in `tests/verified.json`.
 """

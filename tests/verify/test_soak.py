@@ -1,4 +1,4 @@
-"""Half an hour of laps: what every process does with its memory. `KANABO_SOAK_S` picks another length."""
+"""Half an hour of iterations: what every process does with its memory. `KANABO_SOAK_S` picks another length."""
 
 from __future__ import annotations
 

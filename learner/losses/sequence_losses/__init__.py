@@ -16,10 +16,10 @@ TERMS: dict[str, type[LossTerm]] = {
     "t_reg": TReg,
 }
 
-__all__ = ["TERMS", "LossTerm", "Terms", "build_terms"]
+__all__ = ["TERMS", "LossTerm", "Terms", "build_sequence_losses"]
 
 
-def build_terms(section: LearnerSection) -> Terms:
+def build_sequence_losses(section: LearnerSection) -> Terms:
     """The terms that a recipe names. Raises ConfigError."""
     return Terms(
         [

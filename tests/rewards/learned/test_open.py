@@ -14,7 +14,7 @@ from rewards.learned.factory import followers, parts, relabelling
 from rewards.learned.labels import Label
 from rewards.learned.oni import Oni
 from tests.rewards.learned.judges import is_good
-from tests.rewards.learned.test_signal import of, played
+from tests.rewards.learned.test_client import of, played
 
 RECIPE = {
     "rewards": [{"use": "oni", "name": "curious", "blocking": False}, {"use": "exact"}],

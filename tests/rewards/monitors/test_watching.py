@@ -18,7 +18,7 @@ from cluster.observability import metrics
 from cluster.observability.alarm_report import Alarmed
 from cluster.observability.live_table import LiveTable
 from rewards.monitors import Alarm, Monitor, build_monitors
-from tests.cluster.lap import Lap
+from tests.cluster.pipeline import Pipeline
 
 
 class ThirdTime(Monitor):
@@ -88,7 +88,7 @@ async def test_every_step_of_the_learner_is_watched(buffer, tmp_path):
     )
     recorder = metrics.Recorder(tmp_path, settings.tracking, "run", {})
     follower = EventConsumer(buffer, settings, recorder, LiveTable("run", 1, False), lambda step: None)
-    epoch = Lap(buffer, Limits(2, 1)).epoch
+    epoch = Pipeline(buffer, Limits(2, 1)).epoch
     follower.new_epoch(epoch, 0)
     for step, share in enumerate(curve):
         seen = {"reward/majority_mean": share, "reward/answer_entropy_mean": 2 * (1 - share)}

@@ -142,12 +142,12 @@ function bar(parts, unit) {
 
 function time() {
   const title = h("h2", {}, "Where the learner's time goes");
-  const names = { wait: "learner/wait_s", cut: "learner/cut_s", pack: "learner/pack_s", optimize: "learner/optimize_s", publish: "learner/publish_s" };
+  const names = { wait: "learner/wait_s", assemble: "learner/assemble_s", pack: "learner/pack_s", optimize: "learner/optimize_s", publish: "learner/publish_s" };
   const of = Object.fromEntries(Object.entries(names).map(([key, name]) => [key, recent(name) ?? 0]));
   if (recent("learner/step_s") === null) return [title, empty("No step has been taken yet.")];
   const parts = [
     ["waiting for groups", of.wait],
-    ["deciding the batch", Math.max(0, of.cut - of.wait)], // the cut's time includes the wait
+    ["deciding the batch", Math.max(0, of.assemble - of.wait)], // the time to assemble includes the wait
     ["packing", of.pack],
     ["gradients and optimizer", of.optimize],
     ["publishing weights", of.publish],

@@ -11,8 +11,8 @@ from cluster.errors import KanaboError, LeaseLost, StaleEpoch
 from cluster.types import Manifest, Publication, Scores
 from tests.cluster.eras import Eras
 from tests.cluster.expected import Expected, Known, Saved, check
-from tests.cluster.lap import group_of, record_of
 from tests.cluster.observed import Wire
+from tests.cluster.pipeline import group_of, record_of
 
 SIGNALS = ("judge", "length")
 T = TypeVar("T")

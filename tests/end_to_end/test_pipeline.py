@@ -1,4 +1,4 @@
-"""The whole lap in processes of its own: what a user starts, kills and continues."""
+"""The whole pipeline in processes of its own: what a user starts, kills and continues."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def archived_groups(directory) -> list[group_archive.GroupSummary]:
 
 def test_a_run_with_a_real_engine_leaves_what_it_promises(tmp_path):
     log = tmp_path / "log"
-    overrides = [*REAL, f"run.dir={tmp_path}", "run.name=lap", "learner.steps=6", "evaluation.every_steps=3"]
+    overrides = [*REAL, f"run.dir={tmp_path}", "run.name=pipeline", "learner.steps=6", "evaluation.every_steps=3"]
     assert jobs.run(overrides, log=log, timeout_s=240) == 0, jobs.tail(log)
-    directory = tmp_path / "lap"
+    directory = tmp_path / "pipeline"
     summary = jobs.summary(directory)
     assert tuple(summary) == SUMMARY_KEYS
     assert summary["steps"] == 6

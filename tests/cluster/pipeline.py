@@ -1,4 +1,4 @@
-"""A lap without models: claims, groups and cuts of a policy, driven by hand."""
+"""A pipeline without models: claims, groups and cuts of a policy, driven by hand."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def record_of(policy: str, step: int, ids: Iterable[str]) -> BatchRecord:
     )
 
 
-class Lap:
+class Pipeline:
     """One policy's learner, and workers that do everything at once."""
 
     def __init__(
@@ -115,7 +115,7 @@ class Lap:
         self.publish()
         self.buffer.release(self.policy, self.epoch, self.step)
 
-    def lap(self) -> BatchRecord:
+    def pipeline(self) -> BatchRecord:
         self.fill()
         record = self.cut()
         self.release()

@@ -1,6 +1,6 @@
 """Any order of moves on a real Redis: workers, judges, learners, crashes and the network, as hypothesis draws them.
 
-One rule draws the move, from names in which those that bring the lap forward are frequent: with a rule for each,
+One rule draws the move, from names in which those that bring the pipeline forward are frequent: with a rule for each,
 hypothesis leaves half of them out of every example, and few examples get past the first step.
 
 Time is not waited for. A lease, a score deadline or a judge's turn passes because its entry in the sorted set is moved
@@ -18,9 +18,9 @@ from cluster.buffer import Buffer, Limits
 from cluster.buffer.server import Store
 from tests.cluster.eras import Eras
 from tests.cluster.expected import Expected, Known, Saved, check
-from tests.cluster.lap import connection_of
-from tests.cluster.lap_moves import SIGNALS, Learner, Moves, pick
 from tests.cluster.observed import Wire, compare
+from tests.cluster.pipeline import connection_of
+from tests.cluster.pipeline_moves import SIGNALS, Learner, Moves, pick
 
 DATA_SIZE, PASSES = 4, 3
 """A task is pass × size + place, so the tasks of several passes have an end."""
@@ -217,7 +217,7 @@ class LapMachine(Moves, RuleBasedStateMachine):
     # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
 
     def learner_goes_on(self, learner: Learner, index: int, _: bool) -> None:
-        """One move, or up to four in a row: a lap is long."""
+        """One move, or up to four in a row: a pipeline is long."""
         for count in range(1 + index % 4):
             self._next_move(learner, (0, 0, 1, 0, 3)[index % 5] if count == 0 else 0)
 

@@ -16,7 +16,7 @@ from learner.controllers import CONTROLLERS
 from learner.controllers.apply import Steering
 from learner.plugin_state import ADVANTAGE, EXPERIENCE_REPLAY, PluginState
 from learner.train import train
-from tests.cluster.lap import Lap, Limits
+from tests.cluster.pipeline import Limits, Pipeline
 from tests.learner.groups import each
 from tests.learner.runs import Calls, run_of
 from tests.learner.test_train import TableEngine, Workers, mix, rows, section_of
@@ -27,7 +27,7 @@ LIMITS = Limits(4, max_staleness=1)
 @pytest.fixture
 def workers(buffer, monkeypatch) -> Workers:
     monkeypatch.setattr(assembling, "POLL_S", 0.2)
-    return Workers(Lap(buffer, LIMITS))
+    return Workers(Pipeline(buffer, LIMITS))
 
 
 def memory() -> PluginState:
@@ -41,7 +41,7 @@ def trained(
 ) -> None:
     steering = Steering(RunConfig(), lambda config, state: (each(mix), None), remembered)
     plugins = [steering, Calls(at_step=workers.sample, checkpoint=checkpoint)]
-    buffer, epoch = workers.lap.buffer, workers.lap.epoch
+    buffer, epoch = workers.pipeline.buffer, workers.pipeline.epoch
     train(run_of(section_of(8), buffer, engine, workers, each(mix), epoch=epoch, state=remembered, plugins=plugins))
 
 
@@ -50,13 +50,13 @@ def told(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def test_steps_repeated_after_a_crash_replay_the_same_and_leave_the_same_memory(workers, tmp_path):
-    buffer, engine, first = workers.lap.buffer, TableEngine(), memory()
+    buffer, engine, first = workers.pipeline.buffer, TableEngine(), memory()
     saved: dict[int, tuple[Manifest, np.ndarray]] = {}
 
     def checkpoint(done: int) -> None:
         if done == 3:
             first.save(tmp_path)
-            saved[done] = buffer.snapshot("policy", workers.lap.epoch, done), engine.table.detach().numpy().copy()
+            saved[done] = buffer.snapshot("policy", workers.pipeline.epoch, done), engine.table.detach().numpy().copy()
 
     trained(workers, engine, first, checkpoint)
     before = [told(row["metrics"]) for row in rows(buffer)]
@@ -78,7 +78,7 @@ def test_steps_repeated_after_a_crash_replay_the_same_and_leave_the_same_memory(
     second = TableEngine()
     second.step = 3
     second.table.data.copy_(engine.table.new_tensor(table))
-    workers.lap.start(manifest)
+    workers.pipeline.start(manifest)
     trained(workers, second, again)
     after = [told(row["metrics"]) for row in rows(buffer)[8:]]
     assert [row["replay/num_rollouts"] for row in after] == replayed[3:]

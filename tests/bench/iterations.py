@@ -1,4 +1,4 @@
-"""Runs of the whole lap, from outside: started as a user does, timed by the steps that appear in `metrics.jsonl`."""
+"""Runs of the whole pipeline: started as a user does, timed by the steps that appear in `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.end_to_end import jobs
 
-RECIPE = Path(__file__).with_name("lap.toml")
+RECIPE = Path(__file__).with_name("pipeline.toml")
 SAMPLES_PER_STEP = 32 * 8
 WARM_UP = 4
 """Steps that are not counted: until then engine and learner have not found their pace."""

@@ -10,7 +10,7 @@ import pytest
 
 from actors.environments.base import Observation
 from actors.environments.comas import CoMas
-from actors.environments.meeting import MultiPolicyEnvironment, Participants
+from actors.environments.multi_policy import MultiPolicyEnvironment, Participants
 from actors.multi_policy import MultiPolicySampler
 from cluster.errors import DataError, InfrastructureError
 from cluster.types import Claim, Rollout, Task

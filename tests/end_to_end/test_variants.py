@@ -21,7 +21,7 @@ pytestmark = pytest.mark.job
 FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "evaluation.max_tasks=1", "rollout.group_size=6"]
 
 
-def lap(tmp_path: Path, method: str, *overrides: str, steps: int = 4) -> tuple[Path, list[dict]]:
+def pipeline(tmp_path: Path, method: str, *overrides: str, steps: int = 4) -> tuple[Path, list[dict]]:
     """The method's recipe for a few steps; its directory and its steps' metrics."""
     log = tmp_path / "log"
     options = [*FAKE, f"run.dir={tmp_path}", f"learner.steps={steps}", *overrides]
@@ -63,7 +63,7 @@ def models_of(run: Path, signal: str) -> set[str]:
 
 @pytest.mark.verify
 def test_a_borda_vote_by_self_certainty_trains_on_the_winning_rollout_of_each_group(tmp_path):
-    run, rows = lap(tmp_path, "self_certainty")
+    run, rows = pipeline(tmp_path, "self_certainty")
     assert all(r["learner/rollouts"] == r["learner/groups"] == 8 for r in rows)
     assert all(r["reward/self_certainty_known_frac"] == 1 for r in rows)
     above = []
@@ -86,7 +86,7 @@ def test_a_borda_vote_by_self_certainty_trains_on_the_winning_rollout_of_each_gr
 
 @pytest.mark.verify
 def test_what_the_question_removes_of_a_rollouts_perplexity_is_a_fifth_of_its_reward(tmp_path):
-    run, rows = lap(tmp_path, "self_aligned")
+    run, rows = pipeline(tmp_path, "self_aligned")
     for row in rows:
         mixed = row["reward/exact_mean"] + 0.2 * row["reward/self_aligned_mean"]
         assert row["reward/mean"] == pytest.approx(mixed, abs=1e-6)
@@ -106,7 +106,7 @@ def test_what_the_question_removes_of_a_rollouts_perplexity_is_a_fifth_of_its_re
 
 @pytest.mark.verify
 def test_the_vote_on_one_wording_rewards_the_answers_to_the_other(tmp_path):
-    run, rows = lap(tmp_path, "co_reward", "engine.use=vllm", "rollout.group_size=4", steps=3)
+    run, rows = pipeline(tmp_path, "co_reward", "engine.use=vllm", "rollout.group_size=4", steps=3)
     assert all(r["reward/co_reward_mean"] > 0 for r in rows)
     assert all("reward/view_agreement_mean" in r for r in rows)
     crossed = 0
@@ -135,7 +135,7 @@ EACH = 'separator="(?s:.)"'
 def test_every_token_is_credited_with_its_steps_bounded_worth_and_the_success_to_come(tmp_path):
     judged = f"rewards.1.options={{{EACH},template_options={{highest=1}}}}"
     words = 'judges.judge.options={keywords=["1","2","3"]}'
-    run, rows = lap(
+    run, rows = pipeline(
         tmp_path, "clip_delta", *SUMS, "rollout.max_tokens=12", "rewards.0.use=exact", judged, words, steps=3
     )
     assert all(r["reward/step_scores_known_frac"] == 1 for r in rows)
@@ -164,7 +164,9 @@ def test_what_a_right_solution_takes_back_and_a_wrong_one_did_otherwise_is_credi
     use = f"{tmp_path}/reward.py:one"
     labels = f'rewards.1.options={{verifier="{use}",{EACH}}}'
     words = 'judges.judge.options={keywords=["1","2","3","4"]}'
-    run, rows = lap(tmp_path, "tp_grpo", *SUMS, "rollout.max_tokens=12", f"rewards.0.use={use}", labels, words, steps=3)
+    run, rows = pipeline(
+        tmp_path, "tp_grpo", *SUMS, "rollout.max_tokens=12", f"rewards.0.use={use}", labels, words, steps=3
+    )
     assert all(r["reward/thoughts_known_frac"] == 1 for r in rows)
     marked = {True: 0, False: 0}
     for found in groups(run):
