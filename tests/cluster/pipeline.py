@@ -115,7 +115,7 @@ class Pipeline:
         self.publish()
         self.buffer.release(self.policy, self.epoch, self.step)
 
-    def pipeline(self) -> BatchRecord:
+    def iteration(self) -> BatchRecord:
         self.fill()
         record = self.cut()
         self.release()

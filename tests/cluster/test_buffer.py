@@ -280,12 +280,12 @@ def test_the_frontier_ends_and_the_learner_is_not_kept_waiting_for_more(buffer: 
 
 def test_two_policies_of_a_run_do_not_disturb_one_another(buffer: Buffer):
     one, two = Pipeline(buffer, JUDGED, policy="attacker"), Pipeline(buffer, JUDGED, policy="defender")
-    one.pipeline()
-    one.pipeline()
+    one.iteration()
+    one.iteration()
     two.start(None)
     assert (two.epoch, two.step, one.epoch, one.step) == (2, 0, 1, 2)
     assert [c.task for c in two.claim_all()] == [0, 1, 2, 3]
-    one.pipeline()
+    one.iteration()
     assert buffer.summary("attacker")["groups_trained"] == 6
     assert buffer.summary("defender")["groups_claimed"] == 4
     one.check_tasks()

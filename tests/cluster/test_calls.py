@@ -66,7 +66,7 @@ def script_of_a_lap(buffer: Buffer) -> tuple[object, ...]:
     buffer.trim(manifest)
     buffer.emit("step", {"step": 1})
     pipeline.start(manifest)
-    pipeline.pipeline()
+    pipeline.iteration()
     events = [(kind, fields) for _, kind, fields in buffer.events()]
     return seen, record.groups, manifest, pipeline.outcomes(), buffer.summary("policy"), buffer.status("policy"), events
 

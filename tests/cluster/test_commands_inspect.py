@@ -24,7 +24,7 @@ def fill(url: str, name: str) -> None:
     """Two groups that are trained, two cut, two ready, one pending with half its scores, one leased."""
     buffer = Buffer(url, name)
     pipeline = Pipeline(buffer, Limits(groups_per_step=2, max_staleness=2, admit=("exact", "late")))
-    pipeline.pipeline()
+    pipeline.iteration()
     pending, _ = pipeline.claim_all()
     buffer.put(group_of(pending))
     buffer.score(pending.id, {"exact": Scores.of([1.0, None])})

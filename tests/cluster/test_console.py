@@ -92,11 +92,11 @@ def test_rewards_are_of_the_history_that_survived(page, pipeline):
     def rewards() -> dict[str, float | None]:
         return {g["id"]: g["reward"] for g in page.get("/api/groups?step=1").json()["groups"]}
 
-    abandoned = pipeline.pipeline()
+    abandoned = pipeline.iteration()
     assert rewards() == dict.fromkeys(abandoned.groups, 0.5)
     pipeline.start(None, rollback=True)
     pipeline.step = 0
-    again = pipeline.pipeline()
+    again = pipeline.iteration()
     assert not set(again.groups) & set(abandoned.groups)
     assert rewards() == dict.fromkeys(again.groups, 0.5)
 

@@ -123,7 +123,7 @@ def test_a_recorded_group_that_cannot_be_read_is_left_out_of_the_step_on_every_r
         assert [g.id for g in cut.groups] == list(record.groups[1:]) == list(cut.record.groups)
         assert len(cut.record.rewards) == len(cut.record.advantages) == 1
     pipeline.release()
-    pipeline.pipeline()
+    pipeline.iteration()
     assert buffer.summary("policy")["groups_lost"] == 0
 
 
@@ -142,7 +142,7 @@ def test_a_run_that_resumes_with_poison_trains_on(buffer: Buffer, redis_url: str
             assert found is not None
             pipeline.release()
         else:
-            pipeline.pipeline()
+            pipeline.iteration()
     assert pipeline.step == 4
     assert buffer.summary("policy")["groups_lost"] == 0
 
@@ -155,7 +155,7 @@ def test_a_record_that_cannot_be_read_is_forgotten_and_its_step_cut_anew(
     pipeline.fill()
     manifest = pipeline.snapshot()
     for _ in range(num_records):
-        pipeline.pipeline()
+        pipeline.iteration()
     pipeline.fill()
     pipeline.start(manifest)
     client = redis.Redis.from_url(redis_url)
@@ -164,7 +164,7 @@ def test_a_record_that_cannot_be_read_is_forgotten_and_its_step_cut_anew(
     assert buffer.recorded("policy", 0) is None
     pipeline.fill()
     for _ in range(4):
-        pipeline.pipeline()
+        pipeline.iteration()
     pipeline.check_tasks()
     assert buffer.summary("policy")["groups_trained"] == 8
 

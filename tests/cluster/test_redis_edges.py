@@ -71,7 +71,7 @@ def test_the_lap_waits_longer_than_its_leases_and_drops_nothing(
     threads[2].join()
     pipeline.cut()
     pipeline.release()
-    pipeline.pipeline()
+    pipeline.iteration()
     summary = pipeline.buffer.summary("policy")
     assert (summary["groups_trained"], summary["groups_dropped"]) == (4, {})
     assert "overdue" not in pipeline.buffer.status("policy")["counters"]
@@ -112,7 +112,7 @@ def test_a_dead_workers_lease_still_passes_after_memory_was_short(store: Store):
 def test_what_is_read_is_read_without_memory_and_trimming_makes_room(store: Store):
     pipeline = Pipeline(Buffer(store.url, "run", patience_s=0), Limits(2, 1))
     for _ in range(3):
-        pipeline.pipeline()
+        pipeline.iteration()
     manifest, admin = pipeline.snapshot(), redis.Redis.from_url(store.url)
     fill_memory(admin)
     assert pipeline.buffer.summary("policy")["groups_trained"] == 6

@@ -94,7 +94,7 @@ def test_a_crash_at_any_point_of_the_lap_loses_nothing_and_trains_nothing_twice(
 
 def test_a_recorded_cut_is_cut_again_from_its_record(buffer: Buffer):
     pipeline = Pipeline(buffer, Limits(2, 2))
-    records = [pipeline.pipeline() for _ in range(3)]
+    records = [pipeline.iteration() for _ in range(3)]
     pipeline.start(None)
     assert [buffer.recorded("policy", step) and lap_groups(buffer, step) for step in range(4)] == [
         *(r.groups for r in records),
@@ -106,7 +106,7 @@ def test_a_recorded_cut_is_cut_again_from_its_record(buffer: Buffer):
         assert pipeline.cut().groups == record.groups
         assert len(buffer.load(record.groups)) == 2
         pipeline.release()
-    assert pipeline.pipeline().groups != records[-1].groups
+    assert pipeline.iteration().groups != records[-1].groups
     pipeline.check_tasks()
 
 
@@ -118,9 +118,9 @@ def lap_groups(buffer: Buffer, step: int) -> tuple[str, ...]:
 
 def test_synchronous_training_drops_the_groups_of_a_dead_epoch_and_repeats_their_tasks_in_order(buffer: Buffer):
     pipeline = Pipeline(buffer, Limits(2, 0))
-    pipeline.pipeline()
+    pipeline.iteration()
     manifest = pipeline.snapshot()
-    pipeline.pipeline()
+    pipeline.iteration()
     pipeline.fill()
     pipeline.start(manifest)
     assert buffer.recorded("policy", 1) is None
@@ -147,11 +147,11 @@ def test_leases_of_dead_workers_run_on_and_living_ones_still_put(buffer: Buffer)
 @pytest.mark.parametrize("trimmed", [True, False])
 def test_rolling_back_drops_what_came_after_the_manifest_and_claims_its_tasks_again(buffer: Buffer, trimmed: bool):
     pipeline = Pipeline(buffer, Limits(2, 1))
-    kept = {id: f"trained:{step}" for step in range(2) for id in pipeline.pipeline().groups}
+    kept = {id: f"trained:{step}" for step in range(2) for id in pipeline.iteration().groups}
     manifest = pipeline.snapshot()
     outstanding = set(manifest.outstanding)
     for _ in range(3):
-        pipeline.pipeline()
+        pipeline.iteration()
     if trimmed:
         buffer.trim(pipeline.snapshot())
     held = pipeline.claim()
@@ -166,17 +166,17 @@ def test_rolling_back_drops_what_came_after_the_manifest_and_claims_its_tasks_ag
     assert {id: outcome for id, outcome in pipeline.outcomes().items() if outcome.startswith("trained")} == kept
     pipeline.check_tasks()
     for _ in range(3):
-        pipeline.pipeline()
+        pipeline.iteration()
     pipeline.check_tasks()
     assert buffer.summary("policy")["groups_trained"] == 10
 
 
 def test_a_manifest_remembers_the_tasks_of_groups_that_a_record_still_holds(buffer: Buffer):
     pipeline = Pipeline(buffer, Limits(2, 2))
-    pipeline.pipeline()
+    pipeline.iteration()
     manifest = pipeline.snapshot()
-    pipeline.pipeline()
-    pipeline.pipeline()
+    pipeline.iteration()
+    pipeline.iteration()
     pipeline.start(manifest)
     pipeline.cut()
     pipeline.release()
@@ -186,20 +186,20 @@ def test_a_manifest_remembers_the_tasks_of_groups_that_a_record_still_holds(buff
 
 def test_a_manifest_older_than_what_was_trimmed_rolls_back_unasked(buffer: Buffer):
     pipeline = Pipeline(buffer, Limits(2, 1))
-    pipeline.pipeline()
+    pipeline.iteration()
     old = pipeline.snapshot()
-    pipeline.pipeline()
+    pipeline.iteration()
     buffer.trim(pipeline.snapshot())
     pipeline.start(old)
     assert buffer.summary("policy")["groups_trained"] == 2
     pipeline.check_tasks()
-    pipeline.pipeline()
+    pipeline.iteration()
     pipeline.check_tasks()
 
 
 def test_a_redis_that_lost_everything_is_rebuilt_from_the_manifest(buffer: Buffer, redis_url: str):
     pipeline = Pipeline(buffer, Limits(2, 1))
-    pipeline.pipeline()
+    pipeline.iteration()
     pipeline.claim()
     manifest = pipeline.snapshot()
     fresh = Pipeline(Buffer(redis_url, f"fresh-{uuid4().hex}"), pipeline.limits, manifest=manifest)
@@ -212,7 +212,7 @@ def test_a_redis_that_lost_everything_is_rebuilt_from_the_manifest(buffer: Buffe
 def test_a_redis_that_lost_its_tail_goes_back_to_the_manifest(buffer: Buffer):
     """As after a crash with appendfsync everysec: the manifest knows of steps that Redis does not."""
     pipeline = Pipeline(buffer, Limits(2, 1))
-    first = pipeline.pipeline()
+    first = pipeline.iteration()
     pipeline.fill()
     trained = tuple(s.group.id for s in pipeline.ready())
     manifest = Manifest("policy", 2, pipeline.epoch, 9, (), (6, 7, 8), first.groups + trained)
@@ -224,8 +224,8 @@ def test_a_redis_that_lost_its_tail_goes_back_to_the_manifest(buffer: Buffer):
 
 def test_trimming_leaves_the_ledger_and_can_be_repeated(buffer: Buffer):
     pipeline = Pipeline(buffer, Limits(2, 1))
-    record = pipeline.pipeline()
-    pipeline.pipeline()
+    record = pipeline.iteration()
+    pipeline.iteration()
     manifest, before = pipeline.snapshot(), buffer.summary("policy")
     buffer.trim(manifest)
     buffer.trim(manifest)
@@ -239,8 +239,8 @@ def test_trimming_leaves_the_ledger_and_can_be_repeated(buffer: Buffer):
 def test_the_summary_can_tell_a_lost_group_and_one_trained_twice(buffer: Buffer):
     """The counts are not zero by construction."""
     pipeline = Pipeline(buffer, Limits(2, 1))
-    pipeline.pipeline()
-    pipeline.pipeline()
+    pipeline.iteration()
+    pipeline.iteration()
     client, prefix = connection_of(buffer).redis, connection_of(buffer).prefix
     live = next(id for id, outcome in pipeline.outcomes().items() if outcome == "live")
     client.delete(f"{prefix}group:{live}")

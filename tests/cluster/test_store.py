@@ -95,7 +95,7 @@ def test_after_a_restart_every_lease_has_one_fresh_period(store: Store, num_call
     """Also if the first call after the start is one that the server had served before."""
     pipeline = Pipeline(Buffer(store.url, "run"), Limits(1, 0, lease_s=1))
     for _ in range(num_calls_before):
-        pipeline.pipeline()
+        pipeline.iteration()
     claim = pipeline.claim()
     assert claim
     kill(store)
@@ -194,7 +194,7 @@ def test_a_closed_directory_can_be_owned_again_with_all_it_held(tmp_path: Path):
     directory = tmp_path / "a directory with spaces and ü"
     with Store(directory) as store:
         pipeline = Pipeline(Buffer(store.url, "run"), Limits(2, 1))
-        pipeline.pipeline()
+        pipeline.iteration()
         pid = store.pid
     assert ended(pid, 0)
     with Store(directory) as store:

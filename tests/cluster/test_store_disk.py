@@ -98,12 +98,12 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Past:
     with Store(directory) as store:
         pipeline = Pipeline(Buffer(store.url, "run"), Limits(2, 1))
         for _ in range(3):
-            pipeline.pipeline()
+            pipeline.iteration()
         manifest = pipeline.snapshot()
         trained = {line.task for line in pipeline.buffer.ledger("policy") if line.outcome.startswith("trained")}
         pipeline.buffer.trim(manifest)
         for _ in range(3):
-            pipeline.pipeline()
+            pipeline.iteration()
     return Past(directory, manifest, trained)
 
 
@@ -118,7 +118,7 @@ def goes_on(store: Store, past: Past) -> None:
     buffer.forsake("policy")  # as a driver does when it starts: a tear may lie between a claim and its put
     pipeline = Pipeline(buffer, Limits(2, 1), manifest=past.manifest)
     while pipeline.step < 6:
-        pipeline.pipeline()
+        pipeline.iteration()
     # The ledger may have lost lines of the first three steps; the checkpoint holds what they trained.
     lines = [line for line in pipeline.buffer.ledger("policy") if line.task not in past.trained]
     trained = [line.task for line in lines if line.outcome.startswith("trained")]
@@ -193,7 +193,7 @@ def test_a_full_disk_is_waited_for_with_every_lease_and_nothing_is_dropped(
         assert len(out) == 2
         assert len(pipeline.cut().groups) == 2
         pipeline.release()
-        pipeline.pipeline()
+        pipeline.iteration()
         assert set(pipeline.buffer.summary("policy")["groups_dropped"]) == set()
         pipeline.check_tasks()
     (said,) = {record.getMessage() for record in caplog.records if "does not answer" in record.getMessage()}
