@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cluster.config import POLICY, LearnerSection
 from cluster.types import Batch, BatchRecord, Group, Pair
-from learner.batch.pack import pack
 from learner.losses.sequence_losses import Terms
+from learner.pack import pack
 from learner.types import Engine, ReferenceModel
 
 

@@ -336,8 +336,8 @@ def _deal(
     micro of at least `LEAST_TOKENS` has no row that fills less than `full_frac` of it.
     """
     order = np.argsort(-used, kind="stable")
-    lap = np.arange(len(order)) % (2 * world)
-    owner = np.minimum(lap, 2 * world - 1 - lap)
+    turn = np.arange(len(order)) % (2 * world)
+    owner = np.minimum(turn, 2 * world - 1 - turn)
     ranks = []
     for rank in range(world):
         rows, micros = order[owner == rank], []

@@ -266,7 +266,7 @@ class Progress:
 
 def _train(plan: Plan, engine: Any, progress: Progress, stop: Any) -> int:
     from actors.demonstrations import PAIR
-    from learner.losses.sequence_losses import build_terms
+    from learner.losses.sequence_losses import build_sequence_losses
     from learner.offline import Imitation, OfflineRun, Preference
     from learner.reference import reference_for
 
@@ -311,7 +311,7 @@ def _train(plan: Plan, engine: Any, progress: Progress, stop: Any) -> int:
     run = OfflineRun(
         section=section,
         engine=engine,
-        objective=Preference(build_terms(section)) if pairs else Imitation(),
+        objective=Preference(build_sequence_losses(section)) if pairs else Imitation(),
         reference=reference_for(section, plan.model_dir, engine) if pairs else None,
         rows=rows.batch,
         held_out=(held_out, settings.data.batch_size),

@@ -137,9 +137,9 @@ def _remove(old: Sequence[Path]) -> None:
         shutil.rmtree(target)
 
 
-def part(target: Path, policy: str, lap: str) -> Path:
+def part(target: Path, policy: str, run_policy: str) -> Path:
     """Where in a checkpoint a policy's files are."""
-    return target if policy == lap else target / "policies" / policy
+    return target if policy == run_policy else target / "policies" / policy
 
 
 def _write(target: Path, engine: Savable, what: str, written: Written) -> None:
