@@ -14,7 +14,7 @@ from redis.retry import Retry
 from cluster.buffer.connection import Connection
 from cluster.commands import app
 from cluster.config import BufferSection
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, one_line
 
 
 @contextmanager
@@ -38,11 +38,11 @@ def connected(run: Path) -> Iterator[Connection]:
 
 
 def run_id(run: Path) -> str:
-    """The run's name on the cluster and in Redis. Raises ConfigError if it never started."""
-    try:
-        return (run / "id").read_text()
-    except FileNotFoundError as error:
-        raise ConfigError(f"{run} has no file 'id': its run never got as far as its buffer.") from error
+    """The run's name on the cluster and in Redis. Raises ConfigError if it never started, or if that is unreadable."""
+    name = _text(run / "id")
+    if name is None:
+        raise ConfigError(f"{run} has no file 'id': its run never got as far as its buffer.")
+    return name
 
 
 def live_url(run: Path) -> str | None:
@@ -75,18 +75,16 @@ def _external(url: str) -> str:
 
 
 def _own_server(directory: Path) -> str | None:
-    """Where the run's own server answers with the run's password, if it does."""
-    try:
-        lines = (directory / "redis.conf").read_text().splitlines()
-        password = (directory / "password").read_text().strip()
-    except FileNotFoundError:
+    """Where the run's own server answers with the run's password, if it does. Raises ConfigError."""
+    configuration, password = _text(directory / "redis.conf"), (_text(directory / "password") or "").strip()
+    settings = dict(line.split(" ", 1) for line in (configuration or "").splitlines() if " " in line)
+    host, port = settings.get("bind", "").partition(" ")[0], settings.get("port", "")
+    if not (password and host and port.isascii() and port.isdigit()):
         return None
-    settings = dict(line.split(" ", 1) for line in lines if " " in line)
-    host = settings["bind"].split(" ")[0]
     host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     client = redis.Redis(
         host,
-        int(settings["port"]),
+        int(port),
         password=password,
         retry=Retry(NoBackoff(), 0),  # redis-py's own would take seconds to believe that nobody is there
         socket_connect_timeout=2,
@@ -100,4 +98,16 @@ def _own_server(directory: Path) -> str | None:
         return None
     finally:
         client.close()
-    return f"redis://:{password}@{f'[{host}]' if ':' in host else host}:{settings['port']}/0"
+    return f"redis://:{password}@{f'[{host}]' if ':' in host else host}:{port}/0"
+
+
+def _text(path: Path) -> str | None:
+    """What one of the run's own files says; None if it is not there. Raises ConfigError if it cannot be read."""
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {one_line(error)} Restore it, or move the run's directory."
+        ) from error

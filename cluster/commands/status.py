@@ -124,7 +124,8 @@ def status(run: Path, locks: Collection[int], in_cluster: Collection[str] = ()) 
 
 def _state(run: Path, locks: Collection[int], in_cluster: Collection[str], step: int, steps: int | None) -> State:
     lock, id = run / "redis" / "owner.lock", run / "id"
-    if (id.exists() and id.read_text() in in_cluster) or (lock.exists() and lock.stat().st_ino in locks):
+    named = id.read_text("utf-8", "replace") if id.is_file() else ""
+    if named in in_cluster or (lock.exists() and lock.stat().st_ino in locks):
         return "live"
     # `config.toml` is written whenever a run starts: an older summary is that of an earlier life.
     started = _written(run / "config.toml") or 0.0
