@@ -442,10 +442,13 @@ class RolloutWorker:
 
 
 def _numbered(environment: Environment, episodes: Sequence[list[Rollout]]) -> list[list[Rollout]]:
-    """Note on each rollout of an agent which episode it is of, where an episode left several."""
-    if not isinstance(environment, AgentEnvironment) or all(len(rollouts) == 1 for rollouts in episodes):
+    """Note on each rollout which episode it is of, where an agent left several in one; each agent of an episode has
+    one of its own."""
+    agents = [(i, rollout.agent) for i, rollouts in enumerate(episodes) for rollout in rollouts]
+    numbers = {agent: number for number, agent in enumerate(dict.fromkeys(agents))}
+    if not isinstance(environment, AgentEnvironment) or len(numbers) == len(agents):
         return list(episodes)
-    return [[replace(rollout, episode=i) for rollout in rollouts] for i, rollouts in enumerate(episodes)]
+    return [[replace(r, episode=numbers[i, r.agent]) for r in rollouts] for i, rollouts in enumerate(episodes)]
 
 
 def _checked(group: Group) -> Group:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from actors.chat import Chat, Row
 from actors.endpoint.errors import ApiError
 from actors.engine import Engine
-from actors.environments.agent import Outcome
+from actors.environments.agent import Conversation, Outcome
 from actors.environments.base import End, Observation
 from actors.episode import Limits, Transcript, rollout_of, speak
 from cluster.errors import DataError
@@ -201,12 +201,15 @@ class Session:
 
     def rollouts(self, outcome: Outcome, variant: str) -> list[Rollout]:
         """Return the branches in which the policy spoke, in the order in which they opened."""
-        end = End(outcome.reward, outcome.answer)
-        spoken = [branch for branch in self._branches if any(branch.transcript.mask)]
-        return [
-            rollout_of("", b.transcript, "length" if self.cut else b.finish, end, variant, self._limits.temperature)
-            for b in spoken
-        ]
+        rollouts, conversations = [], list(outcome.conversations)
+        for branch in self._branches:
+            own = _taken(conversations, tuple(branch.transcript.tokens), outcome.reward)
+            if not any(branch.transcript.mask) or not own.trained:
+                continue
+            end, finish = End(own.reward, outcome.answer), "length" if self.cut else branch.finish
+            temperature = self._limits.temperature
+            rollouts.append(rollout_of(own.agent, branch.transcript, finish, end, variant, temperature))
+        return rollouts
 
     def _check_open(self) -> None:
         if self.ended.is_set():
@@ -347,6 +350,12 @@ def _spelled(piece: _Piece, text: str, at: int) -> int | None:
             if text.startswith(body + end, at):
                 return len(body + end)
     return None
+
+
+def _taken(conversations: list[Conversation], tokens: tuple[int, ...], reward: float) -> Conversation:
+    """Take the conversation of these tokens from the list; where there is none, return one that is worth `reward`."""
+    place = next((i for i, c in enumerate(conversations) if c.tokens == tokens), None)
+    return Conversation(tokens, reward) if place is None else conversations.pop(place)
 
 
 def _fingerprints(message: Row) -> list[str]:

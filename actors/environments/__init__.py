@@ -13,6 +13,7 @@ from actors.environments.openenv import OpenEnv
 from actors.environments.program import ProgramAgent
 from actors.environments.single_turn import SingleTurn
 from actors.environments.trl import Trl
+from actors.environments.verifiers import Verifiers
 
 ENVIRONMENTS: dict[str, type[Environment]] = {
     "attempts": Attempts,
@@ -27,6 +28,7 @@ ENVIRONMENTS: dict[str, type[Environment]] = {
     "program": ProgramAgent,
     "single_turn": SingleTurn,
     "trl": Trl,
+    "verifiers": Verifiers,
 }
 
 __all__ = ["ENVIRONMENTS", "End", "Environment", "Observation"]

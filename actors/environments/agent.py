@@ -31,12 +31,27 @@ class PolicyAccess:
 
 
 @dataclass(frozen=True, slots=True)
+class Conversation:
+    """What one conversation with the policy came to, where not all of an episode are worth the same."""
+
+    tokens: tuple[int, ...]
+    """Prompts and turns of the policy, from the first token on; by them its rollout is known."""
+    reward: float
+    agent: str = ""
+    """Name of the agent that had it, in an episode of several."""
+    trained: bool = True
+    """Whether the policy learns from it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What an episode came to."""
 
     reward: float = float("nan")
     """NaN where the agent gives none; then other rewards of the recipe score the rollouts."""
     answer: str | None = None
+    conversations: tuple[Conversation, ...] = ()
+    """Conversations with a reward of their own; all others have `reward`."""
 
 
 class AgentEnvironment(Environment):

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from actors.environments.gymnasium_text import GymnasiumText
 from actors.environments.mcp import Mcp
+from actors.environments.openenv import OpenEnv
+from actors.environments.verifiers import Verifiers
+from cluster.errors import DataError
+from cluster.types import Task
+from tests.actors.agents import Scripted, merging
+from tests.actors.agents import played as run_agent
+from tests.actors.test_endpoint import check_sampled
+from tests.actors.test_endpoint_tools import LONG, TEMPLATE, Reads
 from tests.actors.test_hosted import episode as played
 from tests.actors.test_wires import called
 
 ENVIRONMENTS = Path(__file__).parents[2] / ".environments"
+
+
+def scripted(texts: Sequence[str]) -> Callable[[Any], str]:
+    left = iter(texts)
+    return lambda _: next(left)
 
 
 def program(environment: str, name: str) -> str:
@@ -49,3 +67,78 @@ def test_the_git_server_s_tools(tmp_path):
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     command = (program("mcp", "mcp-server-git"), "--repository", str(tmp_path))
     Mcp(command=command, tools=("git_status", "git_log")).check()
+
+
+def tokenizer() -> Any:
+    """A tokenizer of a model that knows tools, as verifiers' parsers of calls want it."""
+    made = merging(TEMPLATE)
+    made.add_special_tokens({"extra_special_tokens": ["<tool_call>", "</tool_call>"]})
+    return made
+
+
+@asynccontextmanager
+async def served(environment: str, *arguments: str, home: Path) -> AsyncIterator[str]:
+    """Run a script of this folder in an environment of its own; yield the first line that it prints."""
+    script = Path(__file__).with_name(f"{environment}_world.py")
+    process = await asyncio.create_subprocess_exec(
+        program(environment, "python"),
+        str(script),
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HOME": str(home)},
+    )
+    try:
+        assert process.stdout is not None
+        yield (await asyncio.wait_for(process.stdout.readline(), 120)).decode().strip()
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+@asynccontextmanager
+async def verifiers_server(world: str, tmp_path: Path) -> AsyncIterator[Verifiers]:
+    """A server of the world's, and what speaks to it; the policy's tokenizer is `Scripted`'s."""
+    tokenizer().save_pretrained(tmp_path)
+    async with served("verifiers", world, home=tmp_path) as address:
+        yield Verifiers(url=address, tokenizer=str(tmp_path), renderer={"name": "default", "tool_parser": "qwen3"})
+
+
+async def test_a_card_game_of_two_seats_of_a_verifiers_server(tmp_path):
+    engine = Scripted(Reads(tokenizer()), lambda prompt: "bet" if "card: 9" in prompt else "fold")
+    async with verifiers_server("cards", tmp_path) as environment:
+        task = Task.of("t", "", task_data={"cards": [9, 4]})
+        rollouts = await run_agent(engine, environment, task=task)
+    check_sampled(rollouts, engine)
+    assert sorted((r.agent, r.reward) for r in rollouts) == [("first", 1.0), ("second", -1.0)]
+    for rollout in rollouts:
+        assert [turn.role for turn in rollout.turns] == ["user", "assistant"] * 2
+    assert sum(r.num_tokens for r in rollouts) == sum(len(tokens) for _, tokens, _ in engine.record)
+    assert "They say fold." in engine.chat.text(rollouts[0].tokens.tolist())
+
+
+async def test_a_tool_environment_of_a_verifiers_server(tmp_path):
+    texts = iter((("<tool_call>", '{"name": "add", "arguments": {"a": 1, "b": 3}}', "</tool_call>"), "4"))
+    engine = Scripted(Reads(tokenizer()), lambda prompt: next(texts))  # type: ignore[arg-type]
+    async with verifiers_server("sums", tmp_path) as environment:
+        (rollout,) = await run_agent(engine, environment, LONG, Task.of("t", "2+2?", "4"))
+    check_sampled([rollout], engine)
+    assert (rollout.agent, rollout.reward) == ("", 1.0)
+    assert [turn.role for turn in rollout.turns] == ["user", "assistant"] * 2
+    assert "tool\n4<|im_end|>" in engine.chat.text(rollout.tokens.tolist())
+    assert rollout.num_tokens == sum(len(tokens) for _, tokens, _ in engine.record)
+
+
+async def test_a_maze_of_an_openenv_server(tmp_path):
+    async with served("openenv", "1", home=tmp_path) as port:
+        environment = OpenEnv(url=f"ws://127.0.0.1:{port}/ws", action="way", observation="text")
+        rollout = await played(environment, scripted(("north", "east")), timeout_s=60.0)
+        assert [turn.text for turn in rollout.turns if turn.role == "user"][1:] == [
+            "You are at (0, 1), the goal is at (1, 1)."
+        ]
+        assert (rollout.reward, rollout.finish) == (pytest.approx(0.9), "stop")
+        with pytest.raises(DataError, match="north-east"):
+            await played(environment, lambda _: "north-east", timeout_s=60.0)
+        both = [
+            played(environment, way, timeout_s=60.0) for way in map(scripted, (("east", "north"), ("north", "east")))
+        ]
+        assert [r.reward for r in await asyncio.gather(*both)] == [pytest.approx(0.9)] * 2, "one waits for the place"
