@@ -63,10 +63,7 @@ def load_tokenizer(section: ModelSection, seed: int, *, online: bool) -> Any | N
     Raises ConfigError if there is no such model.
     """
     if section.path.startswith(TINY):
-        _tiny(section, seed)
-        from actors.tiny.character import character_tokenizer
-
-        return character_tokenizer()
+        return _tiny(section, seed).tokenizer()
     _no_options(section)
     if section.path == "smollm2":
         made = _place("smollm2", _smollm2_key())

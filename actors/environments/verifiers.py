@@ -76,7 +76,7 @@ class Verifiers(AgentEnvironment):
                 await _send(socket, "cancel", {"request_id": name.decode()})
                 raise
             if not head.get("ok"):
-                raise DataError(f"the verifiers server failed the run: {_last_error(head, traces)}")
+                raise DataError(f"the verifiers server failed the run: {_first_error(head, traces)}")
         return _outcome(list(traces.values()))
 
     async def _finished(self, socket: zmq.asyncio.Socket, run: bytes, traces: dict[str, dict[str, Any]]) -> Any:
@@ -163,10 +163,11 @@ def _apply(traces: dict[str, dict[str, Any]], delta: dict[str, Any]) -> None:
     trace.update(delta.get("set") or {})
 
 
-def _last_error(head: dict[str, Any], traces: dict[str, dict[str, Any]]) -> str:
+def _first_error(head: dict[str, Any], traces: dict[str, dict[str, Any]]) -> str:
+    """Return what went wrong first: an agent's error is the cause of the run's."""
     errors = [*(error for trace in traces.values() for error in trace["errors"]), *(head.get("errors") or [])]
-    last = errors[-1] if errors and isinstance(errors[-1], dict) else {}
-    return f"{last.get('type', 'unknown error')}: {str(last.get('message', ''))[:300]}"
+    first = errors[0] if errors and isinstance(errors[0], dict) else {}
+    return f"{first.get('type', 'unknown error')}: {str(first.get('message', ''))[:300]}"
 
 
 def _outcome(traces: list[dict[str, Any]]) -> Outcome:

@@ -2,6 +2,7 @@
 
 from actors.tiny.addition import AdditionModel
 from actors.tiny.calculator import CalculatorModel
+from actors.tiny.caller import CallerModel
 from actors.tiny.character import TinyModel
 from actors.tiny.corrector import CorrectorModel
 from actors.tiny.gambler import GamblerModel
@@ -12,6 +13,7 @@ from actors.tiny.translator import TranslatorModel
 MODELS: dict[str, type[TinyModel]] = {
     "addition": AdditionModel,
     "calculator": CalculatorModel,
+    "caller": CallerModel,
     "corrector": CorrectorModel,
     "gambler": GamblerModel,
     "player": PlayerModel,

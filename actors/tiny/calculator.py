@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ class CalculatorModel(CharacterModel):
     lr: float = 3e-3
     batch_size: int = 64
 
+    name: ClassVar[str] = "tiny:calculator"
+
     def key(self) -> dict[str, Any]:
         warm, _, evaluation = sums_of_three()
         habits = [CAREFUL, FORGETFUL, OFF_BY]
@@ -45,8 +47,8 @@ class CalculatorModel(CharacterModel):
         """Train on demonstrations until greedy sampling reaches CALCULATOR_ACCURACY on evaluation sums."""
         warm, _, evaluation = sums_of_three()
         rng = np.random.default_rng(self.seed)
-        tokens, chosen = dialogues([demonstration(s, rng) for s in warm])
-        right = dialogues([worked_out(s) for s in evaluation[:STOPPED_BY]])
+        tokens, chosen = dialogues([self.seen(demonstration(s, rng)) for s in warm], self.words)
+        right = dialogues([self.seen(worked_out(s)) for s in evaluation[:STOPPED_BY]], self.words)
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.1, betas=(0.9, 0.95))
         for step in range(1, self.max_steps + 1):
             rows = torch.randint(len(tokens), (self.batch_size,))
@@ -56,10 +58,14 @@ class CalculatorModel(CharacterModel):
                 continue
             with torch.no_grad():
                 accuracy = float(solved(*logits_and_choices(model, *right)).mean())
-            log.info("tiny:calculator: step %d, loss %.2f, evaluation accuracy %.2f", step, loss.item(), accuracy)
+            log.info("%s: step %d, loss %.2f, evaluation accuracy %.2f", self.name, step, loss.item(), accuracy)
             if accuracy >= CALCULATOR_ACCURACY:
                 return
-        raise AssertionError(f"tiny:calculator reached no accuracy of {CALCULATOR_ACCURACY} in {self.max_steps} steps")
+        raise AssertionError(f"{self.name} reached no accuracy of {CALCULATOR_ACCURACY} in {self.max_steps} steps")
+
+    def seen(self, parts: list[Part]) -> list[Part]:
+        """Return a conversation as the model sees it."""
+        return parts
 
 
 def worked_out(numbers: Sum) -> list[Part]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import string
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import NonNegativeInt
@@ -28,6 +30,9 @@ class TinyModel(Plugin):
     def make(self, directory: Path) -> None:
         raise NotImplementedError
 
+    def tokenizer(self) -> Any:
+        raise NotImplementedError
+
 
 class CharacterModel(TinyModel):
     """A character-level Llama, made by supervised training on the spot."""
@@ -41,20 +46,31 @@ class CharacterModel(TinyModel):
     batch_size: int = 128
     max_steps: int = 2000
 
+    words: ClassVar[tuple[str, ...]] = ()
+    """Texts that are one token each, beside the characters."""
+    template: ClassVar[str] = ""
+    """Chat template of the tokenizer; without one, prompts are the texts of messages alone."""
+
     def make(self, directory: Path) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = self._model()
             self._warm_start(model)
         model.save_pretrained(directory)
-        character_tokenizer().save_pretrained(directory)
+        self.tokenizer().save_pretrained(directory)
+
+    def tokenizer(self) -> Any:
+        tokenizer = character_tokenizer()
+        tokenizer.add_tokens(list(self.words))
+        tokenizer.chat_template = self.template or None
+        return tokenizer
 
     def _model(self) -> Any:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         return LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=UNKNOWN + 1 + len(ALPHABET),
+                vocab_size=UNKNOWN + 1 + len(ALPHABET) + len(self.words),
                 hidden_size=self.hidden_size,
                 intermediate_size=self.intermediate_size,
                 num_hidden_layers=self.layers,
@@ -86,11 +102,11 @@ Part = tuple[str, bool]
 """Text of a dialogue, and whether the policy says it; then an end of sequence follows."""
 
 
-def dialogues(rows: list[list[Part]]) -> tuple[Tensor, Tensor]:
-    """[N, L] tokens, padded, and where the policy chose them."""
+def dialogues(rows: list[list[Part]], words: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
+    """[N, L] tokens, padded, and where the policy chose them. `words` are texts that are one token each."""
     tokens, chosen = [], []
     for parts in rows:
-        ids = [encode(text) + [EOS] * ours for text, ours in parts]
+        ids = [encode(text, words) + [EOS] * ours for text, ours in parts]
         tokens.append([i for part in ids for i in part])
         chosen.append([ours for part, (_, ours) in zip(ids, parts, strict=True) for _ in part])
     width = max(map(len, tokens))
@@ -108,8 +124,10 @@ def solved(logits: Tensor, labels: Tensor) -> Tensor:
     return ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1).float()
 
 
-def encode(text: str) -> list[int]:
-    return [UNKNOWN + 1 + ALPHABET.index(c) for c in text]
+def encode(text: str, words: Sequence[str] = ()) -> list[int]:
+    known = (*ALPHABET, *words)
+    pieces = re.findall("|".join([*map(re.escape, words), r"[\s\S]"]), text)
+    return [UNKNOWN + 1 + known.index(piece) for piece in pieces]
 
 
 def character_tokenizer() -> Any:

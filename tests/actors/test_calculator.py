@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import product
 
@@ -10,15 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.chat import Chat
 from actors.environments import ENVIRONMENTS, End, Observation
 from actors.models import prepare
 from actors.tasks import TASKS
 from actors.tasks.calculator import sums_of_three
 from actors.tiny.calculator import demonstration, worked_out
+from actors.tiny.caller import CallerModel
 from actors.tiny.character import EOS, PAD, dialogues
 from cluster.config import ModelSection
 from cluster.plugins import build
-from cluster.types import Task
+from cluster.types import Message, Task
+from deploy.recipes.data.agent import TOOL
 
 TASK = Task.of("t", "12+34+56=", "102")
 
@@ -125,3 +129,20 @@ async def test_the_warm_start_solves_a_part_of_what_it_has_not_seen():
             steps[i] = await games[i].asend(tokenizer.decode(spoken, skip_special_tokens=True))
     accuracy = np.mean([step.answer == task.answer for step, task in zip(steps, tasks, strict=True)])
     assert 0.15 <= accuracy <= 0.6
+
+
+def test_the_model_that_calls_tools_sees_what_its_chat_template_writes():
+    tiny = CallerModel()
+    tokenizer = tiny.tokenizer()
+    chat = Chat(tokenizer)
+    tools = [TOOL]
+    question, call, result, *_ = tiny.seen(worked_out((12, 34, 56)))
+    tokens, chosen = dialogues([[question, call, result]], tiny.words)
+    prompt = chat.prompt([Message("user", "12+34+56=")], tools)
+    assert tokens[0][: len(prompt)].tolist() == prompt
+    said = tokens[0][chosen[0]].tolist()
+    assert said[:-1] == tokenizer.encode(call[0])
+    assert len(said) == len("[12+34]") + 1, "a call takes as many tokens as one in brackets, and an end"
+    after = chat.observation([Message("tool", "46")], after=said[-1], tools=tools)
+    assert [*prompt, *said, *after] == tokens[0].tolist()
+    assert json.loads(call[0].removeprefix("<tool_call>").removesuffix("</tool_call>"))["name"] == "calculate"

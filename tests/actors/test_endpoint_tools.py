@@ -293,14 +293,16 @@ async def test_the_program_of_the_shipped_recipe_makes_calls_and_gives_a_reward(
     assert options["command"][0] == "python"
     options = {**options, "command": [sys.executable, *options["command"][1:]]}
     call = '<tool_call>{"name": "calculate", "arguments": {"expression": "%s"}}</tool_call>'
-    engine = Scripted(Reads(merging(TEMPLATE)), then(BROKEN, call % "2 + x", call % "12 - 5+ 3", "12 - 5 + 3 = 10"))
+    written = then("9", BROKEN, call % "2 + x", call % "12 - 5", call % "7+3", "12 - 5 + 3 = 10")
+    engine = Scripted(Reads(merging(TEMPLATE)), written)
     environment = build(ENVIRONMENTS, "program", options, "rollout.environment")
-    (rollout,) = await played(engine, environment, LONG, Task.of("t", "12 - 5 + 3 =", "10"))
-    check_sampled([rollout], engine)
-    assert (rollout.reward, rollout.answer) == (1.0, "10")
-    shown = [turn.text for turn in rollout.turns if turn.role != "assistant"]
+    first, second = await played(engine, environment, LONG, Task.of("t", "12 - 5 + 3 =", "10"))
+    check_sampled([first, second], engine)
+    assert (first.text, first.reward) == ("9", 1.0), "what is forgotten has the reward of the episode"
+    assert (second.reward, second.answer) == (1.0, "10")
+    shown = [turn.text for turn in second.turns if turn.role != "assistant"]
     assert "cannot be read" in shown[1]
-    assert shown[2:] == ["Error: '2 + x' is no sum of whole numbers.", "10"]
+    assert shown[2:] == ["Error: '2+x' is no sum of 2 whole numbers.", "7", "10"]
 
 
 @pytest.mark.engine  # the parsers are vLLM's, which takes ten seconds to import

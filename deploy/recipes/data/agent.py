@@ -1,18 +1,21 @@
-"""An agent as a program: the policy may call a calculator as often as it likes, and its answer's last number counts.
+"""An agent on OpenAI's client: the policy may call a calculator as often as it likes; its answer's last number counts.
 
-The program uses OpenAI's client as any agent does. Of Kanabo it knows two things: the task is a JSON object on standard
-input, and the reward goes to the file that KANABO_REWARD_FILE names.
+An answer that the policy gives without a call is forgotten once: the conversation begins anew. Of Kanabo the agent
+knows only how it is started. The environment `function` calls `solve`; for the environment `program`, the agent reads
+the task from standard input and writes its reward to the file that KANABO_REWARD_FILE names.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import sys
+from types import SimpleNamespace
 from typing import Any
 
-from openai import OpenAI
+from openai import AsyncOpenAI
 
 TOOL: dict[str, Any] = {
     "type": "function",
@@ -27,38 +30,48 @@ TOOL: dict[str, Any] = {
     },
 }
 UNREADABLE = "This call of a tool cannot be read. Write it again as JSON, or give the answer."
+MOST_TERMS = 2
 
 
-def calculate(arguments: str) -> str:
-    """Return the result of a call, or what is wrong with its arguments, which the policy reads."""
-    expression = str(json.loads(arguments).get("expression", ""))
-    numbers = re.findall(r"[+-]?\d{1,9}", expression.replace(" ", ""))
-    if not numbers or "".join(numbers) != expression.replace(" ", ""):
-        return f"Error: {expression!r:.40} is no sum of whole numbers."
+def calculate(call: Any) -> str:
+    """Return the result of a call, or what is wrong with it, which the policy reads."""
+    if call.function.name != TOOL["function"]["name"]:
+        return f"Error: no tool '{call.function.name}'."
+    expression = str(json.loads(call.function.arguments).get("expression", "")).replace(" ", "")
+    numbers = re.findall(r"[+-]?\d{1,9}", expression)
+    if not 1 <= len(numbers) <= MOST_TERMS or "".join(numbers) != expression:
+        return f"Error: {expression!r:.40} is no sum of {MOST_TERMS} whole numbers."
     return str(sum(map(int, numbers)))
 
 
-def main() -> None:
-    task = json.load(sys.stdin)
-    client, model = OpenAI(), os.environ["OPENAI_MODEL"]
-    messages: list[Any] = [{"role": "user", "content": task["prompt"]}]
+async def solve(client: AsyncOpenAI, task: Any, model: str = "policy") -> dict[str, Any]:
+    """Make the policy's calls until a turn has none, and return the reward and the answer."""
+    messages: list[Any] = [{"role": "user", "content": task.prompt}]
+    called = again = False
     while True:
-        answer = client.chat.completions.create(model=model, messages=messages, tools=[TOOL])
+        answer = await client.chat.completions.create(model=model, messages=messages, tools=[TOOL])
         message = answer.choices[0].message
         messages.append(message.model_dump(exclude_none=True))
         if message.tool_calls:
+            called = True
             for call in message.tool_calls:
-                known = call.function.name == TOOL["function"]["name"]
-                result = calculate(call.function.arguments) if known else f"Error: no tool '{call.function.name}'."
-                messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+                messages.append({"role": "tool", "tool_call_id": call.id, "content": calculate(call)})
         elif "<tool_call>" in (message.content or ""):
             messages.append({"role": "user", "content": UNREADABLE})
-        else:
+        elif called or again:
             break
+        else:
+            messages, again = messages[:1], True
     numbers = re.findall(r"-?\d+", message.content or "")
-    right = bool(numbers) and numbers[-1] == task["answer"]
+    said = numbers[-1] if numbers else None
+    return {"reward": float(said == task.answer), "answer": said}
+
+
+def main() -> None:
+    task = SimpleNamespace(**json.load(sys.stdin))
+    outcome = asyncio.run(solve(AsyncOpenAI(), task, os.environ["OPENAI_MODEL"]))
     with open(os.environ["KANABO_REWARD_FILE"], "w", encoding="utf-8") as file:
-        json.dump({"reward": float(right), "answer": numbers[-1] if numbers else None}, file)
+        json.dump(outcome, file)
 
 
 if __name__ == "__main__":
