@@ -16,6 +16,7 @@ from cluster.config.foreign_keys import FOREIGN_KEYS
 from cluster.config.offline import DataSection, OfflineConfig
 from cluster.config.policies import PolicySection
 from cluster.config.run_config import RunConfig
+from cluster.observability.trackers import TRACKERS
 from cluster.plugins import lookup
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
@@ -88,6 +89,7 @@ def _plugins() -> Iterator[str]:
         "rewards.shape": SHAPERS,
         "selectors": SELECTORS,
         "monitors": MONITORS,
+        "tracking.trackers": {name: TRACKERS[name] for name in ("mlflow", "trackio")},
         "controllers": CONTROLLERS,
         "learner.advantage": ADVANTAGES,
         "learner.loss": LOSSES,

@@ -154,6 +154,8 @@ class TrackingSection(Section):
     """Write files for TensorBoard."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Weights & Biases; its package is an extra."""
+    trackers: tuple[Use, ...] = ()
+    """Further ones: `mlflow`, `trackio`, or a class of your own (`cluster.observability.trackers:Tracker`)."""
     samples_per_step: NonNegativeInt = 4
     """Rollouts a step that are written to samples.jsonl with text, scores and advantage."""
     archived_groups: NonNegativeInt = 2000

@@ -14,7 +14,7 @@ from cluster.config import stored as read_stored
 from cluster.driver import preflight_dataset
 from cluster.driver.preflight_plugins import build_kind, plugins
 from cluster.errors import ConfigError, DataError, nearest, one_line
-from cluster.observability import metrics
+from cluster.observability.trackers import trackers
 from cluster.placement.job_metadata import submission_id
 from cluster.process import lock
 from cluster.storage import checkpoint, leftovers
@@ -65,7 +65,8 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     skipped = leftovers.look(directory)
     used_directory(settings, directory)
     resume_point(settings, directory)
-    metrics.check_wandb(settings.tracking)
+    for tracker in trackers(settings.tracking):
+        tracker.check()
     plugins(settings)
     head = tasks(settings)
     prompt_variants(settings, head)

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl` first, then Prometheus, TensorBoard and Weights & Biases.
+"""Where a run's numbers go: `metrics.jsonl` first, then Prometheus and trackers.
 
 Names are `area/quantity_unit`; a value that is not finite is written as null, never as a number.
 """
@@ -8,19 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-import netrc
 import os
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from cluster.config import TrackingSection
 from cluster.config.foreign_keys import new_metric
-from cluster.errors import ConfigError
+from cluster.observability.trackers import Trackers
 from cluster.process.disk import FULL
 
 log = logging.getLogger(__name__)
@@ -60,8 +55,7 @@ class Recorder:
         self.directory = directory
         self._sinks = sinks
         self._open()
-        self._board = _tensorboard(directory) if tracking.tensorboard else None
-        self._wandb = _wandb(directory, tracking, name, config) if tracking.wandb != "off" else None
+        self._trackers = Trackers(tracking, directory, name, config)
 
     def _open(self) -> None:
         self._metrics = Lines(self.directory / "metrics.jsonl")
@@ -91,18 +85,7 @@ class Recorder:
             sink.record(step, row)
         tracked = {k: v for k, v in row.items() if v is not None}
         tracked |= {ALIASES[k]: v for k, v in tracked.items() if k in ALIASES}
-        self._draw(step, tracked)
-        if self._wandb:
-            self._wandb.log({**tracked, "step": step})
-
-    def _draw(self, step: int, values: Mapping[str, float]) -> None:
-        if not self._board:
-            return
-        try:
-            self._board.add_event(_event(step, values))
-        except OSError as error:  # its thread has ended, and says so at every later call
-            log.warning("TensorBoard's file takes no more values: %s. metrics.jsonl has them all.", error)
-            self._board = None
+        self._trackers.log(step, tracked)
 
     def sample(self, row: Mapping[str, Any]) -> None:
         """Write one rollout with its text, scores and advantage."""
@@ -117,11 +100,7 @@ class Recorder:
     def close(self) -> None:
         self._metrics.close()
         self._samples.close()
-        if self._board:
-            with suppress(OSError):
-                self._board.close()
-        if self._wandb:
-            self._wandb.finish()
+        self._trackers.close()
 
 
 class Lines:
@@ -187,50 +166,3 @@ def _survives(line: str, step: int) -> bool:
         return json.loads(line)["step"] <= step
     except (ValueError, TypeError, KeyError, RecursionError):
         return False
-
-
-def _tensorboard(directory: Path) -> Any:
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-    return EventFileWriter(str(directory / "tensorboard"))
-
-
-def _event(step: int, values: Mapping[str, float]) -> Any:
-    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-
-    scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-    return Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
-
-
-def check_wandb(tracking: TrackingSection) -> None:
-    """Weights & Biases can be written to as the recipe asks. Raises ConfigError."""
-    if tracking.wandb == "off":
-        return
-    if find_spec("wandb") is None:
-        raise ConfigError(
-            f"tracking.wandb = '{tracking.wandb}', but wandb is not installed. Run: pip install 'kanabo[wandb]', or "
-            'set tracking.wandb = "off".'
-        )
-    if tracking.wandb == "online" and not _logged_in():
-        raise ConfigError(
-            "tracking.wandb = 'online', but there is no key: set WANDB_API_KEY, or run `wandb login`, or set "
-            'tracking.wandb = "offline".'
-        )
-
-
-def _logged_in() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC") or None).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _wandb(directory: Path, tracking: TrackingSection, name: str, config: Mapping[str, Any]) -> Any:
-    check_wandb(tracking)
-    import wandb  # pyright: ignore[reportMissingImports]
-
-    return wandb.init(project="kanabo", name=name, dir=str(directory), mode=tracking.wandb, config=dict(config))

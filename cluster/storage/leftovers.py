@@ -21,7 +21,7 @@ FILES = (
     "owner.lock", "redis/password", "redis/redis.conf", "redis/redis.log", "redis/redis.pid", "redis/owner.lock",
 )  # fmt: skip
 FOLDERS = ("dataset", "redis", "checkpoints", "groups", "judges", "policies", "reward_models", "replay")
-ALSO_WRITTEN = ("offline.toml", "alarm.md", "alarm.png", "tensorboard", "wandb")
+ALSO_WRITTEN = ("offline.toml", "alarm.md", "alarm.png", "mlflow", "tensorboard", "trackio", "wandb")
 """Other names that a run writes to."""
 MARKS = {"id": re.compile(r".+-[0-9a-f]{6}\s*", re.DOTALL), "owner.lock": re.compile(r"\d*\s*")}
 """A directory with one of these files, of such contents, is a run's: the lock is there before anything else."""

@@ -21,7 +21,7 @@ from cluster.config import parse
 from cluster.driver import preflight
 from cluster.driver.preflight import everything
 from cluster.errors import ConfigError
-from cluster.observability import metrics
+from cluster.observability.trackers import Wandb
 from cluster.placement import ray_runtime
 from cluster.process.lock import acquire_run_lock
 from tests.models import random_llama
@@ -508,17 +508,17 @@ def test_answers_that_no_context_has_room_for_are_refused_at_once(tokens, length
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_a_tracker_without_its_package_is_refused_at_once(tmp_path, mode, monkeypatch):
-    monkeypatch.setattr("cluster.observability.metrics.find_spec", lambda name: None)
+    monkeypatch.setattr("cluster.observability.trackers.find_spec", lambda name: None)
     settings = parse({"tracking": {"wandb": mode}})
     with pytest.raises(ConfigError, match=rf"tracking\.wandb = '{mode}'.*pip install 'kanabo\[wandb\]'"):
         everything(settings, tmp_path / "run", online=False)
 
 
 def test_a_tracker_without_a_key_is_refused_at_once(monkeypatch, tmp_path):
-    monkeypatch.setattr("cluster.observability.metrics.find_spec", lambda name: object())
+    monkeypatch.setattr("cluster.observability.trackers.find_spec", lambda name: object())
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="WANDB_API_KEY"):
         everything(parse({"tracking": {"wandb": "online"}}), tmp_path / "run", online=False)
     monkeypatch.setenv("WANDB_API_KEY", "k")
-    metrics.check_wandb(parse({"tracking": {"wandb": "online"}}).tracking)
+    Wandb(mode="online").check()
