@@ -11,7 +11,7 @@ import sys
 
 
 def mlflow_run(run):
-    import mlflow
+    import mlflow  # pyright: ignore[reportMissingImports]
 
     mlflow.set_tracking_uri(run["address"] or "file://" + run["directory"])
     mlflow.set_experiment(run["project"])
@@ -22,7 +22,7 @@ def mlflow_run(run):
 
 def trackio_run(run):
     os.environ.setdefault("TRACKIO_DIR", run["directory"])
-    import trackio
+    import trackio  # pyright: ignore[reportMissingImports]
 
     space = {"space_id": run["address"]} if run["address"] else {}
     trackio.init(project=run["project"], name=run["name"], config=run["config"], **space)
