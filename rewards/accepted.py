@@ -40,6 +40,8 @@ def number(value: Any) -> float | None:
     """The float that a number of any kind is (bool, int, numpy's, Decimal, a tensor of shape []); None for others."""
     if isinstance(value, Real | Decimal | np.number | np.bool_) and not isinstance(value, complex | np.complexfloating):
         return _float(value)
+    if np.ma.is_masked(value):
+        return math.nan  # what lies below a mask is a number that nobody meant
     if getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None)):  # an array or tensor
         inner = value.item()
         return _float(inner) if isinstance(inner, bool | int | float) else None
@@ -62,6 +64,8 @@ def _values(values: Any, num_rollouts: int) -> np.ndarray:
 
 def _array(values: Any, name: str) -> np.ndarray:
     """float64, NaN for None. Raises ValueError for what is no array of numbers."""
+    if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "biuf":
+        values = np.where(np.ma.getmaskarray(values), math.nan, values.data)
     values = values if isinstance(values, np.ndarray) else _plain(values, name)
     if values.dtype.kind in "biuf":
         return np.array(values, np.float64)

@@ -10,6 +10,7 @@ names the field.
 
 from __future__ import annotations
 
+import math
 import re
 import types
 from collections.abc import Callable, Mapping
@@ -282,6 +283,8 @@ def _stored_field(type_: Any, name: str, value: Mapping[Any, Any]) -> Any:
 
 
 def _float(value: Any, where: str) -> float:
+    if np.ma.is_masked(value):
+        return math.nan  # what lies below a mask is a number that nobody meant
     number: Any = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
     _check(isinstance(number, Real | np.bool_), where, lambda: f"is {brief(value)}; a number is expected")
     try:
@@ -320,6 +323,8 @@ def _array(value: Any, where: str) -> np.ndarray:
     if wire:
         dtype, shape, data = value
         value = np.frombuffer(data, np.dtype(dtype)).reshape(shape)
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        value = np.where(np.ma.getmaskarray(value), math.nan, value.data)
     if isinstance(value, np.ndarray):
         _check(value.dtype.kind in "biufO", where, f"holds {value.dtype}; numbers are expected")
     found = array(value, np.float64, where) if not isinstance(value, np.ndarray) else np.asarray(value)

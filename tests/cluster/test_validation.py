@@ -62,6 +62,11 @@ def test_numbers_of_any_kind_are_the_numbers_they_are(reward, number):
     assert decode(encode(found), Group).rollouts[0].reward == number
 
 
+@pytest.mark.parametrize("reward", [np.ma.masked, np.ma.array(1.0, mask=True)])
+def test_a_masked_number_is_unknown(reward):
+    assert np.isnan(checked_group(group(reward=reward)).rollouts[0].reward)
+
+
 @pytest.mark.parametrize("reward", ["1", [1.0], {}, float("inf"), 10**400, 1j, object()])
 def test_what_is_no_finite_number_is_refused_by_name(reward):
     with pytest.raises(DataError, match=r"group\.rollouts\[0\]\.reward"):

@@ -122,6 +122,8 @@ TOKENS = 4  # of a rollout of two letters
         (scored(values=[np.float32(0.5), 2]), [0.5, 2]),
         (scored(values=np.array([True, np.int64(2)], object)), [1, 2]),
         (scored(values=(1.0, None)), [1, None]),
+        (scored(values=np.ma.array([1.0, 2.0], mask=[False, True])), [1, None]),
+        (scored(values=[1.0, np.ma.masked]), [1, None]),
         (scored(values=np.array([np.nan, 1.0])), [None, 1]),
         (scored(values=np.array([np.inf, 10**300])), [None, 1e300]),
         (scored(state=[0, 2]), [1, None]),
