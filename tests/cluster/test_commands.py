@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
+import http.server
 import json
 import math
 import os
 import resource
 import subprocess
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -156,9 +159,9 @@ def test_a_checkpoint_becomes_a_plain_model_directory(kanabo, tmp_path):
         write_checkpoint(run, step)
     told = kanabo("export", "a", "--dir", tmp_path, "--to", tmp_path / "out" / "model", "--json")
     assert told.code == 0
-    assert (told.document["step"], told.document["files"]) == (10, 2)
+    assert (told.document["step"], told.document["files"]) == (10, 3)
     written = tmp_path / "out" / "model"
-    assert sorted(path.name for path in written.rglob("*")) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in written.rglob("*")) == ["README.md", "config.json", "model.safetensors"]
     source = run / "checkpoints" / "global_step_10" / "model.safetensors"
     assert (written / "model.safetensors").read_bytes() == source.read_bytes()
     assert kanabo("export", run, "--step", 9, "--to", tmp_path / "nine").code == 0
@@ -175,11 +178,102 @@ def test_each_of_several_policies_becomes_a_directory_of_its_own(kanabo, tmp_pat
     assert kanabo("export", run, "--to", tmp_path / "first").code == 0
     assert not (tmp_path / "first" / "policies").exists()
     assert kanabo("export", run, "--policy", "critic", "--to", tmp_path / "second").code == 0
-    assert [path.name for path in (tmp_path / "second").rglob("*")] == ["config.json"]
+    assert sorted(path.name for path in (tmp_path / "second").rglob("*")) == ["README.md", "config.json"]
     assert json.loads((tmp_path / "second" / "config.json").read_text()) == {"policy": "critic"}
     told = kanabo("export", run, "--policy", "cirtic", "--to", tmp_path / "third")
     assert told.code == 2
     assert "has no policy 'cirtic'. There are: policy, critic." in told.err
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The part of the hub's HTTP interface that an upload asks; `server.files` are those that it has got."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        server: Any = self.server
+        server.asked.append((self.path, self.headers["Authorization"]))
+        if server.refuses:
+            return self.answer(403, {"error": "you may not"})
+        if self.path.endswith("/preupload/main"):
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
+            return self.answer(200, {"files": files})
+        if self.path.endswith("/commit/main"):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        elif self.path == "/api/repos/create":
+            server.made = json.loads(body)
+        url = f"http://{self.headers['Host']}/me/sums"
+        return self.answer(200, {"url": url, "commitUrl": f"{url}/commit/1", "commitOid": "1"})
+
+    def answer(self, code: int, document: Any) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(document).encode())
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked, server.files, server.made, server.refuses = [], {}, {}, False
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_TOKEN", "hf_key")
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_model_is_uploaded_with_a_card_of_its_figures_and_recipe(kanabo, tmp_path, hub):
+    run = make_run(tmp_path, "a")
+    environment = {"use": "program", "options": {"command": ["sh"], "env": {"KEY": "hidden"}}}
+    (run / "config.toml").write_text(
+        config.dump(config.parse({"run": {"name": "a"}, "rollout": {"environment": environment}}))
+    )
+    write_checkpoint(run, 1)
+    told = kanabo("export", run, "--to", tmp_path / "m", "--push-to-hub", "me/sums", "--json")
+    assert told.code == 0, told.err
+    assert told.document["url"] == f"http://127.0.0.1:{hub.server_port}/me/sums"
+    assert (hub.made["name"], hub.made["visibility"]) == ("sums", "private")
+    assert {key for _, key in hub.asked} == {"Bearer hf_key"}
+    assert hub.files == {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+    card = hub.files["README.md"].decode()
+    assert "after 1 steps" in card
+    assert "| `eval/accuracy` | 0.25 (step 0) | 0.25 (step 0) |" in card
+    assert "| `reward/mean` | 0.1 (step 1) | 0.1 (step 1) |" in card, "figures of later steps are not this model's"
+    assert 'name = "a"' in card
+    assert "hidden" not in card
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in (tmp_path / "m").iterdir())
+
+
+def test_an_upload_that_is_refused_leaves_the_model_here(kanabo, tmp_path, hub):
+    write_checkpoint(make_run(tmp_path, "a"), 1)
+    hub.refuses = True
+    told = kanabo("export", "a", "--dir", tmp_path, "--to", tmp_path / "m", "--push-to-hub", "me/sums", "--public")
+    assert told.code == 1
+    assert "--push-to-hub 'me/sums'" in told.err
+    assert (tmp_path / "m" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("repository", "token", "error"), [("a b", "k", "'a b'"), ("me/sums", "", "Set HF_TOKEN")])
+def test_an_upload_that_cannot_be_is_refused_before_the_copy(
+    kanabo, tmp_path, hub, monkeypatch, repository, token, error
+):
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    write_checkpoint(make_run(tmp_path, "a"), 1)
+    told = kanabo("export", "a", "--dir", tmp_path, "--to", tmp_path / "m", "--push-to-hub", repository)
+    assert told.code == 2
+    assert error in told.err
+    assert not (tmp_path / "m").exists()
+    assert not hub.asked
 
 
 def test_a_step_that_does_not_exist_names_those_that_do(kanabo, tmp_path):
