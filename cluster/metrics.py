@@ -314,7 +314,13 @@ _declare(
 )  # fmt: skip
 _declare(
     "Loss",
-    Metric("loss/policy", "mean", "loss", "the policy loss", "it is no measure of progress"),
+    Metric(
+        "loss/total", "mean", "loss",
+        "what is minimised: `learner.loss` with its coefficients, and `loss/sequence`; not `loss/value`",
+        "it is no measure of progress",
+    ),
+    Metric("loss/policy", "mean", "loss", "the policy loss before `coef`", "it is no measure of progress"),
+    Metric("loss/sequence", "mean", "loss", "`learner.sequence_losses`, each times its `coef`"),
     Metric(
         "loss/entropy_nats", "mean", "nats",
         "entropy of the next token",

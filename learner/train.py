@@ -261,7 +261,9 @@ def optimize(
     num_tokens = passes * sum(update.batch.num_tokens for update in updates)
     denominator = passes * sum(update.denominator for update in updates)
     num_updates = {"learner/num_updates": float(len(rows))}
-    return {**counts, **_means(totals, num_tokens, denominator), **_averaged(rows), **num_updates}
+    found = {**counts, **_means(totals, num_tokens, denominator), **_averaged(rows), **num_updates}
+    found["loss/total"] += found.get("loss/sequence", 0.0)
+    return found
 
 
 def _updates(
@@ -347,7 +349,7 @@ def _averaged(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def _means(totals: dict[str, float], num_tokens: int, denominator: float) -> dict[str, float]:
     means = {name: value / num_tokens for name, value in totals.items()}
-    for name in totals.keys() & {"loss/policy", "loss/value"}:  # these carry the tokens' weights
+    for name in totals.keys() & {"loss/policy", "loss/total", "loss/value"}:  # these carry the tokens' weights
         means[name] = totals[name] / denominator
     square = means.pop("loss/ratio_square")
     # Share of the tokens that a sum of importance-weighted ones is worth: 1 on policy.

@@ -60,7 +60,7 @@ DASHBOARDS: dict[str, dict[str, list[str]]] = {
         "Fetch and pause, s": ["weights/fetch_s", "weights/pause_s"],
         "Gradient norm": ["learner/grad_norm"],
         "Entropy, nats": ["loss/entropy_nats"],
-        "Loss": ["loss/policy"],
+        "Loss": ["loss/total"],
         "Ratios clipped": ["loss/clipped_frac"],
     },
     "Engines": {

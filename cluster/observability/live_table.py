@@ -121,7 +121,7 @@ class LiveTable:
         self._rows.append(
             (
                 f"{step}/{self._steps}",
-                number(row.get("loss/policy"), ".4f"),
+                number(row.get("loss/total"), ".4f"),
                 number(row.get("reward/mean"), ".3f"),
                 number(row.get("eval/accuracy"), ".3f"),
                 number(row.get("rollout/tokens_per_s"), ",.0f"),

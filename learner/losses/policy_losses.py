@@ -243,7 +243,8 @@ def objective(
 ) -> tuple[Float[Tensor, ""], Metrics]:
     """coef · policy loss, corrected, + kl_coef · KL − entropy_coef · entropy, as a sum.
 
-    The metrics are sums over trained tokens too, without gradient; `loss/policy` alone carries the tokens' weights.
+    The metrics are sums over trained tokens too, without gradient; `loss/policy` and `loss/total`, which is the sum
+    returned, carry the tokens' weights.
     """
     weighted, found = corrected(logprobs, tokens, section)
     loss, metrics = _checked(policy_loss, section.use, logprobs, weighted)
@@ -260,6 +261,7 @@ def objective(
         metrics["loss/kl_nats"] = kl.sum()
         if section.kl_coef:  # k3 may overflow, and 0 · inf is no 0
             loss = loss + section.kl_coef * (kl * tokens.weight).sum()
+    metrics["loss/total"] = loss
     with torch.no_grad():
         log_ratio = log_importance(logprobs, tokens.behaviour_logprobs, mask)
         ratio = log_ratio.exp()

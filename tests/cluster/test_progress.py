@@ -13,7 +13,7 @@ from rich.console import Console
 
 from cluster.observability import live_table
 
-ROW = {"loss/policy": 0.1234, "reward/mean": 0.5, "learner/wait_s": 1.0}
+ROW = {"loss/total": 0.1234, "reward/mean": 0.5, "learner/wait_s": 1.0}
 
 
 @pytest.fixture(autouse=True)

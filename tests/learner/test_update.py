@@ -87,6 +87,7 @@ def test_sft_and_preference_losses_are_at_temperature_one_whatever_the_sampling_
     (gradient,) = torch.autograd.grad(loss, table)
     torch.testing.assert_close(-engine.table.detach(), gradient + expected_policy, atol=1e-5, rtol=1e-4)
     assert metrics["loss/nll"] == pytest.approx(nll.item(), rel=1e-5)
+    assert metrics["loss/total"] == pytest.approx(loss.item() + coef * metrics["loss/policy"], rel=1e-5)
 
 
 def test_a_margin_to_the_sampling_weights_is_at_the_sampling_temperature_on_both_sides():

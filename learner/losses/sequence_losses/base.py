@@ -111,6 +111,7 @@ class Terms(StepPlugin):
             if changed is not None:
                 factor, addend = factor * changed[0].detach(), addend * changed[0].detach() + changed[1].detach()
         leaves = [sums.logprobs, sums.sampled, sums.weighted, sums.appended]
+        metrics["loss/sequence"] = float(total.detach())
         # A step without pairs may hang on nothing: the 0 keeps it differentiable.
         total = total + 0 * sums.logprobs.sum()
         found = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
