@@ -187,17 +187,23 @@ def _watch(base: Path, only: Sequence[Path]) -> None:
 
 
 def _table(found: list[Status], base: Path) -> Any:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from cluster.observability.live_table import number
 
     empty = "" if found else "There is no run here; another place is given by --dir."
-    table = Table(title=f"kanabo · {base}", caption=empty, title_justify="left", caption_justify="left")
-    table.add_column("run")
-    table.add_column("state")
-    for column in ("step", "reward", "accuracy", "tokens/s", "staleness", "last row"):
-        table.add_column(column, justify="right")
-    table.add_column("failures")
+    # Nine columns in the 80 characters of a pipe: without lines between them, and folded where they do not fit.
+    table = Table(
+        title=f"kanabo · {base}", caption=empty, title_justify="left", caption_justify="left",
+        box=SIMPLE_HEAD, pad_edge=False, padding=0,
+    )  # fmt: skip
+    table.add_column("run", overflow="fold", min_width=10)
+    table.add_column("state", no_wrap=True)
+    for column in ("step", "reward", "accuracy", "tokens/s", "stale"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("row ago", justify="right", overflow="fold", min_width=6)
+    table.add_column("failures", overflow="fold", min_width=8)
     for row in found:
         table.add_row(
             row.run,
@@ -207,7 +213,7 @@ def _table(found: list[Status], base: Path) -> Any:
             number(row.accuracy, ".3f"),
             number(row.tokens_per_s, ",.0f"),
             number(row.staleness, ".2f"),
-            "–" if row.age_s is None else f"{_since(row.age_s)} ago",
+            "–" if row.age_s is None else _since(row.age_s),
             ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in row.failures.items()) or "–",
         )
     return table

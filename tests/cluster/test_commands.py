@@ -144,6 +144,15 @@ def test_values_are_the_last_known_and_unknown_is_null(kanabo, tmp_path):
     assert "0.200" in table
 
 
+def test_the_table_cuts_no_value_in_the_width_of_a_pipe(kanabo, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    make_run(tmp_path, "quickstart", steps=120)
+    table = kanabo("status", "--dir", tmp_path).out
+    assert "…" not in table
+    assert "quickstart" in table
+    assert "2/120" in table
+
+
 def test_runs_are_looked_for_where_jobs_write_them(kanabo, tmp_path, monkeypatch):
     make_run(tmp_path, "shared")
     monkeypatch.setenv("KANABO_RUNS", str(tmp_path))
