@@ -9,14 +9,28 @@ import json
 import os
 import sys
 
+MOST_PARAMS = 100
+"""MLflow takes so many in one request."""
+
+
+def flat(tree, before=""):
+    """Yield the keys of a recipe, dotted, and their values as text."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, before + key + ".")
+        else:
+            yield before + key, str(value)[:500]
+
 
 def mlflow_run(run):
     import mlflow  # pyright: ignore[reportMissingImports]
 
-    mlflow.set_tracking_uri(run["address"] or "file://" + run["directory"])
+    mlflow.set_tracking_uri(run["address"] or "sqlite:///" + os.path.join(run["directory"], "mlflow.db"))
     mlflow.set_experiment(run["project"])
     mlflow.start_run(run_name=run["name"])
-    mlflow.log_dict(run["config"], "recipe.json")
+    keys = list(flat(run["config"]))
+    for start in range(0, len(keys), MOST_PARAMS):
+        mlflow.log_params(dict(keys[start : start + MOST_PARAMS]))
     return (lambda step, values: mlflow.log_metrics(values, step=step)), mlflow.end_run
 
 

@@ -20,10 +20,10 @@ class mlflow: pass
 root = None
 def set_tracking_uri(uri):
     global root
-    root = uri.removeprefix("file://")
+    root = os.path.dirname(uri.removeprefix("sqlite:///"))
 def set_experiment(name): note("experiment", name)
 def start_run(run_name): note("run", run_name)
-def log_dict(values, name): note(name, values["seed"])
+def log_params(values): note("recipe", values)
 def log_metrics(values, step):
     if values.get("reward/mean") == 7:
         raise ValueError("no sevens")
@@ -53,7 +53,7 @@ class Mine(Tracker):
 
 def recorder(directory: Path, *asked: dict) -> metrics.Recorder:
     settings = parse({"tracking": {"tensorboard": False, "trackers": list(asked)}, "seed": 5})
-    return metrics.Recorder(directory, settings.tracking, "run", {"seed": 5})
+    return metrics.Recorder(directory, settings.tracking, "run", {"seed": 5, "model": {"path": "smollm2"}})
 
 
 def test_values_reach_each_tracker_and_one_that_fails_is_left_out(tmp_path, caplog):
@@ -91,7 +91,7 @@ def test_a_package_of_another_python_gets_the_recipe_and_the_values(tmp_path):
     written.close()
     told = [json.loads(line) for line in (tmp_path / "run" / "mlflow" / "told").read_text().splitlines()]
     assert told == [
-        ["experiment", "sums"], ["run", "run"], ["recipe.json", 5],
+        ["experiment", "sums"], ["run", "run"], ["recipe", {"seed": "5", "model.path": "smollm2"}],
         [3, {"reward/mean": 0.5, "critic/rewards/mean": 0.5}], ["end", None],
     ]  # fmt: skip
 
