@@ -89,3 +89,13 @@ def test_options_of_the_readmes_submit_command_are_rays():
     ).stdout
     assert len(options) == 3
     assert all(re.search(rf"{option}(?![\w-])", help_text) for option in options)
+
+
+def test_a_linter_finds_nothing_in_the_dockerfile():
+    linter = ROOT / ".environments" / "lint" / "bin" / "hadolint"
+    if not linter.exists():
+        pytest.skip(f"{linter} is not there: make env-tests")
+    told = subprocess.run(
+        [linter, "--no-color", "--failure-threshold", "warning", "-"], input=DOCKERFILE, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stdout
