@@ -23,7 +23,7 @@ from actors.tasks.columns import find
 from actors.tasks.prompts import conversation
 from actors.tasks.rows import Row
 from actors.tasks.shards import Shards, open_rows
-from cluster.config import POLICY, DataSection
+from cluster.config import POLICY, DataSection, RowsSection
 from cluster.errors import ConfigError, DataError, nearest
 from cluster.types import Claim, Group, Message, Pair, Rollout, Task
 from cluster.types.wire import brief, clean_text
@@ -46,29 +46,38 @@ class Demonstration:
 class Demonstrations:
     """The rows of a recipe's `[data]`, read and tokenised when asked for."""
 
-    def __init__(self, section: DataSection, chat: Chat, seed: int, *, pairs: bool) -> None:
-        """With `pairs` every row has a chosen and a rejected completion. Raises ConfigError for files."""
-        self._section, self._chat, self._pairs = section, chat, pairs
-        self._rows = self._opened(section.path, section.split, "data.path")
+    def __init__(
+        self, section: RowsSection, chat: Chat, seed: int, *, pairs: bool = False, where: str = "learner.demonstrations"
+    ) -> None:
+        """With `pairs` every row has a chosen and a rejected completion. `where` is the section's name in errors.
+
+        Raises ConfigError for files that cannot be read.
+        """
+        self._section, self._chat, self._pairs, self._where = section, chat, pairs, where
+        self._rejected = section.rejected_key if isinstance(section, DataSection) else "rejected"
+        self._rows = self._opened(section.path, section.split, f"{where}.path")
         self._held_out: Shards | None = None
+        self._num_held_out = 0
+        if isinstance(section, DataSection):
+            self._hold_out(section)
+        self._place = order(seed, len(self), section.shuffle)
+
+    def _hold_out(self, section: DataSection) -> None:
         count = len(self._rows)
         if section.evaluation_path is not None:
-            self._held_out = self._opened(section.evaluation_path, section.evaluation_split, "data.evaluation_path")
+            option = f"{self._where}.evaluation_path"
+            self._held_out = self._opened(section.evaluation_path, section.evaluation_split, option)
         elif section.num_evaluation >= count:
             raise ConfigError(
-                f"data.num_evaluation = {section.num_evaluation}, but '{section.path}' has {count} rows; "
+                f"{self._where}.num_evaluation = {section.num_evaluation}, but '{section.path}' has {count} rows; "
                 "nothing is left to train on."
             )
-        self._place = order(seed, len(self), section.shuffle)
+        else:
+            self._num_held_out = section.num_evaluation
 
     def __len__(self) -> int:
         """Rows to train on."""
-        return len(self._rows) - (0 if self._held_out is not None else self._section.num_evaluation)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of one pass over the rows, the last of which may reach into the next pass."""
-        return -(-len(self) // self._section.batch_size)
+        return len(self._rows) - self._num_held_out
 
     def batch(self, step: int) -> tuple[list[Group], list[str]]:
         """The rows of step number `step`, from 0, as groups of one rollout, or of a chosen and a rejected one.
@@ -94,7 +103,7 @@ class Demonstrations:
         places = range(min(len(self), CHECKED_ROWS))
         groups, left_out = self._groups(self._rows, places, 0)
         if not groups:
-            raise ConfigError(f"data: none of the first {len(places)} rows can be trained on: {left_out[0]}")
+            raise ConfigError(f"{self._where}: none of the first {len(places)} rows can be trained on: {left_out[0]}")
         return left_out
 
     def _opened(self, path: str, split: str, option: str) -> Shards:
@@ -106,7 +115,7 @@ class Demonstrations:
     @cached_property
     def _text_columns(self) -> set[str]:
         section = self._section
-        named = {section.prompt_key, section.completion_key, section.rejected_key} - {""}
+        named = {section.prompt_key, section.completion_key, self._rejected} - {""}
         return named | {*CONVERSATIONS, *COMPLETIONS, "chosen"}
 
     def _groups(self, rows: Shards, places: Sequence[int], version: int) -> tuple[list[Group], list[str]]:
@@ -118,7 +127,9 @@ class Demonstrations:
                 longest = max(len(rollout.tokens) for rollout in group.rollouts)
                 if longest > self._section.max_tokens:
                     most = self._section.max_tokens
-                    raise DataError(f"it has {longest} tokens, and data.max_tokens or the model allows {most}.")
+                    raise DataError(
+                        f"it has {longest} tokens, and {self._where}.max_tokens or the model allows {most}."
+                    )
             except DataError as error:
                 left_out.append(f"{file}:{line}: {error}")
             else:
@@ -145,7 +156,7 @@ class Demonstrations:
     def _pair(self, row: Row) -> list[Demonstration]:
         """The chosen and the rejected conversation of a row. Raises DataError."""
         columns = [self._column(row, self._section.completion_key, ("chosen",), "completion_key")]
-        columns.append(self._column(row, self._section.rejected_key, ("rejected",), "rejected_key"))
+        columns.append(self._column(row, self._rejected, ("rejected",), "rejected_key"))
         ends = [self._completion(column, row) for column in columns]
         prompt = self._section.prompt_key or next((name for name in CONVERSATIONS if find(row, name) is not None), "")
         if prompt:
@@ -170,8 +181,9 @@ class Demonstrations:
         found = next((name for name in names if find(row, name) is not None), None)
         if found is None:
             near = nearest(names[0], list(row))
+            where = f"{self._where}.{option}"
             raise DataError(
-                f"the row has no {' or '.join(map(repr, names))}, and no other column is named by data.{option}. "
+                f"the row has no {' or '.join(map(repr, names))}, and no other column is named by {where}. "
                 f"{near}It has {', '.join(map(str, row))}."
             )
         return found

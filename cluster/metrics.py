@@ -438,7 +438,8 @@ _declare(
     Metric("eval/seconds_s", "mean", "s", "one evaluation", "high: lower `evaluation.max_tasks`"),
 )  # fmt: skip
 _declare(
-    "Without rollouts",
+    "Demonstrations",
+    Metric("loss/demonstrations_nats", "mean", "nats", "−log-prob of a token of `[learner.demonstrations]`"),
     Metric("loss/nll_nats", "mean", "nats", "`kanabo sft`: −log-prob of a token that is trained on, before the step"),
     Metric("eval/loss_nll_nats", "mean", "nats", "the same on held-out rows", "rising: fewer passes"),
     Metric("eval/loss_NAME", "mean", "loss", "`kanabo dpo`: a loss of `learner.sequence_losses` on held-out pairs"),

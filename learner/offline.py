@@ -11,14 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from cluster.config import POLICY, LearnerSection
-from cluster.types import Batch, BatchRecord, Group, Pair
+from cluster.config import LearnerSection
+from cluster.types import Batch, Group, Pair
+from learner.losses.demonstrations import batch_of
 from learner.losses.sequence_losses import Terms
-from learner.pack import pack
 from learner.types import Engine, ReferenceModel
 
 
@@ -30,22 +28,6 @@ class Objective(Protocol):
     ) -> dict[str, float]:
         """Return metrics of a batch of all ranks; with `grad` its gradient is added. Collective."""
         ...
-
-
-class Imitation:
-    """−Σ log π(token) / tokens over all trained tokens of the batch, nats."""
-
-    def accumulate(
-        self, batch: Batch, engine: Engine, references: Sequence[Tensor | None], *, grad: bool
-    ) -> dict[str, float]:
-        total = 0.0
-        with torch.set_grad_enabled(grad):
-            for micro in batch.micros:
-                loss = -engine.logprobs(micro)[0].sum() / batch.num_tokens
-                if grad:
-                    engine.backward(loss)
-                total += float(loss.detach())
-        return engine.total({"loss/nll_nats": total})
 
 
 class Preference:
@@ -129,17 +111,3 @@ class OfflineRun:
 
     def _references(self, batch: Batch) -> list[Tensor | None]:
         return [self.reference.logprobs(micro) if self.reference else None for micro in batch.micros]
-
-
-def batch_of(groups: Sequence[Group], pairs: tuple[Pair, ...], section: LearnerSection, engine: Engine) -> Batch:
-    """What this rank trains on of these groups, in each of which the rollouts of `pairs` are compared."""
-    zeros = [np.zeros(len(group)) for group in groups]
-    record = BatchRecord(
-        POLICY,
-        engine.step,
-        tuple(group.id for group in groups),
-        rewards=tuple(zeros),
-        advantages=tuple(tuple(np.zeros(1, np.float32) for _ in group.rollouts) for group in groups),
-        pairs=tuple(pairs for _ in groups) if pairs else (),
-    )
-    return pack(groups, record, section, engine.rank, engine.world)

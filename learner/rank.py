@@ -88,11 +88,12 @@ def learn(
     *,
     stateful: Mapping[str, Any],
     rollout_actors: list[Any],
+    plugins: Sequence[StepPlugin] = (),
 ) -> int:
     """Train to the last step or until asked to stop, saving as the recipe says; returns the step reached.
 
     `arrange` makes mixer and selection of a recipe, of another one each time that controllers change it. `stateful` are
-    plug-ins of theirs that remember earlier steps.
+    plug-ins of theirs that remember earlier steps, `plugins` step plug-ins that the process around the rank makes.
     """
     config, section = rank.config, rank.config.learner
     services.stage("joins the ranks")
@@ -104,14 +105,14 @@ def learn(
     state = memory_of(config, stateful)
     # Without controllers mixer and selection are decided once, and every batch goes to them directly.
     steering = Steering(config, arrange, state) if config.controllers else None
-    first = [StateUpdates(state, rank.rank, buffer.stored), *([steering] if steering else [])]
+    first = [StateUpdates(state, rank.rank, buffer.stored), *([steering] if steering else []), *plugins]
     if rank.resume_from is not None:
         engine.load(rank.resume_from / "learner")
     _check_appended_token(section, engine.vocab_size)
     reference = reference_of(config, rank.run_dir, rank.model_dir, engine)
-    plugins = step_plugins(rank, buffer, engine, reference, services, first)
+    all_plugins = step_plugins(rank, buffer, engine, reference, services, first)
     if rank.resume_from is not None and rank.rank == 0:
-        for plugin in plugins:
+        for plugin in all_plugins:
             plugin.load(rank.resume_from / "learner")
     members = Members(buffer, rank.batches_of, rank.epoch)
     return train(
@@ -122,11 +123,11 @@ def learn(
             publisher=_publisher(rank, buffer, engine, rollout_actors, state),
             policy=rank.policy,
             epoch=rank.epoch,
-            assembler=assembler_of(rank, buffer, steering or arrange(config, state), state, plugins)
+            assembler=assembler_of(rank, buffer, steering or arrange(config, state), state, all_plugins)
             if rank.assembles
             else None,
             batches_of=rank.batches_of,
-            plugins=plugins,
+            plugins=all_plugins,
             reference=reference,
             max_positions=engine.max_positions,
             # Only the learner that assembles is asked to stop: it would wait for a member that left earlier.

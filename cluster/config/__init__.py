@@ -6,9 +6,11 @@ from cluster.config.engines import EndpointSection, EngineSection, ModelSection
 from cluster.config.foreign_keys import with_new_names
 from cluster.config.learner import (
     CorrectionSection,
+    DemonstrationsSection,
     LearnerSection,
     LoraSection,
     LossSection,
+    RowsSection,
     ScheduleSection,
     SequenceLossSection,
     ValueSection,
@@ -46,6 +48,7 @@ __all__ = [
     "ControllerSection",
     "CorrectionSection",
     "DataSection",
+    "DemonstrationsSection",
     "EndpointSection",
     "EngineSection",
     "EvaluationSection",
@@ -59,6 +62,7 @@ __all__ = [
     "PolicySection",
     "RewardModelSection",
     "RewardSection",
+    "RowsSection",
     "RunConfig",
     "ScheduleSection",
     "Section",

@@ -132,6 +132,38 @@ class SequenceLossSection(Use):
     """Weight of the term in the loss."""
 
 
+class RowsSection(Section):
+    """Rows of files that a learner imitates."""
+
+    path: str
+    """A file, a directory or a glob, in every format that `tasks.use = "files"` reads."""
+    split: str = "train"
+    """The split to read, of a data set that has several."""
+    prompt_key: str = ""
+    """Column of the prompt, or of the whole conversation; by default `messages`, `conversations` or `prompt`."""
+    completion_key: str = ""
+    """Column of what the assistant says to the prompt; by default `completion`, `response` or `answer`, of pairs
+    `chosen`."""
+    system: str = ""
+    """A system message before every conversation that has none."""
+    train_on: Literal["all", "last"] = "all"
+    """Which turns of the assistant are trained on: all of them, or the last one alone."""
+    max_tokens: PositiveInt = 2048
+    """Rows with more tokens are left out and counted."""
+    batch_size: PositiveInt = 32
+    """Rows, or pairs, of one optimizer step."""
+    shuffle: bool = True
+    """Every pass in another order, which depends on the seed and the pass alone."""
+
+
+class DemonstrationsSection(RowsSection):
+    """`[learner.demonstrations]`: conversations that are trained on beside the rollouts, with −log π(token) at
+    temperature 1, mean over their trained tokens. They are there if the section is."""
+
+    coef: PositiveFloat = 0.1
+    """Weight of their loss beside the policy loss."""
+
+
 class ValueSection(Section):
     """PPO's critic: a linear value head on the policy's last hidden states. It is there if the section is; `{}` takes
     all defaults. Generalised advantages of each token then take the place of `learner.advantage`. They are computed
@@ -221,6 +253,8 @@ class LearnerSection(Section):
     """What is minimised."""
     sequence_losses: tuple[SequenceLossSection, ...] = ()
     """What is minimised beside it."""
+    demonstrations: DemonstrationsSection | None = None
+    """Conversations that are trained on beside the rollouts, if any are."""
     reference: str = "initial"
     """The model that the KL divergence is measured to, and that loss terms compare with: `initial`, `policy@N`, `RUN@N`
     (a checkpoint in another run's directory; `RUN@latest` is the newest when this run begins), `RUN@initial`, or a

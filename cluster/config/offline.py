@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from cluster.config.base import Section
 from cluster.config.engines import ModelSection
-from cluster.config.learner import LearnerSection, SequenceLossSection
+from cluster.config.learner import LearnerSection, RowsSection, SequenceLossSection
 from cluster.config.run_config import CheckpointSection, RunConfig, TrackingSection
 
 UNUSED = (
     "groups_per_step", "max_staleness", "when_late", "max_refills", "updates_per_batch", "passes_per_batch",
     "drop_zero_variance", "drop_truncated", "advantage", "value", "experience_replay", "turn_discount", "loss",
+    "demonstrations",
 )  # fmt: skip
 """Keys of `[learner]` that are about rollouts."""
 INSTEAD = {"groups_per_step": "data.batch_size", "passes_per_batch": "data.epochs"}
@@ -27,39 +28,20 @@ class OfflineRunSection(Section):
     """Runs live in `dir/name`; where the key is not set, in $KANABO_RUNS if there is one."""
 
 
-class DataSection(Section):
+class DataSection(RowsSection):
     """`[data]`: which rows are trained on. A row of `kanabo sft` is a conversation that ends with the assistant, or a
     prompt and its completion; one of `kanabo dpo` has a chosen and a rejected completion of one prompt."""
 
-    path: str
-    """A file, a directory or a glob, in every format that `tasks.use = "files"` reads."""
-    split: str = "train"
-    """The split to read, of a data set that has several."""
     evaluation_path: str | None = None
     """Rows that are only evaluated on."""
     evaluation_split: str = "test"
     """Split of `evaluation_path`."""
     num_evaluation: NonNegativeInt = 0
     """Without `evaluation_path`: so many rows at the end of `path` are held out."""
-    prompt_key: str = ""
-    """Column of the prompt, or of the whole conversation; by default `messages`, `conversations` or `prompt`."""
-    completion_key: str = ""
-    """Column of what the assistant says to the prompt; by default `completion`, `response` or `answer`, of pairs
-    `chosen`."""
     rejected_key: str = "rejected"
     """Column of the worse completion of a pair."""
-    system: str = ""
-    """A system message before every conversation that has none."""
-    train_on: Literal["all", "last"] = "all"
-    """Which turns of the assistant are trained on: all of them, or the last one alone."""
-    max_tokens: PositiveInt = 2048
-    """Rows with more tokens are left out and counted."""
-    batch_size: PositiveInt = 32
-    """Rows, or pairs, of one optimizer step."""
     epochs: PositiveFloat = 1.0
     """Passes over the rows, where `learner.steps` is not set."""
-    shuffle: bool = True
-    """Every pass in another order, which depends on the seed and the pass alone."""
 
 
 class OfflineConfig(Section):

@@ -105,7 +105,7 @@ def demonstrations(settings: OfflineConfig, kind: Kind, model_dir: str) -> Any:
     from actors.demonstrations import Demonstrations
 
     chat = Chat(AutoTokenizer.from_pretrained(model_dir))
-    return Demonstrations(settings.data, chat, settings.seed, pairs=kind == "dpo")
+    return Demonstrations(settings.data, chat, settings.seed, pairs=kind == "dpo", where="data")
 
 
 def check_same(plan: Plan) -> None:
@@ -266,8 +266,9 @@ class Progress:
 
 def _train(plan: Plan, engine: Any, progress: Progress, stop: Any) -> int:
     from actors.demonstrations import PAIR
+    from learner.losses.demonstrations import Imitation
     from learner.losses.sequence_losses import build_sequence_losses
-    from learner.offline import Imitation, OfflineRun, Preference
+    from learner.offline import OfflineRun, Preference
     from learner.reference import reference_for
 
     settings, section, directory = plan.settings, plan.settings.learner, plan.directory

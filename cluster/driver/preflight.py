@@ -241,8 +241,10 @@ def judged(settings: RunConfig, head: Sequence[Task]) -> None:
 def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[str]:
     """There is such a model, and its tokenizer can write the prompts of these tasks. Raises ConfigError."""
     from actors.chat import Chat
+    from actors.demonstrations import Demonstrations
     from actors.models import TINY, check_files, load_tokenizer
 
+    said: list[str] = []
     path = settings.model.path
     tokenizer = load_tokenizer(settings.model, settings.seed, online=online)
     check_files(settings.model)
@@ -251,6 +253,11 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
         chat = Chat(tokenizer, stop=settings.rollout.stop, tool_parser=settings.rollout.tool_parser)
         if getattr(_environment(settings), "uses_tools", False):
             chat.check_tools()
+        if settings.learner.demonstrations is not None:
+            left_out = Demonstrations(settings.learner.demonstrations, chat, settings.seed).check()
+            said = [f"learner.demonstrations: left out: {why}" for why in left_out[:1]]
+            if len(left_out) > 1:
+                said.append(f"learner.demonstrations: {len(left_out) - 1} more of the first rows are left out.")
     if tokenizer is not None and chat is not None and tokenizer.chat_template:
         try:
             for task in head[:RENDERED]:
@@ -258,12 +265,12 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
                     chat.prompt(task.variants[variant])
         except DataError as error:
             raise ConfigError(f"model.path = '{path}': task {task.id}: {error}") from error
-        return list(_conversation(settings, chat, head))
+        return [*said, *_conversation(settings, chat, head)]
     elif tokenizer is not None or path.startswith(TINY):
         _plain(path, head)
     elif path != "smollm2":
         return [f"not checked: model.path = '{path}', which is not in the local cache, and whether it has a template."]
-    return []
+    return said
 
 
 def _environment(settings: RunConfig) -> Any:

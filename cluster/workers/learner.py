@@ -129,7 +129,22 @@ class LearnerActor:
                 Services(stop=lambda: self._stopping, save=save, stage=self._enter, written=written),
                 stateful=_mixer(config).states,
                 rollout_actors=rollout_actors,
+                plugins=_demonstrations(config, context.model_of(policy)),
             )
+
+
+def _demonstrations(config: RunConfig, model_dir: str) -> list[Any]:
+    from transformers import AutoTokenizer
+
+    from actors.chat import Chat
+    from actors.demonstrations import Demonstrations
+    from learner.losses.demonstrations import DemonstrationLoss
+
+    section = config.learner.demonstrations
+    if section is None:
+        return []
+    rows = Demonstrations(section, Chat(AutoTokenizer.from_pretrained(model_dir)), config.seed)
+    return [DemonstrationLoss(section.coef, rows.batch, config.learner)]
 
 
 def _mixer(config: RunConfig, state_of: Callable[[str], Any] = lambda name: None) -> Mixer:

@@ -33,7 +33,7 @@ def read(
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row))
     section = DataSection(path=str(path), batch_size=1, **keys)
-    return Demonstrations(section, chat(template), 0, pairs=pairs).batch(0)
+    return Demonstrations(section, chat(template), 0, pairs=pairs, where="data").batch(0)
 
 
 def shown(rollout) -> str:
