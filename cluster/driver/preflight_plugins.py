@@ -64,7 +64,14 @@ def plugins(settings: RunConfig) -> None:
         if reward.shape is not None:
             build_kind(SHAPERS, reward.shape, f"rewards[{i}].shape", "shape")
     build_monitors(settings)
-    build_kind(ADVANTAGES, settings.learner.advantage, "learner.advantage", "advantages")
+    advantage = build_kind(ADVANTAGES, settings.learner.advantage, "learner.advantage", "advantages")
+    for name in getattr(advantage, "named_rewards", ()):
+        trained = [n for n, r in zip(settings.reward_names, settings.rewards, strict=True) if r.weight != 0]
+        if name not in trained:
+            raise ConfigError(
+                f"learner.advantage.options.weights.{name}: there is no such trained reward. "
+                f"{nearest(name, trained)}There are: {', '.join(trained)}."
+            )
     if memory_of(settings, {}).remembering and settings.policies:
         raise ConfigError(
             "[[controllers]], learner.experience_replay and the advantage 'role_baseline' remember what one "

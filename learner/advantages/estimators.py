@@ -231,6 +231,11 @@ class MultiAdvantage(TokenAdvantage):
     weights: dict[str, float] = {}
     """w by name of the reward; 1 for those that are not named."""
 
+    @property
+    def named_rewards(self) -> tuple[str, ...]:
+        """Rewards that the options name."""
+        return tuple(self.weights)
+
     def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[Float[np.ndarray, " _"]]]:
         return [self._of_group(scored.rewards, reward_of(scored)) for scored in groups]
 

@@ -180,6 +180,10 @@ OVERRIDES = {
     ),
     "an unknown environment": (["rollout.environment.use=single"], ["rollout.environment.use", "single_turn"]),
     "an unknown engine": (["engine.use=vlm"], ["engine.use = 'vlm'", "Did you mean 'vllm'"]),
+    "a weight of no reward": (
+        ["learner.advantage.use=multi", "learner.advantage.options={weights={exat=2.0}}"],
+        ["learner.advantage.options.weights.exat", "exact"],
+    ),
     "an unknown advantage": (["learner.advantage.use=grp"], ["learner.advantage.use = 'grp'", "group"]),
     "an unknown loss": (["learner.loss.use=clip"], ["learner.loss.use = 'clip'", "Did you mean 'clipped'"]),
     "a loss on pairs without pairs": (["learner.sequence_losses=[{use='dpo'}]"], ["nothing makes pairs", "best_worst"]),
