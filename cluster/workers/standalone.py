@@ -1,4 +1,4 @@
-"""An engine and the signals that grade its answers in one process, without a run."""
+"""An engine, and the rewards and scorers that grade its answers, in one process, without a run."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.config import RunConfig
-from cluster.errors import DataError
+from cluster.errors import ConfigError, DataError, nearest
 from cluster.process.foreign_loops import ForeignLoops
 from cluster.types import Group, Rollout, Task
 from cluster.workers.context import POLICY
 from rewards.asking import ask
+
+if TYPE_CHECKING:
+    from actors.chat import Chat
+    from rewards.base import Reward
+    from rewards.scorers.pool import LogprobScorer
+    from rewards.scorers.server import ScoringServer
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +31,8 @@ AT_ONCE = 16
 class Alone:
     """Raises ConfigError, also in `start`, for a model, tasks, an environment or a reward that there is not."""
 
-    def __init__(self, settings: RunConfig) -> None:
+    def __init__(self, settings: RunConfig, further: str = "") -> None:
+        """`further` names a reward that is asked beside the one that grades."""
         from transformers import AutoTokenizer
 
         from actors.chat import Chat
@@ -47,12 +55,15 @@ class Alone:
         if not self.held_out:
             log.warning("tasks.use = '%s' holds nothing out: these are tasks to train on", settings.tasks.use)
         self.reward = settings.evaluation.reward or settings.reward_names[0]
-        place = settings.reward_names.index(self.reward)
-        self._signal = build_reward(settings.rewards[place], f"rewards[{place}]")
-        self._timeout_s = settings.rewards[place].timeout_s
+        self._rewards: dict[str, tuple[Reward, float]] = {}
+        for name in {self.reward, further} - {""}:
+            place = settings.reward_names.index(name)
+            section = settings.rewards[place]
+            self._rewards[name] = (build_reward(section, f"rewards[{place}]"), section.timeout_s)
         environment = settings.rollout.environment
         self._environment = build(ENVIRONMENTS, environment.use, environment.options, "rollout.environment")
         self.failures = self.left_out = 0
+        self._servers: list[asyncio.Task[None]] = []
         directory = prepare(settings.model, settings.seed)
         settings = _fitted(settings, directory)
         self._chat = Chat(
@@ -60,15 +71,24 @@ class Alone:
             stop=settings.rollout.stop,
             tool_parser=settings.rollout.tool_parser,
         )
+        read = {name for reward, _ in self._rewards.values() for name in reward.scorers()}
+        self._reading = [_reading(name, settings, directory, self._chat) for name in sorted(read)]
         self._services = Services(
-            judges=open_judges(settings.judges, MemoryArchive()), text=self._chat.text, encode=self._chat.passage
+            judges=open_judges(settings.judges, MemoryArchive()),
+            scorers={scorer.name: scorer for scorer, _ in self._reading},
+            text=self._chat.text,
+            encode=self._chat.passage,
         )
         engine = lookup(ENGINES, settings.engine.use, "engine")
         self._engine = engine(directory, settings, stop_tokens=self._chat.stop_tokens, version=INITIAL)
 
     async def start(self) -> None:
         await self._engine.start()
-        await self._signal.prepare(self._services)
+        for scorer, server in self._reading:
+            self._servers.append(asyncio.create_task(server.run()))
+            await scorer.follow({"here": server})
+        for reward, _ in self._rewards.values():
+            await reward.prepare(self._services)
 
     def tasks(self, limit: int | None = None) -> Sequence[Task]:
         """Return the first `limit` tasks of those held out, or of all if none is.
@@ -117,25 +137,29 @@ class Alone:
             await endpoint.close()
             loops.close()
 
-    async def grade(self, groups: Sequence[Group], graded: Callable[[], None]) -> list[float]:
-        """The reward of each lone rollout; NaN if it is unknown."""
+    async def grade(self, groups: Sequence[Group], graded: Callable[[], None], reward: str = "") -> list[float]:
+        """The reward of each lone rollout, by default the one that grades; NaN if it is unknown."""
         places = asyncio.Semaphore(AT_ONCE)
 
         async def one(group: Group) -> float:
             async with places:
-                value = await self._score(group)
+                value = await self._score(group, reward or self.reward)
                 graded()
                 return value
 
         return await asyncio.gather(*map(one, groups))
 
-    async def _score(self, group: Group) -> float:
-        scores, failure = await ask(self._signal, group, self._services, self._timeout_s)
+    async def _score(self, group: Group, name: str) -> float:
+        reward, timeout_s = self._rewards[name]
+        scores, failure = await ask(reward, group, self._services, timeout_s)
         if failure:
-            self._failed(f"reward '{self.reward}' failed on task {group.task.id}: {failure:.200}")
+            self._failed(f"reward '{name}' failed on task {group.task.id}: {failure:.200}")
         return float(scores.values[0])
 
     async def close(self) -> None:
+        for server in self._servers:
+            server.cancel()
+        await asyncio.gather(*self._servers, return_exceptions=True)
         await self._services.close_judges()
         self._services.close()
         await self._engine.close()
@@ -143,6 +167,33 @@ class Alone:
     def _failed(self, what: str) -> None:
         self.failures += 1
         log.warning("%s", what)
+
+
+def _reading(name: str, settings: RunConfig, directory: Path, chat: Chat) -> tuple[LogprobScorer, ScoringServer]:
+    """The scorer of `[scorers.NAME]` with its one replica, which reads with the evaluated model or a directory's.
+
+    Raises ConfigError for a model that only a run knows.
+    """
+    from rewards.scorers.forward import Forward
+    from rewards.scorers.pool import LogprobScorer
+    from rewards.scorers.server import ScoringServer
+
+    if name not in settings.scorers:
+        near = nearest(name, settings.scorers)
+        raise ConfigError(f"a reward reads with the scorer '{name}'. {near}Add a section [scorers.{name}].")
+    section = settings.scorers[name]
+    itself = section.model in (POLICY, "initial")
+    if not itself and not (Path(section.model) / "config.json").is_file():
+        raise ConfigError(
+            f"scorers.{name}.model = '{section.model}' is known in a run alone. Name 'policy', which is the model that "
+            "is evaluated, or a directory."
+        )
+    forward = Forward(
+        directory if itself else section.model, chat.prompt, dtype=section.dtype, batch_tokens=section.batch_tokens,
+        version=section.model,
+    )  # fmt: skip
+    server = ScoringServer(forward, batch_tokens=section.batch_tokens, max_queue=section.max_queue)
+    return LogprobScorer(name, deadline_s=section.deadline_s), server
 
 
 def _fitted(settings: RunConfig, directory: Path) -> RunConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from cluster.commands.evaluate import figures, resolve
 from cluster.errors import ConfigError
 from rewards.base import Reward
-from tests.rewards.groups import group
+from rewards.parsing.answers import answer_of
+from tests.rewards.groups import group, rollout
 
 
 class Broken(Reward):
@@ -65,6 +67,52 @@ def test_what_cannot_be_graded_is_counted_and_is_no_number(kanabo):
     assert (told.document["accuracy"], told.document["num_graded"], told.document["num_failed"]) == (None, 0, 3)
 
 
+RECIPE = str(Path(__file__).parents[2] / "deploy" / "recipes" / "methods" / "self_certainty.toml")
+
+
+@pytest.mark.parametrize("kind", ["majority", "weighted", "borda"])
+def test_a_vote_chooses_one_sample_a_task(kanabo, tmp_path, kind):
+    """Self-Certainty is read with the model that is evaluated; the vote is counted here once more, by hand."""
+    file = tmp_path / "rollouts.jsonl"
+    by = [] if kind == "majority" else ["--by", "self_certainty"]
+    told = kanabo(
+        "evaluate", "tiny:addition", "--tasks", RECIPE, "--limit", 6, "--samples", 5, "--vote", kind, *by,
+        "--power", 2, "--to", file, "--json", *FAST,
+    )  # fmt: skip
+    assert told.code == 0, told.err
+    tasks: dict[str, list[dict]] = {}
+    for line in file.read_text().splitlines():
+        tasks.setdefault(json.loads(line)["task"], []).append(json.loads(line))
+    assert len(tasks) == 6
+    chosen, without = [], 0
+    for rows in tasks.values():
+        ranked = sorted(rows, key=lambda row: -row.get("vote_value", 0))
+        weights = {
+            "majority": lambda row: 1,
+            "weighted": lambda row: min(1, max(0, row["vote_value"])),
+            "borda": lambda row, ranked=ranked: (5 - ranked.index(row)) ** 2,
+        }
+        answers = [answer_of(rollout(row["text"])) for row in rows]
+        votes: dict[str, float] = {}
+        for row, answer in zip(rows, answers, strict=True):
+            if answer:
+                votes[answer] = votes.get(answer, 0) + weights[kind](row)
+        best = max(votes.values(), default=0)
+        winner = next((row for row, a in zip(rows, answers, strict=True) if a and votes[a] == best and best), None)
+        without += winner is None
+        chosen.append((winner or rows[0])["reward"])
+    assert told.document["vote_accuracy"] == pytest.approx(np.mean(chosen))
+    assert told.document["num_without_vote"] == without
+    assert (told.document["vote"], told.document["vote_by"]) == (kind, by[1] if by else None)
+
+
+def test_a_scorer_that_only_a_run_knows_is_refused(kanabo):
+    told = kanabo("evaluate", "tiny:addition", "--tasks", RECIPE, "--samples", 2, "--vote", "borda", "--by",
+                  "self_certainty", "scorers.live.model=previous", "engine.use=tests.fakes:NoEngine")  # fmt: skip
+    assert told.code == 2
+    assert "scorers.live.model = 'previous' is known in a run alone" in told.err
+
+
 def test_figures_of_unknown_rewards():
     groups = [group("a"), group("b")]
     found = figures(groups, [math.nan, 1.0])
@@ -81,6 +129,10 @@ def test_figures_of_unknown_rewards():
         (["tiny:addition", "--tasks", "addition", "--to", "x.parquet"], "does not end in .jsonl"),
         (["tiny:addition", "--tasks", "nowhere.toml"], "does not exist"),
         (["tiny:addition", "--tasks", "addition", "rollout.tokens=3"], "unknown key 'rollout.tokens'"),
+        (["tiny:addition", "--tasks", "addition", "--vote", "majority"], "Add --samples"),
+        (["tiny:addition", "--tasks", "addition", "--samples", 4, "--vote", "borde"], "Did you mean 'borda'"),
+        (["tiny:addition", "--tasks", "addition", "--samples", 4, "--vote", "borda"], "wants --by NAME"),
+        (["tiny:addition", "--tasks", "addition", "--samples", 4, "--by", "exact"], "there is no --vote"),
     ],
 )
 def test_mistakes_are_told_before_an_engine_starts(kanabo, arguments, words):

@@ -58,3 +58,19 @@ def borda_winner(values: Float[np.ndarray, " G"], answers: Sequence[str | None],
         return None
     best = max(votes, key=lambda answer: votes[answer])
     return next(i for i, answer in enumerate(answers) if answer == best and np.isfinite(values[i]))
+
+
+def weighted_winner(values: Float[np.ndarray, " G"], answers: Sequence[str | None]) -> int | None:
+    """Place of the first rollout of the answer with the most weight; None where no known weight is above 0.
+
+    A rollout weighs its value, cut to [0, 1]; one of unknown value (NaN) or without an answer has no weight.
+    """
+    weights = np.where(np.isfinite(values), np.clip(values, 0, 1), 0.0)
+    votes: dict[str, float] = {}
+    for answer, weight in zip(answers, weights, strict=True):
+        if answer is not None and weight > 0:
+            votes[answer] = votes.get(answer, 0.0) + float(weight)
+    if not votes:
+        return None
+    best = max(votes, key=lambda answer: votes[answer])
+    return next(i for i, answer in enumerate(answers) if answer == best and weights[i] > 0)

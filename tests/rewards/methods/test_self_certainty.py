@@ -10,7 +10,7 @@ import pytest
 from cluster.errors import ConfigError
 from cluster.types import ABSTAINED, SCORED, GroupReward, Scores
 from rewards.aggregation.selectors import SELECTORS
-from rewards.aggregation.selectors.votes import Borda, borda_votes, borda_winner
+from rewards.aggregation.selectors.votes import Borda, borda_votes, borda_winner, weighted_winner
 from rewards.base import UNVERSIONED, Services
 from rewards.builtin.self_certainty import SelfCertainty, certainty
 from tests.rewards.groups import group
@@ -85,3 +85,12 @@ def test_the_selector_keeps_the_first_of_the_winning_answer():
     assert np.flatnonzero(np.isfinite(left_out.rewards)).tolist() == [0], "a tie of three: the first answer"
     unknown = Borda(signal="sure").select(made, {}, GroupReward(np.arange(4.0)))
     assert np.isnan(unknown.rewards).all()
+
+
+def test_a_weighted_vote_counts_values_between_0_and_1():
+    answers = ["A", "B", "B", None, "C"]
+    assert weighted_winner(np.array([0.9, 0.3, 0.5, 9.0, 0.1]), answers) == 0
+    assert weighted_winner(np.array([0.7, 0.3, 0.5, 9.0, 0.1]), answers) == 1
+    assert weighted_winner(np.array([5.0, 0.6, 0.6, 9.0, 0.1]), answers) == 1, "a value above 1 counts as 1"
+    assert weighted_winner(np.array([np.nan, -1.0, 0.0, 1.0, np.nan]), answers) is None
+    assert weighted_winner(np.array([np.nan, -1.0, 0.2, 1.0, np.nan]), answers) == 2
