@@ -29,6 +29,7 @@ from cluster.driver import preflight
 from cluster.errors import ConfigError, KanaboError, one_line
 from cluster.observability import live_table, metrics
 from cluster.observability.summary import write_summary
+from cluster.observability.trackers import trackers
 from cluster.process import cleanup
 from cluster.process.disk import until_written
 from cluster.process.lock import acquire_run_lock
@@ -63,7 +64,8 @@ def plan(settings: OfflineConfig, kind: Kind) -> Plan:
     preflight.place(directory)
     if (directory / "config.toml").exists() and not (directory / leftovers.OFFLINE).exists():
         raise ConfigError(f"{directory} is a run with rollouts. Give this one another run.name.")
-    metrics.check_wandb(settings.tracking)
+    for tracker in trackers(settings.tracking):
+        tracker.check()
     found = checkpoint.usable(directory / "checkpoints")
     model_dir = str(prepare(settings.model, settings.seed))
     settings = within_positions(settings, model_dir)

@@ -86,7 +86,7 @@ class Alone:
         await self._engine.start()
         for scorer, server in self._reading:
             self._servers.append(asyncio.create_task(server.run()))
-            await scorer.follow({"here": server})
+            scorer.set({"here": server})
         for reward, _ in self._rewards.values():
             await reward.prepare(self._services)
 

@@ -10,7 +10,7 @@ import pytest
 
 from actors.chat import Chat
 from actors.demonstrations import Demonstrations
-from cluster.config import DataSection
+from cluster.config import DataSection, DemonstrationsSection
 from cluster.errors import ConfigError
 from tests.models import CHAT_TEMPLATE, character_tokenizer
 
@@ -140,3 +140,14 @@ def test_every_pass_has_every_row_once_in_an_order_of_its_own(tmp_path):
     passes = [[g.task.id for step in range(3 * n, 3 * n + 3) for g in rows.batch(step)[0]] for n in range(2)]
     assert sorted(passes[0]) == sorted(passes[1]) == sorted(f"rows.jsonl:{i + 1}" for i in range(12))
     assert passes[0] != passes[1]
+
+
+def test_demonstrations_beside_rollouts_have_no_held_out_rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "a?", "completion": "b"}) + "\n")
+    rows = Demonstrations(DemonstrationsSection(path=str(path), batch_size=2), chat(), 0)
+    groups, left_out = rows.batch(7)
+    assert [shown(group.rollouts[0]) for group in groups] == ["<user>a?$\n<assistant>{b$}"] * 2
+    assert (len(rows), left_out, rows.check()) == (1, [], [])
+    with pytest.raises(ConfigError, match=r"learner\.demonstrations\.path"):
+        Demonstrations(DemonstrationsSection(path=str(tmp_path / "none.jsonl")), chat(), 0)
