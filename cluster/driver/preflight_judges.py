@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.config import JudgeSection, RunConfig
-from cluster.driver.preflight_rewards import BLOCKED_S, made_up
+from cluster.driver.preflight_rewards import made_up
+from cluster.driver.reward_trial import BLOCKED_S
 from cluster.errors import ConfigError
 from cluster.types import Group, Message, Task
 from rewards.asking import ask

@@ -5,26 +5,21 @@ A reward that raises, hangs or returns another shape for every rollout would let
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from cluster.config import RewardSection, RunConfig
+from cluster.config import RunConfig
+from cluster.driver import reward_trial
 from cluster.errors import ConfigError
-from cluster.types import FAILED, Claim, Group, Rollout, Task, Turn, VersionSpan
-from rewards.asking import ask, is_own
-from rewards.base import Reward, Services
-from rewards.function_reward import FunctionReward
+from cluster.types import Claim, Group, Rollout, Task, Turn, VersionSpan
+from rewards.base import Reward
 
 OFFLINE = {"thread", "verify", "log"}
 """Services that a reward has before the run; judges, models and the tokenizer come with it."""
 JUDGE = "judge"
 """`cluster.driver.preflight_judges` tries these: a reward that needs no other service is asked for its questions."""
-BLOCKED_S = 5.0
-"""A reward that is cut off and holds the event loop is given up after so much longer than its time-out."""
 CLAIM = Claim("trial/0/0", "policy", 0, 0, 0, 0, "trial")
 
 
@@ -40,8 +35,18 @@ def rewards(settings: RunConfig, head: Sequence[Task]) -> None:
     group = made_up(settings, head[0])
     for i, section in enumerate(settings.rewards):
         signal = build_reward(section, f"rewards[{i}]")
-        if not _later(signal) and not signal.declines(head[0]):
-            _try(signal, section, group, f"rewards[{i}] = '{section.use}'", settings.reward_names[i])
+        if _later(signal) or signal.declines(head[0]):
+            continue
+        apart = reward_trial.is_foreign(signal)
+        name = settings.reward_names[i]
+        failure = (
+            reward_trial.try_apart(settings, i, group) if apart else reward_trial.try_here(signal, section, group, name)
+        )
+        if failure:
+            raise ConfigError(
+                f"rewards[{i}] = '{section.use}' failed on a made-up rollout of task {group.task.id}: {failure} "
+                "Fix the reward: in the run it would fail on every rollout."
+            )
 
 
 def untried(settings: RunConfig) -> list[str]:
@@ -58,38 +63,6 @@ def untried(settings: RunConfig) -> list[str]:
 
 def _later(signal: Reward) -> list[str]:
     return sorted(set(signal.services) - OFFLINE)
-
-
-def _try(signal: Reward, section: RewardSection, group: Group, where: str, name: str) -> None:
-    answer: list[str] = []
-
-    def asked() -> None:
-        answer.append(asyncio.run(_failure(signal, section, group, name)))
-
-    # In a thread: an async reward that blocks would hold the command for ever.
-    thread = threading.Thread(target=asked, daemon=True, name=f"trial of {name}")
-    thread.start()
-    thread.join(section.timeout_s + BLOCKED_S)
-    failure = answer[0] if answer else f"no answer within {section.timeout_s:g} s: it blocks the event loop"
-    if failure:
-        raise ConfigError(
-            f"{where} failed on a made-up rollout of task {group.task.id}: {failure} "
-            "Fix the reward: in the run it would fail on every rollout."
-        )
-
-
-async def _failure(signal: Reward, section: RewardSection, group: Group, name: str) -> str:
-    """Why the reward failed on the whole group; nothing if it did not."""
-    services = Services(threads=2)
-    try:
-        await signal.prepare(services)
-        scores, note = await ask(signal, group, services, section.timeout_s, name)
-    finally:
-        services.close()
-    foreign = isinstance(signal, FunctionReward) or not is_own(signal)
-    if note or not foreign or not (scores.state == FAILED).all():
-        return note  # ours may fail where no environment has played
-    return next((p.note for p in scores.provenance if p.note), "every score is failed")
 
 
 def made_up(settings: RunConfig, task: Task) -> Group:

@@ -17,6 +17,20 @@ FAILING = {
     "an exit": ("import sys\ndef f(prompt, completion):\n    sys.exit(3)\n", "SystemExit"),
     "a list that is too short": ("def f(prompts, completions, **rest):\n    return [1.0]\n", "completions"),
     "a hang": ("import time\ndef f(prompt, completion):\n    time.sleep(60)\n", "no answer within"),
+    "an exit of the process": (
+        "import os\ndef f(prompt, completion):\n    os._exit(3)\n",
+        "ended its process with exit code 3",
+    ),
+    "a crash": ("import ctypes\ndef f(prompt, completion):\n    ctypes.string_at(0)\n", "with signal SIGSEGV"),
+    "a killed process": ("import os\ndef f(prompt, completion):\n    os.kill(0, 9)\n", "with signal SIGKILL"),
+    "closed outputs": (
+        "import os\ndef f(prompt, completion):\n    os.closerange(0, 99)\n    os._exit(0)\n",
+        "ended its process",
+    ),
+    "the interpreter lock": (
+        "import re\ndef f(prompt, completion):\n    re.match('(a+)+$', 'a' * 60 + 'b')\n",
+        "holds the interpreter lock",
+    ),
     "a blocked loop": ("import time\nasync def f(prompt, completion):\n    time.sleep(60)\n", "no answer within"),
 }
 
@@ -27,8 +41,7 @@ def settings(tmp_path, source: str, **reward):
 
 
 @pytest.mark.parametrize("kind", FAILING)
-def test_a_reward_that_fails_on_everything_is_refused_with_its_cause(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr("cluster.driver.preflight_rewards.BLOCKED_S", 1.0)
+def test_a_reward_that_fails_on_everything_is_refused_with_its_cause(tmp_path, kind):
     source, cause = FAILING[kind]
     with pytest.raises(ConfigError, match=rf"rewards\[0\][\s\S]*t-1[\s\S]*{cause}"):
         rewards(settings(tmp_path, source), [TASK])
