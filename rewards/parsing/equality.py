@@ -117,6 +117,8 @@ def powers(unit: str) -> dict[str, int]:
             name = str(CANONICAL.get(word, word))
             found[name] = found.get(name, 0) + sign * power * int(exponent or 1)
             power = 1
+    if len(found) > 1:
+        found.pop("deg", None)  # °C
     return found
 
 

@@ -23,8 +23,12 @@ UNITS = {
     "time": "ms s sec secs second seconds min mins minute minutes h hr hrs hour hours day days week weeks month months "
     "year years",
     "money": "dollar dollars usd cent cents euro euros eur pence $ € £ ¥ ₹ ¢",
-    "other": "ml l L liter liters litre litres mph kph hz Hz kHz MHz N J W kW V A Pa kPa mol K C F rad radian radians "
-    "degree degrees deg unit units",
+    "volume": "ml l L liter liters litre litres",
+    "speed": "mph kph",
+    "frequency": "hz Hz kHz MHz",
+    "angle": "rad radian radians degree degrees deg",
+    "temperature": "C F",
+    "other": "N J W kW V A Pa kPa mol K unit units",
 }
 SAME_UNIT = {
     "mm": "millimeter millimeters", "cm": "centimeter centimeters centimetre centimetres",
@@ -33,7 +37,8 @@ SAME_UNIT = {
     "g": "gram grams", "kg": "kilogram kilograms", "t": "ton tons", "lb": "lbs pound pounds", "oz": "ounce ounces",
     "s": "sec secs second seconds", "min": "mins minute minutes", "h": "hr hrs hour hours", "day": "days",
     "week": "weeks", "month": "months", "year": "years", "dollar": "dollars usd USD US $", "cent": "cents ¢",
-    "euro": "euros eur €",
+    "euro": "euros eur €", "L": "l liter liters litre litres", "Hz": "hz", "rad": "radian radians",
+    "deg": "degree degrees",
 }  # fmt: skip
 KIND = {unit: kind for kind, units in UNITS.items() for unit in units.split()}
 CANONICAL = {other: unit for unit, others in SAME_UNIT.items() for other in others.split()}
