@@ -35,6 +35,7 @@ REWARDS: dict[str, str] = {
     "numeric": "rewards.builtin.numeric:Numeric",
     "oni": "rewards.learned.oni:Oni",
     "reasoning_gym": "rewards.builtin.reasoning_gym:ReasoningGymScore",
+    "rlsp": "rewards.builtin.rlsp:Rlsp",
     "ssr_zero": "rewards.builtin.ssr_zero:SsrZero",
     "self_aligned": "rewards.builtin.self_aligned:SelfAligned",
     "self_certainty": "rewards.builtin.self_certainty:SelfCertainty",

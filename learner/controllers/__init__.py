@@ -2,12 +2,14 @@
 
 from learner.controllers.base import Controller
 from learner.controllers.bstar import BStar
+from learner.controllers.lagrangian import Lagrangian
 from learner.controllers.schedules import Cosine, Stages
 from learner.types import Considered
 
 CONTROLLERS: dict[str, type[Controller]] = {
     "b_star": BStar,
     "cosine": Cosine,
+    "lagrangian": Lagrangian,
     "stages": Stages,
 }
 

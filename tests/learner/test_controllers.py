@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from cluster.config import LearnerSection, load, parse
 from cluster.errors import ConfigError
 from cluster.plugins import Plugin
 from cluster.types import AssembledBatch, BatchRecord, Group, Scores, decode, encode
-from learner.controllers import Considered
+from learner.controllers import Considered, Controller
 from learner.controllers.apply import Steering, memory_of, steered
 from learner.controllers.bstar import BStar, balance_of
+from learner.controllers.lagrangian import Constraint, Lagrangian, multipliers, weights
 from learner.plugin_state import PluginState
 from rewards.aggregation.mixer import Mixer
 from rewards.aggregation.selectors.threshold import Threshold, best, share
@@ -32,9 +34,9 @@ def considered(*found: tuple[Group, list[float]], mix: Mixer | None = None) -> C
     return Considered(groups, scores, selected_under)
 
 
-def after(plugin: BStar, memory: dict, step: int, *found: tuple[Group, list[float]]) -> dict:
+def after(plugin: Controller, memory: Any, step: int, *found: tuple[Group, list[float]]) -> Any:
     """The memory after a step that looked at these groups and trained on none: all were dropped."""
-    noted = decode(encode(plugin.observe(considered(*found))), dict)
+    noted = decode(encode(plugin.observe(considered(*found))), Any)
     return plugin.update(memory, AssembledBatch(BatchRecord("policy", step, (), (), ()), [], observed=noted))
 
 
@@ -204,3 +206,26 @@ def test_a_plugin_without_the_base_class_remembers_nothing():
     state = PluginState({"controllers.0": Stateless()})
     state.update(AssembledBatch(BatchRecord("policy", 0, (), (), ()), []))
     assert (state.remembering, state.of("controllers.0")) == ([], None)
+
+
+def test_multipliers_and_weights_of_the_catalogue():
+    assert weights([0.0, 0.0]) == pytest.approx([1 / 3] * 3)
+    z = multipliers([0.0], [0.3], [0.1], 1.0)
+    assert z == pytest.approx([0.2])
+    assert weights(z) == pytest.approx([0.4501660, 0.5498340], abs=1e-7)
+    assert weights(multipliers([0.0], [0.05], [0.1], 1.0))[1] < 0.5
+    assert sum(weights([800.0, -800.0])) == pytest.approx(1.0)
+
+
+def test_a_constraint_gains_weight_while_it_is_violated():
+    constraint = Constraint(reward="exact", at_most=0.25, key="rewards.1.weight")
+    plugin = Lagrangian(constraints=(constraint,), rate=1.0)
+    state = plugin.init_state()
+    assert plugin.patch(state) == {"rewards.0.weight": 0.5, "rewards.1.weight": -0.5}
+    looked_at = (group("a", "b"), [1.0, np.nan]), (group("c", "d", seq=1), [1.0, 0.0])
+    state = after(plugin, state, 0, *looked_at)
+    assert state == pytest.approx([2 / 3 - 0.25]), "a mean of the three known scores"
+    heavier = plugin.patch(state)["rewards.1.weight"]
+    assert heavier < -0.5
+    assert after(plugin, state, 1) == state, "without a known score nothing moves"
+    assert after(plugin, state, 1, (group("a", "b"), [0.0, 0.0])) < state

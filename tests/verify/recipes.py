@@ -92,6 +92,7 @@ CASES: dict[str, Case] = {
     "laser": Case(
         "loss/laser", "falls", stages=(10,), overrides=("learner.sequence_losses.0.options.mix_after_steps={0}",)
     ),
+    "lagrangian": Case("reward/too_long_mean", "falls"),
     "length_switch": Case(LENGTH, "falls"),
     "mm_upt": Case("reward/majority_mean", "rises"),
     "monitors": Case("reward/mean", "rises", overrides=PROBED),
@@ -101,6 +102,7 @@ CASES: dict[str, Case] = {
     "reinforce_plus_plus": Case(ACCURACY, "rises"),
     "reward_model": Case(LENGTH, "rises"),
     "rivals": Case("reward/judge_mean", "rises"),
+    "rlsp": Case("rollout/length_tokens", "rises"),
     "rlccf": Case("reward/crowd_mean", "rises"),
     "rloo": Case(ACCURACY, "rises"),
     "score": Case("reward/attempts_mean", "rises", stages=(10,), overrides=("controllers.0.options.at={0}",)),

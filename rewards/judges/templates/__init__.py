@@ -3,6 +3,7 @@
 from rewards.judges.templates.assessment import Assessment
 from rewards.judges.templates.base import Item, Mode, Template
 from rewards.judges.templates.checklist import Checklist
+from rewards.judges.templates.effort import Effort
 from rewards.judges.templates.listwise import Listwise
 from rewards.judges.templates.pairwise import Pairwise, PairwiseReference
 from rewards.judges.templates.pointwise import Pointwise, PointwiseReference
@@ -15,6 +16,7 @@ TEMPLATES: dict[str, type[Template]] = {
     for t in (
         Pointwise,
         PointwiseReference,
+        Effort,
         Rubric,
         RubricReference,
         Checklist,
