@@ -44,8 +44,8 @@ class Files(TaskSource):
 
     path: str
     """A `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file, all but the last also as `.gz`; a directory or a glob
-    (`data/*.jsonl`) of such files, read in the order of their names; or a directory written by `datasets`'
-    save_to_disk."""
+    (`data/*.jsonl`) of such files, read in the order of their names; a directory written by `datasets`'
+    save_to_disk; or the id of a data set of Hugging Face, whose files of these formats are downloaded once."""
     split: str = "train"
     """The split to read, of a saved data set that has several, or of a directory whose files' names tell splits
     apart."""

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence, Set
+from contextlib import suppress
 from glob import glob, has_magic
 from itertools import accumulate
 from pathlib import Path
 
 from actors.tasks.rows import Bytes, CsvRows, JsonRows, Row, Rows, json_rows
 from actors.tasks.tables import ArrowRows, ParquetRows
-from cluster.errors import ConfigError, nearest
+from cluster.errors import ConfigError, nearest, one_line
+
+log = logging.getLogger(__name__)
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
 LIKE_JSONL = (".ndjson", ".jsonlines", ".ndjson.gz", ".jsonlines.gz")
 PACKED = (".zst", ".bz2", ".xz", ".zip", ".tar", ".tgz", ".7z", ".lz4", ".parquet.gz")
 OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files about a data set, which hold none of its rows."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""The id of a data set of Hugging Face."""
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -71,11 +77,48 @@ def open_rows(path: str, split: str, option: str = "path", texts: Set[str] = fro
         return _opened([place], place, texts)
     if has_magic(str(place)):
         return _opened(_matching(place, option), place.parent, texts)
+    if HUB_ID.fullmatch(path) and not path.endswith((*FORMATS, *LIKE_JSONL, *PACKED)):
+        snapshot = _from_hub(path, option)
+        rows = _opened(_in_directory(snapshot, split), snapshot, texts)
+        rows.name = path
+        return rows
     near = sorted(p.name for p in place.parent.iterdir()) if place.parent.is_dir() else []
     raise ConfigError(
         f"tasks.options.{option} = '{path}' does not exist. {nearest(place.name, near)}"
         f"Relative paths start at '{Path.cwd()}'."
     )
+
+
+def _from_hub(path: str, option: str) -> Path:
+    """Return the snapshot of a data set of Hugging Face, from the cache or downloaded. Raises ConfigError."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = [f"*{suffix}" for suffix in (*FORMATS, *LIKE_JSONL)]
+    neither = (
+        f"tasks.options.{option} = '{path}' does not exist (relative paths start at '{Path.cwd()}'), and as a data set "
+        "of Hugging Face"
+    )
+    with suppress(LocalEntryNotFoundError):
+        return Path(snapshot_download(path, repo_type="dataset", allow_patterns=patterns, local_files_only=True))
+    if HF_HUB_OFFLINE:
+        raise ConfigError(
+            f"{neither} it is not in the local cache, and HF_HUB_OFFLINE is set: download it where there is a network."
+        )
+    log.info("downloading the data set %s from Hugging Face", path)
+    endpoint = os.environ.get("HF_ENDPOINT")
+    try:
+        return Path(snapshot_download(path, repo_type="dataset", allow_patterns=patterns, endpoint=endpoint))
+    except GatedRepoError as error:
+        raise ConfigError(f"{neither} it is gated: accept its terms on huggingface.co and set HF_TOKEN.") from error
+    except RepositoryNotFoundError as error:
+        raise ConfigError(f"{neither} it does not exist, or is private: check the name, or set HF_TOKEN.") from error
+    except (HfHubHTTPError, OSError) as error:  # without a network it is an OSError
+        raise ConfigError(
+            f"{neither} it is not in the local cache and cannot be downloaded: {one_line(error)} Check the network, or "
+            "give a path."
+        ) from error
 
 
 def _opened(files: Sequence[Path], place: Path, texts: Set[str]) -> Shards:

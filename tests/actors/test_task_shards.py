@@ -2,13 +2,19 @@
 
 import csv
 import gzip
+import hashlib
+import http.server
 import io
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from actors.tasks import TASKS
 from cluster.errors import ConfigError, DataError
+from cluster.plugins import build
 from tests.actors.test_task_files import source
 
 ROWS = [{"prompt": f"{i}+{i}?\nü", "answer": 2 * i, "level": i / 2} for i in range(1, 6)]
@@ -245,3 +251,86 @@ def test_a_thousand_shards_are_few_open_files(tmp_path):
     tasks = source(path=str(tmp_path / "set")).train()
     assert content(tasks) == SAME[:1] * 300
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 3
+
+
+# ── data sets of Hugging Face ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The part of the hub's HTTP interface that a download asks."""
+
+    def do_GET(self) -> None:
+        server: Any = self.server
+        server.asked.append(self.path)
+        files = {f"/datasets/me/sums/resolve/{SHA}/{name}": text for name, text in server.files.items()}
+        if self.path.startswith("/api/datasets/me/sums/revision/main"):
+            siblings = [{"rfilename": name} for name in server.files]
+            self.answer(200, json.dumps({"id": "me/sums", "sha": SHA, "siblings": siblings}).encode())
+        elif self.path.startswith(f"/api/datasets/me/sums/tree/{SHA}"):
+            sizes = {name: len(text) for name, text in server.files.items()}
+            tree = [{"type": "file", "path": name, "size": size, "oid": SHA} for name, size in sizes.items()]
+            self.answer(200, json.dumps(tree).encode())
+        elif self.path in files:
+            self.answer(200, files[self.path].encode())
+        else:
+            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    do_HEAD = do_GET
+
+    def answer(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(code)
+        etag = hashlib.sha1(body).hexdigest()
+        for name, value in {"ETag": f'"{etag}"', "X-Repo-Commit": SHA, **(headers or {})}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+SHA = "0123456789" * 4
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked = []
+    server.files = {
+        "README.md": "# Sums",
+        "data/train.jsonl": '{"prompt": "1+1?", "answer": "2"}\n{"prompt": "2+2?", "answer": "4"}\n',
+        "data/test.jsonl": '{"prompt": "3+3?", "answer": "6"}\n',
+    }
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_data_set_of_hugging_face_is_downloaded_once(hub):
+    options = {"path": "me/sums", "evaluation_path": "me/sums", "answer_key": "answer"}
+    source = build(TASKS, "dataset", options, "tasks")
+    assert [task.prompt for task in source.train()] == ["1+1?", "2+2?"]
+    assert [(task.prompt, task.answer) for task in source.evaluation()] == [("3+3?", "6")]
+    assert source.train()[0].source == "me/sums"
+    assert not any("README" in path for path in hub.asked)
+    count = len(hub.asked)
+    again = build(TASKS, "dataset", options, "tasks")
+    assert len(again.train()) == 2
+    assert len(hub.asked) == count, "it comes out of the cache"
+
+
+def test_a_data_set_that_cannot_be_had_is_refused_with_what_to_do(hub, monkeypatch):
+    with pytest.raises(ConfigError, match=r"'me/none' does not exist .* Hugging Face it does not exist.*HF_TOKEN"):
+        build(TASKS, "dataset", {"path": "me/none"}, "tasks").train()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"not in the local cache and cannot be downloaded: .*Check the network"):
+        build(TASKS, "dataset", {"path": "me/sums"}, "tasks").train()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set: download it where there is a network"):
+        build(TASKS, "dataset", {"path": "me/sums"}, "tasks").train()

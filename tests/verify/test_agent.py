@@ -25,7 +25,7 @@ def test_an_agent_with_a_tool_earns_more_and_trains_on_what_the_engine_sampled(t
     steps = min(MOST, load(jobs.ROOT / "deploy/recipes/agent.toml").learner.steps)
     options = [
         f"learner.steps={steps}",
-        f"run.dir={tmp_path}", "tracking.live_table=false",
+        f"run.dir={tmp_path}", "tracking.live_table=false", "evaluation.max_tasks=64",
         "rollout.environment.options.function=tests.verify.recorded_agent:solve",
     ]  # fmt: skip
     code = jobs.run(options, recipe="agent.toml", log=log, timeout_s=1500, KANABO_ENGINE_RECORD=str(record))
