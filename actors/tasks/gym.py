@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from actors.tasks.base import Lazy, TaskSource
 from cluster.errors import ConfigError, nearest
-from cluster.types import Task
+from cluster.types import Message, Task
 
 
 class ReasoningGym(TaskSource):
@@ -31,6 +31,8 @@ class ReasoningGym(TaskSource):
     """Seed of the generator; the recipe's own seed orders the tasks."""
     config: dict[str, Any] = {}
     """Options of the generator."""
+    system: str = ""
+    """A system message before every question."""
 
     def train(self) -> Sequence[Task]:
         return Lazy(partial(self._task, self._dataset()), range(self.size))
@@ -47,7 +49,11 @@ class ReasoningGym(TaskSource):
         entry = dataset[index]
         answer = None if entry["answer"] is None else str(entry["answer"])
         recipe = {**self._recipe(), "index": index}
-        return Task.of(f"{self.name}/{index}", entry["question"], answer, source=self.name, reasoning_gym=recipe)
+        task = Task.of(f"{self.name}/{index}", entry["question"], answer, source=self.name, reasoning_gym=recipe)
+        if not self.system:
+            return task
+        first = Message("system", self.system)
+        return replace(task, variants={name: (first, *messages) for name, messages in task.variants.items()})
 
     @property
     def _total(self) -> int:

@@ -87,3 +87,14 @@ def test_a_generator_that_does_not_exist_is_refused(options, message):
 def test_an_option_nobody_knows_is_refused():
     with pytest.raises(ConfigError, match=r"tasks\.options of 'addition': unknown option 'digits'"):
         source("addition", digits=3)
+
+
+def test_a_system_message_stands_before_every_question_of_a_generator():
+    options = {"name": "chain_sum", "size": 3, "num_evaluation": 2, "system": "Think first."}
+    source = build(TASKS, "reasoning_gym", options, "tasks")
+    plain = build(TASKS, "reasoning_gym", {k: v for k, v in options.items() if k != "system"}, "tasks")
+    for told, bare in zip([*source.train(), *source.evaluation()], [*plain.train(), *plain.evaluation()], strict=True):
+        system, *others = told.variants["orig"]
+        assert (system.role, system.content) == ("system", "Think first.")
+        assert tuple(others) == bare.variants["orig"]
+        assert (told.id, told.meta) == (bare.id, bare.meta)
