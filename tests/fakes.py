@@ -207,9 +207,9 @@ class Clutching(Environment):
         if (seen / "played").stat().st_size >= 20:
             with contextlib.suppress(FileExistsError), (seen / "holds").open("x") as file:
                 file.write(prompt)
-        text = yield Observation(task.variants[variant])
         if _text(seen / "holds") == prompt:
             re.match(r"(a+)+$", "a" * 60 + "b")
+        text = yield Observation(task.variants[variant])
         yield End(answer=text)
 
 

@@ -30,12 +30,15 @@ from cluster.types import MicroBatch
 from learner.engine import lora
 from learner.engine.forward import (
     PackedModel,
+    as_saved,
     attach_row_selection,
     by_layer,
+    has_fused_experts,
     max_positions,
     tied_head,
     token_statistics,
     use_savable_generation_config,
+    whole_shape,
 )
 from learner.engine.optimizer import Guarded, lr_at, make_optimizer, parameter_groups
 from learner.engine.optimizer_state import OptimizerState
@@ -141,6 +144,7 @@ class DeepSpeedEngine(PackedModel):
         self._select = attach_row_selection(model)
         self._lora = lora.attach(model, section.lora, self._model_dir, seed) if section.lora else None
         self._tied_head = None if section.lora else tied_head(model)
+        self._fused = not section.lora and has_fused_experts(model)
         self._statistics = partial(token_statistics, entropy_grad=section.loss.entropy_coef != 0)
         # Without ZeRO the fp32 optimizer is ours to guard; DeepSpeed would clip without a look at infinities.
         self._guard = self._stage == 0
@@ -231,14 +235,19 @@ class DeepSpeedEngine(PackedModel):
         Every rank must exhaust it. A tensor is valid until the next is asked for, unless ZeRO is below 3.
         """
         head = None
-        for group in by_layer(self._published()):
-            with self._gathered([p for _, p in group]):
-                for name, parameter in group:
-                    if self._tied_head and name == self._tied_head[1]:
-                        head = parameter.detach().clone() if self._stage == 3 else parameter.detach()
-                    yield self._public(name), parameter.detach()
+        for layer in self._layers():
+            if self._tied_head and self._tied_head[1] in layer:
+                head = layer[self._tied_head[1]]
+                head = head.clone() if self._stage == 3 else head
+            yield from (as_saved(self._policy, layer) if self._fused else layer).items()
         if self._tied_head and head is not None:
             yield self._tied_head[0], head
+
+    def _layers(self) -> Iterator[dict[str, Tensor]]:
+        """What is published, whole, layer by layer, as the model in training names it. Collective."""
+        for group in by_layer(self._published()):
+            with self._gathered([p for _, p in group]):
+                yield {self._public(name): parameter.detach() for name, parameter in group}
 
     def _published(self) -> list[tuple[str, torch.nn.Parameter]]:
         named = self._policy.named_parameters()
@@ -252,7 +261,11 @@ class DeepSpeedEngine(PackedModel):
 
     def metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Name, dtype and full shape of what `weights` yields, without gathering anything."""
-        found = {self._public(name): (p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for name, p in self._published()}
+        found = {}
+        for group in by_layer(self._published()):
+            layer = {self._public(n): torch.empty(whole_shape(p), dtype=p.dtype, device="meta") for n, p in group}
+            layer = as_saved(self._policy, layer) if self._fused else layer
+            found |= {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in layer.items()}
         if self._tied_head:
             found[self._tied_head[0]] = found[self._tied_head[1]]
         return [(name, dtype, shape) for name, (dtype, shape) in found.items()]
@@ -288,9 +301,9 @@ class DeepSpeedEngine(PackedModel):
     def export(self, directory: Path) -> None:
         """Hugging Face safetensors or an adapter in peft's format, configuration and tokenizer, written by rank 0."""
         state = {}
-        for name, tensor in self.weights():
-            if self.rank == 0 and not (self._tied_head and name == self._tied_head[0]):
-                state[name] = tensor.to("cpu", copy=self._stage == 3)
+        for layer in self._layers():
+            if self.rank == 0:
+                state |= {name: tensor.to("cpu", copy=self._stage == 3) for name, tensor in layer.items()}
         if self.rank == 0:
             if self._lora:
                 lora.write(directory, state, self._lora)

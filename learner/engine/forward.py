@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -101,6 +101,23 @@ def by_layer(named: Iterable[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[s
         group.append((name, parameter))
     if group:
         yield group
+
+
+def whole_shape(parameter: Tensor) -> tuple[int, ...]:
+    """The shape of a parameter, also of one that ZeRO 3 has sharded."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def has_fused_experts(model: nn.Module) -> bool:
+    """Whether the model holds the experts of a layer in one tensor, which its files hold one by one."""
+    return any(".experts." in name and len(whole_shape(p)) == 3 for name, p in model.named_parameters())
+
+
+def as_saved(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return whole layers under the names and in the pieces of the model's files, which is what engines can read."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return revert_weight_conversion(model, dict(tensors))
 
 
 def logprobs_of(

@@ -15,7 +15,14 @@ from actors.engine import VllmEngine
 from cluster.config import parse
 from cluster.errors import StartFailed
 from cluster.types import Publication
-from learner.engine.forward import attach_row_selection, logprobs_of, tied_head, token_statistics
+from learner.engine.forward import (
+    as_saved,
+    attach_row_selection,
+    has_fused_experts,
+    logprobs_of,
+    tied_head,
+    token_statistics,
+)
 from learner.publish.logprob_probe import Probe
 from tests.architectures import ARCHITECTURES, build
 
@@ -37,6 +44,8 @@ class Learner:
 
     def publish(self, path: Path) -> str:
         weights = {k: v.detach().clone().contiguous() for k, v in self.model.named_parameters()}
+        if has_fused_experts(self.model):
+            weights = {k: v.contiguous() for k, v in as_saved(self.model, weights).items()}
         if self._tied:
             weights[self._tied[0]] = weights[self._tied[1]].clone()
         save_file(weights, path)
