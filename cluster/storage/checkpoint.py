@@ -100,13 +100,13 @@ def save(
 def save_alone(directory: Path, engine: Savable, policy: str, step: int, keep_last: int) -> None:
     """Write and commit `global_step_N` of a run without a buffer on all ranks; the newest `keep_last` stay."""
     target = directory / f"global_step_{step}"
-    _write(target, engine)
+    _write(target, engine, f"the checkpoint of step {step}", written_at_once)
     if engine.rank == 0:
         for path in target.rglob("*"):
             _fsync(path)
         commit(target, Manifest(policy, step, epoch=1, frontier=0, requeued=(), outstanding=(), trained=()))
         _remove(committed(directory)[:-keep_last])
-    engine.barrier()
+    engine.agree(True)  # no rank goes on before the checkpoint is committed
 
 
 def save_part(
