@@ -39,6 +39,7 @@ from cluster.process.foreign_loops import ForeignLoops
 from cluster.process.marks import Marks
 from cluster.storage.samples import row_of
 from cluster.types import Claim, Group, Publication, Rollout, Task
+from cluster.types.events import LogprobDiff, RolloutReport, RunEvent, SampleShown, WeightsReceived
 from cluster.types.wire import checked_group
 
 log = logging.getLogger(__name__)
@@ -237,7 +238,7 @@ class RolloutWorker:
             log.warning("%s", error)
             if group is not None and self._leases_lost.bit_count() == 1:  # the 1st, 2nd, 4th, 8th …
                 row = row_of(claim.version + 1, group, {}, reason="lease_lost") | {"error": str(error)}
-                await self._call(self._buffer.emit, "sample", row)
+                await self._call(self._buffer.emit, SampleShown(row=row))
         except DataError as error:
             self._failed(f"group {claim.id} dropped: {error}")
             await self._call(self._buffer.give_up, claim, "data_failure", requeue=False)
@@ -381,8 +382,12 @@ class RolloutWorker:
         fetched = time.monotonic()
         paused = await self.engine.update(publication, path)
         self._steer(publication.settings)
-        fields = {"fetch_s": fetched - start, "pause_s": paused, "version": publication.version}
-        await self._emit("update", {"worker": self.name, "policy": self.policy, **fields})
+        await self._emit(
+            WeightsReceived(
+                worker=self.name, policy=self.policy, version=publication.version,
+                fetch_s=fetched - start, pause_s=paused,
+            )
+        )  # fmt: skip
         await self._probe(publication, floor=False)
 
     async def _probe(self, publication: Publication, *, floor: bool) -> None:
@@ -393,12 +398,13 @@ class RolloutWorker:
         tokens, cuts = list(probe.tokens), probe.cuts
         ours = await self.engine.next_logprobs([tokens[:c] for c in cuts], [tokens[c] for c in cuts])
         apart = np.abs(ours - np.array(probe.logprobs))
-        fields = {"mean": float(apart.mean()), "max": float(apart.max()), "version": publication.version}
-        await self._emit("floor" if floor else "logprob_diff", {"policy": self.policy, **fields})
+        mean, worst = float(apart.mean()), float(apart.max())
+        version = publication.version
+        await self._emit(LogprobDiff(policy=self.policy, version=version, mean=mean, max=worst, floor=floor))
         if floor:
-            self._floor_nats = fields["mean"]
+            self._floor_nats = mean
         if floor or not self._compared:
-            self._check_first(fields["mean"], publication, handed_over=not floor)
+            self._check_first(mean, publication, handed_over=not floor)
         self._compared = self._compared or not floor
 
     def _check_first(self, mean: float, publication: Publication, *, handed_over: bool) -> None:
@@ -425,16 +431,17 @@ class RolloutWorker:
                 await asyncio.wait_for(self._stopping.wait(), REPORT_S)
             now = time.monotonic()
             counts, self._counts = self._counts, dict.fromkeys(self._counts, 0)
-            fields = {"worker": self.name, "claims": self._claims, "seconds": now - last, **counts}
-            if agents := self.endpoint.take_counts():
-                fields["agents"] = agents
-            if self._loops.num_replaced:
-                fields["hung_threads"], fields["replaced_threads"] = self._loops.num_hung, self._loops.num_replaced
-            await self._emit("rollout", {"last_failure": self._last_failure, **fields})
+            await self._emit(
+                RolloutReport(
+                    worker=self.name, claims=self._claims, seconds=now - last, last_failure=self._last_failure,
+                    agents=self.endpoint.take_counts() or {}, hung_threads=self._loops.num_hung,
+                    replaced_threads=self._loops.num_replaced, **counts,
+                )
+            )  # fmt: skip
             last = now
 
-    async def _emit(self, kind: str, fields: dict[str, Any]) -> None:
-        await self._call(self._buffer.emit, kind, fields)
+    async def _emit(self, event: RunEvent) -> None:
+        await self._call(self._buffer.emit, event)
 
     async def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         loop = asyncio.get_running_loop()

@@ -17,6 +17,7 @@ from cluster.process.disk import Written, written_at_once
 from cluster.storage.group_archive import GroupArchive
 from cluster.storage.samples import number, row_of
 from cluster.types import AssembledBatch, Publication
+from cluster.types.events import SampleShown
 from learner.advantages.estimators import ADVANTAGES, StepAdvantages, Undivided
 from learner.advantages.multi_policy import AdvantagesByPolicy, OwnPart
 from learner.batch.assemble import Assembler
@@ -267,7 +268,7 @@ class Samples(StepPlugin):
     def after_release(self, done: int, batch: AssembledBatch) -> None:
         assert self._batch is not None
         for row in samples(done, self._batch, self._count):
-            self._buffer.emit("sample", row)
+            self._buffer.emit(SampleShown(row=row))
 
 
 def _publisher(

@@ -16,6 +16,7 @@ from cluster.metrics import metric_of
 from cluster.plugins import build
 from cluster.process.failpoints import failpoint
 from cluster.types import AssembledBatch, Batch, MicroBatch
+from cluster.types.events import StepTaken
 from learner.advantages.estimators import Advantage
 from learner.batch.assemble import Assembler, wait_for_record
 from learner.losses.policy_losses import LOSSES, PolicyLoss, objective
@@ -136,7 +137,7 @@ class LearnerRun:
         if self.engine.rank == 0:
             decided = batch.record.metrics if self.assembler is not None else {}
             row = {**decided, **self._metrics, **self._clock.seconds(), "learner/wait_s": batch.wait_s}
-            self.buffer.emit("step", {"policy": self.policy, "epoch": self.epoch, "step": done, "metrics": row})
+            self.buffer.emit(StepTaken(policy=self.policy, epoch=self.epoch, step=done, metrics=row))
 
     def after_step(self, batch: AssembledBatch) -> None:
         """Let plug-ins look at the step that was released."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cluster.types import BatchRecord, Group, GroupReward, MicroBatch, ScoredGroup, Scores
+from cluster.types.events import RunEvent
 
 Mix = Callable[[Sequence[Group], Sequence[dict[str, Scores]]], list[GroupReward]]
 """(groups of the step, their scores) → the aggregated reward of each group."""
@@ -71,7 +72,7 @@ class LoopBuffer(AssemblyBuffer, Protocol):
     """The part of `cluster.buffer.Buffer` that the training loop uses."""
 
     def release(self, policy: str, epoch: int, version: int, *, by: str | None = None) -> object: ...
-    def emit(self, kind: str, fields: dict[str, Any]) -> object: ...
+    def emit(self, event: RunEvent) -> object: ...
     def stored(self, ids: Sequence[str]) -> Sequence[ScoredGroup]: ...
 
 

@@ -15,13 +15,14 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from cluster.buffer import Suspicion
 from cluster.config import RewardSection, RunConfig
 from cluster.errors import KanaboError, PluginError
 from cluster.process.failpoints import failpoint
 from cluster.types import ABSTAINED, FAILED, Group, Provenance, Scores
+from cluster.types.events import JudgeReport, RewardReport, RunEvent
 from rewards.accepted import VERSION_CHARS
 from rewards.asking import ask, is_own
 from rewards.base import UNVERSIONED, Services
@@ -59,7 +60,7 @@ class ScoreBuffer(Protocol):
     def forsake(self, policy: str, worker: str) -> object: ...
     def relabel(self, versions: Mapping[str, str]) -> object: ...
     def score(self, claim_id: str, scores: Mapping[str, Scores]) -> object: ...
-    def emit(self, kind: str, fields: Mapping[str, Any], once: str = "") -> object: ...
+    def emit(self, event: RunEvent, once: str = "") -> object: ...
 
 
 class RewardWorker:
@@ -161,21 +162,24 @@ class RewardWorker:
         if values := self._services.metrics():
             await asyncio.to_thread(
                 self._buffer.emit,
-                "judges",
-                {"worker": self.name, "metrics": values, "trouble": self._services.trouble()},
+                JudgeReport(worker=self.name, metrics=values, trouble=self._services.trouble()),
             )
         if self._counted["asked"]:
             await self._emit_counts(data_failures=0)
 
     async def _emit_counts(self, data_failures: int, failure: str = "", once: str = "") -> None:
-        await asyncio.to_thread(self._buffer.emit, "reward", self._counts(data_failures, failure), once)
+        await asyncio.to_thread(self._buffer.emit, self._counts(data_failures, failure), once)
 
-    def _counts(self, data_failures: int, failure: str = "") -> dict[str, Any]:
+    def _counts(self, data_failures: int, failure: str = "") -> RewardReport:
         counted, self._counted = self._counted, {"asked": Counter(), "failed": Counter()}
-        fields = {key: dict(counts) for key, counts in counted.items()}
-        last = failure or self._last_failure
-        causes = {**self._abstentions, **self._causes}
-        return {"worker": self.name, "data_failures": data_failures, "last_failure": last, **fields, "causes": causes}
+        return RewardReport(
+            worker=self.name,
+            data_failures=data_failures,
+            last_failure=failure or self._last_failure,
+            asked=dict(counted["asked"]),
+            failed=dict(counted["failed"]),
+            causes={**self._abstentions, **self._causes},
+        )
 
     def _clogged(self) -> bool:
         """Whether so many calls hang that this process should be replaced; the groups in hand are handed out again."""
@@ -237,7 +241,7 @@ class RewardWorker:
                 self._buffer.score(group.id, {name: signed})
                 self._count(name, signed)
                 costs = int(bool(self._fatal(name, signed)))
-                self._buffer.emit("reward", self._counts(costs, f"group {group.id}: {note}"))
+                self._buffer.emit(self._counts(costs, f"group {group.id}: {note}"))
                 self._buffer.forsake(group.claim.policy, self.name)  # this death is explained
         finally:
             self.end_process(EXIT_BLOCKED)

@@ -16,6 +16,7 @@ from cluster.buffer import audit
 from cluster.buffer.connection import PATIENCE_S, Connection
 from cluster.errors import DataError, KanaboError, LeaseLost, StaleEpoch
 from cluster.types import BatchRecord, Claim, Group, Manifest, Publication, ScoredGroup, Scores, decode, encode
+from cluster.types.events import RunEvent, decode_event, encode_event, kind_of
 from cluster.types.wire import fitting_scores
 
 log = logging.getLogger(__name__)
@@ -424,17 +425,26 @@ class Buffer:
 
     # ── metrics ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def emit(self, kind: str, fields: Mapping[str, Any], once: str = "") -> None:
-        """Hand something to the driver; about the last 10,000 are kept.
+    def emit(self, event: RunEvent, once: str = "") -> None:
+        """Hand an event to the driver; about the last 10,000 are kept.
 
         What has the same `once` is handed on a single time within ten minutes, whichever process repeats it.
         """
-        self._call("emit", "", f"once:{once}" if once else uuid4().hex, kind, encode(fields))
+        self._call("emit", "", f"once:{once}" if once else uuid4().hex, kind_of(event), encode_event(event))
 
-    def events(self, after: str = "0", timeout_s: float = 0.0) -> list[tuple[str, str, dict[str, Any]]]:
-        """(id, kind, fields) of what was emitted after an id; waits for the first. `"0"` is from the start."""
+    def events(self, after: str = "0", timeout_s: float = 0.0) -> list[tuple[str, RunEvent]]:
+        """(id, event) of what was emitted after an id; waits for the first. `"0"` is from the start.
+
+        Raises DataError for an event of an unknown kind.
+        """
         entries = self._redis.listen(f"{self._redis.prefix}events", after, timeout_s, limit=1000)
-        return [(id.decode(), f[b"kind"].decode(), msgspec.msgpack.decode(f[b"fields"])) for id, f in entries]
+        return [(id.decode(), decode_event(f[b"fields"])) for id, f in entries]
+
+    def newest_event(self) -> str:
+        """Return the id of the newest event, `"0"` where there is none."""
+        key = f"{self._redis.prefix}events"
+        newest: Any = self._redis.patiently(lambda: self._redis.redis.xrevrange(key, count=1))
+        return newest[0][0].decode() if newest else "0"
 
     # ── what cannot be read ─────────────────────────────────────────────────────────────────────────────────
 

@@ -24,6 +24,7 @@ from cluster.buffer.client import Buffer
 from cluster.errors import KanaboError, LeaseLost
 from cluster.process import marks
 from cluster.types import Claim, decode
+from cluster.types.events import RolloutReport
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Witness:
             for claim in claims:
                 with suppress(LeaseLost):
                     self._buffer.give_up(claim, "data_failure", requeue=False)
-                    self._buffer.emit("rollout", _failed(self._worker, f"group {claim.id} dropped: {why}."))
+                    self._buffer.emit(_failed(self._worker, f"group {claim.id} dropped: {why}."))
             if claims:
                 self._buffer.forsake(claims[0].policy, self._worker)  # this death is explained
         except KanaboError as error:
@@ -99,9 +100,8 @@ def _claims(found: Iterable[bytes]) -> list[Claim]:
     return list(dict.fromkeys(claims))
 
 
-def _failed(worker: str, why: str) -> dict[str, object]:
-    counts = dict.fromkeys(("groups", "rollouts", "tokens", "leases_lost", "seconds"), 0)
-    return {"worker": worker, "claims": False, **counts, "data_failures": 1, "last_failure": why}
+def _failed(worker: str, why: str) -> RolloutReport:
+    return RolloutReport(worker=worker, claims=False, data_failures=1, last_failure=why)
 
 
 def _holders(pid: int, running: Mapping[int, bytes], before: Mapping[int, float]) -> Mapping[int, bytes]:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import assert_never
 
 from cluster.buffer import Buffer
 from cluster.config import RunConfig
@@ -19,6 +19,19 @@ from cluster.observability.alarm_report import Alarmed
 from cluster.observability.live_table import LiveTable
 from cluster.observability.metrics import Recorder
 from cluster.storage.samples import row_of
+from cluster.types.events import (
+    GroupDropped,
+    JudgeReport,
+    LogprobDiff,
+    RewardModelReport,
+    RewardReport,
+    RolloutReport,
+    RunEvent,
+    SampleShown,
+    StepTaken,
+    WeightsReceived,
+    WorkerHeld,
+)
 from cluster.workers import POLICY
 from rewards.monitors import build_monitors
 
@@ -93,8 +106,7 @@ class EventConsumer:
 
     def skip(self) -> None:
         """Pass over what an earlier life of this run left."""
-        while events := self._buffer.events(self._after):
-            self._after = events[-1][0]
+        self._after = self._buffer.newest_event()
 
     async def run(self) -> None:
         while True:
@@ -107,12 +119,39 @@ class EventConsumer:
 
     async def _read(self, timeout_s: float) -> int:
         events = await asyncio.to_thread(self._buffer.events, self._after, timeout_s)
-        for position, kind, fields in events:
+        for position, event in events:
             self._after = position
-            handler = getattr(self, f"_on_{kind}", None)
-            if handler:
-                handler(fields)
+            self._take(event)
         return len(events)
+
+    def _take(self, event: RunEvent) -> None:
+        match event:
+            case StepTaken():
+                self._on_step(event)
+            case SampleShown(row=row):
+                self._recorder.sample(row)
+            case GroupDropped():
+                self._on_dropped(event)
+            case RolloutReport():
+                self._on_rollout(event)
+            case RewardReport():
+                self.health.rewards(event)
+                self._spend(event)
+            case WorkerHeld(message=message):
+                self.waiting = message
+                self.health.say(message, message)
+            case JudgeReport(metrics=found, trouble=trouble):
+                self.health.judges(found, trouble)
+                self._recorder.record(self._step, found)
+            case RewardModelReport(metrics=found):
+                self._recorder.record(self._step, found)
+            case WeightsReceived():
+                row = {"weights/fetch_s": event.fetch_s, "weights/pause_s": event.pause_s}
+                self._recorder.record(self._step, _of(event.policy, row))
+            case LogprobDiff():
+                self._on_logprob_diff(event)
+            case _:
+                assert_never(event)
 
     def first_weights(self, step: int) -> None:
         self._recorder.record(step, {"weights/published": 1})
@@ -141,20 +180,20 @@ class EventConsumer:
         self._table.warning(message)
         self._recorder.alarm({"monitor": "health", "step": step, "signal": "", "message": message, "good": step})
 
-    def _on_step(self, fields: dict[str, Any]) -> None:
-        if fields["epoch"] != self.epoch:
+    def _on_step(self, event: StepTaken) -> None:
+        if event.epoch != self.epoch:
             return
         self.progressed()
-        if fields["policy"] != POLICY:
-            self._record(fields["step"], _of(fields["policy"], fields["metrics"]))
+        if event.policy != POLICY:
+            self._record(event.step, _of(event.policy, event.metrics))
             return
-        step = self._step = fields["step"]
+        step = self._step = event.step
         rate = self._tokens / self._seconds if self._seconds else float("nan")
         self._tokens, self._seconds = 0.0, 0.0
         status = self._buffer.status(POLICY)
         groups, counters = status["groups"], status["counters"]
         row = {
-            **fields["metrics"],
+            **event.metrics,
             "rollout/tokens_per_s": rate,
             "buffer/outstanding_groups": groups["leased"] + groups["pending"] + groups["ready"],
             "weights/published": 1,
@@ -198,39 +237,32 @@ class EventConsumer:
             if section.on_alarm != "warn":
                 raise Alarmed(alarm, monitor.reads, roll_back=section.on_alarm == "rollback")
 
-    def _on_sample(self, fields: dict[str, Any]) -> None:
-        self._recorder.sample(fields)
-
-    def _on_dropped(self, fields: dict[str, Any]) -> None:
+    def _on_dropped(self, event: GroupDropped) -> None:
         """The buffer itself dropped a group with its rollouts; what a learner drops comes as a sample."""
         self._dropped[self._step] += 1
         if self._dropped[self._step] > self._config.tracking.samples_per_step:
             return
-        stored = self._buffer.dropped(fields["id"])
+        stored = self._buffer.dropped(event.id)
         if stored is not None:
-            self._recorder.sample(row_of(self._step + 1, stored.group, stored.scores, reason=fields["reason"]))
+            self._recorder.sample(row_of(self._step + 1, stored.group, stored.scores, reason=event.reason))
 
-    def _on_rollout(self, fields: dict[str, Any]) -> None:
-        self._tokens += fields["tokens"]
-        if fields["claims"]:  # the tokens of other policies' engines are in the groups of those that claim
+    def _on_rollout(self, event: RolloutReport) -> None:
+        self._tokens += event.tokens
+        if event.claims:  # the tokens of other policies' engines are in the groups of those that claim
             there = self._counts().get("workers/num_rollout") or self._config.rollout.workers
-            self._seconds += fields["seconds"] / there
-        self._leases_lost += fields["leases_lost"]
-        self._groups += fields["groups"]
-        self._agents.update(fields.get("agents", {}))
-        if "hung_threads" in fields:
-            self._threads[fields["worker"]] = fields["hung_threads"], fields["replaced_threads"]
-        self._spend(fields)
+            self._seconds += event.seconds / there
+        self._leases_lost += event.leases_lost
+        self._groups += event.groups
+        self._agents.update(event.agents)
+        if event.replaced_threads:
+            self._threads[event.worker] = event.hung_threads, event.replaced_threads
+        self._spend(event)
 
-    def _on_reward(self, fields: dict[str, Any]) -> None:
-        self.health.rewards(fields)
-        self._spend(fields)
-
-    def _spend(self, fields: dict[str, Any]) -> None:
-        if not fields["data_failures"]:
+    def _spend(self, event: RolloutReport | RewardReport) -> None:
+        if not event.data_failures:
             return
-        self._data_failures += fields["data_failures"]
-        failure = {"step": self._step + 1, "trained": False, "reason": "data_failure", "error": fields["last_failure"]}
+        self._data_failures += event.data_failures
+        failure = {"step": self._step + 1, "trained": False, "reason": "data_failure", "error": event.last_failure}
         self._recorder.sample(failure)
         section = self._config.run
         allowed = max(section.max_data_failures, int(section.max_data_failure_frac * self._groups))
@@ -239,32 +271,15 @@ class EventConsumer:
                 f"{self._data_failures} groups failed in a task, an environment or a reward; allowed are {allowed} "
                 f"(run.max_data_failures = {section.max_data_failures}, run.max_data_failure_frac = "
                 f"{section.max_data_failure_frac:g} of {self._groups} groups). Fix the cause, or raise one of the two. "
-                f"The last: {fields['last_failure']}"
+                f"The last: {event.last_failure}"
             )
 
-    def _on_warning(self, fields: dict[str, Any]) -> None:
-        """What keeps a worker from going on, in a sentence, for whoever looks at the run."""
-        self.waiting = fields["message"]
-        self.health.say(fields["message"], fields["message"])
-
-    def _on_judges(self, fields: dict[str, Any]) -> None:
-        self.health.judges(fields["metrics"], fields.get("trouble", ""))
-        self._recorder.record(self._step, fields["metrics"])
-
-    def _on_reward_model(self, fields: dict[str, Any]) -> None:
-        self._recorder.record(self._step, fields["metrics"])
-
-    def _on_update(self, fields: dict[str, Any]) -> None:
-        row = {"weights/fetch_s": fields["fetch_s"], "weights/pause_s": fields["pause_s"]}
-        self._recorder.record(self._step, _of(fields["policy"], row))
-
-    def _on_floor(self, fields: dict[str, Any]) -> None:
-        policy = fields["policy"]
-        self._floors[policy] = max(self._floors.get(policy, 0.0), fields["mean"])
-        self._recorder.record(self._step, _of(policy, {"policy/logprob_diff_floor_nats": fields["mean"]}))
-
-    def _on_logprob_diff(self, fields: dict[str, Any]) -> None:
-        policy, mean, worst = fields["policy"], fields["mean"], fields["max"]
+    def _on_logprob_diff(self, event: LogprobDiff) -> None:
+        policy, mean, worst = event.policy, event.mean, event.max
+        if event.floor:
+            self._floors[policy] = max(self._floors.get(policy, 0.0), mean)
+            self._recorder.record(self._step, _of(policy, {"policy/logprob_diff_floor_nats": mean}))
+            return
         row = {"policy/logprob_diff_mean_nats": mean, "policy/logprob_diff_max_nats": worst}
         self._recorder.record(self._step, _of(policy, row))
         # Without a floor the run was resumed: the initial weights, whose floor it was, are gone.
@@ -273,7 +288,7 @@ class EventConsumer:
         self._drifts[policy] = self._drifts[policy] + 1 if mean > bound or mean != mean else 0
         if self._drifts[policy] >= 2:
             raise LogprobDiffTooLarge(
-                f"engine and learner differ by {mean:.3g} nats (bound {bound:.3g}) at version {fields['version']}, "
+                f"engine and learner differ by {mean:.3g} nats (bound {bound:.3g}) at version {event.version}, "
                 "twice running: rollouts are sampled from other weights than are trained. "
                 f"Check weights.transport and engine.options of '{policy}'."
             )

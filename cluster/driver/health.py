@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster.config import RunConfig
 from cluster.errors import KanaboError
+from cluster.types.events import RewardReport
 
 DROPPED = "num_dropped_"
 SKIPPED = "learner/num_skipped"
@@ -89,11 +90,11 @@ class Health:
                 f"{self._empty_steps} steps in a row trained on nothing (run.max_empty_steps = {allowed}): {why} {LOOK}"
             )
 
-    def rewards(self, fields: Mapping[str, Any]) -> None:
+    def rewards(self, report: RewardReport) -> None:
         """A reward worker's counts: rollouts asked about and failed, and the last cause, by reward."""
-        self._asked.update(fields.get("asked", {}))
-        self._failed.update(fields.get("failed", {}))
-        self._causes.update(fields.get("causes", {}))
+        self._asked.update(report.asked)
+        self._failed.update(report.failed)
+        self._causes.update(report.causes)
         for name, failed in self._failed.items():
             asked = self._asked[name]
             if asked >= MIN_CALLS and failed > MAX_FAILED_FRAC * asked:

@@ -25,6 +25,7 @@ from cluster.driver.watchdog import Watchdog
 from cluster.placement.groups import on_gpu, request
 from cluster.placement.ray_errors import end, result
 from cluster.placement.resources import place_of, roles
+from cluster.types.events import RewardReport
 from cluster.workers import POLICY, RunContext
 
 log = logging.getLogger(__name__)
@@ -143,9 +144,9 @@ class WorkerPool:
                 f"(the last time: {asked}). It ends its process, or holds the interpreter lock"
             )
             log.error("%s.", note)
-            counts = {"data_failures": len(over) - len(known), "last_failure": note}
-            event = {"worker": name, "asked": {}, "failed": {}, "causes": {reward: note}, **counts}
-            self._buffer.emit("reward", event, once=f"{name} over {reward}")
+            failures = len(over) - len(known)
+            report = RewardReport(worker=name, data_failures=failures, last_failure=note, causes={reward: note})
+            self._buffer.emit(report, once=f"{name} over {reward}")
 
     def arrived(self, name: str, worker: Any) -> None:
         """Count a worker that is up."""

@@ -23,6 +23,7 @@ from cluster.process.cleanup import remove_after_me, settle
 from cluster.process.disk import alone, until_written
 from cluster.storage import checkpoint
 from cluster.storage.model_aliases import Registry
+from cluster.types.events import WorkerHeld
 from cluster.workers.context import POLICY, RunContext, learner_name
 from rewards.aggregation.mixer import Mixer
 from rewards.aggregation.selectors import Selection
@@ -69,7 +70,7 @@ class LearnerActor:
         # Not as patient as the pipeline's: Redis may have the same disk, and the driver then says so itself.
         buffer = Buffer(self._context.url, self._context.run_id, TELL_S)
         with suppress(BufferUnavailable):
-            buffer.emit("warning", {"message": f"The learner {stage}"}, once=stage)
+            buffer.emit(WorkerHeld(message=f"The learner {stage}"), once=stage)
         buffer.close()
 
     def blob(self, path: str) -> np.ndarray:

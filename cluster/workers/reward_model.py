@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from cluster.placement.groups import options
+from cluster.types.events import RewardModelReport
 from cluster.workers.context import RunContext, first_to_end
 from cluster.workers.judge import Judges
 
@@ -70,8 +71,8 @@ class RewardModelActor:
             await asyncio.sleep(REPORT_S)
             own = await asyncio.to_thread(self._trainer.snapshot)
             asked = {f"reward_model/{self._model}_{key}": value for key, value in self._labeller.snapshot().items()}
-            fields = {"worker": self._name, "metrics": {**own, **asked, **self._judge.snapshot()}}
-            await asyncio.to_thread(self._buffer.emit, "reward_model", fields)
+            report = RewardModelReport(worker=self._name, metrics={**own, **asked, **self._judge.snapshot()})
+            await asyncio.to_thread(self._buffer.emit, report)
 
 
 def model_of_worker(name: str) -> str:

@@ -23,6 +23,7 @@ from cluster.errors import BudgetSpent, ConfigError, DataError
 from cluster.observability.metrics import Recorder
 from cluster.plugins import build
 from cluster.types import Claim, Event, Message, Publication, Task
+from cluster.types.events import RewardReport, RolloutReport
 from cluster.types.wire import checked_group
 from tests.fakes import FakeEngine
 from tests.models import random_llama
@@ -203,9 +204,9 @@ async def dropped_and_named(worker: RolloutWorker, buffer: Buffer) -> str:
     await worker.stop()
     await running
     assert buffer.summary("policy")["groups_dropped"] == {"data_failure": 1}
-    reports = [fields for _, kind, fields in buffer.events() if kind == "rollout"]
-    assert sum(r["data_failures"] for r in reports) == 1
-    return reports[-1]["last_failure"]
+    reports = [event for _, event in buffer.events() if isinstance(event, RolloutReport)]
+    assert sum(r.data_failures for r in reports) == 1
+    return reports[-1].last_failure
 
 
 class ToolAnswer(Environment):
@@ -364,19 +365,15 @@ async def test_failures_of_rollouts_and_rewards_share_a_budget_and_the_last_is_n
     settings = parse({"run": {"max_data_failures": 3}})
     recorder = Recorder(tmp_path, settings.tracking, "faults", {})
     follower = EventConsumer(buffer, settings, recorder, SimpleNamespace(), lambda _: None)
-    sampled = {
-        "tokens": 0,
-        "claims": True,
-        "seconds": 1.0,
-        "data_failures": 2,
-        "leases_lost": 0,
-        "groups": 2,
-        "last_failure": "group policy/1/0 dropped: x.",
-    }
-    buffer.emit("rollout", sampled)
-    buffer.emit("reward", {"data_failures": 1, "last_failure": "y."})
+    buffer.emit(
+        RolloutReport(
+            worker="rollout-0", claims=True, seconds=1.0, groups=2, data_failures=2,
+            last_failure="group policy/1/0 dropped: x.",
+        )
+    )  # fmt: skip
+    buffer.emit(RewardReport(worker="reward-0", data_failures=1, last_failure="y."))
     await follower.drain()
-    buffer.emit("reward", {"data_failures": 1, "last_failure": "group 7: judge is drunk"})
+    buffer.emit(RewardReport(worker="reward-0", data_failures=1, last_failure="group 7: judge is drunk"))
     with pytest.raises(BudgetSpent, match=r"4 groups failed.*max_data_failures = 3.*The last: group 7: judge is drunk"):
         await follower.drain()
     recorder.close()
@@ -389,10 +386,10 @@ async def test_a_long_run_may_lose_a_share_of_its_groups(buffer, tmp_path):
     settings = parse({"run": {"max_data_failures": 3, "max_data_failure_frac": 0.1}})
     recorder = Recorder(tmp_path, settings.tracking, "faults", {})
     follower = EventConsumer(buffer, settings, recorder, SimpleNamespace(), lambda _: None)
-    counts = {"tokens": 0, "claims": True, "seconds": 1.0, "leases_lost": 0, "groups": 1000, "last_failure": "x."}
-    buffer.emit("rollout", counts | {"data_failures": 100})
+    report = RolloutReport(worker="rollout-0", claims=True, seconds=1.0, groups=1000, data_failures=100)
+    buffer.emit(report)
     await follower.drain()
-    buffer.emit("rollout", counts | {"groups": 0, "data_failures": 1})
+    buffer.emit(RolloutReport(worker="rollout-0", claims=True, seconds=1.0, data_failures=1, last_failure="x."))
     with pytest.raises(BudgetSpent, match="allowed are 100"):
         await follower.drain()
 

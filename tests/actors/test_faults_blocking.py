@@ -17,6 +17,7 @@ from actors.multi_policy import MultiPolicySampler
 from cluster.errors import DataError
 from cluster.process.foreign_loops import ForeignLoops
 from cluster.types import Claim, Task
+from cluster.types.events import RolloutReport
 from tests.actors.test_faults import BAD, GROUPS, Faulty, dropped_and_named, model, worker  # noqa: F401
 from tests.actors.test_multi_policy import CLAIM, Heard
 from tests.actors.test_multi_policy import rollout as spoken
@@ -256,8 +257,8 @@ async def test_a_worker_with_too_many_hung_threads_finishes_its_groups_and_ends(
         await one.run()
     assert "2 threads of its environment never returned" in caplog.text
     assert buffer.summary("policy")["groups_dropped"] == {"data_failure": 2}
-    reports = [fields for _, kind, fields in buffer.events() if kind == "rollout"]
-    assert max(r.get("replaced_threads", 0) for r in reports) == 2
+    reports = [event for _, event in buffer.events() if isinstance(event, RolloutReport)]
+    assert max(r.replaced_threads for r in reports) == 2
 
 
 # ── meetings ────────────────────────────────────────────────────────────────────────────────────────────────────

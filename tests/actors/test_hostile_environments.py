@@ -18,6 +18,7 @@ from actors.environments.multi_policy import MultiPolicyEnvironment
 from actors.rollout import RolloutWorker
 from cluster.config import parse
 from cluster.types import Claim, Group, Task, VersionSpan, decode, encode
+from cluster.types.events import encode_event
 from tests.actors import hostile
 from tests.cluster import hostile_groups
 from tests.models import CHAT_TEMPLATE, character_tokenizer
@@ -75,8 +76,8 @@ class MemoryBuffer:
     def published(self, policy, *, other_than, timeout_s):
         time.sleep(0.02)
 
-    def emit(self, kind, fields):
-        encode(fields)
+    def emit(self, event):
+        encode_event(event)
 
 
 class Failures(logging.Handler):

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from cluster.buffer import Buffer, Limits
-from cluster.errors import KanaboError, LeaseLost
-from cluster.types import Publication, Scores
+from cluster.errors import DataError, KanaboError, LeaseLost
+from cluster.types import Publication, Scores, encode
+from cluster.types.events import LogprobDiff, RewardReport, decode_event, encode_event
 from tests.cluster.pipeline import RIGHT, Pipeline, group_of, record_of
 
 JUDGED = Limits(groups_per_step=2, max_staleness=1, admit=("judge", "length"))
@@ -294,6 +295,20 @@ def test_two_policies_of_a_run_do_not_disturb_one_another(buffer: Buffer):
 
 def test_what_is_emitted_once_is_handed_on_a_single_time(buffer):
     for number in (1, 2):
-        buffer.emit("reward", {"number": number}, once="group policy/1/0")
-    buffer.emit("reward", {"number": 3}, once="group policy/1/1")
-    assert [fields["number"] for _, _, fields in buffer.events()] == [1, 3]
+        buffer.emit(RewardReport(worker="w", data_failures=number), once="group policy/1/0")
+    buffer.emit(RewardReport(worker="w", data_failures=3), once="group policy/1/1")
+    events = buffer.events()
+    assert [event.data_failures for _, event in events if isinstance(event, RewardReport)] == [1, 3]
+    assert buffer.newest_event() == events[-1][0]
+
+
+def test_an_event_of_an_unknown_kind_or_with_unknown_fields_is_an_error():
+    event = LogprobDiff(policy="policy", version="1.2", mean=0.5, max=float("nan"), floor=False)
+    assert str(decode_event(encode_event(event))) == str(event)
+    for fields in (
+        {"kind": "gossip"},
+        {"message": "no kind"},
+        {"kind": "judges", "worker": "w", "metrics": {"a": "b"}},
+    ):
+        with pytest.raises(DataError, match="an event of the run cannot be read"):
+            decode_event(encode(fields))

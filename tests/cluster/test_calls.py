@@ -11,6 +11,7 @@ from redis.backoff import NoBackoff
 
 from cluster.buffer import Buffer, Limits, connection
 from cluster.errors import BufferUnavailable, ConfigError, StaleEpoch
+from cluster.types.events import StepTaken
 from tests.cluster.pipeline import RIGHT, Pipeline, group_of, record_of
 
 JUDGED = Limits(groups_per_step=2, max_staleness=1, admit=("judge", "length"))
@@ -64,10 +65,10 @@ def script_of_a_lap(buffer: Buffer) -> tuple[object, ...]:
     pipeline.release()
     manifest = pipeline.snapshot()
     buffer.trim(manifest)
-    buffer.emit("step", {"step": 1})
+    buffer.emit(StepTaken(policy="policy", epoch=1, step=1, metrics={}))
     pipeline.start(manifest)
     pipeline.iteration()
-    events = [(kind, fields) for _, kind, fields in buffer.events()]
+    events = [event for _, event in buffer.events()]
     return seen, record.groups, manifest, pipeline.outcomes(), buffer.summary("policy"), buffer.status("policy"), events
 
 

@@ -13,6 +13,7 @@ import pytest
 from cluster.buffer import Buffer, Limits
 from cluster.buffer.witness import Witness
 from cluster.process import marks
+from cluster.types.events import RolloutReport
 from tests.cluster.pipeline import Pipeline
 
 WORKER = """
@@ -80,9 +81,9 @@ def test_the_group_whose_environment_holds_the_interpreter_is_dropped_and_the_de
     worker = witnessed(buffer, claims, tmp_path, how)
     assert worker.returncode == -9
     assert buffer.summary("policy")["groups_dropped"] == {"data_failure": 1, "worker_died": 2}
-    (report,) = [fields for _, kind, fields in buffer.events() if kind == "rollout"]
-    assert report["data_failures"] == 1
-    assert "held the interpreter lock of rollout-0" in report["last_failure"]
+    (report,) = [event for _, event in buffer.events() if isinstance(event, RolloutReport)]
+    assert report.data_failures == 1
+    assert "held the interpreter lock of rollout-0" in report.last_failure
     assert buffer.forsake("policy", "rollout-0", blame=True) == {"rollout-0"}
     again = [buffer.claim("policy", worker="rollout-1", engine=claims, timeout_s=1) for _ in range(3)]
     assert [claim.task for claim in again if claim] == [1, 2, 3], "the guilty task does not return, the others do"

@@ -21,6 +21,7 @@ from cluster.driver.evaluator import until
 from cluster.driver.watchdog import Watchdog
 from cluster.driver.worker_pool import WorkerPool
 from cluster.errors import KanaboError
+from cluster.types.events import RewardReport
 from cluster.workers import RunContext
 from tests.cluster.stand_ins import WORKER, Answers, StandIn
 
@@ -225,9 +226,9 @@ async def test_two_deaths_over_one_reward_of_groups_that_left_are_that_rewards(c
         await within(lambda name=name: name in pool.last_words)
     assert pool.last_words["reward-0"] == " while it asked 'late', 'other' about group policy/1/0"
     await within(lambda: pool.explained == {"reward-0", "reward-1", "reward-3"})
-    events = [fields for _, kind, fields in buffer.events() if kind == "reward"]
-    assert [event["data_failures"] for event in events] == [2, 1]
-    assert "reward-0 and reward-1 died while reward 'late' was asked" in events[0]["last_failure"]
+    events = [event for _, event in buffer.events() if isinstance(event, RewardReport)]
+    assert [event.data_failures for event in events] == [2, 1]
+    assert "reward-0 and reward-1 died while reward 'late' was asked" in events[0].last_failure
     assert "'late' about group policy/1/3" in events[1]["causes"]["late"]
     assert buffer.questions("reward-0") == [], "what was asked is forgotten with the worker"
 

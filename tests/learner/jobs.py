@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from cluster.config import LearnerSection, LossSection, ScheduleSection, SequenceLossSection, ValueSection
 from cluster.errors import ConfigError
 from cluster.types import BatchRecord, Group, GroupReward, Pair, ScoredGroup
+from cluster.types.events import RunEvent, kind_of
 from learner.advantages.estimators import Undivided
 from learner.engine.deepspeed_engine import DeepSpeedEngine, join
 from learner.losses.sequence_losses import build_sequence_losses
@@ -142,8 +143,8 @@ class Shelf:
     def release(self, policy: str, epoch: int, version: int, *, by: str | None = None) -> None:
         self.told.append(("release", version))
 
-    def emit(self, kind: str, fields: dict[str, Any]) -> None:
-        self.told.append((kind, fields))
+    def emit(self, event: RunEvent) -> None:
+        self.told.append((kind_of(event), event))
 
     def publish(self, engine: Engine, step: int) -> None:
         self.told.append(("publish", step))
@@ -161,7 +162,7 @@ def on_policy(model_dir: Path, work: Path, optimizer: str) -> Any:
 
     reached = train(run_of(section, shelf, engine, shelf, each(mix)))
     initial = {n: p.detach() for n, p in AutoModelForCausalLM.from_pretrained(model_dir).named_parameters()}
-    rows = [fields["metrics"] for kind, fields in shelf.told if kind == "step"]
+    rows = [event.metrics for kind, event in shelf.told if kind == "step"]
     engine.barrier()
     return {
         "reached": reached,

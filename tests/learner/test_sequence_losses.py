@@ -21,6 +21,7 @@ from cluster.config import (
     Use,
 )
 from cluster.types import Group, Scores
+from cluster.types.events import StepTaken
 from learner.batch import assemble as assembling
 from learner.train import train
 from learner.types import Mix
@@ -81,7 +82,7 @@ def pipeline(
             plugins=[Calls(at_step=workers.sample)], stop=stop,
         )
     )  # fmt: skip
-    rows = [fields["metrics"] for _, kind, fields in buffer.events() if kind == "step"]
+    rows = [event.metrics for _, event in buffer.events() if isinstance(event, StepTaken)]
     summary = buffer.summary("policy")
     assert (len(rows), summary["groups_lost"], summary["groups_trained_twice"]) == (section.steps, 0, 0)
     return engine, rows

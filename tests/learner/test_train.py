@@ -15,6 +15,7 @@ from cluster.buffer import Buffer, Limits
 from cluster.config import CorrectionSection, LearnerSection, LossSection, ScheduleSection, Use
 from cluster.errors import PluginError
 from cluster.types import AssembledBatch, Group, GroupReward, Rollout, Scores
+from cluster.types.events import StepTaken
 from learner.batch import assemble as assembling
 from learner.pack import pack
 from learner.train import Objective, optimize, train
@@ -121,14 +122,14 @@ def run(workers: Workers, section: LearnerSection, engine: TableEngine, **hooks:
     )
 
 
-def rows(buffer: Buffer) -> list[dict[str, Any]]:
-    return [fields for _, kind, fields in buffer.events() if kind == "step"]
+def rows(buffer: Buffer) -> list[StepTaken]:
+    return [event for _, event in buffer.events() if isinstance(event, StepTaken)]
 
 
 def test_reward_rises_and_no_group_is_lost_or_stale(buffer, workers):
     engine = TableEngine()
     assert run(workers, section_of(12), engine, at_step=workers.sample) == 12
-    rewards = [row["metrics"]["reward/mean"] for row in rows(buffer)]
+    rewards = [row.metrics["reward/mean"] for row in rows(buffer)]
     assert np.mean(rewards[-3:]) > 2 * np.mean(rewards[:3])
     summary = buffer.summary("policy")
     assert (summary["groups_lost"], summary["groups_trained_twice"]) == (0, 0)
@@ -138,8 +139,8 @@ def test_reward_rises_and_no_group_is_lost_or_stale(buffer, workers):
 def test_a_row_of_metrics_says_what_the_step_did_and_waited_for(buffer, workers):
     run(workers, section_of(1), TableEngine())
     (row,) = rows(buffer)
-    assert (row["policy"], row["epoch"], row["step"]) == ("policy", workers.pipeline.epoch, 1)
-    metrics = row["metrics"]
+    assert (row.policy, row.epoch, row.step) == ("policy", workers.pipeline.epoch, 1)
+    metrics = row.metrics
     assert metrics["loss/ratio_mean"] == pytest.approx(1.0, abs=1e-5)
     assert metrics["loss/entropy_nats"] == pytest.approx(np.log(VOCABULARY), abs=1e-5)
     assert metrics["learner/tokens"] == 3 * metrics["learner/rollouts"]
@@ -198,7 +199,7 @@ def test_an_empty_cut_moves_the_version_and_not_the_weights(buffer, workers):
     assert train(run_of(section, buffer, engine, workers, each(no_reward), epoch=pipeline.epoch, plugins=plugins)) == 2
     assert not engine.table.any()
     assert buffer.status("policy")["version"] == 2
-    assert [row["metrics"]["learner/num_empty_steps"] for row in rows(buffer)] == [1.0, 1.0]
+    assert [row.metrics["learner/num_empty_steps"] for row in rows(buffer)] == [1.0, 1.0]
 
 
 def step_of(
@@ -251,5 +252,5 @@ def test_mismatch_and_staleness_add_up_to_the_whole_divergence():
 def test_tokens_of_this_epoch_and_step_are_fresh(buffer, workers):
     run(workers, section_of(1), TableEngine())
     (row,) = rows(buffer)
-    assert row["metrics"]["policy/stale_frac"] == 0
-    assert row["metrics"]["policy/mismatch_kl_nats"] == pytest.approx(0.0, abs=1e-6)
+    assert row.metrics["policy/stale_frac"] == 0
+    assert row.metrics["policy/mismatch_kl_nats"] == pytest.approx(0.0, abs=1e-6)

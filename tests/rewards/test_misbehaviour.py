@@ -11,6 +11,7 @@ import pytest
 
 from cluster.config import parse
 from cluster.types import ABSTAINED, FAILED, SCORED, Provenance, Scores, decode, encode
+from cluster.types.events import JudgeReport, encode_event
 from rewards.asking import ask, copied
 from rewards.base import Reward, Services
 from rewards.worker import RewardWorker
@@ -269,7 +270,7 @@ async def test_calls_that_hang_fail_their_own_group_and_40_healthy_ones_are_scor
     HUNG.set()
     await worker.stop()
     await running
-    metrics = [f["metrics"] for kind, f in buffer.events if kind == "judges"]
+    metrics = [event.metrics for event in buffer.events if isinstance(event, JudgeReport)]
     assert metrics[-1]["reward/num_replaced_threads"] == 16
 
 
@@ -344,5 +345,5 @@ async def misbehave(use, num_groups, first):
         assert len(read.provenance) in (1, 3)
         for tokens, rollout in zip(read.tokens or (), made.rollouts, strict=False):
             assert tokens.shape == rollout.tokens.shape
-    for _, fields in buffer.events:
-        encode(fields)
+    for event in buffer.events:
+        encode_event(event)

@@ -10,6 +10,7 @@ import pytest
 from cluster.buffer import Suspicion
 from cluster.config import parse
 from cluster.types import FAILED, SCORED, Scores
+from cluster.types.events import RewardReport
 from rewards.base import Reward
 from rewards.worker import RewardWorker
 from tests.rewards.groups import group
@@ -104,12 +105,12 @@ class MemoryBuffer:
             for name, value in scores.items():
                 self.scores[claim_id].setdefault(name, value)
 
-    def emit(self, kind, fields, once=""):
-        self.events.append((kind, fields))
+    def emit(self, event, once=""):
+        self.events.append(event)
 
     def costly(self):
         """Events that count against the budget."""
-        return [fields for kind, fields in self.events if kind == "reward" and fields["data_failures"]]
+        return [event for event in self.events if isinstance(event, RewardReport) and event.data_failures]
 
 
 def config(*rewards, **workers):
@@ -156,10 +157,10 @@ async def test_a_broken_signal_is_failed_with_its_name_and_the_others_are_scored
     assert cls.__name__ in scores[cls.__name__].provenance[0].note
     assert worker.failures == {cls.__name__: 1}
     (event,) = buffer.costly()
-    assert note in event["last_failure"]
-    assert event["failed"] == {cls.__name__: 2}
-    assert event["asked"] == {"exact": 2, cls.__name__: 2}
-    assert note in event["causes"][cls.__name__]
+    assert note in event.last_failure
+    assert event.failed == {cls.__name__: 2}
+    assert event.asked == {"exact": 2, cls.__name__: 2}
+    assert note in event.causes[cls.__name__]
 
 
 @pytest.mark.parametrize("fields", [{"weight": 0.0}, {"missing": 0.0}])
@@ -167,15 +168,15 @@ async def test_a_failure_that_costs_no_group_is_not_counted_against_the_budget(f
     buffer = MemoryBuffer([group("85", "86")])
     await work(buffer, config({"use": "exact"}, plugin(Raises, **fields)))
     assert not buffer.costly()
-    assert sum(fields["failed"].get("Raises", 0) for _, fields in buffer.events) == 2
+    assert sum(event.failed.get("Raises", 0) for event in buffer.events) == 2
 
 
 async def test_a_function_that_raises_on_all_rollouts_counts_and_on_some_does_not():
     buffer = MemoryBuffer([group("85", "86"), group("85", "boom", seq=1), group("boom", "boom", seq=2)])
     await work(buffer, config({"use": f"{HERE}:explosive"}))
     (event,) = buffer.costly()
-    assert "policy/1/2" in event["last_failure"]
-    assert "ValueError: it went off" in event["last_failure"]
+    assert "policy/1/2" in event.last_failure
+    assert "ValueError: it went off" in event.last_failure
 
 
 def explosive(prompt, completion):
@@ -317,8 +318,8 @@ async def test_a_condemned_reward_is_not_asked_and_fails_with_the_reason():
     assert (scores["explosive"].state == FAILED).all()
     assert "reward-0 and reward-3 died while they had it in hand" in scores["explosive"].provenance[0].note
     (event,) = buffer.costly()
-    assert "is not asked about this group again" in event["last_failure"]
-    assert event["failed"] == {"explosive": 2}
+    assert "is not asked about this group again" in event.last_failure
+    assert event.failed == {"explosive": 2}
 
 
 def contains(completion):

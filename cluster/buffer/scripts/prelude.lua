@@ -80,7 +80,7 @@ local function keep_dropped(id, reason)
   while call('LLEN', run .. 'dropped') > DROPPED_KEPT do
     call('UNLINK', run .. 'dropped:' .. call('LPOP', run .. 'dropped'))
   end
-  local fields = cmsgpack.pack({policy = policy, id = id, reason = reason})
+  local fields = cmsgpack.pack({kind = 'dropped', policy = policy, id = id, reason = reason})
   call('XADD', run .. 'events', 'MAXLEN', '~', 10000, '*', 'kind', 'dropped', 'fields', fields)
 end
 

@@ -209,7 +209,7 @@ class OneGroup:
     def score(self, claim_id, scores):
         self.scores.append(scores["oni"])
 
-    def emit(self, kind, fields, once=""): ...
+    def emit(self, event, once=""): ...
 
 
 async def test_from_caption_to_judge_to_new_version_to_the_same_group_scored_again(setting):

@@ -17,6 +17,7 @@ from cluster.errors import ConfigError
 from cluster.observability import metrics
 from cluster.observability.alarm_report import Alarmed
 from cluster.observability.live_table import LiveTable
+from cluster.types.events import StepTaken
 from rewards.monitors import Alarm, Monitor, build_monitors
 from tests.cluster.pipeline import Pipeline
 
@@ -92,7 +93,7 @@ async def test_every_step_of_the_learner_is_watched(buffer, tmp_path):
     follower.new_epoch(epoch, 0)
     for step, share in enumerate(curve):
         seen = {"reward/majority_mean": share, "reward/answer_entropy_mean": 2 * (1 - share)}
-        buffer.emit("step", {"policy": "policy", "epoch": epoch, "step": step, "metrics": seen})
+        buffer.emit(StepTaken(policy="policy", epoch=epoch, step=step, metrics=seen))
     await follower.drain()
     assert [r["step"] for r in metrics.read(tmp_path) if "monitor/collapse_alarms" in r] == [8]
 
