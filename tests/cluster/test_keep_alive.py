@@ -11,7 +11,7 @@ import pytest
 from cluster import config
 from cluster.buffer import Buffer
 from cluster.buffer.server import Store
-from cluster.driver import supervisor as supervise
+from cluster.driver import supervisor
 from cluster.driver.evaluator import until
 from cluster.observability.metrics import Recorder
 from cluster.workers import RunContext
@@ -35,24 +35,24 @@ async def test_a_stop_ends_the_last_evaluation(tmp_path: Path, buffer: Buffer, m
         begun.set()
         await asyncio.sleep(600)
 
-    monkeypatch.setattr(supervise.Evaluation, "run", hangs)
+    monkeypatch.setattr(supervisor.Evaluation, "run", hangs)
     settings = config.load(str(RECIPE))
     context = RunContext(settings, "", buffer.__reduce__()[1][0], "run", str(tmp_path))
     recorder = Recorder(tmp_path / "metrics", settings.tracking, "run", {})
-    supervisor = supervise.Supervisor(context, None, recorder, Table(), None)  # type: ignore[arg-type]
-    supervisor._reached = 3
-    evaluating = asyncio.create_task(supervisor._last_evaluation())
+    driver = supervisor.Supervisor(context, None, recorder, Table(), None)  # type: ignore[arg-type]
+    driver._reached = 3
+    evaluating = asyncio.create_task(driver._last_evaluation())
     await begun.wait()
-    supervisor.ask_to_stop()
+    driver.ask_to_stop()
     async with asyncio.timeout(5):
         await evaluating
-    assert "asked to stop" in supervisor._follower.evaluations_lost[3]
+    assert "asked to stop" in driver._follower.evaluations_lost[3]
 
 
 async def test_a_full_disk_costs_one_of_the_budget_however_long_it_lasts(
     tmp_path: Path, shim: Path, drive, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(supervise, "DISK_RETRY_S", 0.2)
+    monkeypatch.setattr(supervisor, "DISK_RETRY_S", 0.2)
     caplog.set_level(logging.WARNING)
     flag = tmp_path / "full"
     with disk(shim, FULL_DISK=flag), Store(tmp_path / "redis") as store:

@@ -10,8 +10,7 @@ import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 
 from cluster.buffer.server import DiskFull
-from cluster.driver import supervisor as supervise
-from cluster.driver import watchdog
+from cluster.driver import supervisor, watchdog
 from cluster.errors import BudgetSpent, DataError, Stalled, StartFailed
 from cluster.types import Publication
 from tests.cluster.stand_ins import always, forever, raising
@@ -135,7 +134,7 @@ class FullDisk:
 
 async def test_a_stop_ends_the_wait_for_a_full_disk(drive, monkeypatch):
     waits = asyncio.Event()
-    monkeypatch.setattr(supervise.log, "warning", lambda said, *values: "Trying again" in said and waits.set())
+    monkeypatch.setattr(supervisor.log, "warning", lambda said, *values: "Trying again" in said and waits.set())
     driver = drive(FullDisk())
     driver.answers["learner"]["stop"] = forever  # it cannot save the step that it has taken
     running = asyncio.create_task(driver.run())

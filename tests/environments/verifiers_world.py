@@ -1,4 +1,4 @@
-"""Verifiers environments, run by the Python of .environments/verifiers: a card game of two seats, sums with a tool.
+"""Verifiers environments, run by the Python of .environments/verifiers: a card game of two players, sums with a tool.
 
 `python tests/environments/verifiers_world.py cards` serves one of them and prints its address.
 """
@@ -90,12 +90,12 @@ class Cards(vf.Env[CardsConfig]):
     """Each seat sees its card and says bet or fold; then each hears what the other said, and says so again."""
 
     async def run(self, task, agents):
-        seats = []
+        players = []
         for name, card in zip(("first", "second"), task.data.cards, strict=True):
-            seats.append(
+            players.append(
                 (name, type(task)(task.data.model_copy(update={"prompt": f"Your card: {card}."}), task.config))
             )
-        async with agents.first.interaction(seats[0][1]) as one, agents.second.interaction(seats[1][1]) as two:
+        async with agents.first.interaction(players[0][1]) as one, agents.second.interaction(players[1][1]) as two:
             opening, answer = (await one.turn()).last_reply, (await two.turn()).last_reply
             await one.turn(f"They say {answer}.")
             await two.turn(f"They say {opening}.")

@@ -123,9 +123,9 @@ def test_policies_in_one_group_have_each_their_own():
 
 def test_a_tokens_own_reward_is_its_advantage_beside_the_groups_of_the_rest():
     tokens = (np.array([0, 0.1, -0.3]), np.array([0, 0.7, 0.1]))
-    distilled = GroupReward(np.array([t.sum() for t in tokens]), tokens=tokens)
-    assert np.concatenate(credit_of(TokenRewards(), made(2, 2), distilled)) == pytest.approx(np.concatenate(tokens))
-    both = GroupReward(distilled.rewards + np.array([1.0, 0.0]), tokens=tokens)
+    by_teacher = GroupReward(np.array([t.sum() for t in tokens]), tokens=tokens)
+    assert np.concatenate(credit_of(TokenRewards(), made(2, 2), by_teacher)) == pytest.approx(np.concatenate(tokens))
+    both = GroupReward(by_teacher.rewards + np.array([1.0, 0.0]), tokens=tokens)
     right, wrong = credit_of(TokenRewards(normalize_std=False), made(2, 2), both)
     assert right == pytest.approx(tokens[0] + 0.5)
     assert wrong == pytest.approx(tokens[1] - 0.5)

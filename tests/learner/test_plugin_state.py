@@ -32,8 +32,8 @@ def workers(buffer, monkeypatch) -> Workers:
 
 def memory() -> PluginState:
     fading = CONTROLLERS["cosine"].model_validate({"key": "learner.loss.entropy_coef", "start": 0.1, "steps": 4})
-    rehearsal = Spear(buffer_size=8, trigger=1.0, tolerate_steps=2, ramp_steps=4)
-    return PluginState({ADVANTAGE: GroupAdvantage(), EXPERIENCE_REPLAY: rehearsal, "controllers.0": fading})
+    replay = Spear(buffer_size=8, trigger=1.0, tolerate_steps=2, ramp_steps=4)
+    return PluginState({ADVANTAGE: GroupAdvantage(), EXPERIENCE_REPLAY: replay, "controllers.0": fading})
 
 
 def trained(

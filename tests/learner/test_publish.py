@@ -97,7 +97,7 @@ def test_a_file_holds_tensors_of_any_shape_and_precision_bit_for_bit(board, tmp_
         "f.half": torch.randn(6, 2).bfloat16(),
     }
 
-    class Mixed:
+    class TwoDtypes:
         rank = 0
 
         def weights(self):
@@ -106,7 +106,7 @@ def test_a_file_holds_tensors_of_any_shape_and_precision_bit_for_bit(board, tmp_
         def metadata(self):
             return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
 
-    engine: Any = Mixed()
+    engine: Any = TwoDtypes()
     publisher_of(board, tmp_path).publish(engine, 0)
     stored = load_file(board.seen[0].file.path)
     assert list(stored) == list(tensors)
