@@ -36,7 +36,7 @@ FREQUENCY = {
 }  # fmt: skip
 
 
-class LapMachine(Moves, RuleBasedStateMachine):
+class PipelineMachine(Moves, RuleBasedStateMachine):
     """`compare` after each move, and a fair end that must get on."""
 
     store: ClassVar[Store]

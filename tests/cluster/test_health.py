@@ -11,6 +11,7 @@ from cluster.config import parse
 from cluster.driver.health import Health, NothingLearned
 from cluster.observability.summary import in_sentences, summarize
 from cluster.types import AssembledBatch, BatchRecord, GroupReward, ScoredGroup, Scores
+from cluster.types.events import RewardReport
 from learner.rank import samples
 from tests.rewards.groups import group
 
@@ -29,8 +30,10 @@ def empty(**reasons: float) -> dict[str, float]:
     return {"learner/tokens": 0.0, **{f"buffer/num_dropped_{name}": n for name, n in reasons.items()}}
 
 
-def failing(failed: int, asked: int, cause: str = "KeyError: 'score'") -> dict:
-    return {"asked": {"mine": asked}, "failed": {"mine": failed}, "causes": {"mine": cause}, "data_failures": 0}
+def failing(failed: int, asked: int, cause: str = "KeyError: 'score'") -> RewardReport:
+    return RewardReport(
+        worker="w", data_failures=0, asked={"mine": asked}, failed={"mine": failed}, causes={"mine": cause}
+    )
 
 
 def test_an_empty_step_is_told_at_once_and_the_run_fails_with_the_cause():
@@ -181,7 +184,11 @@ def test_missing_scores_that_became_a_number_are_the_cause():
     said = Said()
     health = Health(parse({"rewards": [{"use": "exact", "missing": 0.0}]}), said)
     row = constant(0.0, known=0.0, failed=1.0, **{"buffer/num_dropped_zero_variance": 8.0})
-    health.rewards({"asked": {"exact": 4}, "failed": {"exact": 4}, "causes": {"exact": "KeyError: 'score'"}})
+    health.rewards(
+        RewardReport(
+            worker="w", data_failures=0, asked={"exact": 4}, failed={"exact": 4}, causes={"exact": "KeyError: 'score'"}
+        )
+    )
     health.step(1, row)
     assert any("'exact' failed on 100% of the rollouts of step 1" in m and "KeyError: 'score'" in m for m in said)
     assert any("'exact' has no score, so that missing = 0 took the place of all" in m for m in said)
@@ -190,7 +197,15 @@ def test_missing_scores_that_became_a_number_are_the_cause():
 def test_a_reward_that_fails_beside_others_that_train_is_told_of_in_its_first_step():
     said = Said()
     health = Health(parse({"rewards": [{"use": "exact"}, {"use": "numeric", "missing": 0.0}]}), said)
-    health.rewards({"asked": {"numeric": 4}, "failed": {"numeric": 4}, "causes": {"numeric": "ZeroDivisionError"}})
+    health.rewards(
+        RewardReport(
+            worker="w",
+            data_failures=0,
+            asked={"numeric": 4},
+            failed={"numeric": 4},
+            causes={"numeric": "ZeroDivisionError"},
+        )
+    )
     health.step(1, {"learner/tokens": 9.0, "reward/exact_known_frac": 1.0, "reward/numeric_failed_frac": 0.75})
     (message,) = said
     assert "'numeric' failed on 75% of the rollouts of step 1" in message
@@ -205,7 +220,11 @@ def test_a_reward_that_has_no_score_at_all_is_named_with_the_reason(blocking, to
     health = Health(
         parse({"rewards": [{"use": "exact"}, {"use": "numeric", "missing": 0.0, "blocking": blocking}]}), said
     )
-    health.rewards({"asked": {"numeric": 8}, "failed": {}, "causes": {"numeric": "no reference answer"}})
+    health.rewards(
+        RewardReport(
+            worker="w", data_failures=0, asked={"numeric": 8}, failed={}, causes={"numeric": "no reference answer"}
+        )
+    )
     for step in range(1, 4):
         health.step(step, {"learner/tokens": 9.0, "reward/numeric_known_frac": 0.0, "reward/numeric_failed_frac": 0.0})
         assert bool(said) is (step >= told_at)

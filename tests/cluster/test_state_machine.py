@@ -13,7 +13,7 @@ from cluster.buffer import connection
 from cluster.buffer.server import Store
 from tests.cluster.expected import Broken
 from tests.cluster.mutants import MUTANTS, RARE, source
-from tests.cluster.pipeline_machine import LapMachine
+from tests.cluster.pipeline_machine import PipelineMachine
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         yield store
 
 
-def search(machine: type[LapMachine], store: Store, *, seeds: int, steps: int, phases: tuple[Phase, ...]) -> None:
+def search(machine: type[PipelineMachine], store: Store, *, seeds: int, steps: int, phases: tuple[Phase, ...]) -> None:
     """The same examples every time. Raises Broken with the moves that led there.
 
     Each seed is used for ten examples only: after those hypothesis mostly varies what it has, and what is wanted here
@@ -45,7 +45,7 @@ def search(machine: type[LapMachine], store: Store, *, seeds: int, steps: int, p
 
 
 def test_no_order_of_moves_breaks_an_invariant(own_store: Store):
-    search(LapMachine, own_store, seeds=12, steps=60, phases=(Phase.generate, Phase.shrink))
+    search(PipelineMachine, own_store, seeds=12, steps=60, phases=(Phase.generate, Phase.shrink))
 
 
 @pytest.mark.parametrize(
@@ -56,19 +56,19 @@ def test_with_a_rule_switched_off_the_machine_finds_the_trace(
 ):
     monkeypatch.setattr(connection, "_source", lambda script: source(name, script))
     with pytest.raises(Broken):
-        search(LapMachine, own_store, seeds=60, steps=60, phases=(Phase.generate,))
+        search(PipelineMachine, own_store, seeds=60, steps=60, phases=(Phase.generate,))
 
 
-class ManifestBeforeFiles(LapMachine):
+class ManifestBeforeFiles(PipelineMachine):
     first_saved, then_saved = "manifest", "files"
 
 
-class FilterBeforeRecord(LapMachine):
+class FilterBeforeRecord(PipelineMachine):
     filters_with_record = False
 
 
 @pytest.mark.parametrize("machine", [ManifestBeforeFiles, FilterBeforeRecord])
-def test_with_two_moves_exchanged_the_machine_finds_the_trace(own_store: Store, machine: type[LapMachine]):
+def test_with_two_moves_exchanged_the_machine_finds_the_trace(own_store: Store, machine: type[PipelineMachine]):
     """Rules that live in the order of a learner's calls."""
     with pytest.raises(Broken):
         search(machine, own_store, seeds=12, steps=60, phases=(Phase.generate,))

@@ -229,7 +229,7 @@ async def test_two_deaths_over_one_reward_of_groups_that_left_are_that_rewards(c
     events = [event for _, event in buffer.events() if isinstance(event, RewardReport)]
     assert [event.data_failures for event in events] == [2, 1]
     assert "reward-0 and reward-1 died while reward 'late' was asked" in events[0].last_failure
-    assert "'late' about group policy/1/3" in events[1]["causes"]["late"]
+    assert "'late' about group policy/1/3" in events[1].causes["late"]
     assert buffer.questions("reward-0") == [], "what was asked is forgotten with the worker"
 
 
