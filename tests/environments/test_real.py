@@ -142,3 +142,14 @@ async def test_a_maze_of_an_openenv_server(tmp_path):
             played(environment, way, timeout_s=60.0) for way in map(scripted, (("east", "north"), ("north", "east")))
         ]
         assert [r.reward for r in await asyncio.gather(*both)] == [pytest.approx(0.9)] * 2, "one waits for the place"
+
+
+async def test_skyrl_s_multi_turn_environment(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    environment = GymnasiumText(env="skyrl_world:Gsm8k", python=program("skyrl", "python"), processes=1)
+    rollout = await played(environment, scripted(("seven", "#### 7", "#### 8")), timeout_s=60.0)
+    shown = [turn.text for turn in rollout.turns if turn.role == "user"]
+    assert "Ann has 7 apples" in shown[0]
+    assert "step-by-step" in shown[1]
+    assert "only the final numeric answer" in shown[2]
+    assert rollout.reward == pytest.approx(0.2 / 3 + 1.0)
