@@ -104,7 +104,7 @@ def test_a_stop_ends_the_wait_for_a_full_disk_within_30_seconds(tmp_path: Path, 
     [
         ("checkpoints", RANKS, "the checkpoint of step 2 cannot be written"),
         ("checkpoints", POLICIES, "the checkpoint of step 2 cannot be written"),
-        ("groups", [], "the archive of step 1 cannot be written"),
+        ("groups", [], "the archive of step 2 cannot be written"),
         ("replay", [*RANKS, "checkpoint.record_every_steps=2"], "what replays step 2 cannot be written"),
     ],
     ids=["ranks", "policies", "archive", "replay"],
