@@ -16,7 +16,7 @@ import sys
 import time
 import tomllib
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from cluster.observability import live_table, metrics
 from cluster.observability.summary import write_summary
 from cluster.observability.trackers import trackers
 from cluster.process import cleanup
-from cluster.process.disk import until_written
+from cluster.process.disk import alone, until_written
 from cluster.process.lock import acquire_run_lock
 from cluster.storage import checkpoint, leftovers
 
@@ -295,14 +295,12 @@ def _train(plan: Plan, engine: Any, progress: Progress, stop: Any) -> int:
 
     every = settings.checkpoint.every_steps
 
-    def save(step: int) -> None:
-        def write() -> None:
-            checkpoint.save_alone(directory / "checkpoints", engine, config.POLICY, step, settings.checkpoint.keep_last)
+    def written(write: Callable[[], Any], what: str, agree: Callable[[bool], bool] = alone) -> Any:
+        return until_written(write, what, progress.say, stop, agree)
 
-        if section.ranks > 1:  # the others would wait in a collective
-            write()
-        else:
-            until_written(write, f"the checkpoint of step {step}", progress.say, stop)
+    def save(step: int) -> None:
+        folder = directory / "checkpoints"
+        checkpoint.save_alone(folder, engine, config.POLICY, step, settings.checkpoint.keep_last, written=written)
 
     def after_step(step: int) -> None:
         if every and step % every == 0 and step < section.steps:

@@ -97,16 +97,20 @@ def save(
         _remove([path for path in committed(directory)[:-keep_last] if path not in stay])
 
 
-def save_alone(directory: Path, engine: Savable, policy: str, step: int, keep_last: int) -> None:
+def save_alone(
+    directory: Path, engine: Savable, policy: str, step: int, keep_last: int, *, written: Written = written_at_once
+) -> None:
     """Write and commit `global_step_N` of a run without a buffer on all ranks; the newest `keep_last` stay."""
     target = directory / f"global_step_{step}"
-    _write(target, engine, f"the checkpoint of step {step}", written_at_once)
-    if engine.rank == 0:
-        for path in target.rglob("*"):
-            _fsync(path)
-        commit(target, Manifest(policy, step, epoch=1, frontier=0, requeued=(), outstanding=(), trained=()))
-        _remove(committed(directory)[:-keep_last])
-    engine.agree(True)  # no rank goes on before the checkpoint is committed
+    what = f"the checkpoint of step {step}"
+    _write(target, engine, what, written)
+
+    def close() -> None:
+        if engine.rank == 0:
+            commit(target, Manifest(policy, step, epoch=1, frontier=0, requeued=(), outstanding=(), trained=()))
+            _remove(committed(directory)[:-keep_last])
+
+    written(close, what, engine.agree)
 
 
 def save_part(
