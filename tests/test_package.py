@@ -191,7 +191,8 @@ def test_a_shipped_recipe_is_found_by_its_name(tmp_path, monkeypatch):
 def test_a_shipped_recipe_finds_its_data_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in shipped.names():
-        path = config.load(name).tasks.options.get("path")
+        recipe = config.tree(name)
+        path = recipe.get("data", recipe.get("tasks", {}).get("options", {})).get("path")
         assert path is None or (Path(path).is_absolute() and Path(path).is_file()), name
     monkeypatch.chdir(ROOT)
     assert config.load("follow_up").tasks.options["path"] == "deploy/recipes/data/arithmetic.jsonl"
@@ -202,7 +203,7 @@ def test_the_command_lists_every_recipe_with_its_first_sentence(capsys):
         app.main(["recipes"])
     assert not ended.value.code
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    files = [*ROOT.glob("deploy/recipes/*.toml"), *ROOT.glob("deploy/recipes/methods/*.toml")]
+    files = [path for folder in ("", "methods/", "offline/") for path in ROOT.glob(f"deploy/recipes/{folder}*.toml")]
     assert lines.keys() == {path.stem for path in files}, "no two recipes share a name"
     assert lines["quickstart"] == "Two-digit addition on a laptop: two cores, no GPU, no download."
 

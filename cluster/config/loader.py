@@ -32,7 +32,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     where, and what to do.
     """
     found = overridden(tree(recipe), overrides)
-    if "data" in found:
+    if isinstance(found.get("data"), dict) and "path" in found["data"]:
         raise ConfigError(
             f"{recipe}: a recipe with [data] has no rollouts. Start it with `kanabo sft` or `kanabo dpo`."
         )
