@@ -6,6 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
+MOST_SECONDS = 1e9
+"""Thirty years; clocks of the system take no much longer time-out."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(
@@ -22,6 +25,8 @@ class Section(BaseModel):
         # pydantic reads true as 1; whoever writes it takes the key for a switch.
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
             raise ValueError(f"{str(value).lower()}, where a number is expected.")
+        if str(info.field_name).endswith("_s") and isinstance(value, int | float) and value > MOST_SECONDS:
+            raise ValueError(f"{value:g} seconds; at most {MOST_SECONDS:g} are allowed.")
         return value
 
 

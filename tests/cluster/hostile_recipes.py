@@ -26,7 +26,8 @@ ODD: tuple[Any, ...] = (
 @cache
 def recipes() -> list[dict[str, Any]]:
     """Every recipe, complete with its defaults."""
-    return [config.tree_of(config.load(file)) for file in sorted((ROOT / "deploy" / "recipes").rglob("*.toml"))]
+    files = sorted((ROOT / "deploy" / "recipes").rglob("*.toml"))
+    return [config.tree_of(config.load(file)) for file in files if file.parent.name != "offline"]
 
 
 def places(node: Any) -> Iterator[tuple[Any, Any]]:

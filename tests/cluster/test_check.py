@@ -107,6 +107,10 @@ RECIPE_FAULTS = {
     "a key of a reward": ('[[rewards]]\nuse = "exact"\nweigth = 1', ["rewards[0].weigth", "Did you mean 'weight'"]),
     "a reward without a name": ("[[rewards]]\nweight = 1", ["rewards[0].use", "missing"]),
     "a wrong type": ('[learner]\nsteps = "many"', ["learner.steps", "'many'", "integer"]),
+    "a time-out beyond all clocks": (
+        "[rollout]\nenvironment_timeout_s = 1e200",
+        ["environment_timeout_s", "at most 1e+09"],
+    ),
     "a wrong range": ("[learner.schedule]\nlr = -1.0", ["learner.schedule.lr", "-1.0", "greater than 0"]),
     "a wrong choice": ("[learner]\nzero_stage = 5", ["learner.zero_stage", "5", "0, 1, 2 or 3"]),
     "true for a number": ("[learner]\nsteps = true", ["learner.steps: true", "a number is expected"]),

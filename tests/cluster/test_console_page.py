@@ -147,7 +147,7 @@ async def test_the_page_in_a_browser(tmp_path, context):
             await page.open(context + query)
             return await page.sees("step 8 of 100", *texts)
 
-        verbs = ("claim", "sample", "put", "score", "cut", "step", "publish", "release")
+        verbs = ("claim", "sample", "put", "score", "assemble", "step", "publish", "release")
         await html("", *(f"<h3>{verb}" for verb in verbs))
         amiss = '<td class="number failed">40 %'
         await html("?view=judges", "tutor", "91 %", amiss)

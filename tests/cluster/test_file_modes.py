@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cluster import config
 from cluster.commands.export import export
 from cluster.commands.group_rows import writer
 from cluster.process.lock import readable
@@ -27,6 +28,14 @@ def modes(directory: Path) -> set[int]:
     return {path.stat().st_mode & 0o777 for path in directory.rglob("*") if path.is_file()}
 
 
+def checkpoint_of(run: Path) -> Path:
+    """A checkpoint of a run that has its recipe and no figures."""
+    source = weights(run / "checkpoints" / "global_step_3")
+    (source / "manifest.json").write_text("{}")
+    (run / "config.toml").write_text(config.dump(config.load(RECIPE)))
+    return source
+
+
 def weights(directory: Path) -> Path:
     directory.mkdir(parents=True)
     save_file({"w": torch.zeros(2)}, directory / "model.safetensors")
@@ -42,16 +51,14 @@ def test_what_a_library_wrote_privately_becomes_as_readable_as_any_file(tmp_path
 
 
 def test_an_export_is_as_readable_as_any_file(tmp_path: Path, mask: int):
-    source = weights(tmp_path / "runs" / "mine" / "checkpoints" / "global_step_3")
-    (source / "manifest.json").write_text("{}")
+    source = checkpoint_of(tmp_path / "runs" / "mine")
     export(source, tmp_path / "out" / "model")
     assert modes(tmp_path / "out" / "model") == {0o666 & ~mask}
     assert (tmp_path / "out" / "model").stat().st_mode & 0o777 == 0o777 & ~mask
 
 
 def test_an_export_leaves_what_lies_beside_its_target(tmp_path: Path):
-    source = weights(tmp_path / "runs" / "mine" / "checkpoints" / "global_step_3")
-    (source / "manifest.json").write_text("{}")
+    source = checkpoint_of(tmp_path / "runs" / "mine")
     mine = tmp_path / "out" / ".model.draft"
     mine.mkdir(parents=True)
     (mine / "notes.txt").write_text("mine")

@@ -10,6 +10,7 @@ import pytest
 from cluster.config import parse
 from cluster.driver.worker_pool import PLACE, roles
 from cluster.errors import ConfigError
+from cluster.types.events import RewardModelReport
 from cluster.workers import RewardModelActor, RunContext, reward_model
 from rewards.learned.factory import followers
 from rewards.learned.labeler import POLL_S
@@ -63,9 +64,10 @@ async def test_it_labels_learns_tells_and_its_successor_goes_on(redis_url, tmp_p
     async def told() -> dict[str, float]:
         async with asyncio.timeout(60):
             while True:
-                found = [f for _, kind, f in await asyncio.to_thread(buffer.events, "0") if kind == "reward_model"]
-                if found and found[-1]["metrics"]["reward_model/news_num_labels"] == 2:
-                    return found[-1]["metrics"]
+                events = [event for _, event in await asyncio.to_thread(buffer.events, "0")]
+                found = [event.metrics for event in events if isinstance(event, RewardModelReport)]
+                if found and found[-1]["reward_model/news_num_labels"] == 2:
+                    return found[-1]
                 await asyncio.sleep(0.05)
 
     await follower.ask(["you find gold", "a wall"])

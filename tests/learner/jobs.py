@@ -170,7 +170,7 @@ def on_policy(model_dir: Path, work: Path, optimizer: str) -> Any:
         "initial": initial,
         "weights": full_weights(engine),
         "rows": rows,
-        "order": [(kind, step if isinstance(step, int) else step["step"]) for kind, step in shelf.told],
+        "order": [(kind, event if isinstance(event, int) else event.step) for kind, event in shelf.told],
     }
 
 

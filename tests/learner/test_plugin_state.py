@@ -59,7 +59,7 @@ def test_steps_repeated_after_a_crash_replay_the_same_and_leave_the_same_memory(
             saved[done] = buffer.snapshot("policy", workers.pipeline.epoch, done), engine.table.detach().numpy().copy()
 
     trained(workers, engine, first, checkpoint)
-    before = [told(row["metrics"]) for row in rows(buffer)]
+    before = [told(row.metrics) for row in rows(buffer)]
     replayed = [row["replay/num_rollouts"] for row in before]
     assert max(replayed) == 8
     assert 0 in replayed, "the buffer is emptied by a replay"
@@ -80,7 +80,7 @@ def test_steps_repeated_after_a_crash_replay_the_same_and_leave_the_same_memory(
     second.table.data.copy_(engine.table.new_tensor(table))
     workers.pipeline.start(manifest)
     trained(workers, second, again)
-    after = [told(row["metrics"]) for row in rows(buffer)[8:]]
+    after = [told(row.metrics) for row in rows(buffer)[8:]]
     assert [row["replay/num_rollouts"] for row in after] == replayed[3:]
     for one, other in zip(before[3:], after, strict=True):
         for name in one:

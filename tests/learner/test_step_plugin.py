@@ -80,7 +80,7 @@ def test_what_a_plugin_adds_to_the_record_is_what_a_repeated_step_reads(buffer, 
     again = run_of(*parts, epoch=epoch, plugins=[Quiet()])
     assert train(again) == 1
     (row,) = rows(buffer)
-    assert row["metrics"]["mine/groups"] == 4
+    assert row.metrics["mine/groups"] == 4
 
 
 def test_a_plugin_configures_a_single_step(buffer, workers):
