@@ -63,6 +63,7 @@ class PullEngine(WeightTransferEngine[PullInit, PullUpdate]):
         finalize_layerwise_reload(self.model, self.model_config)
         if current_platform.is_cpu():
             redispatch_lm_head(self.model)
+            pack_experts(self.model)
 
     def shutdown(self) -> None: ...
 
@@ -76,6 +77,18 @@ def redispatch_lm_head(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ParallelLMHead):
             dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+
+
+def pack_experts(model: torch.nn.Module) -> None:
+    """Pack the experts of every layer anew.
+
+    The CPU build packs them for its kernel when a model is loaded, and leaves the plain ones in their place when it is
+    reloaded: without this, log-probs are wrong by a nat and more.
+    """
+    for module in model.modules():
+        kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+        if kernel is not None:
+            kernel.fused_experts.process_weights_after_loading(module)
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:
