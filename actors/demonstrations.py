@@ -97,8 +97,7 @@ class Demonstrations:
     def check(self) -> list[str]:
         """Tokenise the first rows. Returns why rows are left out, one sentence each.
 
-        Raises ConfigError where none of them can be trained on, or where a prompt of the model's family has no room for
-        an assistant's turn.
+        Raises ConfigError where none of them can be trained on.
         """
         places = range(min(len(self), CHECKED_ROWS))
         groups, left_out = self._groups(self._rows, places, 0)

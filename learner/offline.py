@@ -14,10 +14,14 @@ from typing import Protocol
 from torch import Tensor
 
 from cluster.config import LearnerSection
+from cluster.errors import KanaboError
 from cluster.types import Batch, Group, Pair
 from learner.losses.demonstrations import batch_of
 from learner.losses.sequence_losses import Terms
 from learner.types import Engine, ReferenceModel
+
+MAX_IN_VAIN = 3
+"""Steps in a row that train on nothing, or whose gradient is not finite, before the run fails."""
 
 
 class Objective(Protocol):
@@ -68,8 +72,11 @@ class OfflineRun:
     stop: Callable[[], bool]
 
     def train(self) -> int:
-        """Train from the engine's step to `learner.steps`, or until a stop; returns the step reached. Collective."""
-        last = self.section.steps
+        """Train from the engine's step to `learner.steps`, or until a stop; returns the step reached. Collective.
+
+        Raises KanaboError after `MAX_IN_VAIN` steps in a row that changed nothing.
+        """
+        last, in_vain, skipped = self.section.steps, 0, self.engine.num_skipped
         if self.engine.step == 0:
             self.evaluate()
         while self.engine.step < last and not self.engine.agree(self.stop()):
@@ -77,6 +84,10 @@ class OfflineRun:
             metrics = self.optimize(groups)
             step = self.engine.step
             self.record(step, {**metrics, "learner/num_left_out_rows": float(len(left_out))}, left_out)
+            learnt = metrics["learner/tokens"] > 0 and self.engine.num_skipped == skipped
+            in_vain, skipped = 0 if learnt else in_vain + 1, self.engine.num_skipped
+            if in_vain == MAX_IN_VAIN:
+                raise KanaboError(_cause(left_out))
             if step == last or (self.evaluate_every_steps and step % self.evaluate_every_steps == 0):
                 self.evaluate()
             self.after_step(step)
@@ -111,3 +122,9 @@ class OfflineRun:
 
     def _references(self, batch: Batch) -> list[Tensor | None]:
         return [self.reference.logprobs(micro) if self.reference else None for micro in batch.micros]
+
+
+def _cause(left_out: Sequence[str]) -> str:
+    """Why the last steps changed nothing."""
+    why = f"no row could be trained on: {left_out[0]}" if left_out else "their gradient was not finite"
+    return f"{MAX_IN_VAIN} steps in a row changed nothing; {why}"

@@ -161,7 +161,7 @@ def run(plan: Plan, *, output: Output = "stdout") -> int:
 
 
 def _wait(ranks: Sequence[Any]) -> int:
-    """Wait for all ranks; one that fails ends the others. Returns the first code that is not 0."""
+    """Wait for all ranks; one that fails ends the others. Returns its exit code, 1 for one that was killed."""
 
     def tell(number: int, frame: Any) -> None:
         for process in ranks:
@@ -178,7 +178,7 @@ def _wait(ranks: Sequence[Any]) -> int:
                 if process.exitcode:
                     for other in left:
                         other.kill()  # they wait in a collective for the one that is gone
-                    return 1
+                    return process.exitcode if process.exitcode in (1, 2) else 1
         return 0
     finally:
         for process in ranks:

@@ -215,3 +215,15 @@ def test_a_run_with_rollouts_does_not_go_on_in_its_directory(place):
     rollouts = parse({"run": {"name": "taken", "dir": str(place / "runs")}, "model": {"path": str(place / "model")}})
     with pytest.raises(ConfigError, match="kanabo sft or kanabo dpo"):
         preflight.used_directory(rollouts, preflight.run_directory(rollouts))
+
+
+def test_a_run_that_trains_on_nothing_fails_with_the_cause(place):
+    """The rows that are looked at before the start are fine; all others are not."""
+    rows = place / "mostly_unusable.jsonl"
+    good = (place / "chat.jsonl").read_text().splitlines()[0]
+    rows.write_text((good + "\n") * 1000 + '{"text": "no conversation"}\n' * 200)
+    options = (f"data.path={rows}", "data.num_evaluation=0", "data.batch_size=50", "learner.steps=40")
+    done = finished(recipe(place, "sft", "in_vain", *options))
+    assert done.returncode == 1
+    assert "3 steps in a row changed nothing; no row could be trained on: " in done.stderr
+    assert "no 'messages'" in done.stderr
