@@ -60,7 +60,7 @@ def plan(settings: OfflineConfig, kind: Kind) -> Plan:
     """Look at all that can be looked at before the start; makes or downloads the model. Raises ConfigError."""
     from actors.models import prepare
 
-    directory = run_directory(settings)
+    directory = preflight.run_directory(settings)
     preflight.place(directory)
     if (directory / "config.toml").exists() and not (directory / leftovers.OFFLINE).exists():
         raise ConfigError(f"{directory} is a run with rollouts. Give this one another run.name.")
@@ -89,14 +89,6 @@ def within_positions(settings: OfflineConfig, model_dir: str) -> OfflineConfig:
     if positions is None or positions >= settings.data.max_tokens:
         return settings
     return settings.model_copy(update={"data": settings.data.model_copy(update={"max_tokens": positions})})
-
-
-def run_directory(settings: OfflineConfig) -> Path:
-    """Absolute directory of the run."""
-    base = settings.run.dir
-    if "dir" not in settings.run.model_fields_set:
-        base = os.environ.get("KANABO_RUNS") or base
-    return (Path(base) / settings.run.name).absolute()
 
 
 def demonstrations(settings: OfflineConfig, kind: Kind, model_dir: str) -> Any:

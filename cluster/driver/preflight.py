@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.config import RunConfig, without_password
+from cluster.config import OfflineConfig, RunConfig, without_password
 from cluster.config import stored as read_stored
 from cluster.driver import preflight_dataset
 from cluster.driver.preflight_plugins import build_kind, plugins
@@ -35,7 +35,7 @@ IDENTITY = re.compile(
 """Keys that `identity` compares."""
 
 
-def run_directory(settings: RunConfig) -> Path:
+def run_directory(settings: RunConfig | OfflineConfig) -> Path:
     """Absolute directory of the run.
 
     Raises ConfigError for a relative `run.dir` inside a submitted job, whose working directory is thrown away.
