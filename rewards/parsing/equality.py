@@ -6,8 +6,10 @@ An answer is read as a number, an expression, a relation, a list, a tuple or int
 equivalence: it rounds them instead.
 
 *Percent*. `25%` is 0.25, and equals 25 too where one side alone has the sign. *Units* and currencies do not count
-unless both sides have one of the same kind. A sentence with one number in it (`There are 12 apples`) equals that
-number; what holds several numbers, or a number under a condition (`at least 5`), does not.
+unless both sides have one that is known (`rewards.parsing.units`). A sentence with one number in it (`There are 12
+apples`) equals that number; what holds several numbers, or a number under a condition (`at least 5`), does not.
+
+*Variables* may be negative: `√(x²)` is `|x|`, not x. `ln(x²)` is `2 ln x`, which says nothing of a negative x.
 """
 
 from __future__ import annotations
@@ -17,11 +19,9 @@ import re
 from collections.abc import Sequence
 
 from rewards.parsing.notation import MAX_CHARS, cleaned
-from rewards.parsing.reading import CANONICAL, KIND, NOTHING, Reading, key_of, reading
+from rewards.parsing.reading import NOTHING, Reading, key_of, reading
 from rewards.parsing.tolerance import close
-
-POWERS = {"square": 2, "sq": 2, "cubic": 3}
-UNITS_IN = re.compile(r"([^\W\d_]+|[$€£¥₹¢])(?:\s*\^\s*\{?\s*(-?\d))?|(/)")
+from rewards.parsing.units import agree, quantity_key
 
 
 def is_empty(answer: str) -> bool:
@@ -45,8 +45,19 @@ def votes(answers: Sequence[str | None]) -> list[str | None]:
     keys = []
     for one in found:
         other = next((key_of(a) for a in one.also if key_of(a) in plain), None)
-        keys.append(None if one is NOTHING else key_of(one) if key_of(one) in plain else other or key_of(one))
-    return keys
+        keys.append("" if one is NOTHING else key_of(one) if key_of(one) in plain else other or key_of(one))
+    said = [_said_beyond(one) for one in found]
+    vague = {key for key, more in zip(keys, said, strict=True) if not more}
+    return [None if not key else key if key in vague else more for key, more in zip(keys, said, strict=True)]
+
+
+def _said_beyond(one: Reading) -> str:
+    """What keeps apart answers of one key if all of them say it: a known unit, the values of negative variables."""
+    if one.number is not None:
+        return quantity_key(one.number, one.unit)
+    if not one.signed or any(math.isnan(v) for v in one.signed):
+        return ""
+    return ",".join([key_of(one), *(f"{0.0 if abs(v) < 1e-12 else v:.8g}" for v in one.signed)])
 
 
 def number(answer: str) -> float | None:
@@ -86,40 +97,19 @@ def same(reference: str, answer: str, *, ignore_case: bool = True) -> bool | Non
 
 
 def _agree(a: Reading, b: Reading) -> bool:
-    if _units_differ(a, b):
-        return False
     if a.number is not None and b.number is not None:
-        return close(a.number, b.number)
-    return a.kind == b.kind and a.key == b.key
+        with_units = agree(a.number, a.unit, b.number, b.unit)
+        return close(a.number, b.number) if with_units is None else with_units
+    return a.kind == b.kind and a.key == b.key and _agree_where_negative(a.signed, b.signed)
+
+
+def _agree_where_negative(a: Sequence[float], b: Sequence[float]) -> bool:
+    """√(x²) is not x; ln(x²) is 2 ln x, which has no value there."""
+    return not any(abs(x - y) > 1e-8 * max(1.0, abs(x), abs(y)) for x, y in zip(a, b, strict=False))
 
 
 def _units_differ(a: Reading, b: Reading) -> bool:
-    """Whether both have a unit, of one kind, and another: metres and kilometres, metres and square metres."""
-    one, two = powers(a.unit), powers(b.unit)
-    if not one or not two or one == two:
-        return False
-    kinds = {KIND[next(iter(one))], KIND[next(iter(two))]}
-    return len(kinds) == 1 and "other" not in kinds
-
-
-def powers(unit: str) -> dict[str, int]:
-    """The power of every unit, in its shortest spelling: m and s of `m/s`; empty where a word is no known unit."""
-    found: dict[str, int] = {}
-    sign, power = 1, 1
-    for word, exponent, other in UNITS_IN.findall(unit):
-        if other or word == "per":
-            sign = -1
-        elif word in POWERS:
-            power = POWERS[word]
-        elif word not in KIND:
-            return {}
-        else:
-            name = str(CANONICAL.get(word, word))
-            found[name] = found.get(name, 0) + sign * power * int(exponent or 1)
-            power = 1
-    if len(found) > 1:
-        found.pop("deg", None)  # °C
-    return found
+    return a.number is not None and b.number is not None and agree(a.number, a.unit, b.number, b.unit) is False
 
 
 def _squeezed(answer: str) -> str:

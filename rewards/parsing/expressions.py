@@ -11,12 +11,12 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
-PLACES = 3
-BARS = "|"
-"""A name of what holds the absolute value of something variable."""
+POSITIVE, SIGNED = 3, 5
+"""Places where every variable is positive; and where some are negative, at which only real values count."""
+PLACES = POSITIVE + SIGNED
 MAX_DEPTH = 40
 MAX_BITS = 20_000
 """Most bits of a numerator or denominator."""
@@ -52,7 +52,7 @@ class Value:
 
     exact: Fraction | None
     places: tuple[complex, ...]
-    """Empty where `exact` is known."""
+    """Empty where `exact` is known. NaN at a signed place where it is not real, or not defined."""
     names: frozenset[str] = frozenset()
 
     @property
@@ -97,15 +97,27 @@ LETTERS = {"e": Value(None, (complex(math.e),) * PLACES), "i": Value(None, (1j,)
 
 def _apply(function: Callable[..., complex], *values: Value) -> Value:
     names = frozenset().union(*(v.names for v in values))
+    arguments = list(zip(*(v.at() for v in values), strict=True))
     try:
-        places = tuple(complex(function(*found)) for found in zip(*(v.at() for v in values), strict=True))
+        places = tuple(complex(function(*found)) for found in arguments[:POSITIVE])
     except OverflowError as error:
         raise TooLarge("too large") from error
     except (ArithmeticError, ValueError) as error:
         raise Unreadable(str(error)) from error
     if any(cmath.isnan(p) for p in places):
         raise Unreadable("undefined")
-    return Value(None, places, names)
+    return Value(None, places + tuple(_real(function, found) for found in arguments[POSITIVE:]), names)
+
+
+def _real(function: Callable[..., complex], arguments: tuple[complex, ...]) -> complex:
+    """NaN where an argument or the value is not real: ln x and √x say nothing of a negative x."""
+    if any(cmath.isnan(a) for a in arguments):
+        return complex(math.nan)
+    try:
+        value = complex(function(*arguments))
+    except (ArithmeticError, ValueError):
+        return complex(math.nan)
+    return complex(value.real) if abs(value.imag) <= 1e-12 * max(1.0, abs(value)) else complex(math.nan)
 
 
 def plus(a: Value, b: Value) -> Value:
@@ -209,11 +221,7 @@ def binomial(n: Value, k: Value) -> Value:
 
 
 def absolute(a: Value) -> Value:
-    """The places of variables are positive, where |x| is x: the name `|` tells the two apart."""
-    if a.exact is not None:
-        return exactly(abs(a.exact))
-    value = _apply(lambda x: complex(abs(x)), a)
-    return replace(value, names=value.names | {BARS}) if value.names else value
+    return exactly(abs(a.exact)) if a.exact is not None else _apply(lambda x: complex(abs(x)), a)
 
 
 def logarithm(a: Value, base: Value | None) -> Value:
@@ -242,8 +250,11 @@ PLAIN = {"pi": "\\pi", "infty": "\\infty", "infinity": "\\infty"}
 def variable(name: str) -> Value:
     """Another value at each place, the same in every process."""
     digest = hashlib.blake2b(name.encode(), digest_size=PLACES * 4).digest()
-    numbers = (int.from_bytes(digest[4 * i : 4 * i + 4], "big") / 2**32 for i in range(PLACES))
-    return Value(None, tuple(complex(0.3 + 1.4 * n) for n in numbers), frozenset({name}))
+    numbers = [0.3 + 1.4 * int.from_bytes(digest[4 * i : 4 * i + 4], "big") / 2**32 for i in range(PLACES)]
+    code = sum(name.encode())  # neighbours in the alphabet differ in one of its last two bits
+    first, second = (-1) ** (code % 2), (-1) ** (code // 2 % 2)
+    signs = [1] * POSITIVE + [-1, first, -first, second, -second]
+    return Value(None, tuple(complex(n * sign) for n, sign in zip(numbers, signs, strict=True)), frozenset({name}))
 
 
 def evaluate(text: str) -> Value:

@@ -12,50 +12,17 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from rewards.parsing.expressions import BARS, PLACES, PLAIN, TooLarge, Unreadable, Value, evaluate, variable
+from rewards.parsing.codes import coded
+from rewards.parsing.expressions import PLAIN, POSITIVE, TooLarge, Unreadable, Value, evaluate, variable
 from rewards.parsing.notation import MAX_CHARS, NEXT_ROW, cleaned
 from rewards.parsing.tolerance import Number, close, number_key
+from rewards.parsing.units import is_unit
 
-UNITS = {
-    "length": "mm cm dm m km in inch inches ft foot feet yd yard yards mile miles mi meter meters metre metres "
-    "centimeter centimeters centimetre centimetres millimeter millimeters kilometer kilometers kilometre kilometres",
-    "mass": "mg g kg t ton tons gram grams kilogram kilograms lb lbs pound pounds oz ounce ounces",
-    "time": "ms s sec secs second seconds min mins minute minutes h hr hrs hour hours day days week weeks month months "
-    "year years",
-    "money": "dollar dollars usd cent cents euro euros eur pence $ € £ ¥ ₹ ¢",
-    "volume": "ml l L liter liters litre litres",
-    "speed": "mph kph",
-    "frequency": "hz Hz kHz MHz",
-    "angle": "rad radian radians degree degrees deg",
-    "temperature": "C F",
-    "other": "N J W kW V A Pa kPa mol K unit units",
-}
-SAME_UNIT = {
-    "mm": "millimeter millimeters", "cm": "centimeter centimeters centimetre centimetres",
-    "m": "meter meters metre metres", "km": "kilometer kilometers kilometre kilometres",
-    "in": "inch inches", "ft": "foot feet", "yd": "yard yards", "mi": "mile miles",
-    "g": "gram grams", "kg": "kilogram kilograms", "t": "ton tons", "lb": "lbs pound pounds", "oz": "ounce ounces",
-    "s": "sec secs second seconds", "min": "mins minute minutes", "h": "hr hrs hour hours", "day": "days",
-    "week": "weeks", "month": "months", "year": "years", "dollar": "dollars usd USD US $", "cent": "cents ¢",
-    "euro": "euros eur €", "L": "l liter liters litre litres", "Hz": "hz", "rad": "radian radians",
-    "deg": "degree degrees",
-}  # fmt: skip
-KIND = {unit: kind for kind, units in UNITS.items() for unit in units.split()}
-CANONICAL = {other: unit for unit, others in SAME_UNIT.items() for other in others.split()}
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 SMALL = "zero one two three four five six seven eight nine ten eleven twelve"
 NUMBER_WORDS = {word: i for i, word in enumerate(SMALL.split())}
 
 CURRENCY = r"[$€£¥₹]|(?:US|USD|EUR|Rs\.?)\s*(?=\d)"
-CODED = [
-    re.compile(r"\d{1,2}:\d{2}(?::\d{2})?\s*(?:[ap]\.?\s?m\.?)?", re.IGNORECASE),  # a time
-    re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{2,4}"),  # a date
-    re.compile(r"v?\d+(?:\.\d+){2,}"),  # a version
-    re.compile(r"[0-9A-Fa-f]+\s*_\s*\{?\s*\d+\s*\}?"),  # digits in a base
-    re.compile(r"\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?)+"),  # a ratio
-    re.compile(r"\d+(?:st|nd|rd|th)", re.IGNORECASE),  # a place in an order
-]
-DOTTED = re.compile(r"(?<=\d)([ap])\.?m\.?$")
 APPROXIMATELY = re.compile(
     r"^(?:\\approx|≈|approximately|approx\.?|about|around|roughly|nearly|circa|exactly|equals?|is|=|just|only)\s*",
     re.IGNORECASE,
@@ -104,6 +71,8 @@ class Reading:
     also: tuple[Reading, ...] = ()
     """What it may stand for as well, where the other side asks for that."""
     unit: str = ""
+    signed: tuple[float, ...] = ()
+    """An expression's values where variables are negative, NaN where it has none."""
 
 
 def key_of(one: Reading) -> str:
@@ -146,8 +115,8 @@ def _text(text: str, ignore_case: bool) -> Reading:
 
 
 def _read(text: str, ignore_case: bool) -> Reading:
-    if any(pattern.fullmatch(text) for pattern in CODED):
-        return Reading("text", DOTTED.sub(r"\1m", re.sub(r"[\s{}]", "", text).casefold()))
+    if (code := coded(text)) is not None:
+        return Reading("text", code[0], also=tuple(Reading("text", other) for other in code[1:]))
     if choice := CHOICE.fullmatch(text):
         return Reading("text", choice["letter"] or choice["named"])
     if len(text) == 1 and text.isupper():
@@ -194,14 +163,12 @@ def _of(value: Value) -> Reading:
     if value.is_number:
         real = value.real
         return _numeric(value.number if real is None else real)
-    places = value.at()
-    if BARS not in value.names and all(abs(p - places[0]) < 1e-12 and p.imag == 0 for p in places):
+    places, signed = value.at()[:POSITIVE], tuple(p.real for p in value.at()[POSITIVE:])
+    constant = all(abs(p - places[0]) < 1e-12 and p.imag == 0 for p in places)
+    if constant and not any(abs(v - places[0].real) > 1e-12 for v in signed):
         return _numeric(places[0].real)  # sin²x + cos²x
-    return Reading("expression", ",".join(_places(value)))
-
-
-def _places(value: Value) -> list[str]:
-    return [f"{_rounded(p.real, 8)}/{_rounded(p.imag, 8)}" for p in value.at()] + [BARS] * (BARS in value.names)
+    key = ",".join(f"{_rounded(p.real, 8)}/{_rounded(p.imag, 8)}" for p in places)
+    return Reading("expression", key, signed=signed)
 
 
 def _rounded(value: float, digits: int) -> str:
@@ -239,7 +206,7 @@ def _quantity(text: str) -> Reading | None:
         return _numeric(value.exact * SCALES[scaled[2].lower()])
     value = _evaluated(text)
     if value is not None and value.is_number:
-        return replace(_of(value), unit=currency[2] if currency else "")
+        return replace(_of(value), unit=currency[2] if currency else "degree" if text.endswith("\\degree") else "")
     return _with_unit(text)
 
 
@@ -249,7 +216,7 @@ def _with_unit(text: str) -> Reading | None:
         return None
     unit = match["unit"].strip()
     words = re.findall(r"[^\W\d_]+", unit.replace("\\degree", " ").replace("\\times", " "))
-    is_known = "\\degree" in unit or unit in "$€£¥₹¢" or (words and words[0] in KIND)
+    is_known = "\\degree" in unit or unit in "$€£¥₹¢" or (words and is_unit(words[0]))
     apart = text[len(match["value"])].isspace()
     if not is_known and not (apart and words and len(words[0]) >= 3):
         return None
@@ -481,8 +448,10 @@ def _equation(sides: list[Value], text: str) -> Reading | None:
 def _difference(left: Value, right: Value) -> Reading:
     """An equation, by its two sides' difference up to a factor."""
     places = [a - b for a, b in zip(left.at(), right.at(), strict=True)]
-    scale = next((p for p in places if abs(p) > 1e-9), 1)
-    return Reading("relation", "=" + ",".join(_rounded((p / scale).real, 8) for p in places))
+    scale = next((p for p in places[:POSITIVE] if abs(p) > 1e-9), 1)
+    scaled = [(p / scale).real for p in places]
+    key = ",".join(_rounded(p, 8) for p in scaled[:POSITIVE])
+    return Reading("relation", f"={key}", signed=tuple(scaled[POSITIVE:]))
 
 
 def _inequality(left: Value, sign: str, right: Value) -> Reading | None:
@@ -490,11 +459,11 @@ def _inequality(left: Value, sign: str, right: Value) -> Reading | None:
     if left.is_number and right.names:
         left, right, sign = right, left, flip[sign]
     if not right.is_number or not _is_variable(left):
-        places = [a - b for a, b in zip(left.at(), right.at(), strict=True)]
+        places = [a - b for a, b in zip(left.at()[:POSITIVE], right.at()[:POSITIVE], strict=True)]
         if sign in (">", ">="):
             places, sign = [-p for p in places], flip[sign]
         scale = abs(next((p for p in places if abs(p) > 1e-9), 1))
-        return Reading("relation", sign + ",".join(_rounded((p / scale).real, 8) for p in places[:PLACES]))
+        return Reading("relation", sign + ",".join(_rounded((p / scale).real, 8) for p in places))
     bound = key_of(_of(right))
     if sign == "!=":
         return Reading("relation", f"!={bound}")

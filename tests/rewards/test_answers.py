@@ -70,14 +70,14 @@ def test_final_answer_of(text, expected):
 
 
 def test_reading_answers_takes_linear_time_on_hostile_text():
-    start = time.monotonic()
+    start = time.process_time()
     for text in ("\\boxed{" * 20_000, "<answer>" * 20_000, "answer is " * 20_000, "#### " * 20_000, "<think>" * 20_000):
         final_answer(text)
         number(text)
     for text in ("1," * 50_000, "9" * 100_000, "-" * 100_000, "." * 100_000, " " * 100_000):
         final_answer(text)
         number(text)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 NUMBERS = [

@@ -67,7 +67,7 @@ def test_what_is_not_wholly_a_number_is_unknown(text):
 
 
 def test_a_number_too_large_to_be_worked_out_is_told_from_others_without_time():
-    start = time.monotonic()
+    start = time.process_time()
     for tower in (
         "10^{10^{10}}",
         "9^{9^{9^{9}}}",
@@ -79,7 +79,7 @@ def test_a_number_too_large_to_be_worked_out_is_told_from_others_without_time():
     ):
         assert same("85", tower) is False
         assert same(tower, tower) is True
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 HOSTILE = [
@@ -114,13 +114,13 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", [(part * 1000)[:900] for part in [*HOSTILE, "1 ", "a ", "12 a", " or ", "a, "]])
 def test_hostile_answers_are_read_fast(text):
-    start = time.monotonic()
+    start = time.process_time()
     reading(text)
     reading(text + "1")
     reading("5 " + text)
     reading("5" + text + "!")
     same(text, "5")
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_equal_keys_are_an_equivalence_for_votes():
