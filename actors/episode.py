@@ -43,6 +43,8 @@ class Transcript:
     """What the last observation opened for the policy's next turn."""
     tools: tuple[dict[str, Any], ...] = ()
     """What the first observation lets the policy call."""
+    earlier: tuple[Transcript, ...] = ()
+    """Transcripts of this agent whose turns have left its context."""
 
     def observe(self, ids: list[int], observation: Observation) -> None:
         start = len(self.tokens)
@@ -144,8 +146,11 @@ async def _played(
     for _ in range(limits.max_turns):
         if not isinstance(step, Observation):
             break
-        begun = step.agent in agents
-        transcript = agents.get(step.agent) or Transcript()
+        before = agents.get(step.agent)
+        begun = before is not None and not step.new_context
+        transcript = before if before is not None and begun else Transcript()
+        if before is not None and not begun:
+            transcript.earlier = (*before.earlier, before)
         if agents:
             room = engine.max_model_len - len(transcript.tokens)
             if begun:
@@ -157,7 +162,7 @@ async def _played(
             step = shown
             if len(ids) >= room:  # not even the mark fits: the episode ends before this observation
                 finish = "length"
-                transcript.events += step.events
+                (before or transcript).events += step.events
                 break
         else:
             if sum(len(m.content) for m in step.messages) > MAX_CHARACTERS_PER_TOKEN * engine.max_model_len:
@@ -189,7 +194,26 @@ async def _played(
         cut_in_turn = step.when_cut if finish == "length" else None
         end, finish = cut_in_turn or End(step.reward, events=unseen), "length"
     agents = agents or {"": Transcript()}
-    return [rollout_of(agent, t, finish, end, variant, limits.temperature) for agent, t in agents.items()]
+    return [r for agent, t in agents.items() for r in _rollouts_of(agent, t, finish, end, variant, limits.temperature)]
+
+
+def _rollouts_of(
+    agent: str, transcript: Transcript, finish: Finish, end: End, variant: str, temperature: float
+) -> list[Rollout]:
+    """Return an agent's rollouts, one for each of its contexts; the turns of events count those of all of them."""
+    contexts = [*transcript.earlier, transcript]
+    rollouts = [rollout_of(agent, t, finish, end, variant, temperature) for t in contexts]
+    if len(rollouts) == 1:
+        return rollouts
+    events = [e for t in contexts for e in t.events] + [*end.events, *end.agent_events.get(agent, ())]
+    result, first = [], 0
+    for i, rollout in enumerate(rollouts):
+        beyond = first + sum(turn.role == "assistant" for turn in rollout.turns)
+        last = i == len(rollouts) - 1
+        own = tuple(replace(e, turn=e.turn - first) for e in events if first <= e.turn and (last or e.turn < beyond))
+        result.append(replace(rollout, chained=True, events=own))
+        first = beyond
+    return result
 
 
 class _Side(Protocol):

@@ -24,7 +24,6 @@ from actors import episode
 from actors.chat import Chat
 from actors.endpoint import Endpoint
 from actors.engine import Engine
-from actors.environments.agent import AgentEnvironment
 from actors.environments.base import Environment
 from actors.environments.builder import EnvironmentBuilder
 from actors.environments.multi_policy import MultiPolicyEnvironment
@@ -296,7 +295,7 @@ class RolloutWorker:
         playing += self._sampler.generated(task)
         elsewhere = self._sampler.elsewhere(claim, task, count)
         try:
-            own = chain.from_iterable(_numbered(environment, await asyncio.gather(*playing)))
+            own = chain.from_iterable(_numbered(await asyncio.gather(*playing)))
             return Group(claim, task, tuple(chain(own, *await asyncio.gather(*elsewhere))))
         finally:
             for episode_ in (*playing, *elsewhere):  # one failed: the others' tokens would be for nothing
@@ -321,7 +320,7 @@ class RolloutWorker:
         ]
         failpoint("rollout.mid_play")
         try:
-            found = chain.from_iterable(_numbered(environment, await asyncio.gather(*playing)))
+            found = chain.from_iterable(_numbered(await asyncio.gather(*playing)))
             return tuple(replace(rollout, policy=self.policy) for rollout in found)
         finally:
             for episode_ in playing:
@@ -448,12 +447,12 @@ class RolloutWorker:
         return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
 
 
-def _numbered(environment: Environment, episodes: Sequence[list[Rollout]]) -> list[list[Rollout]]:
-    """Note on each rollout which episode it is of, where an agent left several in one; each agent of an episode has
-    one of its own."""
+def _numbered(episodes: Sequence[list[Rollout]]) -> list[list[Rollout]]:
+    """Note on each rollout which episode it is of, where an agent left several in one, by conversations of its own or
+    in a chain; each agent of an episode has one of its own."""
     agents = [(i, rollout.agent) for i, rollouts in enumerate(episodes) for rollout in rollouts]
     numbers = {agent: number for number, agent in enumerate(dict.fromkeys(agents))}
-    if not isinstance(environment, AgentEnvironment) or len(numbers) == len(agents):
+    if len(numbers) == len(agents):
         return list(episodes)
     return [[replace(r, episode=numbers[i, r.agent]) for r in rollouts] for i, rollouts in enumerate(episodes)]
 

@@ -12,6 +12,7 @@ from actors.environments.nethack import NetHack
 from actors.environments.openenv import OpenEnv
 from actors.environments.program import ProgramAgent
 from actors.environments.single_turn import SingleTurn
+from actors.environments.text_world import TextWorld
 from actors.environments.trl import Trl
 from actors.environments.verifiers import Verifiers
 
@@ -27,6 +28,7 @@ ENVIRONMENTS: dict[str, type[Environment]] = {
     "openenv": OpenEnv,
     "program": ProgramAgent,
     "single_turn": SingleTurn,
+    "text_world": TextWorld,
     "trl": Trl,
     "verifiers": Verifiers,
 }

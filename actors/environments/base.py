@@ -44,6 +44,9 @@ class Observation:
     """The agent that sees the observation and takes the next turn, in an episode of several agents."""
     when_cut: End | None = None
     """How the episode ends if the turn that follows runs out of tokens; by default with `reward`."""
+    new_context: bool = False
+    """Whether the agent's turns so far leave its context: these messages are the prompt of a new rollout, which
+    continues the chain of the episode's rollouts (`Rollout.chained`)."""
     tools: tuple[dict[str, Any], ...] = ()
     """Tools that the policy may call in this episode, in OpenAI's form. Those of an agent's first observation hold to
     the end; the environment then gets a `PolicyTurn`, which is the text and has the calls in it."""
@@ -57,8 +60,9 @@ class Observation:
         reward: float = float("nan"),
         agent: str = "",
         when_cut: End | None = None,
+        new_context: bool = False,
     ) -> Observation:
-        return Observation((Message(role, text),), events, reward, agent, when_cut)
+        return Observation((Message(role, text),), events, reward, agent, when_cut, new_context)
 
 
 class Environment(Plugin):

@@ -15,7 +15,7 @@ from pydantic import model_validator
 from actors.environments.base import End, Environment, Observation
 from cluster.errors import ConfigError, one_line
 from cluster.thoughts import spoken
-from cluster.types import Event, Task
+from cluster.types import Event, Message, Task
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,10 @@ class Games(Environment):
     """`full`: the game's own words. `compact`: a dozen characters a turn, for KuhnPoker and TicTacToe: card and actions
     so far (`K:cb>`), or own mark and board (`X:O.X......>`)."""
 
+    history: Literal["turns", "moves"] = "turns"
+    """What an agent sees of its own earlier turns. `turns`: all it wrote, in one conversation. `moves`: its moves
+    alone, as in SPIRAL: thoughts leave the context, and an agent's side of a game is a chain of rollouts."""
+
     @model_validator(mode="after")
     def _installed(self) -> Games:
         if importlib.util.find_spec("textarena") is None:
@@ -77,6 +81,7 @@ class Games(Environment):
         table = Table(task.meta["game"], int(task.meta["seed"]), task.meta.get("options", {}), self.style)
         alone = task.meta.get("agent")
         turns = dict.fromkeys(self.agents, 0)
+        seen: dict[str, tuple[Message, ...]] = dict.fromkeys(self.agents, ())
         while not table.over:
             agent = table.agent
             if alone is not None and agent != alone:
@@ -84,7 +89,12 @@ class Games(Environment):
                 continue
             cut = _end(forfeited(agent), alone, agent, turns[agent])
             shown_to = "" if alone is not None else agent
-            table.move((yield Observation.of(table.shown(), reward=0.0, agent=shown_to, when_cut=cut)))
+            messages = (*seen[agent], Message("user", table.shown()))
+            anew = self.history == "moves" and turns[agent] > 0
+            said = yield Observation(messages, reward=0.0, agent=shown_to, when_cut=cut, new_context=anew)
+            if self.history == "moves":
+                seen[agent] = (*messages, Message("assistant", move_of(said, task.meta["game"])))
+            table.move(said)
             turns[agent] += 1
         offender = table.offender
         yield _end(table.rewards(), alone, offender, turns[offender] - 1 if offender is not None else 0)

@@ -7,6 +7,7 @@ from actors.tasks.files import Files
 from actors.tasks.games import GameTasks
 from actors.tasks.gym import ReasoningGym
 from actors.tasks.nethack import NetHackGames
+from actors.tasks.text_world import Houses
 from actors.tasks.translation import Translation
 
 TASKS: dict[str, type[TaskSource]] = {
@@ -15,6 +16,7 @@ TASKS: dict[str, type[TaskSource]] = {
     "calculator": SumsOfThree,
     "games": GameTasks,
     "nethack": NetHackGames,
+    "text_world": Houses,
     "translation": Translation,
     "jsonl": Files,
     "parquet": Files,

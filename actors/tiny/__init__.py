@@ -4,6 +4,7 @@ from actors.tiny.addition import AdditionModel
 from actors.tiny.calculator import CalculatorModel
 from actors.tiny.caller import CallerModel
 from actors.tiny.character import TinyModel
+from actors.tiny.cook import CookModel
 from actors.tiny.corrector import CorrectorModel
 from actors.tiny.gambler import GamblerModel
 from actors.tiny.player import PlayerModel
@@ -14,6 +15,7 @@ MODELS: dict[str, type[TinyModel]] = {
     "addition": AdditionModel,
     "calculator": CalculatorModel,
     "caller": CallerModel,
+    "cook": CookModel,
     "corrector": CorrectorModel,
     "gambler": GamblerModel,
     "player": PlayerModel,

@@ -120,6 +120,9 @@ class Rollout:
     episode: int | None = None
     """Which episode of the group it comes from, where an episode leaves several: an agent that opens a conversation
     anew, or several at once. They share what the episode is worth; None: it is an episode of its own."""
+    chained: bool = False
+    """Whether the rollouts of its episode, in their order, are one conversation whose context was rewritten between
+    them: rewards at tokens count for the rollouts before them too, and all are left out where one is."""
     opened: str = ""
     """What the prompt opened before the policy's first turn, such as `<think>\\n`: `text` begins inside it."""
     num_cut_observations: int = 0
@@ -272,6 +275,8 @@ class GroupReward:
     the reward is the rollout's as a whole."""
     parts: dict[str, np.ndarray] = field(default_factory=dict)
     """What each trained reward adds to the rewards, weight included: name → [G] float64."""
+    at_tokens: frozenset[str] = frozenset()
+    """Rewards whose part is the sum of what came at tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from pydantic import Field
 from cluster.errors import ConfigError, PluginError, one_line
 from cluster.plugins import Plugin, StatefulPlugin
 from cluster.types import AssembledBatch, Group, GroupReward, Rollout, ScoredGroup
+from learner.advantages.chains import joined, parted
 
 EQUAL = 1e-9
 """Numbers that differ by less, relative to the rewards that they are differences of, are equal."""
@@ -496,6 +497,7 @@ def part_of(scored: ScoredGroup, places: Int[np.ndarray, " _"]) -> ScoredGroup:
         tokens=taken(reward.tokens),
         token_weights=taken(reward.token_weights),
         parts={name: values[places] for name, values in reward.parts.items()},
+        at_tokens=reward.at_tokens,
     )
     group = replace(scored.group, rollouts=tuple(scored.group.rollouts[i] for i in places))
     return replace(scored, group=group, reward=part, selected=None)
@@ -541,11 +543,14 @@ class StepAdvantages:
 
     def of(self, groups: Sequence[ScoredGroup], discount: float) -> tuple[tuple[Float[np.ndarray, " _"], ...], ...]:
         """Return advantages per group and rollout: [1] for all its tokens, or one for each of its T tokens."""
-        return advantages_of(self.estimator, self._use, groups, discount, self._state())
+        whole = [joined(scored) for scored in groups]
+        found = advantages_of(self.estimator, self._use, [s for s, _ in whole], discount, self._state())
+        return tuple(parted(v, s.group, at) for v, s, (_, at) in zip(found, groups, whole, strict=True))
 
     def all_equal(self, scored: ScoredGroup, discount: float) -> bool:
         """Whether no rollout's turn returns more than another's it is compared with."""
-        return tells_nothing(scored.group, returns_of(scored, discount))
+        whole, _ = joined(scored)
+        return tells_nothing(whole.group, returns_of(whole, discount))
 
     def no_gradient(self, scored: ScoredGroup, discount: float) -> bool:
         """Whether all advantages of a group are 0."""
@@ -553,7 +558,7 @@ class StepAdvantages:
             return False
         if not isinstance(self.estimator, TokenAdvantage):
             return True
-        (found,) = checked(self.estimator, self._use, [scored], self._state())
+        (found,) = checked(self.estimator, self._use, [joined(scored)[0]], self._state())
         return not any(np.nan_to_num(values).any() for values in found)
 
 

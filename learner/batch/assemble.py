@@ -19,6 +19,7 @@ import numpy as np
 from cluster.config import LearnerSection
 from cluster.metrics import metric_of
 from cluster.types import INVALID_TOOL_CALL, AssembledBatch, BatchRecord, Group, GroupReward, ScoredGroup, Scores
+from learner.advantages.chains import joined, unbroken
 from learner.advantages.estimators import Advantage, StepAdvantages
 from learner.step_plugin import StepPlugin
 from learner.types import AssemblyBuffer, Considered, Mix, Select
@@ -160,7 +161,10 @@ def _selected(
 ) -> list[GroupReward]:
     """What the learner and the selectors leave of the mixed groups."""
     whole = [_untruncated(g, m) for g, m in zip(groups, mixed, strict=True)] if section.drop_truncated else mixed
-    return whole if select is None else select(groups, scores, whole)
+    whole = [unbroken(g, m) for g, m in zip(groups, whole, strict=True)]
+    if select is None:
+        return whole
+    return [unbroken(g, m) for g, m in zip(groups, select(groups, scores, whole), strict=True)]
 
 
 def _untruncated(group: Group, mixed: GroupReward) -> GroupReward:
@@ -211,8 +215,8 @@ def _metrics(
     Rewards and lengths are of every group looked at, dropped ones included: the mean over the trained ones alone
     would be pulled to the middle by the zero-variance filter.
     """
-    rollouts = [r for s in seen for r in s.group.rollouts]
-    aggregated = [replace(s, selected=None) for s in seen]
+    aggregated = [joined(replace(s, selected=None))[0] for s in seen]
+    rollouts = [r for s in aggregated for r in s.group.rollouts]
     rewards = np.concatenate([np.empty(0), *(s.rewards for s in aggregated)])
     flat = [advantages.all_equal(s, discount) for s in aggregated if np.isfinite(s.rewards).any()]
     known, owners = rewards[np.isfinite(rewards)], np.array([r.policy for r in rollouts])

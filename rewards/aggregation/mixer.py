@@ -97,7 +97,7 @@ class Mixer:
     def _mix(self, group: Group, scores: Mapping[str, Scores], shaped: Mapping[str, np.ndarray]) -> GroupReward:
         total, tokens = np.zeros(len(group)), None
         drop, shadows = None, {}
-        metrics, added = {"reward/failed_scores": 0.0}, {}
+        metrics, added, at_tokens = {"reward/failed_scores": 0.0}, {}, set[str]()
         for name, section in self._rewards.items():
             found = scores.get(name)
             values, num_failed = _evidence(name, group, found)
@@ -114,6 +114,7 @@ class Mixer:
             elif found is not None and found.tokens is not None:
                 parts = _known_tokens(name, group, self._said(name, group, found.tokens), section.missing_value)
                 values = np.array([part.sum() for part in parts])
+                at_tokens.add(name)
                 if section.weight:
                     tokens = [t + section.weight * p for t, p in zip(tokens or [0.0] * len(group), parts, strict=True)]
             if section.weight == 0:
@@ -131,7 +132,14 @@ class Mixer:
         for name, values in shadows.items():
             metrics[f"reward/{name}_agreement"] = agreement(values, total)
             metrics[f"reward/{name}_sign_flip_frac"] = sign_flip_frac(values, total)
-        return GroupReward(total, drop, metrics, tokens=None if tokens is None else tuple(tokens), parts=added)
+        return GroupReward(
+            total,
+            drop,
+            metrics,
+            tokens=None if tokens is None else tuple(tokens),
+            parts=added,
+            at_tokens=frozenset(at_tokens),
+        )
 
     def _said(self, name: str, group: Group, tokens: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         shaper = self._token_shapers.get(name)

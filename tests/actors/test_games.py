@@ -58,6 +58,23 @@ async def test_each_agent_has_a_rollout_of_its_own_side():
     assert len(set(found.values())) > 2
 
 
+async def test_thoughts_leave_the_history_of_an_agent_that_sees_its_moves_alone():
+    calls = {"c": "[bet]", "b": "[call]", "cb": "[call]", "": "[check]"}
+
+    def think(text: str) -> str:
+        return "<think>[fold]</think>" + calls[CARD.match(text.splitlines()[-1])[2]]
+
+    task = kuhn().train()[0]
+    rollouts, prompts = await played(task, think, style="compact", history="moves")
+    same, _ = await played(task, think, style="compact")
+    assert [(r.agent, r.chained) for r in rollouts] == [("1", True), ("1", True), ("0", False)]
+    assert [r.reward for r in rollouts] == [same[0].reward, same[0].reward, same[1].reward]
+    card = rollouts[0].turns[0].text[0]
+    assert prompts[0] == f"{card}:>"
+    assert prompts[2] == f"{card}:>\n[check]\n{card}:cb>", "the move is there, the thought is not"
+    assert all("think" in r.text for r in rollouts)
+
+
 async def test_an_invalid_move_ends_the_game_and_costs_its_player():
     (opener,), _ = await played(kuhn().train()[0], lambda text: "[raise]", style="compact")
     assert (opener.agent, opener.reward) == ("1", -1.5)
