@@ -290,6 +290,10 @@ _declare(
         "high: lower `learner.row_tokens`",
     ),
     Metric(
+        "learner/shared_frac", "mean", "share",
+        "tokens that the model did not compute, because rollouts of a group have them in common (`learner.packing`)",
+    ),
+    Metric(
         "learner/grad_norm", "mean", "norm",
         "of the gradient, before it is clipped",
         "spikes: lower the learning rate or `learner.clip_grad_norm`",

@@ -1,7 +1,7 @@
 """Packing: a batch's rollouts as rows of tokens, dealt to ranks and grouped into micro-batches.
 
     rollouts ──sort by length──► rows (best fit) ──deal──► ranks ──► micros of at most `micro_tokens`
-                                                                     (the same number on every rank)
+    groups ──common prefixes──► trees ───────────────┘               (the same number on every rank)
 
 Alignment: every array says at position t what belongs to token t. The log-prob of token t is predicted by position
 t−1 of the same row, so the first token of a sequence has none and is never trained on. Truncated rollouts (finish
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from cluster.config import LearnerSection
 from cluster.types import Batch, BatchRecord, Group, MicroBatch, Rollout, TrainedRollouts
+from learner.shared_prefix import LINEAR_COST, TreeRow, shared_rows, tree_rows
 
 SEQUENCES_PER_ROW = 8
 """Rows hold about so many sequences. Attention over a row is masked, not skipped: in a row of 512 tokens, 12-token
@@ -87,6 +88,36 @@ class _Layout:
     """Tokens in each row."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What the model computes in a step."""
+
+    layout: _Layout
+    used: Int[np.ndarray, " R"]
+    """Tokens in each row that the model computes."""
+    dealt: list[list[Int[np.ndarray, " B"]]]
+    """`[rank][micro]` → numbers of these rows."""
+    masked: bool
+    """Whether attention needs a mask, under which it computes the whole square of a row."""
+    trees: list[TreeRow] = field(default_factory=list)
+    """The rows, where they are not those of the layout."""
+
+    def cost(self) -> float:
+        """Return what the step's slots cost, padding included, in the unit of `LINEAR_COST`."""
+        micros = [self.used[rows] for of_rank in self.dealt for rows in of_rank]
+        share = 1.0 if self.masked else 0.5
+        return sum(len(used) * int(used.max()) * (LINEAR_COST + share * int(used.max())) for used in micros)
+
+    def filled(self, sequences: _Sequences, rank: int, *, weighted: bool) -> list[MicroBatch]:
+        """Return the micro-batches of a rank."""
+        if not self.trees:
+            return _fill(sequences, self.layout, self.dealt[rank], weighted=weighted)
+        trees = [[self.trees[i] for i in rows] for rows in self.dealt[rank]]
+        numbers = [np.array([n for tree in of_micro for n in tree.paths]) for of_micro in trees]
+        micros = _fill(sequences, self.layout, numbers, weighted=weighted)
+        return [replace(micro, shared=shared_rows(of_micro)) for micro, of_micro in zip(micros, trees, strict=True)]
+
+
 def pack(
     groups: Sequence[Group],
     record: BatchRecord,
@@ -96,24 +127,25 @@ def pack(
     *,
     epoch: int = 1,
     append: int | None = None,
+    shares: bool = False,
 ) -> Batch:
     """What `rank` of `world` trains on in this step of `epoch`; a token `append` is put behind every rollout.
 
-    Deterministic: every rank computes the same layout from the record and keeps its share.
+    Deterministic: every rank computes the same layout from the record and keeps its share. With `shares`
+    the model computes common prefixes of a group once, if that costs less or `learner.packing` says so.
     """
     assert tuple(g.id for g in groups) == record.groups, "the groups are not the record's, or not in its order"
     groups, record = with_replayed(groups, record)
     places = places_of(groups, record, section)
     sequences = _sequences(groups, record, places, epoch, append)
-    alone = section.row_tokens == 0 and have_own_rows(sequences.lengths)
-    capacity = 1 if alone else _capacity(sequences.lengths, section.row_tokens or ROW_TOKENS, world)
-    layout = _best_fit(sequences.lengths, capacity)
-    micros_of_ranks = _deal(layout.used, section.micro_tokens, world, full_frac=FULL_FRAC if alone else 0.0)
-    mine = micros_of_ranks[rank]
-    micros = _fill(sequences, layout, mine, weighted=bool(record.token_weights))
-    micros += [_empty()] * (max(map(len, micros_of_ranks)) - len(micros))
-    slots = sum(m.tokens.size for m in micros)
-    used = sum(int(layout.used[rows].sum()) for rows in mine)
+    rows = _rows(sequences, section, world)
+    if shares and places:
+        trees = _trees(sequences, [g for g, _ in places], section, world)
+        rows = trees if section.packing == "shared_prefix" or trees.cost() < rows.cost() else rows
+    micros = rows.filled(sequences, rank, weighted=bool(record.token_weights))
+    computed = sum((m.shared or m).tokens.size for m in micros)
+    micros += [_empty()] * (max(map(len, rows.dealt)) - len(micros))
+    num_used = sum(int(rows.used[numbers].sum()) for numbers in rows.dealt[rank])
     return Batch(
         step=record.step,
         micros=tuple(micros),
@@ -123,7 +155,11 @@ def pack(
         rewards=sequences.rewards,
         truncated=sequences.truncated,
         tempered=bool((sequences.temperature != 1).any()),
-        metrics={"learner/padding_frac": 1 - used / slots if slots else 0.0, "learner/num_micros": float(len(micros))},
+        metrics={
+            "learner/padding_frac": 1 - num_used / computed if computed else 0.0,
+            "learner/shared_frac": 1 - int(rows.used.sum()) / max(1, int(sequences.lengths.sum())),
+            "learner/num_micros": float(len(micros)),
+        },
     )
 
 
@@ -164,6 +200,7 @@ def mini_batches(
     *,
     epoch: int = 1,
     append: int | None = None,
+    shares: bool = False,
 ) -> list[Batch]:
     """What `rank` of `world` trains on in this step: one batch per update of a pass (`learner.updates_per_batch`).
 
@@ -184,7 +221,7 @@ def mini_batches(
             token_weights=record.token_weights[part],
             replayed=record.replayed if end == len(groups) else (),
         )
-        result.append(pack(groups[part], own, section, rank, world, epoch=epoch, append=append))
+        result.append(pack(groups[part], own, section, rank, world, epoch=epoch, append=append, shares=shares))
     return result
 
 
@@ -291,6 +328,27 @@ def _staleness(rollout: Rollout, group: Group, step: int, epoch: int) -> Int[np.
     for span in rollout.spans:
         staleness[span.start : span.end] = steps_behind(*map(int, span.version.split(".")))
     return staleness
+
+
+def _rows(sequences: _Sequences, section: LearnerSection, world: int) -> _Rows:
+    """The sequences side by side in rows, or in a row each where this device computes that faster."""
+    alone = section.row_tokens == 0 and have_own_rows(sequences.lengths)
+    capacity = 1 if alone else _capacity(sequences.lengths, section.row_tokens or ROW_TOKENS, world)
+    layout = _best_fit(sequences.lengths, capacity)
+    dealt = _deal(layout.used, section.micro_tokens, world, full_frac=FULL_FRAC if alone else 0.0)
+    return _Rows(layout, layout.used, dealt, masked=not alone)
+
+
+def _trees(sequences: _Sequences, group_of: Sequence[int], section: LearnerSection, world: int) -> _Rows:
+    """The sequences of each group as trees; in the arrays of a micro-batch each has a row."""
+    tokens = np.split(sequences.tokens, np.cumsum(sequences.lengths)[:-1])
+    bounds = np.searchsorted(group_of, range(group_of[-1] + 2))
+    capacity = min(section.micro_tokens, section.row_tokens or section.micro_tokens)
+    trees = [tree for start, end in pairwise(bounds) for tree in tree_rows(tokens, range(start, end), capacity)]
+    used = np.array([len(tree.tokens) for tree in trees], np.int64)
+    layout = _Layout(np.arange(len(tokens)), np.zeros(len(tokens), np.int64), sequences.lengths)
+    dealt = _deal(used, section.micro_tokens, world, full_frac=FULL_FRAC)
+    return _Rows(layout, used, dealt, masked=True, trees=trees)
 
 
 def have_own_rows(lengths: Int[np.ndarray, " N"]) -> bool:

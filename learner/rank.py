@@ -130,6 +130,7 @@ def learn(
             batches_of=rank.batches_of,
             plugins=all_plugins,
             reference=reference,
+            shares_prefixes=engine.shares_prefixes,
             max_positions=engine.max_positions,
             # Only the learner that assembles is asked to stop: it would wait for a member that left earlier.
             stop=services.stop if rank.assembles else lambda: members.left_at() == engine.step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cluster.storage.model_aliases import Registry, is_alias
 from cluster.types import MicroBatch
 from learner.engine.deepspeed_engine import DeepSpeedEngine
 from learner.engine.forward import attach_row_selection, logprobs_of, token_statistics
+from learner.engine.trees import packing_of, why_not_trees
 from learner.losses.policy_losses import LOSSES
 from learner.losses.sequence_losses import build_sequence_losses
 from learner.types import DTYPES
@@ -32,10 +34,17 @@ class Reference:
         self._select = attach_row_selection(self._model)
         self._device = torch.device(device)
         self._statistics = partial(token_statistics, entropy_grad=False)
+        config = self._model.config
+        self._computes_trees = packing_of(section) == "shared_prefix" and not why_not_trees(
+            config, self._logprobs, int(config.vocab_size)
+        )
 
-    @torch.no_grad()
     def logprobs(self, micro: MicroBatch) -> Tensor:
         """[B, L] nats, aligned and tempered as the engine's."""
+        return self._logprobs(micro if self._computes_trees else replace(micro, shared=None))
+
+    @torch.no_grad()
+    def _logprobs(self, micro: MicroBatch) -> Tensor:
         return logprobs_of(self._model, self._select, micro, self._device, self._statistics)[0]
 
 

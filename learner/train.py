@@ -63,6 +63,8 @@ class LearnerRun:
     plugins: Sequence[StepPlugin] = ()
     """What the recipe adds to a step, in the order in which hooks are called."""
     reference: ReferenceModel | None = None
+    shares_prefixes: bool = False
+    """Whether the engine computes trees of rollouts."""
     max_positions: int | None = None
     """Rollouts with more tokens are left out and counted; None leaves none out."""
     stop: Callable[[], bool] = lambda: False
@@ -114,7 +116,7 @@ class LearnerRun:
             self.objective = Objective.of(section)
         batches = mini_batches(
             batch.groups, batch.record, section, engine.rank, engine.world,
-            epoch=self.epoch, append=self.objective.append,
+            epoch=self.epoch, append=self.objective.append, shares=self.shares_prefixes,
         )  # fmt: skip
         self._clock.mark("pack")
         for plugin in self.plugins:
@@ -336,10 +338,12 @@ def denominator_of(batch: Batch, section: LossSection) -> float:
 
 
 def _packing(batches: Sequence[Batch]) -> dict[str, float]:
-    """How the rows are packed: padding averaged over the mini-batches, micro-batches counted."""
-    padding = [b.metrics["learner/padding_frac"] for b in batches if "learner/padding_frac" in b.metrics]
+    """How the rows are packed: shares averaged over the mini-batches, micro-batches counted."""
     counted = {"learner/num_micros": float(sum(b.metrics.get("learner/num_micros", 0.0) for b in batches))}
-    return counted | ({"learner/padding_frac": sum(padding) / len(padding)} if padding else {})
+    for name in ("learner/padding_frac", "learner/shared_frac"):
+        if found := [b.metrics[name] for b in batches if name in b.metrics]:
+            counted[name] = sum(found) / len(found)
+    return counted
 
 
 def _averaged(rows: Sequence[dict[str, float]]) -> dict[str, float]:

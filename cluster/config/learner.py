@@ -224,6 +224,10 @@ class LearnerSection(Section):
     row_tokens: NonNegativeInt = 0
     """Packed rows are at most so long; short sequences get shorter rows, a longer one a row of its own. 0 means 512,
     but one sequence a row for sequences of 32 tokens and more on a CPU, whose attention needs no mask then."""
+    packing: Literal["auto", "rows", "shared_prefix"] = "auto"
+    """`shared_prefix` computes once what the rollouts of a group begin with, `rows` computes every rollout whole.
+    `auto` shares on a CPU, in batches where that costs less. A model whose attention cannot take such a mask has rows,
+    and the log says so."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward and backward passes."""
     gradient_checkpointing: bool = False

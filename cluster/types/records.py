@@ -357,6 +357,23 @@ class AssembledBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedRows:
+    """A micro-batch's sequences with every common prefix once, which the model computes in place of its rows.
+
+    A token attends to those at or before it whose `ends` lies behind it: the tokens that lead to it. Arrays are [R, W]
+    unless they say otherwise.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    """int64: place of the token within its sequences, from 0."""
+    ends: np.ndarray
+    """int64: column behind the last token of this row that continues this one."""
+    place: np.ndarray
+    """[B, L] int64: where a token of the micro-batch lies in the flattened [R·W]; 0 for padding."""
+
+
+@dataclass(frozen=True, slots=True)
 class MicroBatch:
     """Rows of packed sequences that go through the model at once. All arrays are [B, L]."""
 
@@ -379,6 +396,8 @@ class MicroBatch:
     """bool: true on the token that a loss term had appended to each rollout; its log-prob is computed too."""
     token_weights: np.ndarray | None = None
     """float32: what loss terms weigh a trained token by; 0 elsewhere and where unknown."""
+    shared: SharedRows | None = None
+    """What a model that takes a mask computes in place of these rows; None where they share too little."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,11 @@ from learner.engine.forward import (
 )
 from learner.engine.optimizer import Guarded, lr_at, make_optimizer, parameter_groups
 from learner.engine.optimizer_state import OptimizerState
+from learner.engine.trees import packing_of, why_not_trees
 from learner.engine.value_head import ValueHead
 from learner.types import DTYPES
+
+log = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_templ*")
 
@@ -164,6 +167,14 @@ class DeepSpeedEngine(PackedModel):
         self._optimizer_state = OptimizerState(deepspeed, self._engine, optimizer, self._stage, section.optimizer)
         self._seeded = -1
         self.device = torch.device(self._engine.device)
+        self.shares_prefixes = packing_of(section) == "shared_prefix" and self._computes_trees()
+
+    def _computes_trees(self) -> bool:
+        """Whether the model computes common prefixes once; the log says why not. Collective."""
+        with torch.no_grad():
+            why = why_not_trees(self._policy.config, lambda micro: self.logprobs(micro)[0], self.vocab_size)
+        log.info("rollouts of a group share their prefixes" if not why else f"every rollout is computed whole: {why}")
+        return not why
 
     @property
     def _stage(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from cluster.types import MicroBatch
@@ -137,13 +137,12 @@ def logprobs_of(
         target = torch.ones(1, dtype=torch.int64)  # an empty micro-batch runs every layer too, or ZeRO-3 hangs
     target = target.to(device)
     tokens = torch.as_tensor(micro.tokens, device=device)
-    positions = torch.as_tensor(micro.positions, device=device)
-    if _flash(model):
-        # Flash attention looks for restarts in a single row only.
-        tokens, positions = tokens.reshape(1, -1), positions.reshape(1, -1)
-    select.index = target - 1
+    inputs, before = _inputs(model, micro, tokens), target - 1
+    if micro.shared is not None:
+        before = torch.as_tensor(micro.shared.place, device=device).flatten()[before]
+    select.index = before
     try:
-        logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits.squeeze(0)
+        logits = model(**inputs, use_cache=False).logits.squeeze(0)
     finally:
         select.index = None
     temperature = torch.as_tensor(micro.temperature, device=device).flatten()[target]
@@ -157,6 +156,27 @@ def logprobs_of(
         return values.new_zeros(rows * width).index_put((target,), values).view(rows, width)
 
     return spread(chosen), spread(entropy)
+
+
+def _inputs(model: Any, micro: MicroBatch, tokens: Int[Tensor, "B L"]) -> dict[str, Tensor]:
+    """What the model is called with: the micro-batch's rows, or the trees that stand for them."""
+    if micro.shared is not None:
+        rows = micro.shared
+        tokens, positions, ends = (
+            torch.as_tensor(a, device=tokens.device) for a in (rows.tokens, rows.positions, rows.ends)
+        )
+        return {"input_ids": tokens, "position_ids": positions, "attention_mask": tree_mask(ends)}
+    positions = torch.as_tensor(micro.positions, device=tokens.device)
+    if _flash(model):
+        # Flash attention looks for restarts in a single row only.
+        tokens, positions = tokens.reshape(1, -1), positions.reshape(1, -1)
+    return {"input_ids": tokens, "position_ids": positions}
+
+
+def tree_mask(ends: Int[Tensor, "R W"]) -> Bool[Tensor, "R 1 W W"]:
+    """Return which tokens (last axis) each token attends to: those that it descends from, and itself."""
+    column = torch.arange(ends.shape[1], device=ends.device)
+    return ((column[None, :] <= column[:, None]) & (column[:, None] < ends[:, None, :]))[:, None]
 
 
 class PackedModel:

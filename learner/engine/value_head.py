@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -44,4 +45,6 @@ class ValueHead(nn.Module):
         """
         after, self._values = self._values, None
         assert after is not None
+        if micro.shared is not None:
+            after = after.flatten()[torch.as_tensor(micro.shared.place, device=after.device)]
         return nn.functional.pad(after.view(micro.tokens.shape), (1, 0))

@@ -44,6 +44,16 @@ def random_groups(lengths: Sequence[Sequence[tuple[int, int]]], seed: int = 0, *
     return [group(i, [rollout(p, r, rng, **fields) for p, r in g]) for i, g in enumerate(lengths)]
 
 
+def with_common_prompts(groups: Sequence[Group]) -> list[Group]:
+    """Each rollout begins as the first of its group does, as far as none of the two has a trained token."""
+
+    def begun(rollout: Rollout, first: Rollout) -> Rollout:
+        length = min(int(first.loss_mask.argmax()), int(rollout.loss_mask.argmax()))
+        return replace(rollout, tokens=np.concatenate([first.tokens[:length], rollout.tokens[length:]]))
+
+    return [replace(g, rollouts=tuple(begun(r, g.rollouts[0]) for r in g.rollouts)) for g in groups]
+
+
 def ppo_groups(seed: int, vocabulary: int = 40) -> list[Group]:
     """Rollouts of one, two and three turns, some of them truncated, tempered."""
     rng, groups = np.random.default_rng(seed), []

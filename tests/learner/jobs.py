@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from cluster.config import LearnerSection, LossSection, ScheduleSection, SequenceLossSection, ValueSection
+from cluster.config import LearnerSection, LoraSection, LossSection, ScheduleSection, SequenceLossSection, ValueSection
 from cluster.errors import ConfigError
 from cluster.types import BatchRecord, Group, GroupReward, Pair, ScoredGroup
 from cluster.types.events import RunEvent, kind_of
@@ -27,10 +27,10 @@ from learner.advantages.estimators import Undivided
 from learner.engine.deepspeed_engine import DeepSpeedEngine, join
 from learner.losses.sequence_losses import build_sequence_losses
 from learner.pack import pack
-from learner.reference import Reference
+from learner.reference import Reference, reference_for
 from learner.train import Objective, optimize, train
 from learner.types import Engine
-from tests.learner.groups import each, ppo_groups, random_groups, random_rewards, record_of
+from tests.learner.groups import each, ppo_groups, random_groups, random_rewards, record_of, with_common_prompts
 from tests.learner.plain import plain_loop, plain_ppo, rewards_of
 from tests.learner.runs import run_of
 
@@ -113,6 +113,32 @@ def ppo(model_dir: Path, work: Path, stage: int, layout: str = "rows") -> Any:
     published = full_weights(engine)
     expected = plain_ppo(model_dir, section, [(groups, random_rewards(groups, i)) for i, groups in enumerate(steps)])
     return published, head_weights(engine), rows, expected, engine.metadata()
+
+
+def shared(model_dir: Path, work: Path, stage: int, what: str = "") -> Any:
+    """Two steps with and without shared prefixes, of a `critic` or `lora` if they are named: weights, metrics."""
+    found = []
+    for packing in ("rows", "shared_prefix"):
+        section = section_of(
+            "sgd", zero_stage=stage, packing=packing, row_tokens=0, micro_tokens=96,
+            loss=LossSection(kl_coef=0.1, entropy_coef=0.01, aggregate="sequence"),
+            value=ValueSection(bootstrap_truncated=True) if what == "critic" else None,
+            lora=LoraSection(rank=4, alpha=8) if what == "lora" else None,
+        )  # fmt: skip
+        engine = DeepSpeedEngine(model_dir, section)
+        frozen = reference_for(section, model_dir, engine)
+        metrics = {}
+        for seed in range(2):
+            groups = with_common_prompts(
+                [*ppo_groups(seed), *random_groups([[(20, 4)] * 5] * 3, vocabulary=VOCABULARY)]
+            )
+            for i, group in enumerate(groups):
+                groups[i] = replace(group, claim=replace(group.claim, id=f"policy/1/{i}"))
+            record = record_of(groups, random_rewards(groups, seed), Undivided() if section.value else None, step=seed)
+            batch = pack(groups, record, section, engine.rank, engine.world, shares=engine.shares_prefixes)
+            metrics = optimize(batch, Objective.of(section), engine, frozen)
+        found.append((full_weights(engine) | head_weights(engine), metrics))
+    return found
 
 
 @dataclass
@@ -330,6 +356,7 @@ JOBS: dict[str, Callable[..., Any]] = {
         preferences,
         reference,
         entropy_bonus,
+        shared,
     )
 }
 

@@ -19,17 +19,18 @@ from tests.models import random_llama
 ROOT = Path(__file__).parents[2]
 SPLITS = [(0, "single"), (0, "backwards-wide"), (3, "backwards-single"), (3, "wide")]
 PPO = ["ppo:0", "ppo:1", "ppo:2", "ppo:3", "ppo:0:single", "ppo:3:wide"]
+SHARED = ["shared:0", "shared:0:critic", "shared:0:lora", "shared:3", "shared:3:lora"]
 ONE_RANK = [
     "on_policy:sgd", "on_policy:adamw", "trajectory:sgd:0", "trajectory:adamw:0", "trajectory:sgd:1",
     "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:1:bfloat16", "resume:0", "export:0",
     "unsavable", "not_finite:0", "preferences:0", "reference", "entropy_bonus",
     *(f"trajectory:sgd:{stage}:float32:{layout}" for stage, layout in SPLITS), *PPO, "resume:0:critic",
-    "critic_in_bf16", "recomputed", "resume:1::bfloat16", "resume:2", "resume:3",
+    "critic_in_bf16", "recomputed", "resume:1::bfloat16", "resume:2", "resume:3", *SHARED,
 ]  # fmt: skip
 TWO_RANKS = [
     "trajectory:sgd:0", "trajectory:sgd:1", "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:3", "resume:3",
     "export:3", "preferences:0", "preferences:3", "not_finite:0", "not_finite:3",
-    *(f"trajectory:sgd:{stage}:float32:{layout}" for stage, layout in SPLITS), *PPO, "resume:3:critic",
+    *(f"trajectory:sgd:{stage}:float32:{layout}" for stage, layout in SPLITS), *PPO, "resume:3:critic", *SHARED,
 ]  # fmt: skip
 
 
@@ -152,6 +153,19 @@ def test_micro_batches_rows_and_the_order_of_packing_leave_the_step_alone(one, r
     expected, expected_metrics = one["trajectory:sgd:0"]
     assert_same(weights, expected)
     assert metrics["loss/policy"] == pytest.approx(expected_metrics["loss/policy"], rel=1e-4)
+
+
+@pytest.mark.parametrize("job", SHARED)
+@pytest.mark.parametrize("ranks", ["one", "two"])
+def test_a_step_on_shared_prefixes_is_the_step_on_rows(request, ranks, job):
+    (expected, expected_metrics), (weights, metrics) = request.getfixturevalue(ranks)[job]
+    assert metrics.pop("learner/shared_frac") > 0.3
+    assert expected_metrics.pop("learner/shared_frac") == 0
+    assert metrics["learner/grad_norm"] > 1e-3
+    assert_same(weights, expected)
+    packing = {"learner/padding_frac", "learner/num_micros"}
+    kept = {name: value for name, value in expected_metrics.items() if name not in packing}
+    assert {name: metrics[name] for name in kept} == pytest.approx(kept, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("job", PPO)
