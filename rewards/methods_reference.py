@@ -35,6 +35,9 @@ What is not wired in, and what it would take:
 - **SPO's exact step**: a policy over a list of responses; `dno` with `label = "margin"` is its regression form.
 - **TP-GRPO**: its rounds of fifty steps on rollouts of one version, judged at leisure; `learner.max_staleness` and
   `reward_workers.deadline_s` bound both here.
+- **SPA-RL**, **LaRe**, **imitation**, **perceptual rewards** have the papers' losses and rewards, and small models in
+  place of theirs: a convolution over characters, factors written by hand, the run's own successes as demonstrations,
+  hashed words. Turns are compared with their group's where SPA-RL has PPO.
 - **RewardMATH**'s own set of problems, each with one right and nine wrong solutions: the monitor `one_to_many` takes
   the run's rollouts instead, as many as a group has.
 """
@@ -204,6 +207,21 @@ METHODS = (
     Method("Cooper", "2508.05613", "reward, reward model",
            (f"{LEARNED}.cooper:Cooper", f"{LEARNED}.cooper:Spoiler"), "cooper",
            "learned/test_reward_models.py"),
+    Method("SPA-RL", "2505.20732", "reward, reward model",
+           (f"{LEARNED}.step_rewards:SpaRl", f"{LEARNED}.step_rewards:fused", f"{LEARNED}.step_models:Progress",
+            f"{LEARNED}.step_models:progress_loss"), "spa_rl", "learned/test_step_models.py"),
+    Method("LaRe", "2412.11120", "reward, reward model",
+           (f"{LEARNED}.step_rewards:LaRe", f"{LEARNED}.step_rewards:checked_factors",
+            f"{LEARNED}.step_models:ReturnDecomposition", f"{LEARNED}.step_models:decomposition_loss"), "lare",
+           "learned/test_step_models.py"),
+    Method("Lipschitz imitation, by own successes", "2006.16785", "reward, reward model",
+           (f"{LEARNED}.step_rewards:ImitationReward", f"{LEARNED}.step_models:Imitation",
+            f"{LEARNED}.step_models:gradient_penalty", f"{LEARNED}.step_models:imitation_reward"), "imitation",
+           "learned/test_step_models.py"),
+    Method("Perceptual rewards, for text", "1612.06699", "reward, reward model",
+           (f"{LEARNED}.step_rewards:PerceptualReward", f"{LEARNED}.step_models:Segments",
+            f"{LEARNED}.step_models:split", f"{LEARNED}.step_models:increments"), "perceptual",
+           "learned/test_step_models.py"),
     Method("Over-optimisation", "2406.02900", "monitor", (f"{MONITORS}.overoptimisation:OverOptimisation",),
            "over_optimisation", "monitors/test_statistics.py"),
     Method("STARC", "2309.15257", "monitor",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -21,22 +21,22 @@ FIRST_WATCHED = 2**29
 class CookModel(CharacterModel):
     """Has watched somebody take a step of the shortest way with probability `skill`, else any action that was shown.
 
-    Words of the world are one token each, so that an episode of a dozen turns has about 300.
+    Words of the world are one token each, so that a turn and its prompt have about 30.
     """
 
-    hidden_size: int = 128
-    intermediate_size: int = 256
+    hidden_size: int = 64
+    intermediate_size: int = 192
     layers: int = 2
     heads: int = 2
-    lr: float = 3e-3
-    batch_size: int = 8
+    lr: float = 5e-3
+    batch_size: int = 64
     max_steps: int = 300
     rooms: PositiveInt = 4
-    num_houses: PositiveInt = 600
+    num_houses: PositiveInt = 400
     turns: PositiveInt = 12
     skill: float = Field(default=0.5, ge=0, le=1)
-    memory: str = "episode"
-    """As in the environment: what the model has watched is one conversation, or turns with a prompt each."""
+    memory: Literal["episode", "turn"] = "turn"
+    """As in the environment: the model has watched conversations, or turns with a prompt each."""
 
     words: ClassVar[tuple[str, ...]] = (
         *ROOMS, KITCHEN, *FOODS, *METHODS, *MOVES, "key", "chest", "door", "take", "open", "go", "held", "can", "none",

@@ -174,7 +174,8 @@ class RewardModelSection(Use):
     use: str = "classification"
     """`retrieval`, `classification`, `ranking`, `bradley_terry`, or `package.module:Class`."""
     judge: str = "judge"
-    """Name of the judge that labels: its section is `[judges.NAME]`."""
+    """Name of the judge that labels: its section is `[judges.NAME]`. Empty where the reward that uses the model gives
+    its labels, such as outcomes."""
     goal: str = "default"
     """What counts as good news: `default`, `combat`, `gold`, or a sentence of your own."""
     batch_size: PositiveInt = 100

@@ -254,7 +254,7 @@ class RunConfig(Section):
                 near = nearest(model, self.reward_models)
                 raise ValueError(f"rewards[{i}] uses the model '{model}'. {near}Add a section [reward_models.{model}].")
         for name, section in self.reward_models.items():
-            if section.judge not in self.judges:
+            if section.judge and section.judge not in self.judges:
                 near = nearest(section.judge, self.judges)
                 raise ValueError(
                     f"reward_models.{name} asks the judge '{section.judge}'. {near}"

@@ -28,7 +28,7 @@ class RewardModelActor:
         self._model = model_of_worker(name)
         judge = config.reward_models[self._model].judge
         self._judges = Judges(context)
-        self._judge = self._judges.pools[judge]
+        self._judge = self._judges.pools[judge] if judge else None
         self._buffer = context.buffer()
         self._trainer, self._labeller = parts(
             self._model,
@@ -36,7 +36,7 @@ class RewardModelActor:
             context.url,
             context.run_id,
             Path(context.run_dir) / "reward_models",
-            Asking(self._judge, config.judges[judge].max_in_flight),
+            Asking(self._judge, config.judges[judge].max_in_flight) if self._judge else None,
             context.model_dir,
         )
 
@@ -71,7 +71,8 @@ class RewardModelActor:
             await asyncio.sleep(REPORT_S)
             own = await asyncio.to_thread(self._trainer.snapshot)
             asked = {f"reward_model/{self._model}_{key}": value for key, value in self._labeller.snapshot().items()}
-            report = RewardModelReport(worker=self._name, metrics={**own, **asked, **self._judge.snapshot()})
+            of_judge = self._judge.snapshot() if self._judge else {}
+            report = RewardModelReport(worker=self._name, metrics={**own, **asked, **of_judge})
             await asyncio.to_thread(self._buffer.emit, report)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from rewards.learned.labels import Labels, pair
+from rewards.learned.labels import Label, Labels, pair
 from rewards.learned.publishing import Announcement, Board, read
 
 if TYPE_CHECKING:
@@ -77,6 +77,11 @@ class RewardModelClient:
     async def submit(self, keys: Sequence[str], *, group: Sequence[str] = ()) -> None:
         """Ask for labels of exactly these keys; `group` are texts that a model may learn from without any."""
         await asyncio.to_thread(self._submit, keys, group)
+
+    async def tell(self, labels: Mapping[str, float], *, version: str) -> None:
+        """Add labels that no judge is asked for, such as outcomes; of one version the first label of a key stays."""
+        known = {key: Label(value, judge="told", version=version) for key, value in labels.items()}
+        await asyncio.to_thread(self._labels.add, known)
 
     def snapshot(self) -> dict[str, float]:
         """Metrics by name."""

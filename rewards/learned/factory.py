@@ -43,7 +43,7 @@ def followers(config: RunConfig, url: str, run: str, model_dir: str = "") -> dic
 
 
 def parts(
-    name: str, config: RunConfig, url: str, run: str, directory: Path, complete: Complete, model_dir: str = ""
+    name: str, config: RunConfig, url: str, run: str, directory: Path, complete: Complete | None, model_dir: str = ""
 ) -> tuple[RewardModelTrainer, Labeller]:
     """Return the trainer of the model of that name and its labeller; `complete` asks the section's judge.
 

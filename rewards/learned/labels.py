@@ -29,7 +29,7 @@ class Label:
 
     value: float
     """In [0, 1]: of a caption whether it is good news, of a pair whether the first is the better, 0.5 for neither.
-    NaN: asked `attempt` times and never read."""
+    NaN: asked `attempt` times and never read. What an episode came to is any number."""
     judge: str = ""
     attempt: int = 1
     version: str = "0"

@@ -25,6 +25,7 @@ from rewards.learned.losses import (
 )
 from rewards.learned.network import CHUNK, LearnedNetwork, Model, order_agreement
 from rewards.learned.publishing import State
+from rewards.learned.step_models import Imitation, Progress, ReturnDecomposition, Segments
 
 
 class Retrieval(Model):
@@ -124,6 +125,10 @@ MODELS: dict[str, type[Model]] = {
     "classification": Classification,
     "ranking": Ranking,
     "bradley_terry": BradleyTerry,
+    "imitation": Imitation,
+    "progress": Progress,
+    "return_decomposition": ReturnDecomposition,
+    "segments": Segments,
 }
 
 

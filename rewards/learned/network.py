@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -80,9 +80,12 @@ class LearnedNetwork(Model):
     def model_post_init(self, _: object) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self._net = Net(self._encoder(), self.num_outputs).eval()
+            self._net = self._network().eval()
         self._adam = torch.optim.Adam(self._net.parameters(), lr=self.lr)
         self._random = torch.Generator().manual_seed(self.seed)
+
+    def _network(self) -> Any:
+        return Net(self._encoder(), self.num_outputs)
 
     def _encoder(self) -> Encoder:
         return CharCNN() if self.encoder == "char_cnn" else Transformer(self.encoder)

@@ -68,6 +68,8 @@ def small(effect: str, *overrides: str, tokens: int = 64, steps: int = 3, stages
 
 
 ACCURACY, LENGTH = "eval/accuracy", "rollout/length_tokens"
+MEALS = "reward/environment_mean"
+"""Share of the episodes of the text world that ended with the meal."""
 PROBED = ("evaluation.every_steps=5",)
 """Evaluations during the run, which monitors read."""
 CASES: dict[str, Case] = {
@@ -88,7 +90,9 @@ CASES: dict[str, Case] = {
     "follow_up": small("reward/follow_up_mean"),
     "gradient_and_pairs": Case(ACCURACY, "rises"),
     "gspo": Case(ACCURACY, "rises"),
+    "imitation": Case(MEALS),
     "ipo": Case("loss/ipo", "falls"),
+    "lare": Case(MEALS),
     "laser": Case(
         "loss/laser", "falls", stages=(10,), overrides=("learner.sequence_losses.0.options.mix_after_steps={0}",)
     ),
@@ -98,6 +102,7 @@ CASES: dict[str, Case] = {
     "monitors": Case("reward/mean", "rises", overrides=PROBED),
     "over_optimisation": Case("reward/format_mean", "rises", overrides=PROBED),
     "par": Case("reward/judge_shaped_mean", "rises"),
+    "perceptual": Case(MEALS),
     "ppo": Case("value/explained_variance", "rises"),
     "reinforce_plus_plus": Case(ACCURACY, "rises"),
     "reward_model": Case(LENGTH, "rises"),
@@ -110,6 +115,7 @@ CASES: dict[str, Case] = {
     "self_certainty": Case("reward/self_certainty_mean", "rises"),
     "selm": Case(ACCURACY, "rises"),
     "slim": Case("reward/exact_mean", "rises"),
+    "spa_rl": Case(MEALS),
     "spear": Case("reward/exact_mean", "rises"),
     "spiral": Case(ACCURACY, "rises"),
     "spo": Case(LENGTH, "rises"),
