@@ -34,6 +34,8 @@ from learner.step_replay import StepRecorder
 from learner.train import LearnerRun, train
 from learner.types import Engine, Mix, ReferenceModel, Select
 
+UNSAVED_STEPS = 50
+"""Steps whose groups stay in Redis where no checkpoint is made before the end."""
 MASTER_PORT_OF_ENGINES = 1
 """The engines' NCCL group meets one port above the ranks' own."""
 
@@ -196,6 +198,8 @@ def step_plugins(
         plugins.append(ArchiveGroups(archive, buffer.stored, section, rank.policy if rank.policies else ""))
     if leads:
         plugins.append(Samples(buffer, config.tracking.samples_per_step))
+        if not config.checkpoint.every_steps:
+            plugins.append(Forget(buffer, rank.batches_of, rank.epoch))
     if rank.policies:
         plugins.append(OwnPart(rank.policy))
     saved = follows.move if follows else lambda: None
@@ -243,6 +247,20 @@ class Checkpoints(StepPlugin):
         if self.rank == 0:
             for plugin in self._plugins:
                 plugin.save(directory)
+
+
+class Forget(StepPlugin):
+    """Delete trained groups from Redis in a run that makes no checkpoint before its end, `UNSAVED_STEPS` behind.
+
+    A learner that dies later than that begins again at the run's first step with tasks that are claimed again.
+    """
+
+    def __init__(self, buffer: Buffer, policy: str, epoch: int) -> None:
+        self._buffer, self._policy, self._epoch = buffer, policy, epoch
+
+    def after_release(self, done: int, batch: AssembledBatch) -> None:
+        if done > UNSAVED_STEPS:
+            self._buffer.forget(self._policy, self._epoch, done - UNSAVED_STEPS)
 
 
 class Leave(StepPlugin):

@@ -33,7 +33,7 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
     wished, staffed          hash    role → how many workers a user wants, and how many are up
     moving                   hash    worker that is still to join or to leave → what it waits for, in words
     policy:NAME:
-      state                  hash    epoch, version, next_cut, frontier, seq, trimmed, published_step, left_at
+      state                  hash    epoch, version, next_cut, frontier, seq, trimmed, published_step, left_at, wanted
       released, saved        hash    policy → the version that it has released, the step that it has saved
       counters               hash    claimed, refused_…, overdue, unreadable, condemned, …
       open, ready            zset    live groups (leased or pending; ready), ordered by version, then seq
@@ -42,7 +42,10 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
       deaths                 hash    task → rollout workers that ended inside a step of its environment
       cut, records           zset    id → step; steps that have a record
       record:STEP            string  the cut record
-      ledger                 hash    id → "task epoch version outcome", never trimmed
+      ledger                 hash    id → "task epoch version outcome"; the newest 20,000 final lines, all others
+      settled                list    ids of those final lines, oldest first
+      past, past_steps       hash    sums of older lines: dropped:REASON, trained_twice, max_staleness; step → groups
+      past_tasks             string  a bit for each task that an older line says was trained
       published              string  the last publication of this epoch
       bell:capacity, bell:ready, bell:version, bell:cut, bell:saved      streams of one entry
 """

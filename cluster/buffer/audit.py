@@ -25,12 +25,19 @@ class History:
     """One atomic look at a policy's past."""
 
     lines: list[LedgerLine]
+    """Lines of claims that the sums do not count yet."""
     trained_steps: dict[str, list[int]]
     """Per trained group the steps that trained on it: one, unless something is wrong."""
     num_claimed: int
     present: set[str]
     """Ids of outstanding groups that are really stored."""
     counters: dict[str, int]
+    sums: dict[str, int]
+    """Sums of claims whose lines have left the ledger: `dropped:REASON`, `trained_twice`, `max_staleness`."""
+    num_trained_before: int
+    """Trained groups whose lines have left the ledger."""
+    again: set[str]
+    """Ids of lines whose task such a group has trained too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,7 @@ def live(connection: Connection, policy: str) -> Live:
 
 
 def read(connection: Connection, policy: str) -> History:
-    _, ledger, counters, version, present = connection.call("past", policy)
+    _, ledger, counters, version, present, sums, trained_before, again = connection.call("past", policy)
     lines, trained = [], {}
     for id, line in _pairs(ledger).items():
         task, epoch, born, outcome = line.decode().split(" ", 3)
@@ -83,25 +90,41 @@ def read(connection: Connection, policy: str) -> History:
         lines.append(LedgerLine(id.decode(), int(task), int(epoch), int(born), outcome))
     lines.sort(key=lambda line: int(line.id.rsplit("/", 1)[1]))
     numbers = _numbers(_pairs(counters))
-    return History(lines, trained, numbers.get("claimed", 0), {id.decode() for id in present}, numbers)
+    return History(
+        lines,
+        trained,
+        numbers.get("claimed", 0),
+        {id.decode() for id in present},
+        numbers,
+        _numbers(_pairs(sums)),
+        trained_before,
+        {id.decode() for id in again},
+    )
 
 
 def summary(past: History) -> dict[str, Any]:
-    """Claimed is counted, trained and dropped are lines of the ledger, outstanding is stored: they may differ."""
+    """Claimed is counted, trained and dropped are lines of the ledger or sums of them, outstanding is stored: they may
+    differ."""
     trained = [line for line in past.lines if line.id in past.trained_steps]
     dropped = Counter(line.outcome[8:] for line in past.lines if line.outcome.startswith("dropped:"))
     accounted = {line.id for line in past.lines if line.outcome != "live"} | past.present
-    twice = sum(len(steps) - 1 for steps in past.trained_steps.values())
+    twice = past.sums.get("trained_twice", 0) + len({line.task for line in trained if line.id in past.again})
+    twice += sum(len(steps) - 1 for steps in past.trained_steps.values())
     twice += sum(n - 1 for n in Counter(line.task for line in trained).values())
+    dropped_before = {name[8:]: n for name, n in past.sums.items() if name.startswith("dropped:")}
+    num_before = past.num_trained_before + sum(dropped_before.values())
+    dropped.update(dropped_before)
     return {
         "groups_claimed": past.num_claimed,
-        "groups_trained": len(trained),
+        "groups_trained": len(trained) + past.num_trained_before,
         "groups_dropped": dict(sorted(dropped.items())),
         "groups_outstanding": len(past.present),
-        "groups_lost": past.num_claimed - len(accounted),
+        "groups_lost": past.num_claimed - len(accounted) - num_before,
         "groups_trained_twice": twice,
         "max_staleness_observed": max(
-            (step - line.version for line in trained for step in past.trained_steps[line.id]), default=0
+            past.sums.get("max_staleness", 0),
+            *(step - line.version for line in trained for step in past.trained_steps[line.id]),
+            0,
         ),
         "calls_refused": {k.removeprefix("refused_"): n for k, n in past.counters.items() if k.startswith("refused_")},
     }

@@ -6,8 +6,8 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, overload
 from uuid import uuid4
 
 import msgspec
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 UNREADABLE = "unreadable"
 """Why a group is dropped whose stored bytes are no group."""
 KEPT_ASIDE = 100
+TRIMMED_AT_ONCE = 1000
+"""Groups that one call of Redis deletes: about 10 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,17 +286,33 @@ class Buffer:
 
     # ── the learner ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def ready(self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float) -> list[ScoredGroup]:
+    @overload
+    def ready(
+        self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float, partial: Literal[True] = True
+    ) -> list[ScoredGroup]: ...
+
+    @overload
+    def ready(
+        self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float, partial: bool
+    ) -> list[ScoredGroup] | None: ...
+
+    def ready(
+        self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float, partial: bool = True
+    ) -> list[ScoredGroup] | None:
         """Up to `limit` groups in version order; waits until there are so many, or until no more can come.
 
-        On time-out, what there is. Drops, as `late`, every live group that can no longer be cut within the bound. With
-        `when_late = "wait"` it never passes over a live group of an older version. Groups that cannot be read are kept
-        aside and dropped as `unreadable`, and their tasks are claimed again. Raises StaleEpoch.
+        On time-out, what there is; None without `partial`, and no group is read. Drops, as `late`, every live group
+        that can no longer be cut within the bound. With `when_late = "wait"` it never passes over a live group of an
+        older version. Groups that cannot be read are kept aside and dropped as `unreadable`, and their tasks are
+        claimed again. Raises StaleEpoch.
         """
         until = time.monotonic() + timeout_s
         while True:
             left_s = max(0.0, until - time.monotonic())
-            ids = [id.decode() for id in self._call_when(left_s, "ready", policy, epoch, step, limit)[1] or ()]
+            reply = self._call_when(left_s, "ready", policy, epoch, step, limit, int(partial))
+            if reply[0] == "wait" and not partial:
+                return None
+            ids = [id.decode() for id in reply[1] or ()]
             wanted, found, unreadable = self._versions() if ids else {}, [], {}
             for id, fields in zip(ids, self._fetch(ids), strict=True):
                 try:
@@ -396,7 +414,17 @@ class Buffer:
 
     def trim(self, manifest: Manifest) -> None:
         """Delete groups and records of steps before a committed manifest. One of a dead epoch trims nothing."""
-        self._call("trim", manifest.policy, encode(manifest))
+        bare = encode(replace(manifest, trained=()))
+        while self._call("trim", manifest.policy, bare, TRIMMED_AT_ONCE)[1]:
+            pass  # others' calls come in between: one script for all would hold them up
+        self._call("trim", manifest.policy, encode(manifest), TRIMMED_AT_ONCE)
+
+    def forget(self, policy: str, epoch: int, step: int) -> None:
+        """Delete groups and records of released steps before `step`, which no checkpoint has. Raises StaleEpoch.
+
+        A resume from a step before is a roll-back: tasks since then are claimed again.
+        """
+        self._call("forget", policy, epoch, step)
 
     def status(self, policy: str) -> dict[str, Any]:
         """Where a policy stands: version, epoch, groups by state, counters, what the oldest unready group waits for."""
@@ -412,7 +440,8 @@ class Buffer:
         return {id: worker.decode() for id, worker in found if worker is not None}
 
     def ledger(self, policy: str) -> Iterator[audit.LedgerLine]:
-        """One line per claim ever made, in the order of claiming."""
+        """One line per claim, in the order of claiming: of those that are outstanding or untrimmed, and of the last
+        20,000 that were trained or dropped. `summary` counts the others too."""
         return iter(audit.read(self._redis, policy).lines)
 
     def summary(self, policy: str) -> dict[str, Any]:

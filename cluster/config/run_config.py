@@ -142,7 +142,8 @@ class EvaluationSection(Section):
 class CheckpointSection(Section):
     every_steps: NonNegativeInt = 50
     """Redis holds the groups of all steps since the last checkpoint, which a learner that dies trains on again. 0: only
-    at the end and on a stop, so Redis holds all groups of the run."""
+    at the end and on a stop; Redis holds the groups of the last 50 steps, and a learner that dies later than that
+    begins again at the first step with groups that are sampled anew."""
     keep_last: PositiveInt = 2
     """Older checkpoints are deleted, except those that an alias of the recipe (`previous@2`, `policy@N`) names."""
     record_every_steps: NonNegativeInt = 0
@@ -160,6 +161,8 @@ class TrackingSection(Section):
     """Rollouts a step that are written to samples.jsonl with text, scores and advantage."""
     archived_groups: NonNegativeInt = 2000
     """The last so many trained groups stay in the run's directory, tokens and scores included, for the console."""
+    archived_answers: NonNegativeInt = 20_000
+    """The last so many raw answers of judges stay in Redis; a judge with `cached` answers a request from them."""
     engine_stats: bool = True
     """Export vLLM's own metrics with the run's, labelled `model_name` = `run.name`."""
     live_table: bool = True

@@ -112,7 +112,8 @@ class Judges:
         self._context = context
         sections = context.config.judges
         split = {name: found for name, s in sections.items() if (found := _split(context, s)) is not None}
-        self.pools = open_judges(sections, RedisArchive(context.url, context.run_id), split)
+        archive = RedisArchive(context.url, context.run_id, context.config.tracking.archived_answers)
+        self.pools = open_judges(sections, archive, split)
 
     def follow(self) -> list[asyncio.Task[None]]:
         """Tasks that let the replicas the run places join and leave; they end by an error or by being cancelled."""

@@ -90,11 +90,10 @@ class Assembler:
         return AssembledBatch(record, groups, waited, {s.group.id: s.scores for s in kept}, left_out)
 
     def _wait(self, step: int, count: int, stop: Callable[[], bool]) -> Sequence[ScoredGroup] | None:
+        """What the step trains on or filters, all of it; fewer than `count` only where the tasks have run out."""
         while not stop():
-            asked = time.monotonic()
-            stored = self.buffer.ready(self.policy, self.epoch, step, limit=count, timeout_s=POLL_S)
-            # An answer before the time is up is final even if it is short: the tasks have run out.
-            if len(stored) >= count or time.monotonic() - asked < POLL_S:
+            stored = self.buffer.ready(self.policy, self.epoch, step, limit=count, timeout_s=POLL_S, partial=False)
+            if stored is not None:
                 return stored
         return None
 

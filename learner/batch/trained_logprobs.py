@@ -36,10 +36,12 @@ class TrainedLogprobs(StepPlugin):
             row, column = np.nonzero(micro.loss_mask)
             values = logprobs.float().cpu().numpy()[row, column]
             numbers, positions = micro.rollout[row, column], micro.positions[row, column]
-            for number in np.unique(numbers[numbers < len(places)]):  # replayed rollouts come behind
-                g, i = places[number]
-                mine = numbers == number
-                found[g][i][positions[mine]] = values[mine]
+            order = np.argsort(numbers, kind="stable")
+            present, starts = np.unique(numbers[order], return_index=True)
+            for number, mine in zip(present, np.split(order, starts[1:]), strict=True):
+                if number < len(places):  # replayed rollouts come behind
+                    g, i = places[number]
+                    found[g][i][positions[mine]] = values[mine]
         self._micros = []
         return found
 

@@ -66,12 +66,12 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     # Rules 6 and 7: trimming follows the manifest, and so does a resume.
     "nothing is trimmed": {
         "prelude": (
-            "local function trim_before(step, trained)\n",
-            "local function trim_before(step, trained)\n  if true then return end\n",
+            "local function trim_before(step, trained, most)\n",
+            "local function trim_before(step, trained, most)\n  if true then return end\n",
         )
     },
     "a trim takes one step too many": {
-        "trim": ("trim_before(manifest.step, manifest.trained)", "trim_before(manifest.step + 1, manifest.trained)")
+        "trim": ("trim_before(manifest.step, manifest", "trim_before(manifest.step + 1, manifest")
     },
     "the manifest of a dead epoch trims": {"trim": ("manifest.epoch ~= state('epoch')", "false")},
     "a resume keeps what its checkpoint has trained": {"resume": ("  trim_before(step, manifest.trained)\n", "")},

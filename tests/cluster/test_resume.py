@@ -236,6 +236,37 @@ def test_trimming_leaves_the_ledger_and_can_be_repeated(buffer: Buffer):
     assert len(keys) == before["groups_outstanding"]
 
 
+def test_forgotten_groups_leave_redis_and_a_resume_from_before_claims_their_tasks_again(buffer: Buffer):
+    """A run without checkpoints holds as much at step 60 as at step 20."""
+    pipeline = Pipeline(buffer, Limits(2, 1))
+    client, prefix = connection_of(buffer).redis, connection_of(buffer).prefix
+    held = []
+    for step in range(1, 61):
+        pipeline.iteration()
+        if step > 5:
+            buffer.forget("policy", pipeline.epoch, step - 5)
+        held.append(len(client.keys(f"{prefix}group:*")) + len(client.keys(f"{prefix}policy:policy:record:*")))
+    assert held[19] == held[59]
+    pipeline.check_tasks()
+    pipeline.start(None)
+    assert buffer.summary("policy")["groups_trained"] == 0
+    pipeline.check_tasks()
+    pipeline.iteration()
+    assert {line.task for line in buffer.ledger("policy") if line.outcome == "trained:0"} == {0, 1}
+
+
+def test_a_group_is_not_forgotten_before_every_policy_has_trained_it(buffer: Buffer):
+    pipeline = Pipeline(buffer, Limits(2, 1, members=("member",)))
+    pipeline.fill()
+    record = pipeline.cut()
+    buffer.release("policy", pipeline.epoch, 1)
+    buffer.forget("policy", pipeline.epoch, 1)
+    assert len(buffer.load(record.groups)) == 2
+    buffer.release("policy", pipeline.epoch, 1, by="member")
+    buffer.forget("policy", pipeline.epoch, 1)
+    assert buffer.recorded("policy", 0) is None
+
+
 def test_the_summary_can_tell_a_lost_group_and_one_trained_twice(buffer: Buffer):
     """The counts are not zero by construction."""
     pipeline = Pipeline(buffer, Limits(2, 1))

@@ -12,7 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from cluster.buffer import connection
 from cluster.buffer.server import Store
 from tests.cluster.expected import Broken
-from tests.cluster.mutants import MUTANTS, RARE, SEEDS, source
+from tests.cluster.mutants import MUTANTS, ORIGINAL, RARE, SEEDS, source
 from tests.cluster.pipeline_machine import PipelineMachine
 
 
@@ -49,6 +49,17 @@ def search(
 
 def test_no_order_of_moves_breaks_an_invariant(own_store: Store):
     search(PipelineMachine, own_store, seeds=range(12), steps=60, phases=(Phase.generate, Phase.shrink))
+
+
+def with_few_lines(script: str) -> str:
+    """The scripts with a ledger that keeps the two newest final lines, so that sums begin at once."""
+    return ORIGINAL(script).replace("LINES_KEPT = 20000", "LINES_KEPT = 2")
+
+
+def test_sums_of_old_lines_tell_what_the_lines_told(own_store: Store, monkeypatch: pytest.MonkeyPatch):
+    assert with_few_lines("prelude") != ORIGINAL("prelude")
+    monkeypatch.setattr(connection, "_source", with_few_lines)
+    search(PipelineMachine, own_store, seeds=range(4), steps=60, phases=(Phase.generate,))
 
 
 @pytest.mark.parametrize("name", [name for name in MUTANTS if name not in RARE])

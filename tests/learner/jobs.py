@@ -152,7 +152,7 @@ class Shelf:
     def recorded(self, policy: str, step: int, *, timeout_s: float = 0) -> BatchRecord | None:
         return self.records[step] if step < len(self.records) else None
 
-    def ready(self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float) -> list[Any]:
+    def ready(self, policy: str, epoch: int, step: int, *, limit: int, timeout_s: float, partial: bool) -> list[Any]:
         return [ScoredGroup(g, {}) for g in self.groups[step]]
 
     def record(self, epoch: int, record: BatchRecord, filtered: dict[str, str]) -> BatchRecord:

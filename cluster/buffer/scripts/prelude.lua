@@ -65,6 +65,34 @@ local function settle(id, result)
   if line then call('HSET', own .. 'ledger', id, string.match(line, '^%S+ %S+ %S+ ') .. result) end
 end
 
+-- The newest final lines stay; older ones become sums. `past` holds dropped:REASON, trained_twice and max_staleness,
+-- `past_steps` how many groups each step trained, `past_tasks` a bit for each task that was trained.
+local LINES_KEPT = 20000
+local function fold(id)
+  local line = call('HGET', own .. 'ledger', id)
+  local task, version, result = string.match(line or '', '^(%S+) %S+ (%S+) (.*)$')
+  local kind, detail = string.match(result or '', '^(%l+):(.*)$')
+  if kind == 'dropped' then
+    call('HINCRBY', own .. 'past', result, 1)
+  elseif kind == 'cut' then
+    local last
+    local twice = call('SETBIT', own .. 'past_tasks', task, 1) - 1
+    local stalest = tonumber(call('HGET', own .. 'past', 'max_staleness') or 0)
+    for step in string.gmatch(detail, '%d+') do
+      twice, last, stalest = twice + 1, step, math.max(stalest, step - version)
+    end
+    call('HINCRBY', own .. 'past_steps', last, 1)
+    call('HSET', own .. 'past', 'max_staleness', stalest)
+    if twice > 0 then call('HINCRBY', own .. 'past', 'trained_twice', twice) end
+  else
+    return -- live after all
+  end
+  call('HDEL', own .. 'ledger', id)
+end
+local function final(id)
+  if call('RPUSH', own .. 'settled', id) > LINES_KEPT then fold(call('LPOP', own .. 'settled')) end
+end
+
 local function remove(id)
   for _, name in ipairs({'open', 'ready', 'cut', 'leases', 'deadlines'}) do call('ZREM', own .. name, id) end
   call('ZREM', run .. 'unscored', id)
@@ -92,6 +120,7 @@ local function drop(id, reason, requeue)
   if not at_hand then keep_dropped(id, reason) end
   remove(id)
   settle(id, 'dropped:' .. reason)
+  final(id)
   ring(bell('capacity'))
   ring(bell('ready')) -- the learner may have waited for this very group
 end
@@ -102,7 +131,8 @@ local function make_ready(id)
   call('ZREM', own .. 'open', id)
   call('ZREM', own .. 'deadlines', id)
   call('ZADD', own .. 'ready', place(version, seq), id)
-  ring(bell('ready'))
+  -- The learner need not look before there is as much as it waits for, or nothing else can come.
+  if call('ZCARD', own .. 'ready') >= state('wanted') or call('ZCARD', own .. 'open') == 0 then ring(bell('ready')) end
 end
 
 -- Suspects: groups that a reward worker had in hand when it died. `tried` are the rewards that are asked no more alone.
@@ -160,10 +190,15 @@ end
 local function answer_of(request) return call('GET', run .. 'answer:' .. request) end
 local function remember(request, answer) call('SET', run .. 'answer:' .. request, answer, 'PX', ANSWER_MS) end
 
--- Everything trained before `step` leaves; the ledger keeps its lines.
-local function trim_before(step, trained)
-  for _, id in ipairs(call('ZRANGEBYSCORE', own .. 'cut', '-inf', '(' .. step)) do remove(id) end
-  for _, id in ipairs(trained) do remove(id) end
+-- Everything trained before `step` leaves, or `most` groups of it; the ledger keeps its lines.
+local function trim_before(step, trained, most)
+  for _, id in ipairs(call('ZRANGEBYSCORE', own .. 'cut', '-inf', '(' .. step, 'LIMIT', 0, most or -1)) do
+    remove(id)
+    final(id)
+  end
+  for _, id in ipairs(trained) do
+    if call('EXISTS', group_key(id)) == 1 then remove(id) end
+  end
   for _, cut in ipairs(call('ZRANGEBYSCORE', own .. 'records', '-inf', '(' .. step)) do
     call('UNLINK', own .. 'record:' .. cut)
     call('ZREM', own .. 'records', cut)

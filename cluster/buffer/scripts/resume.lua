@@ -14,6 +14,24 @@ local function members(...)
   return ids
 end
 
+-- Sums of what has left the ledger: groups of steps from `step` on were not trained, nor were their tasks.
+local function unfold()
+  local steps = call('HGETALL', own .. 'past_steps')
+  for i = 1, #steps, 2 do
+    if tonumber(steps[i]) >= step then
+      call('HDEL', own .. 'past_steps', steps[i])
+      call('HINCRBY', own .. 'past', 'dropped:rolled_back', steps[i + 1])
+    end
+  end
+  local last = math.floor(manifest.frontier / 8)
+  local bits = call('GETRANGE', own .. 'past_tasks', 0, last)
+  call('SET', own .. 'past_tasks', bits)
+  for task = manifest.frontier, last * 8 + 7 do call('SETBIT', own .. 'past_tasks', task, 0) end
+  for _, name in ipairs({'outstanding', 'requeued'}) do
+    for _, task in ipairs(manifest[name]) do call('SETBIT', own .. 'past_tasks', task, 0) end
+  end
+end
+
 local function forget_records()
   for _, cut in ipairs(call('ZRANGE', own .. 'records', 0, -1)) do call('UNLINK', own .. 'record:' .. cut) end
   call('DEL', own .. 'records')
@@ -34,12 +52,14 @@ local function roll_back()
         -- Redis lost in which step. No later one than the bound had let it: more would be read as a broken bound.
         local version = tonumber(string.match(lines[i + 1], '^%S+ %S+ (%S+)'))
         settle(lines[i], 'cut:' .. math.min(step - 1, version + limit('max_staleness')))
+        final(lines[i])
       end
     elseif cut and cut >= step then
       settle(lines[i], 'dropped:rolled_back')
     end
   end
   forget_records()
+  unfold()
   local tasks = {}
   for _, name in ipairs({'outstanding', 'requeued'}) do
     for _, task in ipairs(manifest[name]) do tasks[#tasks + 1] = task end

@@ -1,9 +1,5 @@
 -- ARGV: policy
-local states = {leased = 0, pending = 0}
-for _, id in ipairs(call('ZRANGE', own .. 'open', 0, -1)) do
-  local at = call('HGET', group_key(id), 'state') or 'missing'
-  states[at] = (states[at] or 0) + 1
-end
+local leased = call('ZCARD', own .. 'leases') -- what is open and has no lease waits for scores
 local oldest = call('ZRANGE', own .. 'open', 0, 0)[1] or ''
 local worker, scorer, missing = '', '', {}
 if oldest ~= '' then
@@ -16,7 +12,7 @@ end
 local due = oldest ~= '' and (call('ZSCORE', own .. 'leases', oldest) or call('ZSCORE', own .. 'deadlines', oldest))
 return {'ok',
   call('HGETALL', own .. 'state'), call('HGETALL', own .. 'counters'),
-  {'leased', states.leased, 'pending', states.pending, 'ready', call('ZCARD', own .. 'ready'),
+  {'leased', leased, 'pending', call('ZCARD', own .. 'open') - leased, 'ready', call('ZCARD', own .. 'ready'),
     'cut', call('ZCOUNT', own .. 'cut', state('version'), '+inf'),
     'trained_untrimmed', call('ZCOUNT', own .. 'cut', '-inf', '(' .. state('version')),
     'requeued', call('LLEN', own .. 'requeued'), 'unscored', call('ZCARD', run .. 'unscored')},

@@ -5,7 +5,8 @@ local before = answer_of(ARGV[2])
 if before then return {'ok', before} end
 local key, worker, ids = run .. 'unscored', ARGV[3], {}
 local num_held, on_trial = 0, false
-for _, id in ipairs(call('ZRANGEBYSCORE', key, '(' .. now, '+inf')) do
+local suspicious = call('SCARD', run .. 'suspects') > 0 -- else no worker has a trial in hand
+for _, id in ipairs(suspicious and call('ZRANGEBYSCORE', key, '(' .. now, '+inf') or {}) do
   local scorer, trial = unpack(call('HMGET', group_key(id), 'scorer', 'trial'))
   if scorer == worker then
     num_held = num_held + 1

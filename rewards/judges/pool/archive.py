@@ -1,4 +1,4 @@
-"""Every raw answer, kept for the life of a run: append-only, so that a score can be read again or audited later."""
+"""The newest raw answers of a run's judges: append-only, so that a score can be read again or audited later."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ PATIENCE_S = 60.0
 """A redis-server that starts again answers within it; the deadline of the request ends the wait earlier."""
 KEPT_WITHIN_S = 0.05
 """Answers that come within it are written at once; little beside a judge's own time."""
+
+KEEP = """
+redis.call('RPUSH', KEYS[1], ARGV[1])
+redis.call('RPUSH', KEYS[2], KEYS[1])
+while redis.call('LLEN', KEYS[2]) > tonumber(ARGV[2]) do redis.call('LPOP', redis.call('LPOP', KEYS[2])) end
+"""
+"""Appends an answer to its request's list, and removes the oldest answers beyond the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +77,9 @@ class MemoryArchive:
 
 
 class RedisArchive:
-    """One list per request under the run's prefix; shared by all reward workers. Nothing in it expires."""
+    """One list per request under the run's prefix; shared by all reward workers, which keep `limit` answers in all."""
 
-    def __init__(self, url: str, run_id: str, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, url: str, run_id: str, limit: int, patience_s: float = PATIENCE_S) -> None:
         longest_backoff_s = 1.0
         pool = redis.asyncio.BlockingConnectionPool.from_url(
             url,
@@ -86,10 +93,11 @@ class RedisArchive:
         self._redis = redis.asyncio.Redis.from_pool(pool)
         self._looking, self._keeping = _Together(self._redis, 0.0), _Together(self._redis, KEPT_WITHIN_S)
         self._prefix = f"kanabo:{{{run_id}}}:judged:"
+        self._order, self._limit = f"kanabo:{{{run_id}}}:judged_order", limit
 
     async def append(self, record: Record) -> None:
         try:
-            await self._keeping("RPUSH", self._prefix + record.key, encode(record))
+            await self._keeping("EVAL", KEEP, 2, self._prefix + record.key, self._order, encode(record), self._limit)
         except redis.exceptions.RedisError as error:
             raise BufferUnavailable(f"a judge's answer could not be kept: {error}.") from error
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from uuid import uuid4
 
 import pytest
+import redis
 from aiohttp import web
 
 from cluster.errors import BufferUnavailable, ConfigError
@@ -340,12 +341,12 @@ async def test_labels_that_are_not_tokens_are_refused():
 
 async def test_every_raw_answer_is_kept_and_can_be_read_by_another_rule(redis_url):
     run = f"judged-{uuid4().hex[:8]}"
-    archive = RedisArchive(redis_url, run)
+    archive = RedisArchive(redis_url, run, 100)
     pool = JudgePool("k", [KeywordJudge(sharpness_nats=0.5)], archive=archive)
     request = pointwise("good")
     verdict = await pool.ask(request)
     await archive.close()
-    again = RedisArchive(redis_url, run)
+    again = RedisArchive(redis_url, run, 100)
     (record,) = await again.get(request.key(pool.identity))
     assert (record.judge, record.template, record.prompt_hash) == ("k:@", "pointwise", request.template.hash)
     assert "Say good." in record.messages[1].content
@@ -361,10 +362,23 @@ async def test_every_raw_answer_is_kept_and_can_be_read_by_another_rule(redis_ur
 
 
 async def test_many_questions_at_once_wait_for_the_archive_and_none_fails_for_it(redis_url):
-    archive = RedisArchive(redis_url, f"judged-{uuid4().hex[:8]}")
+    archive = RedisArchive(redis_url, f"judged-{uuid4().hex[:8]}", 1000)
     judge = Cached(JudgePool("k", [KeywordJudge()], archive=archive, max_in_flight=500, max_queue=500))
     verdicts = await asyncio.gather(*(judge.ask(pointwise(f"good {i}")) for i in range(400)))
     assert all(v.scored for v in verdicts), next(v.note for v in verdicts if not v.scored)
+    await archive.close()
+
+
+async def test_the_oldest_answers_leave_the_archive(redis_url):
+    run = f"judged-{uuid4().hex[:8]}"
+    archive = RedisArchive(redis_url, run, 10)
+    pool = JudgePool("k", [KeywordJudge()], archive=archive)
+    requests = [pointwise(f"good {i}") for i in range(25)]
+    for request in requests:
+        await pool.ask(request)
+    kept = [len(await archive.get(request.key(pool.identity))) for request in requests]
+    assert kept == [0] * 15 + [1] * 10
+    assert len(redis.Redis.from_url(redis_url).keys(f"kanabo:{{{run}}}:*")) == 11
     await archive.close()
 
 
@@ -390,7 +404,7 @@ async def test_a_labeller_s_answers_are_kept_too():
 
 
 async def test_an_archive_that_is_gone_is_named():
-    archive = RedisArchive("redis://127.0.0.1:1/0", "run", patience_s=0.0)
+    archive = RedisArchive("redis://127.0.0.1:1/0", "run", 100, patience_s=0.0)
     with pytest.raises(BufferUnavailable):
         await archive.get("k")
 
