@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -153,3 +154,22 @@ async def test_skyrl_s_multi_turn_environment(monkeypatch):
     assert "step-by-step" in shown[1]
     assert "only the final numeric answer" in shown[2]
     assert rollout.reward == pytest.approx(0.2 / 3 + 1.0)
+
+
+LIVING = (
+    "open door to greenhouse; go to greenhouse; open door to outside; go to outside; look around; focus on blue jay; "
+    "pick up blue jay; open door to kitchen; go to kitchen; open door to bathroom; go to bathroom; "
+    "move egg blue jay egg in inventory to green box"
+)
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="ScienceWorld runs on Java")
+async def test_scienceworld_s_task_of_finding_a_living_thing(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    environment = GymnasiumText(
+        env="scienceworld_world:ScienceWorld", python=program("scienceworld", "python"), processes=1
+    )
+    rollout = await played(environment, scripted(LIVING.split("; ")), timeout_s=120.0, turns=16)
+    assert "find a(n) living thing" in rollout.turns[0].text
+    assert [round(event.reward, 2) for event in rollout.events] == [0.09, 0.5, 0.08, 0.08, 0.17]
+    assert rollout.reward == pytest.approx(0.92)
