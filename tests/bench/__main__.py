@@ -18,7 +18,7 @@ from tests.bench.figures import Figure, merged, table
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("results.json")
-FIGURES = ("sampling", "training", "publish", "buffer_vs_redis", "slow_judge", "e2e_vs_trl")
+FIGURES = ("sampling", "training", "shared_prefix", "publish", "buffer_vs_redis", "slow_judge", "e2e_vs_trl")
 """Modules of this package, each with a `measure() -> list[Figure]`."""
 
 
