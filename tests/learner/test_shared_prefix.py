@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,8 +159,8 @@ def test_a_long_prompt_splits_into_trees_of_the_same_gradient():
 def test_only_models_whose_attention_takes_a_mask_share(kind):
     import transformers
 
-    small = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 48}
+    small: dict[str, Any] = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 48}
     configs = {
         "llama": lambda: transformers.LlamaConfig(**small, **heads),
         "gpt2": lambda: transformers.GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=2, n_positions=64),
