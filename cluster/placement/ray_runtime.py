@@ -24,6 +24,8 @@ from cluster.process.cleanup import _after_me
 
 SPARE_PLACES = 16
 """On one machine: for workers that join later."""
+STARTS, LATE = 3, "timed out during startup"
+"""Ray gives its own processes 30 s, which a busy machine may not keep; the next start finds their files in memory."""
 GENERATED = re.compile(
     r"psm_[0-9a-f]{8}|sem\.(mp|loky)-\w+|torch_\d+_\d+_\d+|__KMP_REGISTERED_LIB_\d+(_\d+)?|vllm_(offload|ec)_[\w-]+\.mmap"
 )
@@ -41,24 +43,32 @@ def start_ray(config: RunConfig) -> None:
         _join(os.environ["RAY_ADDRESS"])
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    try:
-        ray.init(
-            "local",  # also where another Ray runs on this machine
-            # Logical places, not cores: on a laptop engine and learner share what is there.
-            num_cpus=max(os.cpu_count() or 1, int(needed_cpus(config)) + SPARE_PLACES),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_python_path())}},
-        )
-    except Exception as error:  # Ray raises bare ones
-        ray.shutdown()
-        free_gib = available_bytes() / 2**30
-        raise InfrastructureError(
-            f"Ray did not start on this machine: {one_line(error)} Start the run again when the machine is less busy "
-            f"(load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, {free_gib:.1f} GiB of memory free); Ray's logs "
-            f"are below {ray_folder()}."
-        ) from error
+    for attempt in range(1, STARTS + 1):
+        try:
+            _start_here(config)
+        except Exception as error:  # Ray raises bare ones
+            ray.shutdown()
+            if attempt < STARTS and LATE in str(error):
+                continue
+            free = f"{available_bytes() / 2**30:.1f} GiB of memory free"
+            raise InfrastructureError(
+                f"Ray did not start on this machine: {one_line(error)} Start the run again when the machine is less "
+                f"busy (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, {free}); Ray's logs are below "
+                f"{ray_folder()}."
+            ) from error
+        return
+
+
+def _start_here(config: RunConfig) -> None:
+    ray.init(
+        "local",  # also where another Ray runs on this machine
+        # Logical places, not cores: on a laptop engine and learner share what is there.
+        num_cpus=max(os.cpu_count() or 1, int(needed_cpus(config)) + SPARE_PLACES),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(_python_path())}},
+    )
 
 
 def _join(address: str) -> None:

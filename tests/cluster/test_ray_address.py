@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -108,15 +109,25 @@ def test_a_ray_whose_own_time_out_passes_is_an_error_of_one_line(monkeypatch: py
     def overloaded(*_: object, **__: object) -> None:
         raise Exception("The current node timed out during startup.\nThis could happen because the GCS is overloaded.")
 
+    starts = Mock(side_effect=overloaded)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray, "init", overloaded)
+    monkeypatch.setattr(ray, "init", starts)
     with pytest.raises(InfrastructureError) as failed:
         ray_runtime.start_ray(parse({}))
+    assert starts.call_count == ray_runtime.STARTS
     assert str(failed.value).startswith(
         "Ray did not start on this machine: Exception: The current node timed out during startup. Start the run again"
     )
     assert "GiB of memory free" in str(failed.value)
     assert "\n" not in str(failed.value)
+
+
+def test_a_ray_that_is_late_once_is_started_again(monkeypatch: pytest.MonkeyPatch):
+    starts = Mock(side_effect=[Exception("The current node timed out during startup."), None])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", starts)
+    ray_runtime.start_ray(parse({}))
+    assert starts.call_count == 2
 
 
 @pytest.mark.ray
