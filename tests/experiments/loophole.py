@@ -26,12 +26,12 @@ from actors.tiny.addition import sums
 from cluster.config import ModelSection
 from learner.advantages.estimators import GroupAdvantage
 from rewards.aggregation.shaping.par import preference_reward, sigmoid
+from rewards.judges.backends.mistakes import changed, mistaken
 from rewards.learned.bradley_terry import BradleyTerry
 from rewards.learned.cooper import first_right
 from rewards.learned.labels import BETWEEN, pair
 from tests.experiments.adder import Answers, Policy
 from tests.experiments.loophole_page import Curve, plot, table
-from tests.experiments.mistakes import changed, mistaken
 
 log = logging.getLogger(__name__)
 

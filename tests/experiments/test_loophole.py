@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from actors.tasks.addition import addition_problems
+from rewards.judges.backends.mistakes import MISTAKES, mistaken
 from rewards.learned.labels import pair_of
 from tests.experiments import loophole
 from tests.experiments.loophole_page import COLOURS, Curve, alarm, collapse, table
-from tests.experiments.mistakes import MISTAKES, mistaken
 
 MEASURED = {key: Curve(**result) for key, result in json.loads(loophole.RESULTS.read_text()).items()}
 

@@ -13,20 +13,22 @@ import re
 from collections.abc import Sequence
 from statistics import NormalDist
 
+from rewards.judges.backends.mistakes import miscalculated
 from rewards.judges.errors import JudgeServerError
 from rewards.judges.types import Call, Completion, Token
 
 RESPONSE = re.compile(r"<<<(?:RESPONSE|STEP)(?: \w+)?>>>\n(.*?)\n?<<<END (?:RESPONSE|STEP)(?: \w+)?>>>", re.DOTALL)
 SCALE = re.compile(r"(?:one of|is one of):? ([^.\n]+)\.")
 PAIR = "First message: "
-FIVE_MORE = str.maketrans("0123456789", "5678901234")
-"""How it spoils a solution: every digit is another."""
 CRITERION = re.compile(r"^(\d+)\. ", re.MULTILINE)
 NORMAL_P99 = NormalDist().inv_cdf(0.99)
 
 
 class KeywordJudge:
-    """More of the `keywords` is better; every further one raises a score by a level, up to the top."""
+    """More of the `keywords` is better; every further one raises a score by a level, up to the top.
+
+    A solution that it is to spoil gets a mistake in its last number, of one of eight kinds.
+    """
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class KeywordJudge:
         system, user = call.messages[0].content, call.messages[1].content
         prompt_tokens = sum(m.content.count(" ") + 1 for m in call.messages)
         if system == SPOIL:
-            text, tokens = user.rpartition(SOLUTION)[2].translate(FIVE_MORE), ()
+            text, tokens = miscalculated(user.rpartition(SOLUTION)[2], int(_chance(call, "mistake") * 2**32)), ()
         else:
             text, tokens = self._label(user, chance) if "<label>" in user else self._answer(system, user, call)
         if chance < self.error_rate + self.unreadable_rate:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from rewards.judges.backends.keyword import KeywordJudge
+from rewards.judges.backends.mistakes import miscalculated
 from rewards.judges.pool.pool import JudgePool
 from rewards.judges.templates import Item
 from rewards.judges.templates.strength import PairwiseStrength
@@ -79,3 +82,15 @@ async def test_strengths_of_equals_do_not_depend_on_their_order():
     values = [(await pool.ask(request)).values[0] for request in asked]
     await pool.close()
     assert sum(values) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("right", ["85", "The sum is 120.", "7", "x = 0", "12.5", "0.5 of 3"])
+def test_a_spoilt_solution_has_another_number_at_its_end_and_the_same_words(right: str):
+    spoilt = {miscalculated(right, seed) for seed in range(200)}
+    assert right not in spoilt
+    assert len(spoilt) > 5
+    assert {re.sub(r"[\d.]+", "", text) for text in spoilt} == {re.sub(r"[\d.]+", "", right)}
+
+
+def test_a_solution_without_a_number_is_left_as_it_is():
+    assert miscalculated("none", 1) == "none"

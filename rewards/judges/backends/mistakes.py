@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
+
+DIGITS = "0123456789"
+NUMBER = re.compile(r"(?<![\d.])[1-9]\d*(?![\d.]*\d)")
+"""A positive whole number, in full."""
 
 
 def changed(right: str, rng: np.random.Generator) -> str:
@@ -48,9 +53,25 @@ MISTAKES: dict[str, Callable[[str, np.random.Generator], str]] = {
 
 
 def mistaken(right: str, rng: np.random.Generator) -> str:
-    """A positive number of two digits or more, with one of the MISTAKES, each as likely; again a positive number."""
-    kinds = list(MISTAKES.values())
+    """A positive number with one of the MISTAKES, each as likely; again a positive number.
+
+    A number of one digit becomes another one.
+    """
+    kinds = list(MISTAKES.values()) if len(right) > 1 else [changed]
     while True:
         text = kinds[int(rng.integers(len(kinds)))](right, rng)
         if text != right and not text.startswith(("0", "-")):
             return text
+
+
+def miscalculated(solution: str, seed: int) -> str:
+    """A solution with a mistake in its last whole number, or with another last digit; itself where it has none."""
+    rng = np.random.default_rng(seed)
+    if found := list(NUMBER.finditer(solution)):
+        start, end = found[-1].span()
+        return solution[:start] + mistaken(solution[start:end], rng) + solution[end:]
+    place = max((i for i, letter in enumerate(solution) if letter in DIGITS), default=None)
+    if place is None:
+        return solution
+    other = rng.choice([digit for digit in DIGITS if digit != solution[place]])
+    return f"{solution[:place]}{other}{solution[place + 1 :]}"
