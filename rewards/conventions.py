@@ -5,17 +5,22 @@
     TRL        f(prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **columns) -> list
     OpenRLHF   f(queries, prompts, labels) -> list
     verl       f(data_sources, solution_strs, ground_truths, extra_infos) -> list
+    verifiers  f(prompt, completion, answer, state, info, task) -> float              one rollout a call
 
 Every column of the data set fills the parameter of its name, with its type: once where a call is of one rollout, as a
 list where it is of a group. In TRL's convention prompts and completions are lists of messages where the data set's
-prompts are, else texts. Sources: TRL's `GRPOTrainer` documentation, verl's reward functions, OpenRLHF's README.
+prompts are, else texts. A function of verifiers' rubrics is known by `state`, or by a `completion` that is annotated
+as messages (`list[dict]`, `Messages`); its prompt and completion are lists of messages. Sources: TRL's `GRPOTrainer`
+documentation, verl's reward functions, OpenRLHF's README, verifiers' documentation of rubrics.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,7 +28,7 @@ from cluster.thoughts import whole_text
 from cluster.types import Group, Rollout, Task
 from rewards.parsing.answers import answer_of
 
-Style = Literal["rollout", "trl", "openrlhf", "verl_batch"]
+Style = Literal["rollout", "trl", "openrlhf", "verl_batch", "verifiers"]
 
 WRITTEN = ("completion", "response", "output", "text", "solution_str", "model_output", "predict_str", "prediction")
 REFERENCE = ("answer", "reference", "ground_truth", "solution", "label", "target", "gold")
@@ -45,21 +50,36 @@ MARKS: dict[str, Style] = {
     "completion_ids": "trl",
     "queries": "openrlhf",
     "solution_strs": "verl_batch",
+    "state": "verifiers",
 }
 """A parameter that gives a convention away."""
 
 
-def style_of(names: Iterable[str]) -> Style:
+RUBRIC = ("prompt", "completion", "answer", "state", "info", "task")
+"""Parameters of a function of verifiers' rubrics."""
+MESSAGES = re.compile(r"\b(list|List|Sequence|Messages)\b")
+"""In the annotation of a completion that is a list of messages."""
+
+
+def style_of(parameters: Mapping[str, inspect.Parameter]) -> Style:
     """Which convention a function's parameters follow."""
-    given = set(names)
-    found: list[Style] = [style for mark, style in MARKS.items() if mark in given]
-    return found[0] if found else "rollout"
+    found: list[Style] = [style for mark, style in MARKS.items() if mark in parameters]
+    if found:
+        return found[0]
+    written = parameters.get("completion")
+    return "verifiers" if written is not None and MESSAGES.search(str(written.annotation)) else "rollout"
+
+
+def one_a_call(style: Style) -> bool:
+    return style in ("rollout", "verifiers")
 
 
 def always_filled(style: Style) -> set[str]:
     """Parameters that need no column of the data set."""
     if style == "rollout":
         return {*WRITTEN, *REFERENCE, *ONE}
+    if style == "verifiers":
+        return set(RUBRIC)
     return {*GROUP[style], *REFERENCE, *(("data_source", "extra_info") if style == "trl" else ())}
 
 
@@ -77,13 +97,20 @@ def _known(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def for_rollout(names: Iterable[str], task: Task, rollout: Rollout, open_ended: bool) -> dict[str, Any]:
+def for_rollout(style: Style, names: Iterable[str], task: Task, rollout: Rollout, open_ended: bool) -> dict[str, Any]:
     """Arguments of a function that is called for each rollout; each call gets copies of its own."""
     names = set(names)
     columns = copy.deepcopy(columns_of(task))
+    if style == "verifiers":
+        told: dict[str, Any] = {
+            "prompt": _messages(task), "completion": _spoken(rollout), "answer": reference_of(task),
+            "info": columns.get("info", columns), "task": task.source,
+        }  # fmt: skip
+        every = columns | told | {"state": {**told, "turn": sum(m["role"] == "assistant" for m in told["completion"])}}
+        return {name: value for name, value in every.items() if open_ended or name in names}
     arguments = {name: value for name, value in columns.items() if name in names or open_ended}
-    told = names | ({"data_source", "extra_info"} if open_ended else set())
-    arguments |= {n: copy.deepcopy(make(task, rollout)) for n, make in ONE.items() if n in told}
+    asked = names | ({"data_source", "extra_info"} if open_ended else set())
+    arguments |= {n: copy.deepcopy(make(task, rollout)) for n, make in ONE.items() if n in asked}
     arguments |= {n: copy.deepcopy(reference_of(task)) for n in REFERENCE if n in names and n not in columns}
     arguments |= {n: whole_text(rollout) for n in WRITTEN if n in names}
     if "answer" in names and not {*WRITTEN, "rollout"} & names:

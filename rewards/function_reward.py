@@ -37,6 +37,7 @@ from rewards.conventions import (
     columns_of,
     for_group,
     for_rollout,
+    one_a_call,
     style_of,
 )
 from rewards.sandbox.pool import Target
@@ -141,7 +142,7 @@ class FunctionReward(Reward):
 
     async def score(self, group: Group, services: Services) -> Scores:
         self.check(group.task)
-        if self.style == "rollout":
+        if one_a_call(self.style):
             return scores(await asyncio.gather(*(self._one(group.task, r, services) for r in group.rollouts)))
         logged = Logged()
         arguments = for_group(self.style, self._parameters, group, self._open_ended, logged)
@@ -159,7 +160,7 @@ class FunctionReward(Reward):
 
     async def _one(self, task: Task, rollout: Rollout, services: Services) -> Verdict:
         try:
-            arguments = for_rollout(self._parameters, task, rollout, self._open_ended)
+            arguments = for_rollout(self.style, self._parameters, task, rollout, self._open_ended)
             return _verdict(self.use, await self._call(services, arguments))
         except asyncio.CancelledError as error:
             if (asking := asyncio.current_task()) is not None and asking.cancelling():

@@ -351,3 +351,30 @@ async def test_a_function_cannot_change_what_the_next_call_is_given(services):
     scores = await FunctionReward.of(spoils, "spoils", {}, "rewards[0]").score(made, services)
     assert scores.values.tolist() == [1, 1]
     assert made.task.meta == {"extra_info": {"a": [1]}, "nums": [1, 2]}
+
+
+# ── verifiers ───────────────────────────────────────────────────────────────────────────────────────────────────
+def says_the_answer(completion: list[dict], answer: str) -> float:
+    return float(completion[-1]["content"] == answer)
+
+
+async def knows_its_state(prompt, completion, answer, state, **kwargs) -> float:
+    asked = prompt[-1]["content"] == state["prompt"][-1]["content"] == "?"
+    level = kwargs["info"]["level"] == state["info"]["level"] == 2
+    return float(asked and level and kwargs["task"] == state["task"] and completion[-1]["content"] == answer)
+
+
+def parses(completion, state, parser) -> float:
+    return 1.0
+
+
+@pytest.mark.parametrize("function", ["says_the_answer", "knows_its_state"])
+async def test_a_function_of_a_rubric_gets_messages(services, function):
+    scored = await signal(function).score(talk("85", "86", answer="85", level=2), services)
+    assert scored.values.tolist() == [1.0, 0.0], scored.details
+
+
+async def test_a_rubric_s_parser_is_refused_by_name(services):
+    made = talk("85", "86", answer="85")
+    with pytest.raises(ConfigError, match="nothing fills its parameter 'parser'"):
+        signal("parses").check(made.task)
