@@ -97,6 +97,8 @@ class _Rows:
     """Tokens in each row that the model computes."""
     dealt: list[list[Int[np.ndarray, " B"]]]
     """`[rank][micro]` → numbers of these rows."""
+    num_active: int
+    """Micro-batches that come before those that are idle on every rank."""
     masked: bool
     """Whether attention needs a mask, under which it computes the whole square of a row."""
     trees: list[TreeRow] = field(default_factory=list)
@@ -143,8 +145,10 @@ def pack(
         trees = _trees(sequences, [g for g, _ in places], section, world)
         rows = trees if section.packing == "shared_prefix" or trees.cost() < rows.cost() else rows
     micros = rows.filled(sequences, rank, weighted=bool(record.token_weights))
+    micros = [replace(m, idle=i >= rows.num_active) for i, m in enumerate(micros)]
     computed = sum((m.shared or m).tokens.size for m in micros)
-    micros += [_empty()] * (max(map(len, rows.dealt)) - len(micros))
+    more = range(len(micros), max(map(len, rows.dealt)))
+    micros += [replace(_empty(), idle=i >= rows.num_active) for i in more]
     num_used = sum(int(rows.used[numbers].sum()) for numbers in rows.dealt[rank])
     return Batch(
         step=record.step,
@@ -334,9 +338,12 @@ def _rows(sequences: _Sequences, section: LearnerSection, world: int) -> _Rows:
     """The sequences side by side in rows, or in a row each where this device computes that faster."""
     alone = section.row_tokens == 0 and have_own_rows(sequences.lengths)
     capacity = 1 if alone else _capacity(sequences.lengths, section.row_tokens or ROW_TOKENS, world)
-    layout = _best_fit(sequences.lengths, capacity)
-    dealt = _deal(layout.used, section.micro_tokens, world, full_frac=FULL_FRAC if alone else 0.0)
-    return _Rows(layout, layout.used, dealt, masked=not alone)
+    idle = _idle(sequences)
+    layout = _best_fit(sequences.lengths, capacity, idle)
+    idle_rows = np.zeros(len(layout.used), bool)
+    idle_rows[layout.row] = idle
+    dealt = _deal(layout.used, idle_rows, section.micro_tokens, world, full_frac=FULL_FRAC if alone else 0.0)
+    return _Rows(layout, layout.used, *dealt, masked=not alone)
 
 
 def _trees(sequences: _Sequences, group_of: Sequence[int], section: LearnerSection, world: int) -> _Rows:
@@ -347,8 +354,18 @@ def _trees(sequences: _Sequences, group_of: Sequence[int], section: LearnerSecti
     trees = [tree for start, end in pairwise(bounds) for tree in tree_rows(tokens, range(start, end), capacity)]
     used = np.array([len(tree.tokens) for tree in trees], np.int64)
     layout = _Layout(np.arange(len(tokens)), np.zeros(len(tokens), np.int64), sequences.lengths)
-    dealt = _deal(used, section.micro_tokens, world, full_frac=FULL_FRAC)
-    return _Rows(layout, used, dealt, masked=True, trees=trees)
+    idle = _idle(sequences)
+    idle_trees = np.array([idle[list(tree.paths)].all() for tree in trees], bool)
+    dealt = _deal(used, idle_trees, section.micro_tokens, world, full_frac=FULL_FRAC)
+    return _Rows(layout, used, *dealt, masked=True, trees=trees)
+
+
+def _idle(sequences: _Sequences) -> Bool[np.ndarray, " N"]:
+    """Whether all advantages of a sequence are 0; false for all where they all are: a step needs a gradient."""
+    acts = (sequences.advantages != 0) & sequences.loss_mask  # NaN acts
+    owner = np.repeat(np.arange(len(sequences.lengths)), sequences.lengths)
+    idle = np.bincount(owner, acts, minlength=len(sequences.lengths)) == 0
+    return idle & (not idle.all())
 
 
 def have_own_rows(lengths: Int[np.ndarray, " N"]) -> bool:
@@ -364,14 +381,17 @@ def _capacity(lengths: Int[np.ndarray, " N"], row_tokens: int, world: int) -> in
     return max(1, min(row_tokens, int(SEQUENCES_PER_ROW * lengths.mean()), share))
 
 
-def _best_fit(lengths: Int[np.ndarray, " N"], capacity: int) -> _Layout:
-    """Best-fit decreasing: longest first, each into the fullest row that has room."""
+def _best_fit(lengths: Int[np.ndarray, " N"], capacity: int, idle: Bool[np.ndarray, " N"]) -> _Layout:
+    """Best-fit decreasing: longest first, each into the fullest row that has room; idle ones in rows of their own."""
     row, offset = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
     used: list[int] = []
     room: list[tuple[int, int]] = []
     """(free tokens, row), sorted."""
-    for index in np.argsort(-lengths, kind="stable").tolist():
+    rows_are_idle = False
+    for index in np.lexsort((-lengths, idle)).tolist():
         length = int(lengths[index])
+        if idle[index] and not rows_are_idle:
+            room, rows_are_idle = [], True
         place = bisect_left(room, (length, -1))
         if place == len(room):
             which, free = len(used), max(capacity, length)
@@ -386,29 +406,37 @@ def _best_fit(lengths: Int[np.ndarray, " N"], capacity: int) -> _Layout:
 
 
 def _deal(
-    used: Int[np.ndarray, " R"], micro_tokens: int, world: int, *, full_frac: float = 0.0
-) -> list[list[Int[np.ndarray, " B"]]]:
-    """Rows to ranks, each rank's rows to micro-batches: `[rank][micro]` → row numbers.
+    used: Int[np.ndarray, " R"],
+    idle: Bool[np.ndarray, " R"],
+    micro_tokens: int,
+    world: int,
+    *,
+    full_frac: float = 0.0,
+) -> tuple[list[list[Int[np.ndarray, " B"]]], int]:
+    """Rows to ranks, each rank's rows to micro-batches: `[rank][micro]` → row numbers, and how many micro-batches come
+    before those that have idle rows alone on every rank.
 
     Fullest rows first, back and forth over the ranks, so that ranks get equal work and a micro rows of like length. A
     micro of at least `LEAST_TOKENS` has no row that fills less than `full_frac` of it.
     """
-    order = np.argsort(-used, kind="stable")
+    order = np.lexsort((-used, idle))
     turn = np.arange(len(order)) % (2 * world)
     owner = np.minimum(turn, 2 * world - 1 - turn)
-    ranks = []
+    ranks, num_active = [], 0
     for rank in range(world):
-        rows, micros = order[owner == rank], []
-        while len(rows):
-            widest = int(used[rows[0]])
-            count = max(1, micro_tokens // widest)
-            if full_frac:
-                alike = int((used[rows] >= full_frac * widest).sum())
-                count = min(count, max(alike, -(-LEAST_TOKENS // widest)))
-            micros.append(rows[:count])
-            rows = rows[count:]
+        mine, micros = order[owner == rank], []
+        for rows in (mine[~idle[mine]], mine[idle[mine]]):
+            while len(rows):
+                widest = int(used[rows[0]])
+                count = max(1, micro_tokens // widest)
+                if full_frac:
+                    alike = int((used[rows] >= full_frac * widest).sum())
+                    count = min(count, max(alike, -(-LEAST_TOKENS // widest)))
+                micros.append(rows[:count])
+                rows = rows[count:]
+        num_active = max(num_active, sum(not idle[rows[0]] for rows in micros))
         ranks.append(micros)
-    return ranks
+    return ranks, num_active
 
 
 def _fill(

@@ -201,6 +201,13 @@ class Objective:
         """A token that a plug-in wants behind every rollout."""
         return next((p.appended_token for p in self.plugins if p.appended_token is not None), None)
 
+    @property
+    def follows_advantages(self) -> bool:
+        """Whether the loss, plug-ins aside, has no gradient where advantages are 0."""
+        loss = self.section.loss
+        terms = loss.kl_coef > 0 or loss.entropy_coef != 0 or self.policy_loss.need_reference
+        return not terms and type(self.policy_loss) in LOSSES.values()
+
     def filtering(self, advantage: Advantage) -> LearnerSection:
         """Return the section with `drop_zero_variance` decided where the recipe leaves it open.
 
@@ -304,6 +311,34 @@ def _accumulate(
     tell_logprobs: bool,
 ) -> None:
     """Add the gradient of micro-batch i, and its metrics to `sums`. Collective."""
+    micro = update.batch.micros[i]
+    if micro.idle and wanted.follows_advantages and not any(map(_adds_gradient, plugins)):
+        with torch.no_grad():  # for the metrics
+            _loss(update, i, wanted, engine, plugins, sums, tell_logprobs=tell_logprobs)
+        return
+    engine.backward(_loss(update, i, wanted, engine, plugins, sums, tell_logprobs=tell_logprobs))
+    for plugin in plugins:
+        for further in plugin.further_losses(update, micro, engine):
+            engine.backward(further)
+
+
+def _adds_gradient(plugin: StepPlugin) -> bool:
+    """Whether a plug-in may give a token without advantage a gradient."""
+    hooks = ("change_tokens", "loss", "further_losses")
+    return any(getattr(type(plugin), hook) is not getattr(StepPlugin, hook) for hook in hooks)
+
+
+def _loss(
+    update: Update,
+    i: int,
+    wanted: Objective,
+    engine: Engine,
+    plugins: Sequence[StepPlugin],
+    sums: dict[str, Tensor],
+    *,
+    tell_logprobs: bool,
+) -> Tensor:
+    """Return micro-batch i's part of the step's loss; its metrics are added to `sums`. Collective."""
     section, micro = wanted.section.loss, update.batch.micros[i]
     outputs = _forward(engine, micro, with_values=any(plugin.needs_values for plugin in plugins))
     logprobs = outputs.logprobs
@@ -317,12 +352,9 @@ def _accumulate(
     for plugin in plugins:
         added, more = plugin.loss(update, i, tokens, outputs)
         loss, stats = loss + added, stats | dict(more)
-    engine.backward(loss)
-    for plugin in plugins:
-        for further in plugin.further_losses(update, micro, engine):
-            engine.backward(further)
     for name, value in stats.items():
         sums[name] = sums[name].to(value.device) + value
+    return loss
 
 
 def _forward(engine: Engine, micro: MicroBatch, *, with_values: bool) -> Outputs:

@@ -398,6 +398,8 @@ class MicroBatch:
     """float32: what loss terms weigh a trained token by; 0 elsewhere and where unknown."""
     shared: SharedRows | None = None
     """What a model that takes a mask computes in place of these rows; None where they share too little."""
+    idle: bool = False
+    """Whether all advantages of this micro-batch are 0, and of those that other ranks run beside it."""
 
 
 @dataclass(frozen=True, slots=True)

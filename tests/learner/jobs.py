@@ -116,12 +116,16 @@ def ppo(model_dir: Path, work: Path, stage: int, layout: str = "rows") -> Any:
 
 
 def shared(model_dir: Path, work: Path, stage: int, what: str = "") -> Any:
-    """Two steps with and without shared prefixes, of a `critic` or `lora` if they are named: weights, metrics."""
-    found = []
+    """Two steps with and without shared prefixes, of a `critic` or `lora` if they are named: weights, metrics.
+
+    `idle`: a group of equal rewards, for which only the first of the two computes a gradient.
+    """
+    found: list[Any] = []
+    terms: dict[str, Any] = {"kl_coef": 0.1, "entropy_coef": 0.01}
     for packing in ("rows", "shared_prefix"):
         section = section_of(
             "sgd", zero_stage=stage, packing=packing, row_tokens=0, micro_tokens=96,
-            loss=LossSection(kl_coef=0.1, entropy_coef=0.01, aggregate="sequence"),
+            loss=LossSection(aggregate="sequence", **({} if what == "idle" else terms)),
             value=ValueSection(bootstrap_truncated=True) if what == "critic" else None,
             lora=LoraSection(rank=4, alpha=8) if what == "lora" else None,
         )  # fmt: skip
@@ -134,8 +138,15 @@ def shared(model_dir: Path, work: Path, stage: int, what: str = "") -> Any:
             )
             for i, group in enumerate(groups):
                 groups[i] = replace(group, claim=replace(group.claim, id=f"policy/1/{i}"))
-            record = record_of(groups, random_rewards(groups, seed), Undivided() if section.value else None, step=seed)
+            rewards = random_rewards(groups, seed)
+            if what == "idle":
+                rewards[3] = np.ones(len(groups[3]))
+            record = record_of(groups, rewards, Undivided() if section.value else None, step=seed)
             batch = pack(groups, record, section, engine.rank, engine.world, shares=engine.shares_prefixes)
+            if packing == "rows":
+                batch = replace(batch, micros=tuple(replace(m, idle=False) for m in batch.micros))
+            else:
+                assert any(m.idle for m in batch.micros) == (what == "idle")
             metrics = optimize(batch, Objective.of(section), engine, frozen)
         found.append((full_weights(engine) | head_weights(engine), metrics))
     return found

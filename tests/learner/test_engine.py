@@ -19,7 +19,7 @@ from tests.models import random_llama
 ROOT = Path(__file__).parents[2]
 SPLITS = [(0, "single"), (0, "backwards-wide"), (3, "backwards-single"), (3, "wide")]
 PPO = ["ppo:0", "ppo:1", "ppo:2", "ppo:3", "ppo:0:single", "ppo:3:wide"]
-SHARED = ["shared:0", "shared:0:critic", "shared:0:lora", "shared:3", "shared:3:lora"]
+SHARED = ["shared:0", "shared:0:critic", "shared:0:lora", "shared:3", "shared:3:lora", "shared:0:idle", "shared:3:idle"]
 ONE_RANK = [
     "on_policy:sgd", "on_policy:adamw", "trajectory:sgd:0", "trajectory:adamw:0", "trajectory:sgd:1",
     "trajectory:sgd:2", "trajectory:sgd:3", "trajectory:adamw:1:bfloat16", "resume:0", "export:0",

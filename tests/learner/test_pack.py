@@ -286,3 +286,18 @@ def test_short_sequences_share_rows():
     groups = random_groups([[(6, 4)] * 64])
     (micro,) = pack(groups, record_of(groups, random_rewards(groups)), LearnerSection()).micros
     assert micro.tokens.shape == (8, 80)
+
+
+@settings(deadline=None, max_examples=40)
+@given(LENGTHS, st.integers(8, 80), st.integers(1, 3), st.data())
+def test_idle_micro_batches_have_no_advantage_on_any_rank(lengths, micro_tokens, world, data):
+    groups = random_groups(lengths)
+    rewards = [np.ones(len(r)) if data.draw(st.booleans()) else r for r in random_rewards(groups)]
+    record, section = record_of(groups, rewards), LearnerSection(micro_tokens=micro_tokens, row_tokens=24)
+    batches = [pack(groups, record, section, rank, world) for rank in range(world)]
+    acts = [[bool(m.advantages[m.loss_mask].any()) for m in b.micros] for b in batches]
+    for i, micros in enumerate(zip(*(b.micros for b in batches), strict=True)):
+        assert len({m.idle for m in micros}) == 1
+        assert not (micros[0].idle and any(of_rank[i] for of_rank in acts))
+        if world == 1:
+            assert micros[0].idle == (not acts[0][i] and any(acts[0])), "a step needs a gradient"

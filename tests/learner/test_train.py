@@ -18,6 +18,7 @@ from cluster.types import AssembledBatch, Group, GroupReward, Rollout, Scores
 from cluster.types.events import StepTaken
 from learner.batch import assemble as assembling
 from learner.pack import pack
+from learner.step_plugin import StepPlugin
 from learner.train import Objective, optimize, train
 from tests.cluster.pipeline import Pipeline
 from tests.learner.groups import VOCABULARY, bigram_logprobs, each, group, random_groups, random_rewards, record_of
@@ -254,3 +255,54 @@ def test_tokens_of_this_epoch_and_step_are_fresh(buffer, workers):
     (row,) = rows(buffer)
     assert row.metrics["policy/stale_frac"] == 0
     assert row.metrics["policy/mismatch_kl_nats"] == pytest.approx(0.0, abs=1e-6)
+
+
+class CountingEngine(TableEngine):
+    """Counts passes without gradient, and gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = self.gradients = 0
+
+    def logprobs(self, micro) -> tuple[torch.Tensor, torch.Tensor]:
+        self.looks += not torch.is_grad_enabled()
+        return super().logprobs(micro)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.gradients += 1
+        super().backward(loss)
+
+
+class Pulling(StepPlugin):
+    """A loss of its own on every token."""
+
+    def loss(self, update, i, tokens, outputs):
+        return outputs.logprobs.sum(), {}
+
+
+@pytest.mark.parametrize(
+    ("loss", "plugins", "skips"),
+    [
+        (LossSection(), [], True),
+        (LossSection(use="gspo", aggregate="sequence"), [StepPlugin()], True),
+        (LossSection(entropy_coef=0.1), [], False),
+        (LossSection(kl_coef=0.1), [], False),
+        (LossSection(use="turnwise_reinforce"), [], False),
+        (LossSection(), [Pulling()], False),
+    ],
+)
+def test_rollouts_without_advantage_have_a_gradient_only_where_something_else_acts_on_them(loss, plugins, skips):
+    groups = random_groups([[(3, 4), (2, 6)], [(3, 5), (2, 9)]])
+    section = LearnerSection(loss=loss, micro_tokens=20)
+    batch = pack(groups, record_of(groups, [np.array([1.0, 0.0]), np.array([0.5, 0.5])]), section)
+    assert [m.idle for m in batch.micros] == [False, True]
+    found = []
+    for idle in (True, False):
+        micros = tuple(replace(m, idle=m.idle and idle) for m in batch.micros)
+        engine: Any = CountingEngine()
+        metrics = optimize(replace(batch, micros=micros), Objective.of(section), engine, plugins=plugins)
+        assert (engine.looks, engine.gradients) == ((1, 1) if skips and idle else (0, 2))
+        found.append((engine.table.detach(), metrics))
+    assert found[0][0].abs().max() > 0
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-6, rtol=1e-6)
+    assert found[0][1] == pytest.approx(found[1][1], abs=1e-6)
