@@ -18,8 +18,9 @@ from cluster.storage.group_archive import GroupArchive
 from cluster.storage.samples import number, row_of
 from cluster.types import AssembledBatch, Publication
 from cluster.types.events import SampleShown
-from learner.advantages.estimators import ADVANTAGES, StepAdvantages, Undivided
+from learner.advantages.estimators import StepAdvantages, Undivided
 from learner.advantages.multi_policy import AdvantagesByPolicy, OwnPart
+from learner.advantages.registry import ADVANTAGES
 from learner.batch.assemble import Assembler
 from learner.batch.trained_logprobs import ArchiveGroups
 from learner.controllers.apply import Arrange, Steering, memory_of

@@ -72,7 +72,7 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 def _plugins() -> Iterator[str]:
     from actors.environments import ENVIRONMENTS
     from actors.tasks import TASKS
-    from learner.advantages.estimators import ADVANTAGES
+    from learner.advantages.registry import ADVANTAGES
     from learner.batch.experience_replay import REPLAYS
     from learner.controllers import CONTROLLERS
     from learner.losses.policy_losses import LOSSES

@@ -18,7 +18,7 @@ def plugins(settings: RunConfig) -> None:
     """Build every plug-in once, so that a wrong name or option is known before an engine starts."""
     from actors.engine import ENGINES, check_options
     from actors.environments import ENVIRONMENTS
-    from learner.advantages.estimators import ADVANTAGES
+    from learner.advantages.registry import ADVANTAGES
     from learner.controllers.apply import memory_of
     from learner.losses.policy_losses import LOSSES
     from rewards.aggregation.shaping import SHAPERS
@@ -74,7 +74,8 @@ def plugins(settings: RunConfig) -> None:
             )
     if memory_of(settings, {}).remembering and settings.policies:
         raise ConfigError(
-            "[[controllers]], learner.experience_replay and the advantage 'role_baseline' remember what one "
+            "[[controllers]], learner.experience_replay and the advantages 'role_baseline' and 'explors' remember what "
+            "one "
             "policy did, and this recipe has several. Leave them out, or [policies]."
         )
     can_begin(settings)

@@ -594,19 +594,3 @@ def discounted(rollout: Rollout, advantage: float, gamma: float) -> Float[np.nda
 def keys_of(groups: Sequence[Group]) -> list[list[str]]:
     """Game and agent of every rollout."""
     return [[f"{g.task.source or 'task'}_{r.agent or 'alone'}" for r in g.rollouts] for g in groups]
-
-
-ADVANTAGES: dict[str, type[Advantage]] = {
-    "group": GroupAdvantage,
-    "grpo": GroupAdvantage,
-    "dr_grpo": DrGrpo,
-    "leave_one_out": LeaveOneOut,
-    "rloo": LeaveOneOut,
-    "reinforce_plus_plus": ReinforcePlusPlus,
-    "reinforce++": ReinforcePlusPlus,
-    "role_baseline": RoleBaseline,
-    "multi": MultiAdvantage,
-    "token_returns": TokenReturns,
-    "token_rewards": TokenRewards,
-    "tp_grpo": ThoughtCredit,
-}

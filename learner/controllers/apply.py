@@ -14,7 +14,7 @@ from cluster.config import LearnerSection, RunConfig, patched
 from cluster.errors import ConfigError
 from cluster.plugins import build
 from cluster.types import AssembledBatch, Group, GroupReward, Scores
-from learner.advantages.estimators import ADVANTAGES
+from learner.advantages.registry import ADVANTAGES
 from learner.batch.experience_replay import REPLAYS
 from learner.controllers import CONTROLLERS
 from learner.plugin_state import ADVANTAGE, EXPERIENCE_REPLAY, PluginState

@@ -10,7 +10,8 @@ import pytest
 
 from cluster.config import RunConfig, parse
 from cluster.types import Group, ScoredGroup, Scores, Turn
-from learner.advantages.estimators import ADVANTAGES, advantages_of
+from learner.advantages.estimators import advantages_of
+from learner.advantages.registry import ADVANTAGES
 from rewards.aggregation.mixer import Mixer
 from rewards.aggregation.selectors import Selection
 from rewards.base import Services

@@ -8,8 +8,9 @@ from typing import Any
 from cluster.config import LearnerSection
 from cluster.plugins import build
 from cluster.types import AssembledBatch
-from learner.advantages.estimators import ADVANTAGES, Advantage, StepAdvantages
+from learner.advantages.estimators import Advantage, StepAdvantages
 from learner.advantages.multi_policy import AdvantagesByPolicy
+from learner.advantages.registry import ADVANTAGES
 from learner.batch.assemble import Assembler
 from learner.plugin_state import ADVANTAGE, PluginState, StateUpdates
 from learner.step_plugin import StepPlugin

@@ -4,7 +4,6 @@ import pytest
 from cluster.errors import PluginError
 from cluster.plugins import build
 from learner.advantages.estimators import (
-    ADVANTAGES,
     Advantage,
     GroupAdvantage,
     LeaveOneOut,
@@ -12,11 +11,12 @@ from learner.advantages.estimators import (
     Undivided,
     checked,
 )
+from learner.advantages.registry import ADVANTAGES
 from tests.learner.groups import estimate, random_groups, scored
 
 NAN = float("nan")
 
-COMPARING = [name for name in ADVANTAGES if name != "role_baseline"]
+COMPARING = [name for name in ADVANTAGES if name not in ("explors", "role_baseline")]
 """Those that compare rollouts with others of their step; a role compares with its past."""
 
 

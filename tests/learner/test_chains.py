@@ -10,7 +10,8 @@ import pytest
 from cluster.config import parse
 from cluster.types import Event, Pair, Scores, Turn
 from learner.advantages.chains import episodes_of, joined, one_rollout, unbroken
-from learner.advantages.estimators import ADVANTAGES, DrGrpo, StepAdvantages, TokenReturns, TokenRewards
+from learner.advantages.estimators import DrGrpo, StepAdvantages, TokenReturns, TokenRewards
+from learner.advantages.registry import ADVANTAGES
 from learner.batch.assemble import _selected
 from rewards.aggregation.mixer import Mixer
 from rewards.base import Services

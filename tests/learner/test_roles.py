@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cluster.types import AssembledBatch, BatchRecord, Group, Turn
-from learner.advantages.estimators import ADVANTAGES, RoleBaseline, advantages_of, role_advantages
+from learner.advantages.estimators import RoleBaseline, advantages_of, role_advantages
+from learner.advantages.registry import ADVANTAGES
 from learner.plugin_state import ADVANTAGE, PluginState
 from tests.learner.groups import scored
 from tests.rewards.groups import group

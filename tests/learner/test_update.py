@@ -14,7 +14,7 @@ from cluster.config.base import Use
 from cluster.errors import ConfigError
 from cluster.plugins import build
 from cluster.types import BatchRecord, Group, MicroBatch, Pair
-from learner.advantages.estimators import ADVANTAGES
+from learner.advantages.registry import ADVANTAGES
 from learner.batch.trained_logprobs import TrainedLogprobs
 from learner.losses.policy_losses import LOSSES, log_importance
 from learner.losses.value_loss import credit
