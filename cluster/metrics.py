@@ -371,6 +371,11 @@ _declare(
 _declare(
     "What is remembered",
     Metric(
+        "advantage/num_states", "mean", "count",
+        "observations in the tables of `explors`",
+        "grows as fast as rollouts come: no observation is seen twice, and the bonus tells nothing",
+    ),
+    Metric(
         "advantage/baseline_NAME", "mean", "reward",
         "running mean of a game's agent",
         "equal for all agents: none has an advantage",

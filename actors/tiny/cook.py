@@ -1,4 +1,4 @@
-"""`tiny:cook`: knows how the environment `text_world` is talked to, and wanders towards the meal half of the time."""
+"""`tiny:cook`: knows how the environment `text_world` is talked to, and finds the meal about every other time."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class CookModel(CharacterModel):
     heads: int = 2
     lr: float = 5e-3
     batch_size: int = 64
-    max_steps: int = 300
-    rooms: PositiveInt = 4
+    max_steps: int = 250
+    rooms: PositiveInt = 3
     num_houses: PositiveInt = 400
     turns: PositiveInt = 12
-    skill: float = Field(default=0.5, ge=0, le=1)
+    skill: float = Field(default=0.7, ge=0, le=1)
     memory: Literal["episode", "turn"] = "turn"
     """As in the environment: the model has watched conversations, or turns with a prompt each."""
 
@@ -47,7 +47,7 @@ class CookModel(CharacterModel):
         return {"format": 1, "first_seed": FIRST_WATCHED, "words": self.words}
 
     def _warm_start(self, model: Any) -> None:
-        """Supervised training on what was done, for `max_steps`; the loss cannot fall to 0, half of it is chance."""
+        """Supervised training on what was done, for `max_steps`; the loss cannot fall to 0, a part of it is chance."""
         rng = random.Random(self.seed)
         tokens, chosen = dialogues([row for i in range(self.num_houses) for row in self._watched(i, rng)], self.words)
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0.1, betas=(0.9, 0.95))

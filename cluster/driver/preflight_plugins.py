@@ -75,8 +75,7 @@ def plugins(settings: RunConfig) -> None:
     if memory_of(settings, {}).remembering and settings.policies:
         raise ConfigError(
             "[[controllers]], learner.experience_replay and the advantages 'role_baseline' and 'explors' remember what "
-            "one "
-            "policy did, and this recipe has several. Leave them out, or [policies]."
+            "one policy did, and this recipe has several. Leave them out, or [policies]."
         )
     can_begin(settings)
     for name, judge in settings.judges.items():

@@ -74,6 +74,7 @@ PROBED = ("evaluation.every_steps=5",)
 """Evaluations during the run, which monitors read."""
 CASES: dict[str, Case] = {
     "b_star": Case(ACCURACY, "rises", stages=(4,)),
+    "calm": Case("reward/subgoals_mean"),
     "cispo": Case(ACCURACY, "rises"),
     "clip_delta": Case(ACCURACY, "rises"),
     "co_reward": Case("reward/co_reward_mean", "rises"),
@@ -87,9 +88,12 @@ CASES: dict[str, Case] = {
     "dno": Case("reward/judge_mean", "rises"),
     "dpo": Case(ACCURACY, "rises"),
     "dr_grpo": Case(ACCURACY, "rises"),
+    "explors": Case("advantage/num_states", "rises"),
     "follow_up": small("reward/follow_up_mean"),
     "gradient_and_pairs": Case(ACCURACY, "rises"),
     "gspo": Case(ACCURACY, "rises"),
+    "heron": Case(MEALS),
+    "heron_model": Case(MEALS),
     "imitation": Case(MEALS),
     "ipo": Case("loss/ipo", "falls"),
     "lare": Case(MEALS),

@@ -65,6 +65,8 @@ class KeywordJudge:
         prompt_tokens = sum(m.content.count(" ") + 1 for m in call.messages)
         if system == SPOIL:
             text, tokens = miscalculated(user.rpartition(SOLUTION)[2], int(_chance(call, "mistake") * 2**32)), ()
+        elif system == SUBGOALS:
+            text, tokens = _reached(user), ()
         else:
             text, tokens = self._label(user, chance) if "<label>" in user else self._answer(system, user, call)
         if chance < self.error_rate + self.unreadable_rate:
@@ -148,6 +150,17 @@ class KeywordJudge:
         return sum(words.count(keyword) for keyword in self._keywords)
 
 
+def _reached(user: str) -> str:
+    """Return the dictionary of sub-goals whose names the second observation has among what is held, or the first one's
+    action names: no understanding, only words."""
+    named = user.partition("Sub-goals: ")[2].partition("\n")[0].split(", ")
+    before, _, after = user.partition("Action at time 0: ")
+    held = [set(re.findall(r"\w+", text.partition("held: ")[2].partition(".")[0])) for text in (before, after)]
+    done = set(re.findall(r"\w+", after.partition("\n")[0]))
+    found = {name: name in held[1] - held[0] or ("open" in done and name in done) for name in named}
+    return f"```python\n{found}\n```"
+
+
 def _chance(call: Call, purpose: str = "") -> float:
     """[0, 1), the same for the same call."""
     text = repr([(m.role, m.content) for m in call.messages] + [call.seed]) + purpose
@@ -162,5 +175,11 @@ SPOIL = (
     "comes to a wrong answer. Answer with that solution alone; do not say that it is wrong, or where."
 )
 """Cooper's negatives (arXiv:2508.05613): what their prompt asks for; the sentences are ours."""
+
+SUBGOALS = (
+    "You watch an agent and say which sub-goals one of its actions has reached. Judge by what is shown at the two "
+    "times alone, and do not guess what will follow."
+)
+"""System prompt of the reward `subgoals`, for CALM (arXiv:2409.12798); the sentences are ours."""
 
 SOLUTION = "\n\nRight solution:\n"
