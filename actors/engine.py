@@ -223,7 +223,7 @@ class VllmEngine:
         Raises InfrastructureError if that fails or takes too long; this engine must then be replaced. The first one
         raises StartFailed where the model does not take these weights: no engine would.
         """
-        start = time.monotonic()
+        paused = 0.0
         with overheard() as said:
             try:
                 async with asyncio.timeout(UPDATE_S):
@@ -232,7 +232,7 @@ class VllmEngine:
                         if self._adapter
                         else self._reload(publication, path)
                     )
-                    await (work if self._received else unless_logged(work, said, HANGS_S))
+                    paused = await (work if self._received else unless_logged(work, said, HANGS_S))
             except Exception as error:
                 failed = error
             else:
@@ -245,27 +245,39 @@ class VllmEngine:
             raise failure(f"{what}, whose model does not take what the learner sends", failed, said.text) from failed
         self._received = True
         self.version = publication.version
-        return time.monotonic() - start
+        return paused
 
-    async def _reload(self, publication: Publication, path: str) -> None:
+    async def _reload(self, publication: Publication, path: str) -> float:
+        """Return the seconds that generations stood still. What can be staged is, while they run."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         if not self._ready_to_receive:
             await self.init_weight_transfer_engine({})
-        await self._llm.pause_generation(mode=self._mode, clear_cache=True)
+        parts = min(await self._llm.collective_rpc("staged_parts", args=(path,)))
+        start = time.monotonic()
+        if not parts:
+            await self._llm.pause_generation(mode=self._mode, clear_cache=True)
         await self._llm.start_weight_update()
         failpoint("actor.mid_update")
-        await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"path": path}))
+        for part in range(parts or 1):  # steps of generation come between two parts
+            info = {"path": path, "part": part, "parts": parts or 1}
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info=info))
+        if parts:
+            start = time.monotonic()
+            await self._llm.pause_generation(mode=self._mode, clear_cache=True)
         await self._llm.finish_weight_update(publication.version)
         await self._llm.resume_generation()
+        return time.monotonic() - start
 
-    async def _swap(self, adapter: AdapterFolder, publication: Publication, path: str) -> None:
+    async def _swap(self, adapter: AdapterFolder, publication: Publication, path: str) -> float:
+        start = time.monotonic()
         await self._llm.pause_generation(mode=self._mode, clear_cache=True)
         failpoint("actor.mid_update")
         adapter.hold(path)
         await self._llm.add_lora(adapter.request(load_inplace=True))
         await self._llm.update_weight_version(publication.version)
         await self._llm.resume_generation()
+        return time.monotonic() - start
 
     async def close(self) -> None:
         self._llm.shutdown()

@@ -1,7 +1,8 @@
 """Weights from the learner into a running engine, against a memory copy of the same bytes.
 
 The 135M parameters of SmolLM2 in bf16, through shared memory, while the engine samples: the copy is made under the
-same load. `pause_s` is how long generations stood still.
+same load. `pause_s` is how long generations stood still; an engine on a CPU loads the file in parts before that, each
+between two steps, and `longest_part_s` is the longest time that one of them took, with the step before it.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ async def _measure() -> Figure:
     num_bytes = sum(t.nbytes for t in learner.tensors.values())
     engine = Endless(model_dir, config, stop_tokens=[], version=INITIAL)
     await engine.start()
+    parts = _timed_parts(engine)
     writes: list[float] = []
     pauses: list[float] = []
     with tempfile.TemporaryDirectory() as directory, Store(Path(directory)) as store:
@@ -103,9 +105,23 @@ async def _measure() -> Figure:
         "write_s": statistics.median(writes[1:]),
         "pause_s": statistics.median(pauses[1:]),
         "longest_pause_s": max(pauses[1:]),
+        "longest_part_s": max(parts),
         "in_flight": IN_FLIGHT,
     }
     return Figure("publish", "MB/s", *rates, None, details)
+
+
+def _timed_parts(engine: Any) -> list[float]:
+    """Return a list to which the engine adds the seconds that each part of the weights takes to be loaded."""
+    load, parts = engine._llm.update_weights, []
+
+    async def timed(request: Any) -> None:
+        begun = time.monotonic()
+        await load(request)
+        parts.append(time.monotonic() - begun)
+
+    engine._llm.update_weights = timed
+    return parts
 
 
 async def _sample_on(engine: Any, prompt: list[int]) -> None:
