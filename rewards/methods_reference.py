@@ -38,6 +38,7 @@ What is not wired in, and what it would take:
 - **SPA-RL**, **LaRe**, **imitation**, **perceptual rewards** have the papers' losses and rewards, and small models in
   place of theirs: a convolution over characters, factors written by hand, the run's own successes as demonstrations,
   hashed words. Turns are compared with their group's where SPA-RL has PPO.
+- **OPRL**: a second model of the policy's size, under a learner of its own; here it learns on one core.
 - **RewardMATH**'s own set of problems, each with one right and nine wrong solutions: the monitor `one_to_many` takes
   the run's rollouts instead, as many as a group has.
 """
@@ -221,6 +222,10 @@ METHODS = (
     Method("CALM", "2409.12798", "reward",
            ("rewards.builtin.subgoals:Subgoals", "rewards.builtin.subgoals:read_labels",
             "rewards.builtin.subgoals:pays", "rewards.builtin.subgoals:f1"), "calm", "methods/test_subgoals.py"),
+    Method("OPRL (iStar)", "2509.19199", "reward, reward model, advantage",
+           (f"{LEARNED}.implicit_steps:Oprl", f"{LEARNED}.implicit_steps:ImplicitSteps",
+            f"{LEARNED}.implicit_steps:implicit_loss", "learner.advantages.steps:EpisodeAndStep"), "oprl",
+           "learned/test_implicit_steps.py"),
     Method("LaRe", "2412.11120", "reward, reward model",
            (f"{LEARNED}.step_rewards:LaRe", f"{LEARNED}.step_rewards:checked_factors",
             f"{LEARNED}.step_models:ReturnDecomposition", f"{LEARNED}.step_models:decomposition_loss"), "lare",

@@ -38,6 +38,7 @@ REWARDS: dict[str, str] = {
     "math": "rewards.builtin.math:Math",
     "numeric": "rewards.builtin.numeric:Numeric",
     "oni": "rewards.learned.oni:Oni",
+    "oprl": "rewards.learned.implicit_steps:Oprl",
     "perceptual": "rewards.learned.step_rewards:PerceptualReward",
     "reasoning_gym": "rewards.builtin.reasoning_gym:ReasoningGymScore",
     "rlsp": "rewards.builtin.rlsp:Rlsp",

@@ -14,6 +14,7 @@ from torch import Tensor
 from cluster.config import RewardModelSection
 from cluster.plugins import build
 from rewards.learned.bradley_terry import BradleyTerry
+from rewards.learned.implicit_steps import ImplicitSteps
 from rewards.learned.labels import pair_of
 from rewards.learned.losses import (
     Moments,
@@ -126,6 +127,7 @@ MODELS: dict[str, type[Model]] = {
     "ranking": Ranking,
     "bradley_terry": BradleyTerry,
     "imitation": Imitation,
+    "implicit_steps": ImplicitSteps,
     "progress": Progress,
     "return_decomposition": ReturnDecomposition,
     "segments": Segments,

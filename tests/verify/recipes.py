@@ -104,6 +104,7 @@ CASES: dict[str, Case] = {
     "length_switch": Case(LENGTH, "falls"),
     "mm_upt": Case("reward/majority_mean", "rises"),
     "monitors": Case("reward/mean", "rises", overrides=PROBED),
+    "oprl": Case(MEALS),
     "over_optimisation": Case("reward/format_mean", "rises", overrides=PROBED),
     "par": Case("reward/judge_shaped_mean", "rises"),
     "perceptual": Case(MEALS),
