@@ -36,6 +36,7 @@ from cluster.errors import DataError, InfrastructureError, LeaseLost, StartFaile
 from cluster.process.failpoints import failpoint
 from cluster.process.foreign_loops import ForeignLoops
 from cluster.process.marks import Marks
+from cluster.process.spans import SpanLog
 from cluster.storage.samples import row_of
 from cluster.types import Claim, Group, Publication, Rollout, Task
 from cluster.types.events import LogprobDiff, RolloutReport, RunEvent, SampleShown, WeightsReceived
@@ -113,6 +114,7 @@ class RolloutWorker:
         self._floor_nats: float | None = None
         self._compared = False
         self._progress = time.monotonic()
+        self._spans = SpanLog()
         self._leases_lost = 0
         self._counts = {"groups": 0, "rollouts": 0, "tokens": 0, "data_failures": 0, "leases_lost": 0}
         self._last_failure = ""
@@ -214,22 +216,30 @@ class RolloutWorker:
         async with asyncio.TaskGroup() as groups:
             while not self._stopping.is_set():
                 await self._places.acquire()
+                asked = time.monotonic()
                 claim = await self._call(
                     self._buffer.claim, self.policy, worker=self.name, engine=self.engine.version, timeout_s=CLAIM_S
                 )
+                self._spans.add("claim" if claim else "wait for capacity", asked, time.monotonic(), "claim")
                 if claim is None:
                     self._places.release()
                     continue
                 groups.create_task(self._sample(claim)).add_done_callback(lambda _: self._places.release())
 
     async def _sample(self, claim: Claim) -> None:
+        with self._spans.span("group", claim.id):
+            await self._sample_group(claim)
+
+    async def _sample_group(self, claim: Claim) -> None:
         group = None
         try:
-            group = await self._group(claim, await self._call(self._task, claim.task))
+            with self._spans.span("sample", claim.id):
+                group = await self._group(claim, await self._call(self._task, claim.task))
             if episode.may_misbehave(await self._environment.get()):
                 group = _checked(group)
             failpoint("rollout.before_put")
-            await self._call(self._buffer.put, group)
+            with self._spans.span("put", claim.id):
+                await self._call(self._buffer.put, group)
             failpoint("rollout.after_put")
         except LeaseLost as error:
             self._counts["leases_lost"] += 1
@@ -380,6 +390,9 @@ class RolloutWorker:
             return
         fetched = time.monotonic()
         paused = await self.engine.update(publication, path)
+        updated = time.monotonic()
+        for name, begin, end in (("weights", start, updated), ("fetch", start, fetched), ("update", fetched, updated)):
+            self._spans.add(name, begin, end, publication.version)
         self._steer(publication.settings)
         await self._emit(
             WeightsReceived(
@@ -434,7 +447,7 @@ class RolloutWorker:
                 RolloutReport(
                     worker=self.name, claims=self._claims, seconds=now - last, last_failure=self._last_failure,
                     agents=self.endpoint.take_counts() or {}, hung_threads=self._loops.num_hung,
-                    replaced_threads=self._loops.num_replaced, **counts,
+                    replaced_threads=self._loops.num_replaced, spans=self._spans.take(), **counts,
                 )
             )  # fmt: skip
             last = now

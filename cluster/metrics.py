@@ -181,6 +181,11 @@ _declare(
         "low beside a high `learner/wait_s`: add `rollout.workers` or `rollout.concurrent_groups`",
     ),
     Metric(
+        "rollout/tokens_per_s_per_device", "mean", "tokens/s",
+        "the same, per device: engines times `engine.tensor_parallel`",
+        "as above",
+    ),
+    Metric(
         "rollout/num_agent_turns", "sum", "count",
         "turns of the policy that agents asked for since the last step",
     ),
@@ -279,6 +284,17 @@ _declare(
     ),
     Metric("learner/rollouts", "mean", "count", "rollouts trained on"),
     Metric("learner/tokens", "mean", "count", "tokens trained on"),
+    Metric(
+        "learner/tokens_per_s_per_device", "mean", "tokens/s",
+        "tokens of sequences, prompts included, that a rank's device trains on per second of optimizer steps",
+        "falls: look at `learner/padding_frac`, `learner/num_micros` and at what else runs on the machine",
+    ),
+    Metric(
+        "learner/mfu_frac", "mean", "share",
+        "model FLOPs utilization: 6 operations per parameter and token, as a share of the rate at which the rank's "
+        "device multiplied matrices when the learner began",
+        "low: rows too short or too few for the device; raise `learner.micro_tokens`",
+    ),
     Metric("learner/num_micros", "last", "count", "forward passes of a rank"),
     Metric(
         "learner/num_updates", "last", "count",

@@ -32,8 +32,9 @@ from learner.publish.publishers import NcclPublisher, PullPublisher
 from learner.reference import Following, reference_of
 from learner.step_plugin import StepPlugin
 from learner.step_replay import StepRecorder
+from learner.throughput import Throughput, matrix_rate
 from learner.train import LearnerRun, train
-from learner.types import Engine, Mix, ReferenceModel, Select
+from learner.types import DTYPES, Engine, Mix, ReferenceModel, Select
 
 UNSAVED_STEPS = 50
 """Steps whose groups stay in Redis where no checkpoint is made before the end."""
@@ -192,6 +193,9 @@ def step_plugins(
         reference=(lambda: follows.directory) if follows else lambda: "", written=services.written,
     )  # fmt: skip
     plugins: list[StepPlugin] = [recorder, *first]
+    if rank.rank == 0:
+        rate = matrix_rate(engine.device, DTYPES[section.dtype])
+        plugins.append(Throughput(engine.num_parameters, rate, section.passes_per_batch))
     if leads and rank.policies:
         plugins.append(Leave(Members(buffer, rank.batches_of, rank.epoch)))
     if leads and config.tracking.archived_groups:

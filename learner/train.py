@@ -15,6 +15,7 @@ from cluster.config import LearnerSection, LossSection
 from cluster.metrics import metric_of
 from cluster.plugins import build
 from cluster.process.failpoints import failpoint
+from cluster.process.spans import SpanLog
 from cluster.types import AssembledBatch, Batch, MicroBatch
 from cluster.types.events import StepTaken
 from learner.advantages.estimators import Advantage
@@ -74,6 +75,7 @@ class LearnerRun:
     objective: Objective = field(init=False)
     """What the last step minimised, or the next one will unless a plug-in configures it otherwise."""
     _clock: Clock = field(init=False)
+    _spans: SpanLog = field(init=False, default_factory=SpanLog)
     _metrics: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -139,12 +141,15 @@ class LearnerRun:
         if self.engine.rank == 0:
             decided = batch.record.metrics if self.assembler is not None else {}
             row = {**decided, **self._metrics, **self._clock.seconds(), "learner/wait_s": batch.wait_s}
-            self.buffer.emit(StepTaken(policy=self.policy, epoch=self.epoch, step=done, metrics=row))
+            self._clock.add_to(self._spans, done, batch.wait_s)
+            spans = self._spans.take()
+            self.buffer.emit(StepTaken(policy=self.policy, epoch=self.epoch, step=done, metrics=row, spans=spans))
 
     def after_step(self, batch: AssembledBatch) -> None:
         """Let plug-ins look at the step that was released."""
-        for plugin in self.plugins:
-            plugin.after_release(self.engine.step, batch)
+        with self._spans.span("after step", f"step {self.engine.step}"):
+            for plugin in self.plugins:
+                plugin.after_release(self.engine.step, batch)
 
     def _agreed(self, step: int) -> AssembledBatch | None:
         """The step's batch: rank 0 of the learner that decides makes it, the others fetch it; None on all at a stop."""
@@ -167,14 +172,24 @@ class Clock:
     def __init__(self) -> None:
         self._start = self._last = time.monotonic()
         self._stages: dict[str, float] = {}
+        self._ends: dict[str, float] = {}
 
     def mark(self, name: str) -> None:
         now = time.monotonic()
         self._stages[f"learner/{name}_s"] = now - self._last
-        self._last = now
+        self._ends[name] = self._last = now
 
     def seconds(self) -> dict[str, float]:
         return {**self._stages, "learner/step_s": self._last - self._start}
+
+    def add_to(self, spans: SpanLog, step: int, wait_s: float) -> None:
+        """Add the step and its stages; it waited for groups for the first `wait_s` seconds."""
+        begin, about = self._start, f"step {step}"
+        spans.add("step", begin, self._last, about)
+        spans.add("wait for groups", begin, min(begin + wait_s, self._last), about)
+        for name, end in self._ends.items():
+            spans.add(name, begin, end, about)
+            begin = end
 
 
 @dataclass(frozen=True, slots=True)

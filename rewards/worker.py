@@ -21,6 +21,7 @@ from cluster.buffer import Suspicion
 from cluster.config import RewardSection, RunConfig
 from cluster.errors import KanaboError, PluginError
 from cluster.process.failpoints import failpoint
+from cluster.process.spans import SpanLog
 from cluster.types import ABSTAINED, FAILED, Group, Provenance, Scores
 from cluster.types.events import JudgeReport, RewardReport, RunEvent
 from rewards.accepted import VERSION_CHARS
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 """How often a waiting worker looks whether it should stop."""
+TRACE_S = 1.0
+"""Spans for the trace are sent so often, counts every `REPORT_S`."""
 REPORT_S = 5.0
 LATE_GROUPS = 4
 """Groups whose late signals are asked at a time, in multiples of `concurrent_groups`; beyond, the oldest are let go."""
@@ -96,6 +99,7 @@ class RewardWorker:
         self._behind: dict[str, asyncio.Task[None]] = {}
         """Groups whose late signals are asked: they take no place from those that are waited for."""
         self._stopping = False
+        self._spans, self._traced = SpanLog(), 0.0
         self._reported = time.monotonic()
 
     async def run(self) -> None:
@@ -156,6 +160,9 @@ class RewardWorker:
 
     async def _report(self, now: bool = False) -> None:
         """What rewards and judges have to say for themselves, now and then."""
+        if time.monotonic() - self._traced >= TRACE_S and (spans := self._spans.take()):
+            self._traced = time.monotonic()
+            await asyncio.to_thread(self._buffer.emit, RewardReport(worker=self.name, data_failures=0, spans=spans))
         if not now and time.monotonic() - self._reported < REPORT_S:
             return
         self._reported = time.monotonic()
@@ -315,12 +322,18 @@ class RewardWorker:
     async def _send(self, group: Group, names: Sequence[str]) -> None:
         keys = [(name, group.id) for name in names]
         self._in_hand.update(dict.fromkeys(keys, group))
+        asked = time.monotonic()
         try:
             scores = await self.score(group, names)
         finally:
             for key in keys:
                 self._in_hand.pop(key, None)
+        answered = time.monotonic()
         await self._store(group, scores)
+        stored = time.monotonic()
+        about = f"{group.id} {' '.join(names)}"
+        for what, begin, end in (("score", asked, stored), ("ask", asked, answered), ("attach", answered, stored)):
+            self._spans.add(what, begin, end, about)
 
     async def _store(self, group: Group, scores: Mapping[str, Scores]) -> None:
         """Count the scores and attach them to their group."""

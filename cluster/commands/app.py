@@ -35,6 +35,7 @@ COMMANDS = {
     "evaluate": "How good a model is at some tasks.",
     "rescore": "Another judge on stored groups: agreement, flips, cost.",
     "export": "A checkpoint as a plain Hugging Face directory.",
+    "trace": "What every worker did and when, as a file for Perfetto.",
     "replay": "A recorded step once more, compared bit by bit.",
     "console": "The web page of a run that has ended.",
     "doctor": "What is installed and reachable here, and the remedy for what is not.",

@@ -163,6 +163,8 @@ class TrackingSection(Section):
     """The last so many trained groups stay in the run's directory, tokens and scores included, for the console."""
     archived_answers: NonNegativeInt = 20_000
     """The last so many raw answers of judges stay in Redis; a judge with `cached` answers a request from them."""
+    trace: bool = True
+    """Write what every worker does, and when, to `trace.jsonl` for `kanabo trace`; its last 64 to 128 MB stay."""
     engine_stats: bool = True
     """Export vLLM's own metrics with the run's, labelled `model_name` = `run.name`."""
     live_table: bool = True

@@ -28,6 +28,7 @@ from cluster.types.events import (
     RolloutReport,
     RunEvent,
     SampleShown,
+    Span,
     StepTaken,
     WeightsReceived,
     WorkerHeld,
@@ -84,13 +85,12 @@ class EventConsumer:
         self._agents: Counter[str] = Counter()
         """Since the last step, by the names of `AGENT_METRICS`."""
         self._accuracy: float | None = None
-        before = metrics.read(recorder.directory)
-        self.health = Health(config, self._warn, before)
+        self.health = Health(config, self._warn, metrics.rows(recorder.directory))
         self.evaluations_lost: dict[int, str] = {}
         """Why the evaluation of the weights of a step gave no accuracy, by step."""
         self._monitors = build_monitors(config)
         if self._monitors:  # after a resume they are where they were
-            for row in before:
+            for row in metrics.rows(recorder.directory):
                 for monitor in self._monitors:
                     monitor.observe(row["step"], row)
 
@@ -135,6 +135,7 @@ class EventConsumer:
             case RolloutReport():
                 self._on_rollout(event)
             case RewardReport():
+                self._recorder.trace(event.worker, event.spans)
                 self.health.rewards(event)
                 self._spend(event)
             case WorkerHeld(message=message):
@@ -157,6 +158,8 @@ class EventConsumer:
         self._recorder.record(step, {"weights/published": 1})
 
     def evaluated(self, step: int, accuracy: float, agreement: float, seconds: float, policy: str = POLICY) -> None:
+        now_s = time.time()
+        self._recorder.trace("driver", [Span("evaluate", now_s - seconds, now_s, f"step {step}")])
         row = {"eval/accuracy": accuracy, "eval/anchor_agreement": agreement, "eval/seconds_s": seconds}
         if policy == POLICY:
             self._accuracy = accuracy
@@ -184,6 +187,7 @@ class EventConsumer:
         if event.epoch != self.epoch:
             return
         self.progressed()
+        self._recorder.trace("learner" if event.policy == POLICY else f"learner:{event.policy}", event.spans)
         if event.policy != POLICY:
             self._record(event.step, _of(event.policy, event.metrics))
             return
@@ -195,6 +199,7 @@ class EventConsumer:
         row = {
             **event.metrics,
             "rollout/tokens_per_s": rate,
+            "rollout/tokens_per_s_per_device": rate / self._num_devices(),
             "buffer/outstanding_groups": groups["leased"] + groups["pending"] + groups["ready"],
             "weights/published": 1,
             "failures/num_data": self._data_failures,
@@ -247,16 +252,22 @@ class EventConsumer:
             self._recorder.sample(row_of(self._step + 1, stored.group, stored.scores, reason=event.reason))
 
     def _on_rollout(self, event: RolloutReport) -> None:
+        self._recorder.trace(event.worker, event.spans)
         self._tokens += event.tokens
         if event.claims:  # the tokens of other policies' engines are in the groups of those that claim
-            there = self._counts().get("workers/num_rollout") or self._config.rollout.workers
-            self._seconds += event.seconds / there
+            self._seconds += event.seconds / self._num_engines()
         self._leases_lost += event.leases_lost
         self._groups += event.groups
         self._agents.update(event.agents)
         if event.replaced_threads:
             self._threads[event.worker] = event.hung_threads, event.replaced_threads
         self._spend(event)
+
+    def _num_engines(self) -> float:
+        return self._counts().get("workers/num_rollout") or self._config.rollout.workers
+
+    def _num_devices(self) -> float:
+        return self._num_engines() * self._config.engine.tensor_parallel
 
     def _spend(self, event: RolloutReport | RewardReport) -> None:
         if not event.data_failures:

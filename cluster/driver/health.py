@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cluster.config import RunConfig
@@ -54,7 +54,7 @@ class Health:
     """Reads a run's events; `warn` is called once with each cause. Its warnings are kept."""
 
     def __init__(
-        self, config: RunConfig, warn: Callable[[int, str], None], before: Sequence[Mapping[str, Any]] = ()
+        self, config: RunConfig, warn: Callable[[int, str], None], before: Iterable[Mapping[str, Any]] = ()
     ) -> None:
         """`before`: the rows that earlier lives of the run recorded."""
         self._config, self._warn = config, warn
@@ -66,8 +66,11 @@ class Health:
         self._asked: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
         self._causes: dict[str, str] = {}
-        self._empty_steps, self._trained_steps = 0, sum(bool(row.get("learner/tokens")) for row in before)
-        self._num_skipped = next((n for row in reversed(before) if (n := row.get(SKIPPED)) is not None), 0.0)
+        self._empty_steps, self._trained_steps, self._num_skipped = 0, 0, 0.0
+        for row in before:
+            self._trained_steps += bool(row.get("learner/tokens"))
+            if (skipped := row.get(SKIPPED)) is not None:
+                self._num_skipped = skipped
         self._empty_because = ""
         self._in_trouble, self._trouble = 0, ""
         self._step = self._warned_at = 0

@@ -9,14 +9,16 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.config import TrackingSection
 from cluster.config.foreign_keys import new_metric
+from cluster.observability.trace import TraceWriter
 from cluster.observability.trackers import Trackers
 from cluster.process.disk import FULL
+from cluster.types.events import Span
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class Recorder:
         self.directory = directory
         self._sinks = sinks
         self._open()
+        self._trace = TraceWriter(directory) if tracking.trace else None
         self._trackers = Trackers(tracking, directory, name, config)
 
     def _open(self) -> None:
@@ -69,11 +72,9 @@ class Recorder:
             path = self.directory / name
             if not path.exists():
                 continue
-            kept = [
-                line for line in path.read_text("utf-8", "replace").splitlines(keepends=True) if _survives(line, step)
-            ]
             temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(kept))
+            with path.open(encoding="utf-8", errors="replace") as old, temporary.open("w", encoding="utf-8") as new:
+                new.writelines(line for line in old if _survives(line, step))
             temporary.replace(path)
         self._open()
 
@@ -86,6 +87,11 @@ class Recorder:
         tracked = {k: v for k, v in row.items() if v is not None}
         tracked |= {ALIASES[k]: v for k, v in tracked.items() if k in ALIASES}
         self._trackers.log(step, tracked)
+
+    def trace(self, worker: str, spans: Sequence[Span]) -> None:
+        """Write what a worker did and when, for `kanabo trace`."""
+        if self._trace is not None:
+            self._trace.write(worker, spans)
 
     def sample(self, row: Mapping[str, Any]) -> None:
         """Write one rollout with its text, scores and advantage."""
@@ -100,6 +106,8 @@ class Recorder:
     def close(self) -> None:
         self._metrics.close()
         self._samples.close()
+        if self._trace is not None:
+            self._trace.close()
         self._trackers.close()
 
 
@@ -136,29 +144,35 @@ class Lines:
 
 def read(directory: Path) -> list[Row]:
     """The rows of a run so far; a last line that a crash tore is left out."""
+    return list(rows(directory))
+
+
+def rows(directory: Path) -> Iterator[Row]:
+    """Yield the rows of `read` one by one: a long run has more of them than should be held at once."""
     return _rows(directory / "metrics.jsonl")
 
 
 def read_alarms(directory: Path) -> list[dict[str, Any]]:
     """What monitors have said, oldest first: monitor, step, signal, message, good."""
-    return _rows(directory / "alarms.jsonl")
+    return list(_rows(directory / "alarms.jsonl"))
 
 
 def read_samples(directory: Path) -> list[dict[str, Any]]:
     """Return the rollouts that a run wrote down so far, oldest first; see `storage.samples`."""
-    return _rows(directory / "samples.jsonl")
+    return list(_rows(directory / "samples.jsonl"))
 
 
-def _rows(path: Path) -> list[Row]:
-    rows = []
-    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # torn by a crash or damaged: the others count
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append({new_metric(name): value for name, value in row.items()})
-    return rows
+def _rows(path: Path) -> Iterator[Row]:
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # torn by a crash or damaged: the others count
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield {new_metric(name): value for name, value in row.items()}
 
 
 def _survives(line: str, step: int) -> bool:

@@ -14,6 +14,17 @@ class Tagged(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     """Base of events; the tag is their `kind`."""
 
 
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """Something that a worker did, for the trace of the run."""
+
+    name: str
+    start_s: float
+    """Unix time, as the end is: spans that follow one another share the same number."""
+    end_s: float
+    about: str = ""
+    """What it is about: a group's id, a step, a version."""
+
+
 class StepTaken(Tagged, frozen=True, kw_only=True, tag="step"):
     """A learner took a step, and its weights are released."""
 
@@ -21,6 +32,7 @@ class StepTaken(Tagged, frozen=True, kw_only=True, tag="step"):
     epoch: int
     step: int
     metrics: dict[str, float]
+    spans: tuple[Span, ...] = ()
 
 
 class SampleShown(Tagged, frozen=True, kw_only=True, tag="sample"):
@@ -54,6 +66,7 @@ class RolloutReport(Tagged, frozen=True, kw_only=True, tag="rollout"):
     """What endpoints count, by the names of `AGENT_METRICS`."""
     hung_threads: int = 0
     replaced_threads: int = 0
+    spans: tuple[Span, ...] = ()
 
 
 class RewardReport(Tagged, frozen=True, kw_only=True, tag="reward"):
@@ -67,6 +80,7 @@ class RewardReport(Tagged, frozen=True, kw_only=True, tag="reward"):
     failed: dict[str, int] = {}
     causes: dict[str, str] = {}
     """The last cause of a failure or an abstention, by reward."""
+    spans: tuple[Span, ...] = ()
 
 
 class JudgeReport(Tagged, frozen=True, kw_only=True, tag="judges"):

@@ -169,6 +169,11 @@ class DeepSpeedEngine(PackedModel):
         self.device = torch.device(self._engine.device)
         self.shares_prefixes = packing_of(section) == "shared_prefix" and self._computes_trees()
 
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the policy, frozen ones and those on other ranks included."""
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self._policy.parameters())
+
     def _computes_trees(self) -> bool:
         """Whether the model computes common prefixes once; the log says why not. Collective."""
         with torch.no_grad():

@@ -123,6 +123,12 @@ def app(source: Source, token: str | None = None, hosts: Hosts = IN_PROCESS) -> 
             return _error("the header X-Kanabo is missing", 403)
         return _json(source.scale(wish.role, wish.count))
 
+    @site.get("/api/trace")
+    def trace(last_s: Annotated[float, Query(gt=0, le=1e9, allow_inf_nan=False)] = 600.0) -> Response:
+        answer = _json(source.trace(last_s))
+        answer.headers["Content-Disposition"] = 'attachment; filename="trace.json"'
+        return answer
+
     @site.get("/api/recipe")
     def recipe() -> Response:
         return _json(source.recipe())

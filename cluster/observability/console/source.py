@@ -22,6 +22,7 @@ from cluster.metrics import metric_of
 from cluster.observability import metrics
 from cluster.observability.console.detail import Pieces, describe
 from cluster.observability.console.groups import GroupIndex, Query
+from cluster.observability.trace import chrome_trace, read
 from cluster.storage import checkpoint
 
 POLICY = "policy"
@@ -152,6 +153,10 @@ class Source:
         """What the monitors have said, oldest first, and which there are."""
         monitors = [{"use": m.use, "on_alarm": m.on_alarm} for m in self._settings.monitors]
         return {"alarms": metrics.read_alarms(self.directory), "monitors": monitors}
+
+    def trace(self, last_s: float) -> dict[str, Any]:
+        """What every worker did in the run's last seconds, as Chrome's trace events."""
+        return chrome_trace(read(self.directory), last_s)
 
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe, and which of its keys are not the defaults."""

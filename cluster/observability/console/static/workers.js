@@ -21,13 +21,14 @@ export function open(root) {
 export async function draw(root) {
   const place = root.querySelector("#workers");
   const { standing, live } = run.status;
-  if (!live) return show(place, empty("Workers are there while a run is under way. This one is not."));
+  const trace = h("p", { className: "muted" }, h("a", { href: "api/trace", download: "trace.json" }, "What every worker did in the last ten minutes"), ", to open at ui.perfetto.dev");
+  if (!live) return show(place, empty("Workers are there while a run is under way. This one is not."), trace);
   const { leased, staff } = await get("api/workers");
   const { actors } = standing;
   const roles = [...new Set(["rollout", "reward", "learner", ...Object.keys(staff), ...actors.map((a) => roleOf(a.name))])].sort(inOrder);
   const parts = roles.map((role) => section(role, actors, leased, staff[role]));
   const lost = `${num(standing.failures)} of ${num(standing.allowed_failures)} allowed failures of infrastructure have happened: a worker, an engine or Redis died and was replaced.`;
-  show(place, parts, h("p", { className: "muted" }, lost));
+  show(place, parts, h("p", { className: "muted" }, lost), trace);
 }
 
 /** Names are `ROLE-number`. */
