@@ -27,6 +27,7 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
     asked                    hash    worker, id and rewards (a line each) of what reward workers ask now → 1
     answer:REQUEST           string  what a call was answered, for ten minutes: a repeat gets the same
     dropped, dropped:ID      list, hash  the last groups that the buffer itself dropped, oldest first, as they were
+    judged:REQUEST           list    raw answers of judges; judged_order their lists' names, oldest answer first
     events, bell:unscored    stream
     unreadable               set     ids of groups that cannot be read
     quarantine               list    (id, why, bytes) of the newest 100 of those

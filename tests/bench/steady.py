@@ -32,20 +32,25 @@ class Steady:
         self._epoch = self.buffer.resume(POLICY, None)
         self.buffer.announce(Publication(POLICY, self._epoch, 0))
         rng = np.random.default_rng(0)
-        self._rollouts = tuple(rollout(20, max(1, tokens - 20), rng) for _ in range(size))
+        self.rollouts = tuple(rollout(20, max(1, tokens - 20), rng) for _ in range(size))
         self._scores = Scores.of(range(size))
         self.unfinished = [self.claim() for _ in range(groups * staleness)]
         for claim in self.unfinished:
             self.put(claim)
         self.take(len(self.unfinished))
 
+    @property
+    def version(self) -> str:
+        """Of the weights that engines have."""
+        return f"{self._epoch}.{self._step}"
+
     def claim(self) -> Claim:
-        claim = self.buffer.claim(POLICY, worker="rollout-0", engine=f"{self._epoch}.{self._step}", timeout_s=10.0)
+        claim = self.buffer.claim(POLICY, worker="rollout-0", engine=self.version, timeout_s=10.0)
         assert claim is not None
         return claim
 
     def put(self, claim: Claim) -> None:
-        self.buffer.put(Group(claim, Task.of("task", "?"), self._rollouts))
+        self.buffer.put(Group(claim, Task.of("task", "?"), self.rollouts))
 
     def take(self, count: int) -> None:
         """Reward workers take groups in hand; they come again if they are not scored in time."""
@@ -73,7 +78,7 @@ class Steady:
             stored = self.wait(timeout_s=0.0)
         assert stored is not None
         assert [s.group.id for s in stored] == [claim.id for claim in done]
-        rewards, credit = np.arange(len(self._rollouts), dtype=float), (np.ones(1, np.float32),) * len(self._rollouts)
+        rewards, credit = np.arange(len(self.rollouts), dtype=float), (np.ones(1, np.float32),) * len(self.rollouts)
         ids = tuple(s.group.id for s in stored)
         record = BatchRecord(POLICY, self._step, ids, (rewards,) * len(ids), (credit,) * len(ids))
         self.buffer.record(self._epoch, record)

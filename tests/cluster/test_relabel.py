@@ -156,3 +156,14 @@ def test_no_order_of_answers_and_changes_makes_a_mixture(redis_url: str, moves):
         assert {s.version for s in stored.scores.values()} == {str(version)}
         assert np.isfinite(stored.scores["late"].values).all()
     buffer.close()
+
+
+def test_versions_of_long_ago_leave_redis(buffer: Buffer):
+    """A reward model publishes a version with every few steps of a run."""
+    Pipeline(buffer, Limits(2, 1))
+    for version in range(250):
+        buffer.relabel({"learned": str(version), "fixed": "1"})
+    client, prefix = connection_of(buffer).redis, connection_of(buffer).prefix
+    assert client.hlen(f"{prefix}last_eras") <= 101
+    assert len(client.keys(f"{prefix}era:*")) <= 100
+    assert client.hexists(f"{prefix}last_eras", "fixed\0001")

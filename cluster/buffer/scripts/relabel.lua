@@ -13,7 +13,12 @@ for name, version in pairs(versions) do
   call('HSET', run .. 'era:' .. newest, name, version)
   call('HSET', run .. 'last_eras', name .. '\0' .. version, newest)
 end
-call('UNLINK', run .. 'era:' .. newest - KEPT_ERAS)
+local gone = newest - KEPT_ERAS
+for name, version in pairs(versions_of(gone)) do
+  local field = name .. '\0' .. version
+  if call('HGET', run .. 'last_eras', field) == tostring(gone) then call('HDEL', run .. 'last_eras', field) end
+end
+call('UNLINK', run .. 'era:' .. gone)
 for _, name in ipairs(call('SMEMBERS', run .. 'policies')) do
   for _, set in ipairs({'open', 'ready'}) do
     for _, id in ipairs(call('ZRANGE', run .. 'policy:' .. name .. ':' .. set, 0, -1)) do
