@@ -81,7 +81,8 @@ CASES: dict[str, Case] = {
     "collapse": Case("reward/majority_mean", "rises", overrides=PROBED),
     "comas": small("reward/comas_solution_mean", "evaluation.max_tasks=4", tokens=48),
     "concise": Case(LENGTH, "falls"),
-    "cooper": Case("reward/exact_mean", "rises"),
+    # The policy is held, the reward model learns. What both come to in more steps is in docs/loophole.md.
+    "cooper": Case("reward_model/cooper_loss", "falls"),
     # Nothing pushes the consistency up or down: it weakens pairs on which two rounds disagree.
     "cream": Case("pairs/label_mean", steps=18, stages=(6, 12), overrides=("checkpoint.every_steps={0}",)),
     "dapo": Case(ACCURACY, "rises"),
