@@ -26,6 +26,8 @@ UNREADABLE = "unreadable"
 KEPT_ASIDE = 100
 TRIMMED_AT_ONCE = 1000
 """Groups that one call of Redis deletes: about 10 ms."""
+TRIMS = 100
+"""Most such calls at one checkpoint; what is left goes at the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,8 +417,9 @@ class Buffer:
     def trim(self, manifest: Manifest) -> None:
         """Delete groups and records of steps before a committed manifest. One of a dead epoch trims nothing."""
         bare = encode(replace(manifest, trained=()))
-        while self._call("trim", manifest.policy, bare, TRIMMED_AT_ONCE)[1]:
-            pass  # others' calls come in between: one script for all would hold them up
+        for _ in range(TRIMS):  # others' calls come in between: one script for all would hold them up
+            if not self._call("trim", manifest.policy, bare, TRIMMED_AT_ONCE)[1]:
+                break
         self._call("trim", manifest.policy, encode(manifest), TRIMMED_AT_ONCE)
 
     def forget(self, policy: str, epoch: int, step: int) -> None:
