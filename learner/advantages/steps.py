@@ -36,7 +36,7 @@ class EpisodeAndStep(TokenAdvantage):
     """
 
     alpha: float = 1.0
-    """α."""
+    """α: weight of the advantages of turns beside the episode's."""
     episode: Literal["group", "leave_one_out"] = "group"
     """How whole rollouts are compared: as the advantage of that name does."""
     eps: float = 1e-6
@@ -90,15 +90,15 @@ class ExploRS(TokenReturns, StatefulPlugin):
     """
 
     weight: NonNegativeFloat = 1.0
-    """w."""
+    """w: weight of bonus and shaping beside the rewards."""
     bonus: PositiveFloat = 1.0
-    """λ."""
+    """λ: scale of the count bonus."""
     max_bonus: PositiveFloat = 1.0
     """B: the bonus of what was never seen."""
     rate: NonNegativeFloat = 0.01
-    """η."""
+    """η: rate at which the shaping is learnt."""
     value_rate: float = Field(default=0.01, gt=0, le=1)
-    """ν."""
+    """ν: rate at which the values of observations are learnt."""
     max_states: PositiveInt = 20_000
     """Observations that the tables hold."""
 

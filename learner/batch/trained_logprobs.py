@@ -34,6 +34,8 @@ class TrainedLogprobs(StepPlugin):
         places = places_of(groups, record, section)
         for micro, logprobs in self._micros:
             row, column = np.nonzero(micro.loss_mask)
+            if not len(row):  # a micro-batch that only keeps this rank beside the others
+                continue
             values = logprobs.float().cpu().numpy()[row, column]
             numbers, positions = micro.rollout[row, column], micro.positions[row, column]
             order = np.argsort(numbers, kind="stable")

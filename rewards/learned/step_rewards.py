@@ -113,9 +113,9 @@ class SpaRl(StepReward):
     model: str = "progress"
     """The section `[reward_models.NAME]`, with `use = "progress"` and `judge = ""`."""
     alpha: float = 1.0
-    """α."""
+    """α: weight of what the model attributes to a turn."""
     beta: float = 0.5
-    """β."""
+    """β: weight of a turn that was executed."""
     not_executed: str = "not executed"
     """Text of the event that a turn was no action that could be taken."""
 
