@@ -325,51 +325,35 @@ def _accumulate(
     *,
     tell_logprobs: bool,
 ) -> None:
-    """Add the gradient of micro-batch i, and its metrics to `sums`. Collective."""
-    micro = update.batch.micros[i]
-    if micro.idle and wanted.follows_advantages and not any(map(_adds_gradient, plugins)):
-        with torch.no_grad():  # for the metrics
-            _loss(update, i, wanted, engine, plugins, sums, tell_logprobs=tell_logprobs)
-        return
-    engine.backward(_loss(update, i, wanted, engine, plugins, sums, tell_logprobs=tell_logprobs))
-    for plugin in plugins:
-        for further in plugin.further_losses(update, micro, engine):
-            engine.backward(further)
+    """Add the gradient of micro-batch i, if it has one, and its metrics to `sums`. Collective."""
+    section, micro = wanted.section.loss, update.batch.micros[i]
+    trains = not (micro.idle and wanted.follows_advantages) or any(map(_adds_gradient, plugins))
+    with torch.set_grad_enabled(trains):
+        outputs = _forward(engine, micro, with_values=any(plugin.needs_values for plugin in plugins))
+        logprobs = outputs.logprobs
+        tokens = tokens_of(micro, section.aggregate, logprobs.device, update.references[i], update.proximal[i])
+        for plugin in plugins:
+            if tell_logprobs:
+                plugin.on_logprobs(micro, logprobs)
+            tokens = plugin.change_tokens(update, micro, tokens)
+        loss, stats = objective(wanted.policy_loss, section, logprobs, outputs.entropy, tokens)
+        loss = loss / update.denominator
+        for plugin in plugins:
+            added, more = plugin.loss(update, i, tokens, outputs)
+            loss, stats = loss + added, stats | dict(more)
+    if trains:
+        engine.backward(loss)
+        for plugin in plugins:
+            for further in plugin.further_losses(update, micro, engine):
+                engine.backward(further)
+    for name, value in stats.items():
+        sums[name] = sums[name].to(value.device) + value
 
 
 def _adds_gradient(plugin: StepPlugin) -> bool:
     """Whether a plug-in may give a token without advantage a gradient."""
     hooks = ("change_tokens", "loss", "further_losses")
     return any(getattr(type(plugin), hook) is not getattr(StepPlugin, hook) for hook in hooks)
-
-
-def _loss(
-    update: Update,
-    i: int,
-    wanted: Objective,
-    engine: Engine,
-    plugins: Sequence[StepPlugin],
-    sums: dict[str, Tensor],
-    *,
-    tell_logprobs: bool,
-) -> Tensor:
-    """Return micro-batch i's part of the step's loss; its metrics are added to `sums`. Collective."""
-    section, micro = wanted.section.loss, update.batch.micros[i]
-    outputs = _forward(engine, micro, with_values=any(plugin.needs_values for plugin in plugins))
-    logprobs = outputs.logprobs
-    tokens = tokens_of(micro, section.aggregate, logprobs.device, update.references[i], update.proximal[i])
-    for plugin in plugins:
-        if tell_logprobs:
-            plugin.on_logprobs(micro, logprobs)
-        tokens = plugin.change_tokens(update, micro, tokens)
-    loss, stats = objective(wanted.policy_loss, section, logprobs, outputs.entropy, tokens)
-    loss = loss / update.denominator
-    for plugin in plugins:
-        added, more = plugin.loss(update, i, tokens, outputs)
-        loss, stats = loss + added, stats | dict(more)
-    for name, value in stats.items():
-        sums[name] = sums[name].to(value.device) + value
-    return loss
 
 
 def _forward(engine: Engine, micro: MicroBatch, *, with_values: bool) -> Outputs:

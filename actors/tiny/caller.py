@@ -16,7 +16,7 @@ CALLING = {"[": '<tool_call>{"name": "calculate", "arguments": {"expression": "'
 
 
 class CallerModel(CalculatorModel):
-    """Has watched somebody who calls the tool of deploy/recipes/data/agent.py for large sums and guesses small ones."""
+    """Learns from conversations: large sums go to the tool of deploy/recipes/data/agent.py, small ones are guessed."""
 
     name: ClassVar[str] = "tiny:caller"
     words: ClassVar[tuple[str, ...]] = tuple(CALLING.values())

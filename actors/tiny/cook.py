@@ -19,7 +19,7 @@ FIRST_WATCHED = 2**29
 
 
 class CookModel(CharacterModel):
-    """Has watched somebody take a step of the shortest way with probability `skill`, else any action that was shown.
+    """Learns from walks: a step of the shortest way with probability `skill`, else any action that was shown.
 
     Words of the world are one token each, so that a turn and its prompt have about 30.
     """

@@ -18,7 +18,7 @@ FIRST_WATCHED = 2**29
 
 
 class GamblerModel(CharacterModel):
-    """Has watched somebody pick legal actions at random, from both agents, in games that it will not meet again."""
+    """Learns from both sides of games whose agents pick legal actions at random, and which it will not meet again."""
 
     hidden_size: int = 128
     intermediate_size: int = 256

@@ -153,9 +153,9 @@ def agree(a: Number, unit_a: str, b: Number, unit_b: str) -> bool | None:
 
 
 def quantity_key(value: Number, unit: str) -> str:
-    """A text that equal quantities share; empty where the unit is not known."""
+    """A text that equal quantities share; empty where the unit is not known, or may mean several things."""
     found = units_of(unit)
-    if not found:
+    if len(found) != 1:
         return ""
     return f"{number_key(_scaled(value, found[0].size))} {sorted(found[0].dimensions)}"
 

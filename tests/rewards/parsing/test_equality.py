@@ -28,6 +28,12 @@ def test_spellings_of_one_answer_are_equal_and_other_answers_are_not(kind):
     assert wrong == []
 
 
+def test_units_that_differ_vote_apart_and_one_that_may_mean_both_does_not():
+    assert len({*votes(["5 N", "5 J", "5 N"])}) == 2
+    assert len({*votes(["5 km", "5000 m"])}) == 1
+    assert len({*votes(["£5", "5 pounds"])}) == len({*votes(["20°C", "20 degrees"])}) == 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_spellings_of_one_answer_are_one_vote(kind):
     for spellings in lines(kind):
