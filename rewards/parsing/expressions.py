@@ -17,6 +17,8 @@ from fractions import Fraction
 POSITIVE, SIGNED = 3, 5
 """Places where every variable is positive; and where some are negative, at which only real values count."""
 PLACES = POSITIVE + SIGNED
+WIDE = 4
+"""How much farther from 0 the last two places are: beyond them arcsin(sin x) is not x, and |x − 2| not 2 − x."""
 MAX_DEPTH = 40
 MAX_BITS = 20_000
 """Most bits of a numerator or denominator."""
@@ -207,12 +209,23 @@ def root(a: Value, degree: Value | None = None) -> Value:
 
 
 def factorial(a: Value) -> Value:
+    if a.names:
+        return _apply(_gamma, a)
     if a.exact is None or a.exact.denominator != 1 or not 0 <= a.exact <= 1000:
         raise Unreadable("no factorial")
     return exactly(math.factorial(int(a.exact)))
 
 
+def _gamma(x: complex) -> complex:
+    """Γ(x + 1), which is x! where x is a natural number."""
+    if x.imag:
+        raise ValueError("the factorial of a complex number")
+    return complex(math.gamma(x.real + 1))
+
+
 def binomial(n: Value, k: Value) -> Value:
+    if n.names or k.names:
+        return divided(factorial(n), times(factorial(k), factorial(plus(n, negative(k)))))
     if n.exact is None or k.exact is None or not 0 <= k.exact <= n.exact <= 1000:
         raise Unreadable("no binomial coefficient")
     if n.exact.denominator != 1 or k.exact.denominator != 1:
@@ -253,8 +266,8 @@ def variable(name: str) -> Value:
     numbers = [0.3 + 1.4 * int.from_bytes(digest[4 * i : 4 * i + 4], "big") / 2**32 for i in range(PLACES)]
     code = sum(name.encode())  # neighbours in the alphabet differ in one of its last two bits
     first, second = (-1) ** (code % 2), (-1) ** (code // 2 % 2)
-    signs = [1] * POSITIVE + [-1, first, -first, second, -second]
-    return Value(None, tuple(complex(n * sign) for n, sign in zip(numbers, signs, strict=True)), frozenset({name}))
+    factors = [1] * POSITIVE + [-1, first, -first, WIDE * second, -WIDE * second]
+    return Value(None, tuple(complex(n * factor) for n, factor in zip(numbers, factors, strict=True)), frozenset({name}))
 
 
 def evaluate(text: str) -> Value:
