@@ -267,7 +267,7 @@ def variable(name: str) -> Value:
     code = sum(name.encode())  # neighbours in the alphabet differ in one of its last two bits
     first, second = (-1) ** (code % 2), (-1) ** (code // 2 % 2)
     factors = [1] * POSITIVE + [-1, first, -first, WIDE * second, -WIDE * second]
-    return Value(None, tuple(complex(n * factor) for n, factor in zip(numbers, factors, strict=True)), frozenset({name}))
+    return Value(None, tuple(complex(n * k) for n, k in zip(numbers, factors, strict=True)), frozenset({name}))
 
 
 def evaluate(text: str) -> Value:

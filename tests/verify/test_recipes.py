@@ -12,7 +12,7 @@ from tests.end_to_end import jobs
 from tests.verify.keep import keep
 from tests.verify.recipes import CASES, figure, stages_of
 
-pytestmark = [pytest.mark.verify, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.verify, pytest.mark.timeout(1500)]
 
 MOST = int(os.environ.get("KANABO_VERIFY_STEPS", "1000"))
 
@@ -24,7 +24,7 @@ def test_a_recipe_trains_on_groups_in_each_of_its_stages_and_shows_its_effect(tm
         f"run.dir={tmp_path}", "tracking.live_table=false", "evaluation.max_tasks=1000", "evaluation.every_steps=0",
         *case.options(),
     ]  # fmt: skip
-    code = jobs.run(options, recipe=f"methods/{recipe}.toml", log=log, timeout_s=600)
+    code = jobs.run(options, recipe=f"methods/{recipe}.toml", log=log, timeout_s=1200)
     run = tmp_path / load(jobs.ROOT / f"deploy/recipes/methods/{recipe}.toml").run.name
     every = jobs.rows(run)
     rows = [row for row in every if "learner/step_s" in row]
@@ -53,3 +53,6 @@ def test_a_recipe_trains_on_groups_in_each_of_its_stages_and_shows_its_effect(tm
     assert shown is not None, f"no row has {case.effect}"
     if case.direction:
         assert (shown[1] > shown[0]) == (case.direction == "rises"), f"{case.effect}: {shown}"
+    if case.within:
+        low, high = case.within
+        assert all(low <= value <= high for value in shown), f"{case.effect}: {shown}"
