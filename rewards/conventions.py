@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -103,7 +104,7 @@ def for_rollout(style: Style, names: Iterable[str], task: Task, rollout: Rollout
     columns = copy.deepcopy(columns_of(task))
     if style == "verifiers":
         told: dict[str, Any] = {
-            "prompt": _messages(task), "completion": _spoken(rollout), "answer": reference_of(task),
+            "prompt": prompt_messages(task), "completion": spoken_messages(rollout), "answer": reference_of(task),
             "info": columns.get("info", columns), "task": task.source,
         }  # fmt: skip
         every = columns | told | {"state": {**told, "turn": sum(m["role"] == "assistant" for m in told["completion"])}}
@@ -162,9 +163,9 @@ def for_group(style: Style, names: Iterable[str], group: Group, open_ended: bool
         each = dict.fromkeys(REFERENCE, reference)
         each |= {"data_source": task.source, "extra_info": task.meta.get("extra_info", {})}
         talks = conversational(task)
-        each["prompts"] = _messages(task) if talks else task.prompt
+        each["prompts"] = prompt_messages(task) if talks else task.prompt
         whole = {
-            "completions": [_spoken(r) for r in group.rollouts] if talks else texts,
+            "completions": [spoken_messages(r) for r in group.rollouts] if talks else texts,
             "completion_ids": [r.tokens[r.loss_mask].tolist() for r in group.rollouts],
             "trainer_state": TrainerState(group.version),
             "log_extra": logged.log_extra,
@@ -185,10 +186,13 @@ def conversational(task: Task) -> bool:
     return len(messages) > 1 or messages[0].role != "user" or any(isinstance(c, list) for c in columns)
 
 
-def _messages(task: Task) -> list[dict[str, str]]:
+def prompt_messages(task: Task) -> list[dict[str, str]]:
+    """Return a task's prompt as messages."""
     return [{"role": m.role, "content": m.content} for m in task.variants["orig"]]
 
 
-def _spoken(rollout: Rollout) -> list[dict[str, str]]:
-    turns = [{"role": t.role, "content": t.opened + t.text} for t in rollout.turns]
+def spoken_messages(rollout: Rollout) -> list[dict[str, str]]:
+    """Return what stands behind a rollout's prompt as messages: the policy's turns and what came between them."""
+    behind = itertools.dropwhile(lambda turn: turn.role != "assistant", rollout.turns)
+    turns = [{"role": turn.role, "content": turn.opened + turn.text} for turn in behind]
     return turns or [{"role": "assistant", "content": whole_text(rollout)}]

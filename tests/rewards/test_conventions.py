@@ -7,12 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from actors.environments.single_turn import SingleTurn
+from actors.episode import Limits, play
 from cluster.config import RewardSection
 from cluster.errors import ConfigError
 from cluster.types import ABSTAINED, FAILED, SCORED, Message, Turn
 from rewards.base import Services
 from rewards.function_reward import FunctionReward
 from rewards.registry import build_reward
+from tests.actors.typist import Letters, Typist
 from tests.rewards.groups import group
 
 HERE = "tests.rewards.test_conventions"
@@ -106,6 +109,19 @@ async def test_message_prompts_and_all_turns_arrive_as_messages(services):
     assert SEEN["prompts"][0] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "?"}]
     assert [m["role"] for m in SEEN["completions"][0]] == ["assistant", "tool", "assistant"]
     assert SEEN["completions"][1] == [{"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(("use", "expected"), [("accuracy_reward", [1, 0]), ("says_the_answer", [1, 0])])
+async def test_what_an_episode_leaves_is_judged_without_its_prompt(use, expected, services):
+    task = talk("", answer="72", solution="72").task
+    limits = Limits(max_tokens=20, max_turns=1, temperature=1.0)
+    played = [
+        await play(Typist(lambda _, text=text: text), Letters(), SingleTurn(), task, "orig", limits)  # type: ignore[arg-type]
+        for text in ("72", "7")
+    ]
+    assert [turn.role for turn in played[0].turns] == ["user", "assistant"]
+    scores = await signal(use).score(replace(talk("", ""), task=task, rollouts=tuple(played)), services)
+    assert scores.values.tolist() == expected
 
 
 # ── verl ────────────────────────────────────────────────────────────────────────────────────────────────────────
