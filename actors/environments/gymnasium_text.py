@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, ClassVar
 
 from actors.environments.base import End, Observation
-from actors.environments.hosted.base import HostedEnvironment, finite, joined, seed_of
+from actors.environments.hosted import HostedEnvironment, finite, joined, seed_of
 from cluster.errors import DataError
 from cluster.thoughts import spoken
 from cluster.types import Event, Task

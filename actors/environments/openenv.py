@@ -14,7 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedOK, WebSocketException
 
 from actors.environments.base import End, Environment, Observation
-from actors.environments.hosted.base import finite, joined, seed_of
+from actors.environments.hosted import finite, joined, seed_of
 from cluster.errors import DataError, InfrastructureError, one_line
 from cluster.process.foreign_loops import outside_of_deadline
 from cluster.thoughts import spoken

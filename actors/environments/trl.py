@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from actors.environments.hosted.base import HostedEnvironment, finite, joined
-from actors.environments.hosted.processes import ForeignError, Host
+from actors.environments.hosted import HostedEnvironment, finite, joined
 from actors.environments.tool_environment import Toolbox, ToolEnvironment, ToolFailed
 from actors.tools import Schema, ToolCall, check_schemas
 from cluster.errors import DataError
+from cluster.process.hosted.processes import ForeignError, Host
 from cluster.types import Task
 from cluster.types.wire import brief
 

@@ -24,7 +24,7 @@ import zmq.asyncio
 from pydantic import Field, PositiveFloat
 
 from actors.environments.agent import AgentEnvironment, Conversation, Outcome, PolicyAccess
-from actors.environments.hosted.base import finite
+from actors.environments.hosted import finite
 from cluster.errors import ConfigError, DataError, InfrastructureError
 from cluster.types import Task
 from cluster.types.wire import brief

@@ -12,12 +12,12 @@ import pytest
 
 from actors.environments import ENVIRONMENTS
 from actors.environments.gymnasium_text import GymnasiumText
-from actors.environments.hosted.host import schema_of
 from actors.environments.trl import Trl
 from actors.episode import Limits, play
 from actors.tools import PolicyTurn, ToolCall, ToolTurn
 from cluster.errors import ConfigError, DataError
 from cluster.plugins import build
+from cluster.process.hosted.host import schema_of
 from cluster.types import INVALID_TOOL_CALL, Message, Task
 from tests.actors.typist import Letters, Typist
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from pydantic import Field, PositiveInt, PrivateAttr, field_validator
 
 from actors.environments.base import Environment
-from actors.environments.hosted.processes import Host, Hosts, import_path
 from cluster.errors import ConfigError, DataError
+from cluster.process.hosted.processes import Host, Hosts, import_path
 from cluster.types import Message, Task
 from cluster.types.wire import brief
 
@@ -45,7 +45,7 @@ class HostedEnvironment(Environment):
     def check(self) -> None:
         """Make one object, as an episode would. Raises ConfigError."""
         try:
-            host = Host(self.python or sys.executable)
+            host = Host(self.python or sys.executable, "environment")
             try:
                 host.ask(do="make", object=0, path=self.env, options=self.env_options, import_path=import_path())
                 self._try_made(host)

@@ -1,6 +1,6 @@
 """The child process: makes objects, calls their methods, one request a line. Run by path, with any Python from 3.8 on.
 
-    {"do": "make", "object": 0, "path": "module:Class", "options": {}}
+    {"do": "make", "object": 0, "path": "module:Class", "options": {}}      the path may be "file.py:Class", too
     {"do": "call", "object": 0, "method": "step", "args": ["left"], "options": {}}
     {"do": "tools", "object": 0, "without": ["reset"]}
 
@@ -11,6 +11,7 @@ Kanabo, because the Python that runs it may not have it. What the object prints 
 import asyncio
 import functools
 import importlib
+import importlib.util
 import inspect
 import json
 import os
@@ -28,6 +29,8 @@ def main():
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
+    if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
+        del sys.path[0]  # this file's folder is nothing that a user's imports should find
     objects = {}
     for request in requests():
         try:
@@ -66,9 +69,20 @@ def serve(objects, request):
 
 
 def resolve(path):
-    module, _, name = path.partition(":")
-    found: typing.Any = importlib.import_module(module)
+    module, _, name = path.rpartition(":")
+    found: typing.Any = from_file(module) if module.endswith(".py") else importlib.import_module(module)
     return functools.reduce(getattr, name.split("."), found)
+
+
+def from_file(path):
+    """The module in a file, which finds the modules beside it."""
+    folder, file = os.path.split(os.path.abspath(os.path.expanduser(path)))
+    if folder not in sys.path:
+        sys.path.append(folder)
+    spec = importlib.util.spec_from_file_location(file[: -len(".py")], os.path.join(folder, file))
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def accepted(method, options, lenient):

@@ -1,4 +1,4 @@
-"""The parent's side of `host.py`: processes with places for objects, and episodes that borrow a place each."""
+"""The parent's side of `host.py`: processes with places for objects, which episodes and rewards borrow."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class ForeignError(DataError):
 class Host:
     """One child process. Its methods block, and may be called from any thread; requests take turns."""
 
-    def __init__(self, python: str) -> None:
-        """Raises DataError if the process cannot be started."""
-        self.why_ended = ""
+    def __init__(self, python: str, what: str) -> None:
+        """`what` names in errors what runs in the process. Raises DataError if it cannot be started."""
+        self.why_ended, self._what = "", what
         self._turn = threading.Lock()
         try:
             self._process = subprocess.Popen(
@@ -50,7 +50,7 @@ class Host:
                 errors="backslashreplace",
             )
         except OSError as error:
-            raise DataError(f"the process of the environment cannot be started: {error}.") from error
+            raise DataError(f"the process of the {what} cannot be started: {error}.") from error
 
     @property
     def alive(self) -> bool:
@@ -63,14 +63,15 @@ class Host:
         with self._turn:
             line = ""
             with contextlib.suppress(OSError, ValueError):  # it has died, or is being ended
-                self._process.stdin.write(json.dumps(request) + "\n")
+                self._process.stdin.write(json.dumps(request, default=str) + "\n")
                 self._process.stdin.flush()
                 line = self._process.stdout.readline()
         try:
             answer = json.loads(line)
         except ValueError as error:
             code = self._process.wait()
-            raise DataError(self.why_ended or f"the process of the environment ended with exit code {code}.") from error
+            ended = f"the process of the {self._what} ended with exit code {code}."
+            raise DataError(self.why_ended or ended) from error
         if "error" in answer:
             raise ForeignError(answer["error"], answer["kind"])
         return answer["value"]
@@ -102,8 +103,10 @@ class Place:
 class Hosts:
     """Up to `processes` child processes with `places` objects each. An object is used by one episode after another."""
 
-    def __init__(self, python: str, path: str, options: dict[str, Any], processes: int, places: int) -> None:
-        self._python, self._path, self._options = python or sys.executable, path, options
+    def __init__(
+        self, python: str, path: str, options: dict[str, Any], processes: int, places: int, what: str = "environment"
+    ) -> None:
+        self._python, self._path, self._options, self._what = python or sys.executable, path, options, what
         self._processes, self._places = processes, places
         self._lock = threading.Lock()
         self._hosts: list[Host] = []
@@ -147,7 +150,7 @@ class Hosts:
             if self._free:
                 return self._free.pop()
             if len(self._hosts) < self._processes:
-                host = Host(self._python)
+                host = Host(self._python, self._what)
                 self._hosts.append(host)
                 self._numbers[host] = 0
             else:
@@ -162,7 +165,7 @@ class Hosts:
     def _give_back(self, place: Place) -> None:
         with self._lock:
             if place.busy:
-                place.host.end("the process of the environment was ended, because a call in it was given up.")
+                place.host.end(f"the process of the {self._what} was ended, because a call in it was given up.")
             if place.host in self._numbers and place.host.alive:
                 self._free.append(place)
             elif place.host in self._numbers:
