@@ -11,11 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cluster.buffer import ReplicaCounts
+from cluster.buffer.scaling import apply
+from cluster.commands.run_lookup import live_url, run_id
 from cluster.observability.summary import SUMMARY_KEYS
 from cluster.storage import group_archive
 from tests.end_to_end import jobs
@@ -64,6 +68,15 @@ def test_a_run_with_a_real_engine_leaves_what_it_promises(tmp_path):
     assert model(**ids).logits.shape[1] == 6
 
 
+def request(run: Path, *wishes: str) -> None:
+    """As `kanabo scale RUN …`, without the seconds that a command takes to start."""
+    url = live_url(run)
+    assert url is not None
+    counts = ReplicaCounts(url, run_id(run))
+    apply(counts, list(wishes))
+    counts.close()
+
+
 def kill_the_driver(tmp_path, overrides: list[str], *, at_step: int) -> dict:
     """SIGKILL in mid-run, nothing left behind, then the same command again: the summary of the whole."""
     log = tmp_path / "log"
@@ -73,6 +86,7 @@ def kill_the_driver(tmp_path, overrides: list[str], *, at_step: int) -> dict:
         jobs.wait_for_step(tmp_path / "killed", at_step, process, log, timeout_s=400)
         started = jobs.tree(process)
         memory = jobs.shared_memory(started, tmp_path / "killed")
+        request(tmp_path / "killed", "reward=2")
         os.kill(process.pid, signal.SIGKILL)
         process.wait(10)
         left = jobs.left_after(started, seconds=20)
@@ -89,6 +103,7 @@ def kill_the_driver(tmp_path, overrides: list[str], *, at_step: int) -> dict:
     finally:
         code = jobs.finish(process, log, timeout_s=600)
     assert code == 0, jobs.tail(log)
+    assert "reward=2 was requested in an earlier life of this run and is applied again" in log.read_text()
     assert not jobs.left_of(memory), "shared memory outlives a job that ended well"
     summary = jobs.summary(tmp_path / "killed")
     assert summary["groups_lost"] == 0
