@@ -159,7 +159,7 @@ def stages_of(case: Case, rows: Sequence[dict]) -> list[list[dict]]:
 
 def figure(case: Case, rows: Sequence[dict]) -> tuple[float, float] | None:
     """The effect's metric at both ends of a run; None where no row has it."""
-    values = [row[case.effect] for row in rows if case.effect in row]
+    values = [row[case.effect] for row in rows if row.get(case.effect) is not None]
     if not values:
         return None
     n = 1 if case.effect.startswith("eval/") else min(ENDS, max(1, len(values) // 2))
