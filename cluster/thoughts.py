@@ -29,7 +29,9 @@ PAIRS = (
     (r"<\|channel\|>analysis<\|message\|>", r"<\|channel\|>final<\|message\|>"),
 )
 """Patterns of what opens and of what closes a thought, in the order of their kinds."""
-_TAG = re.compile("|".join(f"({begin})|({end})" for begin, end in PAIRS), re.IGNORECASE)
+# Each tag begins with one of these; without the look-ahead, every alternative is tried at every character.
+_BEGINS = r"(?=[<\[◁])"
+_TAG = re.compile(rf"{_BEGINS}(?:{'|'.join(f'({begin})|({end})' for begin, end in PAIRS)})", re.IGNORECASE)
 _OPENED = re.compile(rf"(?:(?:{'|'.join(begin for begin, _ in PAIRS)}|<answer>)\s*)+\Z", re.IGNORECASE)
 
 
