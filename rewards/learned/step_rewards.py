@@ -108,6 +108,9 @@ class SpaRl(StepReward):
     paper trains PPO on these alone (α = 1 is unverified, β = 0.5); its released step trainer multiplies step t by
     n − t − 1, so that the last gets 0, and one data file holds outcomes less the others' mean: neither is followed. The
     return of each turn against its group's is ours in the place of a critic.
+
+    Where nearly every turn is executed, β is paid for staying: a policy that can delay the end learns to. `grounding =
+    "charge"` subtracts β from each turn, so that only one that was not executed costs, and length is worth nothing.
     """
 
     model: str = "progress"
@@ -116,12 +119,15 @@ class SpaRl(StepReward):
     """α: weight of what the model attributes to a turn."""
     beta: float = 0.5
     """β: weight of a turn that was executed."""
+    grounding: Literal["bonus", "charge"] = "bonus"
+    """`bonus`: β g_t, the paper's. `charge`: β (g_t − 1)."""
     not_executed: str = "not executed"
     """Text of the event that a turn was no action that could be taken."""
 
     def paid(self, predicted: Float[np.ndarray, " K"], episode: Episode) -> Float[np.ndarray, " K"]:
         executed = [all(e.text != self.not_executed for e in step.events) for step in episode.steps]
-        return fused(predicted, np.array(executed, np.float64), self.alpha, self.beta)
+        level = self.beta if self.grounding == "charge" else 0.0
+        return fused(predicted, np.array(executed, np.float64), self.alpha, self.beta) - level
 
 
 def fused(

@@ -260,6 +260,8 @@ async def test_an_unknown_outcome_is_no_label(tmp_path):
 def test_grounding_is_the_absence_of_an_event():
     (episode,) = episodes_of(of(turns("a>b", "c>d", events=[Event("not executed", 1), Event("reached key", 0)])))
     np.testing.assert_allclose(SpaRl().paid(np.array([0.25, 0.5]), episode), [0.75, 0.5])
+    charged = SpaRl(grounding="charge").paid(np.array([0.25, 0.5]), episode)
+    np.testing.assert_allclose(charged, [0.25, 0.0])  # the same differences, and no gain in length
     reached, executed, late, new = (column[:, 0].tolist() for column in step_factors(episode.steps))
     assert (reached, executed, late[0], new) == ([1, 0], [1, 0], 0, [1, 1])
 
