@@ -44,6 +44,7 @@ class Chat:
         self._prompt = lru_cache(maxsize=256)(self._prompt_ids)
         self._text_ids = lru_cache(maxsize=256)(self._ids_of_text)
         self._opened = lru_cache(maxsize=256)(self._opened_text)
+        self._tokens_with = lru_cache(maxsize=8)(self._ids_with)
 
     def _prompt_ids(self, messages: tuple[Message, ...], tools: str) -> tuple[int, ...]:
         return tuple(self._encode_first(self._first_text(messages, json.loads(tools) if tools else ())))
@@ -172,6 +173,14 @@ class Chat:
     def is_end(self, token: int) -> bool:
         """Return whether the token ends a turn and is no part of its text."""
         return token in self._ends
+
+    def tokens_with(self, strings: Sequence[str]) -> tuple[int, ...]:
+        """Return the ids of all tokens whose text holds one of `strings`. Takes seconds for a large vocabulary."""
+        return self._tokens_with(tuple(strings))
+
+    def _ids_with(self, strings: tuple[str, ...]) -> tuple[int, ...]:
+        ids = (i for i in range(len(self._tokenizer)) if i not in self._ends)
+        return tuple(i for i in ids if strings and any(s in self.written(i) for s in strings))
 
     def is_token(self, token: int) -> bool:
         """Return whether the tokenizer has this id."""

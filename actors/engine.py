@@ -51,6 +51,24 @@ class Sample:
     """[T] the likeliest tokens at each place and their log-probs, where they were asked for."""
 
 
+@dataclass(slots=True)
+class PrefixCounts:
+    """Tokens of the prompts that an engine continued, and how many its prefix cache held already."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+    def add(self, prompt_tokens: int, cached_tokens: int) -> None:
+        self.prompt_tokens += prompt_tokens
+        self.cached_tokens += cached_tokens
+
+    def take(self) -> tuple[int, int]:
+        """Return both counts since the last call."""
+        taken = self.prompt_tokens, self.cached_tokens
+        self.prompt_tokens = self.cached_tokens = 0
+        return taken
+
+
 class Engine(Protocol):
     version: str
     """`epoch.step` of the weights it samples with now."""
@@ -68,6 +86,7 @@ class Engine(Protocol):
         temperature: float,
         top_logprobs: int = 0,
         seed: int | None = None,
+        stop_tokens: Sequence[int] = (),
     ) -> Sample: ...
 
     async def next_logprobs(self, prompts: Sequence[Sequence[int]], next_tokens: Sequence[int]) -> np.ndarray: ...
@@ -141,6 +160,7 @@ class VllmEngine:
         if failed is not None:
             raise failure(self._what, failed, said.text) from failed
         self._stop_tokens = list(stop_tokens)
+        self.prefixes = PrefixCounts()
         self._mode: Literal["keep", "wait", "abort"] = config.weights.pause_mode
         self._ready_to_receive = self._received = False
         self.max_model_len = config.engine.max_model_len
@@ -179,20 +199,23 @@ class VllmEngine:
         temperature: float,
         top_logprobs: int = 0,
         seed: int | None = None,
+        stop_tokens: Sequence[int] = (),
     ) -> Sample:
-        """Continue `prompt` by at most `max_tokens` tokens.
+        """Continue `prompt` by at most `max_tokens` tokens, or until the first of the model's or of these stop tokens.
 
         Raises InfrastructureError if the engine is dead.
         """
-        output = await self._generate(
+        answer = await self._request(
             prompt,
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
-            stop_token_ids=self._stop_tokens,
+            stop_token_ids=[*self._stop_tokens, *stop_tokens],
             logprobs=top_logprobs,
             flat_logprobs=not top_logprobs,
         )
+        self.prefixes.add(len(prompt), answer.num_cached_tokens or 0)
+        output = answer.outputs[0]
         top = ()
         if top_logprobs:
             rows = output.logprobs
@@ -315,6 +338,9 @@ class VllmEngine:
         await self._llm.shutdown_weight_transfer_engine()
 
     async def _generate(self, prompt: Sequence[int], **sampling: Any) -> Any:
+        return (await self._request(prompt, **sampling)).outputs[0]
+
+    async def _request(self, prompt: Sequence[int], **sampling: Any) -> Any:
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
@@ -331,7 +357,7 @@ class VllmEngine:
             raise InfrastructureError(
                 f"vLLM's engine stopped: {error}. Its log is in Ray's session directory."
             ) from error
-        return final.outputs[0]
+        return final
 
 
 ENGINES = {"vllm": VllmEngine}

@@ -132,7 +132,7 @@ async def play_agents(
         return await endpoint.play(environment, task, variant, limits, loops, key, turned)
     for _ in range(RESTARTS):
         with contextlib.suppress(Displaced):  # an episode of another group blocks the loop
-            async with _side(environment, task, variant, limits.environment_timeout_s, loops, key) as side:
+            async with side_of(environment, task, variant, limits.environment_timeout_s, loops, key) as side:
                 return await _played(engine, chat, environment, side, task, variant, limits)
     raise DataError(f"the environment failed on task {task.id}: other episodes blocked its loop {RESTARTS} times.")
 
@@ -157,7 +157,7 @@ async def _played(
                 encode = partial(chat.observation, after=transcript.tokens[-1], tools=transcript.tools)
             else:
                 encode = partial(chat.prompt, tools=step.tools)
-            ids, shown = _fitting(encode, step, room, limits.max_tokens)
+            ids, shown = fitting(encode, step, room, limits.max_tokens)
             transcript.num_cut += shown is not step
             step = shown
             if len(ids) >= room:  # not even the mark fits: the episode ends before this observation
@@ -225,7 +225,7 @@ class _Side(Protocol):
     async def __aexit__(self, *_: Any) -> None: ...
 
 
-def _side(
+def side_of(
     environment: Environment, task: Task, variant: str, timeout_s: float, loops: ForeignLoops, key: object
 ) -> _Side:
     if is_own(environment):
@@ -434,7 +434,7 @@ CUT_MARK = "\n[cut: {left} of {whole} characters did not fit the context]"
 """Stands in an observation where its end is missing; the policy sees it."""
 
 
-def _fitting(
+def fitting(
     encode: Callable[[Sequence[Message]], list[int]], observation: Observation, room: int, max_tokens: int
 ) -> tuple[list[int], Observation]:
     """Return the observation's ids, its long messages cut if the policy could not answer within `room`."""

@@ -23,12 +23,14 @@ import numpy as np
 from actors import episode
 from actors.chat import Chat
 from actors.endpoint import Endpoint
-from actors.engine import Engine
+from actors.engine import Engine, PrefixCounts
 from actors.environments.base import Environment
 from actors.environments.builder import EnvironmentBuilder
 from actors.environments.multi_policy import MultiPolicyEnvironment
+from actors.environments.search import Critics, SearchEnvironment
 from actors.evaluate import play_all
 from actors.multi_policy import Generators, MultiPolicySampler, Play, is_older
+from actors.search import SearchSampler
 from actors.tasks import checked
 from cluster.buffer import Buffer
 from cluster.config import RunConfig, Use, patched
@@ -86,11 +88,12 @@ class RolloutWorker:
         others: Mapping[str, Play] | None = None,
         generators: Generators | None = None,
         marks: Marks | None = None,
+        critics: Critics | None = None,
     ) -> None:
         """Without `claims` it plays for the groups of others alone, as `others` do for its own.
 
         An environment by name is built by the first group that plays it. With `marks` its steps are marked with the
-        claim that they are for.
+        claim that they are for. `critics` value nodes for an environment that searches.
         """
         self.name, self.policy, self.engine = name, policy, engine
         self._chat, self._task_at = chat, task_at
@@ -103,6 +106,7 @@ class RolloutWorker:
         self._sampler = MultiPolicySampler(
             policy, self.play, others or {}, config.seed, generators, self._loops, config.rollout.environment_timeout_s
         )
+        self._searches = SearchSampler(engine, chat, config.seed, critics, self._loops, policy)
         section = config.rollout
         self._steer({})
         self._places = asyncio.Semaphore(section.concurrent_groups)
@@ -200,7 +204,7 @@ class RolloutWorker:
         key = object()
         self._in_flight[key] = time.monotonic()
         try:
-            environment = await self._environment.get()
+            environment = _played(await self._environment.get())
             return await episode.play_agents(
                 self.engine, self._chat, environment, task, variant, limits, self._loops, group, self.endpoint, turned
             )
@@ -254,7 +258,8 @@ class RolloutWorker:
         else:
             self._counts["groups"] += 1
             self._counts["rollouts"] += len(group)
-            self._counts["tokens"] += sum(r.num_tokens for r in group.rollouts)
+            if not group.rollouts[0].path:  # rollouts of a search share tokens, which it counts itself
+                self._counts["tokens"] += sum(r.num_tokens for r in group.rollouts)
 
     def _task(self, position: int) -> Task:
         """The task at a position of the endless sequence, read from its source. Raises DataError."""
@@ -290,16 +295,17 @@ class RolloutWorker:
             return [replace(rollout, policy=self.policy) for rollout in rollouts]
 
         environment = await self._environment.get()
-        if (
-            episode.runs_foreign_code(environment)
-            and (deaths := await self._call(self._buffer.deaths_over, claim)) >= MOST_DEATHS
-        ):
+        if (episode.runs_foreign_code(environment) or episode.runs_foreign_code(_played(environment))) and (
+            deaths := await self._call(self._buffer.deaths_over, claim)
+        ) >= MOST_DEATHS:
             raise DataError(
                 f"the environment failed on task {task.id}: {deaths} rollout workers ended inside its steps. It ends "
                 "its process, or takes all memory. Run such code in a process of its own."
             )
         if isinstance(environment, MultiPolicyEnvironment):
             return Group(claim, task, await self._sampler.meet(environment, claim, task, progress))
+        if isinstance(environment, SearchEnvironment):
+            return await self._search(environment, claim, task, progress)
         count = self._section.group_size // len(environment.agents)
         playing = [asyncio.create_task(one(variant)) for variant in variants for _ in range(count)]
         playing += self._sampler.generated(task)
@@ -310,6 +316,20 @@ class RolloutWorker:
         finally:
             for episode_ in (*playing, *elsewhere):  # one failed: the others' tokens would be for nothing
                 episode_.cancel()
+
+    async def _search(
+        self, environment: SearchEnvironment, claim: Claim, task: Task, progress: Callable[[], Awaitable[None]]
+    ) -> Group:
+        async def advanced() -> None:
+            self._progress = self._in_flight[claim] = time.monotonic()
+            await progress()
+
+        self._progress = self._in_flight[claim] = time.monotonic()
+        try:
+            return await self._searches.group(environment, claim, task, self._limits, advanced)
+        finally:
+            del self._in_flight[claim]
+            self._progress = time.monotonic()
 
     async def play(self, task: Task, count: int, at_least: str) -> tuple[Rollout, ...]:
         """Sample this policy's part of a group that another policy's worker has claimed: `count` episodes of each
@@ -443,11 +463,17 @@ class RolloutWorker:
                 await asyncio.wait_for(self._stopping.wait(), REPORT_S)
             now = time.monotonic()
             counts, self._counts = self._counts, dict.fromkeys(self._counts, 0)
+            counts["tokens"] += self._searches.take_tokens()
+            prefixes: PrefixCounts = (
+                getattr(self.engine, "prefixes", None) or PrefixCounts()
+            )  # an engine of a user's own
+            prompt_tokens, cached_tokens = prefixes.take()
             await self._emit(
                 RolloutReport(
                     worker=self.name, claims=self._claims, seconds=now - last, last_failure=self._last_failure,
                     agents=self.endpoint.take_counts() or {}, hung_threads=self._loops.num_hung,
-                    replaced_threads=self._loops.num_replaced, spans=self._spans.take(), **counts,
+                    replaced_threads=self._loops.num_replaced, prompt_tokens=prompt_tokens,
+                    cached_tokens=cached_tokens, spans=self._spans.take(), **counts,
                 )
             )  # fmt: skip
             last = now
@@ -458,6 +484,11 @@ class RolloutWorker:
     async def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+
+
+def _played(environment: Environment) -> Environment:
+    """Return the environment of one episode: of a search the one that it searches."""
+    return environment.episode if isinstance(environment, SearchEnvironment) else environment
 
 
 def _numbered(episodes: Sequence[list[Rollout]]) -> list[list[Rollout]]:

@@ -186,6 +186,12 @@ _declare(
         "as above",
     ),
     Metric(
+        "rollout/prefix_cache_hit_frac", "mean", "share",
+        "tokens given to the engines to continue that their prefix cache held, since the last step",
+        "0 although groups share long prompts or a search extends prefixes: the shared part is shorter than a cache "
+        "block (`engine.options.block_size`, 128 tokens on CPUs), or the cache is off",
+    ),
+    Metric(
         "rollout/num_agent_turns", "sum", "count",
         "turns of the policy that agents asked for since the last step",
     ),

@@ -13,6 +13,7 @@ from actors.environments.openenv import OpenEnv
 from actors.environments.program import ProgramAgent
 from actors.environments.single_turn import SingleTurn
 from actors.environments.text_world import TextWorld
+from actors.environments.tree import ResponseTree
 from actors.environments.trl import Trl
 from actors.environments.verifiers import Verifiers
 
@@ -29,6 +30,7 @@ ENVIRONMENTS: dict[str, type[Environment]] = {
     "program": ProgramAgent,
     "single_turn": SingleTurn,
     "text_world": TextWorld,
+    "tree": ResponseTree,
     "trl": Trl,
     "verifiers": Verifiers,
 }

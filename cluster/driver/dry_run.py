@@ -15,13 +15,20 @@ BYTES_PER_ROLLOUT = 400
 
 def plan(settings: RunConfig, directory: Path) -> str:
     """What the numbers of a recipe mean."""
+    from actors.environments.multi_policy import MultiPolicyEnvironment
+    from actors.environments.search import SearchEnvironment
+
     learner, rollout = settings.learner, settings.rollout
     policies = [settings.of_policy(name) for name in settings.policy_names]
     groups, size = learner.groups_per_step, rollout.group_size * len(policies) * len(rollout.prompt_variants)
     each = f"{rollout.group_size} rollouts" + (f" of each of {len(policies)} policies" if settings.policies else "")
-    if meeting := _meeting(settings):
-        size = meeting.size(len(policies))
+    environment = _environment(settings)
+    if isinstance(environment, MultiPolicyEnvironment):
+        size = environment.size(len(policies))
         each = f"{size} rollouts, all policies together,"
+    elif isinstance(environment, SearchEnvironment):
+        size = environment.size
+        each = f"a search that leaves at most {size} rollouts"
     outstanding = (learner.max_staleness + 1) * groups
     tokens = min(settings.engine.max_model_len, rollout.max_tokens * rollout.max_turns + 256)
     megabytes = outstanding * size * (tokens * BYTES_PER_TOKEN + BYTES_PER_ROLLOUT) / 1e6
@@ -51,15 +58,12 @@ def _updates(learner: LearnerSection) -> str:
     return _count(count, "optimiser step")
 
 
-def _meeting(settings: RunConfig) -> Any:
-    """The environment that makes whole groups, if the recipe has one."""
+def _environment(settings: RunConfig) -> Any:
     from actors.environments import ENVIRONMENTS
-    from actors.environments.multi_policy import MultiPolicyEnvironment
     from cluster.plugins import build
 
     section = settings.rollout.environment
-    environment = build(ENVIRONMENTS, section.use, section.options, "rollout.environment")
-    return environment if isinstance(environment, MultiPolicyEnvironment) else None
+    return build(ENVIRONMENTS, section.use, section.options, "rollout.environment")
 
 
 def _places(policy: RunConfig) -> str:

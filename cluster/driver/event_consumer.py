@@ -82,6 +82,7 @@ class EventConsumer:
         """Groups that the buffer itself dropped, by the step before."""
         self._threads: dict[str, tuple[float, float]] = {}
         """For each rollout worker whose environment blocked: number of hanging threads, and of replaced ones."""
+        self._prompt_tokens = self._cached_tokens = 0
         self._agents: Counter[str] = Counter()
         """Since the last step, by the names of `AGENT_METRICS`."""
         self._accuracy: float | None = None
@@ -211,6 +212,9 @@ class EventConsumer:
         if self._threads:
             hung, replaced = (float(sum(counts)) for counts in zip(*self._threads.values(), strict=True))
             row |= {"rollout/num_hung_threads": hung, "rollout/num_replaced_threads": replaced}
+        if self._prompt_tokens:
+            row["rollout/prefix_cache_hit_frac"] = self._cached_tokens / self._prompt_tokens
+            self._prompt_tokens = self._cached_tokens = 0
         if self._agents:
             row |= {metric: float(self._agents[name]) for name, metric in AGENT_METRICS.items()}
             self._agents.clear()
@@ -259,6 +263,8 @@ class EventConsumer:
         self._leases_lost += event.leases_lost
         self._groups += event.groups
         self._agents.update(event.agents)
+        self._prompt_tokens += event.prompt_tokens
+        self._cached_tokens += event.cached_tokens
         if event.replaced_threads:
             self._threads[event.worker] = event.hung_threads, event.replaced_threads
         self._spend(event)

@@ -274,9 +274,12 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
 
 
 def _environment(settings: RunConfig) -> Any:
+    """Return the environment of one episode: of a search the one that it searches."""
     from actors.environments import ENVIRONMENTS
+    from actors.environments.search import SearchEnvironment
 
-    return build_kind(ENVIRONMENTS, settings.rollout.environment, "rollout.environment", "play")
+    built = build_kind(ENVIRONMENTS, settings.rollout.environment, "rollout.environment", "play")
+    return built.episode if isinstance(built, SearchEnvironment) else built
 
 
 def _conversation(settings: RunConfig, chat: Any, head: Sequence[Task]) -> Iterator[str]:

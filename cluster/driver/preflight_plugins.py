@@ -18,6 +18,7 @@ def plugins(settings: RunConfig) -> None:
     """Build every plug-in once, so that a wrong name or option is known before an engine starts."""
     from actors.engine import ENGINES, check_options
     from actors.environments import ENVIRONMENTS
+    from actors.environments.search import SearchEnvironment
     from learner.advantages.registry import ADVANTAGES
     from learner.controllers.apply import memory_of
     from learner.losses.policy_losses import LOSSES
@@ -35,6 +36,8 @@ def plugins(settings: RunConfig) -> None:
         f"rollout.environment.use = '{environment.use}': the constructor did not return within "
         "rollout.environment_timeout_s",
     )
+    if isinstance(built, SearchEnvironment):
+        _check_search(settings)
     agents = len(built.agents)
     if settings.rollout.group_size % agents:
         raise ConfigError(
@@ -81,6 +84,21 @@ def plugins(settings: RunConfig) -> None:
     for name, judge in settings.judges.items():
         key_from(judge.key_env, f"judges.{name}")
     _selection(settings)
+
+
+def _check_search(settings: RunConfig) -> None:
+    """Raises ConfigError where a recipe adds rollouts to groups that a search makes."""
+    use = settings.rollout.environment.use
+    for key, there in (
+        ("[policies.…]", settings.policies),
+        ("[generators.…]", settings.generators),
+        ("rollout.prompt_variants", len(settings.rollout.prompt_variants) > 1),
+    ):
+        if there:
+            raise ConfigError(
+                f"rollout.environment.use = '{use}' makes whole groups by a search of one policy on one prompt; "
+                f"{key} has no place in them. Leave it out."
+            )
 
 
 def _checked(environment: Any) -> Any:

@@ -66,6 +66,10 @@ class RolloutReport(Tagged, frozen=True, kw_only=True, tag="rollout"):
     """What endpoints count, by the names of `AGENT_METRICS`."""
     hung_threads: int = 0
     replaced_threads: int = 0
+    prompt_tokens: int = 0
+    """Tokens that the engine was given to continue, those of evaluations included."""
+    cached_tokens: int = 0
+    """Tokens of these that its prefix cache held."""
     spans: tuple[Span, ...] = ()
 
 

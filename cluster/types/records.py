@@ -92,6 +92,20 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class TreeNode:
+    """One step of a search tree, on the way to the last token of a rollout."""
+
+    id: int
+    """Number of the node in its group's tree: rollouts that have a node in common share all tokens up to its end."""
+    end: int
+    """Place in the rollout behind the last token that the policy chose in this step."""
+    text: str
+    """What the policy wrote in this step, and what the environment answered to it."""
+    value: float = float("nan")
+    """What the search held the node to be worth when it ended; NaN if it gave no value."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """One sampled trajectory, prompt included, as flat tokens."""
 
@@ -127,6 +141,8 @@ class Rollout:
     """What the prompt opened before the policy's first turn, such as `<think>\\n`: `text` begins inside it."""
     num_cut_observations: int = 0
     """Observations that were cut to fit the context, or left out because nothing of them fitted."""
+    path: tuple[TreeNode, ...] = ()
+    """Nodes of the search tree from below its root to the end of the rollout; empty without a search."""
 
     @property
     def truncated(self) -> bool:

@@ -146,6 +146,11 @@ def consistent_rollout(rollout: Rollout, where: str = "rollout") -> Rollout:
     for i, span in enumerate(rollout.spans):
         known = VERSION.fullmatch(span.version)
         _check(known, f"{where}.spans[{i}].version", lambda v=span.version: f"is {brief(v)}; 'epoch.step' is expected")
+    last = 0
+    for i, node in enumerate(rollout.path):
+        known = last <= node.end <= count and not np.isinf(node.value)
+        _check(known, f"{where}.path[{i}]", lambda n=node, at=last: f"is {brief(n)} after {at}, of {count} tokens")
+        last = node.end
     spoken = sum(turn.role == "assistant" for turn in rollout.turns)
     for i, event in enumerate(rollout.events):
         _check(event.count >= 0, f"{where}.events[{i}].count", f"is {event.count}, below 0")

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,9 @@ from cluster.workers.peer_policies import PeerPolicyClient, players_roster
 from cluster.workers.weight_fetcher import WeightFetcher, shared_memory
 
 if TYPE_CHECKING:
+    from actors.chat import Chat
     from actors.speaker import Answer
+    from cluster.workers.critics import RewardCritics
 
 MIN_HANG_S, HANG_SHARE = 5.0, 0.4
 """A worker ends when an environment holds its interpreter for this share of `run.heartbeat_timeout_s` or of
@@ -45,6 +47,20 @@ def _engine(context: RunContext, policy: str, config: RunConfig, stop_tokens: Se
     # Engines of one seed and one model would say the same.
     config = config.model_copy(update={"seed": config.seed + context.config.policy_names.index(policy)})
     return engine(context.model_of(policy), config, stop_tokens=stop_tokens, version=INITIAL)
+
+
+def _critics(context: RunContext, chat: Chat) -> tuple[RewardCritics | None, Callable[[], list[asyncio.Task[None]]]]:
+    """Return the critics of a worker whose environment searches, and the function that follows what they ask."""
+    from actors.environments import ENVIRONMENTS
+    from actors.environments.search import SearchEnvironment
+    from cluster.plugins import lookup
+
+    environment = lookup(ENVIRONMENTS, context.config.rollout.environment.use, "rollout.environment")
+    if not (isinstance(environment, type) and issubclass(environment, SearchEnvironment)):
+        return None, list
+    from cluster.workers.critics import critics_of
+
+    return critics_of(context, chat)
 
 
 def endpoints_roster(context: RunContext) -> Roster:
@@ -92,6 +108,7 @@ class RolloutActor:
         self._judges = list(shares)
         self._speaker = Speaker(self._engine, chat, max(1, int(sum(shares.values()) * config.engine.max_num_seqs)))
         self._signing: list[asyncio.Task[None]] = []
+        critics, self._follow_critics = _critics(context, chat) if policy == POLICY else (None, list)
         self.worker = RolloutWorker(
             name,
             policy=policy,
@@ -108,13 +125,16 @@ class RolloutActor:
             else {},
             generators=Generators(context) if config.generators else None,
             marks=self._witnessed(config),
+            critics=critics,
         )
 
     def _witnessed(self, config: RunConfig) -> Marks | None:
         """Start a process that sees an environment of the user's own hold the interpreter, where this one cannot."""
         from actors.environments import ENVIRONMENTS
 
-        if config.rollout.environment.use in ENVIRONMENTS:
+        environment = config.rollout.environment
+        inner = environment.options.get("inner", {})  # a search plays the environment of this name
+        if environment.use in ENVIRONMENTS and inner.get("use", "single_turn") in ENVIRONMENTS:
             return None
         marks = Marks(self._spool / "marks")
         # Sooner than the driver ends a worker that does not answer, and than its groups are handed to another one.
@@ -131,6 +151,7 @@ class RolloutActor:
         for judge in self._judges:
             signing = keep_signing(roster(self._context, judge), self._name, lambda: self._engine.version)
             self._signing.append(asyncio.create_task(signing))
+        self._signing += self._follow_critics()
         if self._context.config.endpoint.enabled:
             endpoint = self.worker.endpoint
             await endpoint.start()

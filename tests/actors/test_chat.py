@@ -109,6 +109,15 @@ def test_every_eos_of_the_generation_config_ends_a_turn(tmp_path):
     assert Chat(PreTrainedTokenizerFast.from_pretrained(tmp_path)).stop_tokens == [end, turn]
 
 
+def test_tokens_that_hold_a_string_are_known_and_none_that_ends_a_turn():
+    made = tokenizer(CHATML)
+    made.add_tokens([".\n", "\n\n"])
+    chat = Chat(made)
+    assert {chat.written(i) for i in chat.tokens_with(("\n",))} == {"\n", ".\n", "\n\n"}
+    assert chat.tokens_with(()) == ()
+    assert {chat.written(i) for i in chat.tokens_with(("<",))} == {"<", *SPECIAL} - {"<|endoftext|>", "<|im_end|>"}
+
+
 def test_a_recipe_names_further_tokens_and_strings():
     made = tokenizer(CHATML)
     chat = Chat(made, stop=["</answer>", "\nQ:", 7])
