@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from itertools import islice, product
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice, product
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
+from torch.nn.utils.rnn import pad_sequence
 
 from cluster.types import Group, Provenance, Scores
 from rewards.base import Services
@@ -21,6 +22,9 @@ from rewards.learned.labels import pair, pair_of
 from rewards.learned.network import LearnedNetwork, order_agreement
 from rewards.learned.reward_model import scores_of
 from rewards.learned.step_rewards import OutcomeReward, Told
+
+BATCH_TOKENS = 4096
+"""Tokens of one forward pass, padding included."""
 
 
 class ImplicitSteps(LearnedNetwork):
@@ -47,28 +51,27 @@ class ImplicitSteps(LearnedNetwork):
     def _network(self) -> Any:
         return LogRatios(self.encoder, self.beta)
 
-    def _steps(self, episode: str) -> Float[Tensor, " K"]:
+    def _steps(self, episodes: Iterable[str]) -> dict[str, Float[Tensor, " K"]]:
         net: Any = self._net
-        return net.steps(episode)
+        return net.steps(list(dict.fromkeys(episodes)))
 
     def _loss(self, keys: Sequence[str], batch: Float[Tensor, " B"], values: Float[np.ndarray, " N"]) -> Tensor:
         pairs = [pair_of(key) for key in keys]
-        better, worse = ([self._steps(side) for side in sides] for sides in zip(*pairs, strict=True))
+        steps = self._steps(chain.from_iterable(pairs))
+        better, worse = ([steps[side] for side in sides] for sides in zip(*pairs, strict=True))
         return implicit_loss(better, worse, self.episode)
 
+    @torch.no_grad()
     def predict(self, captions: Sequence[str]) -> Float[np.ndarray, " N"]:
-        found: dict[str, np.ndarray] = {}
-        with torch.no_grad():
-            for caption in captions:
-                episode = caption.rpartition(STEP)[0]
-                if episode not in found:
-                    found[episode] = self._steps(episode).double().numpy()
-        splits = (caption.rpartition(STEP) for caption in captions)
-        return np.array([found[episode][int(place)] for episode, _, place in splits], np.float64)
+        splits = [caption.rpartition(STEP) for caption in captions]
+        steps = self._steps(episode for episode, _, _ in splits)
+        return np.array([float(steps[episode][int(place)]) for episode, _, place in splits], np.float64)
 
     @torch.no_grad()
     def agreement(self, keys: Sequence[str], values: Float[np.ndarray, " N"]) -> float:
-        worth = np.array([[float(self._steps(side).sum()) for side in pair_of(key)] for key in keys])
+        pairs = [pair_of(key) for key in keys]
+        steps = self._steps(chain.from_iterable(pairs))
+        worth = np.array([[float(steps[side].sum()) for side in sides] for sides in pairs])
         return order_agreement(worth[:, 0], worth[:, 1], values) if len(keys) else float("nan")
 
 
@@ -82,14 +85,37 @@ class LogRatios(nn.Module):
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         self._beta = beta
 
-    def steps(self, episode: str) -> Float[Tensor, " K"]:
-        found = []
-        for part in json.loads(episode):
-            tokens, old = torch.tensor([part["tokens"]]), torch.tensor(part["logprobs"])
-            logits = self.model(input_ids=tokens, use_cache=False).logits[0, :-1] / part["temperature"]
-            ratio = logits.log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0] - old[1:]
-            found += [ratio[max(start, 1) - 1 : end - 1].sum() for start, end in part["turns"]]
-        return self._beta * torch.stack(found)
+    def steps(self, episodes: Sequence[str]) -> dict[str, Float[Tensor, " K"]]:
+        """Return the rewards of each episode's turns."""
+        parts = [(episode, part) for episode in episodes for part in json.loads(episode)]
+        found: dict[str, list[Tensor]] = {episode: [] for episode in episodes}
+        for batch in batches_of(parts):
+            ratios = self._ratios([part for _, part in batch])
+            for (episode, part), ratio in zip(batch, ratios, strict=True):
+                found[episode] += [ratio[max(start, 1) - 1 : end - 1].sum() for start, end in part["turns"]]
+        return {episode: self._beta * torch.stack(turns) for episode, turns in found.items()}
+
+    def _ratios(self, parts: Sequence[dict[str, Any]]) -> Float[Tensor, "B L-1"]:
+        """Log-ratios of all tokens but the first, one row a part; the padding at the end of a row says nothing."""
+        tokens = pad_sequence([torch.tensor(part["tokens"]) for part in parts], batch_first=True)
+        old = pad_sequence([torch.tensor(part["logprobs"]) for part in parts], batch_first=True)
+        temperatures = torch.tensor([part["temperature"] for part in parts])[:, None, None]
+        logits = self.model(input_ids=tokens, use_cache=False).logits[:, :-1] / temperatures
+        return logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0] - old[:, 1:]
+
+
+def batches_of(parts: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """Yield runs of parts of at most `BATCH_TOKENS` padded tokens, or one part."""
+    batch: list[tuple[str, dict[str, Any]]] = []
+    longest = 0
+    for one in parts:
+        longest = max(longest, len(one[1]["tokens"]))
+        if batch and longest * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch, longest = [], len(one[1]["tokens"])
+        batch.append(one)
+    if batch:
+        yield batch
 
 
 def implicit_loss(

@@ -109,3 +109,20 @@ async def test_successes_are_paired_with_failures_and_turns_are_scored(model, tm
     assert all((np.delete(t, [3, 7]) == 0).all() and (t[[3, 7]] != 0).all() for t in scores.tokens)
     np.testing.assert_allclose(scores.tokens[1], scores.tokens[2], rtol=1e-5)
     services.close()
+
+
+def test_episodes_read_together_get_what_each_gets_alone(model, monkeypatch):
+    rng = np.random.default_rng(0)
+    texts = []
+    for length in (2, 7, 3, 12):
+        tokens = rng.integers(4, 16, 2 * length).astype(np.int32)
+        turns = (Turn("user", 0, length, ""), Turn("assistant", length, 2 * length, ""))
+        mask, old = np.arange(2 * length) >= length, np.full(2 * length, -1.5, np.float32)
+        one = of(replace(rollout("", num_tokens=6), tokens=tokens, loss_mask=mask, logprobs=old, turns=turns))
+        texts.append(written_episode(one, episodes_of(one)[0]))
+    learnt = ImplicitSteps(encoder=model)
+    alone = np.concatenate([learnt.predict([f"{text}{STEP}0"]) for text in texts])
+    assert len(np.unique(alone.round(4))) == len(texts)
+    for bound in (1, 30, 4096):
+        monkeypatch.setattr("rewards.learned.implicit_steps.BATCH_TOKENS", bound)
+        np.testing.assert_allclose(learnt.predict([f"{text}{STEP}0" for text in texts]), alone, atol=1e-6)
