@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Dozens of processes import the same modules: compiling them once takes a minute off the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: docs quickstart test env-tests check verify chaos bench minihack loophole install
+.PHONY: docs quickstart test env-tests check lint types environments verify chaos bench minihack loophole install
 
 quickstart: install
 	python -m cluster.run deploy/recipes/quickstart.toml
@@ -15,19 +15,25 @@ QUICK := not verify and not chaos and not gpu
 ALONE := ray or engine or job
 PYTEST := python -m pytest --durations 25 --durations-min 5
 
-# First what shares a machine well, two at a time; then what starts Ray, engines and jobs, one after the other.
-test: check
-	@deploy/environments.sh
-	OMP_NUM_THREADS=1 $(PYTEST) -m "$(QUICK) and not ($(ALONE))" -n 2 --dist loadfile
-	$(PYTEST) -m "$(QUICK) and ($(ALONE))"
+# Only these files are collected for the second part: importing all of them takes half a minute.
+ALONE_FILES = $(shell grep -lrE --include='test_*.py' 'mark\.(ray|engine|job)\b' tests)
+
+# First the static checks, beside one another; then what shares a machine well, two at a time, long files first (tests/conftest.py);
+# then what starts Ray, engines and jobs, one after the other.
+test: install
+	@$(MAKE) --no-print-directory -j 3 -O types lint environments
+	OMP_NUM_THREADS=1 $(PYTEST) -m "$(QUICK) and not ($(ALONE))" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "$(QUICK) and ($(ALONE))" $(ALONE_FILES)
 
 verify: install
 	python -m pytest -m verify
 
 # Environments of other frameworks, in virtual environments of their own; offline once they are there.
-env-tests: install
-	@deploy/environments.sh
+env-tests: environments
 	python -m pytest tests/environments
+
+environments: install
+	@deploy/environments.sh
 
 minihack: install
 	python -m tests.experiments.minihack
@@ -43,9 +49,14 @@ bench: install
 	python -m tests.bench $(NAME)
 
 check: install
+	@$(MAKE) --no-print-directory -j 2 -O types lint
+
+types: install
+	pyright
+
+lint: install
 	ruff check
 	ruff format --check
-	pyright
 	lint-imports --no-logo
 	python -m pytest -q tests/test_words.py "tests/test_docs.py::test_links_between_pages_lead_somewhere"
 

@@ -1,6 +1,7 @@
 """Fixtures for every folder: a real redis-server for the session, and a run of its own for each test."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -9,12 +10,26 @@ import redis
 from cluster.buffer import Buffer
 from cluster.buffer.server import Store
 
+LONG_FILES = (
+    "cluster/test_offline.py",
+    "learner/test_engine.py",
+    "cluster/test_state_machine.py",
+    "learner/test_saved_state.py",
+    "test_package.py",
+    "cluster/test_check.py",
+    "cluster/test_console_limits.py",
+    "environments/test_real.py",
+)
+"""Files of tests that take longest, relative to this folder. They run first, so that two workers end together."""
+
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "redis_store" in getattr(item, "fixturenames", ()):
             item.add_marker("redis")
+    rank = {Path(__file__).parent / name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))  # stable: the others stay in their order
 
 
 @pytest.fixture(scope="session")

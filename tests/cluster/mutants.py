@@ -221,6 +221,21 @@ SEEDS = {
 """The first seed that finds a mutant: a test replays it, and `make verify` searches again."""
 
 
+SAMPLE = {
+    "admission counts the released version only",
+    "ready groups come in any order",
+    "a put needs no token",
+    "a repeated record is refused",
+    "nothing is trimmed",
+    "leases do not pass",
+    "a resume forgets the records",
+    "a roll-back keeps the queue",
+    "a suspect is handed out with others",
+    "drops are not in the ledger",
+}
+"""One mutant of each kind of rule, replayed by `make test`; `make verify` replays all."""
+
+
 def source(name: str, script: str) -> str:
     """A script of the test build. AssertionError if the text to change is not there exactly once."""
     text = ORIGINAL(script)

@@ -12,7 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from cluster.buffer import connection
 from cluster.buffer.server import Store
 from tests.cluster.expected import Broken
-from tests.cluster.mutants import MUTANTS, ORIGINAL, RARE, SEEDS, source
+from tests.cluster.mutants import MUTANTS, ORIGINAL, RARE, SAMPLE, SEEDS, source
 from tests.cluster.pipeline_machine import PipelineMachine
 
 
@@ -47,8 +47,9 @@ def search(
         run_state_machine_as_test(seed(number)(seeded), settings=options)
 
 
-def test_no_order_of_moves_breaks_an_invariant(own_store: Store):
-    search(PipelineMachine, own_store, seeds=range(12), steps=60, phases=(Phase.generate, Phase.shrink))
+@pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 12), marks=pytest.mark.verify)])
+def test_no_order_of_moves_breaks_an_invariant(own_store: Store, seeds: range):
+    search(PipelineMachine, own_store, seeds=seeds, steps=60, phases=(Phase.generate, Phase.shrink))
 
 
 def with_few_lines(script: str) -> str:
@@ -56,13 +57,17 @@ def with_few_lines(script: str) -> str:
     return ORIGINAL(script).replace("LINES_KEPT = 20000", "LINES_KEPT = 2")
 
 
-def test_sums_of_old_lines_tell_what_the_lines_told(own_store: Store, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("seeds", [range(1), pytest.param(range(1, 4), marks=pytest.mark.verify)])
+def test_sums_of_old_lines_tell_what_the_lines_told(own_store: Store, seeds: range, monkeypatch: pytest.MonkeyPatch):
     assert with_few_lines("prelude") != ORIGINAL("prelude")
     monkeypatch.setattr(connection, "_source", with_few_lines)
-    search(PipelineMachine, own_store, seeds=range(4), steps=60, phases=(Phase.generate,))
+    search(PipelineMachine, own_store, seeds=seeds, steps=60, phases=(Phase.generate,))
 
 
-@pytest.mark.parametrize("name", [name for name in MUTANTS if name not in RARE])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(m, marks=() if m in SAMPLE else pytest.mark.verify) for m in MUTANTS if m not in RARE],
+)
 def test_with_a_rule_switched_off_its_seed_replays_the_trace(
     own_store: Store, name: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -76,6 +81,10 @@ def test_with_a_rule_switched_off_its_seed_replays_the_trace(
             steps=60,
             phases=(Phase.generate,),
         )
+
+
+def test_the_sample_is_of_mutants_with_a_seed():
+    assert SEEDS.keys() >= SAMPLE
 
 
 @pytest.mark.verify

@@ -222,7 +222,8 @@ def test_an_actor_that_is_stopped_is_replaced(tmp_path):
     assert summary["groups_lost"] == summary["groups_trained_twice"] == 0
 
 
-@pytest.mark.parametrize("zero_stage", [pytest.param(0, marks=pytest.mark.verify), 3])
+@pytest.mark.verify
+@pytest.mark.parametrize("zero_stage", [0, 3])
 def test_a_collective_that_a_rank_leaves_hanging_ends_by_its_time_out(tmp_path, zero_stage):
     """The rank is stopped before its third step; `run.heartbeat_timeout_s` is an hour, so no watchdog ends it."""
     log, run, dead = tmp_path / "log", tmp_path / "hanging", tmp_path / "dead"

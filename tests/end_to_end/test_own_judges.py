@@ -143,6 +143,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.verify
 def test_the_policy_judges_itself_and_says_which_version_did(tmp_path):
     path = recipe(tmp_path, '[judges.self]\nkind = "policy"', blocking=True, self="")
     with judged(tmp_path, path, *FAKE, "engine.use=tests.fakes:Marking") as (process, log, run):

@@ -178,6 +178,7 @@ class FirstDigit(Reward):
 '''
 
 
+@pytest.mark.verify
 def test_ray_job_submit_runs_with_a_reward_from_outside_the_repository(tmp_path):
     from ray.job_submission import JobStatus, JobSubmissionClient
 

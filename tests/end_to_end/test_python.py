@@ -31,6 +31,7 @@ def run_block(source: str, name: str, module: types.ModuleType) -> None:
     exec(compile(source, name, "exec"), vars(module))
 
 
+@pytest.mark.verify
 def test_the_page_trains_beside_files_that_have_the_names_of_packages(tmp_path, monkeypatch, capsys):
     for name in ("actors", "learner", "rewards"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('this is the file of a user')\n")

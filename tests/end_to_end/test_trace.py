@@ -11,7 +11,7 @@ import pytest
 from tests.end_to_end import jobs
 from tests.trace_rows import complete_events, overlaps
 
-pytestmark = pytest.mark.job
+pytestmark = [pytest.mark.job, pytest.mark.verify]
 
 FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.drop_zero_variance=false"]
 STEPS = 30

@@ -43,6 +43,7 @@ def request(**template) -> Request:
 
 
 @pytest.mark.engine
+@pytest.mark.verify
 async def test_a_real_server_judges(tmp_path):
     model = random_llama(tmp_path / "model", tied=False, chat=True)
     server = VllmServer(model, tmp_path / "logs", options=TINY)
