@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -105,11 +106,27 @@ def identifiers(tree: ast.AST) -> Iterator[str]:
                 yield from name.split(".")
 
 
+@cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
+@cache
+def known_files() -> Mapping[str, Set[str]]:
+    """Return the Python files here, by their last part."""
+    known: dict[str, set[str]] = {}
+    for top in (*PACKAGES, "tests", "deploy"):
+        for file in (ROOT / top).rglob("*.py"):
+            known.setdefault(file.name, set()).add(str(file.relative_to(ROOT)))
+    return known
+
+
+@cache
 def prose_of(source: str) -> str:
     """Return docstrings and comments of a Python source."""
     texts = [
         node.value.value
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(parsed(source))
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
     ]
     return "\n".join([*texts, *re.findall(r"# (.*)$", source, re.M)])
@@ -130,22 +147,19 @@ def banned_prose(text: str) -> list[str]:
 
 def missing_files(text: str) -> list[str]:
     """Return the Python files that a text names and nothing here is called."""
-    known = {
-        str(file.relative_to(ROOT)) for top in (*PACKAGES, "tests", "deploy") for file in (ROOT / top).rglob("*.py")
-    }
+
+    def exists(name: str) -> bool:
+        return any(f"/{file}".endswith(f"/{name}") for file in known_files().get(Path(name).name, ()))
+
     named = {name.lstrip("/") for name in re.findall(r"[\w./-]*\w\.py\b", text)}
-    return sorted(
-        name
-        for name in named
-        if Path(name).name not in FOREIGN_FILES and not any(f"/{file}".endswith(f"/{name}") for file in known)
-    )
+    return sorted(name for name in named if Path(name).name not in FOREIGN_FILES and not exists(name))
 
 
 @pytest.mark.parametrize("package", [*PACKAGES, "tests"])
 def test_no_identifier_is_a_word_that_went_away(package: str):
     names: set[str] = set()
     for file in (ROOT / package).rglob("*.py"):
-        names |= {*file.relative_to(ROOT).with_suffix("").parts, *identifiers(ast.parse(file.read_text("utf-8")))}
+        names |= {*file.relative_to(ROOT).with_suffix("").parts, *identifiers(parsed(file.read_text("utf-8")))}
     assert banned(names) == []
 
 
@@ -234,12 +248,12 @@ def subject_faults(subject: str) -> list[str]:
 
 
 def test_docstrings_begin_with_a_noun_or_an_imperative():
-    found = {str(f.relative_to(ROOT)): fragments(ast.parse(f.read_text("utf-8"))) for f in SOURCES}
+    found = {str(f.relative_to(ROOT)): fragments(parsed(f.read_text("utf-8"))) for f in SOURCES}
     assert {file: lines for file, lines in found.items() if lines} == {}
 
 
 def test_errors_and_log_lines_name_a_component():
-    found = {str(f.relative_to(ROOT)): persons(ast.parse(f.read_text("utf-8"))) for f in SOURCES}
+    found = {str(f.relative_to(ROOT)): persons(parsed(f.read_text("utf-8"))) for f in SOURCES}
     assert {file: lines for file, lines in found.items() if lines} == {}
 
 
