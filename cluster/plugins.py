@@ -53,6 +53,13 @@ def lookup(known: Mapping[str, Any], use: str, where: str) -> Any:
             f"{where}.use = '{use}' is unknown. {nearest(use, known)}Known: {', '.join(sorted(known))}. "
             "For your own, write 'package.module:ClassName'."
         )
+    if ".py:" in use:
+        file, _, name = use.rpartition(":")
+        module = file.removesuffix(".py").removeprefix("./").replace("/", ".")
+        raise ConfigError(
+            f"{where}.use = '{use}' names a file, which rewards alone may. Name the module: '{module}:{name}', and "
+            "start the job in the directory that holds it, or add it to py_modules."
+        )
     try:
         return pkgutil.resolve_name(known.get(use, use))
     except (ImportError, AttributeError, ValueError) as error:

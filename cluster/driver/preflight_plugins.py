@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -21,6 +22,7 @@ def plugins(settings: RunConfig) -> None:
     from actors.environments.search import SearchEnvironment
     from learner.advantages.registry import ADVANTAGES
     from learner.controllers.apply import memory_of
+    from learner.losses.loss_trial import try_loss
     from learner.losses.policy_losses import LOSSES
     from rewards.aggregation.shaping import SHAPERS
     from rewards.judges.backends.http import key_from
@@ -36,6 +38,11 @@ def plugins(settings: RunConfig) -> None:
         f"rollout.environment.use = '{environment.use}': the constructor did not return within "
         "rollout.environment_timeout_s",
     )
+    if inspect.iscoroutinefunction(built.play) or inspect.isgeneratorfunction(built.play):
+        raise ConfigError(
+            f"rollout.environment.use = '{environment.use}': {type(built).__name__}.play is no asynchronous generator. "
+            "Write it as `async def play(self, task, variant)` and `yield` an Observation for each turn, then an End."
+        )
     if isinstance(built, SearchEnvironment):
         _check_search(settings)
     agents = len(built.agents)
@@ -47,7 +54,9 @@ def plugins(settings: RunConfig) -> None:
     for own in map(settings.of_policy, settings.policy_names):
         lookup(ENGINES, own.engine.use, "engine")
         check_options(own.engine)
-        build_kind(LOSSES, own.learner.loss, "learner.loss", "loss")
+        loss = build_kind(LOSSES, own.learner.loss, "learner.loss", "loss")
+        if type(loss) not in LOSSES.values():
+            try_loss(loss, own.learner.loss)
     for i, reward in enumerate(settings.rewards):
         signal = build_reward(reward, f"rewards[{i}]")
         if len(settings.rollout.prompt_variants) < signal.min_variants:

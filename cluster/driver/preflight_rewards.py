@@ -44,8 +44,8 @@ def rewards(settings: RunConfig, head: Sequence[Task]) -> None:
         )
         if failure:
             raise ConfigError(
-                f"rewards[{i}] = '{section.use}' failed on a made-up rollout of task {group.task.id}: {failure} "
-                "Fix the reward: in the run it would fail on every rollout."
+                f"rewards[{i}] = '{section.use}' failed on a made-up rollout of task {group.task.id}: "
+                f"{failure.rstrip('.')}. Fix the reward: in the run it would fail on every rollout."
             )
 
 

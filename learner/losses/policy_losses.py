@@ -248,7 +248,8 @@ def objective(
     """
     weighted, found = corrected(logprobs, tokens, section)
     loss, metrics = _checked(policy_loss, section.use, logprobs, weighted)
-    metrics = {"loss/policy": loss, **found, **metrics}
+    named = {name if "/" in name else f"loss/{name}": value for name, value in metrics.items()}
+    metrics = {"loss/policy": loss, **found, **named}
     # Not 0 · loss: it may overflow on pairs whose rewards nobody meant to follow.
     loss = section.coef * loss if section.coef else logprobs.new_zeros(())
     mask = tokens.loss_mask
