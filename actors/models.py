@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from actors.hub import Unavailable, download
 from cluster.config import ModelSection
 from cluster.errors import ConfigError, nearest, one_line
 from cluster.plugins import build as build_plugin
@@ -317,31 +318,13 @@ def _in_hub_cache(path: str, *, whole: bool) -> Path | None:
 
 
 def _from_hub(path: str, files: list[str], *, whole: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-
     if cached := _in_hub_cache(path, whole=whole):
         return cached
-    if HF_HUB_OFFLINE:
-        raise ConfigError(
-            f"{_hint(path)}As a Hugging Face id it is not in the local cache, and HF_HUB_OFFLINE is set: "
-            "download it where there is a network."
-        )
     log.info("downloading %s from Hugging Face", path)
     try:
-        return Path(snapshot_download(path, allow_patterns=files))
-    except GatedRepoError as error:
-        why = "it is gated: accept its licence on huggingface.co and set HF_TOKEN."
-        raise ConfigError(f"model.path = '{path}' cannot be downloaded: {why}") from error
-    except RepositoryNotFoundError as error:
-        why = "there is none of this name, or it is private: check it, or set HF_TOKEN."
-        raise ConfigError(f"{_hint(path)}As a Hugging Face id: {why}") from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:  # without a network it is an OSError
-        why = f"it is not in the local cache and cannot be downloaded: {one_line(error)}"
-        raise ConfigError(
-            f"{_hint(path)}As a Hugging Face id {why} Check the name and the network, or give a directory."
-        ) from error
+        return download(path, files)
+    except Unavailable as error:
+        raise ConfigError(f"{_hint(path)}As a model of Hugging Face {error}") from error
 
 
 def _place(name: str, key: dict[str, Any]) -> Path:

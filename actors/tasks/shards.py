@@ -13,9 +13,10 @@ from glob import glob, has_magic
 from itertools import accumulate
 from pathlib import Path
 
+from actors.hub import Unavailable, download
 from actors.tasks.rows import Bytes, CsvRows, JsonRows, Row, Rows, json_rows
 from actors.tasks.tables import ArrowRows, ParquetRows
-from cluster.errors import ConfigError, nearest, one_line
+from cluster.errors import ConfigError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -92,32 +93,18 @@ def open_rows(path: str, split: str, option: str = "path", texts: Set[str] = fro
 def _from_hub(path: str, option: str) -> Path:
     """Return the snapshot of a data set of Hugging Face, from the cache or downloaded. Raises ConfigError."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = [f"*{suffix}" for suffix in (*FORMATS, *LIKE_JSONL)]
-    neither = (
-        f"tasks.options.{option} = '{path}' does not exist (relative paths start at '{Path.cwd()}'), and as a data set "
-        "of Hugging Face"
-    )
     with suppress(LocalEntryNotFoundError):
         return Path(snapshot_download(path, repo_type="dataset", allow_patterns=patterns, local_files_only=True))
-    if HF_HUB_OFFLINE:
-        raise ConfigError(
-            f"{neither} it is not in the local cache, and HF_HUB_OFFLINE is set: download it where there is a network."
-        )
     log.info("downloading the data set %s from Hugging Face", path)
-    endpoint = os.environ.get("HF_ENDPOINT")
     try:
-        return Path(snapshot_download(path, repo_type="dataset", allow_patterns=patterns, endpoint=endpoint))
-    except GatedRepoError as error:
-        raise ConfigError(f"{neither} it is gated: accept its terms on huggingface.co and set HF_TOKEN.") from error
-    except RepositoryNotFoundError as error:
-        raise ConfigError(f"{neither} it does not exist, or is private: check the name, or set HF_TOKEN.") from error
-    except (HfHubHTTPError, OSError) as error:  # without a network it is an OSError
+        return download(path, patterns, "dataset")
+    except Unavailable as error:
         raise ConfigError(
-            f"{neither} it is not in the local cache and cannot be downloaded: {one_line(error)} Check the network, or "
-            "give a path."
+            f"tasks.options.{option} = '{path}' does not exist (relative paths start at '{Path.cwd()}'), and as a data "
+            f"set of Hugging Face {error}"
         ) from error
 
 

@@ -329,7 +329,9 @@ def test_a_data_set_that_cannot_be_had_is_refused_with_what_to_do(hub, monkeypat
     with pytest.raises(ConfigError, match=r"'me/none' does not exist .* Hugging Face it does not exist.*HF_TOKEN"):
         build(TASKS, "dataset", {"path": "me/none"}, "tasks").train()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ConfigError, match=r"not in the local cache and cannot be downloaded: .*Check the network"):
+    with pytest.raises(
+        ConfigError, match=r"not in the local cache and cannot be downloaded from .*Check the name and the network"
+    ):
         build(TASKS, "dataset", {"path": "me/sums"}, "tasks").train()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set: download it where there is a network"):
