@@ -138,6 +138,7 @@ class FunctionReward(Reward):
                     f"Columns of the data set: {', '.join(columns) or 'none'}; always there: "
                     f"{', '.join(sorted(always_filled(self.style)))}. Add a column '{name}', rename the parameter, or "
                     f"set {self._where}.options.{name}."
+                    + (" use = 'verifiers' runs a whole rubric, with its parser." if self.style == "verifiers" else "")
                 )
 
     async def score(self, group: Group, services: Services) -> Scores:

@@ -51,6 +51,7 @@ REWARDS: dict[str, str] = {
     "teacher": "rewards.builtin.teacher:Teacher",
     "thoughts": "rewards.builtin.steps:Thoughts",
     "token_contrast": "rewards.builtin.token_contrast:TokenContrast",
+    "verifiers": "rewards.builtin.verifiers_objects:VerifiersReward",
     "variant_agreement": "rewards.builtin.co_reward:VariantAgreement",
     "reward_model": "rewards.learned.reward_model:LearnedReward",
 }
@@ -58,7 +59,7 @@ REWARDS: dict[str, str] = {
 
 def build_reward(section: RewardSection, where: str) -> Reward:
     """The reward that a section of the recipe names; `where` is that section's place. Raises ConfigError."""
-    found: Any = loaded(section.use, REWARDS, where)
+    found: Any = _loaded(section.use, where)
     if inspect.isclass(found) and issubclass(found, Reward):
         if section.untrusted:
             raise ConfigError(
@@ -66,10 +67,28 @@ def build_reward(section: RewardSection, where: str) -> Reward:
                 "function can be run in the sandbox; a class calls services.verify for what evaluates text."
             )
         return build({section.use: found}, section.use, section.options, where)
+    if hasattr(found, "score_group") or (hasattr(found, "data_type") and hasattr(found, "hooks")):
+        raise ConfigError(f"{where}.use = '{section.use}' is an object of verifiers. {_with_verifiers(section.use)}")
     if callable(found) and not inspect.isclass(found):
         sandbox_s = section.timeout_s / CALLS_IN_TIME if section.untrusted else None
         return FunctionReward.of(found, section.use, section.options, where, sandbox_s)
     raise ConfigError(
         f"{where}.use = '{section.use}' is {found!r:.80}. A reward is a subclass of rewards.base.Reward, or a function "
         "(prompt, completion, …) -> float."
+    )
+
+
+def _loaded(use: str, where: str) -> Any:
+    try:
+        return loaded(use, REWARDS, where)
+    except ConfigError as error:
+        if "No module named 'verifiers" in str(error):
+            raise ConfigError(f"{error} {_with_verifiers(use)}") from error
+        raise
+
+
+def _with_verifiers(use: str) -> str:
+    return (
+        f"Write use = 'verifiers' with options = {{ object = '{use}', python = '…/bin/python' }}, where python is one "
+        "that has verifiers."
     )

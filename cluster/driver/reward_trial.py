@@ -109,21 +109,26 @@ def main() -> None:
 def try_here(reward: Reward, section: RewardSection, group: Group, name: str) -> str:
     """Why the reward fails on the whole group; nothing if it does not."""
     answer: list[str] = []
+    prepared = threading.Event()
 
     def asked() -> None:
-        answer.append(asyncio.run(_failure(reward, section, group, name)))
+        answer.append(asyncio.run(_failure(reward, section, group, name, prepared)))
 
     # In a thread: an async reward that blocks would hold the command for ever.
     thread = threading.Thread(target=asked, daemon=True, name=f"trial of {name}")
     thread.start()
+    prepared.wait(IMPORTS_S)
     thread.join(section.timeout_s + BLOCKED_S)
     return answer[0] if answer else f"no answer within {section.timeout_s:g} s: it blocks the event loop"
 
 
-async def _failure(reward: Reward, section: RewardSection, group: Group, name: str) -> str:
+async def _failure(reward: Reward, section: RewardSection, group: Group, name: str, prepared: threading.Event) -> str:
     services = Services(threads=2)
     try:
-        await reward.prepare(services)
+        try:
+            await reward.prepare(services)
+        finally:
+            prepared.set()
         scores, note = await ask(reward, group, services, section.timeout_s, name)
     except ConfigError as error:
         return str(error)

@@ -23,3 +23,17 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 def test_a_pattern_that_does_not_compile_is_refused():
     with pytest.raises(ConfigError, match="not a regular expression"):
         build_reward(RewardSection(use="format", options={"pattern": "("}), "rewards[0]")
+
+
+def test_an_object_of_verifiers_is_refused_with_how_to_name_it(tmp_path):
+    files = {
+        "absent": "import verifiers as vf\nRUBRIC = vf.Rubric()",
+        "rubric": "class Rubric:\n    def score_group(self, states): ...\nRUBRIC = Rubric()",
+        "task": "class RUBRIC:\n    data_type = config_type = hooks = None",
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        with pytest.raises(
+            ConfigError, match=rf"Write use = 'verifiers' with options = {{ object = '.*{name}.py:RUBRIC'"
+        ):
+            build_reward(RewardSection(use=f"{tmp_path}/{name}.py:RUBRIC"), "rewards[0]")
