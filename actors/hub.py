@@ -16,8 +16,8 @@ class Unavailable(KanaboError):
 
 def download(name: str, patterns: Sequence[str], kind: Literal["model", "dataset"] = "model") -> Path:
     """Return a directory with those files of a model or data set, from the cache or downloaded. Raises Unavailable."""
-    from huggingface_hub import get_token, snapshot_download
-    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+    from huggingface_hub import HfApi, get_token, snapshot_download
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_ETAG_TIMEOUT, HF_HUB_OFFLINE
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if HF_HUB_OFFLINE:
@@ -29,6 +29,8 @@ def download(name: str, patterns: Sequence[str], kind: Literal["model", "dataset
     log_in = "log in with `hf auth login` or set HF_TOKEN"
     unknown = f"it does not exist, or is private: check the name, or {log_in}."
     try:
+        # Asked first, with a deadline: the download's own first question has none.
+        HfApi(endpoint=endpoint).repo_info(name, repo_type=kind, timeout=HF_HUB_ETAG_TIMEOUT)
         return Path(snapshot_download(name, repo_type=kind, allow_patterns=list(patterns), endpoint=endpoint))
     except GatedRepoError as error:
         last = "the account of this token may not read it yet" if get_token() else f"then {log_in}"

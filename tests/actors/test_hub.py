@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 from typing import Any
 
@@ -107,3 +108,12 @@ def test_a_hub_that_is_not_there_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match=r"cannot be downloaded from http://127.0.0.1:9: .*Check the name"):
         load("model")
+
+
+def test_a_hub_that_never_answers_is_given_up(monkeypatch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
+        with pytest.raises(ConfigError, match=r"cannot be downloaded from .*Timeout.*Check the name and the network"):
+            load("model")
