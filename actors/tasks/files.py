@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, model_validator
 
 from actors.tasks import prompts
 from actors.tasks.base import Lazy, TaskSource, checked
@@ -59,12 +59,21 @@ class Files(TaskSource):
     """Column of the prompt: a text, which becomes a user's message, or a list of {role, content} or {from, value}.
     While no column is named and there is no `prompt`, `messages` or `conversations` is read. An assistant's answer at
     the end of the list is the reference."""
+    prompt_template: str = ""
+    """The prompt of rows without a column of it: a text in which `{column}` stands for what the row has there, such as
+    "Use the numbers {nums} to reach {target}." A brace that is meant stands twice: `\\boxed{{x}}`."""
     answer_key: str | None = None
     """Column of the reference answer. By default `answer` or `reward_model.ground_truth`, if there is one."""
     system: str = ""
     """A system message before every prompt."""
     prompt_variants: dict[str, str] = {}
     """Further variants of a task: name → column of the prompt, such as { paraphrase = "rewritten" }."""
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Files:
+        if self.prompt_template and "prompt_key" in self.model_fields_set:
+            raise ValueError("name the prompt by either prompt_key or prompt_template")
+        return self
 
     def train(self) -> Sequence[Task]:
         rows = self._train_rows
@@ -131,7 +140,10 @@ class Files(TaskSource):
 
     def _from_row(self, id: str, source: str, row: Row, columns: Sequence[str]) -> Task:
         column = self._prompt_column(row)
-        prompt = prompts.read(column, _value(row, column, "prompt_key"))
+        if self.prompt_template:
+            prompt = prompts.Prompt((Message("user", prompts.filled(self.prompt_template, row)),))
+        else:
+            prompt = prompts.read(column, _value(row, column, "prompt_key"))
         read = {"prompt_key": prompt}
         read |= {
             f"prompt_variants.{n}": prompts.read(c, _value(row, c, f"prompt_variants.{n}"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.errors import DataError
+from actors.tasks.columns import find, plain, reference_text
+from cluster.errors import DataError, nearest
 from cluster.types import Message
 from cluster.types.wire import brief
 
@@ -26,6 +28,8 @@ SHAREGPT = {
     "function_response": "tool",
 }
 """`from` of a ShareGPT message → role."""
+COLUMN = re.compile(r"\{\{|\}\}|\{([A-Za-z_][\w.]*)\}")
+"""In a template: a brace that is meant, written twice, or a column."""
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -37,6 +41,27 @@ class Prompt:
     answer: str | None = None
     conversational: bool = False
     """Whether the column holds a list of messages."""
+
+
+def filled(template: str, row: Mapping[str, Any]) -> str:
+    """Return the template with columns of the row in place of their names in braces; lists and dicts are JSON.
+
+    Raises DataError for a name that looks like a column and is none, and for one without a value.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return match[0][0]
+        text = reference_text(plain(find(row, match[1]), match[1]))
+        if text is None:
+            what = "has no value in this row" if match[1].partition(".")[0] in row else "is no column"
+            raise DataError(
+                f"'{{{match[1]}}}' of tasks.options.prompt_template {what}. {nearest(match[1], row)}The row has: "
+                f"{', '.join(sorted(map(str, row))) or 'none'}."
+            )
+        return text
+
+    return COLUMN.sub(value, template)
 
 
 def read(name: str, value: Any) -> Prompt:

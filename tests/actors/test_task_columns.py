@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from cluster.errors import DataError
+from cluster.errors import ConfigError, DataError
 from cluster.types import Message, Task, decode, encode
 from tests.actors.test_task_files import jsonl, parquet, saved, source
 
@@ -219,3 +219,33 @@ def test_a_reward_function_is_given_columns_and_reference_with_their_types(tmp_p
     assert conversational(task)
     columns = columns_of(task)
     assert (columns["extra_info"], columns["level"]) == ({"index": 0}, 3)
+
+
+COUNTDOWN = {"target": 98, "nums": [44, 19, 35]}
+"""A row of the data set of TRL's example of Countdown, which has no column of prompts."""
+ASKS = "Using the numbers {nums}, create an equation that equals {target}. Answer as \\boxed{{x}} in {}."
+
+
+@pytest.mark.parametrize("write", [jsonl, parquet, saved])
+def test_a_template_makes_the_prompt_of_columns(tmp_path, write):
+    task = only(write(tmp_path, COUNTDOWN), prompt_template=ASKS)
+    asked = "Using the numbers [44, 19, 35], create an equation that equals 98. Answer as \\boxed{x} in {}."
+    assert task.prompt == asked
+    assert (task.meta["target"], task.meta["nums"], task.answer) == (98, [44, 19, 35], None)
+
+
+@pytest.mark.parametrize(
+    ("row", "template", "words"),
+    [
+        (COUNTDOWN, "Reach {targt}.", "'{targt}' of tasks.options.prompt_template is no column. Did you mean 'target'"),
+        ({"target": None, "nums": [1]}, "Reach {target}.", "has no value in this row"),
+    ],
+)
+def test_a_template_that_does_not_fit_the_rows_is_refused(tmp_path, row, template, words):
+    with pytest.raises(DataError, match=words):
+        only(jsonl(tmp_path, row), prompt_template=template)
+
+
+def test_a_template_beside_a_column_of_prompts_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="either prompt_key or prompt_template"):
+        only(jsonl(tmp_path, COUNTDOWN), prompt_template=ASKS, prompt_key="nums")

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 
 from actors.environments.single_turn import SingleTurn
 from actors.episode import Limits, play
+from actors.tasks import TASKS
 from cluster.config import RewardSection
 from cluster.errors import ConfigError
+from cluster.plugins import build
 from cluster.types import ABSTAINED, FAILED, SCORED, Message, Turn
 from rewards.base import Services
 from rewards.function_reward import FunctionReward
@@ -85,6 +88,26 @@ async def everything(prompts, completions, completion_ids, trainer_state, log_ex
     log_metric("share of 7", 0.25)
     log_metric("share of 7", 0.75)
     return [1, True]
+
+
+def equation_reward(completions, target, nums, **kwargs):
+    """As TRL's example of Countdown has it: columns by name, and texts that hold an answer in tags."""
+    found = []
+    for completion, goal, numbers in zip(completions, target, nums, strict=True):
+        written = completion.partition("<answer>")[2].partition("</answer>")[0]
+        uses = sorted(map(int, re.findall(r"\d+", written))) == sorted(numbers)
+        found.append(float(uses and written == "44+19+35" and goal == 98))
+    return found
+
+
+async def test_rows_of_countdown_reach_trls_reward_functions(tmp_path, services):
+    rows = tmp_path / "countdown.jsonl"
+    rows.write_text('{"target": 98, "nums": [44, 19, 35]}\n')
+    [task] = build(TASKS, "dataset", {"path": str(rows), "prompt_template": "Reach {target} with {nums}."}, "t").train()
+    made = replace(group("<answer>44+19+35</answer>", "<answer>98</answer>"), task=task)
+    reward = signal("equation_reward")
+    reward.check(task)
+    assert (await reward.score(made, services)).values.tolist() == [1, 0]
 
 
 async def test_text_prompts_stay_text_and_columns_come_as_lists_with_their_types(services):
