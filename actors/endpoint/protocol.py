@@ -289,7 +289,8 @@ class Completion:
             yield self._event([_choice(i, {"role": "assistant", "content": ""})])
             calls = [{"tool_calls": [{"index": k, **call}]} for k, call in enumerate(message.get("tool_calls") or ())]
             logprobs = self._logprobs(answer)
-            for delta in [{"content": message["content"]}] * bool(message["content"]) + calls:
+            text = [{"content": message["content"]}] * bool(message["content"])
+            for delta in (text + calls) or [{}] * bool(logprobs):  # a turn of end tokens alone has log-probs, too
                 yield self._event([_choice(i, delta, logprobs=logprobs)])
                 logprobs = None
             yield self._event([_choice(i, {}, reason)])

@@ -28,6 +28,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from actors.chat import Chat, Row
 from actors.endpoint.errors import ApiError
@@ -232,6 +234,7 @@ class Endpoint:
             section="endpoint",
             max_body_bytes=int(self._section.max_body_mib * 2**20),
             read_bytes=READ_BYTES,
+            refuse=self._refuse_unread,
         )
         for prefix in ("", "/sessions/{key}"):
             for method, path, answer in (
@@ -248,6 +251,17 @@ class Endpoint:
             return _refusal(ApiError(404, f"there is nothing at '{request.url.path[:80]}'; known are {known}."))
 
         return app
+
+    def _refuse_unread(self, scope: Scope, status: int, why: str) -> Response:
+        """Answer a request that no route has seen, as OpenAI's clients read it, and count it."""
+        if status == 413:
+            why = f"{why} endpoint.max_body_mib = {self._section.max_body_mib:g} in the recipe says so."
+        self.counts["refused_requests"] += 1
+        bearer = Headers(scope=scope).get("Authorization", "").partition(" ")[2].strip()
+        found = (self._sessions.get(key) for key in (*scope["path"].split("/")[2:3], bearer))
+        if (session := next(filter(None, found), None)) is not None:
+            session.refused = f"The last request that was refused: {why}"
+        return _refusal(ApiError(status, why))
 
     def _session_of(self, request: Request) -> Session | None:
         """Return the session that a request is of; None with the endpoint's key. Raises ApiError for another key."""

@@ -15,13 +15,13 @@ import ipaddress
 import logging
 import re
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
 import h11
 import uvicorn
 from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -149,6 +149,10 @@ class Hosts:
         return self._any_address and _is_address(name)
 
 
+def _plain(scope: Scope, status: int, why: str) -> Response:
+    return PlainTextResponse(why, status)
+
+
 class Gate:
     """Refuse requests under a foreign name, and bodies that no route needs, before anything else looks at them.
 
@@ -164,13 +168,16 @@ class Gate:
         section: str = "console",
         max_body_bytes: int = MAX_BODY_BYTES,
         read_bytes: int = 0,
+        refuse: Callable[[Scope, int, str], Response] = _plain,
     ) -> None:
-        """`section` of the recipe has the key `allowed_hosts` of this server.
+        """`section` of the recipe has the key `allowed_hosts` of this server; `refuse` makes the answer to a request
+        that is refused, of its status and the reason.
 
         A refused body of up to `read_bytes` is read and forgotten: a client that is still sending misses the answer.
         """
         self._app, self._hosts = app, hosts
         self._section, self._max_body_bytes, self._read_bytes = section, max_body_bytes, read_bytes
+        self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -183,7 +190,9 @@ class Gate:
         if 0 < int(Headers(scope=scope).get("content-length", "0")) <= self._read_bytes:
             while (await receive()).get("more_body", False):
                 pass
-        await PlainTextResponse(why, status, {"Connection": "close"})(scope, receive, send)
+        answer = self._refuse(scope, status, why)
+        answer.headers["Connection"] = "close"
+        await answer(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers = Headers(scope=scope)

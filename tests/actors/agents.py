@@ -102,6 +102,30 @@ async def hangs(client: AsyncOpenAI, task: Task) -> float:
     return 1.0
 
 
+async def exits(client: AsyncOpenAI, task: Task) -> float:
+    await asks_once(client, task)
+    raise SystemExit(1)
+
+
+async def sends_10_mb(client: AsyncOpenAI, task: Task) -> float:
+    await client.chat.completions.create(model="policy", messages=[{"role": "user", "content": "a" * 10**7}])
+    return 1.0
+
+
+async def asks_for_top_p(client: AsyncOpenAI, task: Task) -> float:
+    await client.chat.completions.create(model="policy", messages=[{"role": "user", "content": "?"}], top_p=0.5)
+    return 1.0
+
+
+async def closes_in_mid_stream(client: AsyncOpenAI, task: Task) -> float:
+    messages: list[Any] = [{"role": "user", "content": task.prompt}]
+    stream = await client.chat.completions.create(model="policy", messages=messages, stream=True)
+    async for _ in stream:
+        break
+    await stream.close()
+    return 0.5
+
+
 async def goes_on_for_ever(client: AsyncOpenAI, task: Task) -> float:
     while True:
         await asks_once(client, task)

@@ -262,6 +262,15 @@ async def test_log_probs_are_those_of_the_sampled_tokens():
         assert [c.logprob for c in content] == pytest.approx(a.engine.record[0][2])
 
 
+async def test_a_turn_without_text_has_its_log_probs_in_a_stream():
+    async with agent(lambda _: "") as a:
+        how: Any = {"model": "policy", "messages": USER, "logprobs": True, "stream": True, "n": 2}
+        chunks = [chunk async for chunk in await a.client.chat.completions.create(**how)]
+        found = [c.choices[0] for c in chunks if c.choices and c.choices[0].logprobs]
+        assert [choice.index for choice in found] == [0, 1]
+        assert [len(choice.logprobs.content) for choice in found] == [1, 1]  # type: ignore[union-attr]
+
+
 async def test_models_are_listed_and_a_session_can_stand_in_the_url():
     async with agent() as a:
         assert [m.id async for m in a.client.models.list()] == ["policy", "gpt-4o"]
@@ -318,7 +327,7 @@ REFUSED: dict[str, tuple[int, dict[str, Any], str]] = {
     "too many choices": (400, {"n": 1000}, "n:"),
     "a template of its own": (400, {"extra_body": {"chat_template_kwargs": {"chat_template": "x"}}}, "chat_template"),
     "a long prompt": (400, {"messages": [{"role": "user", "content": "a" * 5000}]}, "engine.max_model_len = 4096"),
-    "10 MB": (413, {"messages": [{"role": "user", "content": "a" * 10**7}]}, "413"),
+    "10 MB": (413, {"messages": [{"role": "user", "content": "a" * 10**7}]}, "endpoint.max_body_mib"),
 }
 
 
@@ -408,11 +417,19 @@ async def test_a_function_that_gets_a_client_is_an_environment():
         ("gives_infinity", "reward"),
         ("gives_text", "'1.0'; a finite reward"),
         ("wrong_model", "Did you mean 'policy'"),
+        ("sends_10_mb", r"413.*max_body_mib"),
+        ("asks_for_top_p", r"top_p = 0.5 changes the distribution"),
+        ("exits", "SystemExit: 1"),
     ],
 )
 async def test_an_agent_that_fails_is_a_data_failure_with_its_cause(name, message):
     with pytest.raises(DataError, match=message):
         await play(name)
+
+
+async def test_an_agent_that_closes_in_mid_stream_leaves_its_turn_recorded():
+    (rollout,) = await play("closes_in_mid_stream")
+    assert (rollout.reward, rollout.text, rollout.num_tokens) == (0.5, "four", 5)
 
 
 async def test_an_agent_past_its_deadline_is_cut_short():

@@ -101,11 +101,29 @@ async def test_a_program_is_given_its_task_its_variables_and_no_secret_of_the_wo
         ("ask(); open(os.environ['KANABO_REWARD_FILE'], 'w').write('[1]')", "reward"),
         ("ask(); open(os.environ['KANABO_REWARD_FILE'], 'wb').write(b'\\xff')", "cannot be read"),
         ("os.environ['OPENAI_MODEL'] = 'gpt-9'; ask()", "model 'gpt-9' is not served here"),
+        ("post('/chat/completions', {'model': 'policy', 'messages': task['messages'], 'top_p': 0.5})", "top_p = 0.5"),
+        ("task['messages'][0]['content'] = 'a' * 10**7; ask()", "endpoint.max_body_mib"),
     ],
 )
 async def test_a_program_that_fails_is_a_data_failure_with_its_last_words(program, message):
     with pytest.raises(DataError, match=message):
         await play(program)
+
+
+async def test_a_program_that_closes_in_mid_stream_leaves_its_turn_recorded():
+    program = """
+    import socket
+    host, port = os.environ["OPENAI_BASE_URL"].split("/")[2].split(":")
+    body = json.dumps({"model": "policy", "messages": task["messages"], "stream": True}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\\r\\nHost: {host}:{port}\\r\\nContent-Length: {len(body)}\\r\\n"
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(f"{head}Authorization: Bearer {os.environ['OPENAI_API_KEY']}\\r\\n\\r\\n".encode() + body)
+    assert connection.recv(20).startswith(b"HTTP/1.1 200")
+    connection.close()
+    open(os.environ["KANABO_REWARD_FILE"], "w").write("0.5")
+    """
+    rollout = await play(program)
+    assert (rollout.reward, rollout.text, rollout.num_tokens) == (0.5, "four", 5)
 
 
 async def test_a_program_that_reads_nothing_and_writes_much_is_no_trouble():
