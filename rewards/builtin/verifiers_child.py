@@ -139,7 +139,6 @@ def _telling(call):
 
 def _state(row, rollout):
     """What verifiers' environments leave of a rollout, as its rubrics read it."""
-    types = importlib.import_module("verifiers.types")
     prompt, completion = _messages(row["prompt"]), _messages(rollout["completion"])
     columns = {k: v for k, v in row["columns"].items() if k not in ("prompt", "completion", "reward", "metrics")}
     given = {
@@ -180,7 +179,7 @@ def _state(row, rollout):
         "metrics": {},
         "error": None,
     }
-    return types.State(told) if hasattr(types, "State") else told
+    return (_of_package("verifiers.types", "State") or dict)(told)
 
 
 def _info(info):
@@ -198,11 +197,16 @@ def _messages(messages):
         {**message, "tool_call_id": f"call_{i}"} if message["role"] == "tool" else message
         for i, message in enumerate(messages)
     ]
+    normalize = _of_package("verifiers.utils.message_utils", "normalize_messages")
+    return rows if normalize is None else normalize(rows)
+
+
+def _of_package(module, name):
+    """What the package has there; None in a version, or beside a rubric of another package, that has no such thing."""
     try:
-        normalize = importlib.import_module("verifiers.utils.message_utils").normalize_messages
-    except (ImportError, AttributeError):  # versions whose messages are dicts
-        return rows
-    return normalize(rows)
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
 
 
 class _Task:

@@ -30,6 +30,7 @@ OPTIONS = {
     "heron": {"factors": [{"use": "exact"}]},
     "heron_model": {"factors": [{"use": "exact"}]},
     "teacher": {"scorer": "scorer"},
+    "verifiers": {"object": "tests.rewards.rubric_like:RUBRIC"},
 }
 TEXTS = ("85", "86", "", "<answer>85", "The answer is 85.", "\\boxed{", "\x00\ud800"[:1], "9" * 5000)
 

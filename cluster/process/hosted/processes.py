@@ -116,6 +116,17 @@ class Hosts:
         self._waiting: deque[Future[None]] = deque()
         weakref.finalize(self, _end, self._hosts)
 
+    def _made_with(self) -> tuple[Any, ...]:
+        return self._python, self._path, self._options, self._processes, self._places, self._what
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hosts) and self._made_with() == other._made_with()
+
+    __hash__ = object.__hash__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Hosts, self._made_with()  # another process has child processes of its own
+
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[HostedObject]:
         """Lend an object to one episode, made if there is none; wait for one outside of the episode's deadline.
