@@ -111,13 +111,29 @@ def check_call(call: ToolCall, schemas: Sequence[Schema]) -> str:
     if "properties" in parameters:
         parameters = {"additionalProperties": False, **parameters}
     try:
-        jsonschema.validate(call.arguments, parameters)
+        jsonschema.validate(call.arguments, _with_null(parameters))
     except jsonschema.ValidationError as error:
         place = ".".join(map(str, error.absolute_path))
         return f"{call.name}: {place + ': ' if place else ''}{error.message:.300}."
     except (jsonschema.SchemaError, RecursionError) as error:
         raise DataError(f"the schema of tool '{call.name}' is no JSON schema: {one_line(error)}") from error
     return ""
+
+
+def _with_null(schema: Any) -> Any:
+    """Return a schema in which null fits what is `nullable`: OpenAPI's word, which transformers writes for optional
+    arguments and JSON schema does not know."""
+    if isinstance(schema, list):
+        return [_with_null(one) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    if schema.get("nullable") is True:
+        rest = {key: value for key, value in schema.items() if key != "nullable"}
+        if "type" in rest and not rest.keys() & {"enum", "const"}:  # so that an error names the type, not a choice
+            kinds = rest["type"] if isinstance(rest["type"], list) else [rest["type"]]
+            return _with_null(rest) | {"type": [*kinds, "null"]}
+        return {"anyOf": [{"type": "null"}, _with_null(rest)]}
+    return {key: value if key in ("enum", "const") else _with_null(value) for key, value in schema.items()}
 
 
 class PolicyTurn(str):

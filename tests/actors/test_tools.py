@@ -132,6 +132,23 @@ async def test_an_environment_gets_calls_and_what_cannot_be_read():
     assert shown == ["2", "The tool call cannot be read. Write it again in the expected form."]
 
 
+def test_null_fits_an_argument_that_is_nullable():
+    kinds = {
+        "name": {"type": "string", "nullable": True},
+        "size": {"type": ["integer", "number"], "nullable": True},
+        "kind": {"type": "string", "enum": ["line", "circle"], "nullable": True},
+        "at": {"type": "object", "properties": {"x": {"type": "number", "nullable": True}}},
+    }
+    tool = {"type": "function", "function": {"name": "draw", "parameters": {"type": "object", "properties": kinds}}}
+    right = {"name": None, "size": None, "kind": None, "at": {"x": None}}
+    assert check_call(ToolCall("draw", right), (tool,)) == ""
+    assert check_call(ToolCall("draw", {"name": "a", "size": 1.5, "kind": "line", "at": {"x": 2}}), (tool,)) == ""
+    wrong = check_call(ToolCall("draw", {"name": 3}), (tool,))
+    assert wrong == "draw: name: 3 is not of type 'string', 'null'."
+    assert check_call(ToolCall("draw", {"kind": "cube"}), (tool,)).startswith("draw: kind: 'cube' is not")
+    assert check_call(ToolCall("draw", {"at": None}), (tool,)).startswith("draw: at: None is not of type 'object'")
+
+
 @pytest.mark.engine
 @pytest.mark.parametrize(
     ("family", "template", "text", "calls"),
