@@ -8,9 +8,15 @@ from typing import Any, ClassVar
 from actors.environments.base import End, Observation
 from actors.environments.hosted import HostedEnvironment, finite, joined, seed_of
 from cluster.errors import DataError
+from cluster.process.hosted.processes import Host
 from cluster.thoughts import spoken
 from cluster.types import Event, Task
 from cluster.types.wire import brief
+
+WRAP = (
+    " An environment of another interface, or whose observations and actions are no texts, needs a class around it "
+    "that has this one."
+)
 
 
 class GymnasiumText(HostedEnvironment):
@@ -37,18 +43,22 @@ class GymnasiumText(HostedEnvironment):
                     return
                 said = yield Observation.of(text, reward=total, events=events)
 
+    def _try_made(self, host: Host) -> None:
+        options = {"seed": 0}
+        _reset(host.ask(do="call", object=0, method="reset", args=[], options=options, lenient=True))
+
 
 def _reset(value: Any) -> str:
     """Raises DataError for what is no (text, info)."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str):
         return value[0]
-    raise DataError(f"reset(seed) returned {brief(value)}; (text, info) is expected.")
+    raise DataError(f"reset(seed) returned {brief(value)}; (text, info) is expected.{WRAP}")
 
 
 def _stepped(value: Any) -> tuple[str, float, bool]:
     """Return (text, reward, whether the episode is over). Raises DataError for what is no step."""
     if not isinstance(value, list) or len(value) != 5 or not isinstance(value[0], str):
         raise DataError(
-            f"step(action) returned {brief(value)}; (text, reward, terminated, truncated, info) is expected."
+            f"step(action) returned {brief(value)}; (text, reward, terminated, truncated, info) is expected.{WRAP}"
         )
     return value[0], finite(value[1], "the reward of step(action)"), bool(value[2] or value[3])

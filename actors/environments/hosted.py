@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import zlib
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +16,9 @@ from cluster.errors import ConfigError, DataError
 from cluster.process.hosted.processes import Host, Hosts, import_path
 from cluster.types import Message, Task
 from cluster.types.wire import brief
+
+CHECK_S = 300.0
+"""How long imports, the constructor and the first questions may take before a run."""
 
 
 class HostedEnvironment(Environment):
@@ -46,10 +50,13 @@ class HostedEnvironment(Environment):
         """Make one object, as an episode would. Raises ConfigError."""
         try:
             host = Host(self.python or sys.executable, "environment")
+            late = threading.Timer(CHECK_S, host.end, (f"the environment has not answered for {CHECK_S:g} s.",))
+            late.start()
             try:
                 host.ask(do="make", object=0, path=self.env, options=self.env_options, import_path=import_path())
                 self._try_made(host)
             finally:
+                late.cancel()
                 host.end("the check is over.")
         except DataError as error:
             raise ConfigError(f"rollout.environment.options.env = '{self.env}': {error}") from error

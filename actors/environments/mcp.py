@@ -65,6 +65,11 @@ class Mcp(ToolEnvironment):
             self._shown(connection.ready.result(self.connect_timeout_s))
         except (ConfigError, DataError):
             raise
+        except TimeoutError as error:
+            raise ConfigError(
+                f"rollout.environment: the MCP server {self._name} has not answered within "
+                f"connect_timeout_s = {self.connect_timeout_s:g} s."
+            ) from error
         except Exception as error:
             raise ConfigError(f"rollout.environment: the MCP server {self._name}: {one_line(error)}") from error
         finally:
@@ -123,7 +128,12 @@ class Mcp(ToolEnvironment):
         return StdioServerParameters(command=self.command[0], args=list(self.command[1:]), env=self.env, cwd=self.cwd)
 
     def _shown(self, schemas: tuple[Schema, ...]) -> tuple[Schema, ...]:
-        """The tools that the recipe names. Raises ConfigError for one that there is not."""
+        """The tools that the recipe names. Raises ConfigError for one that there is not, or if there is none."""
+        if not schemas:
+            raise ConfigError(
+                f"rollout.environment: the MCP server {self._name} has no tool. Its resources and prompts are not "
+                "read; name a server with tools."
+            )
         known = {s["function"]["name"]: s for s in schemas}
         if missing := [name for name in self.tools if name not in known]:
             raise ConfigError(
@@ -183,7 +193,7 @@ class _Connection:
         try:
             async with Client(target()) as client:
                 self._client, tools, cursor = client, [], None
-                while True:
+                while client.server_capabilities.tools is not None:  # one without tools does not know the question
                     page = await client.list_tools(cursor=cursor)
                     tools += page.tools
                     cursor = page.next_cursor

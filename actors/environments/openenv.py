@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat
 from websockets.asyncio.client import ClientConnection, connect
@@ -15,7 +17,7 @@ from websockets.exceptions import ConnectionClosedOK, WebSocketException
 
 from actors.environments.base import End, Environment, Observation
 from actors.environments.hosted import finite, joined, seed_of
-from cluster.errors import DataError, InfrastructureError, one_line
+from cluster.errors import ConfigError, DataError, InfrastructureError, one_line
 from cluster.process.foreign_loops import outside_of_deadline
 from cluster.thoughts import spoken
 from cluster.types import Event, Task
@@ -47,6 +49,27 @@ class OpenEnv(Environment):
     connect_timeout_s: PositiveFloat = 60.0
     """How long a server that refuses connections is tried again."""
 
+    def check(self) -> None:
+        """Reset once, unless the server is full. Raises ConfigError."""
+        try:
+            asyncio.run(asyncio.wait_for(self._try(), self.connect_timeout_s))
+        except (DataError, OSError, WebSocketException) as error:
+            said = "it does not answer." if isinstance(error, TimeoutError) else one_line(error)
+            raise ConfigError(
+                f"rollout.environment.options.url: the OpenEnv server at {self.url}: {said} Start it, or correct the "
+                "options."
+            ) from error
+
+    async def _try(self) -> None:
+        async with self._connected() as socket:
+            with contextlib.suppress(_Full, ConnectionClosedOK):
+                await self._asked(socket, "reset", {**self.reset_options, "seed": 0})
+
+    def _connected(self) -> connect:
+        """Open a connection; to this machine without the proxy that the process's environment may name."""
+        local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
+        return connect(self.url, max_size=None, proxy=None if local else True)
+
     async def play(self, task: Task, variant: str) -> AsyncGenerator[Observation | End, str]:
         async with self._begun(seed_of(task)) as (socket, (shown, reward, done)):
             total, turn = reward, 0
@@ -68,7 +91,7 @@ class OpenEnv(Environment):
         refused_s, wait_s, begun = time.monotonic(), FIRST_WAIT_S, False
         while True:
             try:
-                async with connect(self.url, max_size=None) as socket:
+                async with self._connected() as socket:
                     first = await self._asked(socket, "reset", {**self.reset_options, "seed": seed})
                     begun = True
                     yield socket, first

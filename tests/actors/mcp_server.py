@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 from mcp.server import MCPServer
 
@@ -35,8 +36,25 @@ def die() -> str:
     os._exit(1)
 
 
+@server.tool()
+def sleep() -> str:
+    """Answer late."""
+    time.sleep(600)
+    return ""
+
+
+@server.resource("small://text")
+def text() -> str:
+    """A resource, which is no tool."""
+    return "text"
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:] == ["resources"]:
+        server = MCPServer("resources alone")
+        server.resource("small://text")(text)
+        server.run("stdio")
+    elif len(sys.argv) > 1:
         server.run("streamable-http", host="127.0.0.1", port=int(sys.argv[1]))
     else:
         server.run("stdio")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import subprocess
 import time
+from typing import Literal
 
 
 class Guess:
@@ -85,6 +87,69 @@ class Counter:
 
     def get_reward(self) -> float:
         return float(self.count == self.target)
+
+
+class OldGym:
+    """Gym's interface before 0.26, and an observation that is no text."""
+
+    def reset(self):
+        return [0.5, 0.1]
+
+    def step(self, action):
+        return [0.5, 0.1], 1.0, True, {}
+
+
+class Clients:
+    """What one async method opens serves in the next."""
+
+    async def reset(self, **kwargs):
+        self.loop = asyncio.get_running_loop()
+        self.lock = self.loop.create_future()
+        self.loop.call_later(0.01, self.lock.set_result, "open")
+
+    async def look(self) -> str:
+        """Look whether it is open."""
+        return await self.lock
+
+
+class Shapes:
+    """Tools with arguments of many kinds."""
+
+    def reset(self):
+        return None
+
+    def draw(self, kind: Literal["line", "circle"], at: dict[str, float], sizes: list[int], name: str | None = None):
+        """
+        Draw a shape.
+
+        Args:
+            kind: What.
+            at: Where.
+            sizes: How large.
+            name: Its name.
+        """
+        return {"kind": kind, "at": at, "sizes": sizes, "name": name}
+
+
+class Sick:
+    """TRL's interface, with each of its methods ill in turn."""
+
+    def __init__(self, ill: str) -> None:
+        self.ill = ill
+
+    def reset(self):
+        return 3 if self.ill == "reset" else None
+
+    def act(self) -> str:
+        """Act."""
+        if self.ill == "exit":
+            os._exit(3)
+        if self.ill == "hang":
+            time.sleep(3600)
+        return "done"
+
+    def get_reward(self):
+        return {"nan": float("nan"), "text": "high", "none": None}.get(self.ill, 1.0)
 
 
 class Undescribed:

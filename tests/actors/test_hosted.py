@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import re
 from typing import Any, Literal
 
@@ -127,6 +128,11 @@ async def test_episodes_wait_for_a_place_outside_of_their_deadline():
         ("gymnasium_text", {"env": "no_such_module:Env"}, "ModuleNotFoundError: No module named 'no_such_module'"),
         ("gymnasium_text", {"env": f"{WORLDS}:fails"}, "ValueError: no data here"),
         ("gymnasium_text", {"env": f"{WORLDS}:Guess", "env_options": {"low": 1}}, "unexpected keyword argument 'low'"),
+        (
+            "gymnasium_text",
+            {"env": f"{WORLDS}:OldGym"},
+            r"reset\(seed\) returned \[0.5, 0.1\]; .* needs a class around it",
+        ),
         ("trl", {"env": f"{WORLDS}:Undescribed"}, "act"),
     ],
 )
@@ -172,6 +178,60 @@ async def test_methods_are_tools_as_in_trl():
     assert shown[6] == "Error: The tool call cannot be read."
     assert (rollout.answer, rollout.reward) == ("done", 1.0)
     assert [e.text for e in rollout.events].count(INVALID_TOOL_CALL) == 3
+
+
+async def test_what_an_async_method_opens_serves_in_the_next():
+    environment = Trl(env=f"{WORLDS}:Clients", processes=1)
+    texts = iter(["look()", "done"])
+    write: Any = Typist(lambda _: next(texts))
+    rollout = await play(write, Caller(), environment, Task.of("t", "?"), "orig", Limits(100, 9, 1.0, 60.0))  # type: ignore
+    assert rollout.turns[2].text == "open"
+
+
+async def test_arguments_of_many_kinds_fit_their_schema_or_are_answered():
+    class Reads(Letters):
+        def tool_turn(self, text, tools):
+            return ToolTurn("", (ToolCall("draw", json.loads(text)),)) if text.startswith("{") else ToolTurn(text)
+
+    right = {"kind": "line", "at": {"x": 1.5}, "sizes": [1, 2]}
+    written = [right, right | {"name": None}, right | {"kind": "cube"}, right | {"sizes": ["a"]}, {"kind": "line"}]
+    texts = iter([*map(json.dumps, written), "done"])
+    environment = Trl(env=f"{WORLDS}:Shapes", processes=1)
+    write: Any = Typist(lambda _: next(texts))
+    rollout = await play(write, Reads(), environment, Task.of("t", "?"), "orig", Limits(200, 9, 1.0, 60.0))  # type: ignore
+    shown = [turn.text for turn in rollout.turns if turn.role == "tool"]
+    assert json.loads(shown[0]) == right | {"name": None}
+    assert json.loads(shown[1]) == right | {"name": None}
+    assert [text.split(" is ")[0] for text in shown[2:]] == [
+        "Error: draw: kind: 'cube'",
+        "Error: draw: sizes.0: 'a'",
+        "Error: draw: 'at'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ill", "words"),
+    [
+        ("reset", "reset returned 3; a text or None is expected"),
+        ("exit", "the process of the environment ended with exit code 3"),
+        ("hang", "no answer within rollout.environment_timeout_s = 2 s"),
+        ("nan", r"get_reward\(\) is nan; a finite number is expected"),
+        ("text", r"get_reward\(\) is 'high'; a finite number is expected"),
+    ],
+)
+async def test_what_an_environment_of_trl_does_wrong_is_named(ill, words):
+    others = set(children())
+    environment = Trl(env=f"{WORLDS}:Sick", env_options={"ill": ill}, processes=1)
+    limits = Limits(100, 9, 1.0, 2.0 if ill == "hang" else 60.0)
+    async with environment._hosts.borrow() as hosted:  # from here on the process is there
+        await hosted.ask(do="tools", without=())
+    texts = iter(["act()", "done"])
+    write: Any = Typist(lambda _: next(texts))
+    with pytest.raises(DataError, match=f"the environment failed on task t: .*{words}"):
+        await play(write, Caller(), environment, Task.of("t", "?"), "orig", limits)  # type: ignore[arg-type]
+    if ill in ("exit", "hang"):  # the process of the others serves the next episode
+        await asyncio.to_thread(psutil.wait_procs, list(set(children()) - others), 10)
+        assert set(children()) <= others
 
 
 async def test_an_episode_that_is_cut_short_has_the_reward_so_far():

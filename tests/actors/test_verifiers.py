@@ -208,3 +208,12 @@ async def test_a_server_that_is_not_there_is_an_infrastructure_failure():
         await played(Scripted(chat(), lambda prompt: "four"), environment, task=TASK)
     with pytest.raises(ConfigError, match=r"options\.url: the verifiers server at"):
         await asyncio.to_thread(environment.check)
+
+
+async def test_a_server_that_dies_in_a_run_is_an_infrastructure_failure():
+    async def run(server: Server, request: dict[str, Any]) -> None:
+        await turn(request, [10])
+        server.socket.close(0)
+
+    with pytest.raises(InfrastructureError, match=r"has not answered for 0\.5 s"):
+        await episode(run, silence_timeout_s=0.5)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
 import sys
 
 import psutil
@@ -70,11 +71,47 @@ async def test_a_server_for_each_episode():
         ({"command": ["no-such-program"]}, "the MCP server 'no-such-program'"),
         ({"command": SERVER, "tools": ["ad"]}, "has no tool 'ad'. Known: add, increment"),
         ({"url": "http://127.0.0.1:9/mcp"}, "the MCP server 'http://127.0.0.1:9/mcp'"),
+        ({"command": [*SERVER, "resources"]}, r"has no tool\. Its resources and prompts are not read"),
+        (
+            {"command": ["sh", "-c", "echo nonsense; sleep 60"], "connect_timeout_s": 3},
+            r"has not answered within connect_timeout_s = 3 s",
+        ),
     ],
 )
 def test_a_wrong_mcp_server_is_refused_before_the_run(options, words):
     with pytest.raises(ConfigError, match=words):
         Mcp(**options).check()
+
+
+async def test_an_mcp_tool_that_is_slow_costs_its_episode_alone():
+    environment = Mcp(command=SERVER)
+    try:
+        await called(environment, "increment()")
+        with pytest.raises(DataError, match=r"no answer within rollout.environment_timeout_s = 1 s"):
+            await episode(environment, lambda _: "sleep()", chat=Caller, timeout_s=1.0)
+        again = await called(environment, "increment()")
+        assert again.turns[2].text == "2", "the server is still the one that counted"
+    finally:
+        environment._all[0].close()
+    assert not (await asyncio.to_thread(psutil.wait_procs, servers(), 10))[1]
+
+
+async def test_an_mcp_server_over_http_that_dies_and_stays_down():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = await asyncio.create_subprocess_exec(*SERVER, str(port))
+    environment = Mcp(url=f"http://127.0.0.1:{port}/mcp", connect_timeout_s=60)
+    try:
+        assert (await called(environment, "increment()")).turns[2].text == "1"
+        with pytest.raises(DataError, match=r"the MCP server 'http://.*' (died|failed) in a call of 'die'"):
+            await called(environment, "die()")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            server.kill()
+        await server.wait()
+    down = Mcp(url=environment.url, connect_timeout_s=0.2)
+    with pytest.raises(InfrastructureError, match=r"the MCP server 'http://.*' has not answered for 0.2 s"):
+        await called(down, "increment()")
 
 
 @contextlib.asynccontextmanager
@@ -158,6 +195,46 @@ async def test_an_openenv_server_that_ends_the_episode_is_a_data_failure():
     async with openenv_server(leaves) as url:
         with pytest.raises(DataError, match="ended the episode: ConnectionClosedOK"):
             await episode(OpenEnv(url=url), lambda _: "go")
+
+
+async def test_a_reward_of_nan_in_mid_episode_is_a_data_failure():
+    async def sick(socket):
+        async for message in socket:
+            await socket.send(observation("x", float("nan") if "step" in message else None))
+
+    async with openenv_server(sick) as url:
+        with pytest.raises(DataError, match="the reward of step is nan"):
+            await episode(OpenEnv(url=url), lambda _: "go")
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "words"),
+    [
+        ({"observation": "txt"}, counts, "observation = 'txt' is no field of"),
+        ({}, None, "Start it, or correct the options"),
+    ],
+)
+async def test_a_wrong_openenv_server_is_refused_before_the_run(options, answer, words):
+    async with openenv_server(answer or counts) as url:
+        if answer is not None:
+            await asyncio.to_thread(OpenEnv(url=url, observation="text").check)
+            with pytest.raises(ConfigError, match=words):
+                await asyncio.to_thread(OpenEnv(url=url, **options).check)
+    if answer is None:
+        with pytest.raises(ConfigError, match=words):
+            await asyncio.to_thread(OpenEnv(url=url, **options).check)
+
+
+async def test_a_full_openenv_server_is_none_that_is_refused(monkeypatch):
+    async def full(socket):
+        await socket.send(json.dumps({"type": "error", "data": {"message": "", "code": "CAPACITY_REACHED"}}))
+        await socket.close()
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    async with openenv_server(full) as url:
+        await asyncio.to_thread(OpenEnv(url=url).check)
 
 
 async def test_an_openenv_server_that_is_down_is_an_infrastructure_failure():

@@ -24,6 +24,9 @@ import traceback
 import types
 import typing
 
+LOOP = asyncio.new_event_loop()
+"""The loop of all async methods: what an object opens in one, such as an HTTP client, serves in the next."""
+
 
 def main():
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -65,7 +68,7 @@ def serve(objects, request):
         return tools(target, request["without"])
     method = getattr(target, request["method"])
     value = method(*request["args"], **accepted(method, request["options"], request["lenient"]))
-    return asyncio.run(value) if inspect.iscoroutine(value) else value
+    return LOOP.run_until_complete(value) if inspect.iscoroutine(value) else value
 
 
 def resolve(path):
