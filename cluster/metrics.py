@@ -83,7 +83,7 @@ _declare(
     "Reward",
     Metric(
         "reward/mean", "mean", "reward",
-        "mean of the mixed rewards that are known",
+        "mean of the rewards that are known, all weighted and added",
         "flat: look at `reward/zero_variance_frac` and at samples.jsonl; up while `eval/accuracy` falls: the reward "
         "is gamed, add a monitor",
     ),

@@ -26,7 +26,9 @@ A recipe is one TOML file; `deploy/recipes/` has some to start from. `python -m 
 be overridden behind it as `section.key=value` in TOML's syntax (bare words are strings, `rewards.0.use=…` reaches into
 a list), and `--dry-run` checks it and says what its numbers mean. A key that is not listed here is refused. The run
 writes what it ran with, defaults and overrides included, to `config.toml` in its directory. A second start there goes
-on with the run if what makes it is the same: model, tasks, seed, rewards, environment, group and batch size.
+on with the run if what makes it is the same: seed, model and adapter (`learner.lora`), tasks, environment, group and
+batch size, rewards with their options, selectors, scorers' models, and the kinds of advantage and loss. How long, how
+fast, weights of rewards, evaluation, checkpoints and time-outs may change.
 
 This page is made of the sources by `python -m cluster.commands.config_reference`.
 """

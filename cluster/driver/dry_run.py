@@ -46,6 +46,8 @@ def plan(settings: RunConfig, directory: Path) -> str:
             *_placement(settings),
             f"{learner.steps} steps on '{settings.tasks.use}', "
             f"{_count(settings.reward_workers.workers, 'reward worker')}, rewards: {rewards}.",
+            f"Environment '{rollout.environment.use}', advantages '{learner.advantage.use}', "
+            f"loss '{learner.loss.use}'.",
             f"{_often(settings.evaluation.every_steps, 'Evaluation')}; "
             f"{_often(settings.checkpoint.every_steps, 'checkpoint')}.",
             f"Everything goes to {directory}.",
