@@ -12,41 +12,40 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.learner.test_engine import Results, assert_same, distance, run_jobs
+from tests.learner.test_engine import Results, assert_same, cases, distance
 
-LEFT_BY_ONE = ["sgd:0", "adamw:0", "adamw:3"]
-LEFT_BY_TWO = ["sgd:3", "adamw:2", "adamw:3"]
-ALONE = [f"leave:{left}" for left in LEFT_BY_ONE] + [
-    "arrive:adamw:3:1:0", "arrive:adamw:0:1:3",
-    "lora:sgd:0", "lora:adamw:0", "lora:adamw:2", "lora_saved:0", "lora_recomputed",
-    "lora_misfit:lm_head", "lora_misfit:no_proj",
+ALONE = ["leave:sgd:0", "leave:adamw:0", "lora:adamw:0", "lora_saved:0", "lora_recomputed"]
+ALONE += ["lora_misfit:lm_head", "lora_misfit:no_proj"]
+PAIR = ["leave:adamw:3", "arrive:adamw:3:1:0", "lora:adamw:3", "lora_saved:3"]
+ALONE_VERIFY = [
+    "leave:adamw:3", "arrive:adamw:3:1:0", "arrive:adamw:0:1:3", "lora:sgd:0", "lora:adamw:2",
 ]  # fmt: skip
-PAIR = [f"leave:{left}" for left in LEFT_BY_TWO] + [
-    "arrive:sgd:3:1:0", "arrive:adamw:3:1:0", "arrive:adamw:1:1:3", "arrive:adamw:0:1:0",
-    "lora:sgd:3", "lora:adamw:2", "lora:adamw:3", "lora_saved:3",
+PAIR_VERIFY = [
+    "leave:sgd:3", "leave:adamw:2", "arrive:sgd:3:1:0", "arrive:adamw:1:1:3", "arrive:adamw:0:1:0",
+    "lora:sgd:3", "lora:adamw:2",
 ]  # fmt: skip
-ALONE_AGAIN = ["arrive:sgd:0:2:3", "arrive:adamw:0:2:3", "arrive:adamw:3:2:2", "arrive:adamw:1:2:2"]
+ALONE_AGAIN_VERIFY = ["arrive:sgd:0:2:3", "arrive:adamw:0:2:3", "arrive:adamw:3:2:2", "arrive:adamw:1:2:2"]
+"""What `make verify` adds: other optimizers and stages, and two ranks' state taken up by one."""
+OFTEN = {"alone": ALONE, "pair": PAIR, "alone_again": []}
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Results:
-    return Results(run_jobs(tmp_path_factory.mktemp("alone"), 1, ALONE, module="jobs_saved"))
+    return Results(tmp_path_factory, 1, ALONE, ALONE_VERIFY, module="jobs_saved")
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, alone) -> Results:
-    return Results(run_jobs(tmp_path_factory.mktemp("pair"), 2, PAIR, module="jobs_saved"))
+    return Results(tmp_path_factory, 2, PAIR, PAIR_VERIFY, module="jobs_saved", after=alone)
 
 
 @pytest.fixture(scope="module")
 def alone_again(tmp_path_factory, pair) -> Results:
-    return Results(run_jobs(tmp_path_factory.mktemp("alone-again"), 1, ALONE_AGAIN, module="jobs_saved"))
+    return Results(tmp_path_factory, 1, [], ALONE_AGAIN_VERIFY, module="jobs_saved", after=pair)
 
 
-ARRIVALS = [
-    (now, job) for now, jobs in (("alone", ALONE), ("pair", PAIR), ("alone_again", ALONE_AGAIN)) for job in jobs
-    if job.startswith("arrive")
-]  # fmt: skip
+EVERY = {"alone": ALONE + ALONE_VERIFY, "pair": PAIR + PAIR_VERIFY, "alone_again": ALONE_AGAIN_VERIFY}
+ARRIVALS = cases(OFTEN, *((now, job) for now, jobs in EVERY.items() for job in jobs if job.startswith("arrive")))
 
 
 @pytest.mark.parametrize(("now", "job"), ARRIVALS)
@@ -69,10 +68,11 @@ def test_what_is_compared_has_moved(alone, pair):
     assert_same(pair["leave:adamw:3"][0], one)
 
 
-EVERYWHERE = [
+STEPS = [
     ("alone", "lora:sgd:0"), ("alone", "lora:adamw:0"), ("alone", "lora:adamw:2"), ("pair", "lora:sgd:3"),
     ("pair", "lora:adamw:2"), ("pair", "lora:adamw:3"),
 ]  # fmt: skip
+EVERYWHERE = cases(OFTEN, *STEPS)
 SAVED = [("alone", "lora_saved:0"), ("pair", "lora_saved:3")]
 SCALE = 8 / 4
 
