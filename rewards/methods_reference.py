@@ -26,7 +26,7 @@ This page is made by `python -m rewards.methods_reference`.
 | method | source | kind | code | lines | recipe | test |
 |---|---|---|---|---|---|---|
 """
-FOOT = """
+FOOT = r"""
 Lines are those of the classes and functions named, docstrings included.
 
 What is not wired in, and what it would take:
@@ -38,6 +38,12 @@ What is not wired in, and what it would take:
 - **SPA-RL**, **LaRe**, **imitation**, **perceptual rewards** have the papers' losses and rewards, and small models in
   place of theirs: a convolution over characters, factors written by hand, the run's own successes as demonstrations,
   hashed words. Turns are compared with their group's where SPA-RL has PPO.
+- **Tree preferences**: the paper's depth, branching and borders of segments are unverified; the advantage of nodes is
+  ours. **ReST-MCTS\***: its value model reads the logits of the last place, ours the last hidden state or characters.
+- **AlphaLLM**: prompts are not synthesised; fast roll-outs are the policy's own, where the paper has a smaller model.
+- **SPC**: one round against the first model; later rounds, which pool the games of earlier ones, are runs of their own.
+  The check of errors by completions is our reading. **Anyprefer**: a component of the paper by a second-hand
+  description; accepted pairs are trained behind the prompt that they were sampled with.
 - **OPRL**: a second model of the policy's size, under a learner of its own; here it learns on one core.
 - **RewardMATH**'s own set of problems, each with one right and nine wrong solutions: the monitor `one_to_many` takes
   the run's rollouts instead, as many as a group has.
@@ -53,11 +59,12 @@ class Method(NamedTuple):
     recipe: str
     """In deploy/recipes/methods, without its ending; empty where there is none."""
     test: str
-    """In tests/rewards, or in tests where it begins with `learner/`."""
+    """In tests/rewards, or in tests where it begins with `learner/` or `actors/`."""
 
     @property
     def test_file(self) -> Path:
-        return ROOT / "tests" / (self.test if self.test.startswith("learner/") else f"rewards/{self.test}")
+        elsewhere = self.test.startswith(("actors/", "learner/"))
+        return ROOT / "tests" / (self.test if elsewhere else f"rewards/{self.test}")
 
 
 SELECTORS, PREFERENCES, REGULARISERS = (
@@ -226,6 +233,25 @@ METHODS = (
            (f"{LEARNED}.implicit_steps:Oprl", f"{LEARNED}.implicit_steps:ImplicitSteps",
             f"{LEARNED}.implicit_steps:implicit_loss", "learner.advantages.steps:EpisodeAndStep"), "oprl",
            "learned/test_implicit_steps.py"),
+    Method("Tree preferences", "2402.10184", "environment, selector, reward, advantage",
+           ("actors.environments.tree:ResponseTree", f"{SELECTORS}.leaf_pairs:LeafPairs",
+            f"{SELECTORS}.leaf_pairs:leaf_pairs", f"{LEARNED}.reward_model:TreeReward",
+            "learner.advantages.trees:TreeAdvantage"), "tree_preferences", "methods/test_trees.py"),
+    Method("ReST-MCTS*", "2406.03816", "environment, reward, reward model",
+           ("actors.environments.mcts_star:MctsStar", "actors.environments.tree_statistics:uct",
+            "actors.environments.tree_statistics:weighted_value", f"{LEARNED}.quality_values:quality_values",
+            f"{LEARNED}.quality_values:QualityValue", f"{LEARNED}.quality_values:TreeValue",
+            f"{LEARNED}.quality_values:ReStMcts"), "rest_mcts", "methods/test_trees.py"),
+    Method("AlphaLLM", "2404.12253", "environment",
+           ("actors.environments.alpha_search:AlphaSearch", "actors.environments.alpha_search:node_reward",
+            "actors.environments.tree_statistics:importance", "actors.environments.tree_statistics:allowance",
+            "actors.environments.tree_statistics:edit_distance"), "alpha_llm", "actors/test_mcts.py"),
+    Method("Anyprefer", "2504.19276", "environment, selector",
+           ("actors.environments.anyprefer:Anyprefer", "actors.environments.anyprefer:best_and_worst",
+            f"{SELECTORS}.pairs:BestWorst"), "anyprefer", "actors/test_anyprefer.py"),
+    Method("SPC", "2504.19162", "meeting, loss term, several policies",
+           ("actors.environments.sneaky_critic:SneakyCritic", "actors.environments.sneaky_critic:is_valid",
+            "learner.losses.sequence_losses.sequence_clip:SequenceClip"), "spc", "learner/test_sequence_clip.py"),
     Method("LaRe", "2412.11120", "reward, reward model",
            (f"{LEARNED}.step_rewards:LaRe", f"{LEARNED}.step_rewards:checked_factors",
             f"{LEARNED}.step_models:ReturnDecomposition", f"{LEARNED}.step_models:decomposition_loss"), "lare",

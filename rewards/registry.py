@@ -41,6 +41,7 @@ REWARDS: dict[str, str] = {
     "oprl": "rewards.learned.implicit_steps:Oprl",
     "perceptual": "rewards.learned.step_rewards:PerceptualReward",
     "reasoning_gym": "rewards.builtin.reasoning_gym:ReasoningGymScore",
+    "rest_mcts": "rewards.learned.quality_values:ReStMcts",
     "rlsp": "rewards.builtin.rlsp:Rlsp",
     "ssr_zero": "rewards.builtin.ssr_zero:SsrZero",
     "self_aligned": "rewards.builtin.self_aligned:SelfAligned",
@@ -52,6 +53,8 @@ REWARDS: dict[str, str] = {
     "thoughts": "rewards.builtin.steps:Thoughts",
     "token_contrast": "rewards.builtin.token_contrast:TokenContrast",
     "verifiers": "rewards.builtin.verifiers_objects:VerifiersReward",
+    "tree_reward_model": "rewards.learned.reward_model:TreeReward",
+    "tree_value": "rewards.learned.quality_values:TreeValue",
     "variant_agreement": "rewards.builtin.co_reward:VariantAgreement",
     "reward_model": "rewards.learned.reward_model:LearnedReward",
 }

@@ -13,6 +13,7 @@ from learner.advantages.estimators import (
     TokenRewards,
 )
 from learner.advantages.steps import EpisodeAndStep, ExploRS
+from learner.advantages.trees import TreeAdvantage
 
 ADVANTAGES: dict[str, type[Advantage]] = {
     "group": GroupAdvantage,
@@ -29,4 +30,5 @@ ADVANTAGES: dict[str, type[Advantage]] = {
     "token_returns": TokenReturns,
     "token_rewards": TokenRewards,
     "tp_grpo": ThoughtCredit,
+    "tree": TreeAdvantage,
 }

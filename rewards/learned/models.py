@@ -26,6 +26,7 @@ from rewards.learned.losses import (
 )
 from rewards.learned.network import CHUNK, LearnedNetwork, Model, order_agreement
 from rewards.learned.publishing import State
+from rewards.learned.quality_values import QualityValue
 from rewards.learned.step_models import Imitation, Progress, ReturnDecomposition, Segments
 
 
@@ -129,6 +130,7 @@ MODELS: dict[str, type[Model]] = {
     "imitation": Imitation,
     "implicit_steps": ImplicitSteps,
     "progress": Progress,
+    "quality_value": QualityValue,
     "return_decomposition": ReturnDecomposition,
     "segments": Segments,
 }

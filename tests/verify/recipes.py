@@ -76,6 +76,8 @@ MEALS = "reward/environment_mean"
 PROBED = ("evaluation.every_steps=5",)
 """Evaluations during the run, which monitors read."""
 CASES: dict[str, Case] = {
+    "alpha_llm": Case(ACCURACY, "rises"),
+    "anyprefer": Case(LENGTH, "rises"),
     "b_star": Case(ACCURACY, "rises", stages=(4,)),
     "calm": Case("reward/subgoals_mean", "rises"),
     "cispo": Case(ACCURACY, "rises"),
@@ -126,6 +128,8 @@ CASES: dict[str, Case] = {
     "ppo": Case("loss/value", "falls", steps=40),
     "reinforce_plus_plus": Case(ACCURACY, "rises"),
     "reward_model": Case(LENGTH, "rises"),
+    # Right traces that a search found are imitated; the value model learns from the trees meanwhile.
+    "rest_mcts": Case(ACCURACY, "rises"),
     "rivals": Case("reward/judge_mean", "rises"),
     "rlsp": Case("rollout/length_tokens", "rises"),
     "rlccf": Case("reward/crowd_mean", "rises"),
@@ -136,6 +140,7 @@ CASES: dict[str, Case] = {
     "selm": Case(ACCURACY, "rises"),
     "slim": Case("reward/exact_mean", "rises"),
     "spa_rl": Case(MEALS, "rises"),
+    "spc": small("reward/environment_mean", "evaluation.max_tasks=4", tokens=48),
     "spear": Case("reward/exact_mean", "rises"),
     "spiral": Case(ACCURACY, "rises"),
     "spo": Case(LENGTH, "rises"),
@@ -149,6 +154,7 @@ CASES: dict[str, Case] = {
     # The keyword judge stands in for the user's server.
     "think_rm": Case(LENGTH, "rises", overrides=("judges.judge={{kind='keyword',options={{keywords=['so']}}}}",)),
     "tp_grpo": Case(ACCURACY, "rises"),
+    "tree_preferences": Case(LENGTH, "rises"),
 }
 
 

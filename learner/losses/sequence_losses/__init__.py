@@ -6,6 +6,7 @@ from learner.losses.sequence_losses.base import LossTerm, Terms
 from learner.losses.sequence_losses.laser import LaSeR
 from learner.losses.sequence_losses.preference import Dpo, Ipo
 from learner.losses.sequence_losses.regularizers import Nll, Selm, TReg
+from learner.losses.sequence_losses.sequence_clip import SequenceClip
 
 TERMS: dict[str, type[LossTerm]] = {
     "dpo": Dpo,
@@ -13,6 +14,7 @@ TERMS: dict[str, type[LossTerm]] = {
     "laser": LaSeR,
     "nll": Nll,
     "selm": Selm,
+    "sequence_clip": SequenceClip,
     "t_reg": TReg,
 }
 

@@ -10,6 +10,7 @@ from cluster.plugins import build
 from cluster.types import Group, GroupReward, Scores
 from rewards.aggregation.selectors.base import Selector
 from rewards.aggregation.selectors.consistency import Consistency
+from rewards.aggregation.selectors.leaf_pairs import LeafPairs
 from rewards.aggregation.selectors.pairs import Best, BestWorst, LargeMargin, Likeliest, TokenWeights
 from rewards.aggregation.selectors.temporal import Temporal
 from rewards.aggregation.selectors.threshold import Threshold
@@ -21,6 +22,7 @@ SELECTORS: dict[str, type[Selector]] = {
     "borda": Borda,
     "consistency": Consistency,
     "large_margin": LargeMargin,
+    "leaf_pairs": LeafPairs,
     "likeliest": Likeliest,
     "temporal": Temporal,
     "threshold": Threshold,

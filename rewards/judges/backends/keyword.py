@@ -67,6 +67,10 @@ class KeywordJudge:
             text, tokens = miscalculated(user.rpartition(SOLUTION)[2], int(_chance(call, "mistake") * 2**32)), ()
         elif system == SUBGOALS:
             text, tokens = _reached(user), ()
+        elif TAGGED in system:
+            text, tokens = self._graded(user), ()
+        elif user.startswith(REWRITTEN):
+            text, tokens = user.removeprefix(REWRITTEN).partition("\n\n<<<")[0], ()
         else:
             text, tokens = self._label(user, chance) if "<label>" in user else self._answer(system, user, call)
         if chance < self.error_rate + self.unreadable_rate:
@@ -112,6 +116,12 @@ class KeywordJudge:
             return best, (verdict,) if call.top_logprobs else ()
         before = Token("Counted.\nVerdict: ", 0.0)
         return f"{before.text}{best}", (before, verdict) if call.top_logprobs else ()
+
+    def _graded(self, user: str) -> str:
+        """Grade an answer, or a pair of which the first should be the better, from 1 to 10."""
+        first, *others = (self._hits(text.partition("\n\n<<<")[0]) for text in user.split("ANSWER>>>\n")[1:])
+        grade = 5 + 3 * (first - others[0]) if others else 1 + 3 * first
+        return f"Counted. <score>{max(1, min(grade, 10))}</score>"
 
     def _strength(self, user: str, hits: Sequence[int]) -> str:
         """Verdict from −3 (A is much better) to 3; between equals the texts decide, so that the order does not."""
@@ -181,5 +191,9 @@ SUBGOALS = (
     "times alone, and do not guess what will follow."
 )
 """System prompt of the reward `subgoals`, for CALM (arXiv:2409.12798); the sentences are ours."""
+
+TAGGED, REWRITTEN = "end with the grade in tags", "<<<PROMPT>>>\n"
+"""What the prompts of the environment `anyprefer` have: grades from 1 to 10, and a system prompt to rewrite, which this
+judge leaves as it is."""
 
 SOLUTION = "\n\nRight solution:\n"
