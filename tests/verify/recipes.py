@@ -118,7 +118,7 @@ CASES: dict[str, Case] = {
     ),
     "lagrangian": Case("reward/too_long_mean", "falls"),
     "length_switch": Case(LENGTH, "falls"),
-    "mm_upt": Case("reward/majority_mean", "rises"),
+    "mm_upt": Case("reward/majority_mean", "rises", overrides=("learner.schedule.warmup_steps=2",)),
     "monitors": Case("reward/mean", "rises", overrides=PROBED),
     "oprl": Case(MEALS, "rises"),
     "over_optimisation": Case("reward/format_mean", "rises", overrides=PROBED),
