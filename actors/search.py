@@ -256,7 +256,7 @@ class _Tree:
         not."""
         chat, engine = self._chat, self._engine
         stop_tokens = await self._sampler.stop_tokens(stop) if stop else ()
-        how = {"stop_tokens": stop_tokens} if stop_tokens else {}
+        how: dict[str, Any] = {"stop_tokens": stop_tokens} if stop_tokens else {}
         while True:
             count = len(transcript.tokens)
             room = min(self._limits.max_tokens - (count - begin), engine.max_model_len - count)

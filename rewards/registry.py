@@ -47,6 +47,7 @@ REWARDS: dict[str, str] = {
     "self_aligned": "rewards.builtin.self_aligned:SelfAligned",
     "self_certainty": "rewards.builtin.self_certainty:SelfCertainty",
     "spa_rl": "rewards.learned.step_rewards:SpaRl",
+    "spc": "rewards.builtin.spc:Spc",
     "step_scores": "rewards.builtin.steps:StepScores",
     "subgoals": "rewards.builtin.subgoals:Subgoals",
     "teacher": "rewards.builtin.teacher:Teacher",

@@ -25,6 +25,10 @@ class MctsStar(SearchEnvironment):
 
     value: Critic = Critic(use="tree_value")
     """What values partial solutions, in [0, 1]."""
+    step_filter: Critic | None = None
+    """What judges each sampled step, such as SPC's critic; a step below `least_score` is sampled once more."""
+    least_score: float = 0.5
+    """Score of the filter that a step has at least; a step of unknown score stays."""
     branch: PositiveInt = 3
     """b: next steps that are sampled; equal texts are one step."""
     exploration: NonNegativeFloat = 0.4
@@ -89,12 +93,20 @@ class MctsStar(SearchEnvironment):
         self, node: Node, n: int, tools: SearchTools, values: dict[int, float], ends: dict[int, Node]
     ) -> list[Node]:
         """Return distinct next steps of a node, valued; ends among them are noted."""
-        sampled = await tools.extend(node, n)
+        sampled = await self._passed(await tools.extend(node, n), node, tools)
         steps = list({step.text: step for step in reversed(sampled) if step.text or step.ended}.values())
         scores = await tools.score(steps, self.value)
         values |= {s.id: float(v) if math.isfinite(v) else self.prior for s, v in zip(steps, scores, strict=True)}
         ends |= {step.id: step for step in steps if step.ended}
         return steps
+
+    async def _passed(self, sampled: list[Node], parent: Node, tools: SearchTools) -> list[Node]:
+        """Return the steps that the filter passes, and a new sample in the place of each that it does not."""
+        if self.step_filter is None:
+            return sampled
+        scores = await tools.score(sampled, self.step_filter)
+        kept = [s for s, score in zip(sampled, scores, strict=True) if not score < self.least_score]
+        return kept + await tools.extend(parent, len(sampled) - len(kept))
 
     async def _rolled(
         self, start: Visited, tools: SearchTools, values: dict[int, float], ends: dict[int, Node]

@@ -93,6 +93,22 @@ async def test_values_of_the_nodes_stay_with_the_rollouts():
     assert all(0 <= v <= 1 for v in values)
 
 
+class Filtering(Counting):
+    """Values as `Counting`; as a filter it passes steps that end in `a`, and does not know those that end in `d`."""
+
+    async def score(self, critic, group):
+        if critic.use != "spc":
+            return await super().score(critic, group)
+        return np.array([np.nan if r.text.endswith("d") else float(r.text.endswith("a")) for r in group.rollouts])
+
+
+async def test_a_step_that_the_filter_fails_is_sampled_once_more():
+    plain, _ = await searched(Counting(), iterations=4, branch=4, end_gate=2.0)
+    ran, group = await searched(Filtering(), iterations=4, branch=4, end_gate=2.0, step_filter=Critic(use="spc"))
+    assert plain.engine.num_sampled < ran.engine.num_sampled <= 2 * plain.engine.num_sampled + 10
+    assert group.rollouts
+
+
 # ── AlphaLLM ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

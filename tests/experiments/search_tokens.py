@@ -170,7 +170,7 @@ async def measured(seed: int, train: int, held_out: int) -> dict[str, Any]:
     chat = Chat(AutoTokenizer.from_pretrained(directory))
     engine = VllmEngine(directory, config, stop_tokens=chat.stop_tokens, version="0.0")
     await engine.start()
-    source, section = SumsOfThree(), config.rollout
+    source, section = SumsOfThree(num_evaluation=held_out), config.rollout
     limits = Limits(section.max_tokens, section.max_turns, section.temperature)
     bench = Bench(engine, chat, MctsStar(**section.environment.options), limits, seed)
     try:

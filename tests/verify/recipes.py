@@ -141,7 +141,7 @@ CASES: dict[str, Case] = {
     "slim": Case("reward/exact_mean", "rises"),
     "spa_rl": Case(MEALS, "rises"),
     # What the critic wins the generator loses; near an end one of the two has won for good.
-    "spc": small("reward/environment_mean", "", "evaluation.max_tasks=4", tokens=48, within=(-0.8, 0.8)),
+    "spc": small("reward/spc_mean", "", "evaluation.max_tasks=4", tokens=48, within=(-0.8, 0.8)),
     "spear": Case("reward/exact_mean", "rises"),
     "spiral": Case(ACCURACY, "rises"),
     "spo": Case(LENGTH, "rises"),
