@@ -22,10 +22,13 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field, PositiveFloat, PositiveInt, PrivateAttr
 
+from actors.environments import ENVIRONMENTS
+from actors.environments.agent import AgentEnvironment
 from actors.environments.base import End, Environment, Observation
+from actors.environments.multi_policy import MultiPolicyEnvironment
 from cluster.config import Use
 from cluster.errors import ConfigError
-from cluster.plugins import Plugin
+from cluster.plugins import Plugin, build
 from cluster.types import Group, Message, Task
 
 MAX_STEPS = 64
@@ -177,11 +180,6 @@ class SearchEnvironment(Environment):
     def episode(self) -> Environment:
         """The environment of one path. Raises ConfigError for one that cannot be searched."""
         if self._inner is None:
-            from actors.environments import ENVIRONMENTS
-            from actors.environments.agent import AgentEnvironment
-            from actors.environments.multi_policy import MultiPolicyEnvironment
-            from cluster.plugins import build
-
             where = "rollout.environment.options.inner"
             inner = build(ENVIRONMENTS, self.inner.use, self.inner.options, where)
             if isinstance(inner, AgentEnvironment | MultiPolicyEnvironment | SearchEnvironment) or inner.agents != (

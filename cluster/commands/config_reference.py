@@ -86,7 +86,7 @@ def _plugins() -> Iterator[str]:
 
     kinds: dict[str, Mapping[str, type[BaseModel]]] = {
         "tasks": TASKS,
-        "rollout.environment": ENVIRONMENTS,
+        "rollout.environment": {name: lookup(ENVIRONMENTS, name, "rollout.environment") for name in ENVIRONMENTS},
         "rewards": {name: lookup(REWARDS, name, "rewards") for name in REWARDS},
         "rewards.shape": SHAPERS,
         "selectors": SELECTORS,

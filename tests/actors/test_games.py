@@ -15,6 +15,7 @@ from actors.tasks.games import FIRST_EVALUATION, GameTasks
 from actors.tiny.gambler import FIRST_WATCHED, GamblerModel
 from cluster.config import load
 from cluster.errors import ConfigError
+from cluster.plugins import lookup
 from tests.actors.typist import Letters, Typist
 
 LIMITS = episode.Limits(max_tokens=40, max_turns=50, temperature=1.0)
@@ -188,7 +189,7 @@ def test_what_there_is_not_is_said():
         Table("Khun-v0", 0, {}, "full")
     with pytest.raises(ConfigError, match="no compact style"):
         Table("SimpleNegotiation-v0", 0, {}, "compact")
-    assert ENVIRONMENTS["games"].agents == ("0", "1")
+    assert lookup(ENVIRONMENTS, "games", "environment").agents == ("0", "1")
 
 
 def test_the_first_player_s_value_under_equilibrium_play():

@@ -52,7 +52,7 @@ async def _measure(load: Load) -> Figure:
     from transformers import AutoTokenizer
 
     from actors.chat import Chat
-    from actors.environments import ENVIRONMENTS
+    from actors.environments.single_turn import SingleTurn
     from actors.models import prepare
     from actors.rollout import INITIAL, RolloutWorker
     from actors.tasks import Addition
@@ -88,7 +88,7 @@ async def _measure(load: Load) -> Figure:
         engine.version = f"{epoch}.0"
         buffer.announce(Publication("policy", epoch, 0))
         worker = RolloutWorker(
-            "bench", policy="policy", engine=engine, chat=chat, environment=ENVIRONMENTS["single_turn"](),
+            "bench", policy="policy", engine=engine, chat=chat, environment=SingleTurn(),
             task_at=lambda position: tasks[position % len(tasks)], buffer=buffer, config=config, fetch=_never,
         )  # fmt: skip
         running = asyncio.create_task(worker.run())
