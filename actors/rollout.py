@@ -193,6 +193,7 @@ class RolloutWorker:
         variant: str = "orig",
         group: object = None,
         progress: Callable[[], Awaitable[None]] | None = None,
+        builder: EnvironmentBuilder | None = None,
     ) -> list[Rollout]:
         async def turned() -> None:
             self._progress = time.monotonic()
@@ -204,7 +205,7 @@ class RolloutWorker:
         key = object()
         self._in_flight[key] = time.monotonic()
         try:
-            environment = _played(await self._environment.get())
+            environment = _played(await (builder or self._environment).get())
             return await episode.play_agents(
                 self.engine, self._chat, environment, task, variant, limits, self._loops, group, self.endpoint, turned
             )
@@ -356,15 +357,17 @@ class RolloutWorker:
             for episode_ in playing:
                 episode_.cancel()
 
-    async def evaluate(self, tasks: Sequence[Task], temperature: float) -> list[Group]:
+    async def evaluate(self, tasks: Sequence[Task], temperature: float, environment: Use | None = None) -> list[Group]:
         """One rollout for each of `tasks`, beside whatever else is in flight. Nothing is stored.
 
-        A task that fails is counted and left out.
+        A task that fails is counted and left out. `environment` answers instead of the one that is trained in.
         """
         limits = replace(self._limits, temperature=temperature)
+        timeout_s = self._config.rollout.environment_timeout_s
+        builder = EnvironmentBuilder(environment, self._loops, timeout_s) if environment is not None else None
 
         async def alone(task: Task) -> Rollout:
-            return (await self._play(task, limits))[0]
+            return (await self._play(task, limits, builder=builder))[0]
 
         return await play_all(
             alone,

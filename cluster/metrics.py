@@ -1,7 +1,8 @@
 """Every metric of a run, declared once: how parts of a step are reduced, unit, meaning, and what to do when it is off.
 
 docs/metrics.md, the descriptions that Prometheus serves and the console's texts are made of these declarations. In
-capitals is what is filled in: NAME of a reward, judge, scorer, monitor, reward model or policy, REASON, ROLE.
+capitals is what is filled in: NAME of a reward, judge, scorer, monitor, evaluation, reward model or policy, REASON,
+ROLE.
 """
 
 from __future__ import annotations
@@ -342,11 +343,31 @@ _declare(
     "Loss",
     Metric(
         "loss/total", "mean", "loss",
-        "what is minimised: `learner.loss` with its coefficients, and `loss/sequence`; not `loss/value`",
+        "what is minimised: `learner.loss` with its coefficients, `loss/sequence` and `loss/asking`; not `loss/value`",
         "it is no measure of progress",
     ),
     Metric("loss/policy", "mean", "loss", "the policy loss before `coef`", "it is no measure of progress"),
     Metric("loss/sequence", "mean", "loss", "`learner.sequence_losses`, each times its `coef`"),
+    Metric("loss/asking", "mean", "loss", "those of them that ask the policy something, such as `scir`"),
+    Metric("weighted_nll/known_frac", "mean", "share", "rollouts whose token weights are known"),
+    Metric("learner/num_asked", "sum", "count", "sequences that such losses wrote from the step's rollouts"),
+    Metric(
+        "learner/asked_known_frac", "mean", "share",
+        "of these, those that fit into `engine.max_model_len`",
+        "below 1: shorter rollouts or a longer context, or their pairs train nothing",
+    ),
+    Metric(
+        "scir/inconsistency_nats", "mean", "nats",
+        "symmetric divergence of the policy's implicit preference from what it answers",
+        "falls as both come to agree",
+    ),
+    Metric("scir/agree_frac", "mean", "share", "pairs about which both agree; DPO trains on these alone"),
+    Metric("scir/implicit_entropy_nats", "mean", "nats", "entropy of the implicit preference"),
+    Metric(
+        "scir/generative_entropy_nats", "mean", "nats",
+        "entropy of what it answers",
+        "at 0.693 it has no opinion, or goes by place",
+    ),
     Metric(
         "loss/entropy_nats", "mean", "nats",
         "entropy of the next token",
@@ -467,6 +488,33 @@ _declare(
         "falling while nothing else rises: the policy drifts, see the monitor `collapse`",
     ),
     Metric("eval/seconds_s", "mean", "s", "one evaluation", "high: lower `evaluation.max_tasks`"),
+    Metric("eval/NAME/accuracy", "mean", "score", "of one of `[[evaluations]]`: mean reward over tasks and samples"),
+    Metric("eval/NAME/pass_at_k", "mean", "share", "its tasks with a reward above 0.5 among their samples"),
+    Metric(
+        "eval/NAME/vote_accuracy", "mean", "score",
+        "mean reward of the one sample of each task that its vote chooses",
+        "below `eval/NAME/accuracy`: what the vote goes by prefers wrong answers",
+    ),
+    Metric(
+        "eval/NAME/num_without_vote", "mean", "count",
+        "its tasks in which nobody votes; their first sample counts",
+        "near all: the reward `by` is unknown, see the log",
+    ),
+    Metric(
+        "eval/NAME/verdict_precision", "mean", "share",
+        "`vote = \"self_prm\"`: samples that the policy calls right, and are",
+    ),
+    Metric(
+        "eval/NAME/verdict_precision_hard", "mean", "share",
+        "the same where fewer than half of a task's samples are right",
+        "low: these verdicts are no reward; it calls wrong solutions right",
+    ),
+    Metric("eval/NAME/verdict_recall", "mean", "share", "right samples that it calls right"),
+    Metric(
+        "eval/NAME/verdict_f1", "mean", "share",
+        "harmonic mean of the shares of wrong and of right samples that it tells",
+    ),
+    Metric("eval/NAME/seconds_s", "mean", "s", "one such evaluation", "high: fewer tasks or samples"),
 )  # fmt: skip
 _declare(
     "Demonstrations",

@@ -111,7 +111,7 @@ class RewardWorker:
         contain(loop)
         watch = LoopWatch(loop, self._may_hold_s, self._held, self._may_hang_s)
         try:
-            await asyncio.gather(*map(self._prepare, self._signals))
+            await self.prepare()
             own = {name: self._version(name) for name, signal in self._signals.items() if not signal.announced}
             versions = {name: version for name, version in own.items() if version != UNVERSIONED}
             if versions:
@@ -130,6 +130,10 @@ class RewardWorker:
                 task.cancel()
             await self._services.close_judges()
             self._services.close()
+
+    async def prepare(self) -> None:
+        """Prepare every reward. Raises ConfigError if one cannot serve, and PluginError if one cannot be prepared."""
+        await asyncio.gather(*map(self._prepare, self._signals))
 
     async def stop(self) -> None:
         """Finish the groups in hand, then let `run` return."""

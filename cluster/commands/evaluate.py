@@ -9,7 +9,6 @@ import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,14 +18,13 @@ import typer
 from cluster import config
 from cluster.commands import app
 from cluster.commands.group_rows import rollout_row, writer
-from cluster.config import RunConfig
+from cluster.config import VOTES, RunConfig
 from cluster.errors import ConfigError, nearest
 from cluster.observability.live_table import show_facts
 from cluster.types import Group
-from rewards.aggregation.selectors.votes import borda_winner, weighted_winner
-from rewards.parsing.answers import votes_of
+from rewards.aggregation.voting import GradedSample, Voting, verdicts, voted
+from rewards.parsing.answers import answer_of
 
-VOTES = ("majority", "weighted", "borda")
 DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
 
 
@@ -47,9 +45,9 @@ def main(
         float | None, typer.Option(min=0, metavar="T", help="0 is greedy.", show_default="0, or 1 with several samples")
     ] = None,
     vote: Annotated[
-        str, typer.Option(metavar="KIND", help="Choose one sample a task: majority, weighted or borda.")
+        str, typer.Option(metavar="KIND", help="Choose one sample a task: majority, weighted, borda or self_prm.")
     ] = "",
-    by: Annotated[str, typer.Option(metavar="NAME", help="The reward whose values weigh or rank the votes.")] = "",
+    by: Annotated[str, typer.Option(metavar="NAME", help="The reward whose values weigh, rank or judge.")] = "",
     power: Annotated[float, typer.Option(min=0, metavar="P", help="Borda: a rank's weight.")] = 0.5,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="The first N tasks.")] = None,
     to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Write every rollout to a .jsonl.")] = None,
@@ -63,7 +61,9 @@ def main(
 
     --vote: vote_accuracy is the mean reward of one sample a task, the first of the answer with most votes. majority:
     every sample has one; weighted: its value by the reward --by, cut to 0 … 1; borda: of N samples, rank r has
-    (N − r + 1)^P (arXiv:2502.18581). Where nobody votes the first sample counts, and num_without_vote counts that.
+    (N − r + 1)^P (arXiv:2502.18581); self_prm: the sample with the largest value, as when the model judges its own
+    steps (arXiv:2505.11227), with the precision of those verdicts. Where nobody votes the first sample counts, and
+    num_without_vote counts that.
 
     Exit codes: 0 graded · 1 the engine failed, or nothing could be graded · 2 no such model, tasks or reward.
     """
@@ -73,7 +73,7 @@ def main(
         if to is not None and to.suffix != ".jsonl":
             raise ConfigError(f"--to '{to}' does not end in .jsonl, which is what is written.")
         settings = resolve(model_of(model, directory), tasks, reward, overrides or [])
-        voting = Voting.of(vote, by, power, samples, settings)
+        voting = voting_of(vote, by, power, samples, settings)
         heat = temperature if temperature is not None else (0.0 if samples == 1 else 1.0)
         result, rows = asyncio.run(evaluate(settings, samples, heat, limit, voting))
         if to is not None:
@@ -129,46 +129,25 @@ def resolve(model: str, tasks: str, reward: str, overrides: Sequence[str]) -> Ru
     return config.parse(config.overridden(tree, overrides), where=tasks)
 
 
-@dataclass(frozen=True, slots=True)
-class Voting:
-    """How one of several samples is chosen."""
-
-    kind: str
-    by: str
-    """The reward that weighs or ranks; empty where every sample counts the same."""
-    power: float
-
-    @staticmethod
-    def of(kind: str, by: str, power: float, samples: int, settings: RunConfig) -> Voting | None:
-        """What the options say; None without a vote. Raises ConfigError."""
-        if not kind:
-            if by:
-                raise ConfigError("--by names what weighs votes, and there is no --vote. Add --vote borda or weighted.")
-            return None
-        if kind not in VOTES:
-            raise ConfigError(f"--vote '{kind}' is unknown. {nearest(kind, VOTES)}There are: {', '.join(VOTES)}.")
-        if samples < 2:
-            raise ConfigError("--vote chooses among samples of a task. Add --samples 8 or so.")
-        if kind == "majority" and by:
-            raise ConfigError("--vote majority counts every sample once. Leave out --by, or vote by weighted or borda.")
-        if kind != "majority" and by not in settings.reward_names:
-            names = settings.reward_names
-            raise ConfigError(
-                f"--vote {kind} wants --by NAME, a reward of the recipe; '{by}' is none. {nearest(by, names)}"
-                f"There are: {', '.join(names)}."
-            )
-        return Voting(kind, by, power)
-
-    def winner(self, group: Group, values: Sequence[float]) -> int | None:
-        """Place of the rollout that stands for the answer with most votes; None where nobody votes.
-
-        `group` has all samples of a task, `values` those of the reward `by`.
-        """
-        answers = votes_of(group.rollouts)
-        found = np.array(values, np.float64)
-        if self.kind == "weighted":
-            return weighted_winner(found, answers)
-        return borda_winner(found, answers, self.power if self.kind == "borda" else 0.0)
+def voting_of(kind: str, by: str, power: float, samples: int, settings: RunConfig) -> Voting | None:
+    """What the options say; None without a vote. Raises ConfigError."""
+    if not kind:
+        if by:
+            raise ConfigError("--by names what weighs votes, and there is no --vote. Add --vote borda or weighted.")
+        return None
+    if kind not in VOTES:
+        raise ConfigError(f"--vote '{kind}' is unknown. {nearest(kind, VOTES)}There are: {', '.join(VOTES)}.")
+    if samples < 2:
+        raise ConfigError("--vote chooses among samples of a task. Add --samples 8 or so.")
+    if kind == "majority" and by:
+        raise ConfigError("--vote majority counts every sample once. Leave out --by, or vote by weighted or borda.")
+    if kind != "majority" and by not in settings.reward_names:
+        names = settings.reward_names
+        raise ConfigError(
+            f"--vote {kind} wants --by NAME, a reward of the recipe; '{by}' is none. {nearest(by, names)}"
+            f"There are: {', '.join(names)}."
+        )
+    return Voting(kind, by, power)
 
 
 async def evaluate(
@@ -200,7 +179,7 @@ async def evaluate(
         "temperature": temperature,
         "samples": samples,
         **figures(groups, rewards),
-        **(voted(voting, groups, rewards, values) if voting else {}),
+        **(vote_figures(voting, groups, rewards, values) if voting else {}),
         "num_failed": alone.failures,
         "num_left_out": alone.left_out,
     }
@@ -230,27 +209,20 @@ def figures(groups: Sequence[Group], rewards: Sequence[float]) -> dict[str, Any]
     }
 
 
-def voted(voting: Voting, groups: Sequence[Group], rewards: Sequence[float], values: Sequence[float]) -> dict[str, Any]:
-    """Mean reward of the sample that each task's vote chooses, and how many tasks had no vote.
-
-    A task whose chosen sample has no known reward is in no mean.
-    """
-    by_task: dict[str, list[int]] = defaultdict(list)
-    for place, group in enumerate(groups):
-        by_task[group.task.id].append(place)
-    chosen, without = [], 0
-    for places in by_task.values():
-        first = groups[places[0]]
-        together = Group(first.claim, first.task, tuple(groups[place].rollouts[0] for place in places))
-        winner = voting.winner(together, [values[place] for place in places])
-        without += winner is None
-        chosen.append(rewards[places[winner or 0]])
-    known = [reward for reward in chosen if math.isfinite(reward)]
+def vote_figures(
+    voting: Voting, groups: Sequence[Group], rewards: Sequence[float], values: Sequence[float]
+) -> dict[str, Any]:
+    """Mean reward of the sample that each task's vote chooses, and how many tasks had no vote."""
+    samples = [
+        GradedSample(group.task.id, reward, answer_of(group.rollouts[0]), value)
+        for group, reward, value in zip(groups, rewards, values, strict=True)
+    ]
+    found = voted(voting, samples) | (verdicts(samples) if voting.kind == "self_prm" else {})
     return {
         "vote": voting.kind,
         "vote_by": voting.by or None,
-        "vote_accuracy": float(np.mean(known)) if known else None,
-        "num_without_vote": without,
+        **{name: value if math.isfinite(value) else None for name, value in found.items()},
+        "num_without_vote": int(found["num_without_vote"]),
     }
 
 

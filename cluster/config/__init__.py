@@ -3,6 +3,7 @@
 from cluster.config.base import Section, Use
 from cluster.config.controllers import ControllerSection
 from cluster.config.engines import EndpointSection, EngineSection, ModelSection
+from cluster.config.evaluations import VOTES, EvaluationSection, NamedEvaluationSection
 from cluster.config.foreign_keys import with_new_names
 from cluster.config.learner import (
     CorrectionSection,
@@ -35,7 +36,6 @@ from cluster.config.rewards import JudgeSection, RewardModelSection, RewardSecti
 from cluster.config.run_config import (
     BufferSection,
     ConsoleSection,
-    EvaluationSection,
     RunConfig,
     SelectorSection,
     TrackingSection,
@@ -43,6 +43,7 @@ from cluster.config.run_config import (
 
 __all__ = [
     "POLICY",
+    "VOTES",
     "BufferSection",
     "ConsoleSection",
     "ControllerSection",
@@ -57,6 +58,7 @@ __all__ = [
     "LoraSection",
     "LossSection",
     "ModelSection",
+    "NamedEvaluationSection",
     "OfflineConfig",
     "PlacementSection",
     "PolicySection",

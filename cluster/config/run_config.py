@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from cluster.config.base import Section, Use
 from cluster.config.controllers import ControllerSection, check_steering
 from cluster.config.engines import EndpointSection, EngineSection, ModelSection
+from cluster.config.evaluations import EvaluationSection, NamedEvaluationSection, check_evaluations, named
 from cluster.config.learner import COMPARED_IN_GROUPS, LearnerSection
 from cluster.config.placement import AutoscalingSection, PlacementSection, check_autoscaling, check_colocated
 from cluster.config.policies import POLICY, PolicySection, check_policies, of_policy
@@ -128,17 +129,6 @@ class WeightsSection(Section):
     """The run stops when the mean difference exceeds three times its floor plus this, twice running."""
 
 
-class EvaluationSection(Section):
-    every_steps: NonNegativeInt = 0
-    """0: only before the first and after the last step."""
-    max_tasks: PositiveInt = 1000
-    """Evaluation tasks, one rollout each."""
-    reward: str = ""
-    """The reward whose mean is the evaluation accuracy, by default the first. A vote calls any lone rollout right."""
-    temperature: float = Field(default=0.0, ge=0)
-    """0 is greedy."""
-
-
 class CheckpointSection(Section):
     every_steps: NonNegativeInt = 50
     """Redis holds the groups of all steps since the last checkpoint, which a learner that dies trains on again. 0: only
@@ -215,6 +205,7 @@ class RunConfig(Section):
     buffer: BufferSection = BufferSection()
     weights: WeightsSection = WeightsSection()
     evaluation: EvaluationSection = EvaluationSection()
+    evaluations: tuple[NamedEvaluationSection, ...] = ()
     checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
     console: ConsoleSection = ConsoleSection()
@@ -231,11 +222,12 @@ class RunConfig(Section):
                 f"evaluation.reward = '{self.evaluation.reward}' is none of the rewards. "
                 f"{nearest(self.evaluation.reward, names)}There are: {', '.join(names)}."
             )
-        for i, reward in enumerate(self.rewards):
+        check_evaluations(self.evaluations, self.evaluation, self.rewards)
+        for where, reward in self.placed_rewards:
             for name in _asked(reward):
                 if name not in self.judges:
                     near = nearest(name, self.judges)
-                    raise ValueError(f"rewards[{i}] asks the judge '{name}'. {near}Add a section [judges.{name}].")
+                    raise ValueError(f"{where} asks the judge '{name}'. {near}Add a section [judges.{name}].")
         if self.learner.lora and self.weights.transport == "nccl":
             raise ValueError(
                 "weights.transport = 'nccl' broadcasts whole models, and [learner.lora] publishes adapters: a small "
@@ -308,7 +300,15 @@ class RunConfig(Section):
 
     @property
     def reward_names(self) -> list[str]:
-        return [r.name or r.use.rsplit(":", 1)[-1] for r in self.rewards]
+        return [named(r) for r in self.rewards]
+
+    @property
+    def placed_rewards(self) -> list[tuple[str, RewardSection]]:
+        """Every reward behind its key, those of `[[evaluations]]` last."""
+        rewards = [(f"rewards[{i}]", reward) for i, reward in enumerate(self.rewards)]
+        for i, section in enumerate(self.evaluations):
+            rewards += [(f"evaluations[{i}].rewards[{j}]", reward) for j, reward in enumerate(section.rewards)]
+        return rewards
 
     @property
     def admit_rewards(self) -> list[str]:
@@ -346,7 +346,7 @@ def _check_teachers(config: RunConfig) -> None:
             )
 
 
-ASKING = ("judge", "ssr_zero", "step_scores", "thoughts")
+ASKING = ("judge", "self_prm", "ssr_zero", "step_scores", "thoughts")
 """Rewards whose option `judge` names who they ask."""
 
 

@@ -49,7 +49,8 @@ def plan(settings: RunConfig, directory: Path) -> str:
             f"Environment '{rollout.environment.use}', advantages '{learner.advantage.use}', "
             f"loss '{learner.loss.use}'.",
             f"{_often(settings.evaluation.every_steps, 'Evaluation')}; "
-            f"{_often(settings.checkpoint.every_steps, 'checkpoint')}.",
+            + "".join(f"{_often(e.every_steps, f'evaluation {e.name!r}')}; " for e in settings.evaluations)
+            + f"{_often(settings.checkpoint.every_steps, 'checkpoint')}.",
             f"Everything goes to {directory}.",
         ]
     )

@@ -166,6 +166,19 @@ class EventConsumer:
             self._accuracy = accuracy
         self._record(step, _of(policy, row))
 
+    def evaluated_named(
+        self, name: str, step: int, figures: dict[str, float], seconds: float, policy: str = POLICY
+    ) -> None:
+        """Record the figures of one of `[[evaluations]]`."""
+        now_s = time.time()
+        self._recorder.trace("driver", [Span("evaluate", now_s - seconds, now_s, f"{name}, step {step}")])
+        row = {f"eval/{name}/{figure}": value for figure, value in (figures | {"seconds_s": seconds}).items()}
+        self._record(step, _of(policy, row))
+
+    def named_evaluation_lost(self, name: str, step: int, why: str) -> None:
+        """Say that one of `[[evaluations]]` gave no accuracy."""
+        self.health.say(f"evaluation {name}: {why}", f"the evaluation '{name}' at step {step} was lost: {why}")
+
     def evaluation_lost(self, step: int, why: str) -> None:
         """The evaluation of the weights of `step` gave no accuracy."""
         self._accuracy = None
@@ -226,8 +239,8 @@ class EventConsumer:
         self._table.waiting(
             f"groups: {groups['leased']} being sampled, {groups['pending']} wait for scores, {groups['ready']} ready"
         )
-        every = self._config.evaluation.every_steps
-        if every and step % every == 0 and step < self._config.learner.steps:
+        evaluations = (self._config.evaluation, *self._config.evaluations)
+        if any(section.due(step) for section in evaluations) and step < self._config.learner.steps:
             self._evaluate(step)
 
     def _record(self, step: int, row: dict[str, float]) -> None:

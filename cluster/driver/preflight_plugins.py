@@ -6,6 +6,7 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from cluster.config import RunConfig, Use
@@ -20,6 +21,7 @@ def plugins(settings: RunConfig) -> None:
     from actors.engine import ENGINES, check_options
     from actors.environments import ENVIRONMENTS
     from actors.environments.search import SearchEnvironment
+    from actors.tasks import TASKS
     from learner.advantages.registry import ADVANTAGES
     from learner.controllers.apply import memory_of
     from learner.losses.loss_trial import try_loss
@@ -57,24 +59,37 @@ def plugins(settings: RunConfig) -> None:
         loss = build_kind(LOSSES, own.learner.loss, "learner.loss", "loss")
         if type(loss) not in LOSSES.values():
             try_loss(loss, own.learner.loss)
-    for i, reward in enumerate(settings.rewards):
-        signal = build_reward(reward, f"rewards[{i}]")
+    for where, reward in settings.placed_rewards:
+        signal = build_reward(reward, where)
         if len(settings.rollout.prompt_variants) < signal.min_variants:
             raise ConfigError(
-                f"rewards[{i}] = '{reward.use}' compares {signal.min_variants} variants of a task, and "
+                f"{where} = '{reward.use}' compares {signal.min_variants} variants of a task, and "
                 f"rollout.prompt_variants = {list(settings.rollout.prompt_variants)}. Name another, such as a "
                 "rewording."
             )
         for name in signal.scorers():
             if name not in settings.scorers:
                 raise ConfigError(
-                    f"rewards[{i}] = '{reward.use}' reads with the scorer '{name}'. {nearest(name, settings.scorers)}"
+                    f"{where} = '{reward.use}' reads with the scorer '{name}'. {nearest(name, settings.scorers)}"
                     f"Add a section [scorers.{name}]."
                 )
         if signal.evaluates():
-            require(f"rewards[{i}] = '{reward.use}' evaluates what the policy writes")
+            require(f"{where} = '{reward.use}' evaluates what the policy writes")
         if reward.shape is not None:
-            build_kind(SHAPERS, reward.shape, f"rewards[{i}].shape", "shape")
+            build_kind(SHAPERS, reward.shape, f"{where}.shape", "shape")
+    for i, section in enumerate(settings.evaluations):
+        if section.environment is not None:
+            where = f"evaluations[{i}].environment"
+            _in_time(
+                partial(build_kind, ENVIRONMENTS, section.environment, where, "play"),
+                settings.rollout.environment_timeout_s,
+                f"{where}.use = '{section.environment.use}': the constructor did not return within "
+                "rollout.environment_timeout_s",
+            )
+        if section.tasks is not None:
+            source = build(TASKS, section.tasks.use, section.tasks.options, f"evaluations[{i}].tasks")
+            if not len(source.evaluation()) and not len(source.train()):
+                raise ConfigError(f"evaluations[{i}].tasks.use = '{section.tasks.use}' gives no task.")
     build_monitors(settings)
     advantage = build_kind(ADVANTAGES, settings.learner.advantage, "learner.advantage", "advantages")
     for name in getattr(advantage, "named_rewards", ()):

@@ -10,7 +10,7 @@ import contextlib
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -31,6 +31,9 @@ from rewards.judges.factory import open_judges
 from rewards.judges.pool.archive import RedisArchive
 from rewards.judges.pool.pool import Split
 from rewards.judges.types import Call, Completion, Token, Transport
+
+if TYPE_CHECKING:
+    from actors.speaker import Answer
 
 LEAVE_S = 2.0
 """Until those who follow the roster have seen that a replica left; then what it has under way ends."""
@@ -153,21 +156,26 @@ class PolicyTransport:
             raise JudgeRejected(f"{self.name}: {one_line(error)}") from error
         except RayError as error:
             raise JudgeServerError(f"{self.name}: {one_line(error)}") from error
-        return Completion(
-            answer.text,
-            answer.finish,
-            "policy",
-            tuple(Token(t.text, t.logprob, t.top) for t in answer.tokens),
-            answer.num_prompt_tokens,
-            answer.num_tokens,
-            answer.version,
-        )
+        return completion_of(answer)
 
     async def tokens(self, text: str) -> None:
         """Return nothing: the callers have the policy's tokenizer."""
 
     async def close(self) -> None:
         """The engine is not ours to end."""
+
+
+def completion_of(answer: Answer) -> Completion:
+    """What the policy wrote, as a judge's pool reads it."""
+    return Completion(
+        answer.text,
+        answer.finish,
+        "policy",
+        tuple(Token(t.text, t.logprob, t.top) for t in answer.tokens),
+        answer.num_prompt_tokens,
+        answer.num_tokens,
+        answer.version,
+    )
 
 
 async def _server(context: RunContext, section: JudgeSection, name: str, url: str) -> Transport:

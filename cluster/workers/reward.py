@@ -18,10 +18,13 @@ from cluster.types import Group
 from cluster.workers.context import RunContext, first_to_end
 from cluster.workers.judge import Judges
 from cluster.workers.scorer import Scorers
+from rewards.aggregation.voting import GradedSample
 from rewards.monitors.anchor_tasks import Answers, answers
+from rewards.parsing.answers import answer_of
 
 if TYPE_CHECKING:
     from actors.chat import Chat
+    from rewards.worker import RewardWorker
 
 
 class RewardActor:
@@ -44,6 +47,9 @@ class RewardActor:
             encode=lambda messages: chat().passage(messages),
         )
         self._graded = context.config.evaluation.reward
+        self._context, self._name, self._services = context, name, services
+        self._named: dict[int, RewardWorker] = {}
+        """Ask the rewards of `[[evaluations]]`, by place; they share what this worker's own rewards call."""
         self._worker = RewardWorker(name, buffer=context.buffer(), config=context.config, services=services)
 
     async def ready(self) -> int:
@@ -75,6 +81,31 @@ class RewardActor:
         name = self._graded or self._worker.names[0]
         scores = [(await self._worker.score(group, [name]))[name].values for group in groups]
         return [float(value) for values in scores for value in values if np.isfinite(value)], answers(groups)
+
+    async def grade_named(self, place: int, groups: list[Group], index: int | None = None) -> list[GradedSample]:
+        """Return every sample of `evaluations[place]`, or one, as its rewards grade it."""
+        config = self._context.config
+        section = config.evaluations[place]
+        worker = await self._worker_of(place)
+        graded = section.graded_by(config.evaluation, config.rewards)
+        found = []
+        for group in groups if index is None else groups[index : index + 1]:
+            scores = await worker.score(group)
+            reward, value = float(scores[graded].values[0]), float(scores[section.by or graded].values[0])
+            found.append(GradedSample(group.task.id, reward, answer_of(group.rollouts[0]), value))
+        return found
+
+    async def _worker_of(self, place: int) -> RewardWorker:
+        from rewards.worker import RewardWorker
+
+        if place not in self._named:
+            config = self._context.config
+            asked = config.evaluations[place].asked(config.evaluation, config.rewards)
+            own = config.model_copy(update={"rewards": asked})
+            worker = RewardWorker(self._name, buffer=self._context.buffer(), config=own, services=self._services)
+            await worker.prepare()
+            self._named[place] = worker
+        return self._named[place]
 
 
 def _chat(model_dir: str) -> Callable[[], Chat]:

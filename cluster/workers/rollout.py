@@ -86,6 +86,9 @@ class RolloutActor:
         source = build(TASKS, config.tasks.use, config.tasks.options, "tasks")
         tasks = without(source.train(), context.left_out.train)
         self._evaluation = without(source.evaluation(), context.left_out.evaluation)
+        self._named: dict[int, Sequence[Task]] = {}
+        """Tasks of `[[evaluations]]` that have a source of their own, by place."""
+        self._environment = config.rollout.environment
         place = order(config.seed, len(tasks), config.tasks.shuffle)
         chat = Chat(
             AutoTokenizer.from_pretrained(context.model_of(policy)),
@@ -193,6 +196,27 @@ class RolloutActor:
 
     async def evaluate(self, max_tasks: int, temperature: float) -> list[Group]:
         return await self.worker.evaluate(self._evaluation[:max_tasks], temperature)
+
+    async def evaluate_named(self, place: int) -> list[Group]:
+        """Return a group of one rollout for each sample of `evaluations[place]`, those of a task apart."""
+        section = self._context.config.evaluations[place]
+        tasks = list(self._tasks_of(place)[: section.max_tasks])
+        return await self.worker.evaluate(
+            tasks * section.samples, section.sampling_temperature, section.environment or self._environment
+        )
+
+    def _tasks_of(self, place: int) -> Sequence[Task]:
+        from actors.tasks import TASKS
+        from cluster.plugins import build
+
+        section = self._context.config.evaluations[place].tasks
+        if section is None:
+            return self._evaluation
+        if place not in self._named:
+            source = build(TASKS, section.use, section.options, f"evaluations[{place}].tasks")
+            held_out = source.evaluation()
+            self._named[place] = held_out if len(held_out) else source.train()
+        return self._named[place]
 
     async def close(self) -> None:
         await self._engine.close()

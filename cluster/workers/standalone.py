@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.config import RunConfig
-from cluster.errors import ConfigError, DataError, nearest
+from cluster.errors import ConfigError, DataError, nearest, one_line
 from cluster.process.foreign_loops import ForeignLoops
 from cluster.types import Group, Rollout, Task
 from cluster.workers.context import POLICY
+from cluster.workers.judge import completion_of
 from rewards.asking import ask
+from rewards.judges.errors import JudgeRejected
+from rewards.judges.types import Call, Completion
 
 if TYPE_CHECKING:
     from actors.chat import Chat
+    from actors.speaker import Speaker
     from rewards.base import Reward
     from rewards.scorers.pool import LogprobScorer
     from rewards.scorers.server import ScoringServer
@@ -40,6 +44,7 @@ class Alone:
         from actors.environments import ENVIRONMENTS
         from actors.models import prepare
         from actors.rollout import INITIAL
+        from actors.speaker import Speaker
         from actors.tasks import TASKS
         from cluster.plugins import build, lookup
         from rewards.base import Services
@@ -73,14 +78,20 @@ class Alone:
         )
         read = {name for reward, _ in self._rewards.values() for name in reward.scorers()}
         self._reading = [_reading(name, settings, directory, self._chat) for name in sorted(read)]
+        judges = open_judges(settings.judges, MemoryArchive())
         self._services = Services(
-            judges=open_judges(settings.judges, MemoryArchive()),
+            judges=judges,
             scorers={scorer.name: scorer for scorer, _ in self._reading},
             text=self._chat.text,
             encode=self._chat.passage,
         )
         engine = lookup(ENGINES, settings.engine.use, "engine")
         self._engine = engine(directory, settings, stop_tokens=self._chat.stop_tokens, version=INITIAL)
+        itself = _Itself(Speaker(self._engine, self._chat, settings.engine.max_num_seqs))
+        for name, section in settings.judges.items():
+            if section.kind == "policy":
+                judges[name].replicas.add(itself)
+                judges[name].saw(INITIAL)
 
     async def start(self) -> None:
         await self._engine.start()
@@ -167,6 +178,35 @@ class Alone:
     def _failed(self, what: str) -> None:
         self.failures += 1
         log.warning("%s", what)
+
+
+class _Itself:
+    """The model that is evaluated as a replica of a judge of kind `policy`."""
+
+    name = "policy"
+
+    def __init__(self, speaker: Speaker) -> None:
+        self._speaker = speaker
+
+    async def complete(self, call: Call) -> Completion:
+        """`call.choices` is not enforced, as in a run."""
+        try:
+            answer = await self._speaker.answer(
+                call.messages,
+                max_tokens=call.max_tokens,
+                temperature=call.temperature,
+                seed=call.seed,
+                top_logprobs=call.top_logprobs,
+            )
+        except DataError as error:
+            raise JudgeRejected(f"the model that is evaluated: {one_line(error)}") from error
+        return completion_of(answer)
+
+    async def tokens(self, text: str) -> None:
+        """Return nothing, as in a run."""
+
+    async def close(self) -> None:
+        """The engine is not a judge's to end."""
 
 
 def _reading(name: str, settings: RunConfig, directory: Path, chat: Chat) -> tuple[LogprobScorer, ScoringServer]:

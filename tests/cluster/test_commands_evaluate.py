@@ -70,7 +70,7 @@ def test_what_cannot_be_graded_is_counted_and_is_no_number(kanabo):
 RECIPE = str(Path(__file__).parents[2] / "deploy" / "recipes" / "methods" / "self_certainty.toml")
 
 
-@pytest.mark.parametrize("kind", ["majority", "weighted", "borda"])
+@pytest.mark.parametrize("kind", ["majority", "weighted", "borda", "self_prm"])
 def test_a_vote_chooses_one_sample_a_task(kanabo, tmp_path, kind):
     """Self-Certainty is read with the model that is evaluated; the vote is counted here once more, by hand."""
     file = tmp_path / "rollouts.jsonl"
@@ -91,6 +91,7 @@ def test_a_vote_chooses_one_sample_a_task(kanabo, tmp_path, kind):
             "majority": lambda row: 1,
             "weighted": lambda row: min(1, max(0, row["vote_value"])),
             "borda": lambda row, ranked=ranked: (5 - ranked.index(row)) ** 2,
+            "self_prm": lambda row: 1,
         }
         answers = [answer_of(rollout(row["text"])) for row in rows]
         votes: dict[str, float] = {}
@@ -99,10 +100,13 @@ def test_a_vote_chooses_one_sample_a_task(kanabo, tmp_path, kind):
                 votes[answer] = votes.get(answer, 0) + weights[kind](row)
         best = max(votes.values(), default=0)
         winner = next((row for row, a in zip(rows, answers, strict=True) if a and votes[a] == best and best), None)
+        if kind == "self_prm":
+            winner = ranked[0]
         without += winner is None
         chosen.append((winner or rows[0])["reward"])
     assert told.document["vote_accuracy"] == pytest.approx(np.mean(chosen))
     assert told.document["num_without_vote"] == without
+    assert ("verdict_precision" in told.document) == (kind == "self_prm")
     assert (told.document["vote"], told.document["vote_by"]) == (kind, by[1] if by else None)
 
 

@@ -28,6 +28,10 @@ from tests.metrics_page import unexplained
 pytestmark = pytest.mark.job
 
 REAL = [*jobs.TINY, "learner.drop_zero_variance=false", "weights.probe_every=1"]
+SEVERAL = (
+    'evaluations=[{name = "several", every_steps = 2, max_tasks = 8, samples = 4, tasks = {use = "addition", options = '
+    '{num_evaluation = 12}}, rewards = [{use = "numeric"}], vote = "self_prm", by = "numeric", reward = "exact"}]'
+)
 FAKE = [*jobs.TINY, "engine.use=tests.fakes:FakeEngine", "learner.drop_zero_variance=false"]
 
 
@@ -38,7 +42,9 @@ def archived_groups(directory) -> list[group_archive.GroupSummary]:
 
 def test_a_run_with_a_real_engine_leaves_what_it_promises(tmp_path):
     log = tmp_path / "log"
-    overrides = [*REAL, f"run.dir={tmp_path}", "run.name=pipeline", "learner.steps=6", "evaluation.every_steps=3"]
+    overrides = [
+        *REAL, f"run.dir={tmp_path}", "run.name=pipeline", "learner.steps=6", "evaluation.every_steps=3", SEVERAL
+    ]  # fmt: skip
     assert jobs.run(overrides, log=log, timeout_s=240) == 0, jobs.tail(log)
     directory = tmp_path / "pipeline"
     summary = jobs.summary(directory)
@@ -55,6 +61,12 @@ def test_a_run_with_a_real_engine_leaves_what_it_promises(tmp_path):
         assert (directory / name).exists(), name
     sample = json.loads((directory / "samples.jsonl").read_text().splitlines()[0])
     assert {"step", "task", "text", "scores", "reward", "advantage"} <= set(sample)
+    named = {r["step"]: r for r in jobs.rows(directory) if "eval/several/accuracy" in r}
+    assert set(named) == {0, 2, 4, 6}
+    for row in named.values():
+        assert 0 <= row["eval/several/accuracy"] <= row["eval/several/vote_accuracy"] == row["eval/several/pass_at_k"]
+        assert row["eval/several/num_without_vote"] == 0
+    assert {r["step"] for r in jobs.rows(directory) if "eval/accuracy" in r} == {0, 3, 6}
     assert "console: http://127.0.0.1:" in log.read_text()
     assert not unexplained(name for row in jobs.rows(directory) for name in row), "docs/metrics.md lacks them"
     assert len(archived_groups(directory)) == summary["groups_trained"]

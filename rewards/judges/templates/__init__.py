@@ -8,7 +8,7 @@ from rewards.judges.templates.listwise import Listwise
 from rewards.judges.templates.pairwise import Pairwise, PairwiseReference
 from rewards.judges.templates.pointwise import Pointwise, PointwiseReference
 from rewards.judges.templates.rubric import Rubric, RubricReference
-from rewards.judges.templates.steps import StepMatches, StepReflections, Steps
+from rewards.judges.templates.steps import StepMatches, StepReflections, Steps, StepsReference
 from rewards.judges.templates.strength import PairwiseStrength
 
 TEMPLATES: dict[str, type[Template]] = {
@@ -26,6 +26,7 @@ TEMPLATES: dict[str, type[Template]] = {
         Listwise,
         Assessment,
         Steps,
+        StepsReference,
         StepReflections,
         StepMatches,
     )

@@ -38,6 +38,20 @@ class Steps(Listwise):
         )
 
 
+class StepsReference(Steps):
+    """Step scores beside a reference solution, which counts as right throughout."""
+
+    kind: ClassVar[str] = "steps_reference"
+    fields: ClassVar[tuple[str, ...]] = ("question", "reference", "responses")
+    needs_reference: ClassVar[bool] = True
+    instructions: str = (
+        f"{SHOWN} A reference solution is given too. Go through the steps of the attempt in their order. Of each, say "
+        "whether it is correct given those before it; one that contradicts the reference is wrong, unless the "
+        "reference is. Other wording, notation or order does not matter."
+    )
+    body: str = "{question}\n\n{reference}\n\n{responses}"
+
+
 class StepReflections(Steps):
     """Step scores of a solution with the right answer: 0 for steps that it later takes back, and for those that build
     on them."""
