@@ -237,3 +237,22 @@ class Demonstrations:
             tokens=np.array(tokens, np.int32), loss_mask=np.array(mask), logprobs=np.zeros(len(tokens), np.float32),
             text="\n".join(texts), turns=(), spans=(), finish="stop",
         )  # fmt: skip
+
+
+def continuation(chat: Chat, messages: Sequence[Message], reply: str, max_tokens: int) -> Rollout:
+    """Messages, and how the policy's turn behind them begins, as a rollout of which the reply is trained on.
+
+    Raises DataError if the chat template refuses the messages, the reply is no token, or all of it is longer than
+    `max_tokens`.
+    """
+    before, said = chat.passage((*messages, Message("assistant", reply)))
+    if not said:
+        raise DataError(f"the reply {reply!r} is no token.")
+    if len(before) + len(said) > max_tokens:
+        raise DataError(f"a question of {len(before)} tokens is longer than the context of {max_tokens}.")
+    return Rollout(
+        tokens=np.array([*before, *said], np.int32),
+        loss_mask=np.array([False] * len(before) + [True] * len(said)),
+        logprobs=np.zeros(len(before) + len(said), np.float32),
+        text=reply, turns=(), spans=(), finish="stop",
+    )  # fmt: skip

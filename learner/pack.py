@@ -211,6 +211,16 @@ def mini_batches(
     Mini-batches hold whole groups, in the record's order and in nearly equal numbers; the last one has the replayed
     rollouts.
     """
+    return [
+        pack(part, own, section, rank, world, epoch=epoch, append=append, shares=shares)
+        for part, own in parts_of(groups, record, section)
+    ]
+
+
+def parts_of(
+    groups: Sequence[Group], record: BatchRecord, section: LearnerSection
+) -> list[tuple[Sequence[Group], BatchRecord]]:
+    """The groups of each mini-batch of a step, and what the record says of them."""
     count = max(1, min(section.updates_per_batch, len(groups)))
     bounds = [len(groups) * i // count for i in range(count + 1)]
     result = []
@@ -225,8 +235,14 @@ def mini_batches(
             token_weights=record.token_weights[part],
             replayed=record.replayed if end == len(groups) else (),
         )
-        result.append(pack(groups[part], own, section, rank, world, epoch=epoch, append=append, shares=shares))
+        result.append((groups[part], own))
     return result
+
+
+def rollouts_of(groups: Sequence[Group], record: BatchRecord, section: LearnerSection) -> list[tuple[Group, Rollout]]:
+    """The rollouts that a mini-batch trains on, in the order that `MicroBatch.rollout` counts them."""
+    groups, record = with_replayed(groups, record)
+    return [(groups[g], groups[g].rollouts[i]) for g, i in places_of(groups, record, section)]
 
 
 def whole_batch(batches: Sequence[Batch]) -> Batch:

@@ -287,7 +287,7 @@ def optimize(
     denominator = passes * sum(update.denominator for update in updates)
     num_updates = {"learner/num_updates": float(len(rows))}
     found = {**counts, **_means(totals, num_tokens, denominator), **_averaged(rows), **num_updates}
-    found["loss/total"] += found.get("loss/sequence", 0.0)
+    found["loss/total"] += found.get("loss/sequence", 0.0) + found.get("loss/asking", 0.0)
     return found
 
 

@@ -261,12 +261,16 @@ class Progress:
 def _train(plan: Plan, engine: Any, progress: Progress, stop: Any) -> int:
     from actors.demonstrations import PAIR
     from learner.losses.demonstrations import Imitation
-    from learner.losses.sequence_losses import build_sequence_losses
+    from learner.losses.sequence_losses import build_sequence_losses, terms_of
     from learner.offline import OfflineRun, Preference
     from learner.reference import reference_for
 
     settings, section, directory = plan.settings, plan.settings.learner, plan.directory
     pairs = PAIR if plan.kind == "dpo" else ()
+    if pairs and any(term.asks for _, _, term in terms_of(section)):
+        raise ConfigError(
+            "learner.sequence_losses: a loss that asks about rollouts needs a run; `kanabo dpo` has none."
+        )
     rows = demonstrations(settings, plan.kind, plan.model_dir)
     recorder = None
     if engine.rank == 0:

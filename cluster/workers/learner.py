@@ -130,22 +130,31 @@ class LearnerActor:
                 Services(stop=lambda: self._stopping, save=save, stage=self._enter, written=written),
                 stateful=_mixer(config).states,
                 rollout_actors=rollout_actors,
-                plugins=_demonstrations(config, context.model_of(policy)),
+                plugins=_further_sequences(config, context.model_of(policy)),
             )
 
 
-def _demonstrations(config: RunConfig, model_dir: str) -> list[Any]:
+def _further_sequences(config: RunConfig, model_dir: str) -> list[Any]:
+    """What trains on sequences that are no rollouts: demonstrations, and losses that ask the policy something."""
     from transformers import AutoTokenizer
 
     from actors.chat import Chat
-    from actors.demonstrations import Demonstrations
+    from actors.demonstrations import Demonstrations, continuation
     from learner.losses.demonstrations import DemonstrationLoss
+    from learner.losses.sequence_losses.asking import AskingTerms
+    from learner.losses.sequence_losses.registry import terms_of
 
-    section = config.learner.demonstrations
-    if section is None:
+    section, asks = config.learner.demonstrations, any(term.asks for _, _, term in terms_of(config.learner))
+    if section is None and not asks:
         return []
-    rows = Demonstrations(section, Chat(AutoTokenizer.from_pretrained(model_dir)), config.seed)
-    return [DemonstrationLoss(section.coef, rows.batch, config.learner)]
+    chat, plugins = Chat(AutoTokenizer.from_pretrained(model_dir)), []
+    if section is not None:
+        rows = Demonstrations(section, chat, config.seed)
+        plugins.append(DemonstrationLoss(section.coef, rows.batch, config.learner))
+    if asks:
+        most = config.engine.max_model_len
+        plugins.append(AskingTerms(config.learner, lambda messages, reply: continuation(chat, messages, reply, most)))
+    return plugins
 
 
 def _mixer(config: RunConfig, state_of: Callable[[str], Any] = lambda name: None) -> Mixer:

@@ -25,7 +25,8 @@ Arrange = Callable[[RunConfig, PluginState], tuple[Mix, Select | None]]
 STEERABLE = (
     "rollout.temperature", "rollout.max_tokens", "rollout.max_turns", "rollout.group_size",
     "rewards.", "selectors.", "learner.sequence_losses.",
-    "learner.loss.options.", "learner.loss.kl_coef", "learner.loss.entropy_coef",
+    "learner.loss.options.", "learner.loss.kl_coef", "learner.loss.entropy_coef", "learner.loss.coef",
+    "learner.demonstrations.coef",
 )  # fmt: skip
 """Keys, or beginnings of keys, that a controller may change."""
 

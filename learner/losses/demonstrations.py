@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cluster.config import POLICY, LearnerSection
-from cluster.types import Batch, BatchRecord, Group, Pair
+from cluster.types import AssembledBatch, Batch, BatchRecord, Group, Pair
 from learner.pack import pack
 from learner.step_plugin import StepPlugin, Update
 from learner.types import Engine, ReferenceModel
@@ -47,6 +47,12 @@ class DemonstrationLoss(StepPlugin):
     ) -> None:
         """`rows` gives the groups of a batch by its number, and why rows were left out (`actors.demonstrations`)."""
         self._imitation, self._rows, self._section = Imitation(coef), rows, section
+
+    def configure(self, section: LearnerSection, batch: AssembledBatch) -> LearnerSection:
+        """Take the weight that a controller has set for the step."""
+        if section.demonstrations is not None:
+            self._imitation = Imitation(section.demonstrations.coef)
+        return section
 
     def before_update(self, update: Update, engine: Engine, reference: ReferenceModel | None) -> dict[str, float]:
         """Add the gradient of the update's share of the demonstrations. Every pass sees the same ones."""

@@ -80,6 +80,11 @@ class SequenceStats:
     """Whether the weights of all its tokens are known."""
     pairs: Pairs
     step: int
+    brought: Float[Tensor, " M"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    """Log-probs of the replies of the M sequences that the term brings, at temperature 1; a gradient reaches the
+    policy. 0 where a sequence could not be made."""
+    has_brought: Bool[Tensor, " M"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    """Whether the sequence could be made."""
 
     def log_ratios(self, against: str) -> Float[Tensor, " N"]:
         """log π(y) − log π₀(y): π₀ is the `reference` model, both at temperature 1, or the weights that sampled

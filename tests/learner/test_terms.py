@@ -16,7 +16,7 @@ from cluster.types import BatchRecord, Group, Pair
 from learner.losses.sequence_losses import build_sequence_losses
 from learner.losses.sequence_losses.laser import LaSeR, standardised_in_group, verification_loss
 from learner.losses.sequence_losses.preference import Dpo, Ipo, preference_loss
-from learner.losses.sequence_losses.regularizers import Nll, Selm, TReg
+from learner.losses.sequence_losses.regularizers import Nll, Selm, TReg, WeightedNll
 from learner.losses.sequence_sums import Pairs, SequenceStats
 from learner.pack import pack
 from learner.train import Objective, optimize
@@ -411,3 +411,12 @@ def test_nll_raises_every_trained_token_alike():
     sums = sums_of([-4.0, -6.0], [0.0, 0.0], num_tokens=column([2, 3]))
     (gradient,) = torch.autograd.grad(Nll().loss(sums)[0], [sums.logprobs])
     assert gradient.tolist() == pytest.approx([-0.2, -0.2])
+
+
+def test_weighted_likelihood_is_a_mean_over_all_tokens():
+    """Two rollouts of two tokens; one of them has an unknown weight and adds nothing but its tokens."""
+    weighted = column([0.5 * -1.0 + 0.675 * -2.0, -9.0])
+    sums = sums_of([-3.0, -4.0], [0.0, 0.0], weighted=weighted, num_tokens=column([2, 2]))
+    loss, metrics = WeightedNll().loss(replace(sums, has_weights=torch.tensor([True, False])))
+    assert loss.item() == pytest.approx(1.85 / 4)
+    assert metrics == {"weighted_nll/known_frac": 0.5}

@@ -69,3 +69,17 @@ class Nll(LossTerm):
 
     def loss(self, sums: SequenceStats) -> tuple[Tensor, dict[str, float]]:
         return -sums.logprobs.sum() / sums.num_tokens.sum().clamp(min=1), {}
+
+
+class WeightedNll(LossTerm):
+    """−Σ w_t log π(token) / tokens over all trained rollouts, nats, with the token weights that a selector gives.
+
+    With `srum` this is SRUM's loss on its own text (arXiv:2510.12784), in the place of its squared error. Rollouts with
+    an unknown weight add nothing and are counted.
+    """
+
+    def loss(self, sums: SequenceStats) -> tuple[Tensor, dict[str, float]]:
+        known = sums.has_weights
+        total = torch.where(known, -sums.weighted, 0.0).sum()
+        metrics = {"weighted_nll/known_frac": float(known.double().mean())} if len(known) else {}
+        return total / sums.num_tokens.sum().clamp(min=1), metrics

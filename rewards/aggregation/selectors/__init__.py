@@ -11,7 +11,8 @@ from cluster.types import Group, GroupReward, Scores
 from rewards.aggregation.selectors.base import Selector
 from rewards.aggregation.selectors.consistency import Consistency
 from rewards.aggregation.selectors.leaf_pairs import LeafPairs
-from rewards.aggregation.selectors.pairs import Best, BestWorst, LargeMargin, Likeliest, TokenWeights
+from rewards.aggregation.selectors.pairs import Best, BestWorst, LargeMargin, Likeliest, Neighbours, TokenWeights
+from rewards.aggregation.selectors.srum import Srum
 from rewards.aggregation.selectors.temporal import Temporal
 from rewards.aggregation.selectors.threshold import Threshold
 from rewards.aggregation.selectors.votes import Borda
@@ -24,6 +25,8 @@ SELECTORS: dict[str, type[Selector]] = {
     "large_margin": LargeMargin,
     "leaf_pairs": LeafPairs,
     "likeliest": Likeliest,
+    "neighbours": Neighbours,
+    "srum": Srum,
     "temporal": Temporal,
     "threshold": Threshold,
     "token_weights": TokenWeights,

@@ -33,6 +33,17 @@ class BestWorst(Selector):
         return with_pairs(mixed, pairs_of(indices, values, "best_worst"))
 
 
+class Neighbours(Selector):
+    """The first and the second known rollout of a group, the third and the fourth, and so on, whatever their rewards.
+
+    For losses that say themselves which one of a pair is the better, such as `scir`.
+    """
+
+    def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
+        known = np.flatnonzero(np.isfinite(mixed.rewards)).tolist()
+        return with_pairs(mixed, pairs_of(zip(known[::2], known[1::2], strict=False), mixed.rewards, "neighbours"))
+
+
 class LargeMargin(Selector):
     """All pairs of a group with a good chosen one and a large margin (DNO, arXiv:2404.03715, section 5.1).
 

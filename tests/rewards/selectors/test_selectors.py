@@ -12,7 +12,7 @@ from cluster.errors import ConfigError
 from cluster.types import Group, GroupReward, Pair, Scores
 from rewards.aggregation.selectors import Selection
 from rewards.aggregation.selectors.consistency import Consistency, consistency, kendall, spearman
-from rewards.aggregation.selectors.pairs import Best, BestWorst, LargeMargin, Likeliest, TokenWeights
+from rewards.aggregation.selectors.pairs import Best, BestWorst, LargeMargin, Likeliest, Neighbours, TokenWeights
 from rewards.aggregation.selectors.temporal import Temporal
 from tests.rewards.groups import group
 
@@ -160,3 +160,8 @@ def test_selectors_follow_one_another():
     assert found.pairs == (Pair(1, 0, margin=1.0, origin="best_worst", third=0),)
     with pytest.raises(ConfigError, match="selectors\\[0\\]"):
         Selection([SelectorSection(use="best_wurst")])
+
+
+def test_neighbours_are_paired_whatever_their_rewards():
+    found = Neighbours().select(group("a", "b", "c", "d", "e", "f"), {}, mixed_of(1, NAN, 0, 1, 1, 0.5))
+    assert places(found) == [(0, 2), (3, 4)]
