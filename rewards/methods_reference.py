@@ -45,6 +45,19 @@ What is not wired in, and what it would take:
   The check of errors by completions is our reading. **Anyprefer**: a component of the paper by a second-hand
   description; accepted pairs are trained behind the prompt that they were sampled with.
 - **OPRL**: a second model of the policy's size, under a learner of its own; here it learns on one core.
+- **Judges in training** (RM-R1, Think-RM, SPCT): rules, labels and the order of responses are the papers'; the traces
+  that they distil first are yours, by `kanabo sft` or `[learner.demonstrations]`. Think-RM's and SPCT's rules are the
+  options `rule = "strength"` and `rule = "list"` of the reward in `rm_r1`. SPCT's rejective fine-tuning, which leaves
+  out what the judge gets right three times of three, is not wired in; groups of equal rewards train nothing here.
+- **POLAR**'s pre-training on a pool of policies, and its released weights: the fine-tuning on ranked triples is here,
+  with a small model that begins from nothing. **Domain knowledge**: a verifier prefers where the paper has 940 labels
+  of people, and the rubrics are yours. **SPCT's meta RM** weighs votes where the paper keeps the better half.
+- **AMFT**'s paper is under dispute, and no figure of it is a target; its look-ahead by gradients is not measured.
+- **SRUM** is for images; spans and steps of text are our analogue.
+- **Self-PRM**'s judge goes through the steps of long solutions; the recipe's tiny model marks a line as a whole.
+  ProcessBench, on which the paper measures judges, is a data set of yours: `eval/NAME/verdict_f1` is its figure.
+- **SCIR**'s prompt and weights are ours: the paper's are not known to us. Pairs about which the policy's judges
+  differ have no gradient of DPO, and are not left out of the batch.
 - **RewardMATH**'s own set of problems, each with one right and nine wrong solutions: the monitor `one_to_many` takes
   the run's rollouts instead, as many as a group has.
 """
@@ -120,6 +133,15 @@ METHODS = (
            ("rewards.judges.templates.strength:PairwiseStrength",
            "rewards.aggregation.preferences:strength_advantages"), "think_rm",
            "methods/test_pairs.py"),
+    Method("RM-R1: the judge's training", "2505.02387", "task source, reward",
+           ("actors.tasks.verdicts:Verdicts", "rewards.builtin.verdict:VerdictReward",
+            "rewards.builtin.verdict:pair_verdict"), "rm_r1", "methods/test_verdict.py"),
+    Method("Think-RM: the judge's training", "2505.16265", "task source, reward",
+           ("actors.tasks.verdicts:Verdicts", "rewards.builtin.verdict:strength_reward"), "",
+           "methods/test_verdict.py"),
+    Method("SPCT (DeepSeek-GRM): the judge's training", "2504.02495", "task source, reward",
+           ("actors.tasks.verdicts:Verdicts", "rewards.builtin.verdict:list_reward",
+            "rewards.builtin.verdict:ranks_best"), "", "methods/test_verdict.py"),
     Method("DPO", "2305.18290", "loss term, selector", (f"{PREFERENCES}:Dpo", f"{SELECTORS}.pairs:BestWorst"), "dpo",
            "learner/test_terms.py"),
     Method("DPO beside a policy gradient", "2305.18290", "loss term, selector",
@@ -142,6 +164,10 @@ METHODS = (
     Method("Temporal Self-Rewarding", "2508.06026", "selector",
            (f"{SELECTORS}.temporal:Temporal", f"{SELECTORS}.temporal:temporal_pair"), "temporal",
            "selectors/test_selectors.py"),
+    Method("SCIR", "2502.08922", "loss term, selector",
+           ("learner.losses.sequence_losses.scir:Scir", "learner.losses.sequence_losses.scir:judged",
+            "learner.losses.sequence_losses.scir:symmetric_kl", f"{SELECTORS}.pairs:Neighbours"), "scir",
+           "learner/test_asking.py"),
     Method("LaSeR", "2510.14943", "loss term",
            ("learner.losses.sequence_losses.laser:LaSeR", "learner.losses.sequence_losses.laser:verification_loss"),
            "laser", "learner/test_terms.py"),
@@ -184,6 +210,9 @@ METHODS = (
     Method("Self-Certainty, Borda voting", "2502.18581", "reward, selector",
            ("rewards.builtin.self_certainty:SelfCertainty", f"{SELECTORS}.votes:Borda",
             f"{SELECTORS}.votes:borda_votes"), "self_certainty", "methods/test_self_certainty.py"),
+    Method("Self-PRM, Self-REF", "2505.11227", "vote, reward",
+           ("rewards.aggregation.voting:self_prm_winner", "rewards.aggregation.voting:verdicts",
+            "rewards.builtin.self_prm:SelfPrm"), "self_prm", "test_voting.py"),
     Method("Self-Aligned Reward", "2509.05489", "reward",
            ("rewards.builtin.self_aligned:SelfAligned", "rewards.builtin.self_aligned:self_aligned"), "self_aligned",
            "methods/test_self_aligned.py"),
@@ -265,6 +294,19 @@ METHODS = (
            (f"{LEARNED}.step_rewards:PerceptualReward", f"{LEARNED}.step_models:Segments",
             f"{LEARNED}.step_models:split", f"{LEARNED}.step_models:increments"), "perceptual",
            "learned/test_step_models.py"),
+    Method("Domain knowledge: features", "2402.15473", "reward, reward model",
+           (f"{LEARNED}.features:FeatureReward", f"{LEARNED}.features:FeatureModel"), "features",
+           "learned/test_learned_readers.py"),
+    Method("POLAR", "2507.05197", "reward, reward model",
+           (f"{LEARNED}.polar:Polar", f"{LEARNED}.polar:trajectories"), "polar", "learned/test_learned_readers.py"),
+    Method("SPCT (DeepSeek-GRM): the meta RM", "2504.02495", "reward, reward model",
+           (f"{LEARNED}.meta_rm:MetaRm", f"{LEARNED}.meta_rm:Correctness"), "meta_rm",
+           "learned/test_learned_readers.py"),
+    Method("AMFT", "2508.06944", "controller",
+           ("learner.controllers.amft:Amft", "learner.controllers.amft:balanced"), "amft", "learner/test_amft.py"),
+    Method("SRUM, for text", "2510.12784", "selector, loss term",
+           (f"{SELECTORS}.srum:Srum", f"{SELECTORS}.srum:score_map", f"{REGULARISERS}:WeightedNll"), "srum",
+           "selectors/test_srum.py"),
     Method("Over-optimisation", "2406.02900", "monitor", (f"{MONITORS}.overoptimisation:OverOptimisation",),
            "over_optimisation", "monitors/test_statistics.py"),
     Method("STARC", "2309.15257", "monitor",

@@ -9,6 +9,7 @@ from actors.tasks.gym import ReasoningGym
 from actors.tasks.nethack import NetHackGames
 from actors.tasks.text_world import Houses
 from actors.tasks.translation import Translation
+from actors.tasks.verdicts import Verdicts
 
 TASKS: dict[str, type[TaskSource]] = {
     "addition": Addition,
@@ -18,6 +19,7 @@ TASKS: dict[str, type[TaskSource]] = {
     "nethack": NetHackGames,
     "text_world": Houses,
     "translation": Translation,
+    "verdicts": Verdicts,
     "jsonl": Files,
     "parquet": Files,
     "dataset": Files,

@@ -14,6 +14,7 @@ from torch import Tensor
 from cluster.config import RewardModelSection
 from cluster.plugins import build
 from rewards.learned.bradley_terry import BradleyTerry
+from rewards.learned.features import FeatureModel
 from rewards.learned.implicit_steps import ImplicitSteps
 from rewards.learned.labels import pair_of
 from rewards.learned.losses import (
@@ -24,6 +25,7 @@ from rewards.learned.losses import (
     normalised,
     ranking_loss,
 )
+from rewards.learned.meta_rm import Correctness
 from rewards.learned.network import CHUNK, LearnedNetwork, Model, order_agreement
 from rewards.learned.publishing import State
 from rewards.learned.quality_values import QualityValue
@@ -127,6 +129,8 @@ MODELS: dict[str, type[Model]] = {
     "classification": Classification,
     "ranking": Ranking,
     "bradley_terry": BradleyTerry,
+    "correctness": Correctness,
+    "features": FeatureModel,
     "imitation": Imitation,
     "implicit_steps": ImplicitSteps,
     "progress": Progress,
