@@ -87,7 +87,7 @@ class StepRecorder(StepPlugin):
         if self._in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise Diverged(
                 f"the gradients of {self._in_a_row} steps in a row, the last {step + 1}, were not finite; their "
-                f"updates were skipped. Their cuts are in {self._directory}: `python -m cluster.commands.replay "
+                f"updates were skipped. Their batches are in {self._directory}: `python -m cluster.commands.replay "
                 f"{self._directory.parent} --step {step + 1}` runs the last again and names the rollouts. "
                 f"{self._cause(metrics)}"
             )

@@ -314,7 +314,7 @@ class RewardWorker:
         if late:
             self._behind[group.id] = asyncio.create_task(self._submit(group, late))
             if len(self._behind) > LATE_GROUPS * self._settings.concurrent_groups:
-                # The oldest has been cut by now, or soon will be.
+                # The oldest has been assembled by now, or soon will be.
                 self._behind.pop(next(iter(self._behind))).cancel()
 
     async def _submit(self, group: Group, names: Sequence[str]) -> None:

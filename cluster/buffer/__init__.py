@@ -1,10 +1,11 @@
-"""The buffer: claims, groups, scores and cuts of a run, durable in Redis. Every other part meets here.
+"""The buffer: claims, groups, scores and batch records of a run, durable in Redis. Every other part meets here.
 
 Every transition of the pipeline is one Lua script (`scripts/`), atomic and safe to repeat. `connection.py` runs the
 scripts and waits on their bells; `client.py` gives them names and types; `audit.py` reads what a run has done.
+`upgrade.lua` renames what version 0.1 stored.
 
-    claim ──► leased ──put──► pending ──score──► ready ──record──► cut ──release──► trained ──trim──► (ledger line)
-                │                │                 │                │
+    claim ──► leased ──put──► pending ──score──► ready ──record──► assembled ──release──► trained ──trim──► (line)
+                │                │                 │                   │
                 └── lease_expired, worker_died, late, filtered, dead_epoch, rolled_back … ──► dropped: final.
                                                                Its task may be first in the queue again.
 
@@ -34,21 +35,21 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
     wished, staffed          hash    role → how many workers a user wants, and how many are up
     moving                   hash    worker that is still to join or to leave → what it waits for, in words
     policy:NAME:
-      state                  hash    epoch, version, next_cut, frontier, seq, trimmed, published_step, left_at, wanted
+      state                  hash    epoch, version, next_step, frontier, seq, trimmed, published_step, left_at, wanted
       released, saved        hash    policy → the version that it has released, the step that it has saved
       counters               hash    claimed, refused_…, overdue, unreadable, condemned, …
       open, ready            zset    live groups (leased or pending; ready), ordered by version, then seq
       leases, deadlines      zset    id → when it passes, in Redis' own milliseconds
       requeued               list    tasks to claim before the frontier
       deaths                 hash    task → rollout workers that ended inside a step of its environment
-      cut, records           zset    id → step; steps that have a record
-      record:STEP            string  the cut record
+      assembled, records     zset    id → step; steps that have a record
+      record:STEP            string  the batch record
       ledger                 hash    id → "task epoch version outcome"; the newest 20,000 final lines, all others
       settled                list    ids of those final lines, oldest first
       past, past_steps       hash    sums of older lines: dropped:REASON, trained_twice, max_staleness; step → groups
       past_tasks             string  a bit for each task that an older line says was trained
       published              string  the last publication of this epoch
-      bell:capacity, bell:ready, bell:version, bell:cut, bell:saved      streams of one entry
+      bell:capacity, bell:ready, bell:version, bell:assembled, bell:saved      streams of one entry
 """
 
 from cluster.buffer.audit import LedgerLine

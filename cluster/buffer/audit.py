@@ -10,6 +10,9 @@ import redis
 
 from cluster.buffer.connection import Connection
 
+ASSEMBLED = "assembled:"
+"""Beginning of the outcome of a group in a recorded batch; the steps follow."""
+
 
 class LedgerLine(NamedTuple):
     id: str
@@ -17,7 +20,7 @@ class LedgerLine(NamedTuple):
     epoch: int
     version: int
     outcome: str
-    """`trained:STEP`, `dropped:REASON` or `live`; a cut is trained once its step is released."""
+    """`trained:STEP`, `dropped:REASON` or `live`; an assembled group is trained once its step is released."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Live:
     leased: list[str]
     pending: list[str]
     ready: list[str]
-    cut: dict[str, int]
+    assembled: dict[str, int]
     """id → step (from 0) whose record names it; trained once `version` is beyond it, and stored until it is trimmed."""
 
 
@@ -62,10 +65,10 @@ def live(connection: Connection, policy: str) -> Live:
             pipe.zrange(own + "open", 0, -1)
             pipe.zrange(own + "leases", 0, -1)
             pipe.zrange(own + "ready", 0, -1)
-            pipe.zrange(own + "cut", 0, -1, withscores=True)
+            pipe.zrange(own + "assembled", 0, -1, withscores=True)
             return pipe.execute()
 
-    (epoch, version), open_, leases, ready, cut = connection.patiently(run)
+    (epoch, version), open_, leases, ready, assembled = connection.patiently(run)
     leased = set(leases)
     return Live(
         epoch=int(epoch or 0),
@@ -73,7 +76,7 @@ def live(connection: Connection, policy: str) -> Live:
         leased=[id.decode() for id in open_ if id in leased],
         pending=[id.decode() for id in open_ if id not in leased],
         ready=[id.decode() for id in ready],
-        cut={id.decode(): int(step) for id, step in cut},
+        assembled={id.decode(): int(step) for id, step in assembled},
     )
 
 
@@ -82,8 +85,8 @@ def read(connection: Connection, policy: str) -> History:
     lines, trained = [], {}
     for id, line in _pairs(ledger).items():
         task, epoch, born, outcome = line.decode().split(" ", 3)
-        if outcome.startswith("cut:"):
-            steps = [step for step in map(int, outcome[4:].split(",")) if step < version]
+        if outcome.startswith(ASSEMBLED):
+            steps = [step for step in map(int, outcome[len(ASSEMBLED) :].split(",")) if step < version]
             outcome = f"trained:{steps[-1]}" if steps else "live"
             if steps:
                 trained[id.decode()] = steps
@@ -145,7 +148,7 @@ def status(reply: list[Any]) -> dict[str, Any]:
         }
     numbers = _numbers(_pairs(state))
     return {
-        **{name: numbers.get(name, 0) for name in ("epoch", "version", "next_cut", "frontier")},
+        **{name: numbers.get(name, 0) for name in ("epoch", "version", "next_step", "frontier")},
         "groups": _numbers(_pairs(groups)),
         "counters": _numbers(_pairs(counters)),
         "oldest": waits,

@@ -14,7 +14,7 @@ from cluster.types import BatchRecord, Group, Scores, decode
 
 T = TypeVar("T")
 
-STATES = ("leased", "pending", "ready", "cut", "trained")
+STATES = ("leased", "pending", "ready", "assembled", "trained")
 CHUNK = 64
 """Groups fetched at once."""
 
@@ -25,8 +25,8 @@ class Seen:
 
     id: str
     policy: str
-    state: Literal["leased", "pending", "ready", "cut", "trained"]
-    """`trained`: the step that cut it is released; it is kept until the next checkpoint trims it."""
+    state: Literal["leased", "pending", "ready", "assembled", "trained"]
+    """`trained`: the step that trains on it is released; it is kept until the next checkpoint trims it."""
     step: int | None
     """The step that trains on it, once that is decided."""
     task: int
@@ -36,7 +36,7 @@ class Seen:
     """None while it is sampled, and if it cannot be read."""
     scores: dict[str, Scores]
     rewards: Any | None
-    """Mixed reward [G] float64 as trained on, NaN for a rollout left out; None before the cut."""
+    """Mixed reward [G] float64 as trained on, NaN for a rollout left out; None before its batch is assembled."""
 
 
 def count(connection: Connection) -> int:
@@ -114,15 +114,15 @@ def _policies(connection: Connection) -> list[str]:
 
 
 def _places(connection: Connection, policy: str) -> dict[str, int | None]:
-    """Ids of a policy's groups, those that are cut with their step, in version order."""
+    """Ids of a policy's groups, those in a batch with their step, in version order."""
     own = f"{connection.prefix}policy:{policy}:"
 
     def run() -> list[Any]:
         with connection.redis.pipeline(transaction=True) as pipe:
-            pipe.zrange(own + "cut", 0, -1, withscores=True)
+            pipe.zrange(own + "assembled", 0, -1, withscores=True)
             pipe.zrange(own + "ready", 0, -1)
             pipe.zrange(own + "open", 0, -1)
             return pipe.execute()
 
-    cut, ready, live = connection.patiently(run)
-    return {id.decode(): int(step) for id, step in cut} | {id.decode(): None for id in (*ready, *live)}
+    assembled, ready, live = connection.patiently(run)
+    return {id.decode(): int(step) for id, step in assembled} | {id.decode(): None for id in (*ready, *live)}

@@ -44,9 +44,9 @@ class Limits:
     num_tasks: int | None = None
     """The frontier ends here; None is endless."""
     late: tuple[str, ...] = ()
-    """Signals that are asked too, until the group is cut; nobody waits for them."""
+    """Signals that are asked too, until the group's batch is assembled; nothing waits for them."""
     members: tuple[str, ...] = ()
-    """Policies whose learners train on the same groups, step by step with the one that claims and cuts."""
+    """Policies whose learners train on the same groups, step by step with the one that claims and assembles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def policy_of(id: str) -> str:
 
 
 class Buffer:
-    """A run's claims, groups, scores and cuts, in Redis.
+    """A run's claims, groups, scores and batch records, in Redis.
 
     Every call may be repeated and answers as it did first; redis-py's lost replies are repeated here. A call that waits
     blocks its thread until its bell rings, a deadline passes or `timeout_s` is over; async workers use a thread.
@@ -129,7 +129,10 @@ class Buffer:
     # ── set-up ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def configure(self, limits: Limits) -> None:
-        """Set the limits, before the first `resume`. Groups already stored keep their deadlines."""
+        """Set the limits, before the first `resume`. Groups already stored keep their deadlines.
+
+        What version 0.1 stored under other names is renamed first.
+        """
         fields = {
             "groups_per_step": limits.groups_per_step,
             "max_staleness": limits.max_staleness,
@@ -144,14 +147,15 @@ class Buffer:
         }
         if limits.num_tasks is not None:
             fields["num_tasks"] = limits.num_tasks
+        self._call("upgrade", "")
         self._call("configure", "", *(x for pair in fields.items() for x in pair))
 
     def resume(self, policy: str, manifest: Manifest | None, *, rollback: bool = False) -> int:
         """Begin an epoch at the manifest's step (0 without one) and return it; learners of older epochs are refused.
 
-        Recorded cuts from that step on are kept and cut again. With `rollback`, with a manifest older than what was
-        trimmed, or if Redis has lost what the manifest knows, the manifest's state is restored and everything else is
-        dropped as `rolled_back`.
+        Recorded batches from that step on are kept and trained again. With `rollback`, with a manifest older than what
+        was trimmed, or if Redis has lost what the manifest knows, the manifest's state is restored and everything else
+        is dropped as `rolled_back`.
         """
         data = b"" if manifest is None else encode(manifest)
         return self._call("resume", policy, uuid4().hex, int(rollback), data)[1]
@@ -222,7 +226,7 @@ class Buffer:
 
         A suspected group (`forsake`) is handed out alone, to a worker that has nothing else in hand; `suspicions` says
         which reward to ask. A group that cannot be read is kept aside and dropped, and its task is claimed again.
-        Groups of runs without `admit` signals come here too, once they are put, until they are cut.
+        Groups of runs without `admit` signals come here too, once they are put, until a batch takes them.
         """
         reply = self._call_when(timeout_s, "unscored", "", uuid4().hex, worker, limit)
         if reply[0] != "ok":
@@ -277,7 +281,7 @@ class Buffer:
         """The current version of each of these signals. Where it is new, stored groups are scored again.
 
         A group keeps the scores it carries until those of the new version are complete, then changes over in one step;
-        a cut group is never touched.
+        an assembled group is never touched.
         """
         self._call("relabel", "", *(x for pair in versions.items() for x in pair))
 
@@ -304,8 +308,8 @@ class Buffer:
         """Up to `limit` groups in version order; waits until there are so many, or until no more can come.
 
         On time-out, what there is; None without `partial`, and no group is read. Drops, as `late`, every live group
-        that can no longer be cut within the bound. With `when_late = "wait"` it never passes over a live group of an
-        older version. Groups that cannot be read are kept aside and dropped as `unreadable`, and their tasks are
+        that can no longer be trained within the bound. With `when_late = "wait"` it never passes over a live group of
+        an older version. Groups that cannot be read are kept aside and dropped as `unreadable`, and their tasks are
         claimed again. Raises StaleEpoch.
         """
         until = time.monotonic() + timeout_s

@@ -1,9 +1,9 @@
 """Learners that train on the same groups: how they keep together at a checkpoint and at the end.
 
-every policy   cut record ─► step ─► publish ─► release(by=itself)     the version is the slowest one's
+every policy   batch record ─► step ─► publish ─► release(by=itself)     the version is the slowest one's
 a member       …  save its part ─► saved ─┐
-who cuts       …  save its part ──────────┴─► all_saved ─► manifest    no manifest without everybody's weights
-who cuts       leave(step) ─► members at that step have nothing more to wait for
+who assembles  …  save its part ──────────┴─► all_saved ─► manifest    no manifest without everybody's weights
+who assembles  leave(step) ─► members at that step have nothing more to wait for
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Members:
         return self._buffer._call_when(timeout_s, "saved", self._policy, self._epoch, step, "")[0] == "ok"
 
     def leave(self, step: int) -> None:
-        """No step from this one (counted from 0) on will be cut."""
+        """No step from this one (counted from 0) on will be assembled."""
         self._buffer._call("leave", self._policy, self._epoch, step)
 
     def left_at(self) -> int | None:

@@ -68,7 +68,7 @@ def main(
 ) -> None:
     """Show a run's stored groups, or write them to JSONL or Parquet: rollouts, scores, rewards.
 
-    A group's reward is known once a step has cut it. --json prints the groups, or with --to what was written.
+    A group's reward is known once a step trains on it. --json prints the groups, or with --to what was written.
 
     Exit codes: 0 shown or written · 1 Redis does not answer · 2 no such run, filter or file type.
     """

@@ -19,7 +19,8 @@ from cluster.errors import ConfigError, one_line
 
 @contextmanager
 def connected(run: Path) -> Iterator[Connection]:
-    """To the run's Redis: its own if it is live or a URL was given, else one started on its directory.
+    """To the run's Redis: its own if it is live or a URL was given, else one started on its directory,
+    where names of version 0.1 are renamed.
 
     Raises ConfigError if the URL needs a password that is not known here, or nothing was ever stored.
     """
@@ -34,7 +35,9 @@ def connected(run: Path) -> Iterator[Connection]:
     with app.progress(f"starting Redis on {run / 'redis'}"):
         store = Store(run / "redis")
     with store:
-        yield from _using(store.url, name)
+        for connection in _using(store.url, name):
+            connection.call("upgrade", "")
+            yield connection
 
 
 def run_id(run: Path) -> str:

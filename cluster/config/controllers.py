@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 class ControllerSection(Use):
     """`[[controllers]]`: what changes settings of the running job between steps. What holds in a step is part of its
-    cut's record and of its metrics (`settings/…`); a checkpoint has what a controller remembers."""
+    batch's record and of its metrics (`settings/…`); a checkpoint has what a controller remembers."""
 
 
 def check_steering(config: RunConfig) -> None:

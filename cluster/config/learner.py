@@ -167,8 +167,8 @@ class DemonstrationsSection(RowsSection):
 class ValueSection(Section):
     """PPO's critic: a linear value head on the policy's last hidden states. It is there if the section is; `{}` takes
     all defaults. Generalised advantages of each token then take the place of `learner.advantage`. They are computed
-    after the cut, on the ranks, from its record and the weights, and are the same whenever those are; what a record
-    and samples.jsonl hold as advantage is the undivided reward."""
+    after the batch is assembled, on the ranks, from its record and the weights, and are the same whenever those are;
+    what a record and samples.jsonl hold as advantage is the undivided reward."""
 
     coef: PositiveFloat = 0.1
     """Weight of the value loss beside the policy loss; its gradient goes into the policy's layers too."""
@@ -185,11 +185,11 @@ class ValueSection(Section):
     """Advantages from their mean over the step's tokens, in units of their standard deviation."""
     reward_kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the divergence from `learner.reference` that is taken off each token's reward (k1, under the weights at
-    the cut); 0 is off. `learner.loss.kl_coef` has it in the loss instead."""
+    its batch's step begins with); 0 is off. `learner.loss.kl_coef` has it in the loss instead."""
     bootstrap_truncated: bool = False
     """A rollout cut short by its budget goes on with the value after its last token. By default it ends there, worth
-    nothing more: the budget belongs to the task, and who is cut off pays for it. With `gamma = 1` and a reward that is
-    given at the cut all the same, going on has no end: values run away."""
+    nothing more: the budget belongs to the task, and a rollout that is cut short pays for it. With `gamma = 1` and a
+    reward that is given to a truncated rollout all the same, going on has no end: values run away."""
 
 
 class LearnerSection(Section):

@@ -23,7 +23,7 @@ TOGETHER = frozenset({
     "steps", "groups_per_step", "max_staleness", "when_late", "max_refills", "drop_zero_variance", "drop_truncated",
     "advantage", "turn_discount", "value",
 })  # fmt: skip
-"""Keys of `[learner]` that decide what a step is: one cut is made for all policies."""
+"""Keys of `[learner]` that decide what a step is: one batch is assembled for all policies."""
 
 
 class PolicySection(Section):

@@ -88,8 +88,8 @@ class RolloutSection(Section):
 
 
 class SelectorSection(Use):
-    """`[[selectors]]`: which rollouts and pairs are trained on, decided when a batch is cut; each sees what those above
-    it left."""
+    """`[[selectors]]`: which rollouts and pairs are trained on, decided when a batch is assembled; each sees what those
+    above it left."""
 
 
 class MonitorSection(Use):

@@ -47,7 +47,7 @@ class LearnerGroup:
                 self._watchdog.forget(name)
 
     async def stop(self) -> None:
-        """Finish the step under way, checkpoint, leave: the policy that cuts, after which the others do."""
+        """Finish the step under way, checkpoint, leave: the policy that assembles, after which the others do."""
         ranks = self._policies[POLICY].values()
         others = [rank for name, ranks in self._policies.items() if name != POLICY for rank in ranks.values()]
         calls = [*(rank.stop.remote() for rank in ranks), *(rank.leave.remote() for rank in others)]

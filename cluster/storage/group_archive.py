@@ -41,9 +41,9 @@ class GroupSummary:
     """Tokens the policy chose, mean over the rollouts."""
     truncated: int
     step: int | None = None
-    """Optimizer steps after the one that trained on it, as in metrics.jsonl; None before the cut."""
+    """Optimizer steps after the one that trained on it, as in metrics.jsonl; None before its batch is assembled."""
     rewards: tuple[float, ...] = ()
-    """Mixed, per rollout, NaN for one that is left out; empty before the cut."""
+    """Mixed, per rollout, NaN for one that is left out; empty before its batch is assembled."""
     means: dict[str, float] = field(default_factory=dict)
     """Mean known score by signal, NaN if none is known."""
     unknown: int = 0

@@ -352,7 +352,7 @@ class BatchRecord:
     """Per group and rollout [T] float32, NaN where unknown; a group without any has an empty tuple."""
     replayed: tuple[Replayed, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
-    """What controllers had made of the recipe when this was cut: dotted key → value."""
+    """What controllers had made of the recipe when this batch was assembled: dotted key → value."""
     observed: dict[str, Any] = field(default_factory=dict)
     """What each controller noted of all groups that the step looked at, dropped ones included; plain values by name."""
 

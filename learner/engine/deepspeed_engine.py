@@ -241,7 +241,7 @@ class DeepSpeedEngine(PackedModel):
         return {"learner/grad_norm": norm, "learner/lr": lr, "learner/num_skipped": float(self.num_skipped)}
 
     def skip_step(self) -> None:
-        """Count a step without gradients: its cut was empty."""
+        """Count a step without gradients: its batch was empty."""
         self.step += 1
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

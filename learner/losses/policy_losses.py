@@ -2,7 +2,7 @@
 
 Everything is [B, L] over packed rows; the caller divides by the step's count. Masked positions may hold anything finite
 and reach neither a loss nor a gradient. Truncated rollouts are trained on like any other, up to their last token: the
-policy chose those tokens, and what a cut is worth is for the reward to say (`length_penalty`) or for
+policy chose those tokens, and what a truncated answer is worth is for the reward to say (`length_penalty`) or for
 `learner.drop_truncated`.
 
 Importance corrections stand in front of every surrogate, apart for two causes, engine mismatch and staleness.

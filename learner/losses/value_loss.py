@@ -52,7 +52,7 @@ def token_rewards(
     """What each token earned: the rollout's reward at its last token, minus `penalty` at every one.
 
     The penalty is coef · (log policy − log reference), k1 in the reward (arXiv:2203.02155, equation 2; token by token
-    as in https://github.com/openai/lm-human-preferences). Truncated rollouts: their last token is where they were cut.
+    as in https://github.com/openai/lm-human-preferences). Truncated rollouts: the budget ended at their last token.
     """
     rewards = np.zeros(num_tokens)
     rewards[-1] = reward
@@ -107,8 +107,8 @@ def clipped_value_loss(
     """Half the squared error, the worse of the value and of the value within `clip` of the old one. A sum.
 
     From PPO's reference code (https://github.com/openai/baselines, ppo2); `clip` is in units of the return, None is
-    off. With one optimizer step per cut values are the old ones and nothing is clipped. Masked positions may hold
-    anything finite. Truncated rollouts: like others, their returns hold the value at the cut.
+    off. With one optimizer step per batch values are the old ones and nothing is clipped. Masked positions may hold
+    anything finite. Truncated rollouts: like others, their returns hold the value after the last token.
     """
     error = torch.where(loss_mask, values - returns, 0.0)
     squared = error.square()
@@ -246,7 +246,7 @@ def _whitened(micros: Sequence[MicroBatch], engine: Valuer) -> list[MicroBatch]:
 
 
 def _explained(micros: Sequence[MicroBatch], targets: Sequence[Targets], engine: Valuer) -> dict[str, float]:
-    """Means of values and returns under the weights at the cut, and the share of the returns' variance explained."""
+    """Means of values and returns under the first weights, and the share of the returns' variance explained."""
     pairs = [(t.returns[m.loss_mask], t.old_values[m.loss_mask]) for m, t in zip(micros, targets, strict=True)]
     returns, values = (np.concatenate([np.zeros(0), *column]) for column in zip(*pairs, strict=True))
     sums = engine.total({"n": float(len(returns)), "returns": float(returns.sum()), "values": float(values.sum())})

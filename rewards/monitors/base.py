@@ -1,7 +1,7 @@
 """What a monitor is: it reads the rows of metrics as they come and may raise an alarm. It never touches a gradient.
 
 step's groups, scores, rewards ─► measure ─► row of metrics ─► observe ─► alarm
-  where the batch is cut                        driver ─► report ─► another row
+  where the batch is assembled                  driver ─► report ─► another row
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Monitor(Plugin):
 
     def measure(self, judged: Sequence[Judged]) -> Mapping[str, float]:
         """Metrics of the step's groups, NaN where they tell nothing; recorded with the step. Keeps no state: it is
-        called where the batch is cut, in another process than `observe`."""
+        called where the batch is assembled, in another process than `observe`."""
         return {}
 
     def observe(self, step: int, row: Row) -> Alarm | None:

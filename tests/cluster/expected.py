@@ -30,11 +30,11 @@ class Known:
 
     claim: Claim
     worker: str
-    at: Literal["leased", "pending", "ready", "cut", "dropped"] = "leased"
+    at: Literal["leased", "pending", "ready", "assembled", "dropped"] = "leased"
     reason: str = ""
     """Why it was dropped."""
     step: int = -1
-    """Which step cut it."""
+    """Which step trains on it."""
     was_put: bool = False
     gave_up: bool = False
     passed: bool = False
@@ -75,19 +75,19 @@ class Saved:
 
 
 class Expected:
-    """One policy: its claims, its queue of tasks, its cuts and the history behind the learner's weights."""
+    """One policy: its claims, its queue of tasks, its batches and the history behind the learner's weights."""
 
     def __init__(self, name: str, limits: Limits, eras: Eras) -> None:
         self.name, self.limits, self.eras = name, limits, eras
         self.groups: dict[str, Known] = {}
         self.queue: list[int] = []
-        self.frontier = self.version = self.epoch = self.next_cut = self.trimmed = 0
+        self.frontier = self.version = self.epoch = self.next_step = self.trimmed = 0
         self.published: int | None = None
         self.final: set[int] = set()
         """Tasks that left for good: filtered, or at fault themselves."""
         self.records: dict[int, tuple[str, ...]] = {}
-        self.stored_cuts: set[str] = set()
-        """Cut and not yet trimmed."""
+        self.stored_batches: set[str] = set()
+        """Assembled and not yet trimmed."""
         self.history: list[tuple[str, ...]] = []
         """What the learner's weights were trained on, step by step. It survives as far as a released version says."""
 
@@ -105,14 +105,14 @@ class Expected:
         """As the ledger must tell it."""
         if known.at == "dropped":
             return f"dropped:{known.reason}"
-        return f"trained:{known.step}" if known.at == "cut" and known.step < self.version else "live"
+        return f"trained:{known.step}" if known.at == "assembled" and known.step < self.version else "live"
 
     def more_tasks(self) -> bool:
         return bool(self.queue) or self.limits.num_tasks is None or self.frontier < self.limits.num_tasks
 
     def room(self) -> int:
-        """Claims that can still be cut within the bound: from the counters alone."""
-        steps = self.version + self.limits.max_staleness + 1 - self.next_cut
+        """Claims that can still be trained within the bound: from the counters alone."""
+        steps = self.version + self.limits.max_staleness + 1 - self.next_step
         return steps * self.limits.groups_per_step - len(self.live)
 
     def behind(self, engine: tuple[int, int]) -> bool:
@@ -180,7 +180,7 @@ class Expected:
         return untried[0] if known.suspected else ""
 
     def score(self, known: Known, signal: str, version: str, value: float) -> None:
-        """What is cut, or gone, is never touched."""
+        """What is assembled, or gone, is never touched."""
         if known.live:
             known.evidence.hear(self.eras, signal, version, value)
             self.heard_from_judge(known)
@@ -199,7 +199,7 @@ class Expected:
             known.at, known.passed = "ready", False
 
     def relabel(self, changed: set[str]) -> None:
-        """The eras have: what is stored and not cut is asked again."""
+        """The eras have: what is stored and not assembled is asked again."""
         for known in self.live:
             if known.was_put:
                 known.evidence.forget(self.eras, changed)
@@ -224,24 +224,24 @@ class Expected:
             return self.ready(step)
         return found, not waiting and not self.more_tasks()
 
-    def cut(self, step: int, ids: Iterable[str], filtered: Iterable[str]) -> None:
+    def assemble(self, step: int, ids: Iterable[str], filtered: Iterable[str]) -> None:
         self.records[step] = tuple(ids)
-        self.next_cut = step + 1
+        self.next_step = step + 1
         for id in self.records[step]:
             known = self.groups[id]
-            known.at, known.step, known.judging = "cut", step, ""
-            self.stored_cuts.add(id)
+            known.at, known.step, known.judging = "assembled", step, ""
+            self.stored_batches.add(id)
         for id in filtered:
             self.drop(self.groups[id], "filtered", requeue=False)
 
     def trim(self, step: int) -> None:
-        self.stored_cuts -= {id for id in self.stored_cuts if self.groups[id].step < step}
-        self.records = {cut: ids for cut, ids in self.records.items() if cut >= step}
+        self.stored_batches -= {id for id in self.stored_cuts if self.groups[id].step < step}
+        self.records = {at: ids for at, ids in self.records.items() if at >= step}
         self.trimmed = max(self.trimmed, step)
 
     def save(self, manifest: Manifest | None, saved: Saved) -> None:
         """Remember beside the manifest what it must be able to bring back."""
-        outstanding = [*self.live, *(k for k in self.at("cut") if k.step >= self.version)]
+        outstanding = [*self.live, *(k for k in self.at("assembled") if k.step >= self.version)]
         saved.manifest, saved.frontier, saved.final = manifest, self.frontier, set(self.final)
         saved.to_claim = [*self.queue, *(k.claim.task for k in outstanding)]
 
@@ -249,7 +249,7 @@ class Expected:
         check(epoch > self.epoch, "every resume begins a new epoch", epoch, self.epoch)
         self.epoch, self.version, self.published = epoch, saved.step, None
         self.history = list(saved.history)
-        again = [*self.live, *(k for k in self.at("cut") if k.step >= saved.step)]
+        again = [*self.live, *(k for k in self.at("assembled") if k.step >= saved.step)]
         if rollback or self.trimmed > saved.step:
             for known in again:
                 self.drop(known, "rolled_back", requeue=False)
@@ -261,6 +261,6 @@ class Expected:
         else:
             self.trim(saved.step)
             return
-        self.records, self.next_cut = {}, saved.step
-        self.stored_cuts.clear()
+        self.records, self.next_step = {}, saved.step
+        self.stored_batches.clear()
         self.trimmed = max(self.trimmed, saved.step)

@@ -7,13 +7,13 @@ from cluster.buffer import connection
 MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     # Rule 1: admission from counters.
     "admission is a pool of live groups": {
-        "claim": ("(version + limit('max_staleness') + 1 - state('next_cut'))", "(limit('max_staleness') + 1)"),
+        "claim": ("(version + limit('max_staleness') + 1 - state('next_step'))", "(limit('max_staleness') + 1)"),
     },
-    "admission counts the released version only": {"claim": ("- state('next_cut'))", "- version)")},
+    "admission counts the released version only": {"claim": ("- state('next_step'))", "- version)")},
     "ready groups take no place": {
         "claim": ("call('ZCARD', own .. 'open') + call('ZCARD', own .. 'ready')", "call('ZCARD', own .. 'open')")
     },
-    # Rule 2: cut in version order.
+    # Rule 2: assemble in version order.
     "a learner passes over older groups": {"ready": ("oldest[2] and waits_for_late()", "false")},
     "ready groups come in any order": {
         "prelude": ("return version * 4294967296 + seq", "return seq % 2 * 4294967296 + version")
@@ -33,7 +33,7 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     "a dropped group stays where it was": {
         "prelude": ("  remove(id)\n  settle(id, 'dropped:'", "  settle(id, 'dropped:'")
     },
-    "what is cut can be dropped": {"drop": ("at and at ~= 'cut'", "at")},
+    "what is assembled can be dropped": {"drop": ("at and at ~= 'assembled'", "at")},
     "a death drops what was put": {"forsake": ("at == 'leased' and (dead", "(dead")},
     "filtered groups stay": {"record": ("for i = 6, first - 1, 2 do", "for i = 6, 5, 2 do")},
     # Rule 4: idempotent, with tokens and epochs.
@@ -55,14 +55,14 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     "learners of old epochs are heard": {
         "prelude": ("if tonumber(epoch) == state('epoch') then return nil end", "if true then return nil end")
     },
-    # Rule 5: a recorded step is cut from its record.
+    # Rule 5: a recorded step is assembled from its record.
     "a resume forgets the records": {
         "resume": (
             "  trim_before(step, manifest.trained)\n",
             "  trim_before(step, manifest.trained)\n  forget_records()\n",
         )
     },
-    "a cut group stays ready": {"record": ("  call('ZREM', own .. 'ready', id)\n", "")},
+    "an assembled group stays ready": {"record": ("  call('ZREM', own .. 'ready', id)\n", "")},
     # Rules 6 and 7: trimming follows the manifest, and so does a resume.
     "nothing is trimmed": {
         "prelude": (
@@ -84,9 +84,9 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     "groups of a dead epoch are trained at bound 0": {
         "resume": ("if limit('max_staleness') == 0 then drop", "if false then drop")
     },
-    "cut groups of a dead epoch are forgotten at bound 0": {
+    "assembled groups of a dead epoch are forgotten at bound 0": {
         "resume": (
-            "ipairs(members('open', 'ready', 'cut')) do\n    ids[",
+            "ipairs(members('open', 'ready', 'assembled')) do\n    ids[",
             "ipairs(members('open', 'ready')) do\n    ids[",
         )
     },
@@ -113,7 +113,7 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "a roll-back keeps what came after": {"resume": ("drop(id, 'rolled_back', false)", "")},
     "a roll-back leaves trained groups in the ledger": {
-        "resume": ("elseif cut and cut >= step then", "elseif false then")
+        "resume": ("elseif trained_at and trained_at >= step then", "elseif false then")
     },
     # Judges that change their versions: evidence of one era, asked for anew.
     "scores of two versions are mixed": {"score": ("versions_of(era)[name] == version then", "true then")},
@@ -135,7 +135,9 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
         "unreadable": ("drop(ARGV[2], 'unreadable', true)", "drop(ARGV[2], 'unreadable', false)")
     },
     "a group that cannot be read goes on waiting": {"unreadable": ("  drop(ARGV[2], 'unreadable', true)\n", "")},
-    "a reward worker drops what the learner may have chosen": {"unreadable": ("== 'pending' then", "~= 'cut' then")},
+    "a reward worker drops what the learner may have chosen": {
+        "unreadable": ("== 'pending' then", "~= 'assembled' then")
+    },
     # Rule 12: the ledger.
     "the ledger is trimmed": {
         "prelude": (
@@ -170,7 +172,7 @@ SEEDS = {
     "a filtered group's task comes back": 0,
     "tasks that come back are claimed last": 0,
     "a dropped group stays where it was": 0,
-    "what is cut can be dropped": 0,
+    "what is assembled can be dropped": 0,
     "a death drops what was put": 0,
     "filtered groups stay": 0,
     "a repeated claim opens another group": 0,
@@ -185,13 +187,13 @@ SEEDS = {
     "a repeated question hands out more": 0,
     "learners of old epochs are heard": 0,
     "a resume forgets the records": 0,
-    "a cut group stays ready": 0,
+    "an assembled group stays ready": 0,
     "nothing is trimmed": 0,
     "a trim takes one step too many": 1,
     "the manifest of a dead epoch trims": 5,
     "a resume keeps the version": 0,
     "groups of a dead epoch are trained at bound 0": 0,
-    "cut groups of a dead epoch are forgotten at bound 0": 1,
+    "assembled groups of a dead epoch are forgotten at bound 0": 1,
     "engines behind claim": 0,
     "engines of a dead epoch claim": 0,
     "a resume keeps the published weights": 0,

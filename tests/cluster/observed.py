@@ -87,8 +87,8 @@ def _history(buffer: Buffer, expected: Expected, seen: dict[str, Any]) -> None:
     tasks = [expected.groups[id].claim.task for id in ids]
     check(len(set(ids)) == len(ids), "no group twice in the surviving history", survives)
     check(len(set(tasks)) == len(tasks), "no task twice in the surviving history", survives, tasks)
-    for step, cut in enumerate(survives):
-        for id in cut:
+    for step, ids in enumerate(survives):
+        for id in ids:
             staleness = step - expected.groups[id].claim.version
             check(0 <= staleness <= expected.limits.max_staleness, "bound", id, staleness)
     past = audit.read(connection_of(buffer), expected.name)
@@ -101,7 +101,7 @@ def _history(buffer: Buffer, expected: Expected, seen: dict[str, Any]) -> None:
         set(lines.items()) - set(told.items()),
     )
     check(len(lines) + num_folded == len(told), "the ledger has a line for each claim, or counts it", past.sums, lines)
-    trained = {id: f"trained:{step}" for step, cut in enumerate(survives) for id in cut}
+    trained = {id: f"trained:{step}" for step, ids in enumerate(survives) for id in ids}
     kept = {id: line for id, line in lines.items() if line.startswith("trained")}
     check(kept.items() <= trained.items(), "the ledger's trained groups are the surviving history", kept, trained)
     summary = audit.summary(past)
@@ -117,9 +117,9 @@ def _history(buffer: Buffer, expected: Expected, seen: dict[str, Any]) -> None:
 
 def _tasks(expected: Expected, seen: dict[str, Any]) -> None:
     """Each task below the frontier is in one place. But for the history and what is final, read from Redis."""
-    ids = [*seen["open"], *seen["ready"], *(id for id, step in seen["cut"].items() if step >= expected.version)]
+    ids = [*seen["open"], *seen["ready"], *(id for id, step in seen["assembled"].items() if step >= expected.version)]
     live = [expected.groups[id].claim.task for id in ids]
-    trained = [expected.groups[id].claim.task for cut in expected.history[: expected.version] for id in cut]
+    trained = [expected.groups[id].claim.task for ids in expected.history[: expected.version] for id in ids]
     places = Counter([*live, *trained, *seen["queue"].elements(), *expected.final])
     lost = set(range(seen["frontier"])) - set(places)
     check(not lost, "no task lost", lost)
@@ -132,7 +132,7 @@ def _admission(expected: Expected) -> None:
     """Each live group has a place in a step within the bound; who passes over slow ones drops those that have none."""
     if expected.limits.when_late == "wait":
         for index, known in enumerate(expected.live):
-            step = expected.next_cut + index // expected.limits.groups_per_step
+            step = expected.next_step + index // expected.limits.groups_per_step
             bound = known.claim.version + expected.limits.max_staleness
             check(step <= bound, "admission: no group without a place within the bound", known.claim, step)
 
@@ -141,13 +141,13 @@ def _told(expected: Expected) -> dict[str, Any]:
     return {
         "open": {k.claim.id for k in expected.at("leased", "pending")},
         "ready": {k.claim.id for k in expected.at("ready")},
-        "cut": {id: expected.groups[id].step for id in expected.stored_cuts},
-        "stored": {k.claim.id for k in expected.live} | expected.stored_cuts,
+        "assembled": {id: expected.groups[id].step for id in expected.stored_batches},
+        "stored": {k.claim.id for k in expected.live} | expected.stored_batches,
         "records": set(expected.records),
         "queue": Counter(expected.queue),
         "epoch": expected.epoch,
         "version": expected.version,
-        "next_cut": expected.next_cut,
+        "next_step": expected.next_step,
         "frontier": expected.frontier,
         "published": expected.published,
     }
@@ -159,20 +159,20 @@ def _read(buffer: Buffer, policy: str) -> dict[str, Any]:
     with connection_of(buffer).redis.pipeline(transaction=True) as pipe:
         for name in ("open", "ready"):
             pipe.zrange(own + name, 0, -1)
-        pipe.zrange(own + "cut", 0, -1, withscores=True)
+        pipe.zrange(own + "assembled", 0, -1, withscores=True)
         pipe.zrange(own + "records", 0, -1)
         pipe.lrange(own + "requeued", 0, -1)
         pipe.hgetall(own + "state")
         pipe.keys(f"{prefix}group:{policy}/*")
-        opened, ready, cut, records, queue, state, keys = pipe.execute()
+        opened, ready, assembled, records, queue, state, keys = pipe.execute()
     numbers = {key.decode(): int(value) for key, value in state.items()}
     return {
         "open": {id.decode() for id in opened},
         "ready": {id.decode() for id in ready},
-        "cut": {id.decode(): int(step) for id, step in cut},
+        "assembled": {id.decode(): int(step) for id, step in assembled},
         "stored": {key.decode().removeprefix(f"{prefix}group:") for key in keys},
         "records": {int(step) for step in records},
         "queue": Counter(int(task) for task in queue),
-        **{name: numbers.get(name, 0) for name in ("epoch", "version", "next_cut", "frontier")},
+        **{name: numbers.get(name, 0) for name in ("epoch", "version", "next_step", "frontier")},
         "published": numbers.get("published_step"),
     }

@@ -1,4 +1,4 @@
-"""A pipeline without models: claims, groups and cuts of a policy, driven by hand."""
+"""A pipeline without models: claims, groups and batches of a policy, driven by hand."""
 
 from __future__ import annotations
 
@@ -62,6 +62,18 @@ def record_of(policy: str, step: int, ids: Iterable[str]) -> BatchRecord:
     )
 
 
+def store_as_version_01(buffer: Buffer) -> None:
+    """Give what the policy has stored the names of version 0.1: a batch was cut, and `next_cut` was the next step."""
+    client, own = connection_of(buffer).redis, f"{connection_of(buffer).prefix}policy:policy:"
+    for id in client.zrange(f"{own}assembled", 0, -1):  # type: ignore[union-attr]
+        client.hset(f"{connection_of(buffer).prefix}group:{id.decode()}", "state", "cut")
+    client.rename(f"{own}assembled", f"{own}cut")
+    for id, line in client.hgetall(f"{own}ledger").items():  # type: ignore[union-attr]
+        client.hset(f"{own}ledger", id, line.replace(b" assembled:", b" cut:"))
+    client.hset(f"{own}state", "next_cut", client.hget(f"{own}state", "next_step"))  # type: ignore[arg-type]
+    client.hdel(f"{own}state", "next_step")
+
+
 class Pipeline:
     """One policy's learner, and workers that do everything at once."""
 
@@ -104,7 +116,7 @@ class Pipeline:
         limit = self.limits.groups_per_step if limit is None else limit
         return self.buffer.ready(self.policy, self.epoch, self.step, limit=limit, timeout_s=timeout_s)
 
-    def cut(self, limit: int | None = None) -> BatchRecord:
+    def assemble(self, limit: int | None = None) -> BatchRecord:
         """The step's record: what was decided before, or what is ready."""
         existing = self.buffer.recorded(self.policy, self.step)
         ids = [s.group.id for s in self.ready(limit)]
@@ -117,7 +129,7 @@ class Pipeline:
 
     def iteration(self) -> BatchRecord:
         self.fill()
-        record = self.cut()
+        record = self.assemble()
         self.release()
         return record
 

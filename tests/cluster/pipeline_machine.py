@@ -158,7 +158,9 @@ class PipelineMachine(Moves, RuleBasedStateMachine):
 
     def poison(self, learner: Learner, index: int, _: bool) -> None:
         """What is stored of a group is no group, as an earlier version may have left it."""
-        stored = (k for k in learner.expected.groups.values() if k.claim.id in learner.expected.stored_cuts or k.live)
+        stored = (
+            k for k in learner.expected.groups.values() if k.claim.id in learner.expected.stored_batches or k.live
+        )
         if known := pick((k for k in stored if k.was_put and not k.unreadable), index):
             self.redis.hset(f"{self.prefix}group:{known.claim.id}", "data", (b"", b"no group", b"\x80")[index % 3])
             known.unreadable = True
@@ -224,8 +226,8 @@ class PipelineMachine(Moves, RuleBasedStateMachine):
     def _next_move(self, learner: Learner, num_filtered: int) -> None:
         match learner.phase:
             case "idle":
-                self._cut(learner, num_filtered)
-            case "cut":
+                self._assemble(learner, num_filtered)
+            case "assembled":
                 self._step(learner)
             case "resumed" | "stepped":
                 self._publish(learner)
@@ -247,10 +249,10 @@ class PipelineMachine(Moves, RuleBasedStateMachine):
                 self._next_move(learner, 0)
 
     def filter(self, learner: Learner, index: int, requeue: bool) -> None:
-        """A refill: a useless group is replaced before the cut. What is cut already is left alone."""
+        """A refill: a useless group is replaced before the batch. What is assembled already is left alone."""
         if learner.phase != "idle":
             return
-        seen = [*learner.expected.at("cut"), *(learner.expected.groups[id] for id in self._look(learner)[0])]
+        seen = [*learner.expected.at("assembled"), *(learner.expected.groups[id] for id in self._look(learner)[0])]
         if known := pick(seen, index):
             reason = "too_slow" if requeue else "filtered"
             self.buffer.drop(learner.name, learner.epoch, {known.claim.id: reason}, requeue=requeue)

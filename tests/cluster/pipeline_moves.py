@@ -30,7 +30,7 @@ class Learner:
 
     expected: Expected
     phase: str = "dead"
-    """dead → resumed → idle → cut → stepped → published → idle; idle → files → manifest → idle."""
+    """dead → resumed → idle → assembled → stepped → published → idle; idle → files → manifest → idle."""
     step: int = 0
     disk: dict[int, Saved] = field(default_factory=lambda: {0: Saved(0, [])})
     """Checkpoints by step; 0 is the initial model, which needs no manifest."""
@@ -192,7 +192,7 @@ class Moves:
         learner.phase = "published" if learner.phase == "stepped" else "idle"
 
     def _look(self, learner: Learner) -> tuple[list[str], bool]:
-        """Ids of what is ready, and whether the learner may cut: enough is there, or no more can come."""
+        """Ids of what is ready, and whether the learner may assemble: enough is there, or no more can come."""
         expected = learner.expected
         number = expected.limits.groups_per_step
         found = self.buffer.ready(learner.name, learner.epoch, learner.step, limit=number, timeout_s=0)
@@ -210,25 +210,25 @@ class Moves:
         check(ids == [known.claim.id for known in told], "ready groups in version order", ids, told)
         return ids, over or len(ids) == number
 
-    def _cut(self, learner: Learner, num_filtered: int) -> bool:
+    def _assemble(self, learner: Learner, num_filtered: int) -> bool:
         """False if the learner has to wait."""
         expected, step = learner.expected, learner.step
         record, told = self.buffer.recorded(learner.name, step), expected.records.get(step)
         groups = record.groups if record else None
-        check(groups == told, "a recorded step is cut from its record", groups, told)
+        check(groups == told, "a recorded step is assembled from its record", groups, told)
         if record is None:
             ids, enough = self._look(learner)
             if not enough:
                 return False
             groups, filtered = tuple(ids[num_filtered:]), ids[:num_filtered]
             self._record(learner, groups, filtered)
-            expected.cut(step, groups, filtered)
+            expected.assemble(step, groups, filtered)
         assert groups is not None
         try:
             self.buffer.load(groups)
         except KanaboError as error:
             check(False, "a recorded group is stored", str(error))
-        learner.phase = "cut"
+        learner.phase = "assembled"
         return True
 
     def _record(self, learner: Learner, groups: tuple[str, ...], filtered: list[str]) -> None:
@@ -291,7 +291,7 @@ class Moves:
         calls: list[Callable[[], object]] = [
             lambda: buffer.ready(name, epoch, step, limit=4, timeout_s=0),
             lambda: buffer.drop(name, epoch, dict.fromkeys(ids, "filtered")),
-            lambda: buffer.record(epoch, record_of(name, learner.expected.next_cut, ids)),
+            lambda: buffer.record(epoch, record_of(name, learner.expected.next_step, ids)),
             lambda: buffer.announce(Publication(name, epoch, learner.step + 1)),
             lambda: buffer.release(name, epoch, learner.expected.version + 1),
             lambda: buffer.snapshot(name, epoch, learner.expected.version),
@@ -314,8 +314,8 @@ class Moves:
         for _ in range(3):  # what a look drops as late is claimed again and looked at once more
             if learner.phase == "idle":
                 self._work(learner)
-                self._cut(learner, 0)
-        if learner.phase == "cut":
+                self._assemble(learner, 0)
+        if learner.phase == "assembled":
             self._step(learner)
         if learner.phase == "stepped":
             self._publish(learner)
@@ -333,5 +333,5 @@ class Moves:
         for _ in range(steps):
             check(self._lap(learner), "no deadlock", learner.phase, expected.live, expected.room(), expected.queue)
         if expected.limits.num_tasks is not None:
-            done = {expected.groups[id].claim.task for cut in expected.history for id in cut} | expected.final
+            done = {expected.groups[id].claim.task for ids in expected.history for id in ids} | expected.final
             check(done == set(range(expected.limits.num_tasks)), "every task of every pass is done", done)

@@ -35,15 +35,15 @@ def answer(thread: threading.Thread, answers: list[object]) -> Any:
     return answers[0]
 
 
-def test_a_claim_is_admitted_while_it_can_still_be_cut_within_the_bound(buffer: Buffer):
+def test_a_claim_is_admitted_while_it_can_still_be_trained_within_the_bound(buffer: Buffer):
     pipeline = Pipeline(buffer, JUDGED)
     claims = pipeline.claim_all()
     assert [c.task for c in claims] == [0, 1, 2, 3]
     for claim in claims:
         pipeline.finish(claim)
     assert pipeline.claim() is None
-    pipeline.cut()
-    assert pipeline.claim() is None, "a cut alone admits nothing: the weights are still the old ones"
+    pipeline.assemble()
+    assert pipeline.claim() is None, "a batch alone admits nothing: the weights are still the old ones"
     pipeline.release()
     assert [c.version for c in pipeline.claim_all()] == [1, 1]
 
@@ -138,13 +138,13 @@ def test_a_filtered_group_admits_another_and_its_task_does_not_return(buffer: Bu
     assert answer(waiting, answers).task == 4
     buffer.drop("policy", pipeline.epoch, {first: "filtered", second: "too_slow"}, requeue=True)
     assert [c.task for c in pipeline.claim_all()] == [1]
-    record = pipeline.cut()
+    record = pipeline.assemble()
     buffer.drop("policy", pipeline.epoch, {record.groups[0]: "filtered"})
-    assert len(buffer.load(record.groups)) == 2, "a cut group is not dropped any more"
+    assert len(buffer.load(record.groups)) == 2, "an assembled group is not dropped any more"
     pipeline.check_tasks()
 
 
-def test_a_waiting_reward_worker_is_woken_and_gets_nothing_that_is_cut(buffer: Buffer):
+def test_a_waiting_reward_worker_is_woken_and_gets_nothing_that_is_assembled(buffer: Buffer):
     pipeline = Pipeline(buffer, PLAIN)
     waiting, answers = in_background(lambda: buffer.unscored("judge", 8, 5))
     claims = pipeline.claim_all()
@@ -152,7 +152,7 @@ def test_a_waiting_reward_worker_is_woken_and_gets_nothing_that_is_cut(buffer: B
     assert [g.id for g in answer(waiting, answers)] == [claims[0].id]
     for claim in claims[1:]:
         pipeline.finish(claim)
-    pipeline.cut()
+    pipeline.assemble()
     assert [g.id for g in buffer.unscored("judge", 8, 0)] == [claims[2].id, claims[3].id]
 
 
@@ -183,7 +183,7 @@ def test_ready_never_passes_over_an_older_version_but_takes_any_order_within_one
     for claim in quick:
         pipeline.finish(claim)
     assert [s.group.claim.seq for s in pipeline.ready()] == [1, 2]
-    pipeline.cut()
+    pipeline.assemble()
     pipeline.release()
     pipeline.fill()
     assert [s.group.claim.seq for s in pipeline.ready()] == [3], "seqs 4 and 5 are younger than the slow 0"
@@ -198,7 +198,7 @@ def test_with_when_late_drop_a_late_group_is_dropped_and_its_task_requeued(buffe
         pipeline.finish(claim)
     for expected in ([1, 2], [3, 4]):
         pipeline.fill()
-        assert [int(id.rsplit("/")[-1]) for id in pipeline.cut().groups] == expected
+        assert [int(id.rsplit("/")[-1]) for id in pipeline.assemble().groups] == expected
         pipeline.release()
     assert [s.group.claim.seq for s in pipeline.ready()] == [5]
     with pytest.raises(LeaseLost, match="late"):
@@ -207,12 +207,12 @@ def test_with_when_late_drop_a_late_group_is_dropped_and_its_task_requeued(buffe
     pipeline.check_tasks()
 
 
-def test_a_short_cut_keeps_the_bound_and_admission_makes_up_for_it(buffer: Buffer):
+def test_a_short_batch_keeps_the_bound_and_admission_makes_up_for_it(buffer: Buffer):
     pipeline = Pipeline(buffer, PLAIN)
     for limit in (0, 1, 2, 0, 0, 2, 1, 2):
         pipeline.fill()
-        cut = pipeline.cut(limit)
-        assert all(pipeline.step - g.version in (0, 1) for g in buffer.load(cut.groups))
+        record = pipeline.assemble(limit)
+        assert all(pipeline.step - g.version in (0, 1) for g in buffer.load(record.groups))
         pipeline.release()
         groups = buffer.status("policy")["groups"]
         assert groups["ready"] <= 4
@@ -239,7 +239,7 @@ def test_a_step_has_one_record_and_its_groups_leave_at_once(buffer: Buffer):
 def test_an_engine_behind_the_published_weights_claims_nothing_until_it_has_updated(buffer: Buffer):
     pipeline = Pipeline(buffer, PLAIN)
     pipeline.fill()
-    pipeline.cut()
+    pipeline.assemble()
     pipeline.step = 1
     old, pipeline.engine = pipeline.engine, "1.1"
     pipeline.publish()
@@ -274,7 +274,7 @@ def test_the_frontier_ends_and_the_learner_is_not_kept_waiting_for_more(buffer: 
     claims[1] = pipeline.claim() or pytest.fail("a requeued task can be claimed")
     for claim in claims:
         pipeline.finish(claim)
-    pipeline.cut()
+    pipeline.assemble()
     pipeline.release()
     assert len(pipeline.ready(2, timeout_s=60)) == 1
 

@@ -61,7 +61,7 @@ def script_of_a_lap(buffer: Buffer) -> tuple[object, ...]:
     for claim in claims[:3]:
         buffer.score(claim.id, {"judge": RIGHT, "length": RIGHT})
     buffer.drop("policy", pipeline.epoch, {claims[0].id: "filtered"})
-    record = pipeline.cut()
+    record = pipeline.assemble()
     pipeline.release()
     manifest = pipeline.snapshot()
     buffer.trim(manifest)

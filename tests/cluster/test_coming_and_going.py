@@ -1,4 +1,4 @@
-"""Hundreds of engines without models join and leave at random while a learner cuts; each has a client of its own.
+"""Hundreds of engines without models join and leave at random while a learner trains; each has a client.
 
 `KANABO_SEED` picks another sequence.
 """
@@ -167,7 +167,7 @@ class Fleet:
 
 
 def come_and_go(buffer: Buffer, *, engines: int, seconds: float, sample_s: float, groups_per_step: int) -> dict:
-    """Laps for so long; what was seen. Every cut keeps the bound, and in the end each task is in one place."""
+    """Laps for so long; what was seen. Every batch keeps the bound, and in the end each task is in one place."""
     limits = Limits(groups_per_step, max_staleness=2, admit=("judge",), lease_s=LEASE_S, score_deadline_s=60)
     pipeline, staleness = Pipeline(buffer, limits), Counter()
     until = time.monotonic() + seconds
@@ -178,7 +178,7 @@ def come_and_go(buffer: Buffer, *, engines: int, seconds: float, sample_s: float
             staleness.update(pipeline.step - s.group.version for s in stored)
             assert min(staleness) >= 0
             assert max(staleness) <= limits.max_staleness
-            pipeline.cut()
+            pipeline.assemble()
             pipeline.release()
             if pipeline.step % 5 == 0:
                 buffer.trim(pipeline.snapshot())

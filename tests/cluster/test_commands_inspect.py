@@ -16,19 +16,21 @@ from cluster.buffer.server import Store
 from cluster.commands import status
 from cluster.types import Scores
 from tests.cluster.commands import make_run
-from tests.cluster.pipeline import Pipeline, group_of
+from tests.cluster.pipeline import Pipeline, group_of, store_as_version_01
 from tests.cluster.runs import group, keep
 
 
-def fill(url: str, name: str) -> None:
-    """Two groups that are trained, two cut, two ready, one pending with half its scores, one leased."""
+def fill(url: str, name: str, *, by_version_01: bool = False) -> None:
+    """Two groups that are trained, two assembled, two ready, one pending with half its scores, one leased."""
     buffer = Buffer(url, name)
     pipeline = Pipeline(buffer, Limits(groups_per_step=2, max_staleness=2, admit=("exact", "late")))
     pipeline.iteration()
     pending, _ = pipeline.claim_all()
     buffer.put(group_of(pending))
     buffer.score(pending.id, {"exact": Scores.of([1.0, None])})
-    pipeline.cut()
+    pipeline.assemble()
+    if by_version_01:
+        store_as_version_01(buffer)
     buffer.close()
 
 
@@ -50,7 +52,7 @@ def keys_of(url: str, name: str) -> dict[bytes, Any]:
 
 def test_all_groups_of_an_ended_run_are_shown_as_they_are(kanabo, stored):
     rows = kanabo("inspect", stored, "--json").document
-    expected = ["trained", "trained", "cut", "cut", "ready", "ready", "pending", "leased"]
+    expected = ["trained", "trained", "assembled", "assembled", "ready", "ready", "pending", "leased"]
     assert [row["state"] for row in rows] == expected
     assert [row["step"] for row in rows] == [1, 1, 2, 2, None, None, None, None]
     trained, pending, leased = rows[0], rows[6], rows[7]
@@ -64,6 +66,14 @@ def test_all_groups_of_an_ended_run_are_shown_as_they_are(kanabo, stored):
         5,
     )
     assert (leased["prompt"], leased["rollouts"], leased["worker"]) == (None, [], "worker")
+
+
+def test_a_run_that_version_01_stored_is_shown_like_any_other(kanabo, stored, tmp_path):
+    run = make_run(tmp_path, "a")
+    with Store(run / "redis") as store:
+        fill(store.url, "a", by_version_01=True)
+    states = [[row["state"] for row in kanabo("inspect", name, "--json").document] for name in (stored, run, run)]
+    assert states[0] == states[1] == states[2]
 
 
 def test_redis_of_an_ended_run_runs_no_longer_than_the_command(kanabo, stored):
@@ -83,7 +93,7 @@ def test_redis_of_an_ended_run_runs_no_longer_than_the_command(kanabo, stored):
         (["--min-reward", "0.6"], 0),
         (["--max-reward", "0.4"], 0),  # unknown is not below
         (["--limit", "3"], 3),
-        (["--state", "cut", "--limit", "1"], 1),
+        (["--state", "assembled", "--limit", "1"], 1),
     ],
 )
 def test_filters(kanabo, stored, arguments, expected):

@@ -74,8 +74,8 @@ def test_a_group_is_seen_in_every_state_of_its_life(page, pipeline):
     pipeline.buffer.score(first.id, {"judge": VERDICT})
     assert state(first.id) == ("ready", None)
     pipeline.finish(second)
-    pipeline.cut()
-    assert state(first.id) == ("cut", 1)
+    pipeline.assemble()
+    assert state(first.id) == ("assembled", 1)
     pipeline.release()
     assert state(first.id) == ("trained", 1)
 
@@ -261,7 +261,7 @@ def test_what_the_learner_does_agrees_with_where_the_groups_are(tmp_path, pipeli
             f"Step {step} begins: 2 of 2 groups are ready",
             f"takes the groups of step {step}",
         )
-        pipeline.cut()
+        pipeline.assemble()
         assert learner_says(page) == (f"Step {step} is being trained, on 2 groups", f"trains step {step}")
         pipeline.release()
     said, does = learner_says(page)

@@ -1,4 +1,4 @@
-"""Groups filtered while a step is cut leave with the cut, so that what is in flight always finds its place."""
+"""Groups filtered while a batch is assembled leave with it, so that what is in flight always finds its place."""
 
 from __future__ import annotations
 

@@ -21,12 +21,12 @@ def release(pipeline: Pipeline, who: str, version: int) -> None:
     pipeline.buffer.release("policy", pipeline.epoch, version, by=who)
 
 
-def cut(pipeline: Pipeline, step: int) -> None:
-    """What rank 0 of the policy that cuts does; nothing is released."""
+def assemble(pipeline: Pipeline, step: int) -> None:
+    """What rank 0 of the policy that assembles does; nothing is released."""
     pipeline.step = step
     for claim in pipeline.claim_all():
         pipeline.finish(claim)
-    pipeline.cut()
+    pipeline.assemble()
 
 
 def version(buffer: Buffer) -> int:
@@ -35,12 +35,12 @@ def version(buffer: Buffer) -> int:
 
 def test_the_version_is_the_slowest_policys(buffer: Buffer):
     pipeline = Pipeline(buffer, TWO)
-    cut(pipeline, 0)
+    assemble(pipeline, 0)
     release(pipeline, "policy", 1)
     assert version(buffer) == 0
     pipeline.engine = f"{pipeline.epoch}.1"
     assert pipeline.claim() is None, "a claim would be admitted by one policy alone"
-    cut(pipeline, 1)
+    assemble(pipeline, 1)
     release(pipeline, "policy", 2)
     pipeline.engine = f"{pipeline.epoch}.2"
     assert (version(buffer), pipeline.claim()) == (0, None), "whoever is ahead waits"
@@ -54,12 +54,12 @@ def test_the_version_is_the_slowest_policys(buffer: Buffer):
     assert buffer.summary("policy")["groups_lost"] == 0
 
 
-def test_no_policy_releases_what_was_not_cut_or_leaves_a_version_out(buffer: Buffer):
+def test_no_policy_releases_what_was_not_assembled_or_leaves_a_version_out(buffer: Buffer):
     pipeline = Pipeline(buffer, TWO)
     with pytest.raises(KanaboError, match="cannot follow 0"):
         buffer.release("policy", pipeline.epoch, 1, by="other")
-    cut(pipeline, 0)
-    cut(pipeline, 1)
+    assemble(pipeline, 0)
+    assemble(pipeline, 1)
     with pytest.raises(KanaboError, match="cannot follow 0"):
         buffer.release("policy", pipeline.epoch, 2, by="other")
 
@@ -67,7 +67,7 @@ def test_no_policy_releases_what_was_not_cut_or_leaves_a_version_out(buffer: Buf
 def test_a_new_epoch_is_every_policys(buffer: Buffer):
     pipeline = Pipeline(buffer, TWO)
     buffer.announce(Publication("other", pipeline.epoch, 0))
-    cut(pipeline, 0)
+    assemble(pipeline, 0)
     release(pipeline, "policy", 1)
     members = Members(buffer, "policy", pipeline.epoch)
     members.saved("other", 1)
@@ -96,7 +96,7 @@ def test_a_new_epoch_is_every_policys(buffer: Buffer):
 def test_a_checkpoint_waits_for_every_members_part(buffer: Buffer):
     limits = Limits(groups_per_step=2, max_staleness=1, members=("other", "third"))
     pipeline = Pipeline(buffer, limits)
-    cut(pipeline, 0)
+    assemble(pipeline, 0)
     for who in ("policy", "other", "third"):
         release(pipeline, who, 1)
     members = Members(buffer, "policy", pipeline.epoch)
@@ -139,7 +139,7 @@ class Weights:
 
 def test_a_checkpoint_commits_everybodys_weights_or_nobodys(buffer: Buffer, tmp_path: Path):
     pipeline = Pipeline(buffer, TWO)
-    cut(pipeline, 0)
+    assemble(pipeline, 0)
     release(pipeline, "policy", 1)
     release(pipeline, "other", 1)
     half = tmp_path / "saving" / "other"
@@ -161,7 +161,7 @@ def test_a_checkpoint_commits_everybodys_weights_or_nobodys(buffer: Buffer, tmp_
 
 def test_a_dead_learner_commits_no_checkpoint_with_its_successors_part(buffer: Buffer, tmp_path: Path):
     pipeline = Pipeline(buffer, TWO)
-    cut(pipeline, 0)
+    assemble(pipeline, 0)
     release(pipeline, "policy", 1)
     release(pipeline, "other", 1)
     buffer.resume("policy", None)

@@ -115,13 +115,13 @@ def test_scores_that_cannot_be_read_have_not_arrived(buffer: Buffer, redis_url: 
 def test_a_recorded_group_that_cannot_be_read_is_left_out_of_the_step_on_every_rank(buffer: Buffer, redis_url: str):
     pipeline = Pipeline(buffer, PLAIN)
     pipeline.fill()
-    record = pipeline.cut()
+    record = pipeline.assemble()
     field(buffer, redis_url, record.groups[0], "data", b"garbage")
-    cuts = [wait_for_record(buffer, "policy", 0, stop=lambda: False) for _ in range(2)]
-    for cut in cuts:
-        assert cut is not None
-        assert [g.id for g in cut.groups] == list(record.groups[1:]) == list(cut.record.groups)
-        assert len(cut.record.rewards) == len(cut.record.advantages) == 1
+    batches = [wait_for_record(buffer, "policy", 0, stop=lambda: False) for _ in range(2)]
+    for batch in batches:
+        assert batch is not None
+        assert [g.id for g in batch.groups] == list(record.groups[1:]) == list(batch.record.groups)
+        assert len(batch.record.rewards) == len(batch.record.advantages) == 1
     pipeline.release()
     pipeline.iteration()
     assert buffer.summary("policy")["groups_lost"] == 0
@@ -131,7 +131,7 @@ def test_a_run_that_resumes_with_poison_trains_on(buffer: Buffer, redis_url: str
     """Pending, ready and recorded groups that cannot be read, and a killed learner: the next steps are taken."""
     pipeline = Pipeline(buffer, PLAIN)
     claims = pipeline.fill()
-    recorded = pipeline.cut()
+    recorded = pipeline.assemble()
     for id in (recorded.groups[1], claims[-1].id):
         field(buffer, redis_url, id, "data", b"garbage")
     pipeline.start(None)

@@ -69,7 +69,7 @@ def test_the_lap_waits_longer_than_its_leases_and_drops_nothing(
         thread.join()
     pipeline.buffer.score(sampled.id, {"judge": RIGHT})
     threads[2].join()
-    pipeline.cut()
+    pipeline.assemble()
     pipeline.release()
     pipeline.iteration()
     summary = pipeline.buffer.summary("policy")

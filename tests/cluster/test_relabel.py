@@ -1,4 +1,4 @@
-"""Score versions: a stored group carries one whole version, the newest complete one; a cut group is never touched."""
+"""Score versions: a stored group carries one whole version, the newest complete one; what is assembled stays."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_cut_group_is_never_touched(buffer: Buffer):
     buffer.relabel({"a": "1", "b": "1"})
     for id in (stored_group(pipeline), stored_group(pipeline)):
         buffer.score(id, {"a": scores(1, "1"), "b": scores(1, "1")})
-    record = pipeline.cut()
+    record = pipeline.assemble()
     before = connection_of(buffer).redis.hgetall(f"{connection_of(buffer).prefix}group:{record.groups[0]}")
     buffer.relabel({"a": "2", "b": "2"})
     buffer.score(record.groups[0], {"a": scores(5, "2"), "b": scores(5, "2"), "late": scores(5, "0")})

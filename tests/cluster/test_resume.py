@@ -14,7 +14,7 @@ import pytest
 from cluster.buffer import Buffer, Limits
 from cluster.errors import LeaseLost
 from cluster.types import Claim, Manifest
-from tests.cluster.pipeline import RIGHT, Pipeline, connection_of, group_of
+from tests.cluster.pipeline import RIGHT, Pipeline, connection_of, group_of, store_as_version_01
 
 STEPS = 4
 
@@ -46,8 +46,8 @@ class Crashing:
             if len(ready) == 4:  # now and then a filtered group
                 pipeline.buffer.drop(pipeline.policy, pipeline.epoch, {ready[-1].group.id: "filtered"})
                 yield "filtered"
-            pipeline.cut()
-            yield "cut"
+            pipeline.assemble()
+            yield "assembled"
             pipeline.step += 1
             pipeline.publish()
             pipeline.step -= 1
@@ -101,9 +101,9 @@ def test_a_recorded_cut_is_cut_again_from_its_record(buffer: Buffer):
         None,
     ]
     assert buffer.summary("policy")["groups_trained"] == 0, "they are outstanding again"
-    assert buffer.status("policy")["groups"]["cut"] == 6
+    assert buffer.status("policy")["groups"]["assembled"] == 6
     for record in records:
-        assert pipeline.cut().groups == record.groups
+        assert pipeline.assemble().groups == record.groups
         assert len(buffer.load(record.groups)) == 2
         pipeline.release()
     assert pipeline.iteration().groups != records[-1].groups
@@ -127,7 +127,7 @@ def test_synchronous_training_drops_the_groups_of_a_dead_epoch_and_repeats_their
     assert pipeline.requeued() == [2, 3, 4, 5]
     assert [c.task for c in pipeline.fill()] == [2, 3]
     assert buffer.summary("policy")["groups_dropped"] == {"dead_epoch": 4}
-    pipeline.cut()
+    pipeline.assemble()
     pipeline.release()
     pipeline.check_tasks()
 
@@ -178,7 +178,7 @@ def test_a_manifest_remembers_the_tasks_of_groups_that_a_record_still_holds(buff
     pipeline.iteration()
     pipeline.iteration()
     pipeline.start(manifest)
-    pipeline.cut()
+    pipeline.assemble()
     pipeline.release()
     pipeline.start(pipeline.snapshot(), rollback=True)
     pipeline.check_tasks()
@@ -217,7 +217,7 @@ def test_a_redis_that_lost_its_tail_goes_back_to_the_manifest(buffer: Buffer):
     trained = tuple(s.group.id for s in pipeline.ready())
     manifest = Manifest("policy", 2, pipeline.epoch, 9, (), (6, 7, 8), first.groups + trained)
     pipeline.start(manifest)
-    assert buffer.status("policy")["next_cut"] == 2
+    assert buffer.status("policy")["next_step"] == 2
     assert buffer.summary("policy")["groups_trained"] == 4
     assert pipeline.requeued() == [6, 7, 8]
 
@@ -258,7 +258,7 @@ def test_forgotten_groups_leave_redis_and_a_resume_from_before_claims_their_task
 def test_a_group_is_not_forgotten_before_every_policy_has_trained_it(buffer: Buffer):
     pipeline = Pipeline(buffer, Limits(2, 1, members=("member",)))
     pipeline.fill()
-    record = pipeline.cut()
+    record = pipeline.assemble()
     buffer.release("policy", pipeline.epoch, 1)
     buffer.forget("policy", pipeline.epoch, 1)
     assert len(buffer.load(record.groups)) == 2
@@ -276,6 +276,27 @@ def test_the_summary_can_tell_a_lost_group_and_one_trained_twice(buffer: Buffer)
     live = next(id for id, outcome in pipeline.outcomes().items() if outcome == "live")
     client.delete(f"{prefix}group:{live}")
     assert buffer.summary("policy")["groups_lost"] == 1
-    client.hset(f"{prefix}policy:policy:ledger", "policy/1/0", "0 1 0 cut:0,1")
-    client.hset(f"{prefix}policy:policy:ledger", "policy/1/1", "2 1 0 cut:0")
+    client.hset(f"{prefix}policy:policy:ledger", "policy/1/0", "0 1 0 assembled:0,1")
+    client.hset(f"{prefix}policy:policy:ledger", "policy/1/1", "2 1 0 assembled:0")
     assert buffer.summary("policy")["groups_trained_twice"] == 2
+
+
+def test_a_run_that_version_01_stored_is_resumed_where_it_was(buffer: Buffer):
+    pipeline = Pipeline(buffer, Limits(2, 1))
+    pipeline.iteration()
+    manifest = pipeline.snapshot()
+    pipeline.iteration()
+    pipeline.fill()
+    record = pipeline.assemble()
+    before = buffer.status("policy"), buffer.summary("policy"), pipeline.outcomes()
+    store_as_version_01(buffer)
+    assert buffer.summary("policy") != before[1]
+
+    buffer.configure(pipeline.limits)
+    buffer.configure(pipeline.limits)
+    assert (buffer.status("policy"), buffer.summary("policy"), pipeline.outcomes()) == before
+    pipeline.start(manifest)
+    pipeline.iteration()
+    assert pipeline.assemble().groups == record.groups, "a recorded batch is trained as it was recorded"
+    pipeline.release()
+    pipeline.check_tasks()

@@ -83,7 +83,7 @@ def test_staleness_never_exceeds_its_bound_with_stragglers(buffer: Buffer, max_s
             assert min(staleness) >= 0
             assert max(staleness) <= max_staleness
             seen |= staleness
-            pipeline.cut()
+            pipeline.assemble()
             time.sleep(0.002)
             pipeline.release()
     summary = buffer.summary("policy")

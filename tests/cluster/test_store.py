@@ -103,7 +103,7 @@ def test_after_a_restart_every_lease_has_one_fresh_period(store: Store, num_call
     store.restart()
     pipeline.buffer.put(group_of(claim))
     assert len(pipeline.ready()) == 1
-    pipeline.cut()
+    pipeline.assemble()
     pipeline.release()
     assert pipeline.claim()
     assert pipeline.claim(timeout_s=5), "but only one: after that a lease passes as ever"

@@ -191,7 +191,7 @@ def test_a_full_disk_is_waited_for_with_every_lease_and_nothing_is_dropped(
         for thread in threads:
             thread.join()
         assert len(out) == 2
-        assert len(pipeline.cut().groups) == 2
+        assert len(pipeline.assemble().groups) == 2
         pipeline.release()
         pipeline.iteration()
         assert set(pipeline.buffer.summary("policy")["groups_dropped"]) == set()

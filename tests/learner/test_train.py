@@ -176,7 +176,7 @@ def test_a_stop_while_waiting_for_groups_is_heard(buffer, workers):
     assert run(workers, section_of(10), TableEngine(), stop=lambda: next(asked)) == 0
 
 
-def test_checkpoints_come_after_release_and_before_the_next_cut(buffer, workers):
+def test_checkpoints_come_after_release_and_before_the_next_batch(buffer, workers):
     seen = []
 
     def checkpoint(step: int) -> None:

@@ -7,7 +7,7 @@ expire()
 local epoch, version = state('epoch'), state('version')
 if tonumber(ARGV[4]) ~= epoch or tonumber(ARGV[5]) < math.max(version, state('published_step')) then return {'behind'} end
 local live = call('ZCARD', own .. 'open') + call('ZCARD', own .. 'ready')
-local room = (version + limit('max_staleness') + 1 - state('next_cut')) * limit('groups_per_step')
+local room = (version + limit('max_staleness') + 1 - state('next_step')) * limit('groups_per_step')
 if live >= room then return wait(bell('capacity'), '', first_due()) end
 
 local task = call('LPOP', own .. 'requeued')

@@ -8,11 +8,11 @@ local function add(members)
 end
 add(call('ZRANGE', own .. 'open', 0, -1))
 add(call('ZRANGE', own .. 'ready', 0, -1))
-add(call('ZRANGEBYSCORE', own .. 'cut', state('version'), '+inf'))
+add(call('ZRANGEBYSCORE', own .. 'assembled', state('version'), '+inf'))
 local lines, again = call('HGETALL', own .. 'ledger'), {} -- `again`: ids whose task was trained before, by the sums
 for i = 1, #lines, 2 do
   local task, kind = string.match(lines[i + 1], '^(%S+) %S+ %S+ (%l+)')
-  if kind == 'cut' and call('GETBIT', own .. 'past_tasks', task) == 1 then again[#again + 1] = lines[i] end
+  if kind == 'assembled' and call('GETBIT', own .. 'past_tasks', task) == 1 then again[#again + 1] = lines[i] end
 end
 local trained = 0
 for _, groups in ipairs(call('HVALS', own .. 'past_steps')) do trained = trained + groups end

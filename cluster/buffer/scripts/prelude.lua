@@ -55,7 +55,7 @@ local function first_due()
   return due
 end
 
--- A line of the ledger: task, epoch, version, outcome (`live`, `cut:STEP`, `dropped:REASON`).
+-- A line of the ledger: task, epoch, version, outcome (`live`, `assembled:STEP`, `dropped:REASON`).
 local function outcome(id)
   local line = call('HGET', own .. 'ledger', id)
   return line and string.match(line, '^%S+ %S+ %S+ (.*)$') or 'unknown'
@@ -74,7 +74,7 @@ local function fold(id)
   local kind, detail = string.match(result or '', '^(%l+):(.*)$')
   if kind == 'dropped' then
     call('HINCRBY', own .. 'past', result, 1)
-  elseif kind == 'cut' then
+  elseif kind == 'assembled' then
     local last
     local twice = call('SETBIT', own .. 'past_tasks', task, 1) - 1
     local stalest = tonumber(call('HGET', own .. 'past', 'max_staleness') or 0)
@@ -94,7 +94,7 @@ local function final(id)
 end
 
 local function remove(id)
-  for _, name in ipairs({'open', 'ready', 'cut', 'leases', 'deadlines'}) do call('ZREM', own .. name, id) end
+  for _, name in ipairs({'open', 'ready', 'assembled', 'leases', 'deadlines'}) do call('ZREM', own .. name, id) end
   call('ZREM', run .. 'unscored', id)
   call('UNLINK', group_key(id))
 end
@@ -192,16 +192,16 @@ local function remember(request, answer) call('SET', run .. 'answer:' .. request
 
 -- Everything trained before `step` leaves, or `most` groups of it; the ledger keeps its lines.
 local function trim_before(step, trained, most)
-  for _, id in ipairs(call('ZRANGEBYSCORE', own .. 'cut', '-inf', '(' .. step, 'LIMIT', 0, most or -1)) do
+  for _, id in ipairs(call('ZRANGEBYSCORE', own .. 'assembled', '-inf', '(' .. step, 'LIMIT', 0, most or -1)) do
     remove(id)
     final(id)
   end
   for _, id in ipairs(trained) do
     if call('EXISTS', group_key(id)) == 1 then remove(id) end
   end
-  for _, cut in ipairs(call('ZRANGEBYSCORE', own .. 'records', '-inf', '(' .. step)) do
-    call('UNLINK', own .. 'record:' .. cut)
-    call('ZREM', own .. 'records', cut)
+  for _, recorded in ipairs(call('ZRANGEBYSCORE', own .. 'records', '-inf', '(' .. step)) do
+    call('UNLINK', own .. 'record:' .. recorded)
+    call('ZREM', own .. 'records', recorded)
   end
   if step > state('trimmed') then call('HSET', own .. 'state', 'trimmed', step) end
 end

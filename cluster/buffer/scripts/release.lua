@@ -5,8 +5,8 @@ if refused then return refused end
 local version, before, who = tonumber(ARGV[3]), state('version'), ARGV[4]
 local function released(name) return tonumber(call('HGET', own .. 'released', name) or before) end
 if version <= released(who) then return {'ok'} end
-if version ~= released(who) + 1 or version > state('next_cut') then
-  return {'wrong', 'version ' .. version .. ' cannot follow ' .. released(who) .. '; the next step to cut is ' .. state('next_cut')}
+if version ~= released(who) + 1 or version > state('next_step') then
+  return {'wrong', 'version ' .. version .. ' cannot follow ' .. released(who) .. '; the next step to assemble is ' .. state('next_step')}
 end
 call('HSET', own .. 'released', who, version)
 local all = math.min(version, released(policy))

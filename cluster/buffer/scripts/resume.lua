@@ -33,28 +33,28 @@ local function unfold()
 end
 
 local function forget_records()
-  for _, cut in ipairs(call('ZRANGE', own .. 'records', 0, -1)) do call('UNLINK', own .. 'record:' .. cut) end
+  for _, recorded in ipairs(call('ZRANGE', own .. 'records', 0, -1)) do call('UNLINK', own .. 'record:' .. recorded) end
   call('DEL', own .. 'records')
-  call('HSET', own .. 'state', 'next_cut', step)
+  call('HSET', own .. 'state', 'next_step', step)
 end
 
 -- What happened after the manifest did not happen: groups dropped, queue and frontier as they were.
 local function roll_back()
   trim_before(step, {})
-  for _, id in ipairs(members('open', 'ready', 'cut')) do drop(id, 'rolled_back', false) end
+  for _, id in ipairs(members('open', 'ready', 'assembled')) do drop(id, 'rolled_back', false) end
   local trained = {}
   for _, id in ipairs(manifest.trained) do trained[id] = true end
   local lines = call('HGETALL', own .. 'ledger')
   for i = 1, #lines, 2 do
-    local cut = tonumber(string.match(lines[i + 1], ' cut:[%d,]-(%d+)$'))
+    local trained_at = tonumber(string.match(lines[i + 1], ' assembled:[%d,]-(%d+)$'))
     if trained[lines[i]] then
-      if not (cut and cut < step) then
+      if not (trained_at and trained_at < step) then
         -- Redis lost in which step. No later one than the bound had let it: more would be read as a broken bound.
         local version = tonumber(string.match(lines[i + 1], '^%S+ %S+ (%S+)'))
-        settle(lines[i], 'cut:' .. math.min(step - 1, version + limit('max_staleness')))
+        settle(lines[i], 'assembled:' .. math.min(step - 1, version + limit('max_staleness')))
         final(lines[i])
       end
-    elseif cut and cut >= step then
+    elseif trained_at and trained_at >= step then
       settle(lines[i], 'dropped:rolled_back')
     end
   end
@@ -73,7 +73,7 @@ end
 -- Synchronous training samples with the weights it trains: groups of the dead epoch have other ones behind them.
 local function drop_dead_epochs()
   local ids = {}
-  for _, id in ipairs(members('open', 'ready', 'cut')) do
+  for _, id in ipairs(members('open', 'ready', 'assembled')) do
     ids[#ids + 1] = {id, tonumber(call('HGET', group_key(id), 'seq') or 0)}
   end
   table.sort(ids, function(a, b) return a[2] > b[2] end)
@@ -81,8 +81,8 @@ local function drop_dead_epochs()
   forget_records()
 end
 
-local behind = state('epoch') < manifest.epoch or state('frontier') < manifest.frontier or state('next_cut') < step
-local trimmed_away = state('trimmed') > step -- an older checkpoint: its records are gone, so there is nothing to re-cut
+local behind = state('epoch') < manifest.epoch or state('frontier') < manifest.frontier or state('next_step') < step
+local trimmed_away = state('trimmed') > step -- an older checkpoint: its records are gone, so there is nothing to assemble again
 if call('EXISTS', own .. 'state') == 0 or ARGV[3] == '1' or behind or trimmed_away then
   roll_back()
 else
@@ -101,6 +101,6 @@ for _, name in ipairs(names_in('members')) do -- their learners end and begin wi
   ring(theirs .. 'bell:version')
 end
 call('SADD', run .. 'policies', policy)
-for _, name in ipairs({'capacity', 'ready', 'version', 'cut'}) do ring(bell(name)) end
+for _, name in ipairs({'capacity', 'ready', 'version', 'assembled'}) do ring(bell(name)) end
 remember(ARGV[2], epoch)
 return {'ok', epoch}

@@ -4,7 +4,7 @@
 local id = ARGV[2]
 local key = group_key(id)
 local at = call('HGET', key, 'state')
-if not at or at == 'cut' then
+if not at or at == 'assembled' then
   count('scores_unused')
   return {'ok'}
 end

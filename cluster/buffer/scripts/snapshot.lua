@@ -9,6 +9,6 @@ local function add(ids)
 end
 add(call('ZRANGE', own .. 'open', 0, -1))
 add(call('ZRANGE', own .. 'ready', 0, -1))
-add(call('ZRANGEBYSCORE', own .. 'cut', step, '+inf'))
+add(call('ZRANGEBYSCORE', own .. 'assembled', step, '+inf'))
 return {'ok', state('frontier'), call('LRANGE', own .. 'requeued', 0, -1), outstanding,
-  call('ZRANGEBYSCORE', own .. 'cut', '-inf', '(' .. step)}
+  call('ZRANGEBYSCORE', own .. 'assembled', '-inf', '(' .. step)}

@@ -6,4 +6,4 @@ if manifest.epoch ~= state('epoch') then
   return {'ok', 0}
 end
 trim_before(manifest.step, manifest.trained, ARGV[3])
-return {'ok', math.min(1, call('ZCOUNT', own .. 'cut', '-inf', '(' .. manifest.step))}
+return {'ok', math.min(1, call('ZCOUNT', own .. 'assembled', '-inf', '(' .. manifest.step))}

@@ -28,7 +28,7 @@ BUDGET_S = 0.15
 requests."""
 CHUNK = 64
 
-State = Literal["leased", "pending", "ready", "cut", "trained"]
+State = Literal["leased", "pending", "ready", "assembled", "trained"]
 Sort = Literal["newest", "reward", "spread", "length", "unknown"]
 
 
@@ -163,7 +163,7 @@ class GroupIndex:
             self._kept = {e.id: e for _, entries in self._files.values() for e in entries}
 
     def _look_at_redis(self, buffer: Buffer, live: Live) -> None:
-        if live.epoch != self._epoch:  # what was cut before may have been rolled back
+        if live.epoch != self._epoch:  # what was assembled before may have been rolled back
             self._epoch, self._records = live.epoch, {}
         before, self._live = self._live, {}
         places: list[tuple[State, list[str]]] = [
@@ -172,8 +172,8 @@ class GroupIndex:
         for state, ids in places:
             for id in ids:
                 self._carry(before, id, state)
-        for id, step in live.cut.items():
-            self._carry(before, id, "trained" if step < live.version else "cut", step=step + 1)
+        for id, step in live.assembled.items():
+            self._carry(before, id, "trained" if step < live.version else "assembled", step=step + 1)
         nameless = [id for id in live.leased if id in self._live and not self._live[id].worker]
         for id, worker in buffer.claimed_by(nameless).items():
             self._live[id].worker = worker

@@ -187,9 +187,9 @@ def in_agreement(standing: dict[str, Any], buffer: dict[str, Any], steps: int, g
     """
     groups, version = buffer["groups"], buffer["version"]
     step, ready = version + 1, groups["ready"]
-    if groups["cut"]:
+    if groups["assembled"]:
         learner = f"trains step {step}"
-        now = f"Step {step} is being trained, on {_count(groups['cut'])}"
+        now = f"Step {step} is being trained, on {_count(groups['assembled'])}"
     elif version >= steps:
         learner = "has taken its last step"
         now = f"All {steps} steps are trained; what is left is the last checkpoint and evaluation"

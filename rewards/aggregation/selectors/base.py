@@ -1,7 +1,7 @@
-"""What a selector is: a pure choice of the rollouts and pairs that are trained on, made when a batch is cut.
+"""What a selector is: a pure choice of the rollouts and pairs that are trained on, made when a batch is assembled.
 
-It runs after the scores were mixed and shaped; what it decides is part of the cut's record, so a resumed step trains on
-the same.
+It runs after the scores were mixed and shaped; what it decides is part of the batch's record, so a resumed step trains
+on the same.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ export const STATES = {
   leased: "being sampled",
   pending: "waiting for scores",
   ready: "ready",
-  cut: "in a step",
+  assembled: "in a step",
   trained: "trained",
 };
 const SORTS = {

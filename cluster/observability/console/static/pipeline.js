@@ -89,7 +89,7 @@ function boxes() {
   return [
     ["claim", known(claimed), "groups claimed so far", run.status.live ? num(rate("claimed"), "groups/s") : ""],
     ["sample", known(groups.leased), "groups being sampled", num(recent("rollout/tokens_per_s"), "tokens/s"), sampling],
-    ["put", known(sum(groups.pending, groups.ready, groups.cut)), "groups stored, not yet trained", `${num(recent("rollout/length_tokens"))} tokens a rollout`],
+    ["put", known(sum(groups.pending, groups.ready, groups.assembled)), "groups stored, not yet trained", `${num(recent("rollout/length_tokens"))} tokens a rollout`],
     ["score", known(groups.pending), "groups wait for scores", `rewards known: ${percent(recent("reward/known_frac"))}`, scoring],
     ["assemble", known(groups.ready) && `${num(groups.ready)} of ${num(wanted)}`, "groups ready for the next step", `learner waited ${took("learner/wait_s")} a step`],
     ["step", `${num(stepsTaken())} of ${num(steps)}`, "optimizer steps", `${took("learner/optimize_s")} each`, slow && slow.frac <= 0.1],
@@ -112,7 +112,7 @@ const STATES = [
   ["leased", "being sampled"],
   ["pending", "waiting for scores"],
   ["ready", "ready to train"],
-  ["cut", "in the step under way"],
+  ["assembled", "in the step under way"],
 ];
 
 function where() {
