@@ -1,4 +1,4 @@
-"""One call of a signal, which is foreign code: whatever it does becomes scores, and a failure never a number."""
+"""One call of a reward, which is foreign code: whatever it does becomes scores, and a failure never a number."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ CANCEL_S = 1.0
 """A reward that was cut off may take this long to clean up; then it is left alone."""
 ARRAYS = ("tokens", "loss_mask", "logprobs")
 OWN = "rewards"
-"""Signals of this package are not handed copies."""
+"""Rewards of this package are not handed copies."""
 
 
-async def ask(signal: Reward, group: Group, services: Services, timeout_s: float, name: str = "") -> tuple[Scores, str]:
+async def ask(reward: Reward, group: Group, services: Services, timeout_s: float, name: str = "") -> tuple[Scores, str]:
     """Its answer, and why the call failed if it did: time-out, exception and wrong shape are `failed` scores.
 
-    Whatever the signal raises, SystemExit and CancelledError included, stays here; only the caller's own cancellation
+    Whatever the reward raises, SystemExit and CancelledError included, stays here; only the caller's own cancellation
     is passed on. `name` is what the reward is called where it holds the event loop.
     """
     loop = asyncio.get_running_loop()
     contain(loop)
-    before = ASKED.set((name or type(signal).__name__, group.id))
+    before = ASKED.set((name or type(reward).__name__, group.id))
     try:
-        call = loop.create_task(_called(signal, group, services))
+        call = loop.create_task(_called(reward, group, services))
     finally:
         ASKED.reset(before)
     try:
@@ -47,7 +47,7 @@ async def ask(signal: Reward, group: Group, services: Services, timeout_s: float
         await asyncio.wait({call}, timeout=CANCEL_S)
         note = f"no answer within {timeout_s:g} s"
         if not call.done():
-            log.warning("reward '%s' goes on after it was cut off (%s)", name or type(signal).__name__, note)
+            log.warning("reward '%s' goes on after it was cut off (%s)", name or type(reward).__name__, note)
     elif call.cancelled():
         note = "CancelledError"
     else:
@@ -62,20 +62,20 @@ async def ask(signal: Reward, group: Group, services: Services, timeout_s: float
     return Scores.failed(len(group), note), note
 
 
-async def _called(signal: Reward, group: Group, services: Services) -> tuple[Any, BaseException | None]:
+async def _called(reward: Reward, group: Group, services: Services) -> tuple[Any, BaseException | None]:
     try:
-        given = group if is_own(signal) else copied(group)
-        if inspect.iscoroutinefunction(signal.score):
-            return await signal.score(given, services), None
-        answer = await services.thread(lambda: signal.score(given, services))
+        given = group if is_own(reward) else copied(group)
+        if inspect.iscoroutinefunction(reward.score):
+            return await reward.score(given, services), None
+        answer = await services.thread(lambda: reward.score(given, services))
         return (await answer if inspect.isawaitable(answer) else answer), None
-    except BaseException as error:  # also SystemExit: it is the signal's failure, not this process's end
+    except BaseException as error:  # also SystemExit: it is the reward's failure, not this process's end
         return None, error
 
 
-def is_own(signal: Reward) -> bool:
-    """Whether the signal is a part of Kanabo, and not a user's."""
-    return type(signal).__module__.partition(".")[0] == OWN
+def is_own(reward: Reward) -> bool:
+    """Whether the reward is a part of Kanabo, and not a user's."""
+    return type(reward).__module__.partition(".")[0] == OWN
 
 
 def _why(error: BaseException) -> str:

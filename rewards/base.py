@@ -7,7 +7,7 @@
             return Scores.of([len(r.text) <= self.max_chars for r in group.rollouts])
 
 Where it does not know it says so: None, NaN and infinity become the state `failed`, `Scores.abstained` is for what
-the signal declines to judge. What it raises is counted and becomes `failed` too; nothing unknown ever becomes 0.
+the reward declines to judge. What it raises is counted and becomes `failed` too; nothing unknown ever becomes 0.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ UNVERSIONED = "0"
 
 
 class Services:
-    """All that a signal may call beside its own code. Belongs to one reward worker."""
+    """All that a reward may call beside its own code. Belongs to one reward worker."""
 
     def __init__(
         self,

@@ -74,21 +74,21 @@ class FunctionReward(Reward):
         function: Callable[..., Any], use: str, options: dict[str, Any], where: str, sandbox_s: float | None = None
     ) -> FunctionReward:
         """Raises ConfigError for options it does not take, and for a function that does not look at the rollout."""
-        signal = FunctionReward(use=use, options=options, sandbox_s=sandbox_s)
+        reward = FunctionReward(use=use, options=options, sandbox_s=sandbox_s)
         try:
             parameters = inspect.signature(function).parameters
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{where}.use = '{use}' has no readable signature: {described(error)}.") from error
         if sandbox_s is None and _makes_a_reward(parameters, options):
             function = _made(function, use, options, where)
-            parameters, options, signal._given = inspect.signature(function).parameters, {}, {}
+            parameters, options, reward._given = inspect.signature(function).parameters, {}, {}
         else:
-            signal._given = options
-        signal._function, signal._where = function, where
-        signal._open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        signal._parameters = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-        names = list(signal._parameters)
-        unknown = [o for o in options if o not in names and not signal._open_ended]
+            reward._given = options
+        reward._function, reward._where = function, where
+        reward._open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        reward._parameters = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        names = list(reward._parameters)
+        unknown = [o for o in options if o not in names and not reward._open_ended]
         if unknown:
             raise ConfigError(f"{where}.options: {use} takes no '{unknown[0]}'. Its parameters: {', '.join(names)}.")
         if sandbox_s is not None and (whole := OF_THE_RUN & set(names)):
@@ -96,13 +96,13 @@ class FunctionReward(Reward):
                 f"{where}.untrusted: {use} takes '{min(whole)}', which is not what JSON has and does not go into the "
                 "sandbox. Take prompt, completion, answer or columns of the data set."
             )
-        if signal.style == "rollout" and not {*WRITTEN, "answer", "rollout"} & set(names):
+        if reward.style == "rollout" and not {*WRITTEN, "answer", "rollout"} & set(names):
             raise ConfigError(
                 f"{where}.use = '{use}' does not look at the rollout: give it a parameter 'completion' or "
                 "'completions' (for a group). A function that makes the reward needs all its parameters as options. "
                 "Its parameters: " + (", ".join(names) or "none") + "."
             )
-        return signal
+        return reward
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By name: a function of a file has no module that another process could import it from.

@@ -1,7 +1,7 @@
-"""A reward worker: takes stored groups, asks every signal at once, attaches what they answer.
+"""A reward worker: takes stored groups, asks every reward at once, attaches what they answer.
 
-    unscored ─► group ─► admit signals, all at once ─► score ─► late signals, all at once ─► score
-       ▲ waits for groups and a free slot; the groups in hand wait for their signals, each under its time-out
+    unscored ─► group ─► blocking rewards, all at once ─► score ─► the others, all at once ─► score
+       ▲ waits for groups and a free slot; the groups in hand wait for their rewards, each under its time-out
 
 It holds nothing that matters: a group it had in hand when it died is handed out again.
 """
@@ -37,10 +37,10 @@ POLL_S = 1.0
 TRACE_S = 1.0
 """Spans for the trace are sent so often, counts every `REPORT_S`."""
 REPORT_S = 5.0
-LATE_GROUPS = 4
-"""Groups whose late signals are asked at a time, in multiples of `concurrent_groups`; beyond, the oldest are let go."""
+NON_BLOCKING_GROUPS = 4
+"""Groups whose non-blocking rewards are asked at a time, in multiples of `concurrent_groups`; the oldest are let go."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-"""Between two attempts of a signal with `missing = "wait"`."""
+"""Between two attempts of a reward with `missing = "wait"`."""
 
 MOST_HUNG = 64
 """Calls that never returned; with more the worker ends, and the run starts another in its place."""
@@ -58,8 +58,8 @@ class ScoreBuffer(Protocol):
     def unscored(self, worker: str, limit: int, timeout_s: float) -> list[Group]: ...
     def answered(self, ids: Sequence[str]) -> list[set[tuple[str, str]]]: ...
     def suspicions(self, ids: Sequence[str]) -> list[Suspicion]: ...
-    def asks(self, worker: str, claim_id: str, signals: Sequence[str], *, now: bool) -> object: ...
-    def tried(self, claim_id: str, signal: str) -> object: ...
+    def asks(self, worker: str, claim_id: str, rewards: Sequence[str], *, now: bool) -> object: ...
+    def tried(self, claim_id: str, reward: str) -> object: ...
     def forsake(self, policy: str, worker: str) -> object: ...
     def relabel(self, versions: Mapping[str, str]) -> object: ...
     def score(self, claim_id: str, scores: Mapping[str, Scores]) -> object: ...
@@ -71,33 +71,33 @@ class RewardWorker:
         self.name = name
         self.names = config.reward_names
         self.failures: Counter[str] = Counter()
-        """Calls that failed, by signal."""
+        """Calls that failed, by reward."""
         self._counted: dict[str, Counter[str]] = {"asked": Counter(), "failed": Counter()}
-        """Rollouts that were scored and those without a score for a failure, by signal, since the last event."""
+        """Rollouts that were scored and those without a score for a failure, by reward, since the last event."""
         self._abstentions: dict[str, str] = {}
-        """Why a signal abstained last, by signal."""
+        """Why a reward abstained last, by reward."""
         self._last_failure = ""
         self._causes: dict[str, str] = {}
-        """The last failure by signal."""
+        """The last failure by reward."""
         self._tried: set[str] = set()
-        """Signals that have answered once, or failed."""
+        """Rewards that have answered once, or failed."""
         self._in_hand: dict[Asked, Group] = {}
         # Sooner than the driver ends a worker that does not answer, and than its groups are handed to another one.
         self._may_hang_s = max(
             MIN_HANG_S, HANG_SHARE * min(config.run.heartbeat_timeout_s, config.reward_workers.deadline_s)
         )
         self._sections = dict(zip(self.names, config.rewards, strict=True))
-        self._signals = {n: build_reward(s, f"rewards[{i}]") for i, (n, s) in enumerate(self._sections.items())}
-        self._late = [n for n in self.names if n not in config.admit_rewards]
-        self._admit = config.admit_rewards
+        self._rewards = {n: build_reward(s, f"rewards[{i}]") for i, (n, s) in enumerate(self._sections.items())}
+        self._blocking = config.blocking_rewards
+        self._non_blocking = [n for n in self.names if n not in self._blocking]
         self._settings = config.reward_workers
         self._buffer = buffer
         self._services = services or Services()
         self._asked: Counter[str] = Counter()
-        """Calls under way, by signal."""
+        """Calls under way, by reward."""
         self._active: dict[str, asyncio.Task[None]] = {}
         self._behind: dict[str, asyncio.Task[None]] = {}
-        """Groups whose late signals are asked: they take no place from those that are waited for."""
+        """Groups whose non-blocking rewards are asked: they take no place from those that are waited for."""
         self._stopping = False
         self._spans, self._traced = SpanLog(), 0.0
         self._reported = time.monotonic()
@@ -105,14 +105,14 @@ class RewardWorker:
     async def run(self) -> None:
         """Score until `stop`, or until too many threads hang and the worker has to be replaced.
 
-        Raises what the buffer raises, ConfigError if a signal cannot serve, and PluginError if one cannot be prepared.
+        Raises what the buffer raises, ConfigError if a reward cannot serve, and PluginError if one cannot be prepared.
         """
         loop = asyncio.get_running_loop()
         contain(loop)
         watch = LoopWatch(loop, self._may_hold_s, self._held, self._may_hang_s)
         try:
             await self.prepare()
-            own = {name: self._version(name) for name, signal in self._signals.items() if not signal.announced}
+            own = {name: self._version(name) for name, reward in self._rewards.items() if not reward.announced}
             versions = {name: version for name, version in own.items() if version != UNVERSIONED}
             if versions:
                 await asyncio.to_thread(self._buffer.relabel, versions)
@@ -133,14 +133,14 @@ class RewardWorker:
 
     async def prepare(self) -> None:
         """Prepare every reward. Raises ConfigError if one cannot serve, and PluginError if one cannot be prepared."""
-        await asyncio.gather(*map(self._prepare, self._signals))
+        await asyncio.gather(*map(self._prepare, self._rewards))
 
     async def stop(self) -> None:
         """Finish the groups in hand, then let `run` return."""
         self._stopping = True
 
     def close(self) -> None:
-        """End what signals have started, such as child processes."""
+        """End what rewards have started, such as child processes."""
         self._services.close()
 
     def waiting(self) -> str:
@@ -153,7 +153,7 @@ class RewardWorker:
         return f"{doing}; {trouble}" if trouble else doing
 
     async def score(self, group: Group, names: Sequence[str] | None = None) -> dict[str, Scores]:
-        """What these signals, or all, say of a group, stored or not. Never raises for what a signal does."""
+        """What these rewards, or all, say of a group, stored or not. Never raises for what a reward does."""
         names = self.names if names is None else names
         await asyncio.to_thread(self._buffer.asks, self.name, group.id, names, now=True)
         try:
@@ -204,28 +204,28 @@ class RewardWorker:
 
     async def _prepare(self, name: str) -> None:
         try:
-            await self._signals[name].prepare(self._services)
+            await self._rewards[name].prepare(self._services)
         except KanaboError:
             raise
         except Exception as error:
             raise PluginError(f"reward '{name}' cannot be prepared: {described(error)}.") from error
 
     async def _refresh(self, name: str) -> None:
-        """Look for what was published; what a foreign signal raises is logged, and it serves as it is."""
-        signal = self._signals[name]
+        """Look for what was published; what a foreign reward raises is logged, and it serves as it is."""
+        reward = self._rewards[name]
         try:
-            await signal.refresh(self._services)
+            await reward.refresh(self._services)
         except Exception as error:
-            if is_own(signal) or isinstance(error, KanaboError):
+            if is_own(reward) or isinstance(error, KanaboError):
                 raise
             log.warning("reward '%s' did not refresh: %s", name, described(error))
 
     def _version(self, name: str) -> str:
-        """What the signal says its version is; where it cannot say, its scores are unversioned."""
+        """What the reward says its version is; where it cannot say, its scores are unversioned."""
         try:
-            return readable(str(self._signals[name].version()), VERSION_CHARS)
+            return readable(str(self._rewards[name].version()), VERSION_CHARS)
         except BaseException as error:  # foreign code
-            if is_own(self._signals[name]):
+            if is_own(self._rewards[name]):
                 raise
             log.warning("reward '%s' does not tell its version: %s", name, described(error))
             return UNVERSIONED
@@ -283,7 +283,7 @@ class RewardWorker:
             answered = await asyncio.to_thread(self._buffer.answered, ids)
             suspicions = await asyncio.to_thread(self._buffer.suspicions, ids)
             if groups:
-                await asyncio.gather(*(self._refresh(name) for name in self._signals))
+                await asyncio.gather(*(self._refresh(name) for name in self._rewards))
             for group, known, suspicion in zip(groups, answered, suspicions, strict=True):
                 self._active[group.id] = asyncio.create_task(self._attach(group, known, suspicion))
         for id in [i for i, task in self._active.items() if task.done()]:
@@ -294,7 +294,7 @@ class RewardWorker:
                 task.result()
 
     async def _attach(self, group: Group, answered: set[tuple[str, str]], suspicion: Suspicion) -> None:
-        """Ask what has not answered under its current version; late signals without being waited for.
+        """Ask what has not answered under its current version; non-blocking rewards without waiting for them.
 
         Of a group that is suspected of a worker's death one reward is asked alone, before any other is.
         """
@@ -308,12 +308,12 @@ class RewardWorker:
                 await self._submit(group, [suspicion.trial])
             await asyncio.to_thread(self._buffer.tried, group.id, suspicion.trial)
             return
-        admit, late = ([n for n in unanswered if n in names] for names in (self._admit, self._late))
-        if admit:
-            await self._submit(group, admit)
-        if late:
-            self._behind[group.id] = asyncio.create_task(self._submit(group, late))
-            if len(self._behind) > LATE_GROUPS * self._settings.concurrent_groups:
+        blocking, others = ([n for n in unanswered if n in names] for names in (self._blocking, self._non_blocking))
+        if blocking:
+            await self._submit(group, blocking)
+        if others:
+            self._behind[group.id] = asyncio.create_task(self._submit(group, others))
+            if len(self._behind) > NON_BLOCKING_GROUPS * self._settings.concurrent_groups:
                 # The oldest has been assembled by now, or soon will be.
                 self._behind.pop(next(iter(self._behind))).cancel()
 
@@ -364,14 +364,14 @@ class RewardWorker:
         return _signed(Scores.failed(len(group), note), self._sections[name], self._version(name), 1, 0.0)
 
     def _fatal(self, name: str, scores: Scores) -> str:
-        """Why a signal that the group cannot do without failed on all of its rollouts; nothing if it did not."""
+        """Why a reward that the group cannot do without failed on all of its rollouts; nothing if it did not."""
         section = self._sections[name]
         if section.weight == 0 or section.missing_value is not None or not (scores.state == FAILED).all():
             return ""
         return scores.provenance[0].note or f"reward '{name}' failed"
 
     async def _patiently(self, name: str, group: Group) -> Scores:
-        """One signal's answer; with `missing = "wait"` asked again until it is known or the group is overdue."""
+        """One reward's answer; with `missing = "wait"` asked again until it is known or the group is overdue."""
         section, begun, attempt = self._sections[name], time.monotonic(), 1
         pause_s = FIRST_PAUSE_S
         while True:
@@ -384,11 +384,11 @@ class RewardWorker:
 
     async def _ask(self, name: str, group: Group, attempt: int) -> tuple[Scores, bool]:
         """The answer, and whether the call failed."""
-        signal, section, begun = self._signals[name], self._sections[name], time.monotonic()
+        reward, section, begun = self._rewards[name], self._sections[name], time.monotonic()
         version = self._version(name)
         self._asked[name] += 1
         try:
-            scores, note = await ask(signal, group, self._services, section.timeout_s, name)
+            scores, note = await ask(reward, group, self._services, section.timeout_s, name)
         finally:
             self._asked[name] -= 1
         latency_s = time.monotonic() - begun
@@ -409,7 +409,7 @@ def _note_of(scores: Scores, state: int) -> str:
 
 
 def _signed(scores: Scores, section: RewardSection, version: str, attempt: int, latency_s: float) -> Scores:
-    """With who scored, under which version and how long it took, where the signal has not said so itself."""
+    """With who scored, under which version and how long it took, where the reward has not said so itself."""
 
     def signed(given: Provenance) -> Provenance:
         judge, latency = given.judge or section.use, given.latency_s or latency_s

@@ -61,6 +61,7 @@ IDENTIFIERS = {
     "scraped": "prometheus",
     "seat": "agent",
     "seats": "agents",
+    "signals": "rewards",
     "silent_s": "heartbeat_timeout_s",
     "stall_s": "progress_timeout_s",
     "submitted": "job_metadata",

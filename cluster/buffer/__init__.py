@@ -14,14 +14,14 @@ Keys. All begin `kanabo:{RUN}:`, so a Redis cluster keeps a run in one slot.
     limits                   hash    what `configure` was told
     policies                 set     names of those that claim; members have publications alone
     server                   string  run id of the Redis process: has it restarted?
-    group:ID                 hash    state, task, version, seq, token, worker, data, overdue, era; s:SIGNAL the scores
-                                     it carries, carried:SIGNAL their version, new:SIGNAL of an era not yet complete,
-                                     v:SIGNAL:VERSION what has answered (with a zero byte between); scorer the reward
+    group:ID                 hash    state, task, version, seq, token, worker, data, overdue, era; s:REWARD the scores
+                                     it carries, carried:REWARD their version, new:REWARD of an era not yet complete,
+                                     v:REWARD:VERSION what has answered (with a zero byte between); scorer the reward
                                      worker that has it in hand; suspect the one that died with it in hand, tried the
                                      rewards that were asked alone since, trial the one that is, condemned those that
                                      a worker died over again
-    era                      string  number of the newest era: the signals' versions that are current together
-    era:N, last_eras         hash    signal → version; signal and version → the last era it was current in
+    era                      string  number of the newest era: the rewards' versions that are current together
+    era:N, last_eras         hash    reward → version; reward and version → the last era it was current in
     unscored                 zset    id → when it is due to be handed to a reward worker
     suspects, excused        set     ids of groups that a reward worker had in hand when it died; reward workers that
                                      ended themselves

@@ -37,14 +37,14 @@ class Limits:
     groups_per_step: int
     max_staleness: int
     when_late: Literal["wait", "drop"] = "wait"
-    admit: tuple[str, ...] = ()
-    """Signals that must have answered before a group is ready."""
+    blocking: tuple[str, ...] = ()
+    """Rewards that must have answered before a group is ready."""
     lease_s: float = 600.0
     score_deadline_s: float = 60.0
     num_tasks: int | None = None
     """The frontier ends here; None is endless."""
-    late: tuple[str, ...] = ()
-    """Signals that are asked too, until the group's batch is assembled; nothing waits for them."""
+    non_blocking: tuple[str, ...] = ()
+    """Rewards that are asked too, until the group's batch is assembled; nothing waits for them."""
     members: tuple[str, ...] = ()
     """Policies whose learners train on the same groups, step by step with the one that claims and assembles."""
 
@@ -64,7 +64,7 @@ class Question:
     """What a reward worker asks about a group."""
 
     id: str
-    signals: tuple[str, ...]
+    rewards: tuple[str, ...]
     left: bool
     """The group waits for no score: it is assembled, dropped or overdue, or belongs to an evaluation."""
 
@@ -79,7 +79,7 @@ def stored_of(fields: dict[bytes, bytes], wanted: Mapping[bytes, bytes]) -> Scor
     """Return the group that Redis holds in these fields, or None where it is gone.
 
     Raises msgspec.ValidationError if the group cannot be read. Scores that cannot, or that do not fit the group, are
-    left out with a warning: the signal has not answered.
+    left out with a warning: the reward has not answered.
     """
     if b"data" not in fields:  # gone since the script named it: another epoch has begun, and the next call will say so
         return None
@@ -89,7 +89,7 @@ def stored_of(fields: dict[bytes, bytes], wanted: Mapping[bytes, bytes]) -> Scor
 
 
 def scores_of(fields: Mapping[bytes, bytes], group: Group) -> dict[str, Scores]:
-    """The scores that a group carries, by signal, as far as they can be read."""
+    """The scores that a group carries, by reward, as far as they can be read."""
     found = {}
     for key, value in fields.items():
         if key.startswith(b"s:"):
@@ -137,8 +137,8 @@ class Buffer:
             "groups_per_step": limits.groups_per_step,
             "max_staleness": limits.max_staleness,
             "when_late": limits.when_late,
-            "admit": "\n".join(limits.admit),
-            "signals": "\n".join((*limits.admit, *limits.late)),
+            "blocking": "\n".join(limits.blocking),
+            "rewards": "\n".join((*limits.blocking, *limits.non_blocking)),
             "members": "\n".join(limits.members),
             "lease_ms": _ms(limits.lease_s),
             "score_deadline_ms": _ms(limits.score_deadline_s),
@@ -226,7 +226,7 @@ class Buffer:
 
         A suspected group (`forsake`) is handed out alone, to a worker that has nothing else in hand; `suspicions` says
         which reward to ask. A group that cannot be read is kept aside and dropped, and its task is claimed again.
-        Groups of runs without `admit` signals come here too, once they are put, until a batch takes them.
+        Groups of runs without blocking rewards come here too, once they are put, until a batch takes them.
         """
         reply = self._call_when(timeout_s, "unscored", "", uuid4().hex, worker, limit)
         if reply[0] != "ok":
@@ -243,7 +243,7 @@ class Buffer:
         return groups
 
     def answered(self, ids: Sequence[str]) -> list[set[tuple[str, str]]]:
-        """For each group the (signal, version) pairs that have answered."""
+        """For each group the (reward, version) pairs that have answered."""
         found = self._fetch(list(ids), keys=True)
         parts = [[k[2:].decode().partition("\0") for k in keys if k.startswith(b"v:")] for keys in found]
         return [{(name, version) for name, _, version in named} for named in parts]
@@ -253,9 +253,9 @@ class Buffer:
         fields = zip(self._fetch(list(ids), "trial"), self._fetch(list(ids), "condemned"), strict=True)
         return [suspicion_of(trial or b"", condemned or b"") for trial, condemned in fields]
 
-    def asks(self, worker: str, claim_id: str, signals: Sequence[str], *, now: bool) -> None:
-        """Note which signals a reward worker asks about a group, for the case that it dies of them, or that it has."""
-        self._call("asks", "", worker, claim_id, int(now), *signals)
+    def asks(self, worker: str, claim_id: str, rewards: Sequence[str], *, now: bool) -> None:
+        """Note which rewards a reward worker asks about a group, for the case that it dies of them, or that it has."""
+        self._call("asks", "", worker, claim_id, int(now), *rewards)
 
     def questions(self, worker: str) -> list[Question]:
         """What a reward worker asks now; of a dead one what it asked when it died, until `forsake`."""
@@ -264,21 +264,21 @@ class Buffer:
         def run() -> Any:
             fields: Any = self._redis.redis.hkeys(f"{prefix}asked")
             rows = [field.decode().split("\n") for field in fields]
-            mine = [(id, tuple(signals)) for name, id, *signals in rows if name == worker]
+            mine = [(id, tuple(rewards)) for name, id, *rewards in rows if name == worker]
             with self._redis.redis.pipeline(transaction=False) as pipe:
                 for id, _ in mine:
                     pipe.zscore(f"{prefix}unscored", id)
                 due = pipe.execute() if mine else []
-            return [Question(id, signals, left=at is None) for (id, signals), at in zip(mine, due, strict=True)]
+            return [Question(id, rewards, left=at is None) for (id, rewards), at in zip(mine, due, strict=True)]
 
         return self._redis.patiently(run)
 
-    def tried(self, claim_id: str, signal: str) -> None:
+    def tried(self, claim_id: str, reward: str) -> None:
         """Clear a suspected group's reward: it was asked alone, and the worker lives."""
-        self._call("tried", policy_of(claim_id), uuid4().hex, claim_id, signal)
+        self._call("tried", policy_of(claim_id), uuid4().hex, claim_id, reward)
 
     def relabel(self, versions: Mapping[str, str]) -> None:
-        """The current version of each of these signals. Where it is new, stored groups are scored again.
+        """The current version of each of these rewards. Where it is new, stored groups are scored again.
 
         A group keeps the scores it carries until those of the new version are complete, then changes over in one step;
         an assembled group is never touched.
@@ -286,7 +286,7 @@ class Buffer:
         self._call("relabel", "", *(x for pair in versions.items() for x in pair))
 
     def score(self, claim_id: str, scores: Mapping[str, Scores]) -> None:
-        """Attach evidence. The first answer per (group, signal, version) stays; a group that has left is no error."""
+        """Attach evidence. The first answer per (group, reward, version) stays; a group that has left is no error."""
         args = [x for name, s in scores.items() for x in (name, s.version, encode(s))]
         self._call("score", policy_of(claim_id), claim_id, *args)
 
@@ -505,7 +505,7 @@ class Buffer:
         return _checked(self._redis.call_when(timeout_s, script, policy, *args), script, policy, args)
 
     def _versions(self) -> dict[bytes, bytes]:
-        """signal → current version, of those that have one."""
+        """reward → current version, of those that have one."""
         client, prefix = self._redis.redis, self._redis.prefix
 
         def run() -> Any:

@@ -92,7 +92,7 @@ def _schema(pa: Any) -> Any:
     )
     score = pa.struct(
         {
-            "signal": text,
+            "reward": text,
             "version": text,
             "values": pa.list_(real),
             "states": pa.list_(text),

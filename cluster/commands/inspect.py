@@ -160,7 +160,7 @@ def row_of(seen: Seen) -> dict[str, Any]:
         "rewards": rewards,
         "scores": [
             {
-                "signal": name,
+                "reward": name,
                 "version": scores.version,
                 "values": _numbers(scores.values),
                 "states": [SCORE_STATES[state] for state in scores.state],
@@ -183,19 +183,19 @@ def _show(run: Path, rows: list[dict[str, Any]]) -> None:
 
     caption = f"{len(rows)} groups; --limit shows more. Scores are means of the known."
     table = Table(title=f"kanabo · {run}", caption=caption, title_justify="left", caption_justify="left")
-    signals = sorted({score["signal"] for row in rows for score in row["scores"]})
-    for column in ("group", "state", "step", "task", "reward", *signals):
+    rewards = sorted({score["reward"] for row in rows for score in row["scores"]})
+    for column in ("group", "state", "step", "task", "reward", *rewards):
         table.add_column(column, no_wrap=True, overflow="fold")
     table.add_column("first rollout", overflow="fold")
     for row in rows:
-        scores = {score["signal"]: _mean(score["values"]) for score in row["scores"]}
+        scores = {score["reward"]: _mean(score["values"]) for score in row["scores"]}
         table.add_row(
             row["id"],
             row["state"],
             number(row["step"], "d"),
             row["task"] or f"#{row['task_position']}",
             number(row["reward_mean"], ".3f"),
-            *(number(scores.get(signal), ".3f") for signal in signals),
+            *(number(scores.get(reward), ".3f") for reward in rewards),
             repr(row["rollouts"][0]["text"][:60]) if row["rollouts"] else "–",
         )
     console.print(table, markup=False)

@@ -1,4 +1,4 @@
-"""Another judge on stored groups: `python -m cluster.commands.rescore RUN --signal NAME [section.key=value …]`.
+"""Another judge on stored groups: `python -m cluster.commands.rescore RUN --reward NAME [section.key=value …]`.
 
 Nothing of the run is changed: it says how the new scores agree with the stored ones, and what they cost.
 """
@@ -32,7 +32,7 @@ AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Rescored:
-    """A stored group, what it is compared with and what the signal says now, [G] each."""
+    """A stored group, what it is compared with and what the reward says now, [G] each."""
 
     group: Group
     before: np.ndarray
@@ -42,8 +42,8 @@ class Rescored:
 def main(
     run: app.RunName,
     overrides: app.Overrides = None,
-    signal: Annotated[
-        str, typer.Option("--signal", metavar="NAME", help="Required: a reward of the run, or one by name.")
+    reward: Annotated[
+        str, typer.Option("--reward", metavar="NAME", help="Required: a reward of the run, or one by name.")
     ] = "",
     against: Annotated[
         str, typer.Option(metavar="NAME", help="Stored scores to compare with.", show_default="the same reward's")
@@ -53,7 +53,7 @@ def main(
     directory: app.RunsDir = None,
     as_json: app.AsJson = False,
 ) -> None:
-    """Score a run's stored groups again with another judge, template or signal, and compare.
+    """Score a run's stored groups again with another judge, template or reward, and compare.
 
     RUN@N takes the groups that step N trained on.
 
@@ -68,7 +68,7 @@ def main(
         found, step = app.find_step(run, directory)
         tree = app.recipe_of(found)
         settings = config.parse(config.overridden(tree, overrides or []), where=str(found / "config.toml"))
-        settings, name = _with(settings, signal)
+        settings, name = _with(settings, reward)
         against = against or name
         with connected(found) as connection, app.progress("reading groups") as advance:
             seen = stored_groups(found, connection, Filter(step=step))
@@ -84,7 +84,7 @@ def main(
             with writer(to) as write:
                 for row in rows:
                     write(row_of(row))
-    result = {"run": found.name, "signal": name, "against": against, **compare(rows)}
+    result = {"run": found.name, "reward": name, "against": against, **compare(rows)}
     if as_json:
         app.print_json(result)
     else:
@@ -93,22 +93,22 @@ def main(
         raise typer.Exit(1)
 
 
-def _with(settings: RunConfig, signal: str) -> tuple[RunConfig, str]:
+def _with(settings: RunConfig, reward: str) -> tuple[RunConfig, str]:
     """The recipe with that reward in it, and what it is called. Raises ConfigError."""
     names = list(settings.reward_names)
-    if not signal:
-        raise ConfigError(f"--signal is missing. Rewards of this run: {', '.join(names)}.")
-    if signal in names:
-        return settings, signal
+    if not reward:
+        raise ConfigError(f"--reward is missing. Rewards of this run: {', '.join(names)}.")
+    if reward in names:
+        return settings, reward
     from rewards.registry import REWARDS
 
-    if signal not in REWARDS and ":" not in signal:
+    if reward not in REWARDS and ":" not in reward:
         raise ConfigError(
-            f"--signal '{signal}' is neither a reward of this run ({', '.join(names)}) nor one by name. "
-            f"{nearest(signal, [*names, *REWARDS])}Known: {', '.join(sorted(REWARDS))}."
+            f"--reward '{reward}' is neither a reward of this run ({', '.join(names)}) nor one by name. "
+            f"{nearest(reward, [*names, *REWARDS])}Known: {', '.join(sorted(REWARDS))}."
         )
     tree = config.tree_of(settings)
-    tree["rewards"] = [*tree["rewards"], {"use": signal, "weight": 0.0}]
+    tree["rewards"] = [*tree["rewards"], {"use": reward, "weight": 0.0}]
     settings = config.parse(tree)
     return settings, list(settings.reward_names)[-1]
 
@@ -134,20 +134,20 @@ async def rescore(settings: RunConfig, name: str, against: str, stored: Sequence
 
     place = list(settings.reward_names).index(name)
     section = settings.rewards[place]
-    signal = build_reward(section, f"rewards[{place}]")
+    reward = build_reward(section, f"rewards[{place}]")
     services = Services(judges=open_judges(settings.judges, MemoryArchive()))
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(seen: Seen, advance: Any) -> Rescored:
         assert seen.group is not None
         async with places:
-            scores, _ = await ask(signal, seen.group, services, section.timeout_s)
+            scores, _ = await ask(reward, seen.group, services, section.timeout_s)
         advance(1)
         return Rescored(seen.group, seen.scores[against].values, scores)
 
     try:
         with app.progress("waiting for judges"):
-            await signal.prepare(services)
+            await reward.prepare(services)
         with app.progress(f"{len(stored)} groups", len(stored)) as advance:
             return await asyncio.gather(*(one(seen, advance) for seen in stored))
     finally:

@@ -115,6 +115,7 @@ RENAMED_KEYS = {
     "run.grace_s": "run.shutdown_timeout_s",
     "run.silent_s": "run.heartbeat_timeout_s",
     "run.stall_s": "run.progress_timeout_s",
+    "selectors.*.options.signal": "selectors.*.options.reward",
     "tasks.options.heldout_path": "tasks.options.evaluation_path",
     "tasks.options.heldout_split": "tasks.options.evaluation_split",
     "tasks.options.num_heldout": "tasks.options.num_evaluation",

@@ -311,11 +311,11 @@ class RunConfig(Section):
         return rewards
 
     @property
-    def admit_rewards(self) -> list[str]:
+    def blocking_rewards(self) -> list[str]:
         return [n for n, r in zip(self.reward_names, self.rewards, strict=True) if r.blocking]
 
     @property
-    def admit_judges(self) -> list[str]:
+    def blocking_judges(self) -> list[str]:
         """Judges that a blocking reward asks."""
         return sorted({name for reward in self.rewards if reward.blocking for name in _asked(reward)})
 

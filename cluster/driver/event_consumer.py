@@ -195,7 +195,7 @@ class EventConsumer:
         """Say what is wrong in the terminal, in the log and in the console."""
         log.warning("%s", message)
         self._table.warning(message)
-        self._recorder.alarm({"monitor": "health", "step": step, "signal": "", "message": message, "good": step})
+        self._recorder.alarm({"monitor": "health", "step": step, "metric": "", "message": message, "good": step})
 
     def _on_step(self, event: StepTaken) -> None:
         if event.epoch != self.epoch:

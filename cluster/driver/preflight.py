@@ -226,14 +226,14 @@ def judged(settings: RunConfig, head: Sequence[Task]) -> None:
     """Every reward finds what it needs in these tasks, and none declines them all. Raises ConfigError."""
     from rewards.registry import build_reward
 
-    for i, reward in enumerate(settings.rewards):
-        signal = build_reward(reward, f"rewards[{i}]")
+    for i, section in enumerate(settings.rewards):
+        reward = build_reward(section, f"rewards[{i}]")
         for task in head:
-            signal.check(task)
-        if reward.weight != 0 and reward.missing_value is None and head and all(map(signal.declines, head)):
+            reward.check(task)
+        if section.weight != 0 and section.missing_value is None and head and all(map(reward.declines, head)):
             raise ConfigError(
-                f"rewards[{i}] = '{reward.use}' abstains from all of the first {len(head)} tasks of "
-                f"'{settings.tasks.use}': {signal.declines(head[0])}. Fix the data (tasks.options.answer_key names "
+                f"rewards[{i}] = '{section.use}' abstains from all of the first {len(head)} tasks of "
+                f"'{settings.tasks.use}': {reward.declines(head[0])}. Fix the data (tasks.options.answer_key names "
                 "the column of the reference answer), or use another reward."
             )
 
@@ -446,8 +446,8 @@ def limits(settings: RunConfig) -> Limits:
         groups_per_step=settings.learner.groups_per_step,
         max_staleness=settings.learner.max_staleness,
         when_late=settings.learner.when_late,
-        admit=tuple(settings.admit_rewards),
-        late=tuple(n for n in settings.reward_names if n not in settings.admit_rewards),
+        blocking=tuple(settings.blocking_rewards),
+        non_blocking=tuple(n for n in settings.reward_names if n not in settings.blocking_rewards),
         members=tuple(settings.policies),
         lease_s=settings.rollout.lease_s,
         score_deadline_s=workers.max_wait_s if waits else workers.deadline_s,

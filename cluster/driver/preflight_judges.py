@@ -108,15 +108,15 @@ async def _questions(
 
     found: dict[str, list[_Asked]] = {name: [] for name in sections}
     for i, section in enumerate(settings.rewards):
-        signal = build_reward(section, f"rewards[{i}]")
-        if "judge" not in signal.services or signal.declines(group.task):
+        reward = build_reward(section, f"rewards[{i}]")
+        if "judge" not in reward.services or reward.declines(group.task):
             continue
         listeners = {name: Listener(name) for name in settings.judges}
         # A text longer than any rollout: whatever looks for a place in it finds it at the first token.
         services = Services(threads=2, judges=listeners, text=lambda tokens: " " * 10_000 if tokens else "")
         timeout_s = min(section.timeout_s, BLOCKED_S)
         try:
-            await ask(signal, group, services, timeout_s, settings.reward_names[i])
+            await ask(reward, group, services, timeout_s, settings.reward_names[i])
         finally:
             services.close()
         for name in sections:

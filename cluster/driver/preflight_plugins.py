@@ -59,24 +59,24 @@ def plugins(settings: RunConfig) -> None:
         loss = build_kind(LOSSES, own.learner.loss, "learner.loss", "loss")
         if type(loss) not in LOSSES.values():
             try_loss(loss, own.learner.loss)
-    for where, reward in settings.placed_rewards:
-        signal = build_reward(reward, where)
-        if len(settings.rollout.prompt_variants) < signal.min_variants:
+    for where, section in settings.placed_rewards:
+        reward = build_reward(section, where)
+        if len(settings.rollout.prompt_variants) < reward.min_variants:
             raise ConfigError(
-                f"{where} = '{reward.use}' compares {signal.min_variants} variants of a task, and "
+                f"{where} = '{section.use}' compares {reward.min_variants} variants of a task, and "
                 f"rollout.prompt_variants = {list(settings.rollout.prompt_variants)}. Name another, such as a "
                 "rewording."
             )
-        for name in signal.scorers():
+        for name in reward.scorers():
             if name not in settings.scorers:
                 raise ConfigError(
-                    f"{where} = '{reward.use}' reads with the scorer '{name}'. {nearest(name, settings.scorers)}"
+                    f"{where} = '{section.use}' reads with the scorer '{name}'. {nearest(name, settings.scorers)}"
                     f"Add a section [scorers.{name}]."
                 )
-        if signal.evaluates():
-            require(f"{where} = '{reward.use}' evaluates what the policy writes")
-        if reward.shape is not None:
-            build_kind(SHAPERS, reward.shape, f"{where}.shape", "shape")
+        if reward.evaluates():
+            require(f"{where} = '{section.use}' evaluates what the policy writes")
+        if section.shape is not None:
+            build_kind(SHAPERS, section.shape, f"{where}.shape", "shape")
     for i, section in enumerate(settings.evaluations):
         if section.environment is not None:
             where = f"evaluations[{i}].environment"
@@ -170,7 +170,7 @@ def _selection(settings: RunConfig) -> None:
     names = settings.reward_names
     for i, section in enumerate(settings.selectors):
         selector = build_kind(SELECTORS, section, f"selectors[{i}]", "of_step")
-        for field in selector.signal_fields:
+        for field in selector.reward_fields:
             name = getattr(selector, field)
             if name and name not in names:
                 raise ConfigError(

@@ -34,13 +34,13 @@ def rewards(settings: RunConfig, head: Sequence[Task]) -> None:
         return
     group = made_up(settings, head[0])
     for i, section in enumerate(settings.rewards):
-        signal = build_reward(section, f"rewards[{i}]")
-        if _later(signal) or signal.declines(head[0]):
+        reward = build_reward(section, f"rewards[{i}]")
+        if _later(reward) or reward.declines(head[0]):
             continue
-        apart = reward_trial.is_foreign(signal)
+        apart = reward_trial.is_foreign(reward)
         name = settings.reward_names[i]
         failure = (
-            reward_trial.try_apart(settings, i, group) if apart else reward_trial.try_here(signal, section, group, name)
+            reward_trial.try_apart(settings, i, group) if apart else reward_trial.try_here(reward, section, group, name)
         )
         if failure:
             raise ConfigError(
@@ -56,13 +56,13 @@ def untried(settings: RunConfig) -> list[str]:
     built = ((i, s, build_reward(s, f"rewards[{i}]")) for i, s in enumerate(settings.rewards))
     return [
         f"rewards[{i}] = '{section.use}' needs {', '.join(later)} of the run: it was not tried."
-        for i, section, signal in built
-        if (later := [service for service in _later(signal) if service != JUDGE])
+        for i, section, reward in built
+        if (later := [service for service in _later(reward) if service != JUDGE])
     ]
 
 
-def _later(signal: Reward) -> list[str]:
-    return sorted(set(signal.services) - OFFLINE)
+def _later(reward: Reward) -> list[str]:
+    return sorted(set(reward.services) - OFFLINE)
 
 
 def made_up(settings: RunConfig, task: Task) -> Group:

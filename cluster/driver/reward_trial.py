@@ -99,9 +99,9 @@ def main() -> None:
     group = decode(base64.b64decode(setup["group"]), Group)
     from rewards.registry import build_reward
 
-    signal_ = build_reward(settings.rewards[number], f"rewards[{number}]")
+    reward = build_reward(settings.rewards[number], f"rewards[{number}]")
     os.write(answers, b"ready\n")
-    failure = try_here(signal_, settings.rewards[number], group, settings.reward_names[number])
+    failure = try_here(reward, settings.rewards[number], group, settings.reward_names[number])
     os.write(answers, json.dumps(failure).encode() + b"\n")
     os._exit(0)  # what it has left behind is not waited for
 

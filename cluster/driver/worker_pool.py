@@ -129,7 +129,7 @@ class WorkerPool:
         A group that has been assembled or dropped is not tried once more. One death proves nothing: the worker may have
         died of anything. Two deaths over one reward are that reward's, and count as failures of data.
         """
-        for reward in dict.fromkeys(signal for question in questions for signal in question.signals):
+        for reward in dict.fromkeys(name for question in questions for name in question.rewards):
             over = self._late_deaths[reward]
             if name in self.explained:
                 continue
@@ -138,7 +138,7 @@ class WorkerPool:
             if len(over) < 2:
                 continue
             self.explained.update(over)
-            asked = _in_words([q for q in questions if reward in q.signals])
+            asked = _in_words([q for q in questions if reward in q.rewards])
             note = (
                 f"{' and '.join(over[-2:])} died while reward '{reward}' was asked about groups that wait for no score "
                 f"(the last time: {asked}). It ends its process, or holds the interpreter lock"
@@ -197,7 +197,7 @@ class WorkerPool:
 
         Nothing waits for the judges of `late` rewards alone, nor for engines that leave because fewer are wished for.
         """
-        asked = {f"judge:{name}" for name in self._context.config.admit_judges} & self._roles.keys()
+        asked = {f"judge:{name}" for name in self._context.config.blocking_judges} & self._roles.keys()
         asked |= {role for role in self._roles if role.startswith(("scorer:", "generator:"))}
         counts = self.counts()
         engines = {role: count for role, count in self._roles.items() if role.partition(":")[0] == "rollout"}
@@ -296,7 +296,7 @@ class WorkerPool:
 
 def _in_words(questions: Sequence[Question]) -> str:
     """The newest three questions, and how many more there are."""
-    parts = [f"{', '.join(map(repr, q.signals))} about group {q.id}" for q in questions[-3:]]
+    parts = [f"{', '.join(map(repr, q.rewards))} about group {q.id}" for q in questions[-3:]]
     more = len(questions) - len(parts)
     return "; ".join(parts) + (f"; and {more} more" if more else "")
 

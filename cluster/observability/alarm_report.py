@@ -54,7 +54,7 @@ def _report(directory: Path, alarmed: Alarmed, outcome: str) -> str:
     lines = [
         f"# {alarm.monitor}: alarm at step {alarm.step}",
         "",
-        f"Given away by `{alarm.signal}`: {alarm.message}",
+        f"Given away by `{alarm.metric}`: {alarm.message}",
         "",
         outcome,
         "",
@@ -69,7 +69,7 @@ def _report(directory: Path, alarmed: Alarmed, outcome: str) -> str:
 
 
 def _shown(alarmed: Alarmed, rows: Sequence[metrics.Row]) -> list[str]:
-    wanted = dict.fromkeys((alarmed.alarm.signal, *alarmed.watched, "reward/mean", "eval/accuracy"))
+    wanted = dict.fromkeys((alarmed.alarm.metric, *alarmed.watched, "reward/mean", "eval/accuracy"))
     return [name for name in wanted if any(row.get(name) is not None for row in rows)]
 
 

@@ -47,7 +47,7 @@ DASHBOARDS: dict[str, dict[str, list[str]]] = {
         "Mean and spread": ["reward/mean", "reward/std"],
         "Known": ["reward/known_frac", "reward/*_known_frac"],
         "Failed": ["reward/*_failed_frac"],
-        "Groups without a signal": ["reward/zero_variance_frac"],
+        "Groups of equal rewards": ["reward/zero_variance_frac"],
         "Trained on under old scores": ["reward/outdated_frac"],
         "Alarms": ["monitor/*_alarms"],
     },

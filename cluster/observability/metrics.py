@@ -153,8 +153,9 @@ def rows(directory: Path) -> Iterator[Row]:
 
 
 def read_alarms(directory: Path) -> list[dict[str, Any]]:
-    """What monitors have said, oldest first: monitor, step, signal, message, good."""
-    return list(_rows(directory / "alarms.jsonl"))
+    """What monitors have said, oldest first: monitor, step, metric, message, good."""
+    alarms = _rows(directory / "alarms.jsonl")
+    return [{"metric" if name == "signal" else name: value for name, value in alarm.items()} for alarm in alarms]
 
 
 def read_samples(directory: Path) -> list[dict[str, Any]]:

@@ -45,9 +45,9 @@ class GroupSummary:
     rewards: tuple[float, ...] = ()
     """Mixed, per rollout, NaN for one that is left out; empty before its batch is assembled."""
     means: dict[str, float] = field(default_factory=dict)
-    """Mean known score by signal, NaN if none is known."""
+    """Mean known score by reward, NaN if none is known."""
     unknown: int = 0
-    """Scores that failed or abstained, over all signals."""
+    """Scores that failed or abstained, over all rewards."""
     offset: int = 0
     size: int = 0
 

@@ -208,7 +208,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One signal's evidence on the G rollouts of a group.
+    """One reward's evidence on the G rollouts of a group.
 
     Raises ValueError if a SCORED value is not finite or the shapes differ: a NaN is a state, not a number.
     """
@@ -287,7 +287,7 @@ class GroupReward:
     """Per rollout [T] float64, NaN where unknown: what loss terms weigh its tokens by, or an advantage looks at. There
     where a selector says so."""
     tokens: tuple[np.ndarray, ...] | None = None
-    """Per rollout [T] float64: the part of its reward that came at a token; None where no signal says so. The rest of
+    """Per rollout [T] float64: the part of its reward that came at a token; None where no reward says so. The rest of
     the reward is the rollout's as a whole."""
     parts: dict[str, np.ndarray] = field(default_factory=dict)
     """What each trained reward adds to the rewards, weight included: name → [G] float64."""

@@ -1,4 +1,4 @@
-"""A reward worker with what its signals may call, as a Ray actor."""
+"""A reward worker with what its rewards may call, as a Ray actor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class RewardActor:
-    """A reward worker, and the same signals for evaluation tasks."""
+    """A reward worker, and the same rewards for evaluation tasks."""
 
     def __init__(self, context: RunContext, name: str) -> None:
         from rewards.base import Services

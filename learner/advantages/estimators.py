@@ -105,8 +105,8 @@ class ReinforcePlusPlus(Advantage):
     """Reward in units of the step's standard deviation, from the step's mean (REINFORCE++, arXiv:2501.03262).
 
     With `group_baseline` the group's mean is taken off first: the paper's variant for several rollouts a task. Hard and
-    easy groups keep the size of their signal, where `group` makes them equal. Mean and deviation are over rollouts.
-    Without `group_baseline` a group of equal rewards has a signal too, so such groups are kept. The paper's KL term is
+    easy groups keep the size of their advantages, where `group` makes them equal. Mean and deviation are over rollouts.
+    Without `group_baseline` a group of equal rewards has advantages too, so such groups stay. The paper's KL term is
     `learner.loss.kl_coef` here, in the loss; in the reward it is PPO's alone, see `learner.value`.
     """
 

@@ -18,13 +18,13 @@ from rewards.monitors import Judged, Monitor
 
 
 class Mixer:
-    """Weighted sum of the signals, and what their unknown scores mean.
+    """Weighted sum of the rewards, and what their unknown scores mean.
 
-    Per signal a known score is shaped; an unknown one takes its `missing` value, or leaves its rollout out, or drops
-    the group. A signal of weight 0 is a shadow: it is recorded and compared with the trained reward
+    Per reward a known score is shaped; an unknown one takes its `missing` value, or leaves its rollout out, or drops
+    the group. A reward of weight 0 is a shadow: it is recorded and compared with the trained reward
     (`rewards.aggregation.shadow_metrics`), and decides nothing. Raises ConfigError for an unknown shaper.
 
-    A signal that says at which token its reward came counts there, so that each turn is credited with what follows it
+    A reward that says at which token its reward came counts there, so that each turn is credited with what follows it
     (`GroupReward.tokens`); a rollout's reward from it is the sum over tokens, and an unknown token is an unknown score.
     All others, shaped ones among them, count for the rollout as a whole, unless their shaper is of tokens itself.
     """
@@ -175,7 +175,7 @@ def state_name(reward: str) -> str:
 
 
 def _evidence(name: str, group: Group, scores: Scores | None) -> tuple[np.ndarray, int]:
-    """[G] values, NaN where unknown, and how many failed. A signal that has not answered is unknown, not failed."""
+    """[G] values, NaN where unknown, and how many failed. A reward that has not answered is unknown, not failed."""
     if scores is None:
         return np.full(len(group), np.nan), 0
     assert len(scores.values) == len(group), f"{len(scores.values)} scores of '{name}' for {len(group)} rollouts"

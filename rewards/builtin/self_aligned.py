@@ -25,7 +25,7 @@ class SelfAligned(Reward):
     A complement of a verifier, not a reward of its own: alone it favours answers that copy the question. The paper's
     reward is 1.0 · correct + 0.2 · this, for right and wrong answers alike, with GRPO that does not divide by the
     deviation. Source: the released code, `verl/utils/reward_score/efficiency_reward.py`. Where a task has no user's
-    message there is nothing to take away: the signal abstains.
+    message there is nothing to take away: the reward abstains.
     """
 
     scope: ClassVar = "rollout"

@@ -1,4 +1,4 @@
-"""What signals that score with a model learnt during the run have in common."""
+"""What rewards that score with a model learnt during the run have in common."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class Spoiler:
 
 
 def _group(task: Task, text: str) -> Group:
-    """One text as a rule signal sees it."""
+    """One text as a rule sees it."""
     empty = np.zeros(0)
     alone = Rollout(empty.astype(np.int32), empty.astype(bool), empty.astype(np.float32), text, (), (), "stop")
     return Group(Claim("", "", 0, 0, 0, 0, ""), task, (alone,))

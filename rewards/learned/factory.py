@@ -103,7 +103,7 @@ def judge_of(name: str, config: RunConfig, complete: Complete | None) -> Version
     section = config.reward_models[name]
     compares = lookup(MODELS, section.use, f"reward_models.{name}").compares
     users = using(name, config)
-    found = {reward: signal.labels_by(section, complete, compares=compares) for reward, signal in users.items()}
+    found = {used_as: r.labels_by(section, complete, compares=compares) for used_as, r in users.items()}
     if len({judge.version for judge in found.values()}) > 1:
         raise ConfigError(
             f"reward_models.{name} is used by the rewards {', '.join(found)}, which want labels of different kinds. "
@@ -121,14 +121,14 @@ def can_begin(config: RunConfig) -> None:
     graded = config.evaluation.reward or config.reward_names[0]
     num_groups = (config.learner.max_staleness + 1) * config.learner.groups_per_step
     for name, section in config.reward_models.items():
-        for reward, signal in using(name, config).items():
-            waits = config.rewards[config.reward_names.index(reward)].missing == "wait"
-            each = signal.labels_per_group(config.rollout.group_size)
+        for used_as, reward in using(name, config).items():
+            waits = config.rewards[config.reward_names.index(used_as)].missing == "wait"
+            each = reward.labels_per_group(config.rollout.group_size)
             if not waits or each is None:
                 continue
-            if reward == graded:
+            if used_as == graded:
                 raise ConfigError(
-                    f"reward '{reward}' waits for the first version of reward_models.{name}, and cannot grade "
+                    f"reward '{used_as}' waits for the first version of reward_models.{name}, and cannot grade "
                     "evaluation tasks before there is one. Set evaluation.reward to another reward, which may have "
                     "weight = 0."
                 )
@@ -136,7 +136,7 @@ def can_begin(config: RunConfig) -> None:
             held_out = labels * section.held_out_frac
             if held_out < 2 * section.min_held_out:
                 raise ConfigError(
-                    f"reward_models.{name} might never be published: reward '{reward}' lets the first {num_groups} "
+                    f"reward_models.{name} might never be published: reward '{used_as}' lets the first {num_groups} "
                     f"groups wait for it, which bring at most {labels} labels, {held_out:g} of them held out, and "
                     f"min_held_out = {section.min_held_out}. Raise held_out_frac, lower min_held_out to half of "
                     "that, or set missing = 0.0 instead of missing = 'wait'."
@@ -148,7 +148,7 @@ def using(name: str, config: RunConfig) -> dict[str, RewardModelReward]:
     built = [build_reward(section, f"rewards[{i}]") for i, section in enumerate(config.rewards)]
     users = zip(config.reward_names, built, strict=True)
     return {
-        reward: signal for reward, signal in users if isinstance(signal, RewardModelReward) and signal.model == name
+        used_as: reward for used_as, reward in users if isinstance(reward, RewardModelReward) and reward.model == name
     }
 
 

@@ -73,7 +73,7 @@ class RewardModelTrainer:
         directory: Path,
         relabel: Callable[[str], object],
     ) -> None:
-        """`relabel(version)` tells the buffer, after the announcement, that the signals that use it score anew.
+        """`relabel(version)` tells the buffer, after the announcement, that the rewards that use it score anew.
 
         `directory` is its own. Raises ConfigError if its checkpoint there belongs to another kind of model or split.
         """

@@ -21,7 +21,7 @@ Row = Mapping[str, float | None]
 class Alarm:
     monitor: str
     step: int
-    signal: str
+    metric: str
     """The metric that gave it away."""
     message: str
     """What was seen, and what to do."""

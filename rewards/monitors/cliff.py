@@ -54,7 +54,7 @@ def degenerate_frac(rewards_G: Sequence[Float[np.ndarray, " G"]]) -> float:
 class PolicyCliff(Monitor):
     """Share of the step's groups whose best rollouts are others after a small change of the rewards, and how far.
 
-    Two changes: of each signal's weight by ±`change`, one at a time, of which the worst counts per group; and of every
+    Two changes: of each reward's weight by ±`change`, one at a time, of which the worst counts per group; and of every
     reward by ±`noise`, what the judge's votes differ by. Alarms when the flip rate stays high: more votes, a larger
     `learner.loss.entropy_coef`, or rewards that agree would help. Of a single reward the weight changes nothing.
     """

@@ -75,7 +75,7 @@ class Pipeline:
 
     def __init__(self, url: str, threads: ThreadPoolExecutor) -> None:
         self._buffer, self._threads, self._step = Buffer(url, "bench"), threads, 0
-        self._buffer.configure(Limits(GROUPS, 0, admit=("reward",)))
+        self._buffer.configure(Limits(GROUPS, 0, blocking=("reward",)))
         self._epoch = self._buffer.resume("policy", None)
         self._buffer.announce(Publication("policy", self._epoch, 0))
         self._rollouts = _group(Claim("", "policy", 1, 0, 0, 0, ""), np.random.default_rng(0)).rollouts

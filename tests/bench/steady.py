@@ -28,7 +28,7 @@ class Steady:
         self.buffer = Buffer(url, run)
         self._client = redis.Redis.from_url(url, protocol=2)
         staleness = max(1, outstanding // groups - 1)
-        self.buffer.configure(Limits(groups, staleness, admit=("reward",), lease_s=36e3, score_deadline_s=36e3))
+        self.buffer.configure(Limits(groups, staleness, blocking=("reward",), lease_s=36e3, score_deadline_s=36e3))
         self._epoch = self.buffer.resume(POLICY, None)
         self.buffer.announce(Publication(POLICY, self._epoch, 0))
         rng = np.random.default_rng(0)

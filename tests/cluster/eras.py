@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Eras:
-    """Versions of signals that were current together, for all policies of a run."""
+    """Versions of rewards that were current together, for all policies of a run."""
 
     versions: list[dict[str, str]] = field(default_factory=lambda: [{}])
 
@@ -21,7 +21,7 @@ class Eras:
         return self.versions[-1]
 
     def relabel(self, versions: Mapping[str, str]) -> set[str]:
-        """The signals that change."""
+        """The rewards that change."""
         changed = {name for name, version in versions.items() if self.current.get(name) != version}
         if changed:
             self.versions.append({**self.current, **versions})
@@ -37,7 +37,7 @@ class Evidence:
     """The scores of one group."""
 
     carried: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """Signal → version and value."""
+    """Reward → version and value."""
     aside: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Answers of the newest era, which is not complete yet."""
     era: int | None = None
@@ -56,9 +56,9 @@ class Evidence:
         elif version == current:
             self.aside[name] = (version, value)
 
-    def change_over(self, eras: Eras, signals: Sequence[str]) -> None:
+    def change_over(self, eras: Eras, rewards: Sequence[str]) -> None:
         """To the newest era, once all of it is there."""
-        missing = [name for name in signals if self.outdated(eras, name) and name not in self.aside]
+        missing = [name for name in rewards if self.outdated(eras, name) and name not in self.aside]
         if self.era is not None and self.era < eras.newest and not missing:
             self.carried |= self.aside
             self.aside, self.era = {}, eras.newest
@@ -66,8 +66,8 @@ class Evidence:
     def outdated(self, eras: Eras, name: str) -> bool:
         return name in eras.current and name in self.carried and self.carried[name][0] != eras.current[name]
 
-    def unanswered(self, eras: Eras, signals: Sequence[str]) -> bool:
-        return any(name not in self.carried or self.outdated(eras, name) for name in signals)
+    def unanswered(self, eras: Eras, rewards: Sequence[str]) -> bool:
+        return any(name not in self.carried or self.outdated(eras, name) for name in rewards)
 
     def forget(self, eras: Eras, changed: set[str]) -> None:
         """What is current again may answer anew, unless it is what the group carries."""

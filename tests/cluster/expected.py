@@ -149,7 +149,7 @@ class Expected:
 
     def put(self, known: Known) -> None:
         known.was_put, known.judging = True, "due"
-        known.at = "pending" if self.limits.admit else "ready"
+        known.at = "pending" if self.limits.blocking else "ready"
 
     def forsake(self, worker: str) -> None:
         """'' is every worker."""
@@ -173,29 +173,29 @@ class Expected:
 
     def to_try(self, known: Known) -> str:
         """The reward to ask a suspect alone; nothing once all have been tried."""
-        untried = [name for name in self.limits.admit if name not in known.cleared]
+        untried = [name for name in self.limits.blocking if name not in known.cleared]
         if not untried or not known.judging:
             known.passed = known.passed and not (known.suspected and known.at == "pending")
             known.suspected, known.cleared, known.trial = False, set(), ""
         return untried[0] if known.suspected else ""
 
-    def score(self, known: Known, signal: str, version: str, value: float) -> None:
+    def score(self, known: Known, reward: str, version: str, value: float) -> None:
         """What is assembled, or gone, is never touched."""
         if known.live:
-            known.evidence.hear(self.eras, signal, version, value)
+            known.evidence.hear(self.eras, reward, version, value)
             self.heard_from_judge(known)
 
     def heard_from_judge(self, known: Known) -> None:
         """A score, new or repeated: the group is complete, or its scorer is alive."""
         if not known.live:
             return
-        admit = self.limits.admit
-        known.evidence.change_over(self.eras, admit)
-        if not known.evidence.unanswered(self.eras, admit):
+        blocking = self.limits.blocking
+        known.evidence.change_over(self.eras, blocking)
+        if not known.evidence.unanswered(self.eras, blocking):
             known.judging = ""
         elif known.judging:
             known.judging = "taken"
-        if known.at == "pending" and all(name in known.evidence.carried for name in admit):
+        if known.at == "pending" and all(name in known.evidence.carried for name in blocking):
             known.at, known.passed = "ready", False
 
     def relabel(self, changed: set[str]) -> None:

@@ -128,7 +128,7 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     "a reward that was asked alone is tried for ever": {"tried": ("tried(id, ARGV[4])\n", "")},
     "a suspect is overdue before it is tried": {"prelude": ("'suspect') == 1 then -- a", "'suspect') == 2 then -- a")},
     "a trial clears all rewards of its group": {
-        "tried": ("tried(id, ARGV[4])\n", "for _, name in ipairs(signals()) do tried(id, name) end\n")
+        "tried": ("tried(id, ARGV[4])\n", "for _, name in ipairs(rewards()) do tried(id, name) end\n")
     },
     # Stored bytes that cannot be read.
     "the task of a group that cannot be read is lost": {

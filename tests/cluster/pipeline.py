@@ -103,8 +103,8 @@ class Pipeline:
     def finish(self, claim: Claim) -> None:
         """Put and score."""
         self.buffer.put(group_of(claim))
-        for signal in self.limits.admit:
-            self.buffer.score(claim.id, {signal: RIGHT})
+        for reward in self.limits.blocking:
+            self.buffer.score(claim.id, {reward: RIGHT})
 
     def fill(self) -> list[Claim]:
         claims = self.claim_all()

@@ -20,7 +20,7 @@ from tests.cluster.eras import Eras
 from tests.cluster.expected import Expected, Known, Saved, check
 from tests.cluster.observed import Wire, compare
 from tests.cluster.pipeline import connection_of
-from tests.cluster.pipeline_moves import SIGNALS, Learner, Moves, pick
+from tests.cluster.pipeline_moves import REWARDS, Learner, Moves, pick
 
 DATA_SIZE, PASSES = 4, 3
 """A task is pass × size + place, so the tasks of several passes have an end."""
@@ -51,14 +51,14 @@ class PipelineMachine(Moves, RuleBasedStateMachine):
         groups=st.sampled_from([1, 2, 3]),
         staleness=st.sampled_from([0, 1, 3]),
         when_late=st.sampled_from(["wait", "drop"]),
-        admit=st.sampled_from([(), SIGNALS, SIGNALS]),
+        blocking=st.sampled_from([(), REWARDS, REWARDS]),
         num_tasks=st.sampled_from([None, None, DATA_SIZE * PASSES]),
         policies=st.sampled_from([1, 1, 2]),
         lossy=st.booleans(),
         straggles=st.sampled_from([False, False, True]),
     )
-    def begin(self, groups, staleness, when_late, admit, num_tasks, policies, lossy, straggles) -> None:
-        limits = Limits(groups, staleness, when_late, admit, num_tasks=num_tasks)
+    def begin(self, groups, staleness, when_late, blocking, num_tasks, policies, lossy, straggles) -> None:
+        limits = Limits(groups, staleness, when_late, blocking, num_tasks=num_tasks)
         self.buffer = Buffer(self.store.url, "run")
         self.redis, self.prefix = connection_of(self.buffer).redis, connection_of(self.buffer).prefix
         self.redis.flushall()
@@ -201,16 +201,16 @@ class PipelineMachine(Moves, RuleBasedStateMachine):
             self._judge_dies(judge)
 
     def score(self, learner: Learner, index: int, any_group: bool) -> None:
-        """One signal of a group that waits; or of one that is trained, dropped, trimmed long since."""
+        """One reward of a group that waits; or of one that is trained, dropped, trimmed long since."""
         states = () if any_group else ("pending", "ready")
         if known := pick((k for k in learner.expected.at(*states) if k.was_put), index // 3):
-            signal = [*SIGNALS, "hindsight"][index % 3]
-            self._score(known, signal, str(index % 2), float(len(self.wire.sent)))
+            reward = [*REWARDS, "hindsight"][index % 3]
+            self._score(known, reward, str(index % 2), float(len(self.wire.sent)))
 
     def relabel(self, learner: Learner, index: int, both: bool) -> None:
         """A judge has another version, perhaps one that it has had before."""
-        signals = learner.expected.limits.admit
-        versions = dict.fromkeys(signals if both else signals[index % 2 :][:1], str(index // 2 % 2))
+        rewards = learner.expected.limits.blocking
+        versions = dict.fromkeys(rewards if both else rewards[index % 2 :][:1], str(index // 2 % 2))
         self.buffer.relabel(versions)
         changed = self.eras.relabel(versions)
         for one in self.learners if changed else ():

@@ -14,7 +14,7 @@ from tests.cluster.expected import Expected, Known, Saved, check
 from tests.cluster.observed import Wire
 from tests.cluster.pipeline import group_of, record_of
 
-SIGNALS = ("judge", "length")
+REWARDS = ("judge", "length")
 T = TypeVar("T")
 
 
@@ -103,14 +103,14 @@ class Moves:
 
     # ── judges ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _score(self, known: Known, signal: str, version: str, value: float) -> None:
-        self.buffer.score(known.claim.id, {signal: Scores.of([value, value], version=version)})
-        self._expected(known).score(known, signal, version, value)
+    def _score(self, known: Known, reward: str, version: str, value: float) -> None:
+        self.buffer.score(known.claim.id, {reward: Scores.of([value, value], version=version)})
+        self._expected(known).score(known, reward, version, value)
 
     def _score_all(self, known: Known) -> None:
         """Under the versions of today."""
-        for signal in SIGNALS:
-            self._score(known, signal, self.eras.current.get(signal, "1"), 1.0)
+        for reward in REWARDS:
+            self._score(known, reward, self.eras.current.get(reward, "1"), 1.0)
 
     def _take(self, judge: str, *, limit: int) -> list[Known]:
         """What a judge is handed: a suspect alone, or as much as it asks for."""

@@ -52,7 +52,7 @@ def test_stop_keeps_all(run):
     assert steps(run) == [10, 20, 30]
 
 
-def test_the_report_names_the_signal_and_shows_what_was_watched(run):
+def test_the_report_names_the_metric_and_shows_what_was_watched(run):
     alarm_report.close(run, alarmed(good=20))
     report = (run / "alarm.md").read_text()
     assert "Given away by `eval/accuracy`: accuracy fell." in report

@@ -15,7 +15,7 @@ from cluster.types import Publication, Scores, encode
 from cluster.types.events import LogprobDiff, RewardReport, decode_event, encode_event
 from tests.cluster.pipeline import RIGHT, Pipeline, group_of, record_of
 
-JUDGED = Limits(groups_per_step=2, max_staleness=1, admit=("judge", "length"))
+JUDGED = Limits(groups_per_step=2, max_staleness=1, blocking=("judge", "length"))
 PLAIN = Limits(groups_per_step=2, max_staleness=1)
 
 
@@ -48,7 +48,7 @@ def test_a_claim_is_admitted_while_it_can_still_be_trained_within_the_bound(buff
     assert [c.version for c in pipeline.claim_all()] == [1, 1]
 
 
-def test_a_group_is_ready_when_every_admit_signal_has_answered_even_with_failure(buffer: Buffer):
+def test_a_group_is_ready_when_every_blocking_reward_has_answered_even_with_failure(buffer: Buffer):
     pipeline = Pipeline(buffer, JUDGED)
     claim = pipeline.claim()
     assert claim
@@ -64,7 +64,7 @@ def test_a_group_is_ready_when_every_admit_signal_has_answered_even_with_failure
 
 
 def test_a_passed_score_deadline_makes_a_group_ready_and_overdue(buffer: Buffer):
-    pipeline = Pipeline(buffer, Limits(1, 0, admit=("judge",), score_deadline_s=0.1))
+    pipeline = Pipeline(buffer, Limits(1, 0, blocking=("judge",), score_deadline_s=0.1))
     claim = pipeline.claim()
     assert claim
     buffer.put(group_of(claim))
@@ -157,7 +157,7 @@ def test_a_waiting_reward_worker_is_woken_and_gets_nothing_that_is_assembled(buf
 
 
 def test_what_a_dead_reward_worker_took_is_handed_out_again(buffer: Buffer):
-    pipeline = Pipeline(buffer, Limits(1, 0, admit=("judge",), score_deadline_s=1))
+    pipeline = Pipeline(buffer, Limits(1, 0, blocking=("judge",), score_deadline_s=1))
     buffer.put(group_of(pipeline.claim() or pytest.fail("one is admitted")))
     assert len(buffer.unscored("dead", 8, 0)) == 1
     assert buffer.unscored("other", 8, 0) == []

@@ -14,7 +14,7 @@ from cluster.errors import BufferUnavailable, ConfigError, StaleEpoch
 from cluster.types.events import StepTaken
 from tests.cluster.pipeline import RIGHT, Pipeline, group_of, record_of
 
-JUDGED = Limits(groups_per_step=2, max_staleness=1, admit=("judge", "length"))
+JUDGED = Limits(groups_per_step=2, max_staleness=1, blocking=("judge", "length"))
 PLAIN = Limits(groups_per_step=2, max_staleness=1)
 
 

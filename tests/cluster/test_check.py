@@ -192,8 +192,8 @@ OVERRIDES = {
     "an unknown loss": (["learner.loss.use=clip"], ["learner.loss.use = 'clip'", "Did you mean 'clipped'"]),
     "a loss on pairs without pairs": (["learner.sequence_losses=[{use='dpo'}]"], ["nothing makes pairs", "best_worst"]),
     "a selector by an unknown reward": (
-        ["selectors=[{use='best_worst',options={signal='exat'}}]"],
-        ["selectors[0].options.signal = 'exat'", "Did you mean 'exact'"],
+        ["selectors=[{use='best_worst',options={reward='exat'}}]"],
+        ["selectors[0].options.reward = 'exat'", "Did you mean 'exact'"],
     ),
     "an unknown term": (["learner.sequence_losses=[{use='dop'}]"], ["learner.sequence_losses[0].use = 'dop'", "dpo"]),
     "nothing to minimise": (["learner.loss.coef=0"], ["learner.loss.coef = 0", "nothing is minimised"]),

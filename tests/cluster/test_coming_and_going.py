@@ -168,7 +168,7 @@ class Fleet:
 
 def come_and_go(buffer: Buffer, *, engines: int, seconds: float, sample_s: float, groups_per_step: int) -> dict:
     """Laps for so long; what was seen. Every batch keeps the bound, and in the end each task is in one place."""
-    limits = Limits(groups_per_step, max_staleness=2, admit=("judge",), lease_s=LEASE_S, score_deadline_s=60)
+    limits = Limits(groups_per_step, max_staleness=2, blocking=("judge",), lease_s=LEASE_S, score_deadline_s=60)
     pipeline, staleness = Pipeline(buffer, limits), Counter()
     until = time.monotonic() + seconds
     with Fleet(buffer, engines, sample_s) as fleet:

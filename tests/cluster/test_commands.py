@@ -403,7 +403,7 @@ UNKNOWN = ["nosuch", "nosuch@latest", "nosuch@3", "short@", "short@x", "short@-1
     [
         ("export", "{}", "--to", "{to}"),
         ("inspect", "{}"),
-        ("rescore", "{}", "--signal", "exact"),
+        ("rescore", "{}", "--reward", "exact"),
         ("replay", "{}"),
         ("console", "{}"),
         ("scale", "{}", "rollout=1"),
@@ -424,7 +424,7 @@ def test_an_unknown_run_or_alias_is_refused_in_one_line(kanabo, tmp_path, short,
 @pytest.mark.parametrize("command", ["inspect", "rescore", "replay", "scale"])
 def test_the_newest_state_of_a_run_is_the_run(kanabo, tmp_path, short, command, alias):
     """Each of these finds the run, and says what it lacks."""
-    more = {"rescore": ["--signal", "exact"], "scale": ["rollout=1"]}.get(command, [])
+    more = {"rescore": ["--reward", "exact"], "scale": ["rollout=1"]}.get(command, [])
     told = kanabo(command, alias, *more, "--dir", tmp_path)
     assert told.code == 2
     assert "there is no run" not in told.err
@@ -463,7 +463,7 @@ def test_a_damaged_recipe_of_one_run_is_said_in_one_line_and_hides_no_other(kana
     assert (told.code, {row["run"] for row in told.document}) == (0, {"short", "another"})
     if not damage:
         return  # an empty recipe is one with defaults
-    rescore, scale = ["rescore", "another", "--signal", "exact"], ["scale", "another", "rollout=1"]
+    rescore, scale = ["rescore", "another", "--reward", "exact"], ["scale", "another", "rollout=1"]
     for command in (["inspect", "another"], rescore, scale, ["console", "another"]):
         told = kanabo(*command, "--dir", tmp_path)
         assert told.code == 2, command

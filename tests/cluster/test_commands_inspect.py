@@ -23,7 +23,7 @@ from tests.cluster.runs import group, keep
 def fill(url: str, name: str, *, by_version_01: bool = False) -> None:
     """Two groups that are trained, two assembled, two ready, one pending with half its scores, one leased."""
     buffer = Buffer(url, name)
-    pipeline = Pipeline(buffer, Limits(groups_per_step=2, max_staleness=2, admit=("exact", "late")))
+    pipeline = Pipeline(buffer, Limits(groups_per_step=2, max_staleness=2, blocking=("exact", "late")))
     pipeline.iteration()
     pending, _ = pipeline.claim_all()
     buffer.put(group_of(pending))
@@ -59,7 +59,7 @@ def test_all_groups_of_an_ended_run_are_shown_as_they_are(kanabo, stored):
     assert (trained["rewards"], trained["reward_mean"]) == ([1.0, 0.0], 0.5)
     assert rows[4]["reward_mean"] is None
     (score,) = pending["scores"]
-    assert (score["signal"], score["values"], score["states"]) == ("exact", [1.0, None], ["scored", "failed"])
+    assert (score["reward"], score["values"], score["states"]) == ("exact", [1.0, None], ["scored", "failed"])
     assert (pending["prompt"], pending["rollouts"][0]["text"], pending["rollouts"][0]["num_tokens"]) == (
         "2 + 2",
         "4",
@@ -121,7 +121,7 @@ def test_trained_groups_that_redis_no_longer_has_are_shown_with_their_scores(kan
     rows = kanabo("inspect", run, "--json").document
     assert [(row["state"], row["step"]) for row in rows[:3]] == [("trained", 7), ("trained", 7), ("trained", 8)]
     assert len(rows) == 3 + 8
-    assert (rows[0]["reward_mean"], rows[0]["scores"][0]["signal"]) == (0.5, "judge")
+    assert (rows[0]["reward_mean"], rows[0]["scores"][0]["reward"]) == (0.5, "judge")
     assert rows[0]["rollouts"][0]["text"] == "4"
     only = kanabo("inspect", run, "--step", 7, "--state", "trained", "--json").document
     assert [row["id"] for row in only] == [group(100).claim.id, group(101).claim.id]
@@ -140,7 +140,7 @@ def test_a_group_on_disk_and_in_redis_is_shown_once(kanabo, tmp_path):
     assert len(rows) == 8
 
 
-def test_every_signal_has_a_column_with_its_mean_score(kanabo, stored, monkeypatch):
+def test_every_reward_has_a_column_with_its_mean_score(kanabo, stored, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     head, *lines = [line for line in kanabo("inspect", stored).out.splitlines() if "│" in line or "┃" in line]
     assert "exact" in head

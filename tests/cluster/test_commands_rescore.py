@@ -1,4 +1,4 @@
-"""`kanabo rescore`: another signal on stored groups, compared with what is stored; the run stays as it was."""
+"""`kanabo rescore`: another reward on stored groups, compared with what is stored; the run stays as it was."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Drunk(Reward):
         raise RuntimeError("no idea")
 
 
-def test_a_signal_that_orders_the_other_way_disagrees_and_flips_all(kanabo, stored, tmp_path):  # noqa: F811
+def test_a_reward_that_orders_the_other_way_disagrees_and_flips_all(kanabo, stored, tmp_path):  # noqa: F811
     file = tmp_path / "groups.jsonl"
-    told = kanabo("rescore", stored, "--signal", f"{__name__}:Reversed", "--against", "exact", "--to", file, "--json")
+    told = kanabo("rescore", stored, "--reward", f"{__name__}:Reversed", "--against", "exact", "--to", file, "--json")
     assert told.code == 0, told.err
     result = told.document
     assert (result["num_groups"], result["num_rollouts"], result["num_known"]) == (7, 14, 14)
@@ -42,7 +42,7 @@ def test_a_signal_that_orders_the_other_way_disagrees_and_flips_all(kanabo, stor
 
 
 def test_what_fails_is_counted_and_is_no_number(kanabo, stored):  # noqa: F811
-    told = kanabo("rescore", stored, "--signal", f"{__name__}:Drunk", "--against", "exact", "--json", "--limit", 3)
+    told = kanabo("rescore", stored, "--reward", f"{__name__}:Drunk", "--against", "exact", "--json", "--limit", 3)
     assert told.code == 1
     result = told.document
     assert (result["num_groups"], result["num_known"], result["mean_now"], result["agreement"]) == (3, 0, None, None)
@@ -52,17 +52,17 @@ def test_what_fails_is_counted_and_is_no_number(kanabo, stored):  # noqa: F811
 def test_nothing_of_the_run_is_changed(kanabo, stored):  # noqa: F811
     with Store(stored / "redis") as store:
         before = keys_of(store.url, "a")
-        assert kanabo("rescore", stored, "--signal", f"{__name__}:Reversed", "--against", "exact").code == 0
+        assert kanabo("rescore", stored, "--reward", f"{__name__}:Reversed", "--against", "exact").code == 0
         assert keys_of(store.url, "a") == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "--signal is missing"),
-        (["--signal", "exat"], "Did you mean 'exact'"),
-        (["--signal", "exact", "--against", "nobody"], "no stored group with scores of 'nobody'"),
-        (["--signal", "exact", "learner.step=3"], "unknown key 'learner.step'"),
+        ([], "--reward is missing"),
+        (["--reward", "exat"], "Did you mean 'exact'"),
+        (["--reward", "exact", "--against", "nobody"], "no stored group with scores of 'nobody'"),
+        (["--reward", "exact", "learner.step=3"], "unknown key 'learner.step'"),
     ],
 )
 def test_mistakes_are_told(kanabo, stored, arguments, words):  # noqa: F811
@@ -78,7 +78,7 @@ def test_trained_groups_that_left_the_buffer_are_scored_again(kanabo, tmp_path):
         pass
     for step in (1, 2):
         keep(run, step, [group(10 * step + i) for i in range(step)], (1.0, 0.0), {"exact": Scores.of([1.0, 0.0])})
-    arguments = ["--signal", f"{__name__}:Reversed", "--against", "exact", "--dir", tmp_path, "--json"]
+    arguments = ["--reward", f"{__name__}:Reversed", "--against", "exact", "--dir", tmp_path, "--json"]
     for name, groups in (("over", 3), ("over@latest", 3), ("over@1", 1), ("over@2", 2)):
         told = kanabo("rescore", name, *arguments)
         assert told.code == 0, told.err

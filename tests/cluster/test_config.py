@@ -16,6 +16,7 @@ from cluster.config.loader import merged
 from cluster.config.run_config import RunConfig
 from cluster.errors import ConfigError
 from cluster.plugins import Plugin, build
+from rewards.aggregation.selectors import SELECTORS
 
 
 def options(place: str):
@@ -75,6 +76,11 @@ def test_an_option_of_version_0_1_is_refused_with_its_new_name(old, new):
         build(TASKS, "jsonl", {"path": "x.jsonl", old: 1}, "tasks")
 
 
+def test_a_selectors_option_of_version_0_1_is_refused_with_its_new_name():
+    with pytest.raises(ConfigError, match=re.escape("unknown option 'signal'. It is now 'reward'.")):
+        build(SELECTORS, "best_worst", {"signal": "exact"}, "selectors[0]")
+
+
 @pytest.mark.parametrize("value", [True, "drop", "0.0", []])
 def test_what_a_missing_score_means_is_a_policy_or_a_number(value):
     with pytest.raises(ConfigError, match=r"rewards\[0\]\.missing"):
@@ -94,6 +100,7 @@ def test_the_recipe_of_a_run_of_version_0_1_means_what_it_meant():
         "distilled": {"oni": {"judge": "judge"}},
         "elastic": {"rollout": {"max_workers": 3}},
         "learner": {"terms": [{"use": "dpo"}], "rehearsal": {"use": "spear"}},
+        "selectors": [{"use": "best_worst", "options": {"signal": "exact"}}],
     }
     found = parse(with_new_names(tree))
     assert [(r.use, r.blocking, r.missing) for r in found.rewards] == [
@@ -106,6 +113,7 @@ def test_the_recipe_of_a_run_of_version_0_1_means_what_it_meant():
     }  # fmt: skip
     assert (list(found.reward_models), found.autoscaling.rollout.max_workers) == (["oni"], 3)
     assert (found.learner.sequence_losses[0].use, found.learner.experience_replay.use) == ("dpo", "spear")
+    assert found.selectors[0].options == {"reward": "exact"}
     policies = with_new_names({"policies": {"b": {"learner": {"terms": []}}}})
     assert policies == {"policies": {"b": {"learner": {"sequence_losses": []}}}}
 

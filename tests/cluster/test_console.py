@@ -26,7 +26,7 @@ from cluster.types import ABSTAINED, Scores
 from tests.cluster.pipeline import Pipeline, group_of
 from tests.cluster.runs import VERDICT, client, group, keep, write_run
 
-LIMITS = Limits(groups_per_step=2, max_staleness=1, admit=("judge",))
+LIMITS = Limits(groups_per_step=2, max_staleness=1, blocking=("judge",))
 
 
 @pytest.fixture
@@ -362,9 +362,10 @@ def test_alarms_are_shown_with_what_gave_them_away(tmp_path):
     run = write_run(tmp_path)
     context = client(run)
     assert context.get("/api/alarms").json() == {"alarms": [], "monitors": []}
-    said = {"monitor": "collapse", "step": 7, "signal": "eval/accuracy", "message": "it fell.", "good": 4}
-    (run / "alarms.jsonl").write_text(json.dumps(said) + "\n" + '{"torn')
-    assert context.get("/api/alarms").json()["alarms"] == [said]
+    said = {"monitor": "collapse", "step": 7, "metric": "eval/accuracy", "message": "it fell.", "good": 4}
+    by_version_01 = {"signal" if name == "metric" else name: value for name, value in said.items()}
+    (run / "alarms.jsonl").write_text(json.dumps(said) + "\n" + json.dumps(by_version_01) + "\n" + '{"torn')
+    assert context.get("/api/alarms").json()["alarms"] == [said, said]
 
 
 # ── addresses ───────────────────────────────────────────────────────────────────────────────────────────────────

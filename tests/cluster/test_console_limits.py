@@ -320,7 +320,7 @@ def page(tmp_path, buffer):
     """A run under way with a trained group, and another that waits; errors of the application are errors here."""
     run = write_run(tmp_path / "run", {"step": 1, "reward/mean": 0.5})
     keep(run, 1, [group(1)], (1.0, np.nan))
-    pipeline = Pipeline(buffer, Limits(groups_per_step=2, max_staleness=1, admit=("judge",)))
+    pipeline = Pipeline(buffer, Limits(groups_per_step=2, max_staleness=1, blocking=("judge",)))
     pipeline.claim()
     (tmp_path / "model").mkdir()
 

@@ -131,7 +131,7 @@ def context(tmp_path) -> Iterator[str]:
         {"step": 8, "judge/tutor_queue_depth": 3.0, "judge/tutor_hit_frac": 0.91, "judge/tutor_canary_frac": 0.4}
     )
     run = write_run(tmp_path / "run", *rows)
-    said = {"monitor": "collapse", "step": 7, "signal": "eval/accuracy", "message": "it fell.", "good": 4}
+    said = {"monitor": "collapse", "step": 7, "metric": "eval/accuracy", "message": "it fell.", "good": 4}
     (run / "alarms.jsonl").write_text(json.dumps(said) + "\n")
     keep(run, 1, [group(1, HOSTILE), group(2, "what is 40 + 2?")], (1.0, np.nan))
     console = Console(Source(run), ConsoleSection(port=free_port()))

@@ -17,7 +17,7 @@ from learner.batch.assemble import wait_for_record
 from tests.cluster.pipeline import RIGHT, Pipeline, connection_of, group_of, run_of
 
 PLAIN = Limits(groups_per_step=2, max_staleness=1)
-JUDGED = Limits(groups_per_step=2, max_staleness=1, admit=("judge",))
+JUDGED = Limits(groups_per_step=2, max_staleness=1, blocking=("judge",))
 
 
 def field(buffer: Buffer, url: str, id: str, name: str, value: bytes) -> None:

@@ -16,7 +16,7 @@ from cluster.errors import BufferUnavailable
 from tests.cluster.pipeline import RIGHT, Pipeline, group_of
 
 LEASE_S = 1.0
-LIMITS = Limits(2, 0, admit=("judge",), lease_s=LEASE_S, score_deadline_s=LEASE_S)
+LIMITS = Limits(2, 0, blocking=("judge",), lease_s=LEASE_S, score_deadline_s=LEASE_S)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from cluster.buffer import Buffer, Limits
 from cluster.types import Scores
 from tests.cluster.pipeline import Pipeline, connection_of, group_of
 
-LIMITS = Limits(2, 1, admit=("a", "b"), late=("late",))
+LIMITS = Limits(2, 1, blocking=("a", "b"), non_blocking=("late",))
 
 
 def scores(value: float, version: str) -> Scores:
@@ -111,8 +111,8 @@ def test_a_cut_group_is_never_touched(buffer: Buffer):
 
 
 def test_what_has_not_answered_is_handed_out_until_it_is_cut(buffer: Buffer):
-    """A worker that died over a late signal is not the end of it."""
-    pipeline = Pipeline(buffer, Limits(2, 1, admit=("a",), late=("late",), score_deadline_s=0.02))
+    """A worker that died over a late reward is not the end of it."""
+    pipeline = Pipeline(buffer, Limits(2, 1, blocking=("a",), non_blocking=("late",), score_deadline_s=0.02))
     id = stored_group(pipeline)
     assert [g.id for g in buffer.unscored("worker", 9, 0)] == [id]
     buffer.score(id, {"a": scores(1, "0")})

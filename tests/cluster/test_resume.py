@@ -23,7 +23,7 @@ class Crashing:
     """A pipeline that can end between any two calls, with a checkpoint after every second step."""
 
     def __init__(self, buffer: Buffer, max_staleness: int) -> None:
-        self.pipeline = Pipeline(buffer, Limits(2, max_staleness, admit=("judge",)))
+        self.pipeline = Pipeline(buffer, Limits(2, max_staleness, blocking=("judge",)))
         self.manifest: Manifest | None = None
         self.held: list[Claim] = []
 

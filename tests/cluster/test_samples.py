@@ -44,7 +44,7 @@ def left_behind(buffer: Buffer, **limits) -> tuple[Pipeline, list[Claim]]:
 
 async def test_a_group_that_is_late_is_in_the_samples_with_its_text_and_scores(buffer, tmp_path):
     follower = follower_of(buffer, tmp_path)
-    pipeline, (scored, pending) = left_behind(buffer, admit=("exact",))
+    pipeline, (scored, pending) = left_behind(buffer, blocking=("exact",))
     buffer.score(scored.id, {"exact": Scores.of([1.0, 0.0])})
     pipeline.ready()
     found = {row["group"]: row for row in await rows(follower, tmp_path)}
@@ -83,7 +83,7 @@ async def test_dropped_groups_take_little_memory_and_few_lines(buffer, tmp_path)
 
 async def test_a_group_that_waited_past_its_deadline_is_in_the_samples_of_the_learner(buffer):
     """Its deadline makes it ready; what `missing` then makes of it is the mixer's reason."""
-    pipeline = Pipeline(buffer, Limits(groups_per_step=1, max_staleness=0, admit=("slow",), score_deadline_s=0.05))
+    pipeline = Pipeline(buffer, Limits(groups_per_step=1, max_staleness=0, blocking=("slow",), score_deadline_s=0.05))
     (claim,) = pipeline.claim_all()
     buffer.put(group_of(claim))
     sections = [RewardSection(use="exact", missing="wait")]

@@ -73,7 +73,7 @@ class Workers:
 def test_staleness_never_exceeds_its_bound_with_stragglers(buffer: Buffer, max_staleness: int, when_late):
     # Dropping is about those that take longer than the bound's steps; waiting pays for each, so it gets shorter ones.
     straggle_s = 0.3 if when_late == "drop" and max_staleness else 0.05
-    pipeline = Pipeline(buffer, Limits(4, max_staleness, when_late=when_late, admit=("judge",)))
+    pipeline = Pipeline(buffer, Limits(4, max_staleness, when_late=when_late, blocking=("judge",)))
     seen = set()
     with Workers(buffer, straggle_s) as workers:
         for step in range(STEPS):

@@ -25,7 +25,7 @@ from tests.cluster.pipeline import RIGHT, Pipeline, group_of
 
 def lost_by_a_kill(store: Store, seed: int) -> tuple[int, int]:
     """Four workers write, the server is killed and started again: how many of the acknowledged calls, how many lost."""
-    pipeline = Pipeline(Buffer(store.url, "run", patience_s=0), Limits(100_000, 0, admit=("judge",)))
+    pipeline = Pipeline(Buffer(store.url, "run", patience_s=0), Limits(100_000, 0, blocking=("judge",)))
     acknowledged: list[tuple[str, str]] = []
 
     def work() -> None:

@@ -11,7 +11,7 @@ import redis
 from cluster.buffer import Buffer, Limits, Suspicion
 from tests.cluster.pipeline import RIGHT, Pipeline, group_of, run_of
 
-LIMITS = Limits(groups_per_step=8, max_staleness=1, admit=("exact", "judge"), late=("shadow",))
+LIMITS = Limits(groups_per_step=8, max_staleness=1, blocking=("exact", "judge"), non_blocking=("shadow",))
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def taken(buffer: Buffer, worker: str, limit: int = 64) -> list[str]:
 
 
 def score_all(buffer: Buffer, id: str) -> None:
-    buffer.score(id, dict.fromkeys((*LIMITS.admit, *LIMITS.late), RIGHT))
+    buffer.score(id, dict.fromkeys((*LIMITS.blocking, *LIMITS.non_blocking), RIGHT))
 
 
 def test_suspects_are_tried_alone_one_reward_at_a_time(buffer: Buffer, stored: list[str]):
@@ -66,10 +66,10 @@ def test_the_pair_that_a_second_worker_dies_over_is_condemned_and_explains_both_
 def test_whatever_is_guilty_everything_else_is_scored(buffer: Buffer, stored: list[str], seed: int):
     """Workers that die over some pairs of group and reward, now and then over nothing, until all is answered."""
     draw = random.Random(seed)
-    signals = (*LIMITS.admit, *LIMITS.late)
-    guilty = {(id, draw.choice(signals)) for id in draw.sample(stored, draw.randint(1, 4))}
+    rewards = (*LIMITS.blocking, *LIMITS.non_blocking)
+    guilty = {(id, draw.choice(rewards)) for id in draw.sample(stored, draw.randint(1, 4))}
     condemned: set[tuple[str, str]] = set()
-    unanswered = {id: list(signals) for id in stored}
+    unanswered = {id: list(rewards) for id in stored}
     deaths, explained = [], set()
     for life in range(60):
         worker = f"reward-{life}"
@@ -110,7 +110,7 @@ def test_what_a_worker_asks_is_known_until_it_has_been_answered_or_its_death_is_
     buffer.asks("reward-0", stored[1], ("shadow",), now=True)
     buffer.asks("reward-0", stored[1], ("shadow",), now=False)
     buffer.asks("reward-01", stored[2], ("shadow",), now=True)
-    questions = {q.id: (q.signals, q.left) for q in buffer.questions("reward-0")}
+    questions = {q.id: (q.rewards, q.left) for q in buffer.questions("reward-0")}
     assert questions == {stored[0]: (("exact", "judge"), False), "policy/9/9": (("exact", "judge"), True)}
     buffer.forsake("policy", "reward-0", blame=True)
     assert buffer.questions("reward-0") == []
@@ -154,7 +154,7 @@ def test_a_new_driver_hands_suspects_out_without_condemning_what_was_on_trial(bu
 
 def test_a_group_on_trial_is_not_handed_out_a_second_time_while_its_worker_hangs(buffer: Buffer, redis_url: str):
     """Its lease is as long as its deadline; a worker that hangs has ended by then."""
-    pipeline = Pipeline(buffer, Limits(groups_per_step=1, max_staleness=0, admit=("judge",), score_deadline_s=60))
+    pipeline = Pipeline(buffer, Limits(groups_per_step=1, max_staleness=0, blocking=("judge",), score_deadline_s=60))
     (claim,) = pipeline.claim_all()
     buffer.put(group_of(claim))
     taken(buffer, "reward-0")
@@ -167,7 +167,7 @@ def test_a_group_on_trial_is_not_handed_out_a_second_time_while_its_worker_hangs
 
 
 def test_a_death_gives_groups_that_wait_for_scores_a_fresh_deadline(buffer: Buffer):
-    pipeline = Pipeline(buffer, Limits(groups_per_step=2, max_staleness=0, admit=("judge",), score_deadline_s=2))
+    pipeline = Pipeline(buffer, Limits(groups_per_step=2, max_staleness=0, blocking=("judge",), score_deadline_s=2))
     for claim in pipeline.claim_all():
         buffer.put(group_of(claim))
     taken(buffer, "reward-0")
@@ -179,7 +179,7 @@ def test_a_death_gives_groups_that_wait_for_scores_a_fresh_deadline(buffer: Buff
 
 def test_a_worker_that_dies_again_over_what_is_condemned_is_not_excused(buffer: Buffer):
     """It was not asked, so the cause is elsewhere: in storing scores, or in the machine."""
-    pipeline = Pipeline(buffer, Limits(groups_per_step=1, max_staleness=0, admit=("judge",)))
+    pipeline = Pipeline(buffer, Limits(groups_per_step=1, max_staleness=0, blocking=("judge",)))
     (claim,) = pipeline.claim_all()
     buffer.put(group_of(claim))
     explained = []
@@ -191,7 +191,7 @@ def test_a_worker_that_dies_again_over_what_is_condemned_is_not_excused(buffer: 
 
 def test_the_deadline_of_a_suspect_does_not_pass_before_its_trial(buffer: Buffer):
     """A worker must come up first, which takes longer than some deadlines."""
-    pipeline = Pipeline(buffer, Limits(groups_per_step=1, max_staleness=0, admit=("judge",), score_deadline_s=0.3))
+    pipeline = Pipeline(buffer, Limits(groups_per_step=1, max_staleness=0, blocking=("judge",), score_deadline_s=0.3))
     (claim,) = pipeline.claim_all()
     buffer.put(group_of(claim))
     taken(buffer, "reward-0")

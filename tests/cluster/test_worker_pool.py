@@ -216,10 +216,10 @@ async def test_two_deaths_over_one_reward_of_groups_that_left_are_that_rewards(c
     buffer, pool = crew.buffer, crew.pool
     asked = [("late", "other"), ("late",), ("third",), ("late",)]
     crew.begin()
-    for number, signals in enumerate(asked):
+    for number, rewards in enumerate(asked):
         name = f"reward-{number}"
         await within(lambda name=name: name in pool.named("reward"))
-        buffer.asks(name, f"policy/1/{number}", signals, now=True)
+        buffer.asks(name, f"policy/1/{number}", rewards, now=True)
         buffer.asks(name, "policy/1/99", ("healthy",), now=True)
         buffer.asks(name, "policy/1/99", ("healthy",), now=False)
         crew.placed[name].kill()

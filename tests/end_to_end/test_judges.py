@@ -1,4 +1,4 @@
-"""A judge in a running job: a late one holds up nobody, an admit one is waited for; both are measured."""
+"""A judge in a running job: a non-blocking one holds up nothing, a blocking one is waited for; both are measured."""
 
 from __future__ import annotations
 

@@ -42,9 +42,9 @@ async def credited(recipe: RunConfig, made: Group) -> tuple[Mapping[str, Scores]
     )
     scores = {}
     for i, (name, section) in enumerate(zip(recipe.reward_names, recipe.rewards, strict=True)):
-        signal = build_reward(section, f"rewards[{i}]")
-        await signal.prepare(services)
-        scores[name] = await signal.score(made, services)
+        reward = build_reward(section, f"rewards[{i}]")
+        await reward.prepare(services)
+        scores[name] = await reward.score(made, services)
     mixed = Mixer(recipe.rewards, recipe.reward_names, 2).of_step([made], [scores])
     selected = Selection(recipe.selectors)([made], [scores], mixed)
     chosen = recipe.learner.advantage
@@ -83,7 +83,7 @@ async def test_thoughts_that_a_right_solution_takes_back_lose_credit_and_a_wrong
                 {"use": "thoughts", "weight": 0.0, "options": {"verifier_options": {"extract": "last_number"}}},
             ],
             "judges": JUDGE,
-            "selectors": [{"use": "token_weights", "options": {"signal": "thoughts", "bound": 1.0}}],
+            "selectors": [{"use": "token_weights", "options": {"reward": "thoughts", "bound": 1.0}}],
             "learner": {"advantage": {"use": "tp_grpo"}},
         }
     )

@@ -52,13 +52,13 @@ def initial_logprobs(tokens: np.ndarray) -> torch.Tensor:
         return model(torch.tensor(tokens.astype(np.int64))[None]).logits[0].double().log_softmax(-1)
 
 
-def first_of(run: Path, signal: str) -> ArchivedGroup:
+def first_of(run: Path, reward: str) -> ArchivedGroup:
     """A group that was read under the weights that training begins with."""
-    return next(g for g in groups(run) if g.scores[signal].provenance[0].model == "policy@1.0")
+    return next(g for g in groups(run) if g.scores[reward].provenance[0].model == "policy@1.0")
 
 
-def models_of(run: Path, signal: str) -> set[str]:
-    return {g.scores[signal].provenance[0].model for g in groups(run)}
+def models_of(run: Path, reward: str) -> set[str]:
+    return {g.scores[reward].provenance[0].model for g in groups(run)}
 
 
 @pytest.mark.verify

@@ -38,7 +38,7 @@ def test_leave_one_out_compares_with_the_mean_of_the_others():
 
 @pytest.mark.parametrize("name", COMPARING)
 def test_equal_rewards_have_no_advantage_whatever_their_rounding(name):
-    # the mean of ten times 0.1 is not 0.1, and a division by eps would make that a signal
+    # the mean of ten times 0.1 is not 0.1, and a division by eps would make that an advantage
     advantages = estimate(ADVANTAGES[name](), np.full(10, 0.1))[0]
     assert np.abs(advantages).max() < 1e-12
 
@@ -89,7 +89,7 @@ def test_a_step_without_groups_has_no_advantages():
         assert list(checked(estimator(), name, [], {})) == []
 
 
-def test_a_group_of_one_has_a_signal_against_the_step():
+def test_a_group_of_one_has_an_advantage_against_the_step():
     found = estimate(ReinforcePlusPlus(), [1.0], [0.0])
     np.testing.assert_allclose(np.concatenate(found), [0.7071068, -0.7071068], atol=1e-5)
 

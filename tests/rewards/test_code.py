@@ -61,9 +61,9 @@ async def services():
 
 
 async def scores_of(services, reference, *programs, **options):
-    signal = build_reward(RewardSection(use="code", options=options), "rewards[0]")
+    reward = build_reward(RewardSection(use="code", options=options), "rewards[0]")
     answer = reference if isinstance(reference, str) or reference is None else json.dumps(reference)
-    return await signal.score(group(*programs, answer=answer), services)
+    return await reward.score(group(*programs, answer=answer), services)
 
 
 def fenced(program):
@@ -171,11 +171,11 @@ def untrusted(functions, name):
 
 
 async def test_a_function_that_is_marked_untrusted_runs_in_the_sandbox(functions, services, tmp_path):
-    signal = untrusted(functions, "evaluated")
-    assert signal.evaluates()
+    reward = untrusted(functions, "evaluated")
+    assert reward.evaluates()
     touched = tmp_path / "touched"
     attack = f"__import__('pathlib').Path({str(touched)!r}).write_text('x')"
-    scores = await signal.score(group("80 + 5", "1", attack, "open('/etc/passwd')", answer="85"), services)
+    scores = await reward.score(group("80 + 5", "1", attack, "open('/etc/passwd')", answer="85"), services)
     assert scores.values[:2].tolist() == [1, 0]
     assert scores.state[2:].tolist() == [FAILED, FAILED]
     assert not touched.exists()

@@ -54,9 +54,9 @@ async def services():
 
 
 async def scored(services, reference, *programs, **options):
-    signal = build_reward(RewardSection(use="code", options=options), "rewards[0]")
+    reward = build_reward(RewardSection(use="code", options=options), "rewards[0]")
     answer = reference if isinstance(reference, str) else json.dumps(reference)
-    return await signal.score(group(*(f"```python\n{p}\n```" for p in programs), answer=answer), services)
+    return await reward.score(group(*(f"```python\n{p}\n```" for p in programs), answer=answer), services)
 
 
 ANYTHING = "class A:\n    def _yes(self, *a): return True\n    def _self(self, *a): return self\n" + "".join(

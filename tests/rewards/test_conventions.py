@@ -31,7 +31,7 @@ def services():
     made.close()
 
 
-def signal(function, **options):
+def reward(function, **options):
     return build_reward(RewardSection(use=f"{HERE}:{function}", options=options), "rewards[0]")
 
 
@@ -64,18 +64,18 @@ def think_format_reward(completions, **kwargs):
 
 @pytest.mark.parametrize("use", ["accuracy_reward", "reasoning_accuracy_reward"])
 async def test_trls_accuracy_reads_the_solution_column_of_a_conversation(use, services):
-    scores = await signal(use).score(talk("72", "7", answer="long way to 72", solution="72"), services)
+    scores = await reward(use).score(talk("72", "7", answer="long way to 72", solution="72"), services)
     assert scores.values.tolist() == [1, 0]
     assert scores.provenance[0].note == "parsed='72'"
 
 
 async def test_trls_format_reads_the_first_message(services):
-    scores = await signal("think_format_reward").score(talk("<think>a</think>b", "b"), services)
+    scores = await reward("think_format_reward").score(talk("<think>a</think>b", "b"), services)
     assert scores.values.tolist() == [1, 0]
 
 
 async def test_a_missing_solution_abstains(services):
-    scores = await signal("accuracy_reward").score(talk("72", answer=None), services)
+    scores = await reward("accuracy_reward").score(talk("72", answer=None), services)
     assert scores.state.tolist() == [ABSTAINED]
 
 
@@ -112,7 +112,7 @@ async def test_rows_of_countdown_reach_trls_reward_functions(tmp_path, services)
 
 async def test_text_prompts_stay_text_and_columns_come_as_lists_with_their_types(services):
     made = group("a", "b", target=24, nums=[1, 2], weight=float("nan"), cases={"in": ["1"]})
-    scores = await signal("everything").score(made, services)
+    scores = await reward("everything").score(made, services)
     assert scores.values.tolist() == [1, 1]
     assert SEEN["prompts"] == ["47+38="] * 2
     assert SEEN["completions"] == ["a", "b"]
@@ -128,7 +128,7 @@ async def test_message_prompts_and_all_turns_arrive_as_messages(services):
     made = talk("a", "b")
     turns = (Turn("assistant", 2, 3, "call"), Turn("tool", 3, 3, "result"), Turn("assistant", 3, 3, "a"))
     made = replace(made, rollouts=(replace(made.rollouts[0], turns=turns), made.rollouts[1]))
-    await signal("everything").score(made, services)
+    await reward("everything").score(made, services)
     assert SEEN["prompts"][0] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "?"}]
     assert [m["role"] for m in SEEN["completions"][0]] == ["assistant", "tool", "assistant"]
     assert SEEN["completions"][1] == [{"role": "assistant", "content": "b"}]
@@ -199,26 +199,26 @@ def math_batch(data_sources, solution_strs, ground_truths, extra_infos):
 )
 async def test_verls_functions_run_with_a_reference_of_its_type(use, reference, values, services):
     made = group("85", "86", answer=str(reference), reference=reference, extra_info={"split": "train"})
-    signal(use).check(made.task)
-    assert (await signal(use).score(made, services)).values.tolist() == values
+    reward(use).check(made.task)
+    assert (await reward(use).score(made, services)).values.tolist() == values
 
 
 async def test_what_a_function_says_beside_its_score_is_kept(services):
-    scores = await signal("math_dapo").score(group("85", "86"), services)
+    scores = await reward("math_dapo").score(group("85", "86"), services)
     assert [p.note for p in scores.provenance] == ["acc=True, pred='85'", "acc=False, pred='86'"]
 
 
 def test_a_parameter_that_nothing_fills_is_refused_before_the_run_with_the_remedy():
     with pytest.raises(ConfigError, match=r"nothing fills its parameter 'test_cases'.*Columns.*: cases.*Add a column"):
-        signal("prime_code").check(group("x", cases=1).task)
+        reward("prime_code").check(group("x", cases=1).task)
     with pytest.raises(ConfigError, match=r"nothing fills its parameter 'sandbox_fusion_url'"):
-        signal("sandbox_fusion").check(group("x", test_cases=1).task)
-    signal("prime_code").check(group("x", test_cases={}).task)
+        reward("sandbox_fusion").check(group("x", test_cases=1).task)
+    reward("prime_code").check(group("x", test_cases={}).task)
 
 
 async def test_a_tuple_is_no_score_and_the_message_says_what_is_expected(services):
     made = group("x", test_cases={"outputs": ["x"]})
-    scores = await signal("prime_code").score(made, services)
+    scores = await reward("prime_code").score(made, services)
     assert scores.state.tolist() == [FAILED]
     assert 'a number, {"score": number}, or None to abstain is expected' in scores.provenance[0].note
 
@@ -247,17 +247,17 @@ def get_scaled(factor=2.0):
 
 @pytest.mark.parametrize("again", [False, True])
 async def test_a_function_that_makes_the_reward_is_called_with_the_options(again, services):
-    made = signal("get_soft_overlong_punishment", max_completion_len=5)
+    made = reward("get_soft_overlong_punishment", max_completion_len=5)
     made = pickle.loads(pickle.dumps(made)) if again else made
     made.check(group("abc").task)
     assert (await made.score(group("abc", "abcd"), services)).values.tolist() == [0, -1]
-    assert (await signal("get_scaled").score(group("abc"), services)).values.tolist() == [6]
-    assert (await signal("get_scaled", factor=1.0).score(group("abc"), services)).values.tolist() == [3]
+    assert (await reward("get_scaled").score(group("abc"), services)).values.tolist() == [6]
+    assert (await reward("get_scaled", factor=1.0).score(group("abc"), services)).values.tolist() == [3]
 
 
 def test_one_that_lacks_an_option_is_refused_before_the_run():
     with pytest.raises(ConfigError, match=r"does not look at the rollout.*needs all its parameters as options"):
-        signal("get_soft_overlong_punishment", soft_punish_cache=2)
+        reward("get_soft_overlong_punishment", soft_punish_cache=2)
 
 
 async def test_a_file_may_import_the_files_beside_it(tmp_path, services):
@@ -303,7 +303,7 @@ def openrlhf(queries, prompts, labels):
 
 
 async def test_openrlhfs_functions_see_prompt_and_response_together(services):
-    assert (await signal("openrlhf").score(group("85", "86"), services)).values.tolist() == [1, 0]
+    assert (await reward("openrlhf").score(group("85", "86"), services)).values.tolist() == [1, 0]
 
 
 # ── shapes and types ────────────────────────────────────────────────────────────────────────────────────────────
@@ -409,11 +409,11 @@ def parses(completion, state, parser) -> float:
 
 @pytest.mark.parametrize("function", ["says_the_answer", "knows_its_state"])
 async def test_a_function_of_a_rubric_gets_messages(services, function):
-    scored = await signal(function).score(talk("85", "86", answer="85", level=2), services)
+    scored = await reward(function).score(talk("85", "86", answer="85", level=2), services)
     assert scored.values.tolist() == [1.0, 0.0], scored.details
 
 
 async def test_a_rubric_s_parser_is_refused_by_name(services):
     made = talk("85", "86", answer="85")
     with pytest.raises(ConfigError, match="nothing fills its parameter 'parser'"):
-        signal("parses").check(made.task)
+        reward("parses").check(made.task)

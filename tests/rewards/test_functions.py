@@ -63,7 +63,7 @@ def demanding(completion, temperature):
 HERE = "tests.rewards.test_functions"
 
 
-def signal(function, **options):
+def reward(function, **options):
     return build_reward(RewardSection(use=f"{HERE}:{function}", options=options), "rewards[0]")
 
 
@@ -75,43 +75,43 @@ def services():
 
 
 async def test_prompt_and_completion_are_filled_by_name(services):
-    assert (await signal("length").score(group("123", "123456"), services)).values.tolist() == [0.5, 1]
+    assert (await reward("length").score(group("123", "123456"), services)).values.tolist() == [0.5, 1]
 
 
 async def test_answer_alone_is_the_policys(services):
-    assert (await signal("right").score(group("85", "the answer is 85", "86"), services)).values.tolist() == [1, 1, 0]
+    assert (await reward("right").score(group("85", "the answer is 85", "86"), services)).values.tolist() == [1, 1, 0]
 
 
 async def test_options_are_passed_on(services):
-    assert (await signal("scaled", scale=2.5).score(group("85", "86"), services)).values.tolist() == [2.5, 0]
+    assert (await reward("scaled", scale=2.5).score(group("85", "86"), services)).values.tolist() == [2.5, 0]
 
 
 async def test_async_functions_are_awaited(services):
-    assert (await signal("slowly").score(group("a", "b"), services)).values.tolist() == [1, 1]
+    assert (await reward("slowly").score(group("a", "b"), services)).values.tolist() == [1, 1]
 
 
 async def test_nothing_but_a_finite_number_is_a_score(services):
-    scores = await signal("moody").score(group("raise", "none", "nan", "text", "inf", "true"), services)
+    scores = await reward("moody").score(group("raise", "none", "nan", "text", "inf", "true"), services)
     assert scores.state.tolist() == [FAILED, ABSTAINED, FAILED, FAILED, FAILED, SCORED]
     assert np.isnan(scores.values[:5]).all()
     assert "KeyError: 'no such key'" in scores.provenance[0].note
 
 
 async def test_trl_functions_get_columns(services):
-    scores = await signal("trl").score(group("85", "86", "?"), services)
+    scores = await reward("trl").score(group("85", "86", "?"), services)
     assert scores.values[:2].tolist() == [1, 0]
     assert scores.state[2] == ABSTAINED
-    assert (await signal("trl_narrow").score(group("85", "86"), services)).values.tolist() == [1, 1]
+    assert (await reward("trl_narrow").score(group("85", "86"), services)).values.tolist() == [1, 1]
 
 
 async def test_a_list_of_the_wrong_length_is_an_error_that_names_the_function(services):
     with pytest.raises(ValueError, match=r"too_few returned \[1.0\] for 2 completions"):
-        await signal("too_few").score(group("85", "86"), services)
+        await reward("too_few").score(group("85", "86"), services)
 
 
 async def test_verl_functions_get_their_columns(services):
     made = group("85", "86", extra_info={"split": "train"})
-    assert (await signal("verl").score(made, services)).values.tolist() == [1, 0]
+    assert (await reward("verl").score(made, services)).values.tolist() == [1, 0]
 
 
 async def test_a_function_of_a_file(services, tmp_path):

@@ -72,8 +72,8 @@ async def scores_of(services, name, answers):
     recipe = {"name": name, "seed": 1, "size": 3, "config": {}, "index": 2}
     entry = create_dataset(name, seed=1, size=3)[2]
     made = group(*answers, answer=None, prompt=entry["question"], reasoning_gym=recipe)
-    signal = build_reward(RewardSection(use="reasoning_gym", options={"extract": "text"}), "rewards[0]")
-    return entry, await signal.score(made, services)
+    reward = build_reward(RewardSection(use="reasoning_gym", options={"extract": "text"}), "rewards[0]")
+    return entry, await reward.score(made, services)
 
 
 @pytest.mark.parametrize("name", evaluating_families())
@@ -95,9 +95,9 @@ async def test_a_right_answer_beside_programs_still_counts(name, services):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 async def test_math_takes_a_program_for_a_wrong_answer(program, services):
-    signal = build_reward(RewardSection(use="math"), "rewards[0]")
+    reward = build_reward(RewardSection(use="math"), "rewards[0]")
     made = group(program, f"\\boxed{{{program}}}", f"${program}$", "0.5", answer="\\frac{1}{2}")
-    scores = await signal.score(made, services)
+    scores = await reward.score(made, services)
     assert not (scores.values[:3] == 1).any()
     assert scores.values[3] == 1
 

@@ -29,7 +29,7 @@ def services():
     made.close()
 
 
-def signal(act):
+def reward(act):
     class Acting(Reward):
         async def score(self, group, services):
             return await act(group) if asyncio.iscoroutinefunction(act) else act(group)
@@ -54,7 +54,7 @@ async def test_whatever_a_reward_raises_is_its_failure_with_the_cause(error, bes
         await asyncio.sleep(0)
 
     act = aside if beside else lambda group: throw(error)
-    scores, why = await ask(signal(act), group("85", "86"), services, 5.0)
+    scores, why = await ask(reward(act), group("85", "86"), services, 5.0)
     assert (scores.state == FAILED).all()
     assert why
     assert beside or type(error).__name__ in why or why == str(error)
@@ -74,7 +74,7 @@ async def test_sys_exit_in_one_rollouts_function_is_that_rollouts_failure(servic
 
 
 async def test_the_callers_own_cancellation_is_passed_on(services):
-    calling = asyncio.create_task(ask(signal(_sleeps), group("85"), services, 60.0))
+    calling = asyncio.create_task(ask(reward(_sleeps), group("85"), services, 60.0))
     await asyncio.wait({calling}, timeout=0.05)
     calling.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -96,7 +96,7 @@ async def test_a_reward_that_refuses_to_be_cancelled_is_left_alone(services, mon
             except asyncio.CancelledError:
                 continue
 
-    scores, why = await ask(signal(stubborn), group("85"), services, 0.1)
+    scores, why = await ask(reward(stubborn), group("85"), services, 0.1)
     ended.set()
     assert (scores.state == FAILED).all()
     assert why == "no answer within 0.1 s"
@@ -141,7 +141,7 @@ TOKENS = 4  # of a rollout of two letters
     ],
 )
 async def test_what_is_obviously_meant_is_taken_as_that(act, values, services):
-    scores, why = await ask(signal(act), group("85", "86"), services, 5.0)
+    scores, why = await ask(reward(act), group("85", "86"), services, 5.0)
     assert not why
     read = decode(encode(scores), Scores)
     assert [None if np.isnan(v) else v for v in read.values] == values
@@ -170,7 +170,7 @@ async def test_what_is_obviously_meant_is_taken_as_that(act, values, services):
     ],
 )
 async def test_what_is_no_score_per_rollout_is_a_failure_that_says_so(act, message, services):
-    scores, why = await ask(signal(act), group("85", "86"), services, 5.0)
+    scores, why = await ask(reward(act), group("85", "86"), services, 5.0)
     assert (scores.state == FAILED).all()
     assert message in why
 
@@ -186,7 +186,7 @@ async def test_a_reward_cannot_change_what_others_are_given(services):
         object.__setattr__(given.task, "answer", "spoilt")
         return Scores.of([1.0, 1.0])
 
-    assert (await ask(signal(spoils), made, services, 5.0))[1] == ""
+    assert (await ask(reward(spoils), made, services, 5.0))[1] == ""
     assert encode(made) == before
 
 

@@ -72,7 +72,7 @@ def test_a_group_of_one_needs_one():
     assert Mixer([section("x")], ["x"], 2)(one, {"x": Scores.of([None])}).drop == "too_few_scores"
 
 
-def test_a_signal_that_never_answered_is_unknown_and_not_failed():
+def test_a_reward_that_never_answered_is_unknown_and_not_failed():
     mixed = mix(section("x"), section("y", missing=0.5), x=KNOWN)
     assert mixed.rewards.tolist() == [1.5, 0.5, 1.5, 0.5]
     assert mixed.metrics["reward/y_known_frac"] == 0
@@ -122,12 +122,12 @@ def test_an_unknown_token_is_an_unknown_score_unless_it_has_a_value():
     assert mix(section("x", missing="drop_group"), x=partly).drop == "missing:x"
 
 
-def test_a_shaped_signal_counts_for_the_rollout_as_a_whole():
+def test_a_shaped_reward_counts_for_the_rollout_as_a_whole():
     found = mix(section("x", shape={"use": "concise"}), x=at_tokens(1, 0, 3, 0))
     assert found.tokens is None
     assert found.rewards.tolist() == [1.0, 0.0, 1.0, 0.0]
 
 
-def test_a_signal_that_failed_beside_one_with_token_values_leaves_its_rollouts_out():
+def test_a_reward_that_failed_beside_one_with_token_values_leaves_its_rollouts_out():
     found = mix(section("x"), section("y"), x=at_tokens(1, 2, 3, 4), y=PARTLY)
     np.testing.assert_array_equal(found.rewards, [2.0, NAN, 6.0, NAN])

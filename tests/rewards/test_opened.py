@@ -47,9 +47,9 @@ def of(*rollouts: Rollout, answer: str = "85") -> Group:
 
 
 async def values(use: str, services: Services, made: Group, **options) -> list[float]:
-    signal = build_reward(RewardSection(use=use, options=options), "rewards[0]")
-    await signal.prepare(services)
-    return (await signal.score(made, services)).values.tolist()
+    reward = build_reward(RewardSection(use=use, options=options), "rewards[0]")
+    await reward.prepare(services)
+    return (await reward.score(made, services)).values.tolist()
 
 
 @pytest.mark.parametrize(("begin", "end"), TAGS)

@@ -59,24 +59,24 @@ async def services(tmp_path_factory):
     made.close()
 
 
-def signal(name, **options):
+def reward(name, **options):
     return build_reward(RewardSection(use=name, options=options or OPTIONS.get(name, {})), "rewards[0]")
 
 
 async def values(name, services, *texts, answer: str | None = "85", **options):
-    return (await signal(name, **options).score(group(*texts, answer=answer), services)).values.tolist()
+    return (await reward(name, **options).score(group(*texts, answer=answer), services)).values.tolist()
 
 
 @pytest.mark.parametrize("name", REWARDS)
 async def test_there_is_one_score_per_rollout_whatever_the_reference(name, services):
     for answer in ("85", None, "no number"):
-        scores = await signal(name).score(group(*TEXTS, answer=answer), services)
+        scores = await reward(name).score(group(*TEXTS, answer=answer), services)
         assert scores.values.shape == (len(TEXTS),)
 
 
 @pytest.mark.parametrize("name", REWARDS)
 async def test_every_reward_survives_pickling(name, services):
-    made = signal(name)
+    made = reward(name)
     again = pickle.loads(pickle.dumps(made))
     one, two = group("85", "8"), group("85", "8")
     assert again == made
@@ -87,7 +87,7 @@ async def test_every_reward_survives_pickling(name, services):
 
 @pytest.mark.parametrize("name", ["exact", "numeric", "math"])
 async def test_without_a_reference_answer_nothing_is_scored(name, services):
-    scores = await signal(name).score(group("85", "86", answer=None), services)
+    scores = await reward(name).score(group("85", "86", answer=None), services)
     assert (scores.state == ABSTAINED).all()
 
 
@@ -98,7 +98,7 @@ async def test_exact_looks_past_spacing_case_and_final_stop(services):
 
 async def test_the_environments_answer_counts_before_the_text(services):
     made = replace(group("x", "85"), rollouts=(rollout("x", answer="85"), rollout("85", answer="x")))
-    assert (await signal("exact").score(made, services)).values.tolist() == [1, 0]
+    assert (await reward("exact").score(made, services)).values.tolist() == [1, 0]
 
 
 async def test_numeric_within_its_tolerance(services):
@@ -119,7 +119,7 @@ async def test_math_does_not_take_a_thought_for_the_answer(services):
 async def test_an_answer_that_hangs_the_checker_is_failed_and_the_others_are_scored(services):
     await values("math", services, "85")  # warm: a started process
     start = time.monotonic()
-    made = signal("math", timeout_s=3.0)
+    made = reward("math", timeout_s=3.0)
     scores = await made.score(group("\\boxed{\\lfloor 9^{9^{9^{9}}} \\rfloor}", "85", "84"), services)
     assert scores.state.tolist() == [FAILED, SCORED, SCORED]
     assert scores.values[1:].tolist() == [1, 0]
@@ -128,14 +128,14 @@ async def test_an_answer_that_hangs_the_checker_is_failed_and_the_others_are_sco
 
 
 async def test_a_pattern_that_backtracks_forever_ends(services):
-    made = signal("format", pattern="(a+)+b", timeout_s=1.0)
+    made = reward("format", pattern="(a+)+b", timeout_s=1.0)
     with pytest.raises(TimeoutError, match="did not end"):
         await made.score(group("a" * 60), services)
     assert await values("format", services, "<think>a\nb</think>\n<answer>1</answer>", "<answer>1</answer>") == [1, 0]
 
 
 async def test_overlong_rollouts_lose_linearly(services):
-    scores = await signal("length_penalty", max_tokens=8, cache_tokens=4).score(
+    scores = await reward("length_penalty", max_tokens=8, cache_tokens=4).score(
         group("1234", "123456", "12345678", "1234567890"), services
     )
     assert scores.values.tolist() == [0, -0.5, -1, -1]
@@ -146,7 +146,7 @@ async def test_majority_rewards_the_most_common_answer(services):
 
 
 async def test_majority_abstains_below_its_share(services):
-    scores = await signal("majority", min_share=0.6).score(group("1", "1", "2", "3"), services)
+    scores = await reward("majority", min_share=0.6).score(group("1", "1", "2", "3"), services)
     assert (scores.state == ABSTAINED).all()
 
 
@@ -156,22 +156,22 @@ async def test_reasoning_gym_scores_with_its_own_scorer(services):
     entry = reasoning_gym.create_dataset("leg_counting", seed=1, size=3)[2]
     texts = (entry["answer"], f"<answer>{entry['answer']}</answer>", "-1")
     made = group(*texts, answer=None, prompt=entry["question"], reasoning_gym={**recipe, "index": 2})
-    scores = await signal("reasoning_gym").score(made, services)
+    scores = await reward("reasoning_gym").score(made, services)
     assert scores.values[:2].tolist() == [1, 1]
     assert scores.values[2] < 1
 
 
 async def test_reasoning_gym_refuses_an_entry_that_is_another_one(services):
     recipe = {"name": "leg_counting", "seed": 1, "size": 3, "config": {}, "index": 0}
-    scores = await signal("reasoning_gym").score(group("1", prompt="something else", reasoning_gym=recipe), services)
+    scores = await reward("reasoning_gym").score(group("1", prompt="something else", reasoning_gym=recipe), services)
     assert scores.state.tolist() == [FAILED]
     assert "versions differ" in scores.provenance[0].note
 
 
 async def test_the_environments_own_reward_is_unknown_where_it_gave_none(services):
-    plain, rewards = group("a", "b", "c"), (0.5, float("nan"), -1.0)
-    rollouts = [replace(r, reward=reward) for r, reward in zip(plain.rollouts, rewards, strict=True)]
-    scores = await signal("environment").score(replace(plain, rollouts=tuple(rollouts)), services)
+    plain, values = group("a", "b", "c"), (0.5, float("nan"), -1.0)
+    rollouts = [replace(r, reward=value) for r, value in zip(plain.rollouts, values, strict=True)]
+    scores = await reward("environment").score(replace(plain, rollouts=tuple(rollouts)), services)
     assert scores.state.tolist() == [SCORED, FAILED, SCORED]
     assert scores.values[[0, 2]].tolist() == [0.5, -1.0]
 

@@ -96,16 +96,16 @@ GOOD_BAD = (6, 5, 7, 5, 6, 0)  # good \n\n bad \n\n good <end>
 
 
 async def test_a_steps_score_stands_at_its_last_token():
-    signal = StepScores(template_options={"highest": 1})
+    reward = StepScores(template_options={"highest": 1})
     services = await services_with("good")
-    await signal.prepare(services)
-    scores = await signal.score(of(rollout(*GOOD_BAD), rollout(7)), services)
+    await reward.prepare(services)
+    scores = await reward.score(of(rollout(*GOOD_BAD), rollout(7)), services)
     assert scores.tokens is not None
     np.testing.assert_array_equal(scores.tokens[0], [np.nan] * 3 + [1, np.nan, 0, np.nan, 1])
     np.testing.assert_array_equal(scores.tokens[1], [np.nan, np.nan, 0])
     assert scores.values == pytest.approx([2 / 3, 0])
     assert scores.provenance[0].judge == "judge"
-    assert scores.version == signal.version() != StepScores().version()
+    assert scores.version == reward.version() != StepScores().version()
 
 
 @pytest.mark.skipif(bool(refusal()), reason=refusal())
@@ -161,10 +161,10 @@ async def test_clip_and_delta_of_a_judges_scores_are_token_rewards():
 async def test_thoughts_that_count_against_the_outcome_are_flagged():
     right = rollout(6, 5, 7, 5, 11, 0)  # good \n\n bad \n\n 85
     wrong = rollout(7, 5, 6, 5, 7, 0)  # bad \n\n good \n\n bad
-    signal = Thoughts(verifier_options={"extract": "last_number"})
+    reward = Thoughts(verifier_options={"extract": "last_number"})
     services = await services_with("good", "85")
-    await signal.prepare(services)
-    scores = await signal.score(of(right, wrong), services)
+    await reward.prepare(services)
+    scores = await reward.score(of(right, wrong), services)
     assert scores.tokens is not None
     assert scores.tokens[0].tolist() == [0, 0, 0, 0, 1, 1, 0, 0], "of the right one what it takes back"
     assert scores.tokens[1].tolist() == [0, 0, 1, 1, 0, 0, 0, 0], "of the wrong one what is unlike its answer, not that"
@@ -172,13 +172,13 @@ async def test_thoughts_that_count_against_the_outcome_are_flagged():
 
 
 async def test_without_a_verdict_there_are_no_thoughts():
-    signal = Thoughts(verifier_options={"extract": "last_number"})
+    reward = Thoughts(verifier_options={"extract": "last_number"})
     made = of(rollout(6, 5, 11), answer=None)
-    assert signal.declines(made.task)
-    scores = await signal.score(made, await services_with("good"))
+    assert reward.declines(made.task)
+    scores = await reward.score(made, await services_with("good"))
     assert scores.state.tolist() == [ABSTAINED]
     assert np.isnan(scores.tokens[0]).all()
-    failing = await signal.score(of(rollout(6, 5, 11)), await services_with("good", unreadable_rate=1.0))
+    failing = await reward.score(of(rollout(6, 5, 11)), await services_with("good", unreadable_rate=1.0))
     assert failing.state.tolist() == [FAILED]
     assert np.isnan(failing.tokens[0]).all()
 

@@ -68,7 +68,7 @@ TRIED: dict[str, int] = {}
 
 
 class MemoryBuffer:
-    """Hands out every group once, remembers the first answer per signal."""
+    """Hands out every group once, remembers the first answer per reward."""
 
     def __init__(self, groups):
         self.groups, self.scores, self.lock = list(groups), {g.id: {} for g in groups}, threading.Lock()
@@ -85,14 +85,14 @@ class MemoryBuffer:
         with self.lock:
             return [{(name, s.version) for name, s in self.scores[id].items()} for id in ids]
 
-    def asks(self, worker, claim_id, signals, *, now):
+    def asks(self, worker, claim_id, rewards, *, now):
         pass
 
     def suspicions(self, ids):
         return [self.suspected.get(id, Suspicion()) for id in ids]
 
-    def tried(self, claim_id, signal):
-        self.cleared.append((claim_id, signal))
+    def tried(self, claim_id, reward):
+        self.cleared.append((claim_id, reward))
 
     def forsake(self, policy, worker):
         self.forsaken = worker
@@ -146,7 +146,7 @@ async def work(buffer, settings, *, until=None, timeout_s=20):
         (ForgedNan, "must coincide"),
     ],
 )
-async def test_a_broken_signal_is_failed_with_its_name_and_the_others_are_scored(cls, note):
+async def test_a_broken_reward_is_failed_with_its_name_and_the_others_are_scored(cls, note):
     settings = config({"use": "exact"}, plugin(cls, timeout_s=0.2))
     buffer = MemoryBuffer([group("85", "86")])
     worker = await work(buffer, settings)
@@ -191,7 +191,7 @@ async def test_nan_and_infinity_are_failed_one_by_one():
     assert buffer.scores["policy/1/0"]["NotANumber"].state.tolist() == [FAILED, FAILED, SCORED]
 
 
-async def test_groups_and_their_signals_are_scored_at_once():
+async def test_groups_and_their_rewards_are_scored_at_once():
     settings = config(plugin(Slow, name="a"), plugin(Slow, name="b"), concurrent_groups=8)
     buffer = MemoryBuffer([group("x", seq=i) for i in range(8)])
     start = time.monotonic()
@@ -212,7 +212,7 @@ async def test_no_more_groups_are_taken_than_there_are_slots():
     assert most == 2
 
 
-async def test_a_late_signal_holds_up_no_admit_signal():
+async def test_a_non_blocking_reward_holds_up_no_blocking_one():
     settings = config({"use": "exact"}, plugin(Slow, blocking=False, options={"seconds": 1.0}))
     buffer = MemoryBuffer([group("85")])
     start = time.monotonic()
@@ -221,7 +221,7 @@ async def test_a_late_signal_holds_up_no_admit_signal():
     assert time.monotonic() - start >= 1.0
 
 
-async def test_late_signals_take_no_place_from_groups_that_are_waited_for():
+async def test_non_blocking_rewards_take_no_place_from_groups_that_are_waited_for():
     """However slow a late judge is: with a place each, the third group would wait for the judge of the first."""
     settings = config({"use": "exact"}, plugin(Slow, blocking=False, options={"seconds": 30.0}), concurrent_groups=2)
     buffer = MemoryBuffer([group("85", seq=i) for i in range(20)])
@@ -236,7 +236,7 @@ async def test_late_signals_take_no_place_from_groups_that_are_waited_for():
         await running
 
 
-async def test_a_signal_that_is_waited_for_is_asked_again_while_the_others_are_stored():
+async def test_a_reward_that_is_waited_for_is_asked_again_while_the_others_are_stored():
     settings = config({"use": "exact"}, plugin(SecondTime, missing="wait"))
     buffer = MemoryBuffer([group("85", seq=77)])
     worker = await work(buffer, settings)
@@ -246,7 +246,7 @@ async def test_a_signal_that_is_waited_for_is_asked_again_while_the_others_are_s
     assert worker.failures == {"SecondTime": 1}
 
 
-async def test_a_signal_that_is_waited_for_too_long_is_failed():
+async def test_a_reward_that_is_waited_for_too_long_is_failed():
     settings = config(plugin(Raises, missing="wait"), max_wait_s=0.5)
     buffer = MemoryBuffer([group("85")])
     await work(buffer, settings)

@@ -21,10 +21,10 @@ local function names_in(field)
   for name in string.gmatch(call('HGET', run .. 'limits', field) or '', '[^\n]+') do names[#names + 1] = name end
   return names
 end
-local function admit() return names_in('admit') end
-local function signals() return names_in('signals') end
+local function blocking() return names_in('blocking') end
+local function rewards() return names_in('rewards') end
 
--- signal → version, of the signals that had one in this era.
+-- reward → version, of the rewards that had one in this era.
 local function versions_of(era)
   local versions, fields = {}, call('HGETALL', run .. 'era:' .. era)
   for i = 1, #fields, 2 do versions[fields[i]] = fields[i + 1] end
@@ -145,7 +145,7 @@ local function next_suspect()
   for _, id in ipairs(call('SMEMBERS', run .. 'suspects')) do
     local due, untried = call('ZSCORE', run .. 'unscored', id), nil
     local so_far = call('HGET', group_key(id), 'tried') or '\n'
-    for _, name in ipairs(due and signals() or {}) do
+    for _, name in ipairs(due and rewards() or {}) do
       if not untried and not string.find(so_far, '\n' .. name .. '\n', 1, true) then untried = name end
     end
     if not untried then

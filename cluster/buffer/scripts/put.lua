@@ -8,7 +8,7 @@ if at ~= 'leased' then return {'ok'} end
 call('HSET', group_key(id), 'data', ARGV[4])
 call('ZREM', own .. 'leases', id)
 remember('put:' .. ARGV[3], 1)
-if #admit() == 0 then
+if #blocking() == 0 then
   make_ready(id)
 else
   call('HSET', group_key(id), 'state', 'pending')

@@ -1,5 +1,5 @@
--- Signals whose judge, template or model has a new version: a new era begins, and every stored group is asked again.
--- ARGV: '', signal, version, …
+-- Rewards whose judge, template or model has a new version: a new era begins, and every stored group is asked again.
+-- ARGV: '', reward, version, …
 local KEPT_ERAS = 100 -- a group that carries an older one changes over like any other, once all of the newest is there
 local newest = tonumber(call('GET', run .. 'era') or 0)
 local versions, changed = versions_of(newest), {}
@@ -23,11 +23,11 @@ for _, name in ipairs(call('SMEMBERS', run .. 'policies')) do
   for _, set in ipairs({'open', 'ready'}) do
     for _, id in ipairs(call('ZRANGE', run .. 'policy:' .. name .. ':' .. set, 0, -1)) do
       if call('HEXISTS', group_key(id), 'data') == 1 then
-        for _, signal in ipairs(changed) do
-          call('HDEL', group_key(id), 'new:' .. signal)
-          if call('HGET', group_key(id), 'carried:' .. signal) ~= versions[signal] then
+        for _, reward in ipairs(changed) do
+          call('HDEL', group_key(id), 'new:' .. reward)
+          if call('HGET', group_key(id), 'carried:' .. reward) ~= versions[reward] then
             -- A version that was current before, and has answered then, answers anew.
-            call('HDEL', group_key(id), 'v:' .. signal .. '\0' .. versions[signal])
+            call('HDEL', group_key(id), 'v:' .. reward .. '\0' .. versions[reward])
           end
         end
         call('HDEL', group_key(id), 'scorer')

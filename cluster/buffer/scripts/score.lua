@@ -1,6 +1,6 @@
--- A group carries scores of one era: the versions of all signals that were current together. What answers under the
+-- A group carries scores of one era: the versions of all rewards that were current together. What answers under the
 -- newest era's versions is put aside until it is complete, then the group changes over in one step.
--- ARGV: policy, id, then signal, version, scores, …
+-- ARGV: policy, id, then reward, version, scores, …
 local id = ARGV[2]
 local key = group_key(id)
 local at = call('HGET', key, 'state')
@@ -8,7 +8,7 @@ if not at or at == 'assembled' then
   count('scores_unused')
   return {'ok'}
 end
-local names, newest = signals(), tonumber(call('GET', run .. 'era') or 0)
+local names, newest = rewards(), tonumber(call('GET', run .. 'era') or 0)
 local wanted = versions_of(newest)
 
 local function carries(name) return call('HGET', key, 'carried:' .. name) end
@@ -58,7 +58,7 @@ else
   call('ZREM', run .. 'unscored', id)
 end
 if at == 'pending' then
-  for _, name in ipairs(admit()) do if not carries(name) then return {'ok'} end end
+  for _, name in ipairs(blocking()) do if not carries(name) then return {'ok'} end end
   make_ready(id)
 end
 return {'ok'}

@@ -5,7 +5,7 @@ local worker, scorer, missing = '', '', {}
 if oldest ~= '' then
   worker = call('HGET', group_key(oldest), 'worker') or ''
   scorer = call('HGET', group_key(oldest), 'scorer') or ''
-  for _, name in ipairs(admit()) do
+  for _, name in ipairs(blocking()) do
     if call('HEXISTS', group_key(oldest), 's:' .. name) == 0 then missing[#missing + 1] = name end
   end
 end

@@ -1,4 +1,4 @@
--- A suspect's reward has been asked, and the worker lives. ARGV: policy, request, id, signal
+-- A suspect's reward has been asked, and the worker lives. ARGV: policy, request, id, reward
 if answer_of(ARGV[2]) then return {'ok'} end
 local id = ARGV[3]
 remember(ARGV[2], 1)

@@ -98,16 +98,16 @@ def describe(found: Found, pieces: Pieces) -> dict[str, Any]:
 
 
 def _scores(scores: dict[str, Scores], num_rollouts: int) -> list[dict[str, Any]]:
-    """Each signal's evidence, one entry per rollout: value, state, and what stands behind it."""
+    """Each reward's evidence, one entry per rollout: value, state, and what stands behind it."""
     names = ("scored", "failed", "abstained")
     lines = []
-    for signal, s in sorted(scores.items()):
+    for reward, s in sorted(scores.items()):
         behind = s.provenance if len(s.provenance) == num_rollouts else s.provenance[:1] * num_rollouts
         rollouts = []
         for i in range(num_rollouts):
             proof = asdict(behind[i]) if behind else {}
             rollouts.append({"value": float(s.values[i]), "state": names[int(s.state[i])], **proof})
-        lines.append({"signal": signal, "version": s.version, "rollouts": rollouts})
+        lines.append({"reward": reward, "version": s.version, "rollouts": rollouts})
     return lines
 
 

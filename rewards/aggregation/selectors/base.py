@@ -23,7 +23,7 @@ class Selector(Plugin):
     A reward of NaN leaves its rollout out, `drop` the whole group. Who needs to see the whole step overrides `of_step`.
     """
 
-    signal_fields: ClassVar[tuple[str, ...]] = ()
+    reward_fields: ClassVar[tuple[str, ...]] = ()
     """Its fields that name a reward, or nothing."""
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
@@ -42,13 +42,13 @@ def with_pairs(mixed: GroupReward, pairs: Iterable[Pair]) -> GroupReward:
     return replace(mixed, pairs=(*(mixed.pairs or ()), *pairs))
 
 
-def values_of(signal: str, scores: Mapping[str, Scores], mixed: GroupReward) -> Float[np.ndarray, " G"]:
-    """Scores of a signal, or the mixed rewards where `signal` is empty; NaN for rollouts that are left out.
+def values_of(reward: str, scores: Mapping[str, Scores], mixed: GroupReward) -> Float[np.ndarray, " G"]:
+    """Scores of a reward, or the mixed rewards where `reward` is empty; NaN for rollouts that are left out.
 
-    A signal that has not answered yet is unknown everywhere.
+    A reward that has not answered yet is unknown everywhere.
     """
-    if not signal:
+    if not reward:
         return mixed.rewards
-    found = scores.get(signal)
+    found = scores.get(reward)
     values = np.full(mixed.rewards.shape, np.nan) if found is None else found.values
     return np.where(np.isfinite(mixed.rewards), values, np.nan)

@@ -34,7 +34,7 @@ class Consistency(Selector):
     correlation; `ordinal`: the earlier rollout ranks lower, so that every group has one."""
     average: bool = True
     """Label all pairs with the step's mean."""
-    signal_fields: ClassVar[tuple[str, ...]] = ("first", "second")
+    reward_fields: ClassVar[tuple[str, ...]] = ("first", "second")
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
         """Select within a group that is the whole step."""

@@ -17,14 +17,14 @@ from rewards.aggregation.selectors.base import Selector, values_of, with_pairs
 class BestWorst(Selector):
     """The best and the worst rollout of a group, the earlier of equals; no pair where all are equal (online DPO)."""
 
-    signal: str = ""
+    reward: str = ""
     """Name of the reward whose scores decide, by default the mixed reward."""
     min_margin: NonNegativeFloat = 0.0
     """What the best must be better by."""
-    signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
+    reward_fields: ClassVar[tuple[str, ...]] = ("reward",)
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
-        values = values_of(self.signal, scores, mixed)
+        values = values_of(self.reward, scores, mixed)
         if not np.isfinite(values).any():
             return with_pairs(mixed, ())
         best, worst = int(np.nanargmax(values)), int(np.nanargmin(values))
@@ -50,7 +50,7 @@ class LargeMargin(Selector):
     The defaults are for scores of 0 to 6 points; see `rewards.aggregation.preferences.large_margin_pairs`.
     """
 
-    signal: str = ""
+    reward: str = ""
     """Name of the reward whose scores decide, by default the mixed reward."""
     floor: float = 5.0
     """The chosen one has at least so many points."""
@@ -60,10 +60,10 @@ class LargeMargin(Selector):
     """and so many one of the policy's own."""
     teacher: str = "teacher"
     """Policy name of rollouts that a teacher wrote."""
-    signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
+    reward_fields: ClassVar[tuple[str, ...]] = ("reward",)
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
-        values = values_of(self.signal, scores, mixed)
+        values = values_of(self.reward, scores, mixed)
         student = np.array([r.policy != self.teacher for r in group.rollouts])
         indices = large_margin_pairs(
             values, student, floor=self.floor, margin=self.margin, student_margin=self.student_margin
@@ -92,14 +92,14 @@ class Likeliest(Selector):
 class TokenWeights(Selector):
     """Token scores of a reward as the weights that terms such as `t_reg` ask for, clipped to ±`bound`."""
 
-    signal: str
+    reward: str
     """Name of the reward; `weight = 0` records it without making it part of the reward."""
     bound: float = Field(default=0.5, gt=0)
     """Largest absolute weight of a token."""
-    signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
+    reward_fields: ClassVar[tuple[str, ...]] = ("reward",)
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
-        found = scores.get(self.signal)
+        found = scores.get(self.reward)
         if found is None or found.tokens is None:
             return mixed
         return replace(mixed, token_weights=tuple(np.clip(t, -self.bound, self.bound) for t in found.tokens))
@@ -108,14 +108,14 @@ class TokenWeights(Selector):
 class Best(Selector):
     """Keeps the `count` best rollouts of a group and leaves out the others (best of N), the earlier of equals."""
 
-    signal: str = ""
+    reward: str = ""
     """Name of the reward whose scores decide, by default the mixed reward."""
     count: int = Field(default=1, ge=1)
     """Rollouts of a group that are kept."""
-    signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
+    reward_fields: ClassVar[tuple[str, ...]] = ("reward",)
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
-        values = values_of(self.signal, scores, mixed)
+        values = values_of(self.reward, scores, mixed)
         order = np.argsort(np.where(np.isfinite(values), -values, np.inf), kind="stable")
         keep = np.zeros(len(values), bool)
         keep[order[: self.count]] = True

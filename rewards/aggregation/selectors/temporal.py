@@ -26,16 +26,16 @@ class Temporal(Selector):
     `[generators.initial] model = "RUN@initial"`, RUN being the first iteration's directory.
     """
 
-    signal: str = ""
+    reward: str = ""
     """Name of the reward whose scores decide, by default the mixed reward."""
     past: str = "initial"
     """Policy name of the initial model's rollouts,"""
     future: str = "future"
     """and of the future model's."""
-    signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
+    reward_fields: ClassVar[tuple[str, ...]] = ("reward",)
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
-        values = values_of(self.signal, scores, mixed)
+        values = values_of(self.reward, scores, mixed)
         names = np.array([r.policy for r in group.rollouts])
         past, future = names == self.past, names == self.future
         only = [np.where(which, values, np.nan) for which in (~past & ~future, past, future)]

@@ -23,17 +23,17 @@ class Borda(Selector):
     large. A rollout without an answer takes its rank and has no vote. The term `nll` trains on what is left.
     """
 
-    signal: str = ""
+    reward: str = ""
     """Name of the reward that ranks, by default the mixed reward; the paper's is `self_certainty`."""
     power: float = Field(default=0.5, ge=0)
     """p; the default is the released code's."""
     extract: Literal["auto", "text", "tag", "boxed", "hashes", "last_number"] = "auto"
     """Where the answer stands."""
-    signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
+    reward_fields: ClassVar[tuple[str, ...]] = ("reward",)
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
         answers = votes_of(group.rollouts, self.extract)
-        winner = borda_winner(values_of(self.signal, scores, mixed), answers, self.power)
+        winner = borda_winner(values_of(self.reward, scores, mixed), answers, self.power)
         keep = np.arange(len(group)) == (-1 if winner is None else winner)
         return replace(mixed, rewards=np.where(keep, mixed.rewards, np.nan))
 

@@ -16,7 +16,7 @@ from rewards.aggregation.shaping.base import TokenShaper
 
 
 class ClipDelta(TokenShaper):
-    """q_k, what a signal says at the last token of each step → d = Delta(Clip(q)), each at the same token; 0 elsewhere.
+    """q_k, what a reward says at the last token of each step → d = Delta(Clip(q)), each at the same token; 0 elsewhere.
 
     Clip: c_k = min(q_k − η, 0). Delta: d_k = u_k − u_{k+1} for k < K − 1, d_{K−1} = u_{K−1}, d_K = 0. What is still to
     come from a step k < K is then u_k, in [−η, 0], however many steps follow: no step is worth repeating. α is the

@@ -27,7 +27,7 @@ from tests.rewards.groups import group
 from tests.rewards.judges.servers import chat, serving
 
 
-def signal(**options):
+def reward(**options):
     return build_reward(RewardSection(use="judge", options=options), "rewards[0]")
 
 
@@ -38,7 +38,7 @@ def services(*transports, name="judge", **options) -> Services:
 async def score(group, *transports, pool=None, **options):
     made = services(*transports, **(pool or {}))
     try:
-        return await signal(**options).score(group, made)
+        return await reward(**options).score(group, made)
     finally:
         await made.close_judges()
         made.close()
@@ -170,7 +170,7 @@ async def test_the_judge_sees_what_was_spoken_and_that_it_was_cut_off():
 
 async def test_several_judges_are_averaged():
     made = Services(judges={n: JudgePool(n, [KeywordJudge([n], sharpness_nats=20.0)]) for n in ("good", "bad")})
-    scores = await signal(judge=("good", "bad")).score(group("good good bad bad bad bad"), made)
+    scores = await reward(judge=("good", "bad")).score(group("good good bad bad bad bad"), made)
     made.close()
     assert scores.values == pytest.approx([0.75], abs=1e-6)
     assert scores.provenance[0].judge == "good+bad"
@@ -187,7 +187,7 @@ async def test_several_judges_are_averaged():
 )
 def test_options_that_cannot_work_are_refused(options, problem):
     with pytest.raises(ConfigError, match=problem.replace("{", r"\{")):
-        signal(**options)
+        reward(**options)
 
 
 def recipe(**judge):

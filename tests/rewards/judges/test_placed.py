@@ -241,9 +241,9 @@ async def test_a_changed_model_has_stored_groups_judged_again():
     for model in ("a", "b", "a"):
         config = recipe(urls=["http://127.0.0.1:1/v1"], model=model)
         made = Services(judges=open_judges(config.judges, MemoryArchive()))
-        signal = build_reward(config.rewards[0], "rewards[0]")
-        await signal.prepare(made)
-        versions.append(signal.version())
+        reward = build_reward(config.rewards[0], "rewards[0]")
+        await reward.prepare(made)
+        versions.append(reward.version())
         await made.close_judges()
         made.close()
     assert versions[0] == versions[2] != versions[1]
@@ -295,7 +295,7 @@ def test_only_judges_that_groups_wait_for_hold_up_the_start():
         {"use": "judge", "name": "y", "blocking": False, "options": {"judge": "b"}},
         {"use": "exact"},
     ]
-    assert parse({"rewards": rewards, "judges": judges}).admit_judges == ["a"]
+    assert parse({"rewards": rewards, "judges": judges}).blocking_judges == ["a"]
 
 
 def test_judges_of_the_run_take_places_of_their_own():

@@ -101,23 +101,23 @@ def test_rewards_land_on_the_last_token_of_the_policy_s_turn():
 
 async def test_a_rollout_is_worth_the_sum_of_its_events(setting):
     setting.publish(1, A=1.0, B=0.0)
-    signal = Oni(alpha_ext=0.1, alpha_int=0.4)
-    await signal.prepare(setting.services)
+    reward = Oni(alpha_ext=0.1, alpha_int=0.4)
+    await reward.prepare(setting.services)
     # Captions A, B, A, then a new episode: A. N is 1, 1, 2 and 1.
     first = played(Event("A", 0, 1), Event("B", 0, 1), Event("A", 1, 2, reward=-0.01))
     second = played(Event("A", 1, 1), Event("", 0, 1, reward=2.0))
-    scores = await signal.score(of(first, second, played()), setting.services)
+    scores = await reward.score(of(first, second, played()), setting.services)
     assert scores.values == pytest.approx([0.4 + 0.049, 0.4 + 0.2, 0.0])
-    assert scores.version == signal.version() == "retrieval.1"
+    assert scores.version == reward.version() == "retrieval.1"
     assert [t.sum() for t in scores.tokens] == pytest.approx(scores.values)
     assert scores.tokens[0][[4, 9]] == pytest.approx([0.4, 0.049])
     assert decode(encode(scores), Evidence).values == pytest.approx(scores.values)
 
 
 async def test_an_unknown_caption_is_worth_nothing_and_is_asked_for(setting):
-    signal = Oni(alpha_int=0.4)
-    await signal.prepare(setting.services)
-    scores = await signal.score(of(played(Event("gold", 0, 2)), played()), setting.services)
+    reward = Oni(alpha_int=0.4)
+    await reward.prepare(setting.services)
+    scores = await reward.score(of(played(Event("gold", 0, 2)), played()), setting.services)
     assert scores.values.tolist() == [0.0, 0.0]
     assert scores.version == "retrieval.0"
     assert scores.provenance[0].note == "0 of 1 events known"
@@ -126,14 +126,14 @@ async def test_an_unknown_caption_is_worth_nothing_and_is_asked_for(setting):
 
 
 async def test_the_same_group_scored_after_the_label_came_has_its_reward(setting):
-    signal, stored = Oni(alpha_int=0.4), of(played(Event("gold", 0, 2)))
-    await signal.prepare(setting.services)
-    assert (await signal.score(stored, setting.services)).values.tolist() == [0.0]
+    reward, stored = Oni(alpha_int=0.4), of(played(Event("gold", 0, 2)))
+    await reward.prepare(setting.services)
+    assert (await reward.score(stored, setting.services)).values.tolist() == [0.0]
     setting.publish(1, gold=1.0)
-    assert signal.version() == "retrieval.0"
-    await signal.refresh(setting.services)
-    assert signal.version() == "retrieval.1"
-    assert (await signal.score(stored, setting.services)).values == pytest.approx([0.4 * 2.0**-3])
+    assert reward.version() == "retrieval.0"
+    await reward.refresh(setting.services)
+    assert reward.version() == "retrieval.1"
+    assert (await reward.score(stored, setting.services)).values == pytest.approx([0.4 * 2.0**-3])
 
 
 async def test_a_new_version_forgets_what_the_old_one_said(setting):
@@ -145,10 +145,10 @@ async def test_a_new_version_forgets_what_the_old_one_said(setting):
 
 async def test_unknown_captions_can_leave_their_rollout_unknown(setting):
     setting.publish(1, gold=1.0)
-    signal = Oni(missing_label=float("nan"))
-    await signal.prepare(setting.services)
+    reward = Oni(missing_label=float("nan"))
+    await reward.prepare(setting.services)
     known, unknown = played(Event("gold", 0)), played(Event("gold", 0), Event("fog", 1))
-    scores = await signal.score(of(known, unknown), setting.services)
+    scores = await reward.score(of(known, unknown), setting.services)
     assert scores.values[0] == pytest.approx(0.4)
     assert scores.state[1] == ABSTAINED
     assert np.isnan(scores.tokens[1][9])
@@ -196,7 +196,7 @@ class OneGroup:
     def answered(self, ids):
         return [{("oni", s.version) for s in self.scores} for _ in ids]
 
-    def asks(self, worker, claim_id, signals, *, now):
+    def asks(self, worker, claim_id, rewards, *, now):
         pass
 
     def suspicions(self, ids):

@@ -31,21 +31,21 @@ async def test_captions_of_a_reward_worker_become_labels_and_a_published_version
         return f"<label>{'florp' if is_good(caption) else 'drell'}</label>"
 
     here = followers(config, redis_url, name)
-    services, signal = Services(reward_models=here), Oni()
-    await signal.prepare(services)
+    services, reward = Services(reward_models=here), Oni()
+    await reward.prepare(services)
     stored = of(played(Event("you find gold", 0)), played(Event("a wall", 1)))
-    before = await signal.score(stored, services)
+    before = await reward.score(stored, services)
     assert before.values.tolist() == [0.0, 0.0]
     trainer, labeller = parts("oni", config, redis_url, name, tmp_path, complete)
     tasks = [asyncio.create_task(part.run()) for part in (trainer, labeller)]
     async with asyncio.timeout(30):
-        while signal.version() == before.version:
+        while reward.version() == before.version:
             await asyncio.sleep(0.02)
-            await signal.refresh(services)
+            await reward.refresh(services)
     for part in (trainer, labeller):
         await part.stop()
     await asyncio.gather(*tasks)
-    after = await signal.score(stored, services)
+    after = await reward.score(stored, services)
     assert after.values.tolist() == pytest.approx([0.4, 0.0])
     assert trainer.snapshot()["reward_model/oni_coverage_frac"] == 0.5, "two look-ups before the labels, two after"
     services.close()

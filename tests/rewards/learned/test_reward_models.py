@@ -1,4 +1,4 @@
-"""Signals of reward models that learn during the run: what they ask for, what they wait for, how Cooper makes pairs."""
+"""Rewards of reward models that learn during the run: what they ask for, what they wait for, how Cooper makes pairs."""
 
 from __future__ import annotations
 
@@ -80,23 +80,23 @@ def test_a_text_is_written_and_read_whatever_stands_in_the_completion():
 
 
 async def test_a_group_asks_for_pairs_of_its_own_and_is_scored_by_the_newest_version(setting):
-    signal, stored = LearnedReward(pairs=2), group("1", "2", "2", "3")
-    await signal.prepare(setting.services)
+    reward, stored = LearnedReward(pairs=2), group("1", "2", "2", "3")
+    await reward.prepare(setting.services)
     with pytest.raises(InfrastructureError, match=r"no version.*missing = 'wait'"):
-        await signal.score(stored, setting.services)
+        await reward.score(stored, setting.services)
     asked = setting.labels.take(9, 0)
     assert len(asked) == 2
     texts = [written(stored.task, t) for t in "123"]
     assert all({*pair_of(key)} < {*texts} and len({*pair_of(key)}) == 2 for key in asked)
     setting.publish(1)
-    scores = await signal.score(stored, setting.services)
-    assert scores.version == signal.version() == "bradley_terry.1"
+    scores = await reward.score(stored, setting.services)
+    assert scores.version == reward.version() == "bradley_terry.1"
     assert scores.values == pytest.approx(setting.model.predict([texts[0], texts[1], texts[1], texts[2]]))
     assert not setting.labels.take(9, 0), "the same pairs are in flight"
     assert setting.labels.shown()[0] == tuple(texts)
     setting.publish(2)
-    await signal.refresh(setting.services)
-    assert (await signal.score(stored, setting.services)).version == "bradley_terry.2"
+    await reward.refresh(setting.services)
+    assert (await reward.score(stored, setting.services)).version == "bradley_terry.2"
 
 
 async def test_a_judge_is_asked_in_both_orders():
@@ -139,16 +139,16 @@ def test_the_positive_is_the_first_that_is_exactly_right():
 
 
 async def test_cooper_asks_for_one_positive_of_a_group_and_scores_between_0_and_1(setting):
-    signal, stored = Cooper(), group("84", "85", " 85.", "7")
+    reward, stored = Cooper(), group("84", "85", " 85.", "7")
     setting.publish(1)
-    scores = await signal.score(stored, setting.services)
+    scores = await reward.score(stored, setting.services)
     texts = [written(stored.task, r.text, reference=True) for r in stored.rollouts]
     assert list(setting.labels.take(9, 0)) == [texts[1]]
     assert scores.values == pytest.approx(sigmoid(setting.model.predict(texts)))
     assert scores.version == "bradley_terry.1"
-    await signal.score(group("1", "2", seq=1), setting.services)
+    await reward.score(group("1", "2", seq=1), setting.services)
     assert not setting.labels.take(9, 0), "a group without a right answer is left out"
-    unknown = await signal.score(group("1", answer=None), setting.services)
+    unknown = await reward.score(group("1", answer=None), setting.services)
     assert np.isnan(unknown.values).all()
 
 

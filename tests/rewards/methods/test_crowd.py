@@ -31,8 +31,8 @@ def crowd(**answers: str) -> Group:
     return replace(made, rollouts=tuple(rollouts))
 
 
-async def score(signal: type, **answers: str) -> Scores:
-    return await signal().score(crowd(**answers), Services())
+async def score(reward: type, **answers: str) -> Scores:
+    return await reward().score(crowd(**answers), Services())
 
 
 def test_votes_of_three_models():

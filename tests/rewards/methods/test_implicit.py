@@ -39,9 +39,9 @@ async def test_it_is_what_training_added_and_of_the_first_weights_themselves_the
     version, expected, model
 ):
     services = await services_of(version)
-    signal = Implicit(scorer="now", base="initial")
-    await signal.prepare(services)
-    scores = await signal.score(group("abc", "xyz"), services)
+    reward = Implicit(scorer="now", base="initial")
+    await reward.prepare(services)
+    scores = await reward.score(group("abc", "xyz"), services)
     assert scores.values == pytest.approx([expected] * 2)
     assert scores.provenance[0].model == model
 

@@ -95,9 +95,9 @@ async def test_a_judge_of_strengths_gives_advantages():
     async with serving(judges) as url:
         made = Services(judges={"judge": JudgePool("judge", [HttpClient(url)])})
         try:
-            signal = build_reward(section, "rewards[0]")
-            await signal.prepare(made)
-            scores = await signal.score(group("three", "one", "two"), made)
+            reward = build_reward(section, "rewards[0]")
+            await reward.prepare(made)
+            scores = await reward.score(group("three", "one", "two"), made)
         finally:
             await made.close_judges()
             made.close()

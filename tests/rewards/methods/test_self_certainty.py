@@ -78,12 +78,12 @@ def test_the_selector_keeps_the_first_of_the_winning_answer():
     assert SELECTORS["borda"] is Borda
     scores = {"sure": Scores.of([0.9, 0.8, 0.7, 0.6])}
     for power, kept in ((0, 1), (2, 0)):
-        rewards = Borda(signal="sure", power=power).select(made, scores, GroupReward(np.arange(4.0))).rewards
+        rewards = Borda(reward="sure", power=power).select(made, scores, GroupReward(np.arange(4.0))).rewards
         assert np.flatnonzero(np.isfinite(rewards)).tolist() == [kept]
         assert rewards[kept] == kept
-    left_out = Borda(signal="sure", power=0).select(made, scores, GroupReward(np.array([0, np.nan, 2, 3])))
+    left_out = Borda(reward="sure", power=0).select(made, scores, GroupReward(np.array([0, np.nan, 2, 3])))
     assert np.flatnonzero(np.isfinite(left_out.rewards)).tolist() == [0], "a tie of three: the first answer"
-    unknown = Borda(signal="sure").select(made, {}, GroupReward(np.arange(4.0)))
+    unknown = Borda(reward="sure").select(made, {}, GroupReward(np.arange(4.0)))
     assert np.isnan(unknown.rewards).all()
 
 

@@ -46,9 +46,9 @@ class Scripted:
 async def scored(texts: list[str], **options) -> tuple[Scores, Scripted]:
     judge = Scripted()
     services = Services(judges={"self": JudgePool("self", [judge], live=True, model="policy")})
-    signal = build_reward(RewardSection(use="ssr_zero", options={"judge": "self", **options}), "rewards[0]")
+    reward = build_reward(RewardSection(use="ssr_zero", options={"judge": "self", **options}), "rewards[0]")
     try:
-        return await signal.score(group(*texts), services), judge
+        return await reward.score(group(*texts), services), judge
     finally:
         await services.close_judges()
         services.close()
@@ -112,7 +112,7 @@ def test_a_translation_cannot_write_the_judge_s_line():
 
 def test_the_toy_judge_has_learnt_the_question_that_the_recipe_asks():
     settings, rng = load(RECIPE), np.random.default_rng(0)
-    signal = build_reward(settings.rewards[0], "rewards[0]")
+    reward = build_reward(settings.rewards[0], "rewards[0]")
     task = Translation().train()[0]
     source = task.prompt.removesuffix(">")
     written = candidate(source, rng)
@@ -122,7 +122,7 @@ def test_the_toy_judge_has_learnt_the_question_that_the_recipe_asks():
     assert ours
     assert score in ("0", "33", "67", "100")
     assert marking(source, translated(source))[1] == ("100", True)
-    assert signal.version().startswith(TEMPLATES["assessment"](style="compact").hash)
+    assert reward.version().startswith(TEMPLATES["assessment"](style="compact").hash)
     assert settings.model.path == "tiny:translator"
     assert not {t.id for t in Translation().train()} & {t.id for t in Translation().evaluation()}
     assert replace(task, answer=None).answer is None

@@ -59,10 +59,10 @@ async def test_log_ratios_can_be_bounded():
 
 async def test_teachers_are_asked_about_the_sources_that_they_weigh():
     services = await teachers(adder=(-0.5,), writer=(-3.0,))
-    signal = Teacher(scorer=("adder", "writer"), weights={"adder": {"sums": 1.0}, "writer": {"poems": 1.0}})
-    assert (await signal.score(written(-1.0), services)).values.tolist() == [0.5]
+    reward = Teacher(scorer=("adder", "writer"), weights={"adder": {"sums": 1.0}, "writer": {"poems": 1.0}})
+    assert (await reward.score(written(-1.0), services)).values.tolist() == [0.5]
     other = replace(written(-1.0), task=replace(written(-1.0).task, source="code"))
-    unscored = await signal.score(other, services)
+    unscored = await reward.score(other, services)
     assert unscored.state.tolist() == [ABSTAINED]
     assert "source 'code'" in unscored.provenance[0].note
 

@@ -32,8 +32,8 @@ async def test_a_response_is_read_behind_a_prompt_for_a_better_and_one_for_a_wor
     made = group("abc", "xyz")
     made = replace(made, task=replace(made.task, variants=variants))
     services, replica = await services_with(read)
-    signal = TokenContrast(better="{question} {response} is better", worse="{question} {response} is worse")
-    scores = await signal.score(made, services)
+    reward = TokenContrast(better="{question} {response} is better", worse="{question} {response} is worse")
+    scores = await reward.score(made, services)
     expected = [0, 0, 0.231059, -0.231059, 0.122459]
     assert [t.tolist() for t in scores.tokens or ()] == [pytest.approx(expected, abs=1e-6)] * 2
     assert scores.values == pytest.approx([0.122459] * 2, abs=1e-6)

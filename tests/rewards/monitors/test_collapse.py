@@ -110,7 +110,7 @@ def test_the_alarm_says_what_was_seen_and_what_to_do():
     guard.observe(0, {SHARE: 0.5, ENTROPY: 1.0})
     alarm = guard.observe(1, {SHARE: 0.99, ENTROPY: 0.05})
     assert alarm is not None
-    assert (alarm.monitor, alarm.step, alarm.signal) == ("collapse", 1, SHARE)
+    assert (alarm.monitor, alarm.step, alarm.metric) == ("collapse", 1, SHARE)
     assert "0.99" in alarm.message
     assert "from 1.00 to 0.05 nats" in alarm.message
 
@@ -169,14 +169,14 @@ LEARNT, KEPT = [0.51, 0.58, 0.63, 0.63, 0.66, 0.67, 0.68], [1.0, 0.97, 0.87, 0.8
 def test_a_fall_of_accuracy_is_told_before_a_quarter_is_gone():
     alarm = probed("eval/accuracy", FALL)
     assert alarm is not None
-    assert (alarm.step, alarm.signal, alarm.good) == (15, "eval/accuracy", 0)
+    assert (alarm.step, alarm.metric, alarm.good) == (15, "eval/accuracy", 0)
     assert FALL[alarm.step // 5] > 0.75 * max(FALL)
 
 
 def test_without_references_the_anchors_tell_it():
     alarm = probed("eval/anchor_agreement", ANCHORS)
     assert alarm is not None
-    assert (alarm.step, alarm.signal, alarm.good) == (40, "eval/anchor_agreement", 15)
+    assert (alarm.step, alarm.metric, alarm.good) == (40, "eval/anchor_agreement", 15)
 
 
 def test_learning_is_no_alarm():
@@ -221,7 +221,7 @@ def test_equal_texts_are_unanimity_too():
     rates = [0.5] * 6 + [0.995] * 4
     rows = [{SHARE: 0.5, ENTROPY: 1.0, "reward/duplicate_mean": rate} for rate in rates]
     [alarm] = [a for a in (guard.observe(i, row) for i, row in enumerate(rows)) if a]
-    assert (alarm.step, alarm.signal, alarm.good) == (8, "reward/duplicate_mean", 5)
+    assert (alarm.step, alarm.metric, alarm.good) == (8, "reward/duplicate_mean", 5)
 
 
 def test_who_repeats_texts_from_the_start_raises_nothing():

@@ -113,7 +113,7 @@ def test_right_ones_are_ranked_among_the_wrong_ones_of_their_group():
 def test_a_reward_that_loses_its_rank_alarms():
     monitor, name = OneToMany(reward="a", verifier="b", min_accuracy=0.5, patience=2), "reward/a_one_to_many_accuracy"
     alarms = [monitor.observe(step, {name: x}) for step, x in enumerate([0.6, 0.4, 0.3, 0.2, 0.9])]
-    assert [(a.step, a.signal) for a in alarms if a] == [(2, name)]
+    assert [(a.step, a.metric) for a in alarms if a] == [(2, name)]
 
 
 def test_over_optimisation_tells_where_on_the_hump_training_is():

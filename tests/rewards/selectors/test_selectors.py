@@ -42,11 +42,11 @@ def test_best_and_worst_of_what_is_known():
     assert places(BestWorst(min_margin=2.5).select(made, {}, mixed_of(NAN, 3, 1, 3))) == []
 
 
-def test_a_named_signal_decides_but_not_on_rollouts_that_are_left_out():
+def test_a_named_reward_decides_but_not_on_rollouts_that_are_left_out():
     scores = {"judge": Scores.of([9, 1, 2, 3])}
-    found = BestWorst(signal="judge").select(group("a", "b", "c", "d"), scores, mixed_of(NAN, 0, 0, 0))
+    found = BestWorst(reward="judge").select(group("a", "b", "c", "d"), scores, mixed_of(NAN, 0, 0, 0))
     assert places(found) == [(3, 1)]
-    assert places(BestWorst(signal="late").select(group("a", "b"), {}, mixed_of(0, 1))) == []
+    assert places(BestWorst(reward="late").select(group("a", "b"), {}, mixed_of(0, 1))) == []
 
 
 def test_dno_pairs_of_students_and_a_teacher():
@@ -67,15 +67,15 @@ def test_the_likeliest_rollout_becomes_the_third_of_each_pair():
 
 def test_token_weights_come_from_a_reward_and_are_bounded():
     scores = {"contrast": replace(Scores.of([0, 0]), tokens=(np.array([0.4, -2.0]), np.array([NAN, 0.1])))}
-    found = TokenWeights(signal="contrast").select(group("a", "b"), scores, mixed_of(1, 0)).token_weights
+    found = TokenWeights(reward="contrast").select(group("a", "b"), scores, mixed_of(1, 0)).token_weights
     assert found is not None
     np.testing.assert_array_equal(found[0], [0.4, -0.5])
     np.testing.assert_array_equal(found[1], [NAN, 0.1])
-    assert TokenWeights(signal="contrast").select(group("a", "b"), {}, mixed_of(1, 0)).token_weights is None
+    assert TokenWeights(reward="contrast").select(group("a", "b"), {}, mixed_of(1, 0)).token_weights is None
 
 
 def test_best_of_n_keeps_the_best():
-    found = Best(signal="certainty", count=2).select(
+    found = Best(reward="certainty", count=2).select(
         group("a", "b", "c", "d"), {"certainty": Scores.of([1, 5, None, 3])}, mixed_of(0, 1, 1, 0)
     )
     np.testing.assert_array_equal(found.rewards, [NAN, 1, NAN, 0])

@@ -131,7 +131,7 @@ def mixer(*shape: dict | None, **fields) -> Mixer:
     return Mixer(rewards, ["x", "y"][: len(rewards)], 1)
 
 
-def test_the_mixer_shapes_one_signal_and_leaves_the_stored_score():
+def test_the_mixer_shapes_one_reward_and_leaves_the_stored_score():
     two, scores = referenced(REFERENCES, 5, 5), Scores.of([2.0, 0.0])
     mixed = mixer({"use": "par"}, None)(two, {"x": scores, "y": scores})
     assert mixed.rewards[0] == pytest.approx(2.605858, abs=1e-6)

@@ -17,6 +17,6 @@ export async function draw(root) {
 function list(alarms, some) {
   if (!alarms.length) return some ? empty("None so far.") : null;
   const one = (a) =>
-    h("section", { className: "rollout" }, h("h3", { className: "failed" }, `${a.monitor} at step ${num(a.step)}`), h("p", {}, a.message), h("p", { className: "muted" }, "Given away by ", link({ view: "curves", filter: a.signal }, {}, a.signal), `. Nothing was amiss until step ${num(a.good)}.`));
+    h("section", { className: "rollout" }, h("h3", { className: "failed" }, `${a.monitor} at step ${num(a.step)}`), h("p", {}, a.message), h("p", { className: "muted" }, "Given away by ", link({ view: "curves", filter: a.metric }, {}, a.metric), `. Nothing was amiss until step ${num(a.good)}.`));
   return h("div", { className: "rollouts" }, alarms.toReversed().map(one));
 }

@@ -64,13 +64,13 @@ function task(t) {
   );
 }
 
-/** Signals × rollouts: where they differ, and what is unknown. */
+/** Rewards × rollouts: where they differ, and what is unknown. */
 function matrix(g) {
   const title = h("h2", {}, "Scores");
   if (!g.scores.length) return h("section", {}, title, empty("No score has arrived yet."));
-  const head = h("tr", {}, h("th", {}, "Signal"), g.rollouts.map((_, i) => h("th", { className: "number" }, h("a", { href: `#rollout-${i + 1}` }, i + 1))));
+  const head = h("tr", {}, h("th", {}, "Reward"), g.rollouts.map((_, i) => h("th", { className: "number" }, h("a", { href: `#rollout-${i + 1}` }, i + 1))));
   const line = (name, cells) => h("tr", {}, h("th", {}, name), cells);
-  const scored = g.scores.map((s) => line(s.signal, s.rollouts.map((r) => h("td", { className: `number ${r.state}`, title: r.note ?? "" }, r.state === "scored" ? num(r.value) : r.state))));
+  const scored = g.scores.map((s) => line(s.reward, s.rollouts.map((r) => h("td", { className: `number ${r.state}`, title: r.note ?? "" }, r.state === "scored" ? num(r.value) : r.state))));
   const mixed = g.step === null ? [] : [
     line("reward (mixed)", g.rollouts.map((r) => h("td", { className: "number" }, num(r.reward)))),
     line("advantage", g.rollouts.map((r) => h("td", { className: "number" }, num(r.advantage)))),
@@ -176,7 +176,7 @@ function score(s, r) {
     r.prompt_hash ? `prompt ${r.prompt_hash.slice(0, 8)}` : null,
   ].filter(Boolean);
   const verdict = !r.note ? null : r.note.length < 80 ? h("p", { className: "verdict" }, r.note) : h("details", {}, h("summary", {}, "raw verdict"), h("pre", {}, r.note));
-  return h("li", {}, h("b", {}, s.signal), " ", h("span", { className: r.state }, r.state === "scored" ? num(r.value) : r.state), h("small", {}, ` ${behind.join(" · ")}`), verdict);
+  return h("li", {}, h("b", {}, s.reward), " ", h("span", { className: r.state }, r.state === "scored" ? num(r.value) : r.state), h("small", {}, ` ${behind.join(" · ")}`), verdict);
 }
 
 function tokens(g, r, wanted, withPrompt) {
