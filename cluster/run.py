@@ -20,13 +20,18 @@ from typing import Annotated, Any
 
 import typer
 
+from actors.models import prepare
 from cluster import config, import_path
 from cluster.commands import app, resume_report
 from cluster.config import RunConfig
 from cluster.driver import preflight, preflight_dataset
+from cluster.driver.autoscaler import Autoscaler
+from cluster.driver.dry_run import plan
 from cluster.driver.health import NothingLearned
 from cluster.errors import BufferUnavailable, ConfigError, InfrastructureError, KanaboError
-from cluster.observability import live_table, metrics
+from cluster.observability import alarm_report, live_table, metrics
+from cluster.observability import summary as report
+from cluster.placement.job_metadata import tell_job
 from cluster.process import cleanup
 from cluster.process.lock import acquire_run_lock
 from cluster.storage import checkpoint
@@ -122,7 +127,6 @@ def _check(settings: RunConfig, directory: Path, live: live_table.LiveTable, *, 
 def _tell_plan(settings: RunConfig, directory: Path) -> None:
     """What a run of this recipe would be. Raises ConfigError if the cluster that $RAY_ADDRESS names cannot hold it."""
     from cluster.driver import preflight_judges, preflight_rewards
-    from cluster.driver.dry_run import plan
 
     live_table.console.print(plan(settings, directory), highlight=False, soft_wrap=True)
     for untried in (*preflight_rewards.untried(settings), *preflight_judges.unasked(settings)):
@@ -159,7 +163,6 @@ def _room(settings: RunConfig) -> str:
 
 def run(settings: RunConfig, recipe: str, directory: Path, live: live_table.LiveTable) -> int:
     """Run a checked recipe in `directory`; returns the exit code. Raises ConfigError before anything is trained."""
-    from actors.models import prepare
     from cluster import workers
     from cluster.buffer.server import Store
     from cluster.placement import groups, ray_runtime
@@ -237,13 +240,9 @@ async def _drive(
     from cluster import workers
     from cluster.buffer import Buffer, ReplicaCounts
     from cluster.commands import scale
-    from cluster.driver.autoscaler import Autoscaler
     from cluster.driver.supervisor import Supervisor
-    from cluster.observability import alarm_report
-    from cluster.observability import summary as report
     from cluster.observability.prometheus import PrometheusExporter
     from cluster.placement import groups, ray_runtime
-    from cluster.placement.job_metadata import tell_job
 
     settings, directory = context.config, Path(context.run_dir)
     buffer = Buffer(context.url, context.run_id)  # not as patient as the pipeline's, which has not begun, or has ended

@@ -24,6 +24,7 @@ from cluster.plugins import Plugin
 from cluster.process.threads import Threads
 from cluster.types import Group, Message, Scores, Task
 from rewards.sandbox.pool import Sandbox, Target
+from rewards.scorers.types import TokenSequence
 
 if TYPE_CHECKING:
     from rewards.judges.pool.pool import JudgePool
@@ -123,8 +124,6 @@ class Services:
         assistant's is an answer, a user's is what a user says next. Raises ConfigError where there is no tokenizer, and
         DataError where the template refuses a conversation.
         """
-        from rewards.scorers.types import TokenSequence
-
         encode = self._encode
         if encode is None:
             raise ConfigError("a reward needs the policy's tokenizer, which only a run has. Score it within the run.")

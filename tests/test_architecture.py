@@ -79,3 +79,14 @@ def test_an_import_inside_a_function_is_late_and_counts_once():
     late = measures.late_imports(tree)
     assert len(late) == 2
     assert sorted(map(measures.is_of_ours, late)) == [False, True]
+
+
+def test_an_import_inside_a_function_keeps_a_heavy_or_optional_library_away():
+    assert measures.idle_late_imports() == []
+
+
+def test_a_module_weighs_what_it_and_the_packages_around_it_import():
+    weights = measures.Weights({"a": {"ray"}, "a.b": {"os", "c"}, "c": {"numpy.linalg"}, "d": {"wandb", "json"}})
+    assert weights.of("a.b") == {"ray", "numpy"}
+    assert (weights.of("c"), weights.of("d")) == ({"numpy"}, {"wandb"})
+    assert (weights.of("torch.nn"), weights.of("json")) == ({"torch"}, set())

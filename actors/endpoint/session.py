@@ -23,6 +23,7 @@ from actors.endpoint.errors import ApiError
 from actors.engine import Engine
 from actors.environments.agent import Conversation, Outcome
 from actors.environments.base import End, Observation
+from actors.environments.function import outcome_of
 from actors.episode import Limits, Transcript, rollout_of, speak
 from cluster.errors import DataError
 from cluster.types import INVALID_TOOL_CALL, Event, Finish, Message, Rollout, Task
@@ -377,8 +378,6 @@ def _fingerprints(message: Row) -> list[str]:
 
 def checked_outcome(reward: Any, answer: Any) -> Outcome:
     """Return what an agent said that its episode came to. Raises ApiError for what is no reward."""
-    from actors.environments.function import outcome_of
-
     try:
         return outcome_of({"reward": float("nan") if reward is None else reward, "answer": answer})
     except DataError as error:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import NonNegativeInt
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
 from cluster.plugins import Plugin
@@ -132,7 +133,6 @@ def encode(text: str, words: Sequence[str] = ()) -> list[int]:
 
 def character_tokenizer() -> Any:
     """One id per printable ASCII character; no special token is added unasked, and there is no chat template."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {token: i for i, token in enumerate(["[PAD]", "[BOS]", "[EOS]", "[UNK]", *ALPHABET])}

@@ -14,6 +14,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 
 from actors.environments.base import Observation
+from actors.environments.nethack import NetHack
 from actors.tiny.character import CharacterModel, Part, dialogues, logits_and_choices
 from cluster.types import Task
 
@@ -59,8 +60,6 @@ class PlayerModel(CharacterModel):
                 log.info("tiny:player: step %d, loss %.3f", step, loss.item())
 
     async def _watched(self) -> list[list[Part]]:
-        from actors.environments.nethack import NetHack
-
         shown = {"format": "compact", "radius": self.radius, "message_chars": self.message_chars}
         environment = NetHack.model_validate(shown)
         rng = np.random.default_rng(self.seed)

@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,8 +87,6 @@ def main(arguments: list[str] | None = None) -> None:
     if name in ("--install-completion", "--show-completion"):
         all_commands()(args=arguments, prog_name="kanabo")
     if name == "--version":
-        from importlib.metadata import version
-
         print(f"kanabo {version('kanabo')}")
         raise SystemExit(0)
     if name not in COMMANDS:

@@ -18,6 +18,12 @@ from cluster.config.policies import PolicySection
 from cluster.config.run_config import RunConfig
 from cluster.observability.trackers import TRACKERS
 from cluster.plugins import lookup
+from learner.advantages.registry import ADVANTAGES
+from learner.batch.experience_replay import REPLAYS
+from rewards.aggregation.selectors import SELECTORS
+from rewards.aggregation.shaping import SHAPERS
+from rewards.monitors import MONITORS
+from rewards.registry import REWARDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 HEAD = """# Recipes
@@ -74,15 +80,9 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 def _plugins() -> Iterator[str]:
     from actors.environments import ENVIRONMENTS
     from actors.tasks import TASKS
-    from learner.advantages.registry import ADVANTAGES
-    from learner.batch.experience_replay import REPLAYS
     from learner.controllers import CONTROLLERS
     from learner.losses.policy_losses import LOSSES
     from learner.losses.sequence_losses import TERMS
-    from rewards.aggregation.selectors import SELECTORS
-    from rewards.aggregation.shaping import SHAPERS
-    from rewards.monitors import MONITORS
-    from rewards.registry import REWARDS
 
     kinds: dict[str, Mapping[str, type[BaseModel]]] = {
         "tasks": TASKS,

@@ -17,7 +17,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cluster.config import without_password
 from cluster.errors import ConfigError
+from rewards.sandbox import launch
 
 if TYPE_CHECKING:
     from cluster.buffer.server import ServerProgram
@@ -193,7 +195,6 @@ def _redis_url(url: str) -> Iterator[Finding]:
     from redis.retry import Retry
 
     from cluster.buffer import Buffer
-    from cluster.config import without_password
 
     shown = without_password(url)
     try:
@@ -232,8 +233,6 @@ def shared_memory() -> Iterator[Finding]:
 
 def sandbox() -> Iterator[Finding]:
     """One trial call where text that a model wrote is evaluated; rewards that evaluate none need no sandbox."""
-    from rewards.sandbox import launch
-
     said = launch.refusal()
     if said:
         yield Finding("sandbox", "warn", said.replace(launch.REMEDY, "").strip(), launch.REMEDY)

@@ -17,10 +17,12 @@ import typer
 
 from cluster import config
 from cluster.commands import app
+from cluster.commands.export import choose
 from cluster.commands.group_rows import rollout_row, writer
 from cluster.config import VOTES, RunConfig
 from cluster.errors import ConfigError, nearest
 from cluster.observability.live_table import show_facts
+from cluster.storage.model_aliases import FIXED
 from cluster.types import Group
 from rewards.aggregation.voting import GradedSample, Voting, verdicts, voted
 from rewards.parsing.answers import answer_of
@@ -93,9 +95,6 @@ def model_of(name: str, directory: str | None) -> str:
 
     Raises ConfigError for a run or step that there is not, and for aliases that only a run can know.
     """
-    from cluster.commands.export import choose
-    from cluster.storage.model_aliases import FIXED
-
     if (Path(name) / "config.json").is_file():
         return name
     run, at, _ = name.rpartition("@")

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import tomli_w
 import typer
 
+from actors.models import prepare
 from cluster import config
 from cluster.commands import app
 from cluster.errors import ConfigError, KanaboError, one_line
@@ -132,7 +133,6 @@ def _merge(source: Path, target: Path, settings: config.RunConfig) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from actors.models import prepare
     from learner.engine.forward import use_savable_generation_config
 
     base: Any = AutoModelForCausalLM.from_pretrained(prepare(settings.model, settings.seed))

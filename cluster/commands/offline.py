@@ -13,6 +13,7 @@ from cluster.commands import app
 from cluster.config import OfflineConfig
 from cluster.driver import offline
 from cluster.errors import ConfigError
+from cluster.storage import checkpoint
 
 
 def start(kind: offline.Kind, recipe: str, overrides: list[str], *, dry_run: bool, as_json: bool) -> None:
@@ -68,6 +69,4 @@ def told(plan: offline.Plan) -> list[str]:
 
 
 def _step(plan: offline.Plan) -> int:
-    from cluster.storage import checkpoint
-
     return checkpoint.read(plan.resume_from).step if plan.resume_from is not None else 0

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from actors.models import prepare
 from cluster import config
 from cluster.commands import app
 from cluster.errors import ConfigError
@@ -58,7 +59,6 @@ def _newest(run: Path) -> int:
 
 def replay(run: Path, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the step came to then and now. Raises ConfigError if the run kept no such step."""
-    from actors.models import prepare
     from learner.step_replay import load
 
     folder = run / "replay" / f"step_{step}"

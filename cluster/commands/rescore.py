@@ -25,6 +25,13 @@ from cluster.config import RunConfig
 from cluster.errors import ConfigError, nearest
 from cluster.observability.live_table import show_facts
 from cluster.types import Group, Scores
+from rewards.aggregation.shadow_metrics import agreement, sign_flip_frac
+from rewards.asking import ask
+from rewards.base import Services
+from rewards.judges.pool.archive import MemoryArchive
+from rewards.monitors.cliff import flip_rate
+from rewards.monitors.starc import group_distance
+from rewards.registry import REWARDS, build_reward
 
 AT_ONCE = 16
 """Groups asked about at a time."""
@@ -100,7 +107,6 @@ def _with(settings: RunConfig, reward: str) -> tuple[RunConfig, str]:
         raise ConfigError(f"--reward is missing. Rewards of this run: {', '.join(names)}.")
     if reward in names:
         return settings, reward
-    from rewards.registry import REWARDS
 
     if reward not in REWARDS and ":" not in reward:
         raise ConfigError(
@@ -126,11 +132,7 @@ def _comparable(seen: Iterable[Seen], against: str, step: int | None, limit: int
 
 async def rescore(settings: RunConfig, name: str, against: str, stored: Sequence[Seen]) -> list[Rescored]:
     """What the reward called `name` says of these groups now. Raises ConfigError; a failed call is `failed`."""
-    from rewards.asking import ask
-    from rewards.base import Services
     from rewards.judges.factory import open_judges
-    from rewards.judges.pool.archive import MemoryArchive
-    from rewards.registry import build_reward
 
     place = list(settings.reward_names).index(name)
     section = settings.rewards[place]
@@ -157,10 +159,6 @@ async def rescore(settings: RunConfig, name: str, against: str, stored: Sequence
 
 def compare(rows: Sequence[Rescored]) -> dict[str, Any]:
     """Agreement, flips, coverage and cost; what is unknown on either side is in no mean."""
-    from rewards.aggregation.shadow_metrics import agreement, sign_flip_frac
-    from rewards.monitors.cliff import flip_rate
-    from rewards.monitors.starc import group_distance
-
     before, now = np.concatenate([r.before for r in rows]), np.concatenate([r.now.values for r in rows])
     behind = [p for row in rows for p in row.now.provenance]
     latencies = [p.latency_s for p in behind if p.latency_s]

@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from cluster.buffer.connection import Connection
+from cluster.buffer.server import Store
 from cluster.commands import app
 from cluster.config import BufferSection
 from cluster.errors import ConfigError, one_line
@@ -30,7 +31,6 @@ def connected(run: Path) -> Iterator[Connection]:
         return
     if not (run / "redis" / "password").exists():
         raise ConfigError(f"{run} has no Redis directory: nothing was ever stored there.")
-    from cluster.buffer.server import Store
 
     with app.progress(f"starting Redis on {run / 'redis'}"):
         store = Store(run / "redis")

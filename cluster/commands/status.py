@@ -6,6 +6,7 @@ its learner is an actor of the cluster that $RAY_ADDRESS names.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -151,7 +152,6 @@ def live_in_cluster() -> set[str]:
     """Names of the runs whose learner is an actor of $RAY_ADDRESS; none without that. Raises ConfigError."""
     if "RAY_ADDRESS" not in os.environ:
         return set()
-    import logging
 
     import ray
     from ray.util import list_named_actors

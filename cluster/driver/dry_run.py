@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster.config import LearnerSection, RunConfig
 from cluster.placement.resources import labelled
+from cluster.plugins import build
 
 BYTES_PER_TOKEN = 9
 """A stored token: id, mask, log-prob."""
@@ -63,7 +64,6 @@ def _updates(learner: LearnerSection) -> str:
 
 def _environment(settings: RunConfig) -> Any:
     from actors.environments import ENVIRONMENTS
-    from cluster.plugins import build
 
     section = settings.rollout.environment
     return build(ENVIRONMENTS, section.use, section.options, "rollout.environment")

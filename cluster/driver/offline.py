@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import tomli_w
 
+from actors.models import prepare
 from cluster import config
 from cluster.config import OfflineConfig
 from cluster.driver import preflight
@@ -58,8 +59,6 @@ class Plan:
 
 def plan(settings: OfflineConfig, kind: Kind) -> Plan:
     """Look at all that can be looked at before the start; makes or downloads the model. Raises ConfigError."""
-    from actors.models import prepare
-
     directory = preflight.run_directory(settings)
     preflight.place(directory)
     if (directory / "config.toml").exists() and not (directory / leftovers.OFFLINE).exists():

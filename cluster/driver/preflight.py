@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.models import TINY, check_files, different_token, load_tokenizer
 from cluster.config import OfflineConfig, RunConfig, without_password
 from cluster.config import stored as read_stored
-from cluster.driver import preflight_dataset
+from cluster.driver import preflight_dataset, preflight_rewards
 from cluster.driver.preflight_plugins import build_kind, plugins
 from cluster.errors import ConfigError, DataError, nearest, one_line
 from cluster.observability.trackers import trackers
@@ -20,6 +21,7 @@ from cluster.process import lock
 from cluster.storage import checkpoint, leftovers
 from cluster.storage.model_aliases import FIXED, Registry, behind, named
 from cluster.types import Task
+from rewards.registry import build_reward
 
 if TYPE_CHECKING:
     from cluster.buffer import Limits
@@ -59,8 +61,6 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
     `online` may ask Hugging Face for a model's tokenizer; otherwise what is not on this machine is a warning.
     Raises ConfigError.
     """
-    from cluster.driver import preflight_rewards
-
     place(directory)
     skipped = leftovers.look(directory)
     used_directory(settings, directory)
@@ -81,8 +81,6 @@ def everything(settings: RunConfig, directory: Path, *, online: bool) -> list[st
 
 def data(settings: RunConfig, directory: Path, *, online: bool) -> list[str]:
     """What is remarkable about the rows of data files, in sentences. Raises ConfigError for another run's rows."""
-    from actors.models import load_tokenizer
-
     rows = preflight_dataset.read(settings)
     if rows is None:
         return []
@@ -130,8 +128,6 @@ def _same_tokens(settings: RunConfig, directory: Path, where: str) -> None:
 
     Judges are asked in text. Where a tokenizer is not on this machine nothing is compared.
     """
-    from actors.models import different_token, load_tokenizer
-
     if where.startswith("judges."):
         return
     ours = load_tokenizer(settings.model, settings.seed, online=False)
@@ -224,8 +220,6 @@ def prompt_variants(settings: RunConfig, head: Sequence[Task]) -> None:
 
 def judged(settings: RunConfig, head: Sequence[Task]) -> None:
     """Every reward finds what it needs in these tasks, and none declines them all. Raises ConfigError."""
-    from rewards.registry import build_reward
-
     for i, section in enumerate(settings.rewards):
         reward = build_reward(section, f"rewards[{i}]")
         for task in head:
@@ -242,7 +236,6 @@ def model(settings: RunConfig, head: Sequence[Task], *, online: bool) -> list[st
     """There is such a model, and its tokenizer can write the prompts of these tasks. Raises ConfigError."""
     from actors.chat import Chat
     from actors.demonstrations import Demonstrations
-    from actors.models import TINY, check_files, load_tokenizer
 
     said: list[str] = []
     path = settings.model.path

@@ -26,6 +26,7 @@ import numpy as np
 from cluster.config import RunConfig
 from cluster.driver.preflight_plugins import build_kind
 from cluster.errors import ConfigError, DataError
+from cluster.plugins import build
 from cluster.types import Message, SkippedTasks, Task
 
 MAX_ROWS = 1_000_000
@@ -117,7 +118,6 @@ def _made(source: Any, variants: Sequence[str]) -> Rows:
 def _shows_task(settings: RunConfig) -> bool:
     """Whether an episode begins with the task's prompt as it is."""
     from actors.environments import ENVIRONMENTS
-    from cluster.plugins import build
 
     section = settings.rollout.environment
     return getattr(build(ENVIRONMENTS, section.use, section.options, "rollout.environment"), "shows_task", True)

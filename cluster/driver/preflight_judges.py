@@ -36,6 +36,7 @@ from rewards.judges.pool.archive import MemoryArchive
 from rewards.judges.pool.pool import JudgePool
 from rewards.judges.types import Call, Request, Transport
 from rewards.learned.caption_labels import MAX_TOKENS, TEMPERATURE
+from rewards.registry import build_reward
 
 MOST_QUESTIONS = 3
 """A judge whose first answer is unreadable is asked other questions of the same reward before it is refused."""
@@ -104,8 +105,6 @@ async def _questions(
     settings: RunConfig, sections: Mapping[str, JudgeSection], group: Group
 ) -> dict[str, list[_Asked]]:
     """What each reward asks first of each judge."""
-    from rewards.registry import build_reward
-
     found: dict[str, list[_Asked]] = {name: [] for name in sections}
     for i, section in enumerate(settings.rewards):
         reward = build_reward(section, f"rewards[{i}]")

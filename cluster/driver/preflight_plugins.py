@@ -9,29 +9,30 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
+from actors.engine import ENGINES, check_options
 from cluster.config import RunConfig, Use
 from cluster.errors import ConfigError, nearest
 from cluster.plugins import build, lookup
+from learner.advantages.registry import ADVANTAGES
+from rewards.aggregation.selectors import SELECTORS
+from rewards.aggregation.shaping import SHAPERS
+from rewards.monitors import build_monitors
+from rewards.registry import build_reward
+from rewards.sandbox.launch import require
 
 T = TypeVar("T")
 
 
 def plugins(settings: RunConfig) -> None:
     """Build every plug-in once, so that a wrong name or option is known before an engine starts."""
-    from actors.engine import ENGINES, check_options
     from actors.environments import ENVIRONMENTS
     from actors.environments.search import SearchEnvironment
     from actors.tasks import TASKS
-    from learner.advantages.registry import ADVANTAGES
     from learner.controllers.apply import memory_of
     from learner.losses.loss_trial import try_loss
     from learner.losses.policy_losses import LOSSES
-    from rewards.aggregation.shaping import SHAPERS
     from rewards.judges.backends.http import key_from
     from rewards.learned.factory import can_begin
-    from rewards.monitors import build_monitors
-    from rewards.registry import build_reward
-    from rewards.sandbox.launch import require
 
     environment = settings.rollout.environment
     built = _in_time(
@@ -165,7 +166,6 @@ def build_kind(known: Mapping[str, Any], section: Use, where: str, method: str) 
 def _selection(settings: RunConfig) -> None:
     """Selectors name rewards that there are, and make the pairs that loss terms train on. Raises ConfigError."""
     from learner.losses.sequence_losses import build_sequence_losses
-    from rewards.aggregation.selectors import SELECTORS
 
     names = settings.reward_names
     for i, section in enumerate(settings.selectors):

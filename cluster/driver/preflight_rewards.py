@@ -15,6 +15,7 @@ from cluster.driver import reward_trial
 from cluster.errors import ConfigError
 from cluster.types import Claim, Group, Rollout, Task, Turn, VersionSpan
 from rewards.base import Reward
+from rewards.registry import build_reward
 
 OFFLINE = {"thread", "verify", "log"}
 """Services that a reward has before the run; judges, models and the tokenizer come with it."""
@@ -28,8 +29,6 @@ def rewards(settings: RunConfig, head: Sequence[Task]) -> None:
 
     Raises ConfigError for a reward that fails on all rollouts of the group.
     """
-    from rewards.registry import build_reward
-
     if not head:
         return
     group = made_up(settings, head[0])
@@ -51,8 +50,6 @@ def rewards(settings: RunConfig, head: Sequence[Task]) -> None:
 
 def untried(settings: RunConfig) -> list[str]:
     """The rewards that cannot be tried before the run, each with what it needs of it, in sentences."""
-    from rewards.registry import build_reward
-
     built = ((i, s, build_reward(s, f"rewards[{i}]")) for i, s in enumerate(settings.rewards))
     return [
         f"rewards[{i}] = '{section.use}' needs {', '.join(later)} of the run: it was not tried."

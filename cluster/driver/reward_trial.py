@@ -30,6 +30,7 @@ from cluster.types import FAILED, Group, decode, encode
 from rewards.asking import ask, is_own
 from rewards.base import Reward, Services
 from rewards.function_reward import FunctionReward
+from rewards.registry import build_reward
 
 BLOCKED_S = 5.0
 """A reward that is cut off and holds the event loop is given up after so much longer than its time-out."""
@@ -97,7 +98,6 @@ def main() -> None:
     setup = json.load(sys.stdin)
     settings, number = config.parse(setup["recipe"]), setup["number"]
     group = decode(base64.b64decode(setup["group"]), Group)
-    from rewards.registry import build_reward
 
     reward = build_reward(settings.rewards[number], f"rewards[{number}]")
     os.write(answers, b"ready\n")

@@ -15,10 +15,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from actors.engine import ENGINES
 from cluster.errors import DataError, InfrastructureError
 from cluster.placement.groups import options
 from cluster.placement.ray_runtime import CreatedSegments, remove_segments_after_me
 from cluster.placement.resources import openmp, threads
+from cluster.plugins import lookup
 from cluster.process.cleanup import end_children_with_me, remove_after_me
 from cluster.process.foreign_loops import ForeignLoops
 from cluster.process.replica_pool import ReplicaPool
@@ -42,9 +44,7 @@ class GeneratorActor:
         from actors import episode
         from actors.chat import Chat
         from actors.endpoint import Endpoint
-        from actors.engine import ENGINES
         from actors.environments.builder import EnvironmentBuilder
-        from cluster.plugins import lookup
 
         end_children_with_me()
         spool = Path(tempfile.mkdtemp(prefix="kanabo-"))  # short, because a socket's path may have 107 characters

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from actors.models import load_tokenizer, prepare
 from cluster.buffer.discovery import Roster, keep_signing
 from cluster.config import JudgeSection, ModelSection
 from cluster.errors import DataError, InfrastructureError, one_line
@@ -209,8 +210,6 @@ async def _actor(context: RunContext, name: str) -> Any:
 
 def _split(context: RunContext, section: JudgeSection) -> Split | None:
     """The judge's tokenizer, so that labels are checked before it is up; None where the run does not place it."""
-    from actors.models import load_tokenizer
-
     if section.kind == "policy" or is_alias(section.model):
         tokenizer = load_tokenizer(ModelSection(path=context.model_dir), context.config.seed, online=False)
     elif section.kind == "vllm" and not section.revision:
@@ -228,8 +227,6 @@ def _split(context: RunContext, section: JudgeSection) -> Split | None:
 
 def _model(context: RunContext, section: JudgeSection) -> str:
     """A revision is vLLM's to fetch, an alias is a checkpoint; all else is made or downloaded as the policy's model."""
-    from actors.models import prepare
-
     if is_alias(section.model):
         return Registry(context.config, Path(context.run_dir), context.model_dir).directory(section.model).where
     return section.model if section.revision else str(prepare(ModelSection(path=section.model), context.config.seed))

@@ -19,8 +19,10 @@ from cluster.workers.context import RunContext, first_to_end
 from cluster.workers.judge import Judges
 from cluster.workers.scorer import Scorers
 from rewards.aggregation.voting import GradedSample
+from rewards.base import Services
 from rewards.monitors.anchor_tasks import Answers, answers
 from rewards.parsing.answers import answer_of
+from rewards.worker import RewardWorker
 
 if TYPE_CHECKING:
     from actors.chat import Chat
@@ -31,9 +33,7 @@ class RewardActor:
     """A reward worker, and the same rewards for evaluation tasks."""
 
     def __init__(self, context: RunContext, name: str) -> None:
-        from rewards.base import Services
         from rewards.learned.factory import followers
-        from rewards.worker import RewardWorker
 
         self._judges = Judges(context)
         self._following: list[asyncio.Task[None]] = []

@@ -13,6 +13,7 @@ from cluster.placement.groups import options
 from cluster.types.events import RewardModelReport
 from cluster.workers.context import RunContext, first_to_end
 from cluster.workers.judge import Judges
+from rewards.learned.labeler import Asking
 
 REPORT_S = 5.0
 
@@ -22,7 +23,6 @@ class RewardModelActor:
 
     def __init__(self, context: RunContext, name: str) -> None:
         from rewards.learned.factory import parts
-        from rewards.learned.labeler import Asking
 
         config, self._name = context.config, name
         self._model = model_of_worker(name)

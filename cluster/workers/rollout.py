@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from actors.engine import ENGINES
 from cluster.buffer import witness
 from cluster.buffer.discovery import Roster, keep_signing
 from cluster.config import RunConfig
 from cluster.placement.groups import options
 from cluster.placement.ray_runtime import CreatedSegments, remove_segments_after_me
 from cluster.placement.resources import openmp, threads
+from cluster.plugins import build, lookup
 from cluster.process.cleanup import collect_less, end_children_with_me, remove_after_me
 from cluster.process.marks import Marks
 from cluster.types import Group, Message, Publication, Rollout, Task
@@ -39,9 +41,7 @@ MIN_HANG_S, HANG_SHARE = 5.0, 0.4
 
 
 def _engine(context: RunContext, policy: str, config: RunConfig, stop_tokens: Sequence[int]) -> Any:
-    from actors.engine import ENGINES
     from actors.rollout import INITIAL
-    from cluster.plugins import lookup
 
     engine = lookup(ENGINES, config.engine.use, "engine")
     # Engines of one seed and one model would say the same.
@@ -78,7 +78,6 @@ class RolloutActor:
         from actors.rollout import RolloutWorker
         from actors.speaker import Speaker
         from actors.tasks import TASKS, order, without
-        from cluster.plugins import build
 
         end_children_with_me()
         self._policy = policy = policy_of(name)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
+from safetensors import safe_open
 
 from cluster.buffer.discovery import Roster, keep_signing
 from cluster.errors import DataError, one_line
@@ -158,8 +159,6 @@ def _load_file(path: str | Path, version: str, forward: Forward) -> None:
 
 
 def _tensors_of(path: str | Path) -> Iterator[tuple[str, Any]]:
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:  # stays readable while it is open, whoever removes it
         for name in file.keys():  # noqa: SIM118
             yield name, file.get_tensor(name)

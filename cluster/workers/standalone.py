@@ -9,15 +9,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.engine import ENGINES
+from actors.models import prepare
 from cluster.config import RunConfig
 from cluster.errors import ConfigError, DataError, nearest, one_line
+from cluster.plugins import build, lookup
 from cluster.process.foreign_loops import ForeignLoops
 from cluster.types import Group, Rollout, Task
 from cluster.workers.context import POLICY
 from cluster.workers.judge import completion_of
 from rewards.asking import ask
+from rewards.base import Services
 from rewards.judges.errors import JudgeRejected
+from rewards.judges.factory import open_judges
+from rewards.judges.pool.archive import MemoryArchive
 from rewards.judges.types import Call, Completion
+from rewards.registry import build_reward
+from rewards.scorers.pool import LogprobScorer
 
 if TYPE_CHECKING:
     from actors.chat import Chat
@@ -40,17 +48,10 @@ class Alone:
         from transformers import AutoTokenizer
 
         from actors.chat import Chat
-        from actors.engine import ENGINES
         from actors.environments import ENVIRONMENTS
-        from actors.models import prepare
         from actors.rollout import INITIAL
         from actors.speaker import Speaker
         from actors.tasks import TASKS
-        from cluster.plugins import build, lookup
-        from rewards.base import Services
-        from rewards.judges.factory import open_judges
-        from rewards.judges.pool.archive import MemoryArchive
-        from rewards.registry import build_reward
 
         self._settings = settings
         source = build(TASKS, settings.tasks.use, settings.tasks.options, "tasks")
@@ -215,7 +216,6 @@ def _reading(name: str, settings: RunConfig, directory: Path, chat: Chat) -> tup
     Raises ConfigError for a model that only a run knows.
     """
     from rewards.scorers.forward import Forward
-    from rewards.scorers.pool import LogprobScorer
     from rewards.scorers.server import ScoringServer
 
     if name not in settings.scorers:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cluster.config.learner import LoraSection
@@ -78,7 +79,5 @@ def adapters_off(model: torch.nn.Module) -> Iterator[None]:
 
 def write(directory: Path, tensors: dict[str, Tensor], config: Any) -> None:
     """An adapter in peft's format: `PeftModel.from_pretrained` and vLLM load it."""
-    from safetensors.torch import save_file
-
     config.save_pretrained(directory)
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from tokenizers import Tokenizer
 
 from cluster.observability.console.groups import Found
 from cluster.types import Rollout, Scores
@@ -65,8 +66,6 @@ class Pieces:
 def _tokenizer(model_dir: Path) -> Any:
     """Whatever decodes. A tokenizer.json, as nearly every model has, loads in a moment; transformers takes seconds."""
     if (model_dir / "tokenizer.json").exists():
-        from tokenizers import Tokenizer
-
         return Tokenizer.from_file(str(model_dir / "tokenizer.json"))
     from transformers import AutoTokenizer
 
