@@ -22,6 +22,21 @@ from rewards.sandbox.launch import require
 
 T = TypeVar("T")
 
+EARLIER = {
+    "advantages": (
+        ("of_step", "of_group", "of_groups", "token_level"),
+        "An advantage estimator has one method, advantages(groups), from a step's ScoredGroups to the advantages of "
+        "each. One that says each token's derives from learner.advantages.estimators.TokenAdvantage",
+    ),
+    "shape": (
+        ("of_step", "shape_group", "shape_tokens", "memory", "recalling", "token_level"),
+        "A shaper has one method, shape(values, group). One that compares groups derives from "
+        "rewards.aggregation.shaping.StepShaper, one of token scores from TokenShaper, one that remembers also from "
+        "cluster.plugins.StatefulPlugin",
+    ),
+}
+"""The one method of a kind of plug-in → what stood beside it in version 0.1, and what takes its place."""
+
 
 def plugins(settings: RunConfig) -> None:
     """Build every plug-in once, so that a wrong name or option is known before an engine starts."""
@@ -160,7 +175,22 @@ def build_kind(known: Mapping[str, Any], section: Use, where: str, method: str) 
             f"{where}.use = '{section.use}' has no method '{method}', so it is a plug-in of another kind. "
             f"Known here: {', '.join(sorted(known))}."
         )
+    if method in EARLIER:
+        _refuse_earlier(built, method, f"{where}.use = '{section.use}'")
     return built
+
+
+def _refuse_earlier(built: Any, method: str, what: str) -> None:
+    """Raises ConfigError for a plug-in with the methods that version 0.1 asked for: nothing would call them."""
+    names, now = EARLIER[method]
+    if earlier := [name for name in names if hasattr(type(built), name)]:
+        raise ConfigError(f"{what} has '{earlier[0]}', which is of version 0.1 and never called. {now}: move it there.")
+    first = next(iter(inspect.signature(getattr(built, method)).parameters), "")
+    if method == "advantages" and first.startswith("rewards"):
+        raise ConfigError(
+            f"{what} has advantages({first}), which is of version 0.1: it would be given groups. {now}. The rewards of "
+            "a group are its `rewards`."
+        )
 
 
 def _selection(settings: RunConfig) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import typer
@@ -24,6 +25,8 @@ from cluster.errors import ConfigError
 from cluster.observability.trackers import Wandb
 from cluster.placement import ray_runtime
 from cluster.process.lock import acquire_run_lock
+from learner.advantages.estimators import Advantage
+from rewards.aggregation.shaping import Shaper
 from tests.models import random_llama
 
 RECIPES = Path(__file__).parents[2] / "deploy" / "recipes"
@@ -51,6 +54,29 @@ class Blocked(Environment):
 
     def model_post_init(self, _context):
         time.sleep(1)
+
+
+class OldAdvantage(Advantage):
+    """An estimator of one group's rewards, as version 0.1 asked for."""
+
+    def advantages(self, rewards):
+        return rewards - rewards.mean()
+
+
+class OldStepAdvantage(Advantage):
+    """An estimator of a step's rewards, as version 0.1 asked for."""
+
+    def of_step(self, rewards_G):
+        return list(rewards_G)
+
+
+class OldTokenShaper(Shaper):
+    """A shaper of token scores, as version 0.1 asked for."""
+
+    token_level: ClassVar = True
+
+    def shape_tokens(self, tokens):
+        return tokens
 
 
 class Foreign(Unfinished):
@@ -189,6 +215,18 @@ OVERRIDES = {
         ["learner.advantage.options.weights.exat", "exact"],
     ),
     "an unknown advantage": (["learner.advantage.use=grp"], ["learner.advantage.use = 'grp'", "group"]),
+    "an advantage of version 0.1": (
+        [f"learner.advantage.use={HERE}:OldAdvantage"],
+        ["learner.advantage.use", "has advantages(rewards), which is of version 0.1", "advantages(groups)"],
+    ),
+    "a step's advantage of version 0.1": (
+        [f"learner.advantage.use={HERE}:OldStepAdvantage"],
+        ["learner.advantage.use", "has 'of_step', which is of version 0.1", "advantages(groups)"],
+    ),
+    "a shaper of version 0.1": (
+        [f"rewards.0.shape={{use='{HERE}:OldTokenShaper'}}"],
+        ["rewards[0].shape.use", "has 'shape_tokens', which is of version 0.1", "shape(values, group)", "TokenShaper"],
+    ),
     "an unknown loss": (["learner.loss.use=clip"], ["learner.loss.use = 'clip'", "Did you mean 'clipped'"]),
     "a loss on pairs without pairs": (["learner.sequence_losses=[{use='dpo'}]"], ["nothing makes pairs", "best_worst"]),
     "a selector by an unknown reward": (

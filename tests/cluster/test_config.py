@@ -100,7 +100,6 @@ def test_the_recipe_of_a_run_of_version_0_1_means_what_it_meant():
         "distilled": {"oni": {"judge": "judge"}},
         "elastic": {"rollout": {"max_workers": 3}},
         "learner": {"terms": [{"use": "dpo"}], "rehearsal": {"use": "spear"}},
-        "selectors": [{"use": "best_worst", "options": {"signal": "exact"}}],
     }
     found = parse(with_new_names(tree))
     assert [(r.use, r.blocking, r.missing) for r in found.rewards] == [
@@ -113,7 +112,8 @@ def test_the_recipe_of_a_run_of_version_0_1_means_what_it_meant():
     }  # fmt: skip
     assert (list(found.reward_models), found.autoscaling.rollout.max_workers) == (["oni"], 3)
     assert (found.learner.sequence_losses[0].use, found.learner.experience_replay.use) == ("dpo", "spear")
-    assert found.selectors[0].options == {"reward": "exact"}
+    selectors = with_new_names({"selectors": [{"use": "best_worst", "options": {"signal": "exact"}}]})
+    assert selectors == {"selectors": [{"use": "best_worst", "options": {"reward": "exact"}}]}
     policies = with_new_names({"policies": {"b": {"learner": {"terms": []}}}})
     assert policies == {"policies": {"b": {"learner": {"sequence_losses": []}}}}
 
