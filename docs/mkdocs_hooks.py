@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 OUTSIDE = ("deploy/README.md", "CONTRIBUTING.md", "README.md")
 """Pages that the site shows though they lie outside docs/."""
 CONFIGURATION = "reference/configuration"
-WIDE = ("methods.md", "recipes_verified.md")
-"""Pages whose tables need the room of the table of contents."""
+WIDE = ("methods/", "recipes_verified.md")
+"""Beginnings of pages whose tables need the room of the table of contents."""
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 
 
@@ -34,7 +34,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    if page.file.src_uri in WIDE:
+    if page.file.src_uri.startswith(WIDE):
         page.meta["hide"] = ["toc"]
     inside = page.file.src_uri not in OUTSIDE and not page.file.src_uri.startswith(CONFIGURATION)
     return relinked(markdown, PurePosixPath("docs") / page.file.src_uri, outside=False) if inside else markdown

@@ -1,34 +1,40 @@
-"""Write docs/methods.md, which names the code of each published method: `python -m rewards.methods_reference`.
+"""Write docs/methods.md and a page for each family of methods: `python -m rewards.methods_reference`.
 
-Lines are counted from the sources that `METHODS` names.
+A page names the code of each published method. Lines are counted from the sources that `METHODS` names.
 """
 
 from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "methods.md"
+PLACE = ROOT / "docs" / "methods"
 HEAD = """# Published methods
 
-Every row is a plug-in or a handful of pure functions; formula, shapes and what we had to guess are in the docstring. A
-recipe is in `deploy/recipes/methods/` and starts with `python -m cluster.run deploy/recipes/methods/NAME.toml`; a dash
-means that the functions are there and something they need is not: see below the table. The numbers of each method's
-own acceptance check are asserted in its test. What each recipe did in a real run is in
+Every method is a plug-in or a handful of pure functions; formula, shapes and what we had to guess are in the docstring.
+A recipe is in `deploy/recipes/methods/` and starts with `python -m cluster.run deploy/recipes/methods/NAME.toml`. The
+numbers of each method's own acceptance check are asserted in its test. What each recipe did in a real run is in
 [recipes_verified.md](recipes_verified.md).
 
-This page is made by `python -m rewards.methods_reference`.
+This page and those of the families are made by `python -m rewards.methods_reference`.
 
+| family | methods |
+|---|---|
+"""
+COLUMNS = """
 | method | source | kind | code | lines | recipe | test |
 |---|---|---|---|---|---|---|
 """
+FAMILY_FOOT = """
+Lines are those of the classes and functions named, docstrings included. A dash in place of a recipe means that the
+functions are there and something they need is not: see [all families](../methods.md). The page is made by
+`python -m rewards.methods_reference`.
+"""
 FOOT = r"""
-Lines are those of the classes and functions named, docstrings included.
-
 What is not wired in, and what it would take:
 
 - **DNO's replay**, **SPO's queue**: pairs of earlier steps, the last N rollouts of a task, kept across groups.
@@ -61,6 +67,38 @@ What is not wired in, and what it would take:
 - **RewardMATH**'s own set of problems, each with one right and nine wrong solutions: the monitor `one_to_many` takes
   the run's rollouts instead, as many as a group has.
 """
+
+
+class Family(NamedTuple):
+    name: str
+    """Of its page, docs/methods/NAME.md."""
+    title: str
+    about: str
+    kinds: tuple[str, ...]
+
+
+FAMILIES = (
+    Family("policy_gradients", "Advantages and losses",
+           "An advantage estimator credits rollouts or tokens, and a loss turns advantages into a gradient.",
+           ("loss", "critic", "advantage")),
+    Family("preferences", "Pairs and loss terms",
+           "A selector makes pairs of a group's rollouts, and a loss term trains on them.",
+           ("loss term", "selector", "functions")),
+    Family("rewards", "Rewards and judges",
+           "A reward scores a group: by a rule, by votes, by the policy itself or by a judge.", ("reward",)),
+    Family("shaping", "Shaping", "A shaper transforms the scores of one reward when a batch is assembled.",
+           ("shaper",)),
+    Family("reward_models", "Reward models that learn during the run",
+           "The run collects labels, trains a model on them and scores with its newest version.", ("reward model",)),
+    Family("environments", "Environments and several policies",
+           "What a policy acts in, and what several policies or agents do together.",
+           ("environment", "meeting", "several policies")),
+    Family("controllers", "Controllers and experience replay",
+           "A controller changes settings between steps; experience replay trains on good rollouts once more.",
+           ("controller", "experience replay")),
+    Family("monitors", "Monitors", "A monitor reads a run's metrics and raises an alarm; it moves no gradient.",
+           ("monitor",)),
+)  # fmt: skip
 
 
 class Method(NamedTuple):
@@ -321,20 +359,52 @@ METHODS = (
 )  # fmt: skip
 
 
-def page() -> str:
-    """The whole page."""
-    return HEAD + "\n".join(_rows()) + "\n" + FOOT
+def family_of(method: Method) -> Family:
+    """Return the family whose page has the method: that of its first kind, unless it learns or is of several policies.
+
+    Raises ValueError for a kind of no family.
+    """
+    kinds = method.kind.split(", ")
+    kind = next((k for k in ("reward model", "several policies") if k in kinds), kinds[0])
+    for family in FAMILIES:
+        if kind in family.kinds:
+            return family
+    raise ValueError(f"the kind '{kind}' of {method.name} is of no family; add it to one of FAMILIES.")
 
 
-def _rows() -> Iterator[str]:
-    for method in METHODS:
-        found = [pkgutil.resolve_name(name) for name in method.code]
-        lines = sum(len(inspect.getsourcelines(f)[0]) for f in found)
-        source = f"[{method.source}](https://arxiv.org/abs/{method.source})" if method.source else "ours"
-        code = "; ".join(f"`{_file(f)}` {f.__name__}" for f in found)
-        recipe = f"`{method.recipe}`" if method.recipe else "–"
-        test = method.test_file.relative_to(ROOT).as_posix()
-        yield f"| {method.name} | {source} | {method.kind} | {code} | {lines} | {recipe} | `{test}` |"
+def pages() -> dict[Path, str]:
+    """Return every page by its place: docs/methods.md, which names the families, and a page for each of them."""
+    members = {family: [m for m in METHODS if family_of(m) == family] for family in FAMILIES}
+    listed = "".join(
+        f"| [{family.title}](methods/{family.name}.md) | {'; '.join(m.name for m in methods)} |\n"
+        for family, methods in members.items()
+    )
+    return {PAGE: HEAD + listed + FOOT} | {
+        PLACE / f"{family.name}.md": _family_page(family, methods) for family, methods in members.items()
+    }
+
+
+def _family_page(family: Family, methods: list[Method]) -> str:
+    table = "".join(f"{row}\n" for row in map(_row, methods))
+    parts = "".join(f"\n## {m.name}\n\n{_about(m)}\n" for m in methods)
+    return f"# {family.title}\n\n{family.about}\n{COLUMNS}{table}{FAMILY_FOOT}{parts}"
+
+
+def _row(method: Method) -> str:
+    found = [pkgutil.resolve_name(name) for name in method.code]
+    lines = sum(len(inspect.getsourcelines(f)[0]) for f in found)
+    source = f"[{method.source}](https://arxiv.org/abs/{method.source})" if method.source else "ours"
+    code = "; ".join(f"`{_file(f)}` {f.__name__}" for f in found)
+    recipe = f"`{method.recipe}`" if method.recipe else "–"
+    test = method.test_file.relative_to(ROOT).as_posix()
+    return f"| {method.name} | {source} | {method.kind} | {code} | {lines} | {recipe} | `{test}` |"
+
+
+def _about(method: Method) -> str:
+    """Return what the docstrings of a method's code say in their first paragraphs, one item each."""
+    found = [pkgutil.resolve_name(name) for name in method.code]
+    said = [(f.__name__, (inspect.getdoc(f) or "").split("\n\n")[0]) for f in found]
+    return "\n".join(f"- `{name}`: {' '.join(text.split())}" for name, text in said if text)
 
 
 def _file(found: object) -> str:
@@ -343,4 +413,6 @@ def _file(found: object) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), "utf-8")
+    PLACE.mkdir(exist_ok=True)
+    for path, text in pages().items():
+        path.write_text(text, "utf-8")

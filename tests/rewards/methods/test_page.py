@@ -1,20 +1,32 @@
-"""docs/methods.md is what the sources say, and names nothing that is not there."""
+"""docs/methods.md and its families' pages are what the sources say, and name nothing that is not there."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from rewards.methods_reference import METHODS
+from rewards.methods_reference import FAMILIES, METHODS, family_of
 from tests.rewards.methods.test_recipes import RECIPES
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs" / "methods.md").read_text("utf-8")
-ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")][1:]
+INDEX = (ROOT / "docs" / "methods.md").read_text("utf-8")
+PAGES = {path.stem: path.read_text("utf-8") for path in (ROOT / "docs" / "methods").glob("*.md")}
+ROWS = [
+    line.strip("| ").split(" | ")
+    for family in FAMILIES
+    for line in PAGES[family.name].splitlines()
+    if line.startswith("| ") and not line.startswith("| method |")
+]
 
 
-def test_the_page_has_every_method_with_code_that_its_files_define():
-    assert [row[0] for row in ROWS] == [m.name for m in METHODS], "run python -m rewards.methods_reference"
+def test_every_family_has_a_page_that_the_index_links_and_methods():
+    assert PAGES.keys() == {family.name for family in FAMILIES}
+    assert re.findall(r"\]\(methods/(\w+)\.md\)", INDEX) == [family.name for family in FAMILIES]
+    assert {family_of(m) for m in METHODS} == set(FAMILIES)
+
+
+def test_the_pages_have_every_method_with_code_that_its_files_define():
+    assert sorted(row[0] for row in ROWS) == sorted(m.name for m in METHODS), "run python -m rewards.methods_reference"
     for name, _, _, code, _, recipe, test in ROWS:
         for file, defined in re.findall(r"`([^`]+)` (\w+)", code):
             assert re.search(rf"^(class|def) {defined}\b", (ROOT / file).read_text("utf-8"), re.M), f"{name}: {defined}"
