@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 Reduction = Literal["mean", "sum", "last", "max"]
+Kind = Literal["gauge", "counter"]
 FILLED = re.compile(r"NAME|REASON|ROLE")
 
 
@@ -31,6 +32,13 @@ class Metric:
     help: str
     advice: str = ""
     """What it means when the metric is off, and what to do."""
+    kind: Kind = "gauge"
+    """Prometheus' type. `counter`: each step's value is what happened in it, at least 0, and Prometheus adds them up;
+    `gauge`: Prometheus has the last value."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "counter" and self.reduce != "sum":
+            raise ValueError(f"the metric '{self.name}' is a counter and reduced by '{self.reduce}': say sum.")
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -122,6 +130,7 @@ _declare(
         "reward/failed_scores", "sum", "count",
         "scores with the state `failed`",
         "above 0: the note of the score says why, `cluster.commands.inspect` shows it",
+        kind="counter",
     ),
     Metric(
         "reward/of_NAME_mean", "mean", "reward",
@@ -170,11 +179,13 @@ _declare(
         "calls of tools in the step's rollouts that could not be read, or named no tool or wrong arguments; the policy "
         "sees why. Of an agent's rollouts: turns with a call that could not be read, which the agent gets as text",
         "steadily high: `rollout.tool_parser` is not the model's family",
+        kind="counter",
     ),
     Metric(
         "rollout/num_cut_observations", "sum", "count",
         "observations of the step's rollouts that were cut to fit the context, or left out; the policy sees a mark",
         "above 0: raise `engine.max_model_len`, or let the environment answer in fewer words",
+        kind="counter",
     ),
     Metric(
         "rollout/tokens_per_s", "mean", "tokens/s",
@@ -195,21 +206,25 @@ _declare(
     Metric(
         "rollout/num_agent_turns", "sum", "count",
         "turns of the policy that agents asked for since the last step",
+        kind="counter",
     ),
     Metric(
         "rollout/num_failed_agents", "sum", "count",
         "episodes whose agent failed, or never asked the policy for anything",
         "above 0: the log says what the agent raised or wrote last",
+        kind="counter",
     ),
     Metric(
         "rollout/num_cut_episodes", "sum", "count",
         "episodes of agents that were cut short: past their deadline, out of turns, or with a full context",
         "high: raise `timeout_s`, `rollout.max_turns` or `engine.max_model_len`",
+        kind="counter",
     ),
     Metric(
         "rollout/num_refused_requests", "sum", "count",
         "requests of agents that the endpoint refused",
         "above 0: the agent's log has the endpoint's answer",
+        kind="counter",
     ),
     Metric(
         "rollout/num_hung_threads", "sum", "count",
@@ -230,6 +245,7 @@ _declare(
         "buffer/num_dropped_REASON", "sum", "count",
         "groups that the step dropped: `zero_variance`, `truncated`, `too_few_scores`, `missing:NAME`, `waited:NAME`",
         "`missing:` or `waited:`: that reward is down or slow",
+        kind="counter",
     ),
 )  # fmt: skip
 _declare(
@@ -436,6 +452,7 @@ _declare(
         "replay/num_rollouts", "sum", "count",
         "rollouts trained on once more in this step",
         "always 0: lower `buffer_size`",
+        kind="counter",
     ),
     Metric("settings/NAME", "mean", "its own", "a number of the recipe that a controller has set, by its key"),
     Metric(
@@ -529,6 +546,7 @@ _declare(
         "learner/num_left_out_rows", "sum", "count",
         "rows of the step that cannot be read or are too long",
         "above 0: the output names the first three",
+        kind="counter",
     ),
 )  # fmt: skip
 _declare(

@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.metrics import SECTIONS, Metric
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
-HEAD = "| metric | unit | meaning | when it is off |\n|---|---|---|---|\n"
+HEAD = "| metric | unit | Prometheus | meaning | when it is off |\n|---|---|---|---|---|\n"
 
 
 def written(text: str) -> str:
@@ -26,7 +26,8 @@ def written(text: str) -> str:
 
 
 def _row(metric: Metric) -> str:
-    return f"| `{metric.name}` | {metric.unit} | {metric.help} | {metric.advice}{' ' if metric.advice else ''}|\n"
+    advice = f"{metric.advice} " if metric.advice else ""
+    return f"| `{metric.name}` | {metric.unit} | {metric.kind} | {metric.help} | {advice}|\n"
 
 
 if __name__ == "__main__":

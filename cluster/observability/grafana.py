@@ -10,7 +10,7 @@ from typing import Any
 from ray.dashboard.modules.metrics.dashboards.common import DashboardConfig, Panel, Row, Target
 from ray.dashboard.modules.metrics.grafana_dashboard_factory import _generate_grafana_panels
 
-from cluster.observability.prometheus import exported
+from cluster.observability.prometheus import exported, series
 
 PLACE = Path("deploy/grafana")
 
@@ -84,12 +84,13 @@ DASHBOARDS: dict[str, dict[str, list[str]]] = {
         "Groups dropped, by reason": ["buffer/num_dropped_*"],
     },
 }
-"""Dashboard → panel → metrics: the run's, or vLLM's (`vllm:…`; `_total` is shown as a rate, `_seconds` as a mean)."""
+"""Dashboard → panel → metrics: the run's, a counter as its total; or vLLM's (`vllm:…`; `_total` is shown as a rate,
+`_seconds` as a mean)."""
 
 
 def found_as(metric: str) -> str:
     """The name that Prometheus knows it by."""
-    return f"ray_{metric.replace(':', '_') if metric.startswith('vllm:') else exported(metric)}"
+    return f"ray_{metric.replace(':', '_')}" if metric.startswith("vllm:") else series(metric.replace("*", "ANY"))
 
 
 def _of_vllm(name: str) -> str:
@@ -108,7 +109,7 @@ def expression(metric: str) -> str:
     if "*" not in metric:
         return f'{found_as(metric)}{{run=~"$run"}}'
     before, after = metric.split("*")
-    after = after.replace("/", "_")
+    after = after.replace("/", "_") + ("_total" if series(metric.replace("*", "ANY")).endswith("_total") else "")
     return f'{{__name__=~"ray_{exported(before)}.+{after}", run=~"$run"}}'
 
 

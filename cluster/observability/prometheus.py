@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import TypeVar
 
-from ray.util.metrics import Gauge
+from ray.util.metrics import Counter, Gauge
 
 from cluster.metrics import metric_of
+
+Made = TypeVar("Made", Counter, Gauge)
 
 
 def exported(name: str) -> str:
@@ -30,26 +33,39 @@ def description(name: str) -> str:
     return text.translate(str.maketrans(ASCII)).encode("ascii", "replace").decode()
 
 
-class PrometheusExporter:
-    """The last value of every metric, labelled with the run. What is not finite is not exported.
+def series(name: str) -> str:
+    """Return the name of the time series that Prometheus has of a metric; a counter's ends in `_total`."""
+    return f"ray_{exported(name)}{'_total' if metric_of(name).kind == 'counter' else ''}"
 
-    All are gauges, counts too: a run that is resumed goes back to what its checkpoint knew. Each is set again with
-    every row: an agent of Ray forgets what is not, and some are known once a run.
+
+class PrometheusExporter:
+    """A run's metrics in the types that they are declared with, labelled with the run. What is not finite is left out.
+
+    A gauge has the last value, and is set again with every row: an agent of Ray forgets what is not, and some are known
+    once a run. A counter grows by the value of every row, and is there from the first that is above 0. It counts from 0
+    again in a run that is resumed, as Prometheus expects of a process that is started again.
     """
 
     def __init__(self, run: str) -> None:
         self._run = run
         self._gauges: dict[str, Gauge] = {}
+        self._counters: dict[str, Counter] = {}
         self._last: dict[str, float] = {}
 
     def record(self, step: int, values: Mapping[str, float | None]) -> None:
         for name, value in {**values, "learner/steps": step}.items():
             if value is None or not math.isfinite(value):
                 continue
-            if name not in self._gauges:
-                gauge = Gauge(exported(name), description=description(name), tag_keys=("run",))
-                gauge.set_default_tags({"run": self._run})
-                self._gauges[name] = gauge
-            self._last[name] = value
+            if metric_of(name).kind == "gauge":
+                self._last[name] = value
+            elif value > 0:
+                self._made(self._counters, Counter, name).inc(value)
         for name, value in self._last.items():
-            self._gauges[name].set(value)
+            self._made(self._gauges, Gauge, name).set(value)
+
+    def _made(self, known: dict[str, Made], type_: type[Made], name: str) -> Made:
+        """Return the exported metric of that name, made when it is first needed."""
+        if name not in known:
+            known[name] = type_(exported(name), description=description(name), tag_keys=("run",))
+            known[name].set_default_tags({"run": self._run})
+        return known[name]

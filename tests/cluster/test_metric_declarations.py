@@ -48,6 +48,11 @@ def test_what_is_unknown_is_left_out_of_a_reduction(reduce, expected):
     assert math.isnan(Metric("a/b", reduce, "", "").reduced([math.nan]))
 
 
+def test_a_counter_is_a_sum():
+    with pytest.raises(ValueError, match="'a/b' is a counter and reduced by 'mean'"):
+        Metric("a/b", "mean", "", "", kind="counter")
+
+
 def test_a_plugins_metric_is_reduced_as_it_declares(own_metrics):
     rows = [{"mine/retries": 1.0}, {"mine/retries": 2.0, "mine/other": 4.0}]
     assert metric_of("mine/retries").reduce == "mean"
