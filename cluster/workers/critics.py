@@ -11,6 +11,8 @@ import numpy as np
 from actors.environments.search import Critic
 from cluster.config import RewardSection
 from cluster.types import Group, Message
+from cluster.workers.judge import Judges
+from cluster.workers.scorer import Scorers
 from rewards.asking import ask
 from rewards.base import Reward, Services
 from rewards.registry import build_reward
@@ -54,8 +56,6 @@ class RewardCritics:
 
 def critics_of(context: RunContext, chat: Chat) -> tuple[RewardCritics, Callable[[], list[asyncio.Task[None]]]]:
     """Return the critics of a run, and the function that starts to follow the run's own judges and scorers."""
-    from cluster.workers.judge import Judges
-    from cluster.workers.scorer import Scorers
     from rewards.learned.factory import followers
 
     judges, scorers = Judges(context), Scorers(context)

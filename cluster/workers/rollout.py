@@ -53,7 +53,6 @@ def _critics(context: RunContext, chat: Chat) -> tuple[RewardCritics | None, Cal
     """Return the critics of a worker whose environment searches, and the function that follows what they ask."""
     from actors.environments import ENVIRONMENTS
     from actors.environments.search import SearchEnvironment
-    from cluster.plugins import lookup
 
     environment = lookup(ENVIRONMENTS, context.config.rollout.environment.use, "rollout.environment")
     if not (isinstance(environment, type) and issubclass(environment, SearchEnvironment)):
