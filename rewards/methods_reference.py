@@ -85,7 +85,7 @@ FAMILIES = (
            "A selector makes pairs of a group's rollouts, and a loss term trains on them.",
            ("loss term", "selector", "functions")),
     Family("rewards", "Rewards and judges",
-           "A reward scores a group: by a rule, by votes, by the policy itself or by a judge.", ("reward",)),
+           "A reward scores a group: by a rule, by votes, by the policy itself or by a judge.", ("reward", "task source", "vote")),
     Family("shaping", "Shaping", "A shaper transforms the scores of one reward when a batch is assembled.",
            ("shaper",)),
     Family("reward_models", "Reward models that learn during the run",

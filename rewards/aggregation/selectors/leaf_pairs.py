@@ -21,7 +21,7 @@ class LeafPairs(Selector):
     Leaves of equal text, and of equal scores, are no pair. Which depths the paper draws from is unverified.
     """
 
-    signal: str = ""
+    reward: str = ""
     """Name of the reward whose scores decide, by default the mixed reward."""
     depths: tuple[NonNegativeInt, ...] = ()
     """Depths that pairs are drawn from, 0 being the root; by default all."""
@@ -29,10 +29,10 @@ class LeafPairs(Selector):
     """Pairs of a group; by default all there are."""
     min_margin: NonNegativeFloat = 0.0
     """What the better one must be better by."""
-    signal_fields: ClassVar[tuple[str, ...]] = ("signal",)
+    reward_fields: ClassVar[tuple[str, ...]] = ("reward",)
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
-        values = values_of(self.signal, scores, mixed)
+        values = values_of(self.reward, scores, mixed)
         at_depth = leaf_pairs(group.rollouts)
         usable = {
             depth: [
