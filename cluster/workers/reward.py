@@ -96,8 +96,6 @@ class RewardActor:
         return found
 
     async def _worker_of(self, place: int) -> RewardWorker:
-        from rewards.worker import RewardWorker
-
         if place not in self._named:
             config = self._context.config
             asked = config.evaluations[place].asked(config.evaluation, config.rewards)

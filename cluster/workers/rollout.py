@@ -205,7 +205,6 @@ class RolloutActor:
 
     def _tasks_of(self, place: int) -> Sequence[Task]:
         from actors.tasks import TASKS
-        from cluster.plugins import build
 
         section = self._context.config.evaluations[place].tasks
         if section is None:

@@ -34,7 +34,7 @@ class Srum(Selector):
     """Name of the reward for the whole answer, in [0, 1]."""
     base: float = Field(default=BASE, ge=0, le=1)
     """Least weight before the factor."""
-    signal_fields: ClassVar[tuple[str, ...]] = ("spans", "whole")
+    reward_fields: ClassVar[tuple[str, ...]] = ("spans", "whole")
 
     def select(self, group: Group, scores: Mapping[str, Scores], mixed: GroupReward) -> GroupReward:
         spans, whole = scores.get(self.spans), scores.get(self.whole)
