@@ -61,8 +61,8 @@ def self_prm_winner(values: Sequence[float] | np.ndarray, answers: Sequence[str 
     first (Self-PRM, arXiv:2505.11227, by a write-up; the ties are ours). None where no value is known.
     """
     known = [i for i, value in enumerate(values) if math.isfinite(value)]
-    size = Counter(answer for answer in answers if answer is not None)
-    best = max(known, key=lambda i: (values[i], size[answers[i]] if answers[i] is not None else 0, -i), default=None)
+    size = Counter(answer for answer in answers if answer)
+    best = max(known, key=lambda i: (values[i], size[answers[i] or ""], -i), default=None)
     return best
 
 

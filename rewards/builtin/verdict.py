@@ -77,7 +77,7 @@ def pair_verdict(
 
 def strength_reward(text: str, label: str | None) -> float:
     """1 for the label, ½ for another strength of the same sign, else 0. Raises ValueError for another label."""
-    if label not in map(str, STRENGTHS):
+    if label is None or label not in map(str, STRENGTHS):
         raise ValueError(f"the label {label!r} is none of {', '.join(map(str, STRENGTHS))}")
     found = ANSWER.findall(text)
     if len(found) != 1 or int(found[0]) not in STRENGTHS:

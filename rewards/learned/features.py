@@ -131,7 +131,7 @@ class FeatureReward(OutcomeReward):
     async def score(self, group: Group, services: Services) -> Scores:
         found = await asyncio.gather(*(reward.score(group, services) for reward in self._rewards))
         features = np.clip(np.stack([s.values for s in found], 1), self.lowest, self.highest)
-        known = np.isfinite(features).all(1)
+        known = np.array([np.isfinite(row).all() for row in features], bool)
         for i, rated in enumerate(features[known].T):
             services.log(f"feature_{i}", float(rated.mean()))
         if self.mean:

@@ -44,7 +44,7 @@ class Srum(Selector):
         for rollout, tokens, share in zip(group.rollouts, spans.tokens, whole.values, strict=True):
             ends = np.flatnonzero(np.isfinite(tokens))
             starts = [0, *(ends[:-1] + 1)]
-            regions = [(((int(a), int(b) + 1),), 2 * tokens[b] - 1) for a, b in zip(starts, ends, strict=False)]
+            regions = [([(int(a), int(b) + 1)], float(2 * tokens[b] - 1)) for a, b in zip(starts, ends, strict=False)]
             found = score_map((len(rollout.tokens),), regions, 2 * share - 1, self.base)
             weights.append(np.where(rollout.loss_mask, found, 0.0))
         known = np.isfinite(whole.values) & np.isfinite(spans.values)
