@@ -421,6 +421,7 @@ _declare(
         "with `clipped_covariance`: tokens left out because advantage and log-prob move together",
         "0 for long: none lies within its bounds",
     ),
+    Metric("loss/sequence_clip_frac", "mean", "share", "with `sequence_clip`: rollouts whose ratio lies outside its bounds"),
     Metric(
         "loss/turn_kl_nats", "mean", "nats",
         "with `turnwise_reinforce`: mean distance of a token's turn from `learner.reference`",

@@ -71,7 +71,7 @@ What is not wired in, and what it would take:
 
 class Family(NamedTuple):
     name: str
-    """Of its page, docs/methods/NAME.md."""
+    """Name of the family's page, docs/methods/NAME.md."""
     title: str
     about: str
     kinds: tuple[str, ...]

@@ -42,15 +42,15 @@ class AlphaSearch(SearchEnvironment):
     process: Critic | None = None
     """Critic of steps, in [0, 1]; without one w_p is 0."""
     value_weight: float = 1.0
-    """w_v."""
+    """w_v: weight of the critic of partial solutions."""
     outcome_weight: float = 1.0
-    """w_f."""
+    """w_f: weight of the critic of whole solutions."""
     process_weight: float = 0.0
-    """w_p."""
+    """w_p: weight of the critic of steps."""
     fast_rollouts: PositiveInt = 4
     """Roll-outs to the end that value a new node."""
     exploration: NonNegativeFloat = 1.0
-    """c."""
+    """c: weight of what was seldom visited in the choice of a child."""
     iterations: PositiveInt = 40
     """New nodes, or visits of ends, at least."""
     least_terminals: NonNegativeInt = 40
@@ -62,7 +62,7 @@ class AlphaSearch(SearchEnvironment):
     max_split_depth: PositiveInt = 10
     """From this depth on a node has one child."""
     kappa: NonNegativeFloat = 2.0
-    """κ."""
+    """κ: children of a node for each unit of its importance."""
     most_children: PositiveInt = 10
     """What κ I is cut at."""
     merge_distance: NonNegativeInt = Field(default=20)

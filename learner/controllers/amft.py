@@ -28,7 +28,7 @@ class Amft(Controller):
     target_nats: NonNegativeFloat
     """H*: entropy of a token to hold."""
     rate: NonNegativeFloat = 5e-4
-    """η_H."""
+    """η_H: how far μ moves for a nat of entropy too much or too little."""
     start: float = Field(default=0.5, ge=LOWEST, le=HIGHEST)
     """μ before the first step; 0.8 in the released configuration."""
 

@@ -83,6 +83,8 @@ def from_file(path):
     if folder not in sys.path:
         sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(file[: -len(".py")], os.path.join(folder, file))
+    assert spec is not None
+    assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
