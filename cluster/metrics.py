@@ -365,6 +365,7 @@ _declare(
     Metric("loss/policy", "mean", "loss", "the policy loss before `coef`", "it is no measure of progress"),
     Metric("loss/sequence", "mean", "loss", "`learner.sequence_losses`, each times its `coef`"),
     Metric("loss/asking", "mean", "loss", "those of them that ask the policy something, such as `scir`"),
+    Metric("t_reg/known_frac", "mean", "share", "with `t_reg`: pairs whose tokens the evaluator has weighted"),
     Metric("weighted_nll/known_frac", "mean", "share", "rollouts whose token weights are known"),
     Metric("learner/num_asked", "sum", "count", "sequences that such losses wrote from the step's rollouts"),
     Metric(
@@ -421,7 +422,7 @@ _declare(
         "with `clipped_covariance`: tokens left out because advantage and log-prob move together",
         "0 for long: none lies within its bounds",
     ),
-    Metric("loss/sequence_clip_frac", "mean", "share", "with `sequence_clip`: rollouts whose ratio lies outside its bounds"),
+    Metric("loss/sequence_clip_frac", "mean", "share", "with `sequence_clip`: rollouts of a ratio out of bounds"),
     Metric(
         "loss/turn_kl_nats", "mean", "nats",
         "with `turnwise_reinforce`: mean distance of a token's turn from `learner.reference`",

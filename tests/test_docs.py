@@ -32,9 +32,9 @@ MODULE = "docs_example"
 """What the pages call the user's own module."""
 AREAS = (
     "reward|rollout|buffer|policy|learner|loss|weights|eval|workers|failures|judge|scorer|reward_model|monitor|value"
-    "|advantage|replay|settings"
+    "|advantage|replay|settings|scir|weighted_nll|t_reg"
 )
-NAMED = re.compile(rf"(?:{AREAS})/[A-Za-z0-9_\0]+")
+NAMED = re.compile(rf"(?:{AREAS})/[A-Za-z0-9_\0]+(?:/\0)?")
 """A metric in the sources; \\0 stands for what an f-string fills in."""
 NOT_EMITTED = {
     "loss/ratio_square": "goes into loss/effective_samples_frac",
