@@ -95,8 +95,8 @@ CASES: dict[str, Case] = {
         within=(0.2, 0.8),
     ),
     "concise": Case(LENGTH, "falls"),
-    # The policy is held, the reward model learns. What both come to in more steps is in docs/loophole.md.
-    "cooper": Case("reward_model/cooper_loss", "falls"),
+    # The reward model orders more of the held-out pairs; what policy and model come to is in docs/loophole.md.
+    "cooper": Case("reward_model/cooper_agreement_frac", "rises"),
     # Nothing pushes the consistency up or down: it weakens pairs on which two rounds disagree.
     "cream": Case(
         "pairs/label_mean", steps=18, stages=(6, 12), overrides=("checkpoint.every_steps={0}",), within=(0.5, 0.95)
