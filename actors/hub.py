@@ -30,7 +30,7 @@ def download(name: str, patterns: Sequence[str], kind: Literal["model", "dataset
     unknown = f"it does not exist, or is private: check the name, or {log_in}."
     try:
         # Asked first, with a deadline: the download's own first question has none.
-        HfApi(endpoint=endpoint).repo_info(name, repo_type=kind, timeout=HF_HUB_ETAG_TIMEOUT)
+        HfApi(endpoint=endpoint).repo_info(name, revision="main", repo_type=kind, timeout=HF_HUB_ETAG_TIMEOUT)
         return Path(snapshot_download(name, repo_type=kind, allow_patterns=list(patterns), endpoint=endpoint))
     except GatedRepoError as error:
         last = "the account of this token may not read it yet" if get_token() else f"then {log_in}"

@@ -52,7 +52,10 @@ class VerdictReward(Reward):
             raise ConfigError(f"task {task.id}: {error}") from error
 
     async def score(self, group: Group, services: Services) -> Scores:
-        return Scores.of([self.of(spoken_by(rollout), group.task.answer) for rollout in group.rollouts])
+        try:
+            return Scores.of([self.of(spoken_by(rollout), group.task.answer) for rollout in group.rollouts])
+        except ValueError as error:
+            return Scores.abstained(len(group), str(error))
 
     def of(self, text: str, label: str | None) -> float:
         """The reward of one answer. Raises ValueError for a label that the rule has no use for."""

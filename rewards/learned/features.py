@@ -132,7 +132,7 @@ class FeatureReward(OutcomeReward):
         found = await asyncio.gather(*(reward.score(group, services) for reward in self._rewards))
         features = np.clip(np.stack([s.values for s in found], 1), self.lowest, self.highest)
         known = np.array([np.isfinite(row).all() for row in features], bool)
-        for i, rated in enumerate(features[known].T):
+        for i, rated in enumerate(features[known].T if known.any() else ()):
             services.log(f"feature_{i}", float(rated.mean()))
         if self.mean:
             return Scores.of(features.mean(1), Provenance(note="" if known.all() else "a feature is unknown"))

@@ -39,7 +39,7 @@ class Learner(Pipeline):
             for one in stored:
                 for rollout in one.group.rollouts:
                     assert rollout.text == "\n".join([killed.ANSWER] * 3)
-            self.cut()
+            self.assemble()
             self.release()
 
 

@@ -99,7 +99,7 @@ def test_a_user_who_has_a_key_is_told_that_it_does_not_open_the_model(hub, monke
     with pytest.raises(ConfigError, match="the account of this token may not read it yet"):
         load("model")
     hub.answer = (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, False, "")
-    with pytest.raises(ConfigError, match="does not accept the token: log in again with `hf auth login` or"):
+    with pytest.raises(ConfigError, match="does not accept the token: log in again with `hf auth login`, or"):
         load("dataset")
 
 

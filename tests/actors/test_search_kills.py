@@ -75,7 +75,7 @@ class Learner(Pipeline):
             for one in stored:
                 assert len(one.group) == 8
                 assert len({node.id for r in one.group.rollouts for node in r.path}) == 14
-            self.cut()
+            self.assemble()
             self.release()
 
 

@@ -235,7 +235,7 @@ class Expected:
             self.drop(self.groups[id], "filtered", requeue=False)
 
     def trim(self, step: int) -> None:
-        self.stored_batches -= {id for id in self.stored_cuts if self.groups[id].step < step}
+        self.stored_batches -= {id for id in self.stored_batches if self.groups[id].step < step}
         self.records = {at: ids for at, ids in self.records.items() if at >= step}
         self.trimmed = max(self.trimmed, step)
 

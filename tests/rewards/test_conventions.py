@@ -105,9 +105,9 @@ async def test_rows_of_countdown_reach_trls_reward_functions(tmp_path, services)
     rows.write_text('{"target": 98, "nums": [44, 19, 35]}\n')
     [task] = build(TASKS, "dataset", {"path": str(rows), "prompt_template": "Reach {target} with {nums}."}, "t").train()
     made = replace(group("<answer>44+19+35</answer>", "<answer>98</answer>"), task=task)
-    reward = signal("equation_reward")
-    reward.check(task)
-    assert (await reward.score(made, services)).values.tolist() == [1, 0]
+    made_reward = reward("equation_reward")
+    made_reward.check(task)
+    assert (await made_reward.score(made, services)).values.tolist() == [1, 0]
 
 
 async def test_text_prompts_stay_text_and_columns_come_as_lists_with_their_types(services):
@@ -143,7 +143,7 @@ async def test_what_an_episode_leaves_is_judged_without_its_prompt(use, expected
         for text in ("72", "7")
     ]
     assert [turn.role for turn in played[0].turns] == ["user", "assistant"]
-    scores = await signal(use).score(replace(talk("", ""), task=task, rollouts=tuple(played)), services)
+    scores = await reward(use).score(replace(talk("", ""), task=task, rollouts=tuple(played)), services)
     assert scores.values.tolist() == expected
 
 

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")  # one set of child proces
 OPTIONS = {
     "length_penalty": {"max_tokens": 8, "cache_tokens": 4},
     "events": {"event": "call"},
+    "features": {"features": [{"use": "exact"}, {"use": "numeric"}]},
     "heron": {"factors": [{"use": "exact"}]},
     "heron_model": {"factors": [{"use": "exact"}]},
     "teacher": {"scorer": "scorer"},
@@ -40,7 +41,7 @@ async def services(tmp_path_factory):
     path, board = tmp_path_factory.mktemp("model") / "1.model", MemoryBoard()
     write(path, BradleyTerry().state(training=False))
     learnt = {}
-    for name in ("reward_model", "cooper", "heron"):
+    for name in ("reward_model", "cooper", "heron", "features", "meta_rm", "polar", "quality_value"):
         board.announce(Announcement(name, "bradley_terry.1", str(path), 1, 0.9))
         learnt[name] = RewardModelClient(name, "bradley_terry", BradleyTerry, labels=MemoryLabels(), board=board)
     scorer = LogprobScorer("scorer", deadline_s=5)

@@ -153,7 +153,7 @@ async def test_a_value_model_learns_which_beginnings_lead_to_a_right_end():
     texts = ["".join(rng.choice("xyz") for _ in range(3)) for _ in range(30)]
     keys = [f"policy/1/{i}{NAMED}sum\n> {t}" for i, t in enumerate(texts)]
     values = np.array([1.0 if t[0] == "x" else 0.2 for t in texts])
-    model = QualityValue(early_steps=15, lr=3e-3)
+    model = QualityValue(early_steps=60, lr=3e-3)
     model.fit(keys, values)
     assert model.agreement(keys, values) > 0.9
     found = model.predict([f"sum\n> {t}" for t in ("xyz", "yzz")])
