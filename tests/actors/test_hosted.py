@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import re
@@ -36,7 +37,12 @@ def episode(environment, write, *, number=0, timeout_s=10.0, turns=8):
 
 
 def children() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if "host.py" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if "host.py" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 async def test_an_episode_with_gymnasium_s_interface():

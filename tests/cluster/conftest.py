@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from cluster.commands import app
+from cluster.observability.live_table import console
 from tests.cluster.commands import Said
+
+assert console.width  # made before any test sets COLUMNS, whose value it would keep
 
 
 @pytest.fixture
