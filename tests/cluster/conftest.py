@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 
 from cluster.commands import app
-from cluster.observability.live_table import console
+from cluster.observability import live_table
 from tests.cluster.commands import Said
-
-assert console.width  # made before any test sets COLUMNS, whose value it would keep
 
 
 @pytest.fixture
 def kanabo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
     """Calls a command with its arguments."""
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(live_table.console, "_width", None)  # else it keeps what COLUMNS was when it was made
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def call(*arguments: object) -> Said:
