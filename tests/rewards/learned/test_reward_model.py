@@ -1,12 +1,16 @@
 """What is published has proved good, no version is two models, and a killed trainer goes on where it was."""
 
+from __future__ import annotations
+
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
@@ -63,6 +67,11 @@ class Run:
         assert current.version == version, "announced before stored groups are handed out again"
         self.published.append((version, Path(current.path).read_bytes()))
 
+    @property
+    def kind(self) -> type:
+        """The class of the models that its trainers train."""
+        return type(module.model_of("oni", self.section))
+
     def label(self, texts, rule=is_good) -> None:
         self.labels.add({text: Label(rule(text)) for text in texts})
 
@@ -75,6 +84,10 @@ def run(tmp_path):
     return Run(tmp_path)
 
 
+def version_number(version: str) -> int:
+    return int(version.rpartition(".")[2])
+
+
 async def work(trainer: RewardModelTrainer, done) -> None:
     task = asyncio.create_task(trainer.run())
     async with asyncio.timeout(60):
@@ -84,9 +97,11 @@ async def work(trainer: RewardModelTrainer, done) -> None:
     await task
 
 
-def idle(trainer: RewardModelTrainer, num_labels: int):
+def learnt(run: Run, num_labels: int) -> Callable[[], bool]:
+    """Whether so many entries of the table are learnt from. A trainer that stops tries to publish them before."""
+
     def done() -> bool:
-        return len(trainer._values) == num_labels and not trainer._untried
+        return (run.directory / "checkpoint").exists() and run.checkpoint().cursor == str(num_labels)
 
     return done
 
@@ -109,14 +124,12 @@ def test_the_held_out_split_is_by_hash_alone():
 
 async def test_it_never_learns_from_what_it_compares_on(run, monkeypatch):
     trainer, fitted, compared = run.trainer(), [], []
-    fit, agreement = type(trainer._model).fit, type(trainer._model).agreement
-    monkeypatch.setattr(type(trainer._model), "fit", lambda self, k, v: fitted.extend(k) or fit(self, k, v))
-    monkeypatch.setattr(
-        type(trainer._model), "agreement", lambda self, k, v: compared.extend(k) or agreement(self, k, v)
-    )
+    fit, agreement = run.kind.fit, run.kind.agreement
+    monkeypatch.setattr(run.kind, "fit", lambda self, k, v: fitted.extend(k) or fit(self, k, v))
+    monkeypatch.setattr(run.kind, "agreement", lambda self, k, v: compared.extend(k) or agreement(self, k, v))
     texts = captions(60, 1)
     run.label(texts)
-    await work(trainer, idle(trainer, 60))
+    await work(trainer, learnt(run, 60))
     assert set(fitted) | set(compared) == set(texts)
     assert not set(fitted) & set(compared)
     assert len(set(compared)) > 4
@@ -126,22 +139,23 @@ async def test_a_good_model_is_published_and_one_spoilt_by_wrong_labels_is_not(r
     run.section = run.section.model_copy(update={"options": {"batch_size": 32, "lr": 1e-3, "early_steps": 120}})
     trainer, texts = run.trainer(min_agreement=0.6), captions(200, 2)
     run.label(texts)
-    await work(trainer, idle(trainer, 200))
+    await work(trainer, learnt(run, 200))
     assert trainer.version == "classification.1"
     announced = run.board.current("oni")
     assert announced.version == "classification.1"
     assert announced.agreement == trainer.agreement >= 0.6
-    model = module.model_of("oni", run.section)
+    model, trained = module.model_of("oni", run.section), module.model_of("oni", run.section)
     model.load(read(announced))
+    trained.load(run.checkpoint().state)
     unseen = captions(100, 3)
-    assert np.array_equal(model.predict(unseen), trainer._model.predict(unseen))
+    assert np.array_equal(model.predict(unseen), trained.predict(unseen))
     shown = trainer.snapshot()
     assert shown["reward_model/oni_num_labels"] == 200
     assert shown["reward_model/oni_version"] == 1
     spoilt = run.trainer(min_agreement=0.6)
     wrong = [t for t in captions(900, 8) if t not in texts and not is_held_out(t, run.section.held_out_frac)][:400]
     run.label(wrong, lambda text: 1 - is_good(text))
-    await work(spoilt, idle(spoilt, 600))
+    await work(spoilt, learnt(run, 600))
     assert spoilt.num_refused == 1
     assert spoilt.agreement < announced.agreement
     assert run.board.current("oni") == announced
@@ -151,7 +165,7 @@ async def test_a_good_model_is_published_and_one_spoilt_by_wrong_labels_is_not(r
 async def test_too_few_labels_or_too_little_agreement_publish_nothing(run, section, num):
     trainer = run.trainer(**section)
     run.label(captions(num, 4))
-    await work(trainer, idle(trainer, num))
+    await work(trainer, learnt(run, num))
     assert trainer.version == "classification.0"
     assert run.board.current("oni") is None
     assert trainer.num_refused == 1
@@ -162,58 +176,61 @@ async def test_a_worse_model_is_refused_and_the_published_one_stays(run, monkeyp
     """Agreement is compared on the labels of today for both."""
     first, texts = run.trainer(), captions(60, 5)
     run.label(texts)
-    await work(first, idle(first, 60))
+    await work(first, learnt(run, 60))
     assert first.version == "classification.1"
     before = run.board.current("oni")
     second = run.trainer()
-    scores = {id(second._model): 0.7, id(second._rival): 0.8}
-    monkeypatch.setattr(type(second._model), "agreement", lambda self, k, v: scores[id(self)])
+    scores = itertools.cycle((0.7, 0.8))  # the new model's, then the published one's
+    monkeypatch.setattr(run.kind, "agreement", lambda *_: next(scores))
     run.label(captions(20, 6))
     await work(second, lambda: second.num_refused == 1)
     assert run.board.current("oni") == before
     assert second.version == "classification.1"
-    scores[id(second._model)] = 0.8
     third = run.trainer()
-    scores |= {id(third._model): 0.8, id(third._rival): 0.8}
+    monkeypatch.setattr(run.kind, "agreement", lambda *_: 0.8)
     run.label(captions(20, 7))
     await work(third, lambda: third.version == "classification.2")
     assert run.board.current("oni").version == "classification.2"
 
 
 async def test_the_table_itself_is_published_whenever_labels_came(run):
-    trainer = run.trainer(use="retrieval", options={})
+    run.section = run.section.model_copy(update={"use": "retrieval", "options": {}})
+    trainer = run.trainer()
     run.label(["gold", "wall"])
     await work(trainer, lambda: run.board.current("oni") is not None)
-    model = module.model_of("oni", trainer._section)
+    model = module.model_of("oni", run.section)
     model.load(read(run.board.current("oni")))
     assert np.array_equal(model.predict(["gold", "wall", "fog"]), [1.0, 0.0, np.nan], equal_nan=True)
-    again = run.trainer(use="retrieval", options={})
+    again = run.trainer()
     run.label(["kill"])
     await work(again, lambda: again.version == "retrieval.2")
     model.load(read(run.board.current("oni")))
     assert model.predict(["gold", "kill"]).tolist() == [1.0, 1.0]
 
 
-async def test_unreadable_labels_are_not_learnt(run):
+async def test_unreadable_labels_are_not_learnt(run, monkeypatch):
+    seen: set[str] = set()
+    fit, agreement = run.kind.fit, run.kind.agreement
+    monkeypatch.setattr(run.kind, "fit", lambda self, k, v: seen.update(k) or fit(self, k, v))
+    monkeypatch.setattr(run.kind, "agreement", lambda self, k, v: seen.update(k) or agreement(self, k, v))
     run.labels.add({"mumble": Label(float("nan"))})
-    run.label(captions(20, 9))
-    trainer = run.trainer()
-    await work(trainer, idle(trainer, 20))
-    assert "mumble" not in trainer._values
+    run.label(texts := captions(20, 9))
+    await work(run.trainer(), learnt(run, 21))
+    assert seen == set(texts)
 
 
 async def test_versions_come_no_faster_than_allowed(run, monkeypatch):
     monkeypatch.setattr(module, "MAX_NEWS", 20)
     trainer = run.trainer(publish_every_s=3600.0)
     run.label(captions(60, 10))
-    await work(trainer, lambda: trainer._cursor == "60")
+    await work(trainer, learnt(run, 60))
     assert len(run.published) == 1
     assert run.checkpoint().untried, "what it has learnt since is tried when the time has come"
 
 
 async def test_the_loop_is_free_while_it_trains(run, monkeypatch):
     trainer, begun, go_on = run.trainer(), threading.Event(), threading.Event()
-    monkeypatch.setattr(type(trainer._model), "fit", lambda self, k, v: begun.set() or go_on.wait(20) or 0.0)
+    monkeypatch.setattr(run.kind, "fit", lambda self, k, v: begun.set() or go_on.wait(20) or 0.0)
     run.label(["gold"])
     task = asyncio.create_task(trainer.run())
     await asyncio.to_thread(begun.wait, 20)
@@ -241,13 +258,14 @@ async def test_wherever_it_dies_it_goes_on_exactly(tmp_path, monkeypatch, place)
     whole = Run(tmp_path / "whole")
     whole.label(texts)
     trainer = whole.trainer()
-    await work(trainer, idle(trainer, 100))
+    await work(trainer, learnt(whole, 100))
 
-    broken, deaths = Run(tmp_path / "broken"), []
+    broken, visits = Run(tmp_path / "broken"), []
 
     def die(name: str) -> None:
-        if name == place and len(deaths) < 2 and trainer._cursor != "25":
-            deaths.append(name)
+        """Twice, after the first batch."""
+        visits.extend([name] if name == place else [])
+        if name == place and len(visits) in (2, 3):
             raise Killed
 
     monkeypatch.setattr(module, "failpoint", die)
@@ -255,18 +273,18 @@ async def test_wherever_it_dies_it_goes_on_exactly(tmp_path, monkeypatch, place)
     for _ in range(3):
         trainer = broken.trainer()
         try:
-            await work(trainer, idle(trainer, 100))
+            await work(trainer, learnt(broken, 100))
             break
         except Killed:
             continue
-    assert len(deaths) == 2
+    assert len(visits) >= 3
     left, right = whole.checkpoint(), broken.checkpoint()
     assert left.cursor == right.cursor == "100"
     assert left.state.keys() == right.state.keys()
     assert all(np.array_equal(left.state[k], right.state[k]) for k in left.state), "weights, optimiser, random numbers"
     contents = dict(broken.published)
     assert all(contents[version] == content for version, content in broken.published), "one version, one model"
-    numbers = [int(version.rpartition(".")[2]) for version, _ in broken.published]
+    numbers = [version_number(version) for version, _ in broken.published]
     assert numbers == sorted(numbers)
     assert broken.published[-1][0] == broken.board.current("oni").version == trainer.version
 
@@ -275,9 +293,13 @@ SCRIPT = """
 import asyncio, sys
 from pathlib import Path
 from cluster.config import RewardModelSection
-from rewards.learned.trainer import RewardModelTrainer
+from cluster.types import decode
+from rewards.learned.trainer import Checkpoint, RewardModelTrainer
 from rewards.learned.publishing import RedisBoard
 from rewards.learned.label_store import RedisLabels
+
+def tried(saved):
+    return saved.published is not None and saved.published.num_labels == 60 and not saved.untried
 
 async def main():
     url, run, directory, section = sys.argv[1:]
@@ -285,7 +307,8 @@ async def main():
     one = RewardModelTrainer("oni", RewardModelSection.model_validate_json(section), labels=labels, board=board,
                     directory=Path(directory), relabel=lambda version: print(version, flush=True))
     task = asyncio.create_task(one.run())
-    while not (len(one._values) == 60 and one._number and not one._untried):
+    path = Path(directory) / "checkpoint"
+    while not (path.exists() and tried(decode(path.read_bytes(), Checkpoint))):
         await asyncio.sleep(0.01)
     await one.stop()
     await task
@@ -316,7 +339,7 @@ def test_a_killed_process_is_succeeded_by_one_that_publishes(redis_url, tmp_path
 async def test_another_split_or_kind_of_model_is_refused(run):
     trainer = run.trainer()
     run.label(captions(20, 13))
-    await work(trainer, idle(trainer, 20))
+    await work(trainer, learnt(run, 20))
     with pytest.raises(ConfigError, match="Give the new model another name"):
         run.trainer(held_out_frac=0.2)
     with pytest.raises(ConfigError, match="is of 'classification'"):
@@ -326,13 +349,14 @@ async def test_another_split_or_kind_of_model_is_refused(run):
 async def test_labels_that_the_table_lost_do_not_stop_it(run):
     trainer = run.trainer()
     run.label(captions(30, 14))
-    await work(trainer, idle(trainer, 30))
+    await work(trainer, learnt(run, 30))
     run.labels = MemoryLabels()
     run.label(captions(10, 15))
     again = run.trainer()
-    assert again._published is not None
-    await work(again, lambda: again._cursor == "10" and not again._untried)
-    assert again._number >= 1
+    before = again.version
+    assert before == trainer.version != "classification.0"
+    await work(again, learnt(run, 10))
+    assert version_number(again.version) >= version_number(before)
 
 
 async def test_old_model_files_go(run, monkeypatch):
