@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -91,8 +91,7 @@ class Services:
     def judge(self, name: str) -> JudgePool:
         """The judge of that name. Raises ConfigError."""
         if name not in self._judges:
-            known = f"{nearest(name, self._judges)}Known: {', '.join(sorted(self._judges)) or 'none'}."
-            raise ConfigError(f"there is no judge '{name}'. {known} Add a section [judges.{name}].")
+            raise _unknown("judge", name, self._judges)
         return self._judges[name]
 
     async def complete(
@@ -155,17 +154,13 @@ class Services:
     def reward_model(self, name: str) -> RewardModelClient:
         """The reward model of that name. Raises ConfigError."""
         if name not in self._reward_models:
-            known = f"{nearest(name, self._reward_models)}Known: {', '.join(sorted(self._reward_models)) or 'none'}."
-            raise ConfigError(f"there is no reward model '{name}'. {known} Add a section [reward_models.{name}].")
+            raise _unknown("reward model", name, self._reward_models)
         return self._reward_models[name]
 
     def scorer(self, name: str) -> LogprobScorer:
         """The model of that name that reads rollouts: log-probs and whole distributions. Raises ConfigError."""
         if name not in self._scorers:
-            known = f"{nearest(name, self._scorers)}Known: {', '.join(sorted(self._scorers)) or 'none'}."
-            raise ConfigError(
-                f"there is no scorer '{name}'. {known} Add a section [scorers.{name}]; outside a run there is none."
-            )
+            raise _unknown("scorer", name, self._scorers)
         return self._scorers[name]
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -227,3 +222,13 @@ class Reward(Plugin):
 
     async def score(self, group: Group, services: Services) -> Scores:
         raise NotImplementedError
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> ConfigError:
+    """A service that was not given: there is none of the name, or the reward's class does not ask for the kind."""
+    service = what.replace(" ", "_")
+    return ConfigError(
+        f"there is no {what} '{name}'. {nearest(name, known)}Known: {', '.join(sorted(known)) or 'none'}. "
+        f"Add a section [{service}s.{name}], and '{service}' to the `services` of the reward's class; outside a "
+        "run there is none."
+    )

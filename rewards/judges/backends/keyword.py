@@ -1,7 +1,7 @@
 """A judge that counts words: deterministic, with as much latency, failure and bias as one asks for.
 
-For tests, benchmarks and dry runs of a recipe. It answers every template of ours, with log-probs, and reads nothing but
-the prompt it is sent.
+For tests, benchmarks and dry runs of a recipe. It answers every template of ours, with log-probs, and any other
+question with the number of its keywords; it reads nothing but the prompt it is sent.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class KeywordJudge:
         await asyncio.sleep(self.latency(call))
         if chance < self.error_rate:
             raise JudgeServerError(f"{self.name} fails on purpose, {self.error_rate:.0%} of the time.")
-        system, user = call.messages[0].content, call.messages[1].content
+        texts = [message.content for message in call.messages]
+        system, user = (texts[0], texts[1]) if len(texts) > 1 else ("", texts[0])
         prompt_tokens = sum(m.content.count(" ") + 1 for m in call.messages)
         if system == SPOIL:
             text, tokens = miscalculated(user.rpartition(SOLUTION)[2], int(_chance(call, "mistake") * 2**32)), ()
@@ -107,6 +108,8 @@ class KeywordJudge:
         if "-3: response A is much better" in system:
             return self._strength(user, hits), ()
         scale = SCALE.findall(call.messages[-1].content) or SCALE.findall(system)
+        if not scale:  # a question of a reward's own
+            return f"I count {self._hits(user)}.", ()
         labels = [label.strip() for label in scale[-1].split(",")]
         logprobs = self._logprobs(labels, hits)
         best = max(logprobs, key=lambda label: logprobs[label])
