@@ -226,7 +226,10 @@ async def test_a_wrong_openenv_server_is_refused_before_the_run(options, answer,
 
 
 async def test_a_full_openenv_server_is_none_that_is_refused(monkeypatch):
+    asked = []
+
     async def full(socket):
+        asked.append(socket)
         await socket.send(json.dumps({"type": "error", "data": {"message": "", "code": "CAPACITY_REACHED"}}))
         await socket.close()
 
@@ -235,6 +238,7 @@ async def test_a_full_openenv_server_is_none_that_is_refused(monkeypatch):
     monkeypatch.delenv("NO_PROXY", raising=False)
     async with openenv_server(full) as url:
         await asyncio.to_thread(OpenEnv(url=url).check)
+    assert asked, "past the proxy"
 
 
 async def test_an_openenv_server_that_is_down_is_an_infrastructure_failure():
